@@ -1,0 +1,66 @@
+"""Every error that coatcheck raises: one root, reasons as enums.
+
+Operators see the reason; clients never do. "Not found" is a value, not an error.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class CoatcheckError(Exception):
+    """The root of all errors that coatcheck raises."""
+
+
+class ConfigError(CoatcheckError):
+    """A setting is wrong; the message is one line that names the setting and the mend."""
+
+
+class TokenReason(Enum):
+    """Why a sealed token was refused before any session was looked at."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_FORMAT = "unknown_format"
+    UNKNOWN_KEY = "unknown_key"
+    FORGED = "forged"
+
+
+class TokenRejected(CoatcheckError):
+    """A sealed token cannot be opened with our key ring (mission A6, ASVS 9.1)."""
+
+    def __init__(self, reason: TokenReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class UnavailableReason(Enum):
+    """Why a session could neither be served nor declared absent."""
+
+    NO_SERVER = "no_session_server_answers"
+    TOO_FEW_SERVERS = "too_few_session_servers_answer"
+    BELOW_TARGET = "fewer_copies_than_asked_for"
+    CONTENDED = "too_many_rival_claims"
+
+
+class SessionUnavailable(CoatcheckError):
+    """The copies cannot be reached, so we fail closed: no session is invented (protocol 5)."""
+
+    def __init__(self, reason: UnavailableReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class ConflictError(CoatcheckError):
+    """Two writers changed the same keys and the policy is ``reject``, or the tries ran out (protocol 6)."""
+
+
+class SessionClosed(CoatcheckError):
+    """A write reached a session that is closed: a slow request does not undo a logout (protocol 6)."""
+
+
+class SessionDataError(CoatcheckError):
+    """The session holds a value that cannot be stored; the message names what and where."""
+
+
+class CorruptEntry(CoatcheckError):
+    """Bytes from a session server are no entry of ours: wrong format, or not sealed by our key ring."""

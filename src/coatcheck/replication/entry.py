@@ -1,0 +1,99 @@
+"""What a session server stores under a session's key, and the rule by which it accepts a put.
+
+This rule is the only thing that a session server must get right; :func:`accepts` is its one
+definition (the Valkey/Redis script says the same, and the contract suite holds both to it).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Protocol
+
+import msgspec
+
+from coatcheck.errors import CorruptEntry
+from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, History, Version
+
+KEY_BYTES = 16
+FORMAT = 1
+FLAG_CLOSED = 1
+MAX_ENTRY_BYTES = 1024 * 1024
+"""A session larger than this is refused with a clear error, by web server and session server alike."""
+
+_HEAD = struct.Struct(">BB16sB")
+HEAD_BYTES = _HEAD.size
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One copy of one session: a small clear header and a payload that only the farm can read.
+
+    ``expires_in_ms`` counts on the store's clock from the moment that the entry is put; an entry
+    that was read says how much of it is left, so that copying an entry never lengthens its life.
+    """
+
+    version: Version
+    history: History
+    closed: bool
+    expires_in_ms: int
+    payload: bytes
+
+    def header(self) -> bytes:
+        """The clear part, authenticated together with the payload."""
+        return encode_header(self.version, self.history, self.closed)
+
+    def encode(self) -> bytes:
+        """Header and payload: what is stored. The expiry travels beside it, as the store's own TTL."""
+        return self.header() + self.payload
+
+
+def encode_header(version: Version, history: History, closed: bool) -> bytes:
+    """``format, flags, version (16), count, count x version (16)``: 19 bytes plus 16 per epoch."""
+    head = _HEAD.pack(FORMAT, FLAG_CLOSED if closed else 0, version.pack(), len(history))
+    return head + b"".join([mark.pack() for mark in history])
+
+
+def decode_entry(raw: bytes, expires_in_ms: int) -> Entry:
+    """The reverse of :meth:`Entry.encode`. Raises :class:`CorruptEntry` on any malformed input."""
+    if len(raw) < HEAD_BYTES or len(raw) > MAX_ENTRY_BYTES:
+        raise CorruptEntry(f"an entry of {len(raw)} bytes")
+    fmt, flags, version, count = _HEAD.unpack_from(raw)
+    body = HEAD_BYTES + count * PACKED_BYTES
+    if fmt != FORMAT or flags > FLAG_CLOSED or count > MAX_HISTORY or len(raw) < body:
+        raise CorruptEntry("not an entry of this format")
+    history = tuple(
+        Version.unpack(raw[at : at + PACKED_BYTES]) for at in range(HEAD_BYTES, body, PACKED_BYTES)
+    )
+    return Entry(Version.unpack(version), history, flags == FLAG_CLOSED, expires_in_ms, raw[body:])
+
+
+def accepts(stored: Entry | None, seen: Version | None, new: Entry) -> bool:
+    """Whether a session server that holds ``stored`` takes ``new`` from a writer that saw ``seen`` here.
+
+    Protocol section 3. ``seen`` is the version that this writer last saw *on this very server*,
+    ``None`` if it saw nothing stored.
+    """
+    if stored is None:
+        return seen is None or new.closed
+    if stored.version == new.version and stored.closed == new.closed:
+        return True  # the exact repeat of a retry
+    if stored.closed:
+        return False  # a tombstone is never overwritten
+    if new.closed:
+        return True
+    if stored.version == seen:
+        return True
+    return (
+        stored.version.epoch == new.version.epoch
+        and stored.version.owner == new.version.owner
+        and stored.version.seq < new.version.seq
+    )
+
+
+class Sealer(Protocol):
+    """Port: closes and opens payloads. Lossless, authenticated; the header is bound to the payload."""
+
+    def seal(self, key: bytes, header: bytes, body: bytes) -> bytes: ...
+
+    def unseal(self, key: bytes, header: bytes, payload: bytes) -> bytes:
+        """Raises :class:`CorruptEntry` if the payload was not sealed by the farm for this key and header."""
+        ...

@@ -1,0 +1,98 @@
+"""The port to a session server: what a store promises, and what it may do to us.
+
+A store keeps the newest accepted :class:`Entry` of each key. What every adapter promises, and
+``tests/contracts/test_store.py`` holds it to:
+
+* **put is atomic** per key and obeys :func:`coatcheck.replication.entry.accepts`. A refused put changes nothing
+  and is answered with what is stored.
+* **An accepted put survives** as long as this store keeps its data. A store may lose data (restart empty)
+  or go back in time (restart stale): histories and tokens detect it, so the store need not.
+* **Entries expire** ``expires_in_ms`` after the put, on the store's own clock, and take no space for long after.
+  ``get`` answers the life that is left.
+* **Replies come exactly once**, within the store's ``timeout_s``, never before the call returns to the caller's
+  event loop is required (a local store may reply at once). :data:`UNREACHABLE` says that the outcome is
+  unknown: an unreachable put may have happened, or may happen later.
+* **Notices may be lost**, repeated or late. When an accepted put changes the owner or closes the session,
+  a :class:`Notice` is published to the old owner's server ID.
+* **Input is hostile**: corrupt stored bytes are answered as :data:`UNREACHABLE` plus an event, never an exception.
+
+All calls are made from the thread of the event loop that opened the store. They never block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import msgspec
+
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import Version
+
+
+class Unreachable(msgspec.Struct, frozen=True):
+    """The store did not answer in time, or there is no connection: the outcome is unknown."""
+
+    why: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The put was not accepted; ``stored`` is what the store holds instead (``None``: nothing)."""
+
+    stored: Entry | None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The put is stored."""
+
+
+ACCEPTED: Final = Accepted()
+UNREACHABLE: Final = Unreachable()
+
+GetReply = Entry | None | Unreachable
+PutReply = Accepted | Refused | Unreachable
+ScanReply = tuple[int, list[bytes]] | Unreachable
+
+
+class Store(Protocol):
+    """One session server, as a web server sees it. See the module's words for the guarantees."""
+
+    name: str
+    """Unique within the farm; the placement hashes it, so renaming a server moves its sessions."""
+
+    @property
+    def reachable(self) -> bool:
+        """What the last attempt showed. ``False`` makes puts go on to the next server in the ranking."""
+        ...
+
+    def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
+        """Reply with the stored entry, ``None`` if nothing is stored, or unreachable."""
+        ...
+
+    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+        """Offer ``new``; ``seen`` is what this writer last saw on this server."""
+        ...
+
+    def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
+        """Reply with the next cursor (0: the end) and about ``limit`` keys; a key may come twice."""
+        ...
+
+    def publish(self, server_id: bytes, message: bytes) -> None:
+        """Send a message to a web server, at most once."""
+        ...
+
+    def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
+        """Receive the messages for ``server_id`` from now on, also after reconnects."""
+        ...
+
+    def watch(self, on_change: Callable[[str, bool], None]) -> None:
+        """Call ``on_change(name, reachable)`` whenever :attr:`reachable` changes."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. Returns also when the server is away: then :attr:`reachable` is ``False`` and it keeps trying."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release sockets, files and tasks. Outstanding calls are answered unreachable."""
+        ...

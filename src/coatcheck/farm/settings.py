@@ -1,0 +1,228 @@
+"""Every setting of a farm, in one typed place.
+
+:class:`FarmSettings` is what ``coatcheck serve`` was asked for: each field is one option with its default, its
+bounds and the sentence that the documentation shows. :class:`SessionSettings` is what one web process needs to
+open its sessions; the supervisor derives it. Where the values come from is in ``configuration.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+Copies = int | Literal["all"]
+Durability = Literal["async", "one", "all"]
+BelowTarget = Literal["degrade", "refuse"]
+RolledBack = Literal["close", "accept"]
+Conflict = Literal["last_write", "reject"]
+Theft = Literal["close", "refuse", "report"]
+HttpServer = Literal["uvicorn", "granian"]
+
+MAX_PROCESSES: Final = 64
+"""The most web servers, session servers or director workers that one supervisor starts."""
+
+
+class Option(msgspec.Struct, frozen=True):
+    """What the configuration needs to know about a field beside its type."""
+
+    words: str
+    """One sentence for ``--help`` and the reference table."""
+    table: str = "farm"
+    minimum: float | None = None
+    maximum: float | None = None
+    duration: bool = False
+    """The value is a length of time; the option's name is the field's without ``_s``."""
+    metavar: str = ""
+    flag: str = ""
+    """The flag, where it is not made from the name."""
+    env: str = ""
+    """The environment variable, where it is not made from the name."""
+
+
+class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``coatcheck serve`` can be told; see docs/operations.md for the table."""
+
+    app: Annotated[str, Option("The ASGI app to serve, as `module:attribute`.", metavar="MODULE:ATTR")] = ""
+    factory: Annotated[bool, Option("`app` names a function that makes the app.")] = False
+    name: Annotated[str, Option("The farm's name; farms that share session servers need different ones.")] = (
+        "farm"
+    )
+    run_dir: Annotated[
+        str, Option("Where the farm keeps its control socket, its keys and `farm.json`.", metavar="DIR")
+    ] = ".coatcheck"
+    keys_file: Annotated[
+        str, Option("The key ring file; by default `keys.json` in the run directory.", metavar="FILE")
+    ] = ""
+
+    host: Annotated[str, Option("The address that the director listens on.")] = "127.0.0.1"
+    port: Annotated[int, Option("The director's port; 0 chooses a free one.", minimum=0, maximum=65535)] = (
+        8000
+    )
+    director_workers: Annotated[
+        int, Option("Director processes that share the port.", minimum=1, maximum=MAX_PROCESSES)
+    ] = 1
+
+    web: Annotated[int, Option("Web servers, each a process.", minimum=1, maximum=MAX_PROCESSES)] = 2
+    server: Annotated[
+        HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")
+    ] = "uvicorn"
+    access_log: Annotated[bool, Option("Log a line for each request in the web servers.")] = False
+
+    session_servers: Annotated[
+        int,
+        Option("Embedded session servers, each a process.", minimum=0, maximum=MAX_PROCESSES),
+    ] = 2
+    session_server: Annotated[
+        tuple[str, ...],
+        Option(
+            "An outside session server instead of the embedded ones: `[NAME=]redis://[:PASSWORD@]HOST[:PORT]`, "
+            "`valkey://` or `sqlite:///FILE`; may be given several times.",
+            metavar="URL",
+        ),
+    ] = ()
+
+    restart: Annotated[bool, Option("Restart a process that died.")] = True
+    unresponsive_after_s: Annotated[
+        float,
+        Option(
+            "A process that answers no control ping for so long is killed and restarted.",
+            duration=True,
+            minimum=0.5,
+            maximum=3600,
+        ),
+    ] = 5.0
+    start_timeout_s: Annotated[
+        float, Option("How long a process may take to start.", duration=True, minimum=1, maximum=3600)
+    ] = 60.0
+    drain_timeout_s: Annotated[
+        float,
+        Option(
+            "How long `coatcheck drain` waits for open requests.", duration=True, minimum=0, maximum=86400
+        ),
+    ] = 60.0
+    stop_grace_s: Annotated[
+        float,
+        Option(
+            "How long each kind of process may take to finish its requests at a stop.",
+            duration=True,
+            minimum=0,
+            maximum=3600,
+        ),
+    ] = 10.0
+
+    copies: Annotated[
+        Copies, Option("Session servers that hold each session: a number, or `all`.", "session", minimum=1)
+    ] = 2
+    durability: Annotated[
+        Durability, Option("How many copies a write waits for before the response leaves.", "session")
+    ] = "all"
+    below_target: Annotated[
+        BelowTarget, Option("What happens to writes when too few session servers answer.", "session")
+    ] = "degrade"
+    rolled_back: Annotated[
+        RolledBack, Option("What happens to a session whose newest data was lost.", "session")
+    ] = "close"
+    conflict: Annotated[
+        Conflict, Option("Two parallel writes of the same key: which one is kept.", "session")
+    ] = "last_write"
+    theft: Annotated[Theft, Option("What a replayed old token does.", "session")] = "close"
+    rotate_after_s: Annotated[
+        float,
+        Option(
+            "A token older than this is replaced; 0 replaces it at every response.", "session", duration=True
+        ),
+    ] = 60.0
+    grace_s: Annotated[
+        float,
+        Option(
+            "How long a replaced token is still accepted, for parallel requests.", "session", duration=True
+        ),
+    ] = 60.0
+    idle_timeout_s: Annotated[
+        float, Option("A session unused for so long is closed.", "session", duration=True, minimum=1)
+    ] = 1800.0
+    absolute_timeout_s: Annotated[
+        float,
+        Option("A session older than this is closed, used or not.", "session", duration=True, minimum=1),
+    ] = 43200.0
+    lease_s: Annotated[
+        float,
+        Option(
+            "How long a web server serves a cached session without asking a session server.",
+            "session",
+            duration=True,
+            maximum=3600,
+        ),
+    ] = 2.0
+    store_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a session server may take to answer.",
+            "session",
+            duration=True,
+            minimum=0.01,
+            maximum=60,
+        ),
+    ] = 0.3
+
+    cookie_name: Annotated[
+        str, Option("The session cookie's name, without the `__Host-` prefix.", "session")
+    ] = "coatcheck"
+    insecure_localhost: Annotated[
+        bool,
+        Option("Development mode: cookies without `Secure`, for plain HTTP on this machine only.", "session"),
+    ] = False
+
+
+class SessionServerAddress(msgspec.Struct, frozen=True):
+    """One session server: ``name`` decides the placement, ``url`` may hold a password and is never shown."""
+
+    name: str
+    url: str
+
+    def __repr__(self) -> str:
+        return f"SessionServerAddress(name={self.name!r})"
+
+
+class KeySecret(msgspec.Struct, frozen=True):
+    """One key of the key ring: ``secret`` is 32 random bytes."""
+
+    id: int
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"KeySecret(id={self.id})"
+
+
+class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one web process needs to open its sessions (durations in seconds)."""
+
+    farm: str
+    server: str
+    """This web server's name, unique within the farm."""
+    session_servers: tuple[SessionServerAddress, ...]
+    """``coatcheck://:PASSWORD@HOST:PORT`` (embedded), ``redis://``, ``valkey://`` or ``sqlite:///FILE``."""
+    keys: tuple[KeySecret, ...]
+    """The key ring. All are accepted; ``primary_key`` seals."""
+    primary_key: int
+    copies: Copies = 2
+    durability: Durability = "all"
+    below_target: BelowTarget = "degrade"
+    rolled_back: RolledBack = "close"
+    conflict: Conflict = "last_write"
+    theft: Theft = "close"
+    rotate_after_s: float = 60.0
+    grace_s: float = 60.0
+    idle_timeout_s: float = 1800.0
+    absolute_timeout_s: float = 43200.0
+    lease_s: float = 2.0
+    store_timeout_s: float = 0.3
+    cookie_name: str = "coatcheck"
+    insecure_localhost: bool = False
+
+
+SHARED_FIELDS: Final = tuple(
+    name for name in SessionSettings.__struct_fields__ if name in FarmSettings.__struct_fields__
+)
+"""The fields that a web process takes over from the farm's settings unchanged."""

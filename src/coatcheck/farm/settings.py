@@ -1,7 +1,7 @@
 """Every setting of a farm, in one typed place.
 
-:class:`FarmSettings` is what ``coatcheck serve`` was asked for: each field is one option with its default, its
-bounds and the sentence that the documentation shows. :class:`SessionSettings` is what one web process needs to
+:class:`FarmSettings` is what ``coatcheck serve`` was asked for: each field is one option with its default,
+its bounds and the sentence that the documentation shows. :class:`SessionSettings` is what a web process needs to
 open its sessions; the supervisor derives it. Where the values come from is in ``configuration.py``.
 """
 
@@ -76,7 +76,8 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     session_server: Annotated[
         tuple[str, ...],
         Option(
-            "An outside session server instead of the embedded ones: `[NAME=]redis://[:PASSWORD@]HOST[:PORT]`, "
+            "An outside session server instead of the embedded ones: "
+            "`[NAME=]redis://[:PASSWORD@]HOST[:PORT]`, "
             "`valkey://` or `sqlite:///FILE`; may be given several times.",
             metavar="URL",
         ),

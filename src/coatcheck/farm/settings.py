@@ -1,8 +1,8 @@
 """Every setting of a farm, in one typed place.
 
 :class:`FarmSettings` is what ``coatcheck serve`` was asked for: each field is one option with its default,
-its bounds and the sentence that the documentation shows. :class:`SessionSettings` is what a web process needs to
-open its sessions; the supervisor derives it. Where the values come from is in ``configuration.py``.
+its bounds and the sentence that the documentation shows. :class:`SessionSettings` is what a web process
+needs to open its sessions; the supervisor derives it. Where the values come from is in ``configuration.py``.
 """
 
 from __future__ import annotations
@@ -186,16 +186,6 @@ class SessionServerAddress(msgspec.Struct, frozen=True):
         return f"SessionServerAddress(name={self.name!r})"
 
 
-class KeySecret(msgspec.Struct, frozen=True):
-    """One key of the key ring: ``secret`` is 32 random bytes."""
-
-    id: int
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"KeySecret(id={self.id})"
-
-
 class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What one web process needs to open its sessions (durations in seconds)."""
 
@@ -204,9 +194,10 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     """This web server's name, unique within the farm."""
     session_servers: tuple[SessionServerAddress, ...]
     """``coatcheck://:PASSWORD@HOST:PORT`` (embedded), ``redis://``, ``valkey://`` or ``sqlite:///FILE``."""
-    keys: tuple[KeySecret, ...]
-    """The key ring. All are accepted; ``primary_key`` seals."""
-    primary_key: int
+    keys: tuple[bytes, ...]
+    """The key ring's secrets, 32 random bytes or more each. All are accepted."""
+    primary_key: int = 0
+    """The index of the key that seals."""
     copies: Copies = 2
     durability: Durability = "all"
     below_target: BelowTarget = "degrade"
@@ -221,6 +212,9 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     store_timeout_s: float = 0.3
     cookie_name: str = "coatcheck"
     insecure_localhost: bool = False
+
+    def __repr__(self) -> str:
+        return f"SessionSettings(farm={self.farm!r}, server={self.server!r})"
 
 
 SHARED_FIELDS: Final = tuple(

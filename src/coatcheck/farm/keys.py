@@ -1,0 +1,127 @@
+"""Where a farm's secrets are kept: the key ring, and the session servers' password.
+
+From ``COATCHECK_KEYS`` if it is set, else from a file of mode 0600 that the first start generates.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import stat
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.run_directory import replace_private
+
+SECRET_BYTES: Final = 32
+MAX_KEYS: Final = 16
+ENV: Final = "COATCHECK_KEYS"
+
+
+class FarmKeys(msgspec.Struct, frozen=True):
+    """The secrets of the key ring, the index of the sealing one, and the session servers' password."""
+
+    keys: tuple[bytes, ...]
+    primary: int
+    session_server_password: str
+
+    def __repr__(self) -> str:
+        return f"FarmKeys({[key_name(key) for key in self.keys]}, primary={self.primary})"
+
+
+class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
+    keys: list[str]
+    primary: int
+    session_server_password: str
+
+
+def key_name(key: bytes) -> str:
+    """A key's name for operators: 8 hex digits of a hash, which opens nothing."""
+    return blake2b(key, digest_size=4, person=b"coatcheck-key").hexdigest()
+
+
+def new_key() -> bytes:
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def load_or_create(path: Path, environ: Mapping[str, str]) -> FarmKeys:
+    """Read the farm's keys; generate the file if there is none.
+
+    Raises:
+        ConfigError: the file or the variable holds no usable keys, or others can read the file.
+    """
+    if text := environ.get(ENV):
+        return _from_environment(text)
+    if not path.exists():
+        save(path, FarmKeys((new_key(),), 0, secrets.token_urlsafe(24)))
+    return load(path)
+
+
+def load(path: Path) -> FarmKeys:
+    """Read a key ring file.
+
+    Raises:
+        ConfigError: it holds no usable keys, or others than the owner can read it.
+    """
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(f"keys_file: others can read {path}; run chmod 600 on it")
+        found = msgspec.json.decode(path.read_bytes(), type=_KeysFile)
+    except OSError as error:
+        raise ConfigError(f"keys_file: {path}: {error.strerror}; name a readable file") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"keys_file: {path}: {error}; restore it, or delete it to log everyone out"
+        ) from None
+    keys = tuple(_decode(text, f"keys_file: {path}") for text in found.keys)
+    if not found.session_server_password:
+        raise ConfigError(
+            f"keys_file: {path}: session_server_password is empty; give it 24 random characters"
+        )
+    return FarmKeys(keys, _primary(keys, found.primary, f"keys_file: {path}"), found.session_server_password)
+
+
+def save(path: Path, keys: FarmKeys) -> None:
+    """Write the file, readable by its owner alone.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
+    content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
+    try:
+        replace_private(path, msgspec.json.format(content) + b"\n")
+    except OSError as error:
+        raise ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written") from None
+
+
+def _from_environment(text: str) -> FarmKeys:
+    keys = tuple(_decode(part, ENV) for part in text.split(",") if part.strip())
+    primary = _primary(keys, 0, ENV)
+    # Every farm that is given the same keys comes to the same password, without a second secret to carry.
+    password = blake2b(b"session-server", key=keys[primary][:64], digest_size=24).hexdigest()
+    return FarmKeys(keys, primary, password)
+
+
+def _decode(text: str, where: str) -> bytes:
+    try:
+        key = base64.b64decode(text.strip().encode(), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) < SECRET_BYTES:
+        raise ConfigError(f"{where}: a key is at least {SECRET_BYTES} random bytes in base64url")
+    return key
+
+
+def _primary(keys: tuple[bytes, ...], primary: int, where: str) -> int:
+    if not 1 <= len(keys) <= MAX_KEYS or len(set(keys)) != len(keys):
+        raise ConfigError(f"{where}: give 1 to {MAX_KEYS} different keys")
+    if not 0 <= primary < len(keys):
+        raise ConfigError(f"{where}: primary is the index of a key, from 0 to {len(keys) - 1}")
+    return primary

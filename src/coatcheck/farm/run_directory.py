@@ -1,0 +1,101 @@
+"""The run directory: where a farm can be found, and what it may not lose between two starts.
+
+It holds ``lock`` (held while a farm lives here), ``farm.json`` (pids and addresses), ``control.sock`` and
+``keys.json``. Only its owner may read it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+
+FARM_FILE: Final = "farm.json"
+CONTROL_SOCKET: Final = "control.sock"
+KEYS_FILE: Final = "keys.json"
+LOCK_FILE: Final = "lock"
+
+
+class RunDirectory:
+    """One farm's run directory; :meth:`acquire` makes it ours until :meth:`release` or the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    @property
+    def control_socket(self) -> Path:
+        return self.path / CONTROL_SOCKET
+
+    @property
+    def keys_file(self) -> Path:
+        return self.path / KEYS_FILE
+
+    def acquire(self) -> None:
+        """Create it (mode 0700) or take over what a dead farm left.
+
+        The kernel drops the lock with the process, however it dies, so a stale directory is never mistaken
+        for a live one.
+
+        Raises:
+            ConfigError: a live farm is here, or the directory cannot be used.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            info = self.path.stat()
+            if info.st_uid != os.geteuid():
+                raise ConfigError(f"run_dir: {self.path} belongs to another user; choose another --run-dir")
+            if stat.S_IMODE(info.st_mode) & 0o077:
+                self.path.chmod(0o700)
+            lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path}: {error.strerror}; choose another --run-dir") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            pid = self.read().get("pid", "unknown")
+            raise ConfigError(
+                f"run_dir: a farm is running in {self.path} (pid {pid}); stop it or choose another --run-dir"
+            ) from None
+        self._lock = lock
+        for left in (FARM_FILE, CONTROL_SOCKET):
+            (self.path / left).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give it up; the keys stay, so that the next start opens today's cookies."""
+        if self._lock is None:
+            return
+        for name in (FARM_FILE, CONTROL_SOCKET):
+            (self.path / name).unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
+
+    def write(self, farm: dict[str, Any]) -> None:
+        """Replace ``farm.json`` at once, so that no reader sees half of it."""
+        replace_private(self.path / FARM_FILE, msgspec.json.format(msgspec.json.encode(farm)) + b"\n")
+
+    def read(self) -> dict[str, Any]:
+        """What ``farm.json`` says, or nothing."""
+        try:
+            found = msgspec.json.decode((self.path / FARM_FILE).read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError):
+            return {}
+        return found
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 durably and move it into place."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

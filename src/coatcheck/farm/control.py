@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,22 +182,17 @@ class ControlServer:
             return {"error": str(error)}
 
 
-class _short_path:  # noqa: N801  (a context manager, used like a function)
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
     """A path short enough for a unix socket (108 bytes), through the directory's descriptor if need be."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._directory: int | None = None
-
-    def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) < 100:
-            return str(self._path)
-        self._directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._directory}/{self._path.name}"
-
-    def __exit__(self, *_: object) -> None:
-        if self._directory is not None:
-            os.close(self._directory)
+    if len(os.fsencode(path)) < 100:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def call_farm(path: Path, message: Message, timeout_s: float = CALL_TIMEOUT_S) -> Iterator[Message]:

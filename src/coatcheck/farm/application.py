@@ -1,0 +1,81 @@
+"""Finding the user's app: ``module:attribute``, imported from the current directory."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from coatcheck.errors import ConfigError
+
+App = Callable[..., Awaitable[None]]
+Scope = MutableMapping[str, Any]
+
+MAX_WRAPPERS = 20
+
+
+def load_application(path: str, factory: bool = False) -> App:
+    """Import the app; with ``factory``, call what was found and take what it returns.
+
+    Raises:
+        ConfigError: one line that says which step failed. An error inside the app's own module keeps its
+            traceback as the cause.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"app: write MODULE:ATTRIBUTE, such as app:app (got {path!r})")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(f"app: there is no module {module_name!r} in {here} or on sys.path") from None
+        raise ConfigError(f"app: importing {module_name!r} failed: {error}; install it") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"app: importing {module_name!r} failed: {reason}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"app: module {module_name!r} has no attribute {attribute!r}")
+        found = getattr(found, part)
+    if factory:
+        found = _call_factory(found, path)
+    if not callable(found):
+        raise ConfigError(f"app: {path!r} is a {type(found).__name__}, not an ASGI app; name a callable")
+    app: App = found
+    return app
+
+
+def _call_factory(found: Any, path: str) -> Any:
+    if not callable(found):
+        raise ConfigError(f"app: {path!r} is a {type(found).__name__}, not a factory; drop --factory")
+    try:
+        return found()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"app: the factory {path!r} failed: {reason}") from error
+
+
+def installs_starlette_sessions(app: object) -> bool:
+    """Whether the app brings Starlette's own SessionMiddleware, which would replace our session with its own."""
+    sessions = sys.modules.get("starlette.middleware.sessions")
+    if sessions is None:
+        return False
+    for _ in range(MAX_WRAPPERS):
+        if app is None:
+            return False
+        if isinstance(app, sessions.SessionMiddleware):
+            return True
+        if any(getattr(each, "cls", None) is sessions.SessionMiddleware for each in _middleware(app)):
+            return True
+        app = getattr(app, "app", None)
+    return False
+
+
+def _middleware(app: object) -> list[Any]:
+    found = getattr(app, "user_middleware", None)
+    return found if isinstance(found, list) else []

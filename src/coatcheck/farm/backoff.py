@@ -1,0 +1,20 @@
+"""How long to wait before a dead process is started again: exponential, jittered, bounded. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Backoff(msgspec.Struct):
+    """Counts the deaths in a row; one that lived ``healthy_after_s`` starts the count again."""
+
+    first_s: float = 0.1
+    most_s: float = 10.0
+    healthy_after_s: float = 10.0
+    deaths: int = 0
+
+    def delay_s(self, lived_s: float, jitter: float) -> float:
+        """The wait after a death; ``jitter`` is a random number from 0 to 1 that takes up to half of it away."""
+        self.deaths = 1 if lived_s >= self.healthy_after_s else self.deaths + 1
+        longest = min(self.most_s, self.first_s * 2 ** min(self.deaths - 1, 30))
+        return longest * (1 - jitter / 2)

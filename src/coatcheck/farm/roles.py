@@ -1,0 +1,68 @@
+"""What each process of a farm is told at its start. It travels on the inherited control channel, never in argv."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.farm.settings import HttpServer, SessionSettings
+
+LOOPBACK = "127.0.0.1"
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a process listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_field="role", kw_only=True):
+    """An embedded session server."""
+
+    name: str
+    address: Address
+    password: str
+
+    def __repr__(self) -> str:
+        return f"SessionServerRole({self.name!r}, {self.address})"
+
+
+class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="role", kw_only=True):
+    """A web server that runs the user's app."""
+
+    name: str
+    address: Address
+    app: str
+    factory: bool
+    server: HttpServer
+    access_log: bool
+    route_tag: str
+    """The opaque name that the route cookie holds; it stays the same over restarts."""
+    stop_grace_s: float
+    sessions: SessionSettings
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """A web server as a director sees it."""
+
+    name: str
+    address: Address
+    tag: str
+
+
+class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
+    """A director worker; all workers of a farm share one address."""
+
+    name: str
+    address: Address
+    upstreams: tuple[Upstream, ...]
+    route_cookie: str
+    drained: tuple[str, ...] = ()
+    """Web servers that get no requests from the start."""
+    stop_grace_s: float = 10.0
+
+
+Role = SessionServerRole | WebServerRole | DirectorRole

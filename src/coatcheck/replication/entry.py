@@ -60,9 +60,7 @@ def decode_entry(raw: bytes, expires_in_ms: int) -> Entry:
     body = HEAD_BYTES + count * PACKED_BYTES
     if fmt != FORMAT or flags > FLAG_CLOSED or count > MAX_HISTORY or len(raw) < body:
         raise CorruptEntry("not an entry of this format")
-    history = tuple(
-        Version.unpack(raw[at : at + PACKED_BYTES]) for at in range(HEAD_BYTES, body, PACKED_BYTES)
-    )
+    history = tuple(Version.unpack(raw[at : at + PACKED_BYTES]) for at in range(HEAD_BYTES, body, PACKED_BYTES))
     return Entry(Version.unpack(version), history, flags == FLAG_CLOSED, expires_in_ms, raw[body:])
 
 

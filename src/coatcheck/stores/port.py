@@ -9,9 +9,8 @@ A store keeps the newest accepted :class:`Entry` of each key. What every adapter
   or go back in time (restart stale): histories and tokens detect it, so the store need not.
 * **Entries expire** ``expires_in_ms`` after the put, on the store's own clock, and take no space for long after.
   ``get`` answers the life that is left.
-* **Replies come exactly once**, within the store's ``timeout_s``, never before the call returns to the caller's
-  event loop is required (a local store may reply at once). :data:`UNREACHABLE` says that the outcome is
-  unknown: an unreachable put may have happened, or may happen later.
+* **Replies come exactly once**, within the store's ``timeout_s``; a local store may reply before the call returns.
+  :data:`UNREACHABLE` says that the outcome is unknown: an unreachable put may have happened, or may happen later.
 * **Notices may be lost**, repeated or late. When an accepted put changes the owner or closes the session,
   a :class:`Notice` is published to the old owner's server ID.
 * **Input is hostile**: corrupt stored bytes are answered as :data:`UNREACHABLE` plus an event, never an exception.
@@ -24,33 +23,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import msgspec
-
+from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused, Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 
-
-class Unreachable(msgspec.Struct, frozen=True):
-    """The store did not answer in time, or there is no connection: the outcome is unknown."""
-
-    why: str = ""
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """The put was not accepted; ``stored`` is what the store holds instead (``None``: nothing)."""
-
-    stored: Entry | None
-
-
-class Accepted(msgspec.Struct, frozen=True):
-    """The put is stored."""
-
+__all__ = [
+    "ACCEPTED",
+    "UNREACHABLE",
+    "Accepted",
+    "GetReply",
+    "PutReply",
+    "Refused",
+    "ScanReply",
+    "Store",
+    "Unreachable",
+]
 
 ACCEPTED: Final = Accepted()
 UNREACHABLE: Final = Unreachable()
 
-GetReply = Entry | None | Unreachable
-PutReply = Accepted | Refused | Unreachable
 ScanReply = tuple[int, list[bytes]] | Unreachable
 
 

@@ -1,0 +1,43 @@
+"""What coatcheck reports to operators: one flat record per event, never a secret in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from hashlib import blake2b
+
+import msgspec
+
+
+class EventKind(Enum):
+    """Every event that coatcheck reports; the value is its name in logs and metrics."""
+
+    TOKEN_REJECTED = "token.rejected"
+    SESSION_NOT_FOUND = "session.not_found"
+    SESSION_EXPIRED = "session.expired"
+    SESSION_ROLLED_BACK = "session.rolled_back"
+    SESSION_FORKED = "session.forked"
+    SESSION_THEFT = "session.theft"
+    DEAD_TOKEN = "session.dead_token"
+    SESSION_CLOSED = "session.closed"
+    CLOSE_INCOMPLETE = "session.close_incomplete"
+    BELOW_TARGET = "copies.below_target"
+    EARLY_WRITE_LOST = "copies.early_write_lost"
+    CORRUPT_ENTRY = "copies.corrupt_entry"
+    REPAIRED = "copies.repaired"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """``session`` is :func:`public_id` of the session's key; the key itself stays in the farm."""
+
+    kind: EventKind
+    session: str = ""
+    detail: str = ""
+
+
+Observer = Callable[[Event], None]
+
+
+def public_id(key: bytes) -> str:
+    """The name of a session in logs: 12 hex digits of a hash, so that a log opens no session (ASVS 16.2.5)."""
+    return blake2b(key, digest_size=6, person=b"coatcheck-log").hexdigest()

@@ -1,0 +1,106 @@
+"""The local cache of a web server: the sessions that it hosts (mission B2, protocol section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import History, Version, covers, newest_write
+
+NO_VERSION = bytes(16)
+
+
+class Copy:
+    """One hosted session: what was acknowledged, where, and until when it may be served without asking.
+
+    ``body``: the record, opened, as bytes. ``record``: the same, decoded by the layer above, or ``None``.
+    ``seen``: per session server, the version last seen there. ``lease_until``, ``alone_at`` and
+    ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
+    other web server can be serving this session from its own cache; and before which a put must not
+    have begun to earn a lease (a notice came).
+    """
+
+    __slots__ = (
+        "alone_at", "body", "expires_at", "history", "key", "lease_until", "no_lease_before",
+        "promised", "record", "seen", "under_replicated", "version",
+    )  # fmt: skip
+
+    def __init__(self, key: bytes, version: Version, history: History, body: bytes) -> None:
+        self.key = key
+        self.seen: dict[str, Version | None] = {}
+        self.lease_until = 0.0
+        self.alone_at = 0.0
+        self.no_lease_before = 0.0
+        self.expires_at = 0
+        self.under_replicated = False
+        self.replace(version, history, body)
+
+    def replace(self, version: Version, history: History, body: bytes) -> None:
+        """Take over a new acknowledged state."""
+        self.version = version
+        self.history = history
+        self.body = body
+        self.record: Any = None
+        written = newest_write(history)
+        self.promised = written.pack() if written else NO_VERSION
+        """The data version that tokens carry, packed."""
+
+    def covers(self, promised: bytes) -> bool:
+        """Whether this copy has everything that a browser was told about (packed version of its token)."""
+        if promised == self.promised or promised == NO_VERSION:
+            return True
+        return covers(self.history, Version.unpack(promised))
+
+    def as_entry(self) -> Entry:
+        """This copy as a candidate among stored entries; it carries no payload."""
+        return Entry(self.version, self.history, False, 0, b"")
+
+
+class Cache:
+    """The copies by key, bounded; and the keys known to be closed, bounded."""
+
+    def __init__(self, max_sessions: int, max_closed: int = 65_536) -> None:
+        self.max_sessions = max_sessions
+        self.max_closed = max_closed
+        self._copies: dict[bytes, Copy] = {}
+        self._closed: dict[bytes, None] = {}
+        self.get = self._copies.get
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(list(self._copies.values()))
+
+    def add(self, copy: Copy) -> None:
+        """Keep a copy as the most recent one; the oldest unleased one goes when the cache is full.
+
+        Dropping a copy loses nothing: the session servers have it.
+        """
+        self._copies.pop(copy.key, None)
+        while len(self._copies) >= self.max_sessions:
+            self._copies.pop(next(iter(self._copies)))
+        self._copies[copy.key] = copy
+
+    def drop(self, key: bytes) -> None:
+        self._copies.pop(key, None)
+
+    def mark_closed(self, key: bytes) -> None:
+        """Remember that a session is closed; a tombstone is for ever, so this needs no lease."""
+        self._copies.pop(key, None)
+        if len(self._closed) >= self.max_closed:
+            self._closed.pop(next(iter(self._closed)))
+        self._closed[key] = None
+
+    def is_closed(self, key: bytes) -> bool:
+        return key in self._closed
+
+    def drop_expired(self, now_ms: int, limit: int) -> int:
+        """Look at up to ``limit`` of the longest unrenewed copies and drop the expired; returns how many."""
+        expired = [
+            copy.key for copy, _ in zip(self._copies.values(), range(limit), strict=False) if copy.expires_at <= now_ms
+        ]
+        for key in expired:
+            del self._copies[key]
+        return len(expired)

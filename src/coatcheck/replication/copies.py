@@ -1,0 +1,408 @@
+"""Where the copies of a session are: read and claim, write, close (protocol sections 3 to 5).
+
+All methods here that return a ``Flow`` must run as the only flow of their key: inside :class:`Exclusive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+import msgspec
+
+from coatcheck.errors import SessionUnavailable, UnavailableReason
+from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.cache import Cache, Copy
+from coatcheck.replication.effects import (
+    Accepted,
+    Acknowledge,
+    Flow,
+    Pause,
+    Put,
+    Refused,
+    Rest,
+    Settled,
+    Surroundings,
+    Tell,
+)
+from coatcheck.replication.entry import Entry, Sealer, encode_header
+from coatcheck.replication.notice import Answer, Notice
+from coatcheck.replication.placement import Placement
+from coatcheck.replication.policy import Durability, ReplicationPolicy
+from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES, Version, covers, with_write
+from coatcheck.replication.view import View, Viewer
+
+
+class Gone(Enum):
+    """Why there is no copy to go on with."""
+
+    ABSENT = "absent"
+    CLOSED = "closed"
+    ROLLED_BACK = "rolled back"
+
+
+class Written(msgspec.Struct, frozen=True):
+    """An acknowledged write: ``level`` servers have it, ``target`` were wanted."""
+
+    level: int
+    target: int
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """A close: ``holds`` of ``servers`` session servers have the tombstone. It is complete when all do."""
+
+    holds: int
+    servers: int
+
+    @property
+    def complete(self) -> bool:
+        return self.holds >= self.servers
+
+
+class Copies:
+    """One web server's view of all sessions: its cache, and the session servers behind it."""
+
+    MAX_TRIED = 65_536
+    MAX_CLOSING = 65_536
+
+    def __init__(
+        self,
+        server_id: bytes,
+        placement: Placement,
+        policy: ReplicationPolicy,
+        sealer: Sealer,
+        world: Surroundings,
+    ) -> None:
+        """``server_id``: 3 bytes, different for each run of each web server; notices are sent to it."""
+        if len(server_id) != SERVER_ID_BYTES:
+            raise ValueError(f"a server ID has {SERVER_ID_BYTES} bytes, not {len(server_id)}")
+        self.server_id = server_id
+        self.placement = placement
+        self.policy = policy
+        self.cache = Cache(policy.max_sessions)
+        self.sealer = sealer
+        self.world = world
+        self.viewer = Viewer(placement, policy, sealer, world, self.cache)
+        self.under_replicated: set[bytes] = set()
+        self.closing: dict[bytes, Entry] = {}
+        self._tried: dict[bytes, int] = {}
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def cached(self, key: bytes, promised: bytes) -> Copy | None:
+        """The own copy, if it may be served without asking anyone. The hot path: no flow, no I/O."""
+        copy = self.cache.get(key)
+        if copy is not None and copy.lease_until > self.world.monotonic() and copy.covers(promised):
+            return copy
+        return None
+
+    def load(self, key: bytes, promised: bytes | None, accept_rollback: bool = False) -> Flow[Copy | Gone]:
+        """Become (or stay) the owner of a session and return a copy with everything that was promised.
+
+        ``promised``: the packed version of the token that asks; ``None`` if nothing was promised.
+        Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
+        """
+        wanted = Version.unpack(promised) if promised is not None and any(promised) else None
+        for attempt in range(self.policy.max_tries):
+            if attempt:
+                yield Pause(self._backoff(attempt))
+            elif promised is not None and (copy := self.cached(key, promised)) is not None:
+                return copy  # somebody else's load, while we waited for our turn
+            view = yield from self.viewer.look(key, wanted)
+            newest = view.newest
+            if newest is not None and newest.closed:
+                self.cache.mark_closed(key)
+                yield from self.spread(view)
+                return Gone.CLOSED
+            if not self.viewer.enough_answered(view):
+                raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
+            if newest is None:
+                return Gone.ABSENT
+            if not covers(newest.history, wanted):
+                self._report(EventKind.SESSION_ROLLED_BACK, key, f"token {wanted}, newest copy {newest.version}")
+                if not accept_rollback:
+                    return Gone.ROLLED_BACK
+            if view.forked:
+                self._report(EventKind.SESSION_FORKED, key, f"went on with {newest.version}")
+            owned = (yield from self.refresh(view)) if view.is_mine() else (yield from self.claim(view))
+            if owned is not None:
+                return owned
+        raise SessionUnavailable(UnavailableReason.CONTENDED)
+
+    def refresh(self, view: View) -> Flow[Copy | None]:
+        """The own copy was checked and is the newest: bring the placed servers up to it, renew the lease."""
+        copy = view.cached
+        assert copy is not None
+        for server, version in view.seen.items():
+            copy.seen[server] = version
+        placed = self.placed(copy.key, view.avoid)
+        lacking = [server for server in placed if server in view.seen and view.seen[server] != copy.version]
+        if lacking:
+            settled: Settled = yield Put(copy.key, self._sealed(copy), {name: copy.seen[name] for name in lacking})
+            if self._note_accepted(copy, settled):
+                self.cache.drop(copy.key)
+                return None
+        holders = sum(copy.seen.get(server) == copy.version for server in view.seen)
+        self._check_level(copy, holders)
+        self._earn_lease(copy, view.sent_at, holders)
+        return copy
+
+    def claim(self, view: View) -> Flow[Copy | None]:
+        """Become the owner: a new epoch, no change of data. ``None`` if a rival was faster.
+
+        The first-ranked reachable server decides between rivals, so that they do not livelock.
+        """
+        newest, key = view.newest, view.key
+        assert newest is not None
+        self.cache.drop(key)
+        version = Version(self._next_epoch(view), self._fresh_owner(), 0)
+        copy = Copy(key, version, newest.history, view.body)
+        life_ms = newest.expires_in_ms
+        if not life_ms and view.cached is not None:
+            life_ms = view.cached.expires_at - self.world.now_ms()
+        copy.expires_at = self.world.now_ms() + life_ms
+        copy.seen = dict(view.seen)
+        entry = self._sealed(copy)
+        sent_at = None
+        holders: list[str] = []
+        ranking = [name for name in self.placement.ranking(key) if name not in view.avoid]
+        for server in ranking:
+            if not self.world.reachable(server):
+                continue
+            settled: Settled = yield Put(key, entry, {server: copy.seen.get(server)})
+            sent_at = settled.sent_at if sent_at is None else sent_at
+            if self._note_accepted(copy, settled):
+                return None
+            if isinstance(settled.replies[server], Accepted):
+                holders.append(server)
+                break
+        if sent_at is None or not holders:
+            raise SessionUnavailable(UnavailableReason.NO_SERVER)
+        showed = [name for name in view.entries if name not in holders]
+        settled, refused = yield from self._put_placed(copy, entry, holders, showed)
+        if refused:
+            return None
+        level = sum(isinstance(reply, Accepted) for reply in settled.replies.values()) + 1
+        self._check_level(copy, level)
+        previous_server = newest.version.server_id
+        self.cache.add(copy)
+        self._earn_lease(copy, sent_at, level)
+        if previous_server != self.server_id or view.cached is None:
+            copy.alone_at = self.world.monotonic() + self.policy.lease_s
+        else:
+            copy.alone_at = view.cached.alone_at
+        return copy
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def create(self, key: bytes) -> Copy:
+        """A copy of a session that exists nowhere yet; the first :meth:`write` stores it."""
+        return Copy(key, Version(1, self._fresh_owner(), 0), (), b"")
+
+    def write(self, copy: Copy, body: bytes, life_ms: int, durability: Durability) -> Flow[Written | None]:
+        """Store a new state of an owned session. ``None``: refused, somebody else owns it now.
+
+        With ``async`` or ``one`` the flow acknowledges early and goes on until all servers are settled;
+        run it inside :class:`Detach`. Raises :class:`SessionUnavailable`; whatever is not acknowledged leaves
+        the cache, so that its number is never used again.
+        """
+        target = self.placement.wanted
+        version = copy.version.next_write()
+        history = with_write(copy.history, version)
+        new = Copy(copy.key, version, history, body)
+        new.seen = dict(copy.seen)
+        new.alone_at, new.no_lease_before = copy.alone_at, copy.no_lease_before
+        new.expires_at = self.world.now_ms() + life_ms
+        acknowledged = False
+        try:
+            settled, acknowledged = yield from self._write_out(new, durability)
+            if not acknowledged:
+                return None
+            # A notice may have reached the old copy while the put was in flight.
+            new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
+            level = sum(isinstance(reply, Accepted) for reply in settled.replies.values())
+            if not level:
+                acknowledged = False
+                raise SessionUnavailable(UnavailableReason.NO_SERVER)
+            self.cache.add(new)
+            self._check_level(new, level)
+            self._earn_lease(new, settled.sent_at, level)
+            return Written(level, target)
+        finally:
+            # Also when the request is cancelled: an unacknowledged number must never be used again.
+            if not acknowledged:
+                self.cache.drop(copy.key)
+
+    def _write_out(self, new: Copy, durability: Durability) -> Flow[tuple[Settled, bool]]:
+        """Put, acknowledging as early as asked for; returns the replies and whether nobody refused."""
+        target = self.placement.wanted
+        entry = self._sealed(new)
+        if durability == "async":
+            self.cache.add(new)
+            yield Acknowledge(Written(0, target))
+        settled, refused = yield from self._put_placed(new, entry, [], [], durability == "one")
+        if settled.pending is not None and not refused:
+            self.cache.add(new)
+            yield Acknowledge(Written(1, target))
+            yield Rest(settled)
+            refused = self._note_accepted(new, settled)
+        return settled, not refused
+
+    def _put_placed(
+        self, copy: Copy, entry: Entry, holders: list[str], also: Iterable[str], early: bool = False
+    ) -> Flow[tuple[Settled, bool]]:
+        """Put to the first reachable servers of the ranking until ``wanted`` hold it, and to ``also``."""
+        wanted = self.placement.wanted - len(holders)
+        ranking = [name for name in self.placement.ranking(copy.key) if name not in holders]
+        total = Settled(self.world.monotonic(), {})
+        targets = [name for name in ranking if self.world.reachable(name)][:wanted]
+        targets += [name for name in also if name not in targets]
+        refused = False
+        while targets and not refused:
+            seen = {name: copy.seen.get(name) for name in targets}
+            settled: Settled = yield Put(copy.key, entry, seen, 1 if early else None)
+            if not total.replies:
+                total = settled
+            else:
+                total.replies.update(settled.replies)
+            refused = self._note_accepted(copy, settled)
+            if total.pending is not None:
+                break
+            missing = wanted - sum(isinstance(reply, Accepted) for reply in total.replies.values())
+            fresh = [name for name in ranking if name not in total.replies and self.world.reachable(name)]
+            targets = fresh[: max(0, missing)]
+        return total, refused
+
+    # -- closing ---------------------------------------------------------------------------------
+
+    def close(self, key: bytes) -> Flow[Closed]:
+        """Put a tombstone on every session server, and wait until no other server can serve from a lease.
+
+        Repeating a close is harmless. What could not be reached is kept in :attr:`closing` and retried by the
+        repair. Raises :class:`SessionUnavailable` when no session server took it.
+        """
+        view = yield from self.viewer.look(key, None, every=True)
+        alone_at = self.world.monotonic() + self.policy.lease_s
+        if view.cached is not None and view.is_mine():
+            alone_at = view.cached.alone_at
+        newest = view.newest
+        if newest is not None and newest.closed:
+            self.cache.mark_closed(key)
+            return (yield from self.spread(view))
+        version = Version(self._next_epoch(view), self._fresh_owner(), 0)
+        history = newest.history if newest is not None else ()
+        payload = self.sealer.seal(key, encode_header(version, history, True), b"")
+        tombstone = Entry(version, history, True, self.policy.tombstone_ms, payload)
+        self.cache.mark_closed(key)
+        self.under_replicated.discard(key)
+        self._remember_closing(key, tombstone)
+        closed = yield from self.put_tombstone(key, tombstone, self.placement.servers)
+        if not closed.holds:
+            raise SessionUnavailable(UnavailableReason.NO_SERVER)
+        while (left_s := alone_at - self.world.monotonic()) > 0:
+            yield Pause(left_s)
+        return closed
+
+    def spread(self, view: View) -> Flow[Closed]:
+        """Whoever sees a tombstone puts it on every session server that lacks it."""
+        tombstone = view.newest
+        assert tombstone is not None
+        assert tombstone.closed
+        lacking = [
+            name for name, version in view.seen.items() if name not in view.entries or not view.entries[name].closed
+        ]
+        closed = yield from self.put_tombstone(view.key, tombstone, lacking)
+        return Closed(closed.holds + len(view.seen) - len(lacking), len(self.placement.servers))
+
+    def put_tombstone(self, key: bytes, tombstone: Entry, servers: Iterable[str]) -> Flow[Closed]:
+        holds = 0
+        servers = list(servers)
+        if servers:
+            settled: Settled = yield Put(key, tombstone, dict.fromkeys(servers))
+            for reply in settled.replies.values():
+                stored_closed = isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
+                holds += isinstance(reply, Accepted) or stored_closed
+        closed = Closed(holds, len(self.placement.servers))
+        if closed.complete:
+            self.closing.pop(key, None)
+        elif len(servers) == len(self.placement.servers):
+            self._report(EventKind.CLOSE_INCOMPLETE, key, f"closing, {holds} of {closed.servers}")
+        return closed
+
+    def _remember_closing(self, key: bytes, tombstone: Entry) -> None:
+        if len(self.closing) >= self.MAX_CLOSING:
+            self.closing.pop(next(iter(self.closing)))
+        self.closing[key] = tombstone
+
+    # -- messages from other web servers ---------------------------------------------------------
+
+    def on_message(self, message: Notice | Answer) -> Tell | None:
+        """Take a notice (stop serving from the cache, answer) or an answer (no one else serves any more)."""
+        copy = self.cache.get(message.key)
+        now = self.world.monotonic()
+        if isinstance(message, Answer):
+            if copy is not None and copy.version[:2] == message.version[:2]:
+                copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
+            return None
+        if copy is None or message.version.epoch < copy.version.epoch or copy.version[:2] == message.version[:2]:
+            return None  # not hosted here, a late notice, or our own claim
+        copy.no_lease_before = now
+        copy.lease_until = 0.0
+        others_ms = max(0, int((copy.alone_at - now) * 1000) + 1) if copy.alone_at > now else 0
+        if message.closed:
+            self.cache.mark_closed(message.key)
+        return Tell(message.version.server_id, Answer(message.key, message.version, others_ms).encode())
+
+    # -- shared by the above ---------------------------------------------------------------------
+
+    def placed(self, key: bytes, avoid: Iterable[str] = ()) -> list[str]:
+        ranking = self.placement.ranking(key)
+        return [name for name in ranking if self.world.reachable(name) and name not in avoid][: self.placement.wanted]
+
+    def _sealed(self, copy: Copy) -> Entry:
+        header = encode_header(copy.version, copy.history, False)
+        payload = self.sealer.seal(copy.key, header, copy.body)
+        life_ms = max(1, copy.expires_at - self.world.now_ms())
+        return Entry(copy.version, copy.history, False, life_ms, payload)
+
+    def _note_accepted(self, copy: Copy, settled: Settled) -> bool:
+        """Remember where the copy is; returns whether anyone refused it."""
+        refused = False
+        for server, reply in settled.replies.items():
+            if isinstance(reply, Accepted):
+                copy.seen[server] = copy.version
+            elif isinstance(reply, Refused):
+                refused = True
+        return refused
+
+    def _check_level(self, copy: Copy, level: int) -> None:
+        copy.under_replicated = level < self.placement.wanted
+        if not copy.under_replicated:
+            self.under_replicated.discard(copy.key)
+            return
+        self.under_replicated.add(copy.key)
+        self._report(EventKind.BELOW_TARGET, copy.key, f"{level} of {self.placement.wanted} copies")
+        if self.policy.below_target == "refuse":
+            self.cache.drop(copy.key)
+            raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
+
+    def _earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:
+        enough = holders >= self.placement.wanted and sent_at >= copy.no_lease_before
+        copy.lease_until = sent_at + self.policy.lease_s if enough else 0.0
+
+    def _next_epoch(self, view: View) -> int:
+        epoch = 1 + max(view.highest_epoch(), self._tried.pop(view.key, 0))
+        if len(self._tried) >= self.MAX_TRIED:
+            self._tried.pop(next(iter(self._tried)))
+        self._tried[view.key] = epoch
+        return epoch
+
+    def _fresh_owner(self) -> bytes:
+        return self.server_id + self.world.random_bytes(OWNER_BYTES - SERVER_ID_BYTES)
+
+    def _backoff(self, attempt: int) -> float:
+        doublings = min(attempt, 5)
+        return self.policy.backoff_s * float(1 << doublings) * (0.5 + self.world.jitter())
+
+    def _report(self, kind: EventKind, key: bytes, detail: str) -> None:
+        self.world.report(Event(kind, public_id(key), detail))

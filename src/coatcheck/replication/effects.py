@@ -1,0 +1,143 @@
+"""What a flow may ask of the world.
+
+A flow is a generator: it yields one of these, and is sent the answer. ``drivers`` answer with real
+stores and real time, ``simulation`` with forgetful ones; the rules in between are the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from coatcheck.events import Event
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import Version
+
+T = TypeVar("T")
+
+
+class Unreachable(msgspec.Struct, frozen=True):
+    """The session server did not answer in time, or there is no connection: the outcome is unknown."""
+
+    why: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The put was not accepted; ``stored`` is what the session server holds instead (``None``: nothing)."""
+
+    stored: Entry | None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The put is stored."""
+
+
+GetReply = Entry | None | Unreachable
+PutReply = Accepted | Refused | Unreachable
+
+
+class Get(msgspec.Struct, frozen=True):
+    """Read ``key`` from all of ``servers`` at once; answered with :class:`Gotten`."""
+
+    key: bytes
+    servers: tuple[str, ...]
+
+
+class Gotten(msgspec.Struct, frozen=True):
+    """``sent_at``: monotonic seconds when the reads left (leases count from there)."""
+
+    sent_at: float
+    replies: Mapping[str, GetReply]
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Offer ``entry`` to several servers at once; answered with :class:`Settled`.
+
+    ``seen``: per server, the version that this writer last saw there. With ``enough`` set, the
+    answer comes as soon as so many accepted; :class:`Rest` then waits for the others.
+    """
+
+    key: bytes
+    entry: Entry
+    seen: Mapping[str, Version | None]
+    enough: int | None = None
+
+
+class Settled(msgspec.Struct):
+    """Replies by server; servers that have not replied yet are missing. ``pending`` is the driver's own."""
+
+    sent_at: float
+    replies: dict[str, PutReply]
+    pending: Any = None
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """Wait until all servers of an early answered put have replied; answered with the same :class:`Settled`."""
+
+    settled: Settled
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Wait ``seconds``."""
+
+    seconds: float
+
+
+class Exclusive(msgspec.Struct, frozen=True):
+    """Run ``flow`` while no other exclusive flow for ``key`` runs in this web server; answered with its result."""
+
+    key: bytes
+    flow: Flow[Any]
+
+
+class Acknowledge(msgspec.Struct, frozen=True):
+    """Hand ``result`` to whoever waits for this flow, now; the flow itself goes on until it is settled."""
+
+    result: Any
+
+
+class Detach(msgspec.Struct, frozen=True):
+    """Start ``flow`` beside this one and wait only until it acknowledges or ends; answered with its result."""
+
+    flow: Flow[Any]
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Publish ``message`` to the web server ``server_id`` through all session servers, at most once each."""
+
+    server_id: bytes
+    message: bytes
+
+
+Effect = Get | Put | Rest | Pause | Exclusive | Acknowledge | Detach | Tell
+Flow = Generator[Effect, Any, T]
+
+
+class Surroundings(Protocol):
+    """Port: the clocks, the dice and the eyes of a web server. Time and randomness come in through here only."""
+
+    def now_ms(self) -> int:
+        """Unix milliseconds; may jump and differ between servers."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, of this process."""
+        ...
+
+    def random_bytes(self, count: int) -> bytes:
+        """From a cryptographically secure source."""
+        ...
+
+    def jitter(self) -> float:
+        """Uniform in 0..1, for back-off; need not be secure."""
+        ...
+
+    def reachable(self, server: str) -> bool:
+        """Whether the session server answered lately; a hint, never a proof."""
+        ...
+
+    def report(self, event: Event) -> None:
+        """Tell the operators; must not raise."""
+        ...

@@ -1,0 +1,32 @@
+"""What the operator decides about copies."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Durability = Literal["async", "one", "all"]
+BelowTarget = Literal["degrade", "refuse"]
+TooFewAnswers = Literal["refuse", "serve"]
+
+HOUR_MS = 3_600_000
+
+
+class ReplicationPolicy(msgspec.Struct, frozen=True):
+    """``durability``: when a write is acknowledged (``async`` promises nothing).
+
+    ``below_target``: what to do when fewer servers than wanted hold a copy. ``too_few_answers``: whether to
+    serve when, of three or more session servers, fewer than ``N - copies + 1`` answer. ``lease_s``: how long a
+    cached session is served without asking; 0 where a check is cheap. ``tombstone_ms``: how long a
+    closed session is remembered: the longest life of a token plus leeway.
+    """
+
+    durability: Durability = "all"
+    below_target: BelowTarget = "degrade"
+    too_few_answers: TooFewAnswers = "refuse"
+    lease_s: float = 2.0
+    tombstone_ms: int = 13 * HOUR_MS
+    max_tries: int = 8
+    backoff_s: float = 0.01
+    max_sessions: int = 100_000

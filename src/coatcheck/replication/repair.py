@@ -1,0 +1,89 @@
+"""Bringing the copies of a session back to their number (protocol section 4, mission B9)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.copies import Copies
+from coatcheck.replication.effects import Accepted, Flow, Put, Settled
+
+
+class Repaired(Enum):
+    """What a repair found, and left."""
+
+    NOTHING = "nothing stored"
+    WHOLE = "nothing to do"
+    MENDED = "copied"
+    PARTIAL = "still under-replicated"
+    CONTENDED = "somebody else is writing"
+
+
+class Repair:
+    """Repairs one session at a time; pacing and progress are the driver's."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+
+    def needs_repair(self) -> list[bytes]:
+        """Keys of hosted sessions whose copies are fewer than wanted, and of unfinished closes."""
+        copies = self._copies
+        placed = {name for name in copies.placement.servers if copies.world.reachable(name)}
+        wanted = min(copies.placement.wanted, len(placed))
+        keys = list(copies.closing)
+        for copy in copies.cache:
+            holders = sum(version == copy.version for name, version in copy.seen.items() if name in placed)
+            if holders < wanted:
+                keys.append(copy.key)
+        return keys
+
+    def lost_server(self, server: str) -> None:
+        """A session server went away or came back: what it held is no longer taken for granted."""
+        for copy in self._copies.cache:
+            if copy.seen.get(server) == copy.version:
+                del copy.seen[server]
+                copy.lease_until = 0.0
+                self._copies.under_replicated.add(copy.key)
+
+    def repair(self, key: bytes) -> Flow[Repaired]:
+        """Read all reachable servers; spread a tombstone; copy the entry that covers all; otherwise claim.
+
+        Run it inside :class:`Exclusive`. Raises :class:`SessionUnavailable` if nobody answers.
+        """
+        copies = self._copies
+        tombstone = copies.closing.get(key)
+        view = yield from copies.viewer.look(key, None, every=True)
+        newest = view.newest
+        if tombstone is not None and (newest is None or not newest.closed):
+            closed = yield from copies.put_tombstone(key, tombstone, copies.placement.servers)
+            return Repaired.MENDED if closed.complete else Repaired.PARTIAL
+        if newest is None:
+            copies.under_replicated.discard(key)
+            return Repaired.NOTHING
+        if newest.closed:
+            copies.cache.mark_closed(key)
+            copies.under_replicated.discard(key)
+            closed = yield from copies.spread(view)
+            return Repaired.MENDED if closed.complete else Repaired.PARTIAL
+        if view.is_mine() or (view.cached is not None and not view.entries):
+            return self._outcome(key, (yield from copies.refresh(view)) is not None)
+        if view.forked or not any(entry == newest for entry in view.entries.values()):
+            copies.world.report(Event(EventKind.SESSION_FORKED, public_id(key), "found by repair"))
+            return self._outcome(key, (yield from copies.claim(view)) is not None)
+        copies.cache.drop(key)
+        lacking = [
+            name for name in copies.placed(key, view.avoid) if name in view.seen and view.seen[name] != newest.version
+        ]
+        if not lacking:
+            copies.under_replicated.discard(key)
+            return Repaired.WHOLE
+        settled: Settled = yield Put(key, newest, {name: view.seen[name] for name in lacking})
+        mended = all(isinstance(reply, Accepted) for reply in settled.replies.values())
+        if mended:
+            copies.under_replicated.discard(key)
+        return Repaired.MENDED if mended else Repaired.CONTENDED
+
+    def _outcome(self, key: bytes, done: bool) -> Repaired:
+        if not done:
+            return Repaired.CONTENDED
+        return Repaired.PARTIAL if key in self._copies.under_replicated else Repaired.MENDED

@@ -1,0 +1,136 @@
+"""Looking at all copies of a session at once (protocol section 5)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
+from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.cache import Cache, Copy
+from coatcheck.replication.effects import Flow, Get, Gotten, Surroundings, Unreachable
+from coatcheck.replication.entry import Entry, Sealer
+from coatcheck.replication.placement import Placement
+from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.resolution import resolve
+from coatcheck.replication.version import Version, covers
+
+ASK_ALL_UP_TO = 8
+"""With more session servers, the first ``copies + 2`` of the ranking are asked, then the others while needed."""
+
+
+class View(msgspec.Struct):
+    """What the session servers showed. ``body`` is the newest copy's record, opened; ``cached`` the own copy,
+    if it took part. ``seen`` has an item for each server that answered."""
+
+    key: bytes
+    sent_at: float
+    seen: dict[str, Version | None] = msgspec.field(default_factory=dict)
+    entries: dict[str, Entry] = msgspec.field(default_factory=dict)
+    avoid: set[str] = msgspec.field(default_factory=set)
+    newest: Entry | None = None
+    body: bytes = b""
+    forked: bool = False
+    cached: Copy | None = None
+
+    def highest_epoch(self) -> int:
+        epochs = [entry.version.epoch for entry in self.entries.values()]
+        epochs += [version.epoch for version in self.seen.values() if version is not None]
+        if self.cached is not None:
+            epochs.append(self.cached.version.epoch)
+        return max(epochs, default=0)
+
+    def is_mine(self) -> bool:
+        """Whether the own cached copy is still the newest of its claim, and no other owner shows anywhere."""
+        own = self.cached
+        return (
+            own is not None
+            and bool(self.entries)
+            and all(
+                entry.version[:2] == own.version[:2] and entry.version.seq <= own.version.seq
+                for entry in self.entries.values()
+            )
+        )
+
+
+class Viewer:
+    """Reads the session servers and says which copy is the newest."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        policy: ReplicationPolicy,
+        sealer: Sealer,
+        world: Surroundings,
+        cache: Cache,
+    ) -> None:
+        self._placement = placement
+        self._policy = policy
+        self._sealer = sealer
+        self._world = world
+        self._cache = cache
+
+    def look(self, key: bytes, promised: Version | None, every: bool = False) -> Flow[View]:
+        """Ask the session servers (all of them with ``every``).
+
+        The own cached copy is one more candidate, so that a session whose copies were all lost comes
+        back from the cache (mission B9). Raises :class:`SessionUnavailable` if nobody answers.
+        """
+        ranking = self._placement.ranking(key)
+        first = len(ranking)
+        if first > ASK_ALL_UP_TO and not every:
+            first = self._placement.wanted + 2
+        view = yield from self._ask(View(key, self._world.monotonic()), ranking[:first])
+        if first < len(ranking) and (view.newest is None or not covers(view.newest.history, promised)):
+            view = yield from self._ask(view, ranking[first:])
+        if not view.seen:
+            raise SessionUnavailable(UnavailableReason.NO_SERVER)
+        return view
+
+    def enough_answered(self, view: View) -> bool:
+        """Whether so many answered that at least one of them must have the newest acknowledged write."""
+        servers = len(self._placement.servers)
+        if servers < 3 or self._policy.too_few_answers == "serve":
+            return True
+        return len(view.seen) >= servers - self._placement.wanted + 1
+
+    def _ask(self, view: View, servers: tuple[str, ...]) -> Flow[View]:
+        gotten: Gotten = yield Get(view.key, servers)
+        view.sent_at = min(view.sent_at, gotten.sent_at)
+        for server, reply in gotten.replies.items():
+            if isinstance(reply, Unreachable):
+                continue
+            view.seen[server] = reply.version if reply is not None else None
+            if reply is not None:
+                view.entries[server] = reply
+        self._judge(view)
+        return view
+
+    def _judge(self, view: View) -> None:
+        view.cached = self._cache.get(view.key)
+        while True:
+            candidates = list(view.entries.values())
+            if view.cached is not None:
+                candidates.append(view.cached.as_entry())
+            resolution = resolve(candidates)
+            if resolution is None:
+                view.newest = None
+                return
+            view.newest, view.forked = resolution.newest, resolution.forked
+            if view.cached is not None and view.newest.version == view.cached.version:
+                view.body = view.cached.body
+                return
+            try:
+                header = view.newest.header()
+                view.body = self._sealer.unseal(view.key, header, view.newest.payload)
+                return
+            except CorruptEntry as corrupt:
+                self._discard(view, view.newest, corrupt)
+
+    def _discard(self, view: View, bad: Entry, why: CorruptEntry) -> None:
+        """A payload that we did not seal proves nothing: leave it out; a forged tombstone blocks its server."""
+        for server in [name for name, entry in view.entries.items() if entry is bad or entry == bad]:
+            del view.entries[server]
+            if bad.closed:
+                view.avoid.add(server)
+                del view.seen[server]
+            self._world.report(Event(EventKind.CORRUPT_ENTRY, public_id(view.key), f"on {server}: {why}"))

@@ -1,0 +1,335 @@
+"""Open, save, rotate, regenerate, close: from a token to a session and back (protocol sections 5 to 7)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.errors import ConflictError, SessionClosed
+from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.cache import Copy
+from coatcheck.replication.copies import Closed, Copies, Gone, Written
+from coatcheck.replication.effects import Detach, Exclusive, Flow
+from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.replication.policy import Durability
+from coatcheck.sessions.delta import merge
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.record import (
+    EMPTY_DATA,
+    Record,
+    check_keys,
+    decode_data,
+    decode_record,
+    encode_data,
+    encode_record,
+)
+from coatcheck.tokens.chain import Chain, Link, Shown, mint, needs_successor, show
+from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
+
+
+class Issue(msgspec.Struct, frozen=True):
+    """What the browser must be given: a token's content, and under which of the two cookies."""
+
+    token: SealedToken
+    login: bool
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """The outcome of a save. ``issue``: the token to set, if it differs from the one shown.
+
+    ``clear``: the session was closed, so its cookie is to be deleted. ``written``: the level that a write reached.
+    """
+
+    issue: Issue | None = None
+    clear: bool = False
+    written: Written | None = None
+    closed: Closed | None = None
+
+
+class Lifecycle:
+    """The sessions of one web server. Pure: flows ask the world, everything else is decided here."""
+
+    def __init__(self, copies: Copies, policy: SessionPolicy) -> None:
+        policy.check()
+        self.copies = copies
+        self.policy = policy
+        self._world = copies.world
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def open_cached(self, token: SealedToken, login: bool) -> Session | None:
+        """The session, if it is hosted here and nobody need be asked. The hot path of reading."""
+        copy = self.copies.cached(token.key, token.version)
+        if copy is None:
+            return None
+        return self._admit(copy, token, login, self._world.now_ms())
+
+    def open(self, token: SealedToken, login: bool) -> Flow[Session | None]:
+        """The session of a token, or ``None`` if the token opens none (closed, expired, dead, stolen, lost).
+
+        Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
+        """
+        if self.copies.cache.is_closed(token.key):
+            return None
+        accept = self.policy.rolled_back == "accept"
+        found: Copy | Gone = yield Exclusive(token.key, self.copies.load(token.key, token.version, accept))
+        if found is Gone.ABSENT:
+            self._report(EventKind.SESSION_NOT_FOUND, token.key, "no copy anywhere: expired or lost")
+            return None
+        if found is Gone.ROLLED_BACK:
+            yield Exclusive(token.key, self.copies.close(token.key))
+            return None
+        if isinstance(found, Gone):
+            return None
+        now = self._world.now_ms()
+        if self._timed_out(found, token, now):
+            self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout")
+            yield Exclusive(token.key, self.copies.close(token.key))  # A8
+            return None
+        session = self._admit(found, token, login, now)
+        if session is None:
+            return (yield from self._refuse(found, token, login, now))
+        return session
+
+    def _timed_out(self, copy: Copy, token: SealedToken, now: int) -> bool:
+        """By the record's own times, and by the timestamp of the token itself (A7).
+
+        An old token that was replaced long ago proves nothing about a session that is used with newer ones.
+        """
+        record = self._record(copy)
+        if now >= record.expires_at(self.policy):
+            return True
+        newest_shown = token.timestamp >= record.chain.current.minted_at
+        return newest_shown and now - token.timestamp > self.policy.max_token_age_ms
+
+    def _record(self, copy: Copy) -> Record:
+        record: Record | None = copy.record
+        if record is None:
+            record = copy.record = decode_record(copy.body)
+            copy.expires_at = record.expires_at(self.policy)
+        return record
+
+    def _admit(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Session | None:
+        """The session, if the token is one that its record accepts (A6, A7)."""
+        record: Record = copy.record or self._record(copy)
+        if now >= copy.expires_at:
+            return None
+        chain = record.chain
+        current = chain.current
+        verdict = Shown.CURRENT
+        if chain.retired or token.session_id != current.session_id or token.timestamp != current.minted_at:
+            verdict, after = show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+            if not verdict.accepted:
+                return None
+            if verdict is Shown.CURRENT and after is not chain:
+                # "Moved on" marks are soft: they are stored with the next write.
+                copy.record = msgspec.structs.replace(record, chain=after)
+        session = Session(decode_data(record.data), record.data)
+        session.copy_held = copy
+        session.shown = token
+        session.verdict = verdict
+        session.login = login
+        return session
+
+    def _refuse(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Flow[Session | None]:
+        """A token of a live session that its chain does not accept: rolled back, dead, or theft."""
+        chain = self._record(copy).chain
+        verdict, _ = show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+        rolled_back = not copy.covers(token.version)
+        stolen = verdict is Shown.STOLEN and not rolled_back
+        age_s = (now - token.timestamp) // 1000
+        if stolen:
+            self._report(EventKind.SESSION_THEFT, token.key, f"{self.policy.theft}: a dead token, {age_s} s old")
+        elif not rolled_back:
+            self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old")
+        if rolled_back or (stolen and self.policy.theft == "report"):
+            session = Session(decode_data(self._record(copy).data), self._record(copy).data)
+            session.copy_held, session.shown, session.verdict = copy, token, Shown.IN_GRACE
+            session.login = login
+            return session
+        if stolen and self.policy.theft == "close":
+            yield Exclusive(token.key, self.copies.close(token.key))
+        return None
+
+    # -- saving ----------------------------------------------------------------------------------
+
+    def needs_save(self, session: Session) -> bool:
+        """Whether the response must wait for :meth:`save`. Encodes the mapping once; no I/O.
+
+        Raises :class:`SessionDataError` if the mapping cannot be stored.
+        """
+        blob = session.saved_blob = encode_data(session)
+        copy = session.copy_held
+        if copy is None:
+            return blob != EMPTY_DATA and not session.closing
+        if blob != session.blob:
+            check_keys(session)
+            return True
+        if session.verdict is not Shown.CURRENT or session.rotating or session.closing or session.new_login:
+            return session.verdict is not Shown.IN_GRACE or session.rotating or session.closing or session.new_login
+        record: Record = copy.record
+        now = self._world.now_ms()
+        return (
+            now - record.last_seen_at >= self.policy.touch_ms
+            or (record.chain.next is None and now - record.chain.current.minted_at >= self.policy.rotate_after_ms)
+            or session.cleared
+        )
+
+    def issue(self, session: Session) -> Issue | None:
+        """The token for a response that needs no save: the newest, if the browser showed another one."""
+        copy, shown = session.copy_held, session.shown
+        if copy is None or shown is None:
+            return None
+        current = self.copies.cache.get(copy.key) or copy
+        newest = self._record(current).chain.newest
+        if newest.session_id == shown.session_id and current.promised == shown.version:
+            return None
+        return Issue(SealedToken(copy.key, newest.session_id, newest.minted_at, current.promised), session.login)
+
+    def save(self, session: Session) -> Flow[Saved]:
+        """Store what the request did; acknowledged at the durability asked for.
+
+        Raises :class:`SessionUnavailable` (nothing acknowledged), :class:`SessionClosed` (a slow request does not undo
+        a logout) and :class:`ConflictError`.
+        """
+        copy = session.copy_held
+        if copy is None:
+            check_keys(session)
+            session.login, session.new_login = session.new_login, False
+            return (yield from self._create(session, session.new_user))
+        if session.closing or (session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA):
+            closed: Closed = yield Exclusive(copy.key, self.copies.close(copy.key))
+            self._report(EventKind.SESSION_CLOSED, copy.key, f"{closed.holds} of {closed.servers}")
+            return Saved(clear=True, closed=closed)
+        if session.new_login:
+            return (yield from self._regenerate(session, copy.key))
+        durability = self.copies.policy.durability
+        flow = Exclusive(copy.key, self._save(session, copy.key, durability))
+        if durability == "all":
+            saved: Saved = yield flow
+            return saved
+        return (yield from self._early(session, flow))
+
+    def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
+        """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
+        outcome: Saved | Written = yield Detach(_only(flow))
+        if isinstance(outcome, Saved):
+            return outcome
+        assert session.copy_held is not None
+        copy = self.copies.cache.get(session.copy_held.key)
+        if copy is None:
+            return Saved(written=outcome)
+        newest = self._record(copy).chain.newest
+        token = SealedToken(copy.key, newest.session_id, newest.minted_at, copy.promised)
+        return Saved(self._unless_shown(session, token), written=outcome)
+
+    def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
+        shown = session.shown
+        promised = shown.version if shown is not None else None
+        for _ in range(self.policy.max_tries):
+            copy = yield from self._owned(key, promised)
+            before = self._record(copy)
+            record = self._next_record(session, copy)
+            if record.data == before.data and record.chain is before.chain and not self._touch_due(before, record):
+                session.copy_held = copy  # a parallel request has stored all that this one would
+                return Saved(self.issue(session))
+            life_ms = max(1, record.expires_at(self.policy) - self._world.now_ms())
+            # A successor leaves only after its put is acknowledged at target (protocol 7).
+            level: Durability = durability if record.chain is before.chain else "all"
+            written = yield from self.copies.write(copy, encode_record(record), life_ms, level)
+            if written is not None:
+                stored = self.copies.cache.get(key)
+                if stored is None:
+                    raise SessionClosed("the session was closed while it was saved")
+                stored.record = record
+                session.copy_held = stored
+                session.blob = session.saved_blob
+                newest = record.chain.newest
+                token = SealedToken(key, newest.session_id, newest.minted_at, stored.promised)
+                return Saved(self._unless_shown(session, token), written=written)
+        raise ConflictError("other requests changed this session faster than this one could save it")
+
+    def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:
+        """The acknowledged copy to write on top of."""
+        copy = self.copies.cache.get(key)
+        if copy is not None:
+            return copy
+        found: Copy | Gone = yield from self.copies.load(key, promised, self.policy.rolled_back == "accept")
+        if isinstance(found, Copy):
+            return found
+        if found is Gone.ROLLED_BACK:
+            yield from self.copies.close(key)
+        raise SessionClosed(f"the session is {found.value}")
+
+    def _touch_due(self, before: Record, after: Record) -> bool:
+        return after.last_seen_at - before.last_seen_at >= self.policy.touch_ms
+
+    def _next_record(self, session: Session, copy: Copy) -> Record:
+        """The record after this request: data, chain and times, on top of what is acknowledged now."""
+        record = self._record(copy)
+        now = self._world.now_ms()
+        data = session.saved_blob
+        if record.data != session.blob:
+            if data == session.blob:
+                data = record.data
+            else:
+                merged = merge(decode_data(session.blob), decode_data(record.data), dict(session), self.policy.conflict)
+                data = encode_data(merged)
+        chain = self._next_chain(session, record.chain, now)
+        return Record(data, record.created_at, max(record.last_seen_at, now), record.user, chain)
+
+    def _next_chain(self, session: Session, chain: Chain, now: int) -> Chain:
+        shown = session.shown
+        if shown is None:
+            return chain  # the browser has not been given a token yet
+        verdict, chain = show(chain, shown.session_id, shown.timestamp, now, self.policy.grace_ms)
+        rotate_after_ms = 0 if session.rotating else self.policy.rotate_after_ms
+        if needs_successor(chain, verdict, now, rotate_after_ms):
+            chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
+        return chain
+
+    def _create(self, session: Session, user: str | None) -> Flow[Saved]:
+        """A session that exists nowhere yet. A successor leaves only after its put is acknowledged."""
+        now = self._world.now_ms()
+        key = self._world.random_bytes(KEY_BYTES)
+        chain = Chain(Link(self._world.random_bytes(SESSION_ID_BYTES), now))
+        record = Record(session.saved_blob, now, now, user, chain)
+        life_ms = record.expires_at(self.policy) - now
+        new = self.copies.create(key)
+        written: Written | None = yield Exclusive(key, self.copies.write(new, encode_record(record), life_ms, "all"))
+        stored = self.copies.cache.get(key)
+        if written is None or stored is None:
+            raise ConflictError("a session server holds another session under a key just drawn at random")
+        stored.record = record
+        session.copy_held = stored
+        session.blob = session.saved_blob
+        token = SealedToken(key, chain.current.session_id, now, stored.promised)
+        session.shown = token
+        return Saved(Issue(token, session.login), written=written)
+
+    def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:
+        """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""
+        saved: Saved = yield Exclusive(old_key, self._replace(session, old_key))
+        return saved
+
+    def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
+        promised = session.shown.version if session.shown is not None else None
+        old = yield from self._owned(old_key, promised)
+        record = self._next_record(session, old)  # with what parallel requests have stored meanwhile
+        session.saved_blob = record.data
+        session.login = True
+        session.new_login = False
+        saved = yield from self._create(session, session.new_user or record.user)
+        yield from self.copies.close(old_key)
+        return saved
+
+    def _unless_shown(self, session: Session, token: SealedToken) -> Issue | None:
+        return None if token == session.shown else Issue(token, session.login)
+
+    def _report(self, kind: EventKind, key: bytes, detail: str) -> None:
+        self._world.report(Event(kind, public_id(key), detail))
+
+
+def _only(effect: Exclusive) -> Flow[Saved]:
+    saved: Saved = yield effect
+    return saved

@@ -1,0 +1,67 @@
+"""What the operator decides about sessions (protocol sections 6 and 7; ASVS 7.1, 7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+
+Merge = Callable[[str, Any, Any, Any], Any]
+"""``merge(key, base, theirs, mine)`` returns the value to keep; an absent value is :data:`ABSENT`."""
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+
+
+class SessionPolicy(msgspec.Struct, frozen=True):
+    """Times are milliseconds.
+
+    ``rotate_after_ms``: age at which a token gets a successor (0: with every response, the letter of A3).
+    ``grace_ms``: how long a replaced token is still honest; at least the longest round trip plus lease plus
+    clock skew. ``theft``: what to do when a dead token comes back. ``rolled_back``: what to do when the newest
+    copy lacks what the browser was promised. ``conflict``: when two requests changed the same key.
+    """
+
+    rotate_after_ms: int = MINUTE_MS
+    grace_ms: int = MINUTE_MS
+    theft: Literal["close", "refuse", "report"] = "close"
+    rolled_back: Literal["close", "accept"] = "close"
+    conflict: Literal["last_write", "reject"] | Merge = "last_write"
+    idle_timeout_ms: int = 30 * MINUTE_MS
+    absolute_timeout_ms: int = 12 * HOUR_MS
+    leeway_ms: int = 5_000
+    max_tries: int = 6
+
+    def check(self) -> None:
+        """Raises :class:`ConfigError` for values that cannot work together."""
+        if self.grace_ms == 0 and self.theft != "refuse":
+            raise ConfigError("grace 0 needs theft = 'refuse': without a grace, parallel requests look like theft")
+        for name in ("rotate_after_ms", "grace_ms", "leeway_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative")
+        if self.idle_timeout_ms <= 0 or self.absolute_timeout_ms <= 0:
+            raise ConfigError("the idle and the absolute timeout must be positive")
+
+    @property
+    def touch_ms(self) -> int:
+        """``last_seen_at`` is stored when it is this much newer than the stored one."""
+        return self.idle_timeout_ms // 8
+
+    @property
+    def max_token_age_ms(self) -> int:
+        """The age at which no token is worth looking up any more (A7).
+
+        When every response carries a new token, its timestamp is the last activity; otherwise the record
+        knows better, and the timestamp only bounds the absolute timeout.
+        """
+        if self.rotate_after_ms == 0:
+            return self.idle_timeout_ms + self.touch_ms + self.leeway_ms
+        return self.absolute_timeout_ms + self.leeway_ms
+
+    @property
+    def tombstone_ms(self) -> int:
+        """How long a close must be remembered: the longest token plus leeway on both sides."""
+        return max(self.absolute_timeout_ms, self.max_token_age_ms) + 2 * self.leeway_ms

@@ -1,0 +1,75 @@
+"""A session as it is stored, and when it has expired (protocol section 1; mission A7, ASVS 7.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from coatcheck.errors import CorruptEntry, SessionDataError
+from coatcheck.replication.entry import MAX_ENTRY_BYTES
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.tokens.chain import Chain
+
+MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
+"""Room for the header, the chain and the seal; a larger session is refused with a clear error."""
+EMPTY_DATA = b"\x80"
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """``data``: the mapping, encoded (MessagePack). Times are Unix ms of the server's clock."""
+
+    data: bytes
+    created_at: int
+    last_seen_at: int
+    user: str | None
+    chain: Chain
+
+    def expires_at(self, policy: SessionPolicy) -> int:
+        """Unix ms. The idle timeout counts from the last activity; ``last_seen_at`` may be one touch older."""
+        idle = self.last_seen_at + policy.idle_timeout_ms + policy.touch_ms + policy.leeway_ms
+        return min(idle, self.created_at + policy.absolute_timeout_ms)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_record_decoder = msgspec.msgpack.Decoder(Record)
+_data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+encode_record = _encoder.encode
+
+
+def decode_record(body: bytes) -> Record:
+    """Raises :class:`CorruptEntry` if the body is no record: another version of coatcheck sealed it."""
+    try:
+        return _record_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise CorruptEntry(f"not a session record: {error}") from None
+
+
+decode_data = _data_decoder.decode
+
+
+def encode_data(data: dict[str, Any]) -> bytes:
+    """The mapping as MessagePack; raises :class:`SessionDataError` for what cannot be stored."""
+    try:
+        encoded = _encoder.encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise SessionDataError(f"the session cannot be stored: {_culprit(data)}: {error}") from error
+    if len(encoded) > MAX_DATA_BYTES:
+        raise SessionDataError(f"the session has {len(encoded)} bytes; at most {MAX_DATA_BYTES} can be stored")
+    return encoded
+
+
+def check_keys(data: dict[str, Any]) -> None:
+    """Session keys are strings; raises :class:`SessionDataError` for any other."""
+    for key in data:
+        if not isinstance(key, str):
+            raise SessionDataError(f"session keys must be strings, not {type(key).__name__}: {key!r:.80}")
+
+
+def _culprit(data: dict[str, Any]) -> str:
+    for key, value in data.items():
+        try:
+            _encoder.encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return f"value of {key!r:.80}"
+    return "a key"

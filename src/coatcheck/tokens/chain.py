@@ -1,0 +1,121 @@
+"""Token rotation: which link of the chain is valid now, and when a shown one means theft.
+
+Protocol section 7, mission A2-A4, A6. The rules are functions from chain to chain; times are Unix ms
+of the server's clock.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+MAX_RETIRED = 32
+"""Retired links that a chain remembers; see :attr:`Chain.forgotten_at` for the others."""
+
+
+class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One token of the chain: its session ID and the timestamp that it carries."""
+
+    session_id: bytes
+    minted_at: int
+
+
+class Retired(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A link that was replaced. ``moved_on_at``: when a newer token was first shown more than the grace
+    after ``retired_at``; from then on no honest browser holds this one for longer than the grace."""
+
+    link: Link
+    retired_at: int
+    moved_on_at: int | None = None
+
+
+class Chain(msgspec.Struct, frozen=True, array_like=True):
+    """``current``: the browser has shown it. ``next``: minted, not yet shown. ``retired``: oldest first.
+
+    ``forgotten_at``: the newest ``minted_at`` among links that were dropped because the list was full.
+    A token that old is refused, but accuses nobody.
+    """
+
+    current: Link
+    next: Link | None = None
+    retired: tuple[Retired, ...] = ()
+    forgotten_at: int = 0
+
+    @property
+    def newest(self) -> Link:
+        """What the next answer carries."""
+        return self.next or self.current
+
+
+class Shown(Enum):
+    """What a shown token is to its chain."""
+
+    CURRENT = "current"
+    NEXT = "next"
+    IN_GRACE = "retired, in grace"
+    STOLEN = "stolen"
+    DEAD = "dead"
+
+    @property
+    def accepted(self) -> bool:
+        return self is not Shown.STOLEN and self is not Shown.DEAD
+
+
+def show(chain: Chain, session_id: bytes, minted_at: int, now: int, grace_ms: int) -> tuple[Shown, Chain]:
+    """Judge a shown token; ID and timestamp must both match the record (A6).
+
+    Returns the verdict and the chain afterwards (the same object if nothing changed).
+    """
+    if session_id == chain.current.session_id and minted_at == chain.current.minted_at:
+        return Shown.CURRENT, _mark_moved_on(chain, now, grace_ms)
+    following = chain.next
+    if following is not None and session_id == following.session_id and minted_at == following.minted_at:
+        retired = (*chain.retired, Retired(chain.current, now))
+        promoted = _trim(Chain(following, None, retired, chain.forgotten_at), now, grace_ms)
+        return Shown.NEXT, _mark_moved_on(promoted, now, grace_ms)
+    for old in reversed(chain.retired):
+        if session_id == old.link.session_id and minted_at == old.link.minted_at:
+            return (Shown.STOLEN if _is_dead(old, now, grace_ms) else Shown.IN_GRACE), chain
+    return (Shown.DEAD if minted_at <= chain.forgotten_at else Shown.STOLEN), chain
+
+
+def needs_successor(chain: Chain, shown: Shown, now: int, rotate_after_ms: int) -> bool:
+    """Whether this answer must mint: only when ``current`` or ``next`` was shown, never a second successor."""
+    if chain.next is not None or shown not in (Shown.CURRENT, Shown.NEXT):
+        return False
+    return now - chain.current.minted_at >= rotate_after_ms
+
+
+def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
+    """The chain with a successor: a new session ID and an updated timestamp (A3)."""
+    if chain.next is not None:
+        raise ValueError("the chain has a successor that was not shown yet")
+    # The timestamp never goes back, whatever the clocks of two servers say.
+    return Chain(chain.current, Link(session_id, max(now, chain.current.minted_at)), chain.retired, chain.forgotten_at)
+
+
+def _is_dead(old: Retired, now: int, grace_ms: int) -> bool:
+    if grace_ms == 0:
+        return True
+    return old.moved_on_at is not None and now - old.moved_on_at > grace_ms
+
+
+def _mark_moved_on(chain: Chain, now: int, grace_ms: int) -> Chain:
+    if all(old.moved_on_at is not None or now - old.retired_at <= grace_ms for old in chain.retired):
+        return chain
+    retired = tuple(
+        Retired(old.link, old.retired_at, now) if old.moved_on_at is None and now - old.retired_at > grace_ms else old
+        for old in chain.retired
+    )
+    return Chain(chain.current, chain.next, retired, chain.forgotten_at)
+
+
+def _trim(chain: Chain, now: int, grace_ms: int) -> Chain:
+    """Forget what is dead (an unknown ID of a live session is judged the same), then the oldest."""
+    alive = tuple(old for old in chain.retired if not _is_dead(old, now, grace_ms))
+    forgotten_at = chain.forgotten_at
+    if len(alive) > MAX_RETIRED:
+        forgotten_at = max(forgotten_at, alive[-MAX_RETIRED - 1].link.minted_at)
+        alive = alive[-MAX_RETIRED:]
+    return Chain(chain.current, chain.next, alive, forgotten_at)

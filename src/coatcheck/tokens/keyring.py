@@ -1,0 +1,115 @@
+"""The farm's secret keys: which one seals, and which ones still open (security.md, ASVS 9.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from coatcheck.errors import ConfigError, CorruptEntry, TokenReason, TokenRejected
+
+KEY_ID_BYTES = 4
+NONCE_BYTES = 12
+TAG_BYTES = 16
+MIN_SECRET_BYTES = 32
+FORMAT = 1
+OVERHEAD_BYTES = 1 + KEY_ID_BYTES + NONCE_BYTES + TAG_BYTES
+
+RandomBytes = Callable[[int], bytes]
+
+
+def _derive(secret: bytes, info: bytes, length: int) -> bytes:
+    return HKDF(SHA256(), length, salt=None, info=b"coatcheck/1/" + info).derive(secret)
+
+
+class KeyRing:
+    """The secrets that open sealed things; one of them, the primary, seals new ones.
+
+    Every server must accept a key before any server seals with it: add the new secret on all servers
+    first, make it the primary afterwards, and drop the old one when the longest token has expired.
+    """
+
+    MAX_KEYS = 16
+
+    def __init__(self, secrets: Sequence[bytes], primary: int = 0) -> None:
+        """``secrets``: at least one, of at least 32 random bytes each; ``primary``: the index of the sealing one."""
+        if not 1 <= len(secrets) <= self.MAX_KEYS:
+            raise ConfigError(f"the key ring needs 1 to {self.MAX_KEYS} keys, not {len(secrets)}")
+        if any(len(secret) < MIN_SECRET_BYTES for secret in secrets):
+            raise ConfigError(f"a key of the key ring needs at least {MIN_SECRET_BYTES} bytes")
+        if not 0 <= primary < len(secrets):
+            raise ConfigError(f"primary key {primary} is not in the key ring of {len(secrets)}")
+        self._secrets = {_derive(secret, b"key-id", KEY_ID_BYTES): bytes(secret) for secret in secrets}
+        if len(self._secrets) != len(secrets):
+            raise ConfigError("two keys of the key ring are the same")
+        self._primary = _derive(secrets[primary], b"key-id", KEY_ID_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<KeyRing of {len(self._secrets)} keys, primary {self._primary.hex()}>"
+
+    def box(self, purpose: str, audience: str, random_bytes: RandomBytes) -> SealedBox:
+        """What seals and opens for one purpose and one audience; a thing sealed for another never opens here."""
+        info = f"{purpose}\x00{audience}".encode()
+        keys = {key_id: AESGCMSIV(_derive(secret, info, 32)) for key_id, secret in self._secrets.items()}
+        return SealedBox(keys, self._primary, info, random_bytes)
+
+    def credential(self, name: str) -> str:
+        """A password that only holders of the primary key can know, for server-to-server authentication."""
+        return _derive(self._secrets[self._primary], b"credential\x00" + name.encode(), 24).hex()
+
+
+class SealedBox:
+    """AES-256-GCM-SIV (RFC 8452) for one purpose: ``format, key ID (4), nonce (12), ciphertext, tag (16)``."""
+
+    def __init__(self, keys: dict[bytes, AESGCMSIV], primary: bytes, purpose: bytes, random_bytes: RandomBytes) -> None:
+        self._purpose = purpose
+        self._random_bytes = random_bytes
+        self._openers = {bytes([FORMAT]) + key_id: key.decrypt for key_id, key in keys.items()}
+        self._prefix = bytes([FORMAT]) + primary
+        self._encrypt = keys[primary].encrypt
+        # Format byte, key ID, purpose and audience are all authenticated.
+        self._associated = {prefix: prefix + purpose for prefix in self._openers}
+        self._sealing_associated = self._associated[self._prefix]
+
+    def seal(self, plain: bytes, context: bytes = b"") -> bytes:
+        """Seal with the primary key; ``context`` is authenticated, not stored. Adds 33 bytes."""
+        nonce = self._random_bytes(NONCE_BYTES)
+        return self._prefix + nonce + self._encrypt(nonce, plain, self._sealing_associated + context)
+
+    def open(self, sealed: bytes, context: bytes = b"") -> bytes:
+        """The reverse of :meth:`seal`; raises :class:`TokenRejected` on anything that our ring did not seal."""
+        prefix = sealed[:5]
+        opener = self._openers.get(prefix)
+        if opener is None:
+            if len(sealed) < OVERHEAD_BYTES:
+                raise TokenRejected(TokenReason.MALFORMED)
+            if sealed[0] != FORMAT:
+                raise TokenRejected(TokenReason.UNKNOWN_FORMAT)
+            raise TokenRejected(TokenReason.UNKNOWN_KEY)
+        try:
+            return opener(sealed[5:17], sealed[17:], self._associated[prefix] + context)
+        except (InvalidTag, ValueError):
+            raise TokenRejected(TokenReason.FORGED) from None
+
+
+class PayloadSealer:
+    """Seals what session servers store: they never see session data (invariant 7).
+
+    The entry's clear header and the session's key are bound to the payload, so a session server cannot
+    pass an old state off as a new version, nor one session's data as another's.
+    """
+
+    def __init__(self, ring: KeyRing, farm: str, random_bytes: RandomBytes) -> None:
+        self._box = ring.box("entry", farm, random_bytes)
+
+    def seal(self, key: bytes, header: bytes, body: bytes) -> bytes:
+        return self._box.seal(body, key + header)
+
+    def unseal(self, key: bytes, header: bytes, payload: bytes) -> bytes:
+        try:
+            return self._box.open(payload, key + header)
+        except TokenRejected as rejection:
+            raise CorruptEntry(f"payload {rejection.reason.value}") from None

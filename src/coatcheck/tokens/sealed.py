@@ -1,0 +1,59 @@
+"""The sealed token: what the browser holds (mission A5, protocol sections 1 and 2)."""
+
+from __future__ import annotations
+
+import struct
+from binascii import Error as BinasciiError
+from binascii import a2b_base64, b2a_base64
+from typing import NamedTuple
+
+from coatcheck.errors import TokenReason, TokenRejected
+from coatcheck.tokens.keyring import OVERHEAD_BYTES, KeyRing, RandomBytes
+
+SESSION_ID_BYTES = 16
+
+_BODY = struct.Struct(">16s16sHI16s")
+TOKEN_CHARS = (OVERHEAD_BYTES + _BODY.size) * 4 // 3
+"""116: a multiple of four, so that base64 leaves no bit that could be flipped unnoticed."""
+
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_+/", b"+/!!")  # the standard alphabet's own signs are refused
+
+
+class SealedToken(NamedTuple):
+    """The content of a token, opened.
+
+    ``key``: which session (16 bytes). ``session_id``: which link of its rotation chain (16 bytes).
+    ``timestamp``: when that link was minted, Unix ms. ``version``: the newest data version that this
+    browser was told about, packed (16 bytes; zeros: none).
+    """
+
+    key: bytes
+    session_id: bytes
+    timestamp: int
+    version: bytes
+
+
+class TokenCodec:
+    """Seals and opens tokens for one purpose (the anonymous or the logged-in cookie) and one audience."""
+
+    def __init__(self, ring: KeyRing, purpose: str, audience: str, random_bytes: RandomBytes) -> None:
+        box = ring.box(f"token/{purpose}", audience, random_bytes)
+        self._seal = box.seal
+        self._open = box.open
+
+    def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes) -> bytes:
+        """116 characters of base64url, no padding."""
+        body = _BODY.pack(key, session_id, timestamp >> 32, timestamp & 0xFFFFFFFF, version)
+        return b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
+
+    def open(self, text: bytes) -> SealedToken:
+        """Raises :class:`TokenRejected` for any bytes of any length that this farm did not seal."""
+        if len(text) != TOKEN_CHARS:
+            raise TokenRejected(TokenReason.MALFORMED)
+        try:
+            sealed = a2b_base64(text.translate(_FROM_URL), strict_mode=True)
+        except BinasciiError:
+            raise TokenRejected(TokenReason.MALFORMED) from None
+        key, session_id, high, low, version = _BODY.unpack(self._open(sealed))
+        return SealedToken(key, session_id, high << 32 | low, version)

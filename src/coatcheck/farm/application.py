@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,9 @@ def load_application(path: str, factory: bool = False) -> App:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ConfigError(f"app: there is no module {module_name!r} in {here} or on sys.path") from None
-        raise ConfigError(f"app: importing {module_name!r} failed: {error}; install it") from error
+        raise ConfigError(f"app: importing {module_name!r} failed: {_reason(error)}; install it") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"app: importing {module_name!r} failed: {reason}") from error
+        raise ConfigError(f"app: importing {module_name!r} failed: {_reason(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigError(f"app: module {module_name!r} has no attribute {attribute!r}")
@@ -56,12 +56,20 @@ def _call_factory(found: Any, path: str) -> Any:
     try:
         return found()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"app: the factory {path!r} failed: {reason}") from error
+        raise ConfigError(f"app: the factory {path!r} failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The error and the line that raised it, in one line."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, SyntaxError):
+        return reason
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else reason
 
 
 def installs_starlette_sessions(app: object) -> bool:
-    """Whether the app brings Starlette's own SessionMiddleware, which would replace our session with its own."""
+    """Whether the app brings Starlette's own SessionMiddleware, which would replace ours."""
     sessions = sys.modules.get("starlette.middleware.sessions")
     if sessions is None:
         return False

@@ -255,24 +255,18 @@ def check(settings: FarmSettings, chosen: frozenset[str] = frozenset()) -> None:
         raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
     if settings.copies != "all" and settings.copies > servers:
         mend = f"set copies to {servers} or less, or start {settings.copies} session servers"
-        raise ConfigError(
-            f"copies: {settings.copies} copies need as many session servers, not {servers}; {mend}"
-        )
+        raise ConfigError(f"copies: {settings.copies} copies need as many session servers, not {servers}; {mend}")
     names = [parse_session_server(item, at).name for at, item in enumerate(settings.session_server, 1)]
     if len(set(names)) != len(names):
         raise ConfigError("session_server: two have the same name; give each its own, as NAME=URL")
     if settings.rotate_after_s == 0 and settings.grace_s == 0 and settings.theft != "refuse":
-        raise ConfigError(
-            'theft: rotate_after 0 with grace 0 accuses parallel requests; set theft = "refuse"'
-        )
+        raise ConfigError('theft: rotate_after 0 with grace 0 accuses parallel requests; set theft = "refuse"')
     if settings.grace_s == 0 and settings.theft != "refuse":
         raise ConfigError('grace: 0 needs theft = "refuse", or honest parallel requests are taken for theft')
     if settings.idle_timeout_s > settings.absolute_timeout_s:
         raise ConfigError("idle_timeout: longer than absolute_timeout; shorten it or raise absolute_timeout")
     if settings.insecure_localhost and not _is_loopback(settings.host):
-        raise ConfigError(
-            f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them"
-        )
+        raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
     _check_names(settings)
 
 

@@ -76,14 +76,10 @@ def load(path: Path) -> FarmKeys:
     except OSError as error:
         raise ConfigError(f"keys_file: {path}: {error.strerror}; name a readable file") from None
     except msgspec.DecodeError as error:
-        raise ConfigError(
-            f"keys_file: {path}: {error}; restore it, or delete it to log everyone out"
-        ) from None
+        raise ConfigError(f"keys_file: {path}: {error}; restore it, or delete it to log everyone out") from None
     keys = tuple(_decode(text, f"keys_file: {path}") for text in found.keys)
     if not found.session_server_password:
-        raise ConfigError(
-            f"keys_file: {path}: session_server_password is empty; give it 24 random characters"
-        )
+        raise ConfigError(f"keys_file: {path}: session_server_password is empty; give it 24 random characters")
     return FarmKeys(keys, _primary(keys, found.primary, f"keys_file: {path}"), found.session_server_password)
 
 

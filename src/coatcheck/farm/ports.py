@@ -18,15 +18,13 @@ _TRIES: Final = 200
 
 
 def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
-    """Bind the director's address without listening: workers share it by SO_REUSEPORT, and nobody else can take it.
+    """Bind the director's address without listening; its workers share it by SO_REUSEPORT, nobody else can.
 
     Raises:
         ConfigError: the port is in use or not allowed, or the host is none of ours.
     """
     try:
-        family, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        family, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # SO_REUSEPORT alone would share the port with another farm of ours: ask first without it.
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

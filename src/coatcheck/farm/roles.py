@@ -1,4 +1,4 @@
-"""What each process of a farm is told at its start. It travels on the inherited control channel, never in argv."""
+"""What each process of a farm is told at its start: on the inherited control channel, never in argv."""
 
 from __future__ import annotations
 

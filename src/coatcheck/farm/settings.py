@@ -45,9 +45,7 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     app: Annotated[str, Option("The ASGI app to serve, as `module:attribute`.", metavar="MODULE:ATTR")] = ""
     factory: Annotated[bool, Option("`app` names a function that makes the app.")] = False
-    name: Annotated[str, Option("The farm's name; farms that share session servers need different ones.")] = (
-        "farm"
-    )
+    name: Annotated[str, Option("The farm's name; farms that share session servers need different ones.")] = "farm"
     run_dir: Annotated[
         str, Option("Where the farm keeps its control socket, its keys and `farm.json`.", metavar="DIR")
     ] = ".coatcheck"
@@ -56,17 +54,15 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
 
     host: Annotated[str, Option("The address that the director listens on.")] = "127.0.0.1"
-    port: Annotated[int, Option("The director's port; 0 chooses a free one.", minimum=0, maximum=65535)] = (
-        8000
-    )
+    port: Annotated[int, Option("The director's port; 0 chooses a free one.", minimum=0, maximum=65535)] = 8000
     director_workers: Annotated[
         int, Option("Director processes that share the port.", minimum=1, maximum=MAX_PROCESSES)
     ] = 1
 
     web: Annotated[int, Option("Web servers, each a process.", minimum=1, maximum=MAX_PROCESSES)] = 2
-    server: Annotated[
-        HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")
-    ] = "uvicorn"
+    server: Annotated[HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")] = (
+        "uvicorn"
+    )
     access_log: Annotated[bool, Option("Log a line for each request in the web servers.")] = False
 
     session_servers: Annotated[
@@ -98,9 +94,7 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 60.0
     drain_timeout_s: Annotated[
         float,
-        Option(
-            "How long `coatcheck drain` waits for open requests.", duration=True, minimum=0, maximum=86400
-        ),
+        Option("How long `coatcheck drain` waits for open requests.", duration=True, minimum=0, maximum=86400),
     ] = 60.0
     stop_grace_s: Annotated[
         float,
@@ -121,24 +115,20 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     below_target: Annotated[
         BelowTarget, Option("What happens to writes when too few session servers answer.", "session")
     ] = "degrade"
-    rolled_back: Annotated[
-        RolledBack, Option("What happens to a session whose newest data was lost.", "session")
-    ] = "close"
-    conflict: Annotated[
-        Conflict, Option("Two parallel writes of the same key: which one is kept.", "session")
-    ] = "last_write"
+    rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.", "session")] = (
+        "close"
+    )
+    conflict: Annotated[Conflict, Option("Two parallel writes of the same key: which one is kept.", "session")] = (
+        "last_write"
+    )
     theft: Annotated[Theft, Option("What a replayed old token does.", "session")] = "close"
     rotate_after_s: Annotated[
         float,
-        Option(
-            "A token older than this is replaced; 0 replaces it at every response.", "session", duration=True
-        ),
+        Option("A token older than this is replaced; 0 replaces it at every response.", "session", duration=True),
     ] = 60.0
     grace_s: Annotated[
         float,
-        Option(
-            "How long a replaced token is still accepted, for parallel requests.", "session", duration=True
-        ),
+        Option("How long a replaced token is still accepted, for parallel requests.", "session", duration=True),
     ] = 60.0
     idle_timeout_s: Annotated[
         float, Option("A session unused for so long is closed.", "session", duration=True, minimum=1)
@@ -167,9 +157,9 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 0.3
 
-    cookie_name: Annotated[
-        str, Option("The session cookie's name, without the `__Host-` prefix.", "session")
-    ] = "coatcheck"
+    cookie_name: Annotated[str, Option("The session cookie's name, without the `__Host-` prefix.", "session")] = (
+        "coatcheck"
+    )
     insecure_localhost: Annotated[
         bool,
         Option("Development mode: cookies without `Secure`, for plain HTTP on this machine only.", "session"),

@@ -1,0 +1,191 @@
+"""Every command of ``coatcheck``. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from coatcheck.cli.options import setting_options
+from coatcheck.errors import CoatcheckError, ConfigError
+
+RUN_DIR = click.option(
+    "--run-dir", default=None, metavar="DIR", help="The farm's run directory.  [default: .coatcheck]"
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="coatcheck", message="coatcheck %(version)s")
+def coatcheck() -> None:
+    """Session management for web farms: leave your session anywhere, pick it up anywhere."""
+
+
+def fail(error: Exception, code: int = 1) -> NoReturn:
+    """One line on stderr, no traceback."""
+    click.echo(f"coatcheck: {error}", err=True)
+    raise SystemExit(code)
+
+
+@coatcheck.command()
+@click.argument("app", required=False)
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
+@setting_options
+def serve(app: str | None, config: Path | None, **flags: Any) -> None:
+    """Serve an ASGI app, unmodified, from a whole farm.
+
+    APP is MODULE:ATTRIBUTE, imported from the current directory. Flags win over COATCHECK_* variables, which
+    win over the file.
+    """
+    from coatcheck.farm.configuration import load_settings
+    from coatcheck.farm.console import Console
+    from coatcheck.farm.serve import run_farm
+
+    try:
+        settings = load_settings(config, os.environ, {"app": app, **flags})
+        if not settings.app:
+            raise ConfigError("app: name the app to serve, such as: coatcheck serve app:app")
+    except ConfigError as error:
+        fail(error, 2)
+    raise SystemExit(run_farm(settings, Console()))
+
+
+@coatcheck.command()
+@click.option("--tour", is_flag=True, help="Tell the story without hands, and exit 0 only if nothing was lost.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--shoppers", type=click.IntRange(1, 500), default=40, show_default=True, help="For --tour.")
+@click.option("--run-dir", default=None, metavar="DIR", help="By default a directory of its own, removed at the end.")
+def demo(tour: bool, port: int, shoppers: int, run_dir: str | None) -> None:
+    """Start a farm with the demo shop: three web servers, two session servers."""
+    from coatcheck.farm.demo import run_demo
+
+    raise SystemExit(run_demo(port=port, run_dir=run_dir, tour_of=shoppers if tour else None))
+
+
+@coatcheck.command()
+@RUN_DIR
+@JSON
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+def status(run_dir: str | None, as_json: bool, watch: bool) -> None:
+    """Show every process: name, pid, address, health, sessions, copies, requests, restarts."""
+    from coatcheck.cli.tables import status_table
+
+    while True:
+        found = ask(run_dir, {"op": "status"})["status"]
+        if watch and not as_json:
+            click.clear()
+        click.echo(json_text(found) if as_json else status_table(found))
+        if not watch:
+            return
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            return
+
+
+@coatcheck.group()
+def sessions() -> None:
+    """Look at sessions, and close them."""
+
+
+@sessions.command("ls")
+@RUN_DIR
+@JSON
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
+    """List sessions."""
+    from coatcheck.cli.tables import rows_table
+
+    found = ask(run_dir, {"op": "sessions.ls", "limit": limit})["sessions"]
+    click.echo(json_text(found) if as_json else rows_table(found) or "no sessions")
+
+
+@sessions.command("show")
+@click.argument("key")
+@RUN_DIR
+def sessions_show(key: str, run_dir: str | None) -> None:
+    """Show one session, as JSON."""
+    found = ask(run_dir, {"op": "sessions.show", "key": key})["session"]
+    if found is None:
+        fail(ConfigError(f"there is no session {key}"))
+    click.echo(json_text(found))
+
+
+@sessions.command("close")
+@click.argument("key")
+@RUN_DIR
+def sessions_close(key: str, run_dir: str | None) -> None:
+    """Close one session on every server."""
+    click.echo(json_text(ask(run_dir, {"op": "sessions.close", "key": key})["closed"]))
+
+
+@coatcheck.command()
+@click.argument("server")
+@RUN_DIR
+@click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="How long to wait for open requests.")
+def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
+    """Take a web server out: no new requests, the open ones are finished, then it stops."""
+    from coatcheck.farm.duration import parse_duration
+
+    try:
+        wait_s = parse_duration(timeout_s) if timeout_s is not None else None
+    except ValueError as error:
+        fail(ConfigError(f"--timeout: {error}"), 2)
+    # The farm keeps the time; our own limit is only for a farm that hangs.
+    message = {"op": "drain", "server": server, "timeout_s": wait_s}
+    answer = ask(run_dir, message, timeout_s=(wait_s or 86_400) + 60, show_progress=True)
+    click.echo(f"{answer['drained']} is drained and stopped ({answer['seconds']:g} s)")
+
+
+@coatcheck.command()
+@click.argument("server")
+@RUN_DIR
+def admit(server: str, run_dir: str | None) -> None:
+    """Put a drained web server back to work."""
+    click.echo(f"{ask(run_dir, {'op': 'admit', 'server': server}, timeout_s=120)['admitted']} takes requests")
+
+
+coatcheck.add_command(admit, "undrain")
+
+
+@coatcheck.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate(arguments: tuple[str, ...]) -> None:
+    """Run the protocol in a seeded world of faults."""
+    try:
+        from coatcheck.simulation import main
+    except ImportError:
+        fail(ConfigError("this build has no simulation"))
+    raise SystemExit(main(list(arguments)))
+
+
+def ask(
+    run_dir: str | None, message: dict[str, Any], timeout_s: float = 15.0, show_progress: bool = False
+) -> dict[str, Any]:
+    """Ask the farm of this run directory; its refusal ends the command with one line."""
+    from coatcheck.farm.control import call_farm
+    from coatcheck.farm.run_directory import CONTROL_SOCKET
+
+    directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck").absolute()
+    answer: dict[str, Any] = {}
+    try:
+        for answer in call_farm(directory / CONTROL_SOCKET, message, timeout_s):
+            if show_progress and "progress" in answer and sys.stderr.isatty():
+                click.echo(f"{message.get('server', '')}: {answer['progress']}", err=True)
+    except CoatcheckError as error:
+        fail(error)
+    return answer
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value)).decode()

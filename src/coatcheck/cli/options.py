@@ -1,0 +1,43 @@
+"""The flags of ``serve``, made from the settings themselves, so that no option is without a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from coatcheck.farm.configuration import SETTINGS, Setting
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def setting_options(command: Command) -> Command:
+    """Add a flag for each setting but ``app``, which is an argument.
+
+    Values stay as typed; the configuration reads them, so that file, environment and flags agree.
+    """
+    for setting in reversed(SETTINGS):
+        if setting.field != "app":
+            command = _option(setting)(command)
+    return command
+
+
+def _option(setting: Setting) -> Callable[[Command], Command]:
+    words = setting.option.words.replace("`", "")
+    if setting.default_text and not setting.is_bool:
+        words += f"  [default: {setting.default_text}]"
+    if setting.is_bool:
+        flag = f"{setting.flag}/--no-{setting.key.replace('_', '-')}"
+        words += f"  [default: {'on' if setting.default else 'off'}]"
+        return click.option(flag, setting.field, default=None, help=words)
+    metavar = setting.option.metavar or ("|".join(setting.choices) if setting.choices else _metavar(setting))
+    return click.option(
+        setting.flag, setting.field, default=None, multiple=setting.is_list, metavar=metavar, help=words
+    )
+
+
+def _metavar(setting: Setting) -> str:
+    if setting.option.duration:
+        return "TIME"
+    return "TEXT" if setting.kind is str else "N"

@@ -1,0 +1,83 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STATUS_COLUMNS = (
+    "name",
+    "role",
+    "pid",
+    "address",
+    "health",
+    "sessions",
+    "copies",
+    "requests",
+    "restarts",
+    "uptime",
+)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; numbers to the right."""
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    widths = [max(len(line[at]) for line in [list(header), *cells]) for at in range(len(header))]
+    numeric = [
+        bool(cells) and all(row[at].replace(".", "").isdecimal() for row in cells if row[at])
+        for at in range(len(header))
+    ]
+
+    def line(values: Sequence[str]) -> str:
+        padded = [v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(header)), *(line(row) for row in cells)])
+
+
+def status_table(status: Mapping[str, Any]) -> str:
+    """The whole farm, a line for each process."""
+    rows: list[list[object]] = []
+    for group, role in (
+        ("director", "director"),
+        ("web_servers", "web server"),
+        ("session_servers", "session server"),
+    ):
+        rows += [_status_row(role, row) for row in status[group]]
+    summary = f"farm {status['name']} is {status['state']} on {status['address']}, up {_duration(status['uptime_s'])}"
+    return summary + "\n\n" + text_table(STATUS_COLUMNS, rows)
+
+
+def _status_row(role: str, row: Mapping[str, Any]) -> list[object]:
+    health = "ok" if row["healthy"] and row["state"] in ("ready", "outside") else row["state"]
+    if not row["healthy"] and health in ("ready", "outside"):
+        health = "no answer"
+    return [
+        row["name"],
+        role,
+        row["pid"] or "-",
+        row["address"],
+        health,
+        row.get("sessions"),
+        row.get("entries"),
+        row.get("requests"),
+        row["restarts"],
+        _duration(row["uptime_s"]),
+    ]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def rows_table(rows: Sequence[Any]) -> str:
+    """Rows that share their keys; empty if there are none."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    return text_table(columns, [[row.get(column) for column in columns] for row in rows])

@@ -1,0 +1,178 @@
+"""One running process of a farm, as its supervisor sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from coatcheck.errors import CoatcheckError
+from coatcheck.farm.control import ControlError, Message, Peer, encode
+from coatcheck.farm.roles import Role
+
+MAX_LOG_LINE_BYTES: Final = 16_384
+LOG_DRAIN_S: Final = 0.5
+
+
+class StartFailed(CoatcheckError):
+    """A process did not become ready. ``config``: the user can mend it, and a restart cannot."""
+
+    def __init__(self, reason: str, config: bool = False) -> None:
+        super().__init__(reason)
+        self.config = config
+
+
+class Child:
+    """A process from its start to its end. It leads a group of its own: a Ctrl-C reaches only its supervisor."""
+
+    def __init__(self, role: Role, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        self.role = role
+        self.started_at = time.monotonic()
+        self._log = log
+        self._warn = warn
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._process: asyncio.subprocess.Process | None = None
+        self._logger: asyncio.Task[None] | None = None
+        self._failure: StartFailed | None = None
+        self.peer: Peer | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start the process and send it its orders; :meth:`wait_ready` tells how it went."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        role = msgspec.to_builtins(self.role)
+        arguments = ["-m", "coatcheck.farm.process", role["role"], role["name"], str(theirs.fileno())]
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(True)
+        ours.settimeout(1.0)
+        ours.sendall(encode({"role": role, "parent": os.getpid()}))
+        ours.setblocking(False)
+        self._logger = asyncio.create_task(self._read_log())
+        self.peer = Peer(ours, self._on_event)
+        await self.peer.open()
+
+    def _on_event(self, message: Message) -> None:
+        event = message.get("event")
+        if event == "ready" and not self._ready.done():
+            self._ready.set_result(None)
+        elif event == "failed":
+            self._failure = StartFailed(str(message.get("reason")), bool(message.get("config")))
+        elif event == "warning":
+            self._warn(str(message.get("text")))
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the process says that it does its work.
+
+        Raises:
+            StartFailed: it said why it cannot, ended, or was too late.
+        """
+        assert self._process is not None
+        ended: asyncio.Future[int] = asyncio.ensure_future(self._process.wait())
+        try:
+            both: list[asyncio.Future[Any]] = [self._ready, ended]
+            await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if self._ready.done():
+            return
+        if self._process.returncode is None:
+            self.kill()
+            await self._process.wait()
+            raise StartFailed(f"was not ready within {timeout_s:g} s")
+        await self._finish_reading()
+        raise self._failure or StartFailed(f"{self.end} before it was ready; its output is above")
+
+    async def wait_end(self) -> None:
+        """Wait until the process has ended and its last words are logged."""
+        assert self._process is not None
+        await self._process.wait()
+        await self._finish_reading()
+
+    @property
+    def end(self) -> str:
+        """How the process ended, in words."""
+        code = self._process.returncode if self._process is not None else None
+        if code is None:
+            return "is running"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    async def _finish_reading(self) -> None:
+        if self.peer is not None:
+            # What was written before the end is still in the socket: let it arrive.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.peer.closed.wait(), LOG_DRAIN_S)
+            await self.peer.aclose()
+        if self._logger is not None:
+            # Something that the app started may hold the pipe open for ever.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._logger, LOG_DRAIN_S)
+
+    async def _read_log(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        rest = b""
+        while chunk := await self._process.stdout.read(65_536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._log(line[:MAX_LOG_LINE_BYTES].decode(errors="replace").rstrip("\r"))
+            if len(rest) > MAX_LOG_LINE_BYTES:
+                self._log(rest.decode(errors="replace"))
+                rest = b""
+        if rest:
+            self._log(rest.decode(errors="replace"))
+
+    async def call(self, operation: str, timeout_s: float, **arguments: Any) -> Message:
+        """Ask the process something.
+
+        Raises:
+            ControlError: gone, late, or refused.
+        """
+        if self.peer is None:
+            raise ControlError("the process is not running")
+        return await self.peer.call(operation, timeout_s, **arguments)
+
+    def kill(self) -> None:
+        """End the process and all that it started, at once."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to finish; kill it when the grace is over."""
+        try:
+            await self.call("stop", grace_s + 1)
+            async with asyncio.timeout(grace_s + 1):
+                await self.wait_end()
+        except (ControlError, TimeoutError):
+            self.kill()
+        await self.wait_end()

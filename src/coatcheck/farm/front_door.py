@@ -1,0 +1,47 @@
+"""The outermost layer of a web server: it answers the health checks, and counts what is in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+HEALTH_PATH: Final = "/.well-known/coatcheck/health"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class FrontDoor:
+    """An ASGI app around the app: 200 for a health check while it takes requests, 503 once it drains."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.draining = False
+        self.requests = 0
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["path"] == HEALTH_PATH:
+            await self._answer_health(send)
+            return
+        self.requests += 1
+        self.in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+
+    async def _answer_health(self, send: Send) -> None:
+        status, body = (503, b"draining\n") if self.draining else (200, b"ok\n")
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

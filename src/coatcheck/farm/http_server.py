@@ -1,0 +1,118 @@
+"""What runs the app inside a web server: uvicorn, or granian."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.front_door import HEALTH_PATH, App
+from coatcheck.farm.ports import listen
+from coatcheck.farm.roles import LOOPBACK, WebServerRole
+
+GRANIAN_POLL_S = 0.02
+GRANIAN_START_TRIES = 500
+
+
+async def serve_with_uvicorn(
+    app: App, role: WebServerRole, stopping: asyncio.Event, started: Callable[[], None]
+) -> None:
+    """Serve until ``stopping``, then give open requests the role's grace.
+
+    Raises:
+        ConfigError: uvicorn is not installed, or the app's lifespan start-up failed.
+    """
+    try:
+        import uvicorn
+    except ImportError:
+        raise ConfigError("server: uvicorn is not installed; pip install 'coatcheck[farm]'") from None
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            started()
+
+    if role.access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="none",
+        log_config=None,
+        access_log=role.access_log,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips=LOOPBACK,
+        timeout_graceful_shutdown=max(1, round(role.stop_grace_s)),
+        # The director keeps connections open for reuse; it must be the one to close them.
+        timeout_keep_alive=75,
+    )
+    server = Server(config)
+
+    async def stop() -> None:
+        await stopping.wait()
+        server.should_exit = True
+
+    stopper = asyncio.create_task(stop())
+    try:
+        await server.serve(sockets=[listen(role.address)])
+    except SystemExit:
+        raise ConfigError("app: its lifespan start-up failed; the log above has the reason") from None
+    finally:
+        stopper.cancel()
+
+
+async def serve_with_granian(
+    app: App, role: WebServerRole, stopping: asyncio.Event, started: Callable[[], None]
+) -> None:
+    """Serve until ``stopping``, on this very event loop.
+
+    Raises:
+        ConfigError: granian is not installed, or it ended before it served.
+    """
+    try:
+        from granian.constants import Interfaces
+        from granian.server.embed import Server
+        from granian.utils.proxies import wrap_asgi_with_proxy_headers
+    except ImportError:
+        raise ConfigError("server: granian is not installed; pip install 'coatcheck[granian]'") from None
+    server = Server(
+        wrap_asgi_with_proxy_headers(app, trusted_hosts=LOOPBACK),
+        address=role.address.host,
+        port=role.address.port,
+        interface=Interfaces.ASGI,
+        log_enabled=role.access_log,
+        log_access=role.access_log,
+    )
+    serving = asyncio.create_task(server.serve())
+    try:
+        await _answers(role, serving)
+        started()
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+    finally:
+        server.stop()  # type: ignore[no-untyped-call]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(serving, role.stop_grace_s + 1)
+
+
+async def _answers(role: WebServerRole, serving: asyncio.Task[None]) -> None:
+    """Wait until a health check is answered: granian does not tell when it listens."""
+    for _ in range(GRANIAN_START_TRIES):
+        if serving.done():
+            break
+        try:
+            reader, writer = await asyncio.open_connection(role.address.host, role.address.port)
+            writer.write(f"GET {HEALTH_PATH} HTTP/1.1\r\nhost: health\r\nconnection: close\r\n\r\n".encode())
+            answered = await reader.readline()
+            writer.close()
+        except OSError:
+            answered = b""
+        if answered:
+            return
+        await asyncio.sleep(GRANIAN_POLL_S)
+    raise ConfigError("app: granian did not start serving it; the log above has the reason")

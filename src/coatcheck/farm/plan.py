@@ -1,0 +1,89 @@
+"""Which processes a farm has, and what each is told: made once at the start from settings and keys."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from coatcheck.farm.keys import FarmKeys
+from coatcheck.farm.ports import internal_addresses
+from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
+from coatcheck.farm.session_server_url import parse_session_server
+from coatcheck.farm.settings import SHARED_FIELDS, FarmSettings, SessionServerAddress, SessionSettings
+
+ROUTE_SUFFIX: Final = "-route"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """All processes of a farm. The addresses stay the same over restarts: the others know them."""
+
+    session_servers: tuple[SessionServerRole, ...]
+    outside: tuple[SessionServerAddress, ...]
+    """Session servers that are not ours to start."""
+    web_servers: tuple[WebServerRole, ...]
+    directors: tuple[DirectorRole, ...]
+
+
+def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
+    """Give every process its name, its address and its orders.
+
+    Raises:
+        ConfigError: no free port.
+    """
+    addresses = internal_addresses()
+    outside = tuple(parse_session_server(url, at) for at, url in enumerate(settings.session_server, 1))
+    embedded = tuple(
+        SessionServerRole(name=f"session-{n}", address=next(addresses), password=keys.session_server_password)
+        for n in range(1, 1 + (0 if outside else settings.session_servers))
+    )
+    copies_at = outside or tuple(
+        SessionServerAddress(role.name, f"coatcheck://:{role.password}@{role.address}") for role in embedded
+    )
+    names = [f"web-{n}" for n in range(1, settings.web + 1)]
+    web_servers = tuple(
+        WebServerRole(
+            name=name,
+            address=next(addresses),
+            app=settings.app,
+            factory=settings.factory,
+            server=settings.server,
+            access_log=settings.access_log,
+            route_tag=_route_tag(settings.name, name, keys),
+            stop_grace_s=settings.stop_grace_s,
+            sessions=_session_settings(settings, name, copies_at, keys),
+        )
+        for name in names
+    )
+    upstreams = tuple(Upstream(role.name, role.address, role.route_tag) for role in web_servers)
+    directors = tuple(
+        DirectorRole(
+            name=f"director-{n}",
+            address=public,
+            upstreams=upstreams,
+            route_cookie=settings.cookie_name + ROUTE_SUFFIX,
+            stop_grace_s=settings.stop_grace_s,
+        )
+        for n in range(1, settings.director_workers + 1)
+    )
+    return Plan(embedded, outside, web_servers, directors)
+
+
+def _session_settings(
+    settings: FarmSettings, server: str, copies_at: tuple[SessionServerAddress, ...], keys: FarmKeys
+) -> SessionSettings:
+    shared: dict[str, Any] = {name: getattr(settings, name) for name in SHARED_FIELDS}
+    return SessionSettings(
+        farm=settings.name,
+        server=server,
+        session_servers=copies_at,
+        keys=keys.keys,
+        primary_key=keys.primary,
+        **shared,
+    )
+
+
+def _route_tag(farm: str, server: str, keys: FarmKeys) -> str:
+    """Opaque outside, the same over restarts inside."""
+    return blake2b(f"{farm}\x00{server}".encode(), key=keys.keys[0][:64], digest_size=6).hexdigest()

@@ -1,0 +1,101 @@
+"""The entry of every process of a farm: ``python -m coatcheck.farm.process ROLE NAME CONTROL_FD``.
+
+The supervisor starts it. What it shall do comes as the first line on the control channel, since it holds
+secrets, which ``ps`` must not show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.control import MAX_LINE_BYTES
+from coatcheck.farm.parent import die_with_parent
+from coatcheck.farm.process_control import ProcessControl
+from coatcheck.farm.roles import DirectorRole, Role, SessionServerRole, WebServerRole
+
+_MODULES: Final[dict[type, str]] = {
+    SessionServerRole: "coatcheck.farm.session_server_process",
+    WebServerRole: "coatcheck.farm.web_process",
+    DirectorRole: "coatcheck.farm.director_process",
+}
+
+EXIT_FAILED: Final = 3
+
+
+def main(argv: list[str]) -> int:
+    """Run one process until it is told to stop."""
+    if len(argv) != 3 or not argv[2].isdecimal():
+        sys.stderr.write("coatcheck.farm.process is started by `coatcheck serve`, not by hand\n")
+        return 2
+    control = socket.socket(fileno=int(argv[2]))
+    order = msgspec.json.decode(_first_line(control))
+    die_with_parent(order["parent"])
+    _configure_logging()
+    role: Role = msgspec.convert(order["role"], Role)
+    # Each role imports only what it needs: a session server never loads a web framework.
+    run = importlib.import_module(_MODULES[type(role)]).run
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run(run, role, control))
+
+
+async def _run(run: Callable[[Role, ProcessControl], Awaitable[None]], role: Role, sock: socket.socket) -> int:
+    control = ProcessControl(sock)
+    await control.open()
+    try:
+        await run(role, control)
+    except ConfigError as error:
+        control.failed(str(error), config=True)
+        await control.aclose()
+        return EXIT_FAILED
+    except OSError as error:
+        control.failed(f"{error.strerror or error}", config=False)
+        await control.aclose()
+        return EXIT_FAILED
+    return 0
+
+
+def _first_line(sock: socket.socket) -> bytes:
+    """Read byte by byte: what follows the line belongs to the event loop."""
+    line = bytearray()
+    while (byte := sock.recv(1)) != b"\n":
+        line += byte
+        if not byte or len(line) > MAX_LINE_BYTES:
+            raise SystemExit("the control channel ended")
+    return bytes(line)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _configure_logging() -> None:
+    """Our own loggers and the web server's; the root logger is the app's to configure."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    for name, level in (
+        ("coatcheck", logging.INFO),
+        ("uvicorn", logging.WARNING),
+        ("_granian", logging.WARNING),
+    ):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""Running a farm in the foreground, until a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.console import Console
+from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.supervisor import FarmFailed, Supervisor
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+Story = Callable[[Supervisor], Awaitable[int]]
+"""Something to do with a running farm; its exit code ends the farm."""
+
+
+def run_farm(settings: FarmSettings, console: Console, story: Story | None = None) -> int:
+    """Start the farm, serve until SIGINT or SIGTERM (or until ``story`` ends), stop it, return an exit code.
+
+    A second signal kills at once. Errors are one line on stderr: exit code 2 if the user can mend the
+    configuration, else 1.
+    """
+    try:
+        return asyncio.run(_run(settings, console, story))
+    except ConfigError as error:
+        console.close()
+        sys.stderr.write(f"coatcheck: {error}\n")
+        return EXIT_CONFIG
+    except FarmFailed as error:
+        console.close()
+        sys.stderr.write(f"coatcheck: {error}\n")
+        return EXIT_FAILED
+    finally:
+        console.close()
+
+
+async def _run(settings: FarmSettings, console: Console, story: Story | None) -> int:
+    farm = Supervisor(settings, console)
+    stopping = asyncio.Event()
+    _install_signals(farm, stopping)
+    starting = asyncio.create_task(farm.start())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return EXIT_OK
+    await starting
+    _announce(farm)
+    code = EXIT_OK
+    telling = asyncio.ensure_future(story(farm)) if story is not None else None
+    waiting: list[asyncio.Future[object]] = [stopped, *([telling] if telling else [])]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if telling is not None:
+            code = telling.result() if telling.done() else EXIT_INTERRUPTED
+    finally:
+        for task in waiting:
+            task.cancel()
+        await farm.stop()
+    console.say("stopped")
+    return code
+
+
+def _install_signals(farm: Supervisor, stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            farm.kill_all()
+            farm.run_directory.release()
+            os._exit(EXIT_INTERRUPTED)
+        farm.console.say("stopping: open requests are finished first; once more to stop at once")
+        stopping.set()
+
+    def hang_up() -> None:
+        farm.console.say("SIGHUP reloads nothing; restart the farm to change its settings")
+
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    # With a terminal SIGHUP means that it was closed; without one it is somebody's wish to reload.
+    loop.add_signal_handler(signal.SIGHUP, stop if sys.stdin is not None and sys.stdin.isatty() else hang_up)
+
+
+def _announce(farm: Supervisor) -> None:
+    settings, say = farm.settings, farm.console.say
+    say(f"serving {settings.app} on http://{farm.address}")
+    for keeper in farm.keepers:
+        say(f"  {keeper.name:<12} pid {keeper.pid}")
+    if not settings.insecure_localhost:
+        say("cookies are Secure: put TLS in front, or use --insecure-localhost while you develop")
+    say("Ctrl-C stops it")

@@ -1,0 +1,114 @@
+"""What ``coatcheck status`` shows: the farm and each of its processes. docs/operations.md has the fields."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from coatcheck.farm.control import ControlError
+from coatcheck.farm.session_server_url import shown_url
+
+if TYPE_CHECKING:
+    from coatcheck.farm.keeper import Keeper
+    from coatcheck.farm.supervisor import Supervisor
+
+STATUS_TIMEOUT_S: Final = 1.0
+OUTSIDE_TIMEOUT_S: Final = 0.5
+
+WEB_FIELDS: Final = ("sessions", "requests", "in_flight", "under_replicated", "recopy", "events")
+SESSION_SERVER_FIELDS: Final = ("entries",)
+
+
+def _base(keeper: Keeper, address: object) -> dict[str, Any]:
+    return {
+        "name": keeper.name,
+        "pid": keeper.pid,
+        "address": str(address),
+        "healthy": keeper.state in ("ready", "draining"),
+        "state": keeper.state,
+        "restarts": keeper.restarts,
+        "uptime_s": round(keeper.uptime_s, 1),
+    }
+
+
+def _addressed(farm: Supervisor) -> list[tuple[str, Keeper, object]]:
+    plan = farm.plan
+    groups: tuple[tuple[str, Sequence[Keeper], Sequence[Any]], ...] = (
+        ("director", farm.directors, plan.directors),
+        ("web_servers", farm.web_servers, plan.web_servers),
+        ("session_servers", farm.session_servers, plan.session_servers),
+    )
+    return [
+        (group, keeper, role.address)
+        for group, keepers, roles in groups
+        for keeper, role in zip(keepers, roles, strict=True)
+    ]
+
+
+def processes_now(farm: Supervisor) -> list[dict[str, Any]]:
+    """Name, pid, address and state of each process, without asking any."""
+    return [
+        {"name": keeper.name, "pid": keeper.pid, "address": str(address), "state": keeper.state}
+        for _, keeper, address in _addressed(farm)
+    ]
+
+
+async def farm_status(farm: Supervisor) -> dict[str, Any]:
+    """Ask every process at once; one that does not answer in time is not healthy, and its counts are ``null``."""
+    addressed = _addressed(farm)
+    answers = await asyncio.gather(*(_ask(keeper) for _, keeper, _ in addressed))
+    groups: dict[str, list[dict[str, Any]]] = {"director": [], "web_servers": [], "session_servers": []}
+    for (group, keeper, address), answer in zip(addressed, answers, strict=True):
+        row = _base(keeper, address)
+        row["healthy"] = row["healthy"] and answer is not None
+        groups[group].append(row | _counts(group, answer))
+    groups["session_servers"] += await asyncio.gather(
+        *(_outside(server.name, server.url) for server in farm.plan.outside)
+    )
+    return {
+        "name": farm.settings.name,
+        "state": farm.state,
+        "pid": os.getpid(),
+        "address": f"http://{farm.address}",
+        "run_dir": str(farm.run_directory.path),
+        "uptime_s": round(farm.uptime_s, 1),
+        "restarts": sum(keeper.restarts for keeper in farm.keepers),
+        **groups,
+    }
+
+
+async def _ask(keeper: Keeper) -> dict[str, Any] | None:
+    try:
+        answer: dict[str, Any] = (await keeper.call("status", STATUS_TIMEOUT_S))["status"]
+    except ControlError:
+        return None
+    return answer
+
+
+def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
+    known = answer or {}
+    if group == "web_servers":
+        return {name: known.get(name) for name in WEB_FIELDS}
+    if group == "session_servers":
+        return {name: known.get(name) for name in SESSION_SERVER_FIELDS}
+    return {"details": answer}
+
+
+async def _outside(name: str, url: str) -> dict[str, Any]:
+    """A session server that is not ours to start: is its port open?"""
+    from urllib.parse import urlsplit
+
+    row: dict[str, Any] = {"name": name, "pid": None, "address": shown_url(url), "healthy": True}
+    row |= {"state": "outside", "restarts": 0, "uptime_s": None, "entries": None}
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        return row
+    try:
+        async with asyncio.timeout(OUTSIDE_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 6379)
+        writer.close()
+    except (OSError, TimeoutError):
+        row["healthy"] = False
+    return row

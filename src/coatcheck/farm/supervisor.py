@@ -1,0 +1,176 @@
+"""The supervisor: it starts a farm's processes, keeps them alive, and stops them without orphans."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from coatcheck.errors import ConfigError, CoatcheckError
+from coatcheck.farm.child import StartFailed
+from coatcheck.farm.console import Console
+from coatcheck.farm.control import ControlServer
+from coatcheck.farm.keeper import Keeper, KeeperOptions
+from coatcheck.farm.keys import load_or_create
+from coatcheck.farm.operations import Operations
+from coatcheck.farm.plan import Plan, make_plan
+from coatcheck.farm.ports import hold_public_address
+from coatcheck.farm.roles import Address, DirectorRole, Role
+from coatcheck.farm.run_directory import RunDirectory
+from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.status import processes_now
+
+State = Literal["starting", "running", "stopping"]
+
+
+def _always(role: Role) -> Callable[[], Role]:
+    return lambda: role
+
+
+class FarmFailed(CoatcheckError):
+    """The farm could not be started, for a reason that is not the configuration's; nothing is left running."""
+
+
+class Supervisor:
+    """One farm. Use it from one event loop: ``await start()``, then ``await stop()``.
+
+    Its processes end with it, however it ends.
+    """
+
+    def __init__(self, settings: FarmSettings, console: Console, environ: Mapping[str, str] | None = None) -> None:
+        self.settings = settings
+        self.console = console
+        self.state: State = "starting"
+        self.run_directory = RunDirectory(Path(settings.run_dir))
+        self.drained: set[str] = set()
+        self.session_servers: tuple[Keeper, ...] = ()
+        self.web_servers: tuple[Keeper, ...] = ()
+        self.directors: tuple[Keeper, ...] = ()
+        self._environ = os.environ if environ is None else environ
+        self._started_at = time.monotonic()
+        self._held: socket.socket | None = None
+        self._control: ControlServer | None = None
+        self._plan: Plan | None = None
+        self._public: Address | None = None
+
+    @property
+    def plan(self) -> Plan:
+        assert self._plan is not None, "the farm was not started"
+        return self._plan
+
+    @property
+    def address(self) -> Address:
+        """Where the farm is reached."""
+        assert self._public is not None, "the farm was not started"
+        return self._public
+
+    @property
+    def keepers(self) -> tuple[Keeper, ...]:
+        """Every process, in the order in which they stop."""
+        return self.directors + self.web_servers + self.session_servers
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started_at
+
+    async def start(self) -> None:
+        """Start every process; returns when the director takes requests.
+
+        Raises:
+            ConfigError: the user can mend it. Nothing is left running.
+            FarmFailed: anything else that kept a process from starting. Nothing is left running.
+        """
+        self.run_directory.acquire()
+        try:
+            self._prepare()
+            self._control = ControlServer(self.run_directory.control_socket, Operations(self).answer)
+            await self._control.start()
+            self._note()
+            await self._start_all(self.session_servers + self.web_servers)
+            await self._start_all(self.directors)
+        except BaseException:
+            await self.stop(immediate=True)
+            raise
+        self.state = "running"
+        self._note()
+
+    def _prepare(self) -> None:
+        settings = self.settings
+        keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
+        keys = load_or_create(keys_file, self._environ)
+        self._held, self._public = hold_public_address(settings.host, settings.port)
+        self._plan = plan = make_plan(settings, keys, self._public)
+        options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
+        keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
+        self.session_servers = tuple(keeper(role.name, _always(role)) for role in plan.session_servers)
+        self.web_servers = tuple(keeper(role.name, _always(role)) for role in plan.web_servers)
+        self.directors = tuple(
+            keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
+        )
+
+    def _director_role(self, role: DirectorRole) -> DirectorRole:
+        return msgspec.structs.replace(role, drained=tuple(sorted(self.drained)))
+
+    async def _start_all(self, keepers: Sequence[Keeper]) -> None:
+        """Start them side by side; the first failure ends the others."""
+        tasks = {asyncio.create_task(keeper.start()): keeper for keeper in keepers}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task, keeper in tasks.items():
+            failure = None if task.cancelled() else task.exception()
+            if isinstance(failure, StartFailed):
+                if failure.config:
+                    raise ConfigError(str(failure))
+                raise FarmFailed(f"{keeper.name}: {failure}")
+            if failure is not None:
+                raise failure
+
+    async def stop(self, immediate: bool = False) -> None:
+        """Stop in the order of a request's way: directors finish theirs, then web servers, then session servers.
+
+        Takes at most ``stop_grace_s`` for each kind; ``immediate`` takes none and kills.
+        """
+        self.state = "stopping"
+        if immediate:
+            self.kill_all()
+        for keepers in (self.directors, self.web_servers, self.session_servers):
+            grace_s = 0.0 if immediate else self.settings.stop_grace_s
+            await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
+        if self._control is not None:
+            await self._control.aclose()
+            self._control = None
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+        self.run_directory.release()
+
+    def kill_all(self) -> None:
+        """End every process at once. The farm cannot go on after it."""
+        for keeper in self.keepers:
+            keeper.kill()
+
+    def _note(self) -> None:
+        """Write ``farm.json``: what was started, for ``status`` and for whoever finds the directory later."""
+        if self._control is None or self._public is None:
+            return
+        self.run_directory.write(
+            {
+                "name": self.settings.name,
+                "pid": os.getpid(),
+                "state": self.state,
+                "address": str(self.address),
+                "control": str(self.run_directory.control_socket),
+                "processes": processes_now(self),
+            }
+        )

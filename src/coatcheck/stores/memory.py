@@ -1,0 +1,127 @@
+"""A store in this process's own memory: for tests, trials and a single web server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from coatcheck.errors import CorruptEntry
+from coatcheck.replication.entry import Entry, decode_entry
+from coatcheck.replication.version import Version
+from coatcheck.stores.bulletin import Bulletin
+from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
+from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
+from coatcheck.stores.put_rule import Verdict, encode_for_put, pack_seen
+from coatcheck.stores.reachability import Reachability
+from coatcheck.stores.table import EntryTable, TableFull, check_key
+
+SWEEP_STEPS_PER_PUT: Final = 4
+SWEEP_STEPS_PER_PERIOD: Final = 2048
+SWEEP_PERIOD_S: Final = 0.5
+DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
+_CLOSED: Final = Unreachable("the store is closed")
+
+
+class MemoryStore:
+    """Keeps entries in memory and replies before the call returns; see :class:`coatcheck.stores.port.Store`.
+
+    ``clock`` answers seconds and never goes back (``time.monotonic``). Over ``max_bytes`` new entries are
+    answered as unreachable; nothing is evicted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clock: Callable[[], float],
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        on_event: EventSink = log_event,
+    ) -> None:
+        self.name = name
+        self._clock = clock
+        self._on_event = on_event
+        self._bulletin = Bulletin()
+        self._table = EntryTable(self._bulletin.publish, max_bytes)
+        self._reachability = Reachability(name, on_event)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def reachable(self) -> bool:
+        return not self._closed
+
+    @property
+    def table(self) -> EntryTable:
+        """What is stored, for status pages and tests."""
+        return self._table
+
+    def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
+        check_key(key)
+        if self._closed:
+            return reply(_CLOSED)
+        found = self._table.get(key, self._now_ms())
+        if found is None:
+            return reply(None)
+        try:
+            entry = decode_entry(*found)
+        except CorruptEntry as corrupt:
+            return reply(self._impossible(StoreEventKind.CORRUPT_ENTRY, str(corrupt)))
+        return reply(entry)
+
+    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+        check_key(key)
+        reply(self._put(key, seen, new))
+
+    def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
+        reply(_CLOSED if self._closed else self._table.scan(cursor, limit, self._now_ms()))
+
+    def publish(self, server_id: bytes, message: bytes) -> None:
+        if not self._closed:
+            self._bulletin.publish(server_id, message)
+
+    def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
+        self._bulletin.subscribe(server_id, on_message)
+
+    def watch(self, on_change: Callable[[str, bool], None]) -> None:
+        self._reachability.watch(on_change)
+
+    async def open(self) -> None:
+        self._closed = False
+        self._reachability.set(True)
+        self._sweep_later()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._bulletin.clear()
+        self._reachability.set(False, "closed")
+
+    def _put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
+        if self._closed:
+            return _CLOSED
+        now_ms = self._now_ms()
+        self._table.sweep(now_ms, SWEEP_STEPS_PER_PUT)
+        try:
+            verdict = self._table.put(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new), now_ms)
+            if verdict is not Verdict.REFUSED:
+                return ACCEPTED
+            stored = self._table.get(key, now_ms)
+            return Refused(decode_entry(*stored) if stored is not None else None)
+        except (CorruptEntry, TableFull) as impossible:
+            return self._impossible(StoreEventKind.PUT_IMPOSSIBLE, str(impossible))
+
+    def _impossible(self, kind: StoreEventKind, why: str) -> Unreachable:
+        self._on_event(StoreEvent(self.name, kind, why))
+        return Unreachable(why)
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _sweep_later(self) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_PERIOD_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._table.sweep(self._now_ms(), SWEEP_STEPS_PER_PERIOD)
+        self._sweep_later()

@@ -1,0 +1,107 @@
+"""The put rule on stored bytes: what :func:`coatcheck.replication.entry.accepts` says, without decoding.
+
+A session server compares a few bytes at fixed places of the clear header and never looks further:
+``format, flags, epoch (4), owner (8), seq (4), count``. All numbers are big-endian, so comparing bytes
+compares numbers. The memory table, the session server and SQLite judge by this file, Valkey by the
+script in :mod:`coatcheck.stores.valkey_scripts`; the contract suite holds all of them to ``accepts``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from coatcheck.errors import CorruptEntry
+from coatcheck.replication.entry import (
+    FLAG_CLOSED,
+    FORMAT,
+    HEAD_BYTES,
+    MAX_ENTRY_BYTES,
+    Entry,
+)
+from coatcheck.replication.notice import Notice
+from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
+
+NOTHING_SEEN: Final = b""
+"""What a writer sends as ``seen`` when it saw nothing stored on this server."""
+
+MIN_LIFE_MS: Final = 1
+MAX_LIFE_MS: Final = 10 * 366 * 24 * 3600 * 1000
+"""No entry lives longer: ten years. Also keeps every sum of clock and life within 64 bits."""
+
+_FLAGS = 1
+_OWNER_END = 14
+_VERSION_END = 18
+
+
+class Verdict(Enum):
+    """What becomes of a put."""
+
+    REFUSED = "refused"
+    ACCEPTED = "accepted"
+    ACCEPTED_NOTIFY = "accepted, and the old owner must hear of it"
+
+
+def judge(stored: bytes | None, seen: bytes, new: bytes) -> Verdict:
+    """Decide the put of ``new`` over ``stored`` by a writer that saw ``seen`` here (protocol section 3).
+
+    ``stored`` and ``new`` are well-formed entries (or at least their first 18 bytes), ``seen`` is a packed
+    version or :data:`NOTHING_SEEN`.
+    """
+    if stored is None:
+        return Verdict.ACCEPTED if not seen or new[_FLAGS] else Verdict.REFUSED
+    if stored[_FLAGS:_VERSION_END] == new[_FLAGS:_VERSION_END]:
+        return Verdict.ACCEPTED  # the exact repeat of a retry
+    if stored[_FLAGS]:
+        return Verdict.REFUSED
+    if new[_FLAGS]:
+        return Verdict.ACCEPTED_NOTIFY
+    same_owner = stored[2:_OWNER_END] == new[2:_OWNER_END]
+    if stored[2:_VERSION_END] == seen:
+        return Verdict.ACCEPTED if same_owner else Verdict.ACCEPTED_NOTIFY
+    if same_owner and stored[_OWNER_END:_VERSION_END] < new[_OWNER_END:_VERSION_END]:
+        return Verdict.ACCEPTED
+    return Verdict.REFUSED
+
+
+def check_entry(raw: bytes) -> None:
+    """Raise :class:`CorruptEntry` unless ``raw`` has the shape of an entry; its payload is not looked at."""
+    size = len(raw)
+    if size < HEAD_BYTES or size > MAX_ENTRY_BYTES:
+        raise CorruptEntry(f"an entry of {size} bytes")
+    count = raw[HEAD_BYTES - 1]
+    if raw[0] != FORMAT or raw[_FLAGS] > FLAG_CLOSED or count > MAX_HISTORY or size < HEAD_BYTES + count * PACKED_BYTES:
+        raise CorruptEntry("not an entry of this format")
+
+
+def is_tombstone(raw: bytes) -> bool:
+    return bool(raw[_FLAGS])
+
+
+def server_to_notify(stored: bytes) -> bytes:
+    """The server ID in the owner of a stored entry: who must hear that it was replaced."""
+    return stored[6:9]
+
+
+def notice_of(key: bytes, new: bytes) -> bytes:
+    """The encoded notice that ``new`` has replaced what the old owner had."""
+    return Notice(key, Version.unpack(new[2:_VERSION_END]), bool(new[_FLAGS])).encode()
+
+
+def bounded_life_ms(expires_in_ms: int) -> int:
+    """The life that a store gives to a put: at least one millisecond, at most :data:`MAX_LIFE_MS`."""
+    return min(max(expires_in_ms, MIN_LIFE_MS), MAX_LIFE_MS)
+
+
+def encode_for_put(new: Entry) -> bytes:
+    """The bytes to store; raises :class:`CorruptEntry` with a clear text if no store would take them."""
+    raw = new.encode()
+    if len(raw) > MAX_ENTRY_BYTES:
+        raise CorruptEntry(f"an entry of {len(raw)} bytes; a session server takes at most {MAX_ENTRY_BYTES}")
+    if len(new.history) > MAX_HISTORY:
+        raise CorruptEntry(f"a history of {len(new.history)} epochs; at most {MAX_HISTORY} are kept")
+    return raw
+
+
+def pack_seen(seen: Version | None) -> bytes:
+    return seen.pack() if seen is not None else NOTHING_SEEN

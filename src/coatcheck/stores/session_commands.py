@@ -1,0 +1,248 @@
+"""The commands of the session server: two of our own, and enough of RESP for ``redis-cli``.
+
+``CC.PUT key seen life_ms entry`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
+``CC.GET key`` answers the latter. All other commands only look: nothing but the put rule changes an entry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from coatcheck.errors import CorruptEntry
+from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.replication.version import PACKED_BYTES
+from coatcheck.stores import resp
+from coatcheck.stores.put_rule import Verdict
+from coatcheck.stores.session_state import (
+    MAX_CHANNEL_BYTES,
+    MAX_CHANNELS_PER_CLIENT,
+    MAX_MESSAGE_BYTES,
+    Client,
+    SessionState,
+)
+from coatcheck.stores.table import TableFull
+
+logger = logging.getLogger("coatcheck.session_server")
+
+MAX_FAILED_LOGINS: Final = 3
+MAX_SCAN_COUNT: Final = 10_000
+MAX_NUMBER_DIGITS: Final = 16
+
+Command = Callable[[SessionState, Client, list[bytes]], bytes]
+
+
+def answer(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    """The encoded reply to one request; never raises."""
+    known = COMMANDS.get(request[0]) or COMMANDS.get(request[0].upper())
+    if known is None:
+        if not client.authenticated:
+            return resp.error("NOAUTH", "Authentication required.")
+        return resp.error("ERR", "unknown command")
+    command, fewest, most, open_to_all = known
+    if not client.authenticated and not open_to_all:
+        return resp.error("NOAUTH", "Authentication required.")
+    if not fewest <= len(request) - 1 <= most:
+        return resp.error("ERR", "wrong number of arguments")
+    try:
+        return command(state, client, request)
+    except _BadRequest as bad:
+        return resp.error("ERR", str(bad))
+    except Exception:
+        logger.exception("a command failed")
+        return resp.error("ERR", "internal error")
+
+
+class _BadRequest(Exception):
+    """The arguments make no sense; the text goes to the client."""
+
+
+def _put(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    _, key, seen, life, new = request
+    if len(key) != KEY_BYTES:
+        raise _BadRequest("a key has 16 bytes")
+    if len(seen) not in (0, PACKED_BYTES):
+        raise _BadRequest("a version has 16 bytes")
+    now_ms = state.now_ms()
+    try:
+        verdict = state.table.put(key, seen, _number(life), new, now_ms)
+    except CorruptEntry as corrupt:
+        raise _BadRequest(str(corrupt)) from None
+    except TableFull as full:
+        state.refused += 1
+        return resp.error("FULL", str(full))
+    if verdict is Verdict.REFUSED:
+        state.refused += 1
+        return _stored(state, key, now_ms)
+    state.puts += 1
+    return resp.ONE
+
+
+def _get(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    key = request[1]
+    if len(key) != KEY_BYTES:
+        raise _BadRequest("a key has 16 bytes")
+    state.gets += 1
+    return _stored(state, key, state.now_ms())
+
+
+def _stored(state: SessionState, key: bytes, now_ms: int) -> bytes:
+    stored = state.table.get(key, now_ms)
+    if stored is None:
+        return resp.EMPTY
+    raw, left_ms = stored
+    return b"*2\r\n$%d\r\n%b\r\n:%d\r\n" % (len(raw), raw, left_ms)
+
+
+def _auth(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    if not state.needs_password:
+        return resp.error("ERR", "no password is set")
+    user = request[1] if len(request) == 3 else b"default"
+    if state.is_password(request[-1]) and user == b"default":
+        client.authenticated = True
+        return resp.OK
+    client.failed_logins += 1
+    client.closing = client.failed_logins >= MAX_FAILED_LOGINS
+    return resp.error("WRONGPASS", "invalid username-password pair")
+
+
+def _hello(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    protocol = request[1] if len(request) > 1 else (b"3" if client.resp3 else b"2")
+    if protocol not in (b"2", b"3"):
+        return resp.error("NOPROTO", "unsupported protocol version")
+    options = [word.upper() for word in request[2:]]
+    if options[:1] == [b"AUTH"] and len(options) >= 3 and not client.authenticated:
+        refused = _auth(state, client, [b"AUTH", request[3], request[4]])
+        if refused != resp.OK:
+            return refused
+    if not client.authenticated:
+        return resp.error("NOAUTH", "HELLO must be called with AUTH.")
+    client.resp3 = protocol == b"3"
+    fields = [
+        (resp.bulk(b"server"), resp.bulk(b"coatcheck")),
+        (resp.bulk(b"proto"), b":%b\r\n" % protocol),
+        (resp.bulk(b"mode"), resp.bulk(b"standalone")),
+        (resp.bulk(b"role"), resp.bulk(b"master")),
+    ]
+    flat = [part for field in fields for part in field]
+    return b"%%%d\r\n" % len(fields) + b"".join(flat) if client.resp3 else resp.array(*flat)
+
+
+def _ping(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    if client.channels and not client.resp3:
+        return resp.array(resp.bulk(b"pong"), resp.bulk(request[1] if len(request) > 1 else b""))
+    return resp.bulk(request[1]) if len(request) > 1 else resp.PONG
+
+
+def _quit(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    client.closing = True
+    return resp.OK
+
+
+def _select(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    return resp.OK if request[1] == b"0" else resp.error("ERR", "DB index is out of range")
+
+
+def _dbsize(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    return resp.integer(state.table.entries)
+
+
+def _scan(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    options = request[2:]
+    if len(options) % 2:
+        raise _BadRequest("syntax error")
+    limit = 10
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        if option.upper() == b"COUNT":
+            limit = min(max(_number(value), 1), MAX_SCAN_COUNT)
+        elif option.upper() != b"MATCH" or value != b"*":
+            raise _BadRequest("only COUNT and MATCH * are known")
+    cursor, keys = state.table.scan(_number(request[1]), limit, state.now_ms())
+    return resp.array(resp.bulk(b"%d" % cursor), resp.array(*[resp.bulk(key) for key in keys]))
+
+
+def _plain_get(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    stored = state.table.get(request[1], state.now_ms()) if len(request[1]) == KEY_BYTES else None
+    return resp.bulk(stored[0]) if stored is not None else resp.nothing(client.resp3)
+
+
+def _pttl(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    stored = state.table.get(request[1], state.now_ms()) if len(request[1]) == KEY_BYTES else None
+    return resp.integer(stored[1] if stored is not None else -2)
+
+
+def _subscribe(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    channels = request[1:]
+    if any(len(channel) > MAX_CHANNEL_BYTES for channel in channels):
+        raise _BadRequest(f"a channel's name has at most {MAX_CHANNEL_BYTES} bytes")
+    if len(client.channels.union(channels)) > MAX_CHANNELS_PER_CLIENT:
+        raise _BadRequest(f"at most {MAX_CHANNELS_PER_CLIENT} channels per client")
+    confirmed = []
+    for channel in channels:
+        state.subscribe(client, channel)
+        confirmed.append(_confirmation(client, b"subscribe", resp.bulk(channel)))
+    return b"".join(confirmed)
+
+
+def _unsubscribe(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    confirmed = []
+    for channel in request[1:] or list(client.channels):
+        state.unsubscribe(client, channel)
+        confirmed.append(_confirmation(client, b"unsubscribe", resp.bulk(channel)))
+    return b"".join(confirmed) or _confirmation(client, b"unsubscribe", resp.nothing(client.resp3))
+
+
+def _confirmation(client: Client, kind: bytes, channel: bytes) -> bytes:
+    return resp.push(client.resp3, resp.bulk(kind), channel, resp.integer(len(client.channels)))
+
+
+def _publish(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    if len(request[2]) > MAX_MESSAGE_BYTES:
+        raise _BadRequest(f"a message has at most {MAX_MESSAGE_BYTES} bytes")
+    return resp.integer(state.publish(request[1], request[2]))
+
+
+def _info(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    lines = ["# Server", "server:coatcheck"]
+    lines += [f"{field}:{value}" for field, value in state.status().items()]
+    lines += ["# Keyspace", f"db0:keys={state.table.entries},expires={state.table.entries},avg_ttl=0", ""]
+    return resp.bulk("\r\n".join(lines).encode("utf-8", "replace"))
+
+
+def _client(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    if request[1].upper() in (b"SETNAME", b"SETINFO"):
+        return resp.OK
+    return resp.error("ERR", "only CLIENT SETNAME and SETINFO are known")
+
+
+def _command(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    return resp.EMPTY
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > MAX_NUMBER_DIGITS:
+        raise _BadRequest("value is not an integer or out of range")
+    return int(text)
+
+
+COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
+    # name: what it does, fewest and most arguments, whether a client without password may
+    b"CC.PUT": (_put, 4, 4, False),
+    b"CC.GET": (_get, 1, 1, False),
+    b"AUTH": (_auth, 1, 2, True),
+    b"HELLO": (_hello, 0, 6, True),
+    b"PING": (_ping, 0, 1, True),
+    b"QUIT": (_quit, 0, 0, True),
+    b"SELECT": (_select, 1, 1, False),
+    b"DBSIZE": (_dbsize, 0, 0, False),
+    b"SCAN": (_scan, 1, 5, False),
+    b"GET": (_plain_get, 1, 1, False),
+    b"PTTL": (_pttl, 1, 1, False),
+    b"SUBSCRIBE": (_subscribe, 1, 32, False),
+    b"UNSUBSCRIBE": (_unsubscribe, 0, 32, False),
+    b"PUBLISH": (_publish, 2, 2, False),
+    b"INFO": (_info, 0, 8, False),
+    b"CLIENT": (_client, 1, 8, False),
+    b"COMMAND": (_command, 0, 8, False),
+}

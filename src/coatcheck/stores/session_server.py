@@ -1,0 +1,184 @@
+"""The embedded session server: keeps copies of sessions in memory and speaks RESP.
+
+Run one with ``python -m coatcheck.stores.session_server --listen 127.0.0.1:0 --password-env NAME``; it writes one
+line ``listening HOST:PORT`` when it is ready. ``redis-cli`` can look at it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from coatcheck.errors import ConfigError
+from coatcheck.stores.session_connection import SessionConnection
+from coatcheck.stores.session_state import SessionState
+
+DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
+MAX_CONNECTIONS: Final = 1024
+MAX_STRANGERS: Final = 128
+"""Connections that have not shown the password yet; the oldest of them makes room for a new one."""
+BACKLOG: Final = 512
+CHECK_PERIOD_S: Final = 0.5
+SWEEP_PERIOD_S: Final = 0.25
+SWEEP_STEPS: Final = 2000
+SWEEP_AGAIN_S: Final = 0.005
+
+
+class SessionServer:
+    """A session server in this event loop.
+
+    ``port`` 0 takes a free one; :attr:`port` says which. With a password, clients may do nothing before AUTH. When
+    ``max_bytes`` are kept, new entries are refused with an error and nothing is evicted. Raises ``OSError`` from
+    :meth:`start` if the address cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.name = name
+        self.host = host
+        self.port = port
+        self._tls = tls
+        self._max_connections = max_connections
+        self._state = SessionState(name, password, time.monotonic, time.time(), max_bytes)
+        self._server: asyncio.Server | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    async def start(self) -> None:
+        """Listen."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: SessionConnection(self._state, time.monotonic, self._admit),
+            self.host,
+            self.port,
+            ssl=self._tls,
+            backlog=BACKLOG,
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._check()
+        self._sweep()
+
+    async def stop(self) -> None:
+        """Close every connection and stop listening; entries are forgotten with this object."""
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._server is None:
+            return
+        self._server.close()
+        for client in list(self._state.clients):
+            client.abort()
+        await self._server.wait_closed()
+        self._server = None
+
+    def status(self) -> dict[str, str | int | float]:
+        """See :meth:`coatcheck.stores.session_state.SessionState.status`."""
+        return self._state.status()
+
+    def _admit(self, client: SessionConnection) -> bool:
+        clients = self._state.clients
+        if len(clients) >= self._max_connections:
+            return False
+        strangers = [known for known in clients if not known.authenticated]
+        if len(strangers) >= MAX_STRANGERS:
+            strangers[0].abort()
+        return True
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        for client in [client for client in self._state.clients if client.overdue(now)]:
+            client.abort()
+        self._timers["check"] = asyncio.get_running_loop().call_later(CHECK_PERIOD_S, self._check)
+
+    def _sweep(self) -> None:
+        looked = self._state.table.sweep(self._state.now_ms(), SWEEP_STEPS)
+        delay_s = SWEEP_AGAIN_S if looked >= SWEEP_STEPS else SWEEP_PERIOD_S
+        self._timers["sweep"] = asyncio.get_running_loop().call_later(delay_s, self._sweep)
+
+
+async def serve(server: SessionServer) -> None:
+    """Run ``server`` until SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await server.start()
+    sys.stdout.write(f"listening {server.host}:{server.port}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await server.stop()
+
+
+def run_fast(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """``HOST:PORT``, IPv6 hosts in brackets; raises :class:`ConfigError`."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--listen: HOST:PORT is needed, not {text!r}")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``; names other than ``localhost`` count as reachable."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; answers its exit status: 0 after a signal, 2 for bad options, 1 if it cannot listen."""
+    parser = argparse.ArgumentParser(prog="coatcheck-session-server", description="Keep copies of sessions.")
+    parser.add_argument("--name", default="session-server")
+    parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
+    parser.add_argument("--password-env", default="", metavar="NAME", help="environment variable to read")
+    parser.add_argument("--max-bytes", type=int, default=DEFAULT_MAX_BYTES)
+    options = parser.parse_args(arguments)
+    try:
+        host, port = parse_listen(options.listen)
+        password = os.environ.get(options.password_env, "") if options.password_env else ""
+        if options.password_env and not password:
+            raise ConfigError(f"--password-env: the variable {options.password_env} is not set")
+        if not password and not is_loopback(host):
+            raise ConfigError(f"--listen: {host} can be reached from outside, so --password-env is needed")
+        if options.max_bytes <= 0:
+            raise ConfigError("--max-bytes: must be above 0")
+    except ConfigError as wrong:
+        sys.stderr.write(f"{wrong}\n")
+        return 2
+    server = SessionServer(options.name, host, port, password=password, max_bytes=options.max_bytes)
+    try:
+        run_fast(serve(server))
+    except OSError as wrong:
+        sys.stderr.write(f"cannot listen on {options.listen}: {wrong.strerror or wrong}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

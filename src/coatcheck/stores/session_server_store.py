@@ -1,0 +1,47 @@
+"""The client of the embedded session server."""
+
+from __future__ import annotations
+
+import ssl
+
+from coatcheck.stores.address import Address
+from coatcheck.stores.events import EventSink, log_event
+from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
+from coatcheck.stores.networked import NetworkedStore
+
+
+class SessionServerStore(NetworkedStore):
+    """Keeps entries in a :class:`coatcheck.stores.session_server.SessionServer` at ``host`` and ``port``.
+
+    Every call is answered within ``timeout_s`` (seconds). With ``tls`` the server's certificate is verified
+    as the context says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        *,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        idle_ping_s: float = DEFAULT_IDLE_PING_S,
+        on_event: EventSink = log_event,
+    ) -> None:
+        link = Link(
+            name,
+            Address(host=host, port=port, password=password, tls=tls),
+            timeout_s=timeout_s,
+            idle_ping_s=idle_ping_s,
+            on_event=on_event,
+        )
+        super().__init__(
+            link,
+            get_head=b"*2\r\n$6\r\nCC.GET\r\n$16\r\n",
+            put_head=b"*5\r\n$6\r\nCC.PUT\r\n$16\r\n",
+            put_tail=b"",
+            key_prefix=b"",
+            scripts=(),
+            on_event=on_event,
+        )

@@ -1,0 +1,104 @@
+"""What a session server knows: its table, its subscribers and its counters. No sockets."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from coatcheck.stores import resp
+from coatcheck.stores.table import EntryTable
+
+MAX_CHANNELS_PER_CLIENT: Final = 64
+MAX_CHANNEL_BYTES: Final = 64
+MAX_MESSAGE_BYTES: Final = 4096
+
+
+class Client(Protocol):
+    """A connected client, as the commands see it."""
+
+    authenticated: bool
+    resp3: bool
+    closing: bool
+    failed_logins: int
+    channels: set[bytes]
+
+    def push(self, message: bytes) -> None:
+        """Send bytes that answer no request."""
+        ...
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has kept us waiting for too long."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class SessionState:
+    """The state behind all connections of one session server.
+
+    ``clock`` answers seconds and never goes back; ``started_at`` is Unix time in seconds.
+    """
+
+    def __init__(self, name: str, password: str, clock: Callable[[], float], started_at: float, max_bytes: int) -> None:
+        self.name = name
+        self.started_at = started_at
+        self.table = EntryTable(self.publish, max_bytes)
+        self.puts = 0
+        self.gets = 0
+        self.refused = 0
+        self.clients: dict[Client, None] = {}
+        self._password = password.encode()
+        self._clock = clock
+        self._channels: dict[bytes, dict[Client, None]] = {}
+
+    def now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    @property
+    def needs_password(self) -> bool:
+        return bool(self._password)
+
+    def is_password(self, shown: bytes) -> bool:
+        return hmac.compare_digest(shown, self._password)
+
+    def subscribe(self, client: Client, channel: bytes) -> None:
+        self._channels.setdefault(channel, {})[client] = None
+        client.channels.add(channel)
+
+    def unsubscribe(self, client: Client, channel: bytes) -> None:
+        client.channels.discard(channel)
+        listeners = self._channels.get(channel)
+        if listeners is not None:
+            listeners.pop(client, None)
+            if not listeners:
+                del self._channels[channel]
+
+    def forget(self, client: Client) -> None:
+        """The client is gone."""
+        self.clients.pop(client, None)
+        for channel in list(client.channels):
+            self.unsubscribe(client, channel)
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        """Send a message to the subscribers of a channel; answers how many there are."""
+        listeners = list(self._channels.get(channel, ()))
+        for client in listeners:
+            client.push(resp.push(client.resp3, resp.bulk(b"message"), resp.bulk(channel), resp.bulk(message)))
+        return len(listeners)
+
+    def status(self) -> dict[str, str | int | float]:
+        """Figures for operators: entries (tombstones included), bytes, connections, puts, refused, start."""
+        return {
+            "name": self.name,
+            "entries": self.table.entries,
+            "tombstones": self.table.tombstones,
+            "bytes": self.table.bytes,
+            "connections": len(self.clients),
+            "puts": self.puts,
+            "gets": self.gets,
+            "refused": self.refused,
+            "started_at": self.started_at,
+        }

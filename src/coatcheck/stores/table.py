@@ -1,0 +1,177 @@
+"""The table of entries in memory: the put rule, lazy expiry and notices; no clock and no sockets of its own.
+
+:class:`coatcheck.stores.memory.MemoryStore` and :class:`coatcheck.stores.session_server.SessionServer`
+both are thin shells around it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import CoatcheckError
+from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.stores.put_rule import (
+    Verdict,
+    bounded_life_ms,
+    check_entry,
+    is_tombstone,
+    judge,
+    notice_of,
+    server_to_notify,
+)
+
+SHARDS: Final = 4096
+"""The keys are spread by their first 12 bits, so that a scan needs no snapshot: its cursor is a shard."""
+SLOT_MS: Final = 1024
+"""Expired entries that nobody asks for are dropped at most this much later, plus the sweeper's period."""
+ROW_OVERHEAD_BYTES: Final = 320
+"""What an entry takes beside its bytes (measured: row, key, dict and slot), for the memory bound."""
+
+Publish = Callable[[bytes, bytes], object]
+Stored = tuple[bytes, int]
+"""The stored bytes and the life that is left, in milliseconds."""
+
+
+class TableFull(CoatcheckError):
+    """The memory bound is reached: nothing is evicted, so new entries are refused."""
+
+
+class _Row(msgspec.Struct, gc=False):
+    raw: bytes
+    expires_at_ms: int
+    slot: int
+
+
+class EntryTable:
+    """The newest accepted entry of each key, as bytes.
+
+    Each call is atomic because it runs to its end in one thread. ``now_ms`` is any clock that never goes
+    back. Each key waits in one slot of a wheel; a put that lengthens a life does not move it, the sweep
+    does so when it comes across.
+    """
+
+    def __init__(self, publish: Publish, max_bytes: int) -> None:
+        self._shards: list[dict[bytes, _Row]] = [{} for _ in range(SHARDS)]
+        self._slots: dict[int, set[bytes]] = {}
+        self._slot_order: list[int] = []
+        self._publish = publish
+        self._max_bytes = max_bytes
+        self.entries = 0
+        self.tombstones = 0
+        self.bytes = 0
+
+    def get(self, key: bytes, now_ms: int) -> Stored | None:
+        """The stored bytes and the life left; ``None`` if nothing is stored or it has expired."""
+        row = self._live(key, now_ms)
+        return (row.raw, row.expires_at_ms - now_ms) if row is not None else None
+
+    def put(self, key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int) -> Verdict:
+        """Offer ``new``; protocol section 3.
+
+        Raises :class:`coatcheck.errors.CorruptEntry` if ``new``, or what is stored, is no entry, and
+        :class:`TableFull`; then nothing has changed.
+        """
+        check_entry(new)
+        row = self._live(key, now_ms)
+        stored = row.raw if row is not None else None
+        if stored is not None:
+            check_entry(stored)
+        verdict = judge(stored, seen, new)
+        if verdict is not Verdict.REFUSED:
+            self._store(key, row, new, now_ms + bounded_life_ms(expires_in_ms))
+            if verdict is Verdict.ACCEPTED_NOTIFY and stored is not None:
+                self._publish(server_to_notify(stored), notice_of(key, new))
+        return verdict
+
+    def scan(self, cursor: int, limit: int, now_ms: int) -> tuple[int, list[bytes]]:
+        """The next cursor (0: the end) and about ``limit`` keys: always whole shards."""
+        keys: list[bytes] = []
+        at = max(cursor, 0)
+        while at < SHARDS:
+            keys.extend([key for key, row in self._shards[at].items() if row.expires_at_ms > now_ms])
+            at += 1
+            if len(keys) >= limit:
+                break
+        return (at if at < SHARDS else 0), keys
+
+    def sweep(self, now_ms: int, steps: int) -> int:
+        """Drop entries that expired at least a slot ago; answers how many it looked at, ``steps`` at most."""
+        looked = 0
+        while looked < steps and self._slot_order and self._slot_order[0] * SLOT_MS <= now_ms:
+            slot = self._slot_order[0]
+            keys = self._slots[slot]
+            while keys and looked < steps:
+                self._look(keys.pop(), slot, now_ms)
+                looked += 1
+            if not keys:
+                heapq.heappop(self._slot_order)
+                del self._slots[slot]
+        return looked
+
+    def _shard(self, key: bytes) -> dict[bytes, _Row]:
+        return self._shards[key[0] << 4 | key[1] >> 4]
+
+    def _live(self, key: bytes, now_ms: int) -> _Row | None:
+        row = self._shards[key[0] << 4 | key[1] >> 4].get(key)
+        if row is None:
+            return None
+        if row.expires_at_ms <= now_ms:
+            self._drop(key, row)
+            return None
+        return row
+
+    def _store(self, key: bytes, row: _Row | None, new: bytes, expires_at_ms: int) -> None:
+        grown = len(new) - len(row.raw) if row is not None else len(new) + ROW_OVERHEAD_BYTES
+        if grown > 0 and self.bytes + grown > self._max_bytes:
+            raise TableFull(f"the bound of {self._max_bytes} bytes is reached by {self.entries} entries")
+        slot = expires_at_ms // SLOT_MS + 1
+        if row is None:
+            row = _Row(new, expires_at_ms, slot)
+            self._shard(key)[key] = row
+            self.entries += 1
+            self.tombstones += is_tombstone(new)
+            self._wait(key, slot)
+        else:
+            self.tombstones += is_tombstone(new) - is_tombstone(row.raw)
+            row.raw = new
+            row.expires_at_ms = expires_at_ms
+            if slot < row.slot:
+                row.slot = slot
+                self._wait(key, slot)
+        self.bytes += grown
+
+    def _wait(self, key: bytes, slot: int) -> None:
+        keys = self._slots.get(slot)
+        if keys is None:
+            keys = self._slots[slot] = set()
+            heapq.heappush(self._slot_order, slot)
+        keys.add(key)
+
+    def _look(self, key: bytes, slot: int, now_ms: int) -> None:
+        row = self._shard(key).get(key)
+        if row is None or row.slot != slot:
+            return  # dropped, or waiting in an earlier slot since
+        if row.expires_at_ms <= now_ms:
+            self._drop(key, row)
+        else:
+            row.slot = row.expires_at_ms // SLOT_MS + 1
+            self._wait(key, row.slot)
+
+    def _drop(self, key: bytes, row: _Row) -> None:
+        shard = self._shard(key)
+        del shard[key]
+        if not shard:  # an emptied dict keeps its memory; a new one returns it
+            self._shards[key[0] << 4 | key[1] >> 4] = {}
+        self.entries -= 1
+        self.tombstones -= is_tombstone(row.raw)
+        self.bytes -= len(row.raw) + ROW_OVERHEAD_BYTES
+
+
+def check_key(key: bytes) -> None:
+    """Raise ``ValueError`` unless ``key`` is a session's key."""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")

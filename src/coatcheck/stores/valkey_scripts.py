@@ -1,0 +1,46 @@
+"""The put rule as a Valkey/Redis script: byte for byte what :mod:`coatcheck.stores.put_rule` says."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from typing import Final
+
+# Versions are compared as bytes for equality only; "<" on Lua strings follows the server's locale,
+# so the sequence number is unpacked. Offsets are one-based: flags 2, version 3-18, owner 7-14, seq 15-18.
+PUT: Final = rb"""
+local key, seen, life, new, channel = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local old = redis.call('GETRANGE', key, 0, 17)
+local closing = string.byte(new, 2) == 1
+if old == '' then
+  if redis.call('EXISTS', key) == 1 then return redis.error_reply('CORRUPT an empty value is stored') end
+  if seen ~= '' and not closing then return {} end
+else
+  local flags = string.byte(old, 2)
+  if #old < 18 or string.byte(old, 1) ~= 1 or flags > 1 then
+    return redis.error_reply('CORRUPT what is stored is no entry')
+  end
+  if string.sub(old, 2, 18) ~= string.sub(new, 2, 18) then
+    local same_owner = string.sub(old, 3, 14) == string.sub(new, 3, 14)
+    local accepted = flags == 0 and (closing or string.sub(old, 3, 18) == seen
+      or (same_owner and struct.unpack('>I4', old, 15) < struct.unpack('>I4', new, 15)))
+    if not accepted then return {redis.call('GET', key), redis.call('PTTL', key)} end
+    if closing or not same_owner then
+      local notice = '\1' .. string.sub(key, -16) .. string.sub(new, 3, 18) .. (closing and '\1' or '\0')
+      redis.call('PUBLISH', channel .. string.sub(old, 7, 9), notice)
+    end
+  end
+end
+redis.call('SET', key, new, 'PX', life)
+return 1
+"""
+
+GET: Final = rb"""
+local found = redis.call('GET', KEYS[1])
+if not found then return {} end
+return {found, redis.call('PTTL', KEYS[1])}
+"""
+
+
+def digest(script: bytes) -> bytes:
+    """The name by which the server calls a loaded script: SHA-1, by its protocol; no secret rests on it."""
+    return sha1(script, usedforsecurity=False).hexdigest().encode()

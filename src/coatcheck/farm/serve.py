@@ -7,8 +7,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.console import Console
@@ -24,14 +24,19 @@ Story = Callable[[Supervisor], Awaitable[int]]
 """Something to do with a running farm; its exit code ends the farm."""
 
 
-def run_farm(settings: FarmSettings, console: Console, story: Story | None = None) -> int:
+def run_farm(
+    settings: FarmSettings,
+    console: Console,
+    story: Story | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> int:
     """Start the farm, serve until SIGINT or SIGTERM (or until ``story`` ends), stop it, return an exit code.
 
     A second signal kills at once. Errors are one line on stderr: exit code 2 if the user can mend the
     configuration, else 1.
     """
     try:
-        return asyncio.run(_run(settings, console, story))
+        return asyncio.run(_run(Supervisor(settings, console, environ), story))
     except ConfigError as error:
         console.close()
         sys.stderr.write(f"coatcheck: {error}\n")
@@ -44,8 +49,7 @@ def run_farm(settings: FarmSettings, console: Console, story: Story | None = Non
         console.close()
 
 
-async def _run(settings: FarmSettings, console: Console, story: Story | None) -> int:
-    farm = Supervisor(settings, console)
+async def _run(farm: Supervisor, story: Story | None) -> int:
     stopping = asyncio.Event()
     _install_signals(farm, stopping)
     starting = asyncio.create_task(farm.start())
@@ -60,7 +64,7 @@ async def _run(settings: FarmSettings, console: Console, story: Story | None) ->
     _announce(farm)
     code = EXIT_OK
     telling = asyncio.ensure_future(story(farm)) if story is not None else None
-    waiting: list[asyncio.Future[object]] = [stopped, *([telling] if telling else [])]
+    waiting: list[asyncio.Future[Any]] = [stopped, *([telling] if telling else [])]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if telling is not None:
@@ -69,7 +73,7 @@ async def _run(settings: FarmSettings, console: Console, story: Story | None) ->
         for task in waiting:
             task.cancel()
         await farm.stop()
-    console.say("stopped")
+    farm.console.say("stopped")
     return code
 
 

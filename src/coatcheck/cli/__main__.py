@@ -1,0 +1,5 @@
+"""``python -m coatcheck.cli`` is ``coatcheck``."""
+
+from coatcheck.cli import main
+
+main()

@@ -188,9 +188,6 @@ class AsyncioDriver:
             turn = self._locks[effect.key] = _Turn()
         turn.waiting += 1
         try:
-            if turn.waiting > 1 or turn.lock.locked():
-                async with turn.lock:
-                    return await self.run(effect.flow, acknowledge)
             async with turn.lock:
                 return await self.run(effect.flow, acknowledge)
         finally:

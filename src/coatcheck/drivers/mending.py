@@ -1,0 +1,117 @@
+"""Repair in the background: who is repaired when, and how fast (protocol section 4, mission B9)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
+from coatcheck.errors import SessionUnavailable
+from coatcheck.events import Event, EventKind
+from coatcheck.replication.copies import Copies
+from coatcheck.replication.effects import Exclusive, Flow
+from coatcheck.replication.repair import Repair, Repaired
+from coatcheck.stores.port import ScanReply, Store, Unreachable
+
+
+class Mending:
+    """Copies hosted sessions again when a session server is lost or back, then looks after sessions that
+    nobody hosts, by scanning the session servers. Every step is paced."""
+
+    INTERVAL_S = 5.0
+    """How often hosted sessions are looked through without any alarm."""
+    SETTLE_S = 0.05
+    """After an alarm: servers that fail together are taken together."""
+    PARALLEL = 16
+    PAUSE_S = 0.005
+    """Between batches of :attr:`PARALLEL` repairs: at most 3,200 sessions a second."""
+    SCAN_DELAY_S = 1.0
+    """Plus a random part of the same length, so that web servers do not scan in step."""
+    SCAN_STEP = 256
+    EXPIRY_STEP = 1000
+
+    def __init__(self, copies: Copies, stores: Mapping[str, Store], driver: AsyncioDriver, world: World) -> None:
+        self._copies = copies
+        self._stores = stores
+        self._driver = driver
+        self._world = world
+        self._repair = Repair(copies)
+        self._alarm = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._scan_wanted = False
+        self._total = 0
+        self._done = 0
+        self._outcomes: Counter[Repaired] = Counter()
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._mend()), asyncio.create_task(self._sweep())]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    def on_change(self, server: str, reachable: bool) -> None:
+        """A session server is lost or back: what it holds is no longer taken for granted."""
+        self._repair.lost_server(server)
+        self._scan_wanted = True
+        self._alarm.set()
+
+    def progress(self) -> dict[str, Any]:
+        """``total`` and ``done`` of the current or last round, and the outcomes since the start."""
+        outcomes = {outcome.name.lower(): count for outcome, count in self._outcomes.items()}
+        return {"total": self._total, "done": self._done, "outcomes": outcomes}
+
+    async def _mend(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._alarm.wait(), self.INTERVAL_S)
+                await asyncio.sleep(self.SETTLE_S)
+            except TimeoutError:
+                self._copies.cache.drop_expired(self._world.now_ms(), self.EXPIRY_STEP)
+            self._alarm.clear()
+            await self._repair_all(self._repair.needs_repair())
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.SCAN_DELAY_S * (1 + self._world.jitter()))
+            if self._scan_wanted:
+                self._scan_wanted = False
+                for name in self._copies.placement.servers:
+                    await self._scan(self._stores[name])
+
+    async def _scan(self, store: Store) -> None:
+        cursor = -1
+        while cursor and store.reachable:
+            future: asyncio.Future[ScanReply] = asyncio.get_running_loop().create_future()
+            store.scan(max(cursor, 0), self.SCAN_STEP, future.set_result)
+            reply = await future
+            if isinstance(reply, Unreachable):
+                return
+            cursor, keys = reply
+            await self._repair_all([key for key in keys if self._copies.cache.get(key) is None])
+
+    async def _repair_all(self, keys: Iterable[bytes]) -> None:
+        keys = list(keys)
+        self._total, self._done = len(keys), 0
+        for start in range(0, len(keys), self.PARALLEL):
+            batch = keys[start : start + self.PARALLEL]
+            await asyncio.gather(*(self._repair_one(key) for key in batch))
+            self._done += len(batch)
+            await asyncio.sleep(self.PAUSE_S)
+
+    async def _repair_one(self, key: bytes) -> None:
+        try:
+            outcome = await self._driver.run(self._exclusive(key))
+        except SessionUnavailable as unavailable:
+            self._outcomes[Repaired.PARTIAL] += 1
+            self._world.report(Event(EventKind.BELOW_TARGET, detail=f"repair: {unavailable}"))
+            return
+        self._outcomes[outcome] += 1
+
+    def _exclusive(self, key: bytes) -> Flow[Repaired]:
+        outcome: Repaired = yield Exclusive(key, self._repair.repair(key))
+        return outcome

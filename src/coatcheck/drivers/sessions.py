@@ -1,0 +1,255 @@
+"""The sessions of one web server, on asyncio: what middleware and farm hold in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
+from coatcheck.drivers.mending import Mending
+from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
+from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.copies import Closed, Copies
+from coatcheck.replication.effects import Exclusive, Tell
+from coatcheck.replication.notice import decode_message
+from coatcheck.replication.placement import Copies as CopiesWanted
+from coatcheck.replication.placement import Placement
+from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.version import SERVER_ID_BYTES
+from coatcheck.replication.view import View
+from coatcheck.sessions.lifecycle import Issue, Lifecycle, Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.stores.port import ScanReply, Store, Unreachable
+from coatcheck.tokens.keyring import KeyRing, PayloadSealer
+from coatcheck.tokens.sealed import SealedToken, TokenCodec
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """One session as operators see it. Times are Unix ms; ``copies`` names the servers that hold the newest state."""
+
+    key: str
+    state: str
+    user: str | None
+    created_at: int
+    last_seen_at: int
+    version: str
+    owner: str
+    copies: tuple[str, ...]
+    bytes: int
+    data: dict[str, Any] | None = None
+
+
+class Sessions:
+    """Opens, saves and closes sessions on the farm's session servers.
+
+    Build it anywhere; :meth:`open` must run on the event loop that serves the requests. ``server_name`` is
+    unique in the farm; ``stores`` are the session servers; ``audience`` is authenticated in every token, so
+    that farms that share a key ring by mistake still refuse each other's tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        farm: str,
+        server_name: str,
+        stores: Sequence[Store],
+        ring: KeyRing,
+        copies: CopiesWanted = 2,
+        replication: ReplicationPolicy | None = None,
+        policy: SessionPolicy | None = None,
+        observer: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.server_name = server_name
+        self._stores: Mapping[str, Store] = {store.name: store for store in stores}
+        self._observer = observer
+        self.events: Counter[EventKind] = Counter()
+        self._last_event: dict[EventKind, Event] = {}
+        policy = policy or SessionPolicy()
+        replication = replication or ReplicationPolicy()
+        replication = msgspec.structs.replace(replication, tombstone_ms=policy.tombstone_ms)
+        self._world = World(self._stores, self._report)
+        self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
+        sealer = PayloadSealer(ring, farm, self._world.random_bytes)
+        placement = Placement([store.name for store in stores], copies)
+        self.copies = Copies(self.server_id, placement, replication, sealer, self._world)
+        self.lifecycle = Lifecycle(self.copies, policy)
+        self._codecs = {
+            False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
+            True: TokenCodec(ring, "login", farm, self._world.random_bytes),
+        }
+        self._driver: AsyncioDriver | None = None
+        self._mending: Mending | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self.needs_save = self.lifecycle.needs_save
+        self.issue = self.lifecycle.issue
+
+    # -- the life of this web server -------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._driver is not None
+
+    async def open(self) -> None:
+        """Connect to the session servers; those that are away are retried in the background. Repeatable."""
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._open())
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        await asyncio.gather(*(store.open() for store in self._stores.values()))
+        driver = AsyncioDriver(self._stores)
+        mending = Mending(self.copies, self._stores, driver, self._world)
+        for store in self._stores.values():
+            store.subscribe(self.server_id, self._on_message)
+            store.watch(mending.on_change)
+        mending.start()
+        self._driver, self._mending = driver, mending
+
+    async def aclose(self, timeout_s: float = 2.0) -> None:
+        """Settle what was acknowledged early, then release everything."""
+        if self._mending is not None:
+            await self._mending.stop()
+        if self._driver is not None:
+            await self._driver.settle(timeout_s)
+        self._driver = self._mending = self._opening = None
+        await asyncio.gather(*(store.aclose() for store in self._stores.values()))
+
+    @property
+    def driver(self) -> AsyncioDriver:
+        if self._driver is None:
+            raise CoatcheckError("the sessions are not open yet: await open() first")
+        return self._driver
+
+    # -- the life of a request -------------------------------------------------------------------
+
+    def unseal(self, text: bytes, login: bool) -> SealedToken | None:
+        """The token's content, or ``None`` for any bytes that this farm did not seal (counted by reason)."""
+        try:
+            return self._codecs[login].open(text)
+        except TokenRejected as rejection:
+            self._report(Event(EventKind.TOKEN_REJECTED, detail=rejection.reason.value))
+            return None
+
+    def open_cached(self, token: SealedToken, login: bool) -> Session | None:
+        """The session, if it is hosted here and fresh: no I/O."""
+        return self.lifecycle.open_cached(token, login)
+
+    async def open_session(self, token: SealedToken, login: bool) -> Session | None:
+        """The session of a token, or ``None``. Raises :class:`SessionUnavailable`: fail closed."""
+        return await self.driver.run(self.lifecycle.open(token, login))
+
+    async def save(self, session: Session) -> Saved:
+        """Store what a request did; call :attr:`needs_save` first. Raises what :meth:`Lifecycle.save` raises."""
+        return await self.driver.run(self.lifecycle.save(session))
+
+    def seal(self, issue: Issue) -> bytes:
+        """The text of a token for the browser."""
+        return self._codecs[issue.login].seal(*issue.token)
+
+    # -- for operators ---------------------------------------------------------------------------
+
+    async def close_key(self, key: bytes) -> Closed:
+        """Close a session by its key, on every server."""
+        closed: Closed = await self.driver.run(_exclusively(key, self.copies.close(key)))
+        return closed
+
+    async def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
+        """What the session servers hold of a session; changes nothing, claims nothing."""
+        view = await self.driver.run(self.copies.viewer.look(key, None, every=True))
+        return _describe(view, with_data)
+
+    async def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
+        """Up to ``limit`` sessions, found by scanning the session servers that answer."""
+        found: list[SessionInfo] = []
+        for key in await self._keys(limit):
+            info = await self.show(key, with_data=False)
+            if info is not None:
+                found.append(info)
+        return found
+
+    async def _keys(self, limit: int) -> list[bytes]:
+        keys: dict[bytes, None] = {}
+        for store in self._stores.values():
+            cursor = -1
+            while cursor and len(keys) < limit:
+                reply = await scan(store, max(cursor, 0), 256)
+                if isinstance(reply, Unreachable):
+                    break
+                cursor, found = reply
+                keys.update(dict.fromkeys(found))
+        return list(keys)[:limit]
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for ``coatcheck status``: sessions hosted, copies below their number, repair, events."""
+        mending = self._mending
+        return {
+            "sessions": len(self.copies.cache),
+            "under_replicated": len(self.copies.under_replicated),
+            "closing": len(self.copies.closing),
+            "recopy": mending.progress() if mending is not None else {},
+            "session_servers": {name: store.reachable for name, store in self._stores.items()},
+            "events": {kind.value: count for kind, count in self.events.items()},
+            "last_events": {kind.value: event.detail for kind, event in self._last_event.items()},
+        }
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _report(self, event: Event) -> None:
+        self.events[event.kind] += 1
+        self._last_event[event.kind] = event
+        self._observer(event)
+
+    def _on_message(self, raw: bytes) -> None:
+        try:
+            message = decode_message(raw)
+        except CorruptEntry as corrupt:
+            self._report(Event(EventKind.CORRUPT_ENTRY, detail=f"notice: {corrupt}"))
+            return
+        answer: Tell | None = self.copies.on_message(message)
+        if answer is not None and self._driver is not None:
+            self._driver.tell(answer)
+
+
+def _exclusively(key: bytes, flow: Any) -> Any:
+    return (yield Exclusive(key, flow))
+
+
+async def scan(store: Store, cursor: int, limit: int) -> ScanReply:
+    """One step of a scan, awaited."""
+    future: asyncio.Future[ScanReply] = asyncio.get_running_loop().create_future()
+    store.scan(cursor, limit, lambda reply: None if future.done() else future.set_result(reply))
+    return await future
+
+
+def _describe(view: View, with_data: bool) -> SessionInfo | None:
+    newest = view.newest
+    if newest is None:
+        return None
+    holders = tuple(name for name, entry in view.entries.items() if entry.version == newest.version)
+    common: dict[str, Any] = {
+        "key": view.key.hex(),
+        "version": str(newest.version),
+        "owner": newest.version.server_id.hex(),
+        "copies": holders,
+        "bytes": len(newest.payload),
+    }
+    if newest.closed:
+        return SessionInfo(state="closed", user=None, created_at=0, last_seen_at=0, **common)
+    record = decode_record(view.body)
+    return SessionInfo(
+        state="live",
+        user=record.user,
+        created_at=record.created_at,
+        last_seen_at=record.last_seen_at,
+        data=decode_data(record.data) if with_data else None,
+        **common,
+    )
+
+
+__all__ = ["SessionInfo", "Sessions", "public_id", "scan"]

@@ -1,0 +1,247 @@
+"""ASGI middleware: where requests enter (mission A12, B1; issue "Web").
+
+``scope["session"]`` is a dict that behaves as Starlette's. The response waits until what the request
+did is acknowledged; a cookie is set only when the browser must learn something new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.sessions.lifecycle import Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.web.cookies import CookieJar, CookiePolicy
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+NOTHING = Saved()
+RETRY_AFTER_S = 1
+
+
+class SessionMiddleware:
+    """Wraps an ASGI app, unmodified, with sessions that outlive any server.
+
+    ``sessions`` is opened at lifespan startup, or with the first request where the server has no lifespan.
+    ``route_tag`` names this web server to the local director.
+    """
+
+    def __init__(
+        self, app: ASGIApp, sessions: Sessions, cookies: CookiePolicy | None = None, route_tag: str | None = None
+    ) -> None:
+        cookies = cookies or CookiePolicy()
+        cookies.check()
+        self.app = app
+        self.sessions = sessions
+        self.requests = 0
+        self._anonymous = CookieJar(cookies)
+        self._login = CookieJar(cookies, "-login")
+        self._route = CookieJar(cookies, "-route")
+        self._login_name = self._login.name
+        self._read_anonymous = self._anonymous.read
+        self._route_tag = route_tag.encode() if route_tag is not None else None
+        self._unseal = sessions.unseal
+        self._open_cached = sessions.open_cached
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if kind != "http" and kind != "websocket":
+            await self.app(scope, receive, send)
+            return
+        self.requests += 1
+        if not self.sessions.is_open:
+            await self.sessions.open()
+        header = b""
+        for name, value in scope["headers"]:
+            if name == b"cookie":
+                header = header + b"; " + value if header else value
+        try:
+            session = await self._open(header) if header else Session()
+        except SessionUnavailable as unavailable:
+            await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
+            return
+        scope["session"] = session
+        response = _Response(self, session, header, send)
+        await self.app(scope, receive, response.send if kind == "http" else response.send_websocket)
+
+    async def _open(self, header: bytes) -> Session:
+        """The session of the logged-in cookie if it opens one, else of the anonymous cookie, else a fresh one."""
+        if self._login_name in header:
+            text = self._login.read(header)
+            session = await self._open_token(text, True) if text else None
+            if session is not None:
+                return session
+        text = self._read_anonymous(header)
+        if text:
+            token = self._unseal(text, False)
+            if token is not None:
+                session = self._open_cached(token, False)
+                if session is None:
+                    session = await self.sessions.open_session(token, False)
+                if session is not None:
+                    return session
+        return Session()
+
+    async def _open_token(self, text: bytes, login: bool) -> Session | None:
+        token = self._unseal(text, login)
+        if token is None:
+            return None
+        return self._open_cached(token, login) or await self.sessions.open_session(token, login)
+
+    def cookies_for(self, session: Session, saved: Saved, header: bytes) -> list[Header]:
+        """The Set-Cookie headers that this answer needs; none if the browser knows everything."""
+        headers: list[Header] = []
+        if saved.clear:
+            headers.append((self._login if session.login else self._anonymous).delete_cookie())
+        elif saved.issue is not None:
+            jar = self._login if saved.issue.login else self._anonymous
+            headers.append(jar.set_cookie(self.sessions.seal(saved.issue)))
+            if saved.issue.login and self._anonymous.read(header):
+                headers.append(self._anonymous.delete_cookie())
+        tag = self._route_tag
+        if tag is not None and session.copy_held is not None and self._route.read(header) != tag:
+            headers.append(self._route.set_cookie(tag))
+        return headers
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_opening() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.sessions.open()
+            return message
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                await self.sessions.aclose()
+            await send(message)
+
+        await self.app(scope, receive_opening, send_closing)
+
+
+class _Response:
+    """One answer on its way out: saves the session before the head leaves."""
+
+    __slots__ = ("_failed", "_header", "_middleware", "_replaced", "_send", "_session", "_streaming")
+
+    def __init__(self, middleware: SessionMiddleware, session: Session, header: bytes, send: Send) -> None:
+        self._middleware = middleware
+        self._session = session
+        self._header = header
+        self._send = send
+        self._streaming = False
+        self._replaced = False
+        self._failed = False
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if self._replaced:
+            return
+        if kind == "http.response.start":
+            await self._start(message)
+            return
+        if kind == "http.response.body":
+            if message.get("more_body"):
+                self._streaming = True
+            elif self._streaming:
+                await self._save_late()
+        await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        session = self._session
+        saved = NOTHING
+        if not self._failed:
+            try:
+                saved = await self._save()
+            except SessionUnavailable as unavailable:
+                await self._replace(503, f"session not saved: {unavailable.reason.value}")
+                return
+            except (SessionClosed, ConflictError) as refused:
+                await self._replace(409, f"session not saved: {refused}")
+                return
+        # A logged-out or dead cookie is deleted by close alone; the session is in copy_held from here on.
+        cookies = self._middleware.cookies_for(session, saved, self._header)
+        if session.accessed or cookies:
+            message["headers"] = _guard(list(message.get("headers", ())), bool(cookies)) + cookies
+        await self._send(message)
+
+    async def _save(self) -> Saved:
+        session = self._session
+        sessions = self._middleware.sessions
+        try:
+            if sessions.needs_save(session):
+                return await sessions.save(session)
+        except SessionDataError:
+            self._failed = True  # the app's own error page may pass, without a session
+            raise
+        issue = sessions.issue(session)
+        return NOTHING if issue is None else Saved(issue)
+
+    async def _save_late(self) -> None:
+        """Changes made while the body was streamed: stored before the last piece leaves."""
+        if not self._failed and self._middleware.sessions.needs_save(self._session):
+            await self._middleware.sessions.save(self._session)
+
+    async def _replace(self, status: int, why: str) -> None:
+        """What the app answered is not true: its change was not stored."""
+        self._replaced = True
+        await _refuse("http", self._send, status, why)
+
+    async def send_websocket(self, message: Message) -> None:
+        if message["type"] == "websocket.accept":
+            cookies = self._middleware.cookies_for(self._session, await self._save(), self._header)
+            if cookies:
+                message["headers"] = [*message.get("headers", ()), *cookies]
+        await self._send(message)
+
+
+def _guard(headers: list[Header], sets_cookie: bool) -> list[Header]:
+    """``Vary: Cookie`` and ``no-store`` (ASVS 14.2.2). The app's own Cache-Control stands unless a token leaves."""
+    guarded: list[Header] = []
+    vary = b"Cookie"
+    cached = False
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"vary":
+            if b"cookie" in value.lower() or value.strip() == b"*":
+                vary = b""
+            guarded.append((name, value))
+        elif lowered == b"cache-control" and sets_cookie:
+            continue
+        else:
+            cached = cached or lowered == b"cache-control"
+            guarded.append((name, value))
+    if vary:
+        guarded.append((b"vary", vary))
+    if not cached:
+        guarded.append((b"cache-control", b"no-store"))
+    return guarded
+
+
+async def _refuse(kind: str, send: Send, status: int, why: str) -> None:
+    """Fail closed, in one line of text that says nothing secret."""
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1013, "reason": "session unavailable"})
+        return
+    body = f"{why}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if status == 503:
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+__all__ = ["SessionMiddleware"]

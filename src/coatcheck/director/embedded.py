@@ -1,0 +1,156 @@
+"""The embedded director: one port before many web servers, within this process and its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, Final
+
+from coatcheck.director.downstream import Downstream
+from coatcheck.director.health import HealthWatch
+from coatcheck.director.options import DirectorOptions, checked_options
+from coatcheck.director.relay import Relay
+from coatcheck.director.routing import Check, ServerState, Verdict
+from coatcheck.director.upstream import UpstreamPool
+from coatcheck.errors import ConfigError
+
+_log: Final = logging.getLogger("coatcheck.director")
+_POLL_S: Final = 0.02
+
+
+class EmbeddedDirector:
+    """Routes requests to the web servers that host their sessions (mission B1).
+
+    Runs on the event loop that calls :meth:`start`; several processes may each run one on the same port.
+    Raises ConfigError for options that make no sense.
+    """
+
+    def __init__(self, options: DirectorOptions) -> None:
+        self._options = checked_options(options)
+        self._relay: Relay | None = None
+        self._server: asyncio.Server | None = None
+        self._watches: list[HealthWatch] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._tick: asyncio.TimerHandle | None = None
+        self._draining: set[str] = set()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens; useful after binding to port 0."""
+        assert self._server is not None
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port
+
+    async def start(self, sock: socket.socket | None = None) -> None:
+        """Begin to listen and to check the web servers.
+
+        Binds ``host`` and ``port`` with SO_REUSEPORT unless it is given a socket. Raises OSError when the address
+        cannot be had. A request that comes before a web server has passed its first check waits for that.
+        """
+        loop, options = asyncio.get_running_loop(), self._options
+        relay = self._relay = Relay(options, loop)
+        for state in relay.states:
+            state.draining = state.name in self._draining
+        where: dict[str, Any] = {"sock": sock}
+        if sock is None:
+            where = {"host": options.host, "port": options.port, "reuse_port": True}
+        if options.tls is not None:
+            where |= {"ssl": options.tls, "ssl_handshake_timeout": options.header_read_s}
+        self._server = await loop.create_server(lambda: Downstream(relay), backlog=options.backlog, **where)
+        self._watches = [HealthWatch(relay, pool, self._report) for pool in relay.pools]
+        relay.nudge = self._nudge
+        self._watching = [loop.create_task(watch.run()) for watch in self._watches]
+        self._on_tick(relay)
+
+    def drain(self, name: str) -> None:
+        """Send a web server no more requests, not even those of its own sessions; what is in flight there ends well.
+
+        WebSockets may go on for ``tunnel_drain_s``. Raises ConfigError for an unknown name.
+        """
+        self._set_draining(name, draining=True)
+
+    def admit(self, name: str) -> None:
+        """Send a drained web server requests again.
+
+        Raises ConfigError for an unknown name.
+        """
+        self._set_draining(name, draining=False)
+
+    def _set_draining(self, name: str, *, draining: bool) -> None:
+        if name not in {server.name for server in self._options.servers}:
+            raise ConfigError(f"director: there is no web server {name!r}")
+        (self._draining.add if draining else self._draining.discard)(name)
+        if self._relay is None:
+            return
+        state = next(state for state in self._relay.states if state.name == name)
+        was_draining, state.draining = state.draining, draining
+        if was_draining and not draining and state.healthy:
+            self._relay.admitted(state)
+
+    def status(self) -> dict[str, Any]:
+        """The counters since the start, and the state of each web server; all zero before the start."""
+        relay = self._relay
+        states = relay.states if relay is not None else []
+        servers = [
+            {
+                "name": server.name,
+                "address": f"{server.host}:{server.port}",
+                "healthy": state.healthy,
+                "draining": state.draining,
+                "in_flight": state.in_flight,
+                "requests": state.requests,
+                "failures": state.failures,
+            }
+            for server, state in zip(self._options.servers, states, strict=False)
+        ]
+        return {
+            "requests": relay.requests if relay else 0,
+            "in_flight": sum(state.in_flight for state in states) + (len(relay.waiting) if relay else 0),
+            "connections": len(relay.clients) + len(relay.tunnels) if relay else 0,
+            "waiting": len(relay.waiting) if relay else 0,
+            "retries": relay.retries if relay else 0,
+            "errors": dict(relay.errors) if relay else {},
+            "servers": servers,
+        }
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, finish what is in flight, close what is idle; after ``grace_s`` drop what is left."""
+        relay, server = self._relay, self._server
+        if relay is None or server is None:
+            return
+        self._relay = self._server = None
+        relay.stopping = True
+        server.close()
+        deadline = relay.loop.time() + grace_s
+        while relay.clients or relay.tunnels:
+            for client in list(relay.clients):
+                client.close_if_idle()
+            if relay.loop.time() >= deadline:
+                break
+            await asyncio.sleep(_POLL_S)
+        relay.close()
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        if self._tick is not None:
+            self._tick.cancel()
+        # Aborted connections report their end in the loop's next rounds.
+        await asyncio.sleep(0)
+
+    def _on_tick(self, relay: Relay) -> None:
+        self._tick = relay.loop.call_later(self._options.tick_s, self._on_tick, relay)
+        relay.tick(relay.loop.time())
+
+    def _nudge(self, state: ServerState) -> None:
+        self._watches[state.index].nudge()
+
+    def _report(self, pool: UpstreamPool, verdict: Verdict, check: Check) -> None:
+        pool.close_idle(float("inf"))
+        if verdict is Verdict.ADMITTED:
+            if not pool.state.draining:
+                pool.relay.admitted(pool.state)
+            return
+        _log.warning("web server %s is out: health check %s", pool.state.name, check.value)
+        if verdict is Verdict.ABANDONED:
+            pool.relay.abandoned(pool.state)

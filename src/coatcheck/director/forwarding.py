@@ -1,0 +1,125 @@
+"""What the director tells a web server about the client, and which paths it keeps to itself."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from coatcheck.director.http_head import CHUNKED, RequestHead
+from coatcheck.director.options import Network
+
+# A gateway must name itself to the server behind it (RFC 9110, 7.6.3) and may to the client, where it would only cost
+# bytes and tell strangers what stands here: so requests carry Via and responses do not.
+_VIA: Final = b"Via: 1.1 coatcheck\r\n"
+_RESERVED: Final = b"/.well-known/coatcheck"
+
+
+class ClientAddress:
+    """Who is at the other end of one connection, as told to the web servers."""
+
+    __slots__ = ("_block", "_block_host", "_node", "_peer", "_proto", "_trusted")
+
+    def __init__(self, peer: str, *, tls: bool, trusted: tuple[Network, ...]) -> None:
+        self._peer = peer.encode("ascii", "replace")
+        self._node = b'"[%s]"' % self._peer if b":" in self._peer else self._peer
+        self._proto = b"https" if tls else b"http"
+        self._trusted = bool(trusted) and _is_within(peer, trusted)
+        self._block_host: bytes | None = None
+        self._block = b""
+
+    def block(self, head: RequestHead) -> bytes:
+        """The forwarding lines of one request, each ended by CRLF.
+
+        What the client itself said there is dropped, unless it is a trusted proxy: then it is extended
+        (RFC 7239, 4).
+        """
+        if self._trusted and head.forwarding:
+            return self._extended(head)
+        if head.host != self._block_host:
+            self._block_host = head.host
+            self._block = (
+                b"X-Forwarded-For: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Host: %s\r\n"
+                b'Forwarded: for=%s;host="%s";proto=%s\r\n%s'
+                % (self._peer, self._proto, head.host, self._node, head.host, self._proto, _VIA)
+            )
+        return self._block
+
+    def _extended(self, head: RequestHead) -> bytes:
+        told: dict[bytes, list[bytes]] = {}
+        for line in head.forwarding.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name:
+                told.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        chain = b", ".join([*told.get(b"x-forwarded-for", []), self._peer])
+        hop = b'for=%s;host="%s";proto=%s' % (self._node, head.host, self._proto)
+        return b"X-Forwarded-For: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Host: %s\r\nForwarded: %s\r\n%s" % (
+            chain,
+            told.get(b"x-forwarded-proto", [self._proto])[-1],
+            told.get(b"x-forwarded-host", [head.host])[-1],
+            b", ".join([*told.get(b"forwarded", []), hop]),
+            _VIA,
+        )
+
+
+def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return False
+    return any(address in network for network in networks)
+
+
+def request_bytes(head: RequestHead, client: ClientAddress) -> bytes:
+    """The head as a web server gets it, built from what was understood and nothing else."""
+    framing = b""
+    if head.length == CHUNKED:
+        framing = b"Transfer-Encoding: chunked\r\n"
+    elif head.length or head.method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"):
+        framing = b"Content-Length: %d\r\n" % head.length
+    if head.expects_continue and head.length:
+        framing += b"Expect: 100-continue\r\n"
+    if head.websocket:
+        framing += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    lines = b"\r\n".join(head.lines) + b"\r\n" if head.lines else b""
+    return b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (
+        head.method, head.target, head.host, lines, client.block(head), framing,
+    )  # fmt: skip
+
+
+def is_reserved(target: bytes) -> bool:
+    """Whether a request target is under ``/.well-known/coatcheck/``, however it is written.
+
+    Those paths are for the farm alone; web servers decode, so what they would take for one counts as one.
+    """
+    if b"%" not in target and b"well-known" not in target:
+        return False
+    path = target.partition(b"?")[0]
+    for _ in range(2):
+        path = unquote_to_bytes(path)
+    parts: list[bytes] = []
+    for part in path.lower().replace(b"\\", b"/").split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    plain = b"/" + b"/".join(parts)
+    return plain == _RESERVED or plain.startswith(_RESERVED + b"/")
+
+
+def route_tag_reader(cookie_name: str, is_known: Callable[[bytes], bool]) -> Callable[[bytes], bytes | None]:
+    """A function that finds the tag of a known web server in the value of a Cookie header."""
+    name = cookie_name.encode("ascii")
+    pattern = re.compile(rb"(?:^|;)[ \t]*(?:__Host-)?" + re.escape(name) + rb'=\s*"?([^;"\s]*)')
+
+    def read(cookies: bytes) -> bytes | None:
+        if name not in cookies:
+            return None
+        for tag in pattern.findall(cookies):
+            if is_known(tag):
+                return tag  # type: ignore[no-any-return]
+        return None
+
+    return read

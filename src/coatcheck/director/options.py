@@ -1,0 +1,131 @@
+"""Every limit and time-out of the director, with its default."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+
+_TAG: Final = re.compile(r"[A-Za-z0-9._~!-]{1,128}")
+_COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class WebServer(msgspec.Struct, frozen=True):
+    """One web server: its name, its address, and the opaque tag that the route cookie carries for it."""
+
+    name: str
+    host: str
+    port: int
+    tag: str
+
+
+class DirectorOptions(msgspec.Struct, frozen=True):
+    """What the director serves and within which bounds; times in seconds, sizes in bytes."""
+
+    servers: tuple[WebServer, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls: ssl.SSLContext | None = None
+    backlog: int = 4096
+    route_cookie: str = "coatcheck-route"
+    """Read under this name and under ``__Host-`` before it; the web servers set it."""
+    health_path: str = "/.well-known/coatcheck/health"
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks (``10.0.0.0/8``) whose ``X-Forwarded-*`` and ``Forwarded`` headers are believed and extended."""
+
+    # Bounds
+    max_connections: int = 4096
+    """Of clients; one more is answered 503 and closed. Also bounds the connections to web servers."""
+    max_head_bytes: int = 32 * 1024
+    max_headers: int = 100
+    max_response_head_bytes: int = 64 * 1024
+    max_idle_upstream: int = 64
+    """Unused connections kept to each web server."""
+    max_waiting: int = 1024
+    """Requests that wait for a web server to come back."""
+    max_tries: int = 3
+    """How often one request is sent in all."""
+    kept_body_bytes: int = 64 * 1024
+    """Of a request body, kept for sending it again; also what is taken before a web server is connected."""
+    buffer_bytes: int = 64 * 1024
+    """High-water mark of each connection's write buffer; beyond it the other side is not read."""
+    held_response_bytes: int = 64 * 1024
+    """A response of known length up to this leaves in one piece, so that it can still be had elsewhere."""
+
+    # Time-outs
+    header_read_s: float = 10.0
+    idle_s: float = 60.0
+    connect_s: float = 0.5
+    first_byte_s: float = 30.0
+    between_bytes_s: float = 30.0
+    held_response_s: float = 0.2
+    upstream_idle_s: float = 4.0
+    """Shorter than the web server's own keep-alive (uvicorn: 5 s), so that it is we who close."""
+    linger_s: float = 1.0
+    tunnel_idle_s: float = 3600.0
+    tunnel_drain_s: float = 60.0
+    """How long WebSockets of a web server that drains may go on."""
+    no_server_wait_s: float = 2.0
+    retry_after_s: float = 0.5
+    """A request without an answer for so long moves on, if its web server fails its health checks too."""
+
+    abandon_write_after_s: float = 0.9
+    """A non-idempotent request that was sent to a web server which fell silent is answered 504 after so long: it
+    may have been carried out, so it is not sent again; and a server that was only blocked may still answer it."""
+    tick_s: float = 0.1
+    """How often deadlines are looked at, and so how exact the time-outs are."""
+
+    # Health checks
+    check_every_s: float = 0.25
+    check_timeout_s: float = 0.25
+    rise: int = 1
+    fall: int = 2
+
+
+def checked_options(options: DirectorOptions) -> DirectorOptions:
+    """The options themselves, if they make sense.
+
+    Raises ConfigError with one line that names the setting.
+    """
+    if not options.servers:
+        raise ConfigError("director: servers is empty; name at least one web server")
+    for what, values in (("name", [s.name for s in options.servers]), ("tag", [s.tag for s in options.servers])):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError(f"director: two web servers have the {what} {twice[0]!r}")
+    for server in options.servers:
+        if not _TAG.fullmatch(server.tag):
+            raise ConfigError(f"director: the tag of {server.name!r} is not 1 to 128 cookie-safe characters")
+        if not 0 < server.port < 65536:
+            raise ConfigError(f"director: the port of {server.name!r} is not between 1 and 65535")
+    if not _COOKIE_NAME.fullmatch(options.route_cookie):
+        raise ConfigError(f"director: route_cookie {options.route_cookie!r} is no cookie name")
+    if not re.fullmatch(r"/[!-~]*", options.health_path):
+        raise ConfigError(f"director: health_path {options.health_path!r} is no path")
+    for field in msgspec.structs.fields(options):
+        value = getattr(options, field.name)
+        if field.type in (int, float, "int", "float") and field.name != "port" and value <= 0:
+            raise ConfigError(f"director: {field.name} is {value}; it must be above 0")
+    trusted_networks(options)
+    return options
+
+
+def trusted_networks(options: DirectorOptions) -> tuple[Network, ...]:
+    """The networks whose forwarding headers are believed.
+
+    Raises ConfigError for one that is no network.
+    """
+    networks: list[Network] = []
+    for network in options.trusted_proxies:
+        try:
+            networks.append(ipaddress.ip_network(network))
+        except ValueError as error:
+            raise ConfigError(f"director: trusted_proxies: {error}") from error
+    return tuple(networks)

@@ -1,0 +1,150 @@
+"""What all connections of one director share: the clock of the last tick, the pools, the queue, the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from coatcheck.director.forwarding import route_tag_reader
+from coatcheck.director.options import DirectorOptions, trusted_networks
+from coatcheck.director.routing import Balancer, ServerState, eject, servers_of
+from coatcheck.director.upstream import Upstream, UpstreamPool
+
+if TYPE_CHECKING:
+    from coatcheck.director.downstream import Downstream
+    from coatcheck.director.exchange import Exchange
+    from coatcheck.director.tunnel import Tunnel
+
+_log: Final = logging.getLogger("coatcheck.director")
+# Our own shortage of descriptors or ports says nothing about a web server.
+_OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Fault(Enum):
+    """Why a request was not served; the keys of ``status()["errors"]``."""
+
+    BAD_REQUEST = "bad_request"
+    CLIENT_TIMEOUT = "client_timeout"
+    CLIENT_GONE = "client_gone"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    NO_SERVER = "no_server"
+    UPSTREAM_LOST = "upstream_lost"
+    UPSTREAM_SILENT = "upstream_silent"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    BAD_RESPONSE = "bad_response"
+
+
+class Relay:
+    """The shared state of one director's data plane."""
+
+    def __init__(self, options: DirectorOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self.options = options
+        self.loop = loop
+        self.now = loop.time()
+        """The time of the last tick: exact enough for time-outs, and free to read."""
+        self.states = servers_of((server.name, server.tag) for server in options.servers)
+        self.balancer = Balancer(self.states)
+        self.pools = [UpstreamPool(self, s, state) for s, state in zip(options.servers, self.states, strict=True)]
+        self.read_tag = route_tag_reader(options.route_cookie, self.balancer.knows)
+        self.trusted = trusted_networks(options)
+        self.clients: set[Downstream] = set()
+        self.tunnels: set[Tunnel] = set()
+        self.waiting: deque[Exchange] = deque()
+        self.requests = 0
+        self.retries = 0
+        self.errors = dict.fromkeys((fault.value for fault in Fault), 0)
+        self.stopping = False
+        self.nudge: Callable[[ServerState], None] = lambda state: None
+        """Asks for a health check of a server now."""
+        self._connects: set[asyncio.Task[None]] = set()
+
+    def count(self, fault: Fault) -> None:
+        """Count a request that was not served."""
+        self.errors[fault.value] += 1
+
+    def connect(self, pool: UpstreamPool, exchange: Exchange) -> asyncio.Task[None]:
+        """Open a connection to a web server for a request; bounded by ``connect_s`` and by the clients' number."""
+        task = self.loop.create_task(self._connect(pool, exchange))
+        self._connects.add(task)
+        task.add_done_callback(self._connects.discard)
+        return task
+
+    async def _connect(self, pool: UpstreamPool, exchange: Exchange) -> None:
+        server = pool.server
+        try:
+            async with asyncio.timeout(self.options.connect_s):
+                _, upstream = await self.loop.create_connection(lambda: Upstream(self, pool), server.host, server.port)
+        except (OSError, TimeoutError) as error:
+            if not (isinstance(error, OSError) and error.errno in _OWN_SHORTAGES):
+                self.eject(pool.state, f"cannot connect: {error or 'no answer'}")
+            if exchange.is_connecting(asyncio.current_task()):
+                exchange.connect_failed()
+            return
+        if exchange.is_connecting(asyncio.current_task()):
+            exchange.connected(upstream)
+        else:
+            pool.release(upstream)
+
+    def eject(self, state: ServerState, why: str) -> None:
+        """Send a server no more requests until a health check passes, and ask for one now."""
+        if eject(state):
+            _log.warning("web server %s is out: %s", state.name, why)
+        self.nudge(state)
+
+    def park(self, exchange: Exchange) -> bool:
+        """Let a request wait for a web server; ``False``: the queue is full."""
+        if len(self.waiting) >= self.options.max_waiting:
+            return False
+        self.waiting.append(exchange)
+        return True
+
+    def unpark(self, exchange: Exchange) -> None:
+        """Forget a request that waits no more."""
+        try:
+            self.waiting.remove(exchange)
+        except ValueError:
+            return
+
+    def admitted(self, state: ServerState) -> None:
+        """A server takes requests again: send it what waits. It may be a new process, so old failures don't count."""
+        _log.info("web server %s is in", state.name)
+        waiting, self.waiting = self.waiting, deque()
+        for exchange in waiting:
+            exchange.server_admitted(state)
+
+    def abandoned(self, state: ServerState) -> None:
+        """A server fell silent: what waits there moves, where it may."""
+        for client in list(self.clients):
+            exchange = client.exchange
+            if exchange is not None and exchange.pool is not None and exchange.pool.state is state:
+                exchange.server_silent(self.now)
+
+    def tick(self, now: float) -> None:
+        """Look at every deadline."""
+        self.now = now
+        suspects = any(state.suspect and state.in_flight for state in self.states)
+        for client in list(self.clients):
+            if client.deadline <= now:
+                client.expired(now)
+            elif suspects and client.exchange is not None:
+                client.exchange.reconsider(now)
+        for tunnel in list(self.tunnels):
+            tunnel.tick(now)
+        for pool in self.pools:
+            pool.close_idle(now - self.options.upstream_idle_s)
+
+    def close(self) -> None:
+        """Drop every connection."""
+        for client in list(self.clients):
+            client.transport.abort()
+        for tunnel in list(self.tunnels):
+            tunnel.abort()
+        for task in list(self._connects):
+            task.cancel()
+        for pool in self.pools:
+            pool.close_idle(float("inf"))

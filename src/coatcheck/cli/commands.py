@@ -100,7 +100,7 @@ def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
     """List sessions."""
     from coatcheck.cli.tables import rows_table
 
-    found = ask(run_dir, {"op": "sessions.ls", "limit": limit})["sessions"]
+    found = ask(run_dir, {"op": "sessions.ls", "limit": limit}, timeout_s=90)["sessions"]
     click.echo(json_text(found) if as_json else rows_table(found) or "no sessions")
 
 

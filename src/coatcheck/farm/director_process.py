@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coatcheck.director.embedded import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
 from coatcheck.farm.control import Message
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import DirectorRole

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coatcheck.farm.supervisor import Supervisor
 
 CALL_TIMEOUT_S: Final = 5.0
+LIST_TIMEOUT_S: Final = 60.0
 DRAIN_POLL_S: Final = 0.1
 QUIET_POLLS: Final = 3
 """How often in a row nothing must be in flight, so that a request between director and web server is seen."""
@@ -156,7 +157,7 @@ class Operations:
         for keeper in self._farm.web_servers:
             if keeper.state in ("ready", "draining"):
                 try:
-                    reply = await keeper.call(operation, CALL_TIMEOUT_S, **arguments)
+                    reply = await keeper.call(operation, LIST_TIMEOUT_S, **arguments)
                 except ControlError as error:
                     problem = str(error)
                 else:

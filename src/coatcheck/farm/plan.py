@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.farm.configuration import SETTINGS
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.ports import internal_addresses
 from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
 from coatcheck.farm.session_server_url import parse_session_server
-from coatcheck.farm.settings import SHARED_FIELDS, FarmSettings, SessionServerAddress, SessionSettings
+from coatcheck.farm.settings import FarmSettings, SessionServerAddress, SessionSettings
 
 ROUTE_SUFFIX: Final = "-route"
 
@@ -73,7 +74,9 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
 def _session_settings(
     settings: FarmSettings, server: str, copies_at: tuple[SessionServerAddress, ...], keys: FarmKeys
 ) -> SessionSettings:
-    shared: dict[str, Any] = {name: getattr(settings, name) for name in SHARED_FIELDS}
+    shared: dict[str, Any] = {
+        setting.field: getattr(settings, setting.field) for setting in SETTINGS if setting.option.table == "session"
+    }
     return SessionSettings(
         farm=settings.name,
         server=server,

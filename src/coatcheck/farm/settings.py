@@ -205,9 +205,3 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"SessionSettings(farm={self.farm!r}, server={self.server!r})"
-
-
-SHARED_FIELDS: Final = tuple(
-    name for name in SessionSettings.__struct_fields__ if name in FarmSettings.__struct_fields__
-)
-"""The fields that a web process takes over from the farm's settings unchanged."""

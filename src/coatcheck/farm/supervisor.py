@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from coatcheck.errors import ConfigError, CoatcheckError
+from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import ControlServer

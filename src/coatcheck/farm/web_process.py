@@ -6,14 +6,20 @@ import gc
 import os
 from typing import Any
 
+import msgspec
+
+from coatcheck.drivers.sessions import Sessions
 from coatcheck.farm.application import installs_starlette_sessions, load_application
-from coatcheck.farm.control import Message
+from coatcheck.farm.control import ControlError, Message
 from coatcheck.farm.front_door import App, FrontDoor
 from coatcheck.farm.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import WebServerRole
-from coatcheck.farm.sessions import cookie_policy, open_sessions
+from coatcheck.farm.sessions import open_sessions
 from coatcheck.web.asgi import SessionMiddleware
+from coatcheck.web.cookies import CookiePolicy
+
+KEY_BYTES = 16
 
 SERVER_VARIABLE = "COATCHECK_SERVER"
 """The environment variable that tells the app which web server it runs in."""
@@ -29,8 +35,9 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
             "so sessions are not shared; remove it from the app"
         )
     sessions = open_sessions(role.sessions)
+    cookies = CookiePolicy(name=role.sessions.cookie_name, insecure_localhost=role.sessions.insecure_localhost)
     await sessions.open()
-    inner: App = SessionMiddleware(app, sessions, cookies=cookie_policy(role.sessions), route_tag=role.route_tag)
+    inner: App = SessionMiddleware(app, sessions, cookies=cookies, route_tag=role.route_tag)
     door = FrontDoor(inner)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn
@@ -47,7 +54,17 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         await sessions.aclose()
 
 
-def _operations(door: FrontDoor, sessions: Any) -> dict[str, Any]:
+def _key(message: Message) -> bytes:
+    try:
+        key = bytes.fromhex(str(message["key"]))
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ControlError(f"a session's key is {2 * KEY_BYTES} hex digits, as `coatcheck sessions ls` shows them")
+    return key
+
+
+def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
         counts = {"requests": door.requests, "in_flight": door.in_flight, "draining": door.draining}
         return {"status": {**sessions.status(), **counts}}
@@ -61,13 +78,13 @@ def _operations(door: FrontDoor, sessions: Any) -> dict[str, Any]:
         return {}
 
     async def list_sessions(message: Message) -> dict[str, Any]:
-        return {"sessions": await sessions.list(int(message["limit"]))}
+        return {"sessions": msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))}
 
     async def show(message: Message) -> dict[str, Any]:
-        return {"session": await sessions.show(message["key"])}
+        return {"session": msgspec.to_builtins(await sessions.show(_key(message)))}
 
     async def close(message: Message) -> dict[str, Any]:
-        return {"closed": await sessions.close_key(message["key"])}
+        return {"closed": msgspec.to_builtins(await sessions.close_key(_key(message)))}
 
     return {
         "status": status,

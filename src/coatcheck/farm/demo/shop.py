@@ -109,7 +109,8 @@ h1 { font-family: Georgia, serif; letter-spacing: .02em; margin: 0 }
 li { margin: .2rem 0 } code { font-size: .9em }
 button { font: inherit; border: 1px solid var(--gold); background: none; color: inherit; border-radius: .4rem;
   padding: .2rem .8rem; cursor: pointer } button:hover { background: var(--gold); color: #fff }
-input { font: inherit; padding: .2rem .5rem; border: 1px solid #9996; border-radius: .4rem; background: none; color: inherit }
+input { font: inherit; padding: .2rem .5rem; border: 1px solid #9996; border-radius: .4rem; background: none;
+  color: inherit }
 """
 
 

@@ -81,6 +81,7 @@ class Link:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._swept_at = 0.0
         self._late_sweeps = 0
+        self._closed = False
 
     def call(self, request: bytes, sink: Sink) -> None:
         """Send an encoded request; ``sink`` gets hiredis's reply or :class:`Unreachable`, exactly once.
@@ -113,6 +114,7 @@ class Link:
         """Connect; returns after the first attempt, whatever came of it."""
         if self._keeper is not None:
             raise RuntimeError(f"link {self.name} is open already")
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         first_attempt = asyncio.Event()
         self._keeper = self._loop.create_task(self._keep(first_attempt), name=f"link {self.name}")
@@ -126,6 +128,7 @@ class Link:
         keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeper
+        self._closed = True
         if self._live is not None:
             self._live.drop("closed")
         self._down = Unreachable("closed")
@@ -140,7 +143,7 @@ class Link:
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         self._gone.set()
-        self.reachability.set(False, why)
+        self.reachability.set(False, why, event=not self._closed)
 
     def pushed(self, channel: bytes, message: bytes) -> None:
         self._bulletin.publish(channel[len(self._channel_prefix) :], message)

@@ -96,7 +96,7 @@ class MemoryStore:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._bulletin.clear()
-        self._reachability.set(False, "closed")
+        self._reachability.set(False, "closed", event=False)
 
     def _put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
         if self._closed:

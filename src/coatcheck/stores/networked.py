@@ -9,7 +9,7 @@ from typing import Any
 import hiredis
 
 from coatcheck.errors import CorruptEntry
-from coatcheck.replication.entry import Entry, decode_entry
+from coatcheck.replication.entry import KEY_BYTES, Entry, decode_entry
 from coatcheck.replication.version import Version
 from coatcheck.stores import resp
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
@@ -145,17 +145,19 @@ class NetworkedStore:
             return self._event(StoreEventKind.CORRUPT_ENTRY, str(corrupt))
 
     def _scanned(self, reply: Callable[[ScanReply], None], got: Any) -> None:
+        reply(self._page(got))
+
+    def _page(self, got: Any) -> ScanReply:
         if isinstance(got, Unreachable):
-            return reply(got)
+            return got
         if isinstance(got, hiredis.ReplyError):
-            return reply(Unreachable(str(got)))
+            return Unreachable(str(got))
         skip = len(self._key_prefix)
         try:
             cursor, found = got
-            keys = [key[skip:] for key in found if len(key) == skip + 16]
-            return reply((int(cursor), keys))
+            return int(cursor), [key[skip:] for key in found if len(key) == skip + KEY_BYTES]
         except (TypeError, ValueError):
-            return reply(Unreachable("not a reply to SCAN"))
+            return Unreachable("not a reply to SCAN")
 
     def _scripts_lost(self, got: Any) -> bool:
         """Whether the server has forgotten our scripts; if so they are sent again, ahead of the retry."""

@@ -25,11 +25,11 @@ class Reachability:
     def watch(self, on_change: OnChange) -> None:
         self._watchers.append(on_change)
 
-    def set(self, reachable: bool, why: str = "") -> None:
+    def set(self, reachable: bool, why: str = "", *, event: bool = True) -> None:
         """Record what the last attempt showed; the event is repeated only when the reason changes."""
         changed = reachable is not self.now
         self.now = reachable
-        if changed or (not reachable and why != self._last_why):
+        if event and (changed or (not reachable and why != self._last_why)):
             self._last_why = why
             kind = StoreEventKind.REACHABLE if reachable else StoreEventKind.UNREACHABLE
             self._on_event(StoreEvent(self._name, kind, why))

@@ -1,0 +1,134 @@
+"""The thread that writes to the SQLite file: group commit, sweeps, and coming back after a failure."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from coatcheck.stores.sqlite_file import Offer, Outcome, SqliteFile
+
+logger = logging.getLogger("coatcheck.stores")
+
+MAX_OFFERS_PER_COMMIT: Final = 256
+SWEEP_PERIOD_S: Final = 1.0
+FIRST_RETRY_S: Final = 0.02
+MAX_RETRY_S: Final = 0.5
+
+
+class Listener(Protocol):
+    """Who hears of the worker, in the worker's thread; offers are done or failed in the order they came."""
+
+    def done(self, outcomes: list[Outcome]) -> None:
+        """These offers are on disk (or refused)."""
+        ...
+
+    def failed(self, offers: int, why: str) -> None:
+        """What became of this many offers is unknown."""
+        ...
+
+    def file_state(self, why: str | None) -> None:
+        """The file has been opened anew and written to (``None``), or why that failed."""
+        ...
+
+
+class SqliteWorker:
+    """Owns the writing connection. ``offer`` is for the loop's thread; its caller bounds how many wait."""
+
+    def __init__(self, open_file: Callable[[], SqliteFile], now_ms: Callable[[], int], listener: Listener) -> None:
+        self._open_file = open_file
+        self._now_ms = now_ms
+        self._listener = listener
+        self._offers: queue.SimpleQueue[Offer | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="coatcheck-sqlite", daemon=True)
+        self._swept_at = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, offer: Offer) -> None:
+        self._offers.put(offer)
+
+    def stop(self) -> None:
+        """End after the commit that is running; what still waits is not written."""
+        self._stopping.set()
+        self._offers.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        file: SqliteFile | None = None
+        retry_s = FIRST_RETRY_S
+        while not self._stopping.is_set():
+            try:
+                if file is None:
+                    file = self._open()
+                    retry_s = FIRST_RETRY_S
+                self._work(file)
+            except Exception as broken:
+                if not isinstance(broken, sqlite3.Error | OSError):
+                    logger.exception("the SQLite worker failed")
+                if file is not None:
+                    file.close()
+                    file = None
+                self._listener.file_state(str(broken) or type(broken).__name__)
+                if offers := self._gather(0.0):
+                    self._listener.failed(len(offers), str(broken))
+                self._stopping.wait(retry_s)
+                retry_s = min(retry_s * 2, MAX_RETRY_S)
+        if file is not None:
+            file.close()
+
+    def _open(self) -> SqliteFile:
+        file = self._open_file()
+        try:
+            file.probe(self._now_ms())
+        except BaseException:
+            file.close()
+            raise
+        self._listener.file_state(None)
+        return file
+
+    def _work(self, file: SqliteFile) -> None:
+        offers = self._gather(SWEEP_PERIOD_S)
+        if offers:
+            try:
+                outcomes = file.put_all(offers, self._now_ms())
+            except BaseException as broken:
+                # First the state: whoever is answered must not try here again at once.
+                self._listener.file_state(str(broken))
+                self._listener.failed(len(offers), str(broken))
+                raise
+            self._listener.done(outcomes)
+        now = time.monotonic()
+        if now - self._swept_at >= SWEEP_PERIOD_S:
+            self._swept_at = now
+            self._keep_house(file)
+
+    def _keep_house(self, file: SqliteFile) -> None:
+        if file.was_replaced():
+            raise sqlite3.OperationalError("the file was removed or replaced")
+        try:
+            file.sweep(self._now_ms())
+        except sqlite3.OperationalError as busy:
+            # Another process writes: it sweeps as well, and so shall we next time.
+            logger.debug("sweep put off: %s", busy)
+
+    def _gather(self, wait_s: float) -> list[Offer]:
+        """All offers that wait, up to a bound; if there is none, the first that comes within ``wait_s``."""
+        offers: list[Offer] = []
+        try:
+            while len(offers) < MAX_OFFERS_PER_COMMIT:
+                offer = self._offers.get(timeout=wait_s) if not offers and wait_s else self._offers.get_nowait()
+                if offer is None:
+                    break
+                offers.append(offer)
+        except queue.Empty:
+            return offers
+        return offers

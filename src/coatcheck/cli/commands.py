@@ -159,9 +159,10 @@ coatcheck.add_command(admit, "undrain")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Run the protocol in a seeded world of faults."""
-    try:
-        from coatcheck.simulation import main
-    except ImportError:
+    import importlib
+
+    main = getattr(importlib.import_module("coatcheck.simulation"), "main", None)
+    if main is None:
         fail(ConfigError("this build has no simulation"))
     raise SystemExit(main(list(arguments)))
 

@@ -16,6 +16,7 @@ import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.farm.control import ControlError, Message, Peer, encode
+from coatcheck.farm.keys import ENV
 from coatcheck.farm.roles import Role
 
 MAX_LOG_LINE_BYTES: Final = 16_384
@@ -28,6 +29,12 @@ class StartFailed(CoatcheckError):
     def __init__(self, reason: str, config: bool = False) -> None:
         super().__init__(reason)
         self.config = config
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the key ring: whoever needs it is told on the control channel."""
+    inherited = {name: value for name, value in os.environ.items() if name != ENV}
+    return inherited | {"PYTHONUNBUFFERED": "1"}
 
 
 class Child:
@@ -64,7 +71,7 @@ class Child:
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=_environment(),
             )
         except BaseException:
             ours.close()

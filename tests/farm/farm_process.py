@@ -1,0 +1,178 @@
+"""A farm as its user starts it: the command, its run directory, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import coatcheck.errors
+
+SOURCE = Path(coatcheck.errors.__file__).parents[1]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+START_TIMEOUT_S = 40.0
+
+COUNTER_APP = """
+import asyncio, os
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+async def count(request):
+    request.session["count"] = request.session.get("count", 0) + 1
+    return JSONResponse({"count": request.session["count"], "server": os.environ["COATCHECK_SERVER"]})
+
+async def slow(request):
+    await asyncio.sleep(float(request.query_params.get("s", "0.5")))
+    request.session["slow"] = request.session.get("slow", 0) + 1
+    return JSONResponse({"slow": request.session["slow"], "server": os.environ["COATCHECK_SERVER"]})
+
+async def say(request):
+    print("hello from the app", request.query_params["words"])
+    return JSONResponse({"keys": sorted(name for name in os.environ if name.startswith("COATCHECK_"))})
+
+app = Starlette(routes=[Route("/", count, methods=["GET", "POST"]), Route("/slow", slow), Route("/say", say)])
+not_callable = 3
+def make():
+    return app
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours without settings of a farm."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("COATCHECK_")}
+    return {**clean, "PYTHONPATH": str(SOURCE), **more}
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 20.0, what: str = "it") -> Any:
+    """Wait until the condition holds and return its value."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Command:
+    """``coatcheck`` with its output."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def run(self, *arguments: str, timeout_s: float = 60.0, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "coatcheck.cli", *arguments],
+            cwd=self.directory,
+            env=environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+class Farm(Command):
+    """A running ``coatcheck serve``; ``base`` is its address."""
+
+    def __init__(self, directory: Path, arguments: tuple[str, ...], env: dict[str, str]) -> None:
+        super().__init__(directory)
+        self._log = directory / "farm.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "coatcheck.cli", "serve", *arguments],
+                cwd=directory,
+                env=environment(**env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.seen: set[int] = set()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def note(self) -> dict[str, Any]:
+        """What ``farm.json`` says."""
+        try:
+            found: dict[str, Any] = json.loads((self.directory / ".coatcheck/farm.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        if found["pid"] == self.process.pid:
+            self.seen |= {row["pid"] for row in found["processes"] if row["pid"]}
+        return found
+
+    def wait_running(self) -> None:
+        def running() -> bool:
+            assert self.process.poll() is None, f"the farm ended: {self.log}"
+            found = self.note()
+            # A dead farm's note may lie here still.
+            return bool(found.get("pid") == self.process.pid and found["state"] == "running")
+
+        eventually(running, START_TIMEOUT_S, "the start")
+
+    @property
+    def base(self) -> str:
+        return f"http://{self.note()['address']}"
+
+    def status(self) -> dict[str, Any]:
+        done = self.run("status", "--json")
+        assert done.returncode == 0, done.stderr
+        self.note()
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def pid(self, name: str) -> int:
+        pid = next(row["pid"] for row in self.note()["processes"] if row["name"] == name)
+        assert pid is not None, f"{name} is not running"
+        return int(pid)
+
+    def state(self, name: str) -> str:
+        return str(next(row["state"] for row in self.note()["processes"] if row["name"] == name))
+
+    def wait_replaced(self, name: str, old: int, timeout_s: float = 20.0) -> int:
+        def replaced() -> int:
+            row = next((r for r in self.note()["processes"] if r["name"] == name), {"pid": None, "state": ""})
+            return int(row["pid"]) if row["pid"] not in (None, old) and row["state"] == "ready" else 0
+
+        return int(eventually(replaced, timeout_s, f"the restart of {name}"))
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        self.note()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        """For the fixture: whatever happened, leave nothing."""
+        self.note()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        for pid in self.seen:
+            if alive(pid) and b"coatcheck.farm.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)

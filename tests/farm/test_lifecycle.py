@@ -1,0 +1,110 @@
+"""Start and stop on real processes: nothing is left, however the end comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from .farm_process import Farm, alive, eventually
+
+
+def all_dead(farm: Farm) -> bool:
+    return bool(farm.seen) and not any(alive(pid) for pid in farm.seen)
+
+
+def test_serves_an_unmodified_app_and_stops_cleanly(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    with httpx.Client(base_url=running.base) as browser:
+        assert [browser.get("/").json()["count"] for _ in range(3)] == [1, 2, 3]
+        environment = browser.get("/say", params={"words": "in the log"}).json()["keys"]
+    assert environment == ["COATCHECK_SERVER"]
+    eventually(lambda: "hello from the app in the log" in running.log, 5, "the app's line in the log")
+    line = next(line for line in running.log.splitlines() if "hello from the app" in line)
+    assert line.startswith("web-")
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < 10
+    assert all_dead(running)
+    left = {path.name for path in (running.directory / ".coatcheck").iterdir()}
+    assert left == {"keys.json", "lock"}
+    assert "Traceback" not in running.log
+
+
+def test_secrets_are_neither_on_command_lines_nor_readable(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    directory = running.directory / ".coatcheck"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    for name in ("keys.json", "control.sock", "farm.json"):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600, name
+    secrets = [word for word in (directory / "keys.json").read_text().split('"') if len(word) >= 30]
+    assert len(secrets) == 2
+    running.note()
+    for pid in running.seen:
+        shown = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in shown]
+    assert not [secret for secret in secrets if secret in running.log or secret in str(running.status())]
+
+
+def test_sigkill_of_the_supervisor_leaves_no_orphans(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    running.note()
+    # One that cannot even run must end too.
+    os.kill(running.pid("web-2"), signal.SIGSTOP)
+    running.process.kill()
+    running.process.wait(5)
+    eventually(lambda: all_dead(running), 5, "the end of the orphans")
+    # What the dead farm left is taken over, keys and all.
+    keys = (running.directory / ".coatcheck/keys.json").read_bytes()
+    again = farm("--web", "1")
+    assert (again.directory / ".coatcheck/keys.json").read_bytes() == keys
+    assert again.status()["state"] == "running"
+
+
+def test_a_second_signal_stops_at_once(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1", "--stop-grace", "30")
+    with httpx.Client(base_url=running.base, timeout=60) as browser, browser.stream("GET", "/") as first:
+        first.read()
+    os.kill(running.pid("web-1"), signal.SIGSTOP)
+    running.process.send_signal(signal.SIGINT)
+    eventually(lambda: "stopping" in running.log, 5, "the first signal")
+    time.sleep(0.3)
+    assert running.process.poll() is None
+    began = time.monotonic()
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(10) == 130
+    assert time.monotonic() - began < 5
+    eventually(lambda: all_dead(running), 5, "the end of every process")
+
+
+def test_a_slow_request_is_finished_at_a_stop(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.get, running.base + "/slow?s=1.5", timeout=20)
+        time.sleep(0.5)
+        assert running.stop() == 0
+        assert slow.result(10).json()["slow"] == 1
+
+
+def test_a_live_run_directory_is_refused(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    done = running.run("serve", "counter:app", "--port", "0")
+    assert done.returncode == 2
+    assert "a farm is running in" in done.stderr
+    assert str(running.process.pid) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert running.status()["state"] == "running"
+
+
+def test_sighup_reloads_nothing_and_says_so(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    running.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "SIGHUP reloads nothing" in running.log, 5, "the line about SIGHUP")
+    assert running.status()["state"] == "running"

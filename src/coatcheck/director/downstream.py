@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from coatcheck.director.exchange import Exchange
-from coatcheck.director.forwarding import ClientAddress, is_reserved, request_bytes
+from coatcheck.director.forwarding import ClientAddress, is_reserved, request_tail
 from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_head import CHUNKED, BadHead, HeadFault, RequestHead, parse_request_head
+from coatcheck.director.http_head import CHUNKED, BadHead, HeadFault, RequestFields, RequestHead, RequestReader
 from coatcheck.director.relay import Fault, Relay
 
 # Why a client is not read at the moment.
@@ -22,8 +22,25 @@ class Downstream(asyncio.Protocol):
     """One connection from a client."""
 
     __slots__ = (
-        "_address", "_buffer", "_chunks", "_lingering", "_pauses", "_relay", "_remaining", "_searched",
-        "_stalled_bytes", "body_done", "deadline", "exchange", "half_closed", "transport", "write_paused",
+        "_address",
+        "_buffer",
+        "_chunks",
+        "_fields",
+        "_lingering",
+        "_pauses",
+        "_reader",
+        "_relay",
+        "_remaining",
+        "_searched",
+        "_stalled_bytes",
+        "_tag",
+        "_tail",
+        "body_done",
+        "deadline",
+        "exchange",
+        "half_closed",
+        "transport",
+        "write_paused",
     )  # fmt: skip
 
     def __init__(self, relay: Relay) -> None:
@@ -36,6 +53,10 @@ class Downstream(asyncio.Protocol):
         self.write_paused = False
         self.deadline = 0.0
         self._address = cast(ClientAddress, None)
+        self._reader = RequestReader(relay.options.max_headers)
+        self._fields: RequestFields | None = None
+        self._tail = b""
+        self._tag: bytes | None = None
         self._buffer = bytearray()
         self._searched = 0
         self._remaining = 0
@@ -163,7 +184,7 @@ class Downstream(asyncio.Protocol):
                 raise BadHead(HeadFault.TOO_LARGE, 431)
             # One empty line before a request is forgiven (RFC 9112, 2.2).
             start = 2 if data.startswith(b"\r\n") else 0
-            head = parse_request_head(data[start:end], options.max_headers)
+            head = self._reader.read(data[start:end])
         except BadHead as fault:
             self._refuse(fault.status, Fault.BAD_REQUEST)
             return
@@ -181,15 +202,19 @@ class Downstream(asyncio.Protocol):
             self._searched = max(0, len(buffer) - 3)
 
     def _begin(self, head: RequestHead, rest: bytes) -> None:
-        relay = self._relay
+        relay, fields = self._relay, head.fields
         relay.requests += 1
-        tag = relay.read_tag(head.cookies) if head.cookies else None
-        exchange = self.exchange = Exchange(relay, self, head, request_bytes(head, self._address), tag)
+        if fields is not self._fields:
+            self._fields = fields
+            self._tail = request_tail(fields, self._address)
+            self._tag = relay.read_tag(fields.cookies) if fields.cookies else None
+        request = b"%b %b%b" % (head.method, head.target, self._tail)
+        exchange = self.exchange = Exchange(relay, self, head, request, self._tag)
         self.deadline = relay.now + relay.options.first_byte_s
-        if head.length:
+        if fields.length:
             self.body_done = False
-            self._remaining = head.length
-            self._chunks = ChunkedReader() if head.length == CHUNKED else None
+            self._remaining = fields.length
+            self._chunks = ChunkedReader() if fields.length == CHUNKED else None
         if rest:
             self.data_received(rest)
         if self.exchange is not exchange:
@@ -347,6 +372,6 @@ def own_response(status: int, *, close: bool, head: RequestHead | None = None) -
         lines.append(b"Retry-After: 1")
     if close:
         lines.append(b"Connection: close")
-    elif head is not None and head.http10:
+    elif head is not None and head.fields.http10:
         lines.append(b"Connection: keep-alive")
     return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head is not None and head.method == b"HEAD" else body)

@@ -19,21 +19,41 @@ class Exchange:
     """A request and the attempts to have it answered."""
 
     __slots__ = (
-        "_connecting", "_continued", "_dispatches", "_fresh_only", "_kept", "_kept_bytes", "_parked",
-        "_request", "_sent", "_sent_at", "_tag", "_tried", "_tries", "client", "close", "head", "idempotent",
-        "pool", "relay", "replied", "upstream",
+        "_connecting",
+        "_continued",
+        "_dispatches",
+        "_fresh_only",
+        "_kept",
+        "_kept_bytes",
+        "_parked",
+        "_request",
+        "_sent",
+        "_sent_at",
+        "_tag",
+        "_tried",
+        "_tries",
+        "client",
+        "close",
+        "fields",
+        "head",
+        "idempotent",
+        "pool",
+        "relay",
+        "replied",
+        "upstream",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Downstream, head: RequestHead, request: bytes, tag: bytes | None) -> None:
         self.relay = relay
         self.client = client
         self.head = head
+        self.fields = head.fields
         self.idempotent = head.method in IDEMPOTENT_METHODS
         self.pool: UpstreamPool | None = None
         self.upstream: Upstream | None = None
         self.replied = False
         """Whether a byte of the final response has left for the client."""
-        self.close = not head.keep_alive
+        self.close = not head.fields.keep_alive
         """Whether the client's connection ends with this response."""
         self._request = request
         self._tag = tag
@@ -241,23 +261,23 @@ class Exchange:
 
     def begin_response(self, length: int) -> bool:
         """The final response begins; answers whether the client's connection ends with it."""
-        client, head = self.client, self.head
+        client = self.client
         if (
             length == UNTIL_CLOSE
             or not client.body_done
             or client.half_closed
             or self.relay.stopping
-            or (head.http10 and length == CHUNKED)
+            or (self.fields.http10 and length == CHUNKED)
         ):
             self.close = True
         return self.close
 
     def informational(self, status: int, response: bytes) -> None:
         """A 1xx response: for HTTP/1.1 clients only, and 100 only once and if asked for (RFC 9110, 15.2)."""
-        if self.head.http10:
+        if self.fields.http10:
             return
         if status == 100:
-            if self._continued or not self.head.expects_continue:
+            if self._continued or not self.fields.expects_continue:
                 return
             self._continued = True
         self.client.transport.write(response)

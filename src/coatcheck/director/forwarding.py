@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from coatcheck.director.http_head import CHUNKED, RequestHead
+from coatcheck.director.http_head import CHUNKED, RequestFields
 from coatcheck.director.options import Network
 
 # A gateway must name itself to the server behind it (RFC 9110, 7.6.3) and may to the client, where it would only cost
@@ -30,35 +30,35 @@ class ClientAddress:
         self._block_host: bytes | None = None
         self._block = b""
 
-    def block(self, head: RequestHead) -> bytes:
+    def block(self, fields: RequestFields) -> bytes:
         """The forwarding lines of one request, each ended by CRLF.
 
         What the client itself said there is dropped, unless it is a trusted proxy: then it is extended
         (RFC 7239, 4).
         """
-        if self._trusted and head.forwarding:
-            return self._extended(head)
-        if head.host != self._block_host:
-            self._block_host = head.host
+        if self._trusted and fields.forwarding:
+            return self._extended(fields)
+        if fields.host != self._block_host:
+            self._block_host = fields.host
             self._block = (
                 b"X-Forwarded-For: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Host: %s\r\n"
                 b'Forwarded: for=%s;host="%s";proto=%s\r\n%s'
-                % (self._peer, self._proto, head.host, self._node, head.host, self._proto, _VIA)
+                % (self._peer, self._proto, fields.host, self._node, fields.host, self._proto, _VIA)
             )
         return self._block
 
-    def _extended(self, head: RequestHead) -> bytes:
+    def _extended(self, fields: RequestFields) -> bytes:
         told: dict[bytes, list[bytes]] = {}
-        for line in head.forwarding.split(b"\r\n"):
+        for line in fields.forwarding.split(b"\r\n"):
             name, _, value = line.partition(b":")
             if name:
                 told.setdefault(name.lower(), []).append(value.strip(b" \t"))
         chain = b", ".join([*told.get(b"x-forwarded-for", []), self._peer])
-        hop = b'for=%s;host="%s";proto=%s' % (self._node, head.host, self._proto)
+        hop = b'for=%s;host="%s";proto=%s' % (self._node, fields.host, self._proto)
         return b"X-Forwarded-For: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Host: %s\r\nForwarded: %s\r\n%s" % (
             chain,
             told.get(b"x-forwarded-proto", [self._proto])[-1],
-            told.get(b"x-forwarded-host", [head.host])[-1],
+            told.get(b"x-forwarded-host", [fields.host])[-1],
             b", ".join([*told.get(b"forwarded", []), hop]),
             _VIA,
         )
@@ -72,21 +72,19 @@ def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
-def request_bytes(head: RequestHead, client: ClientAddress) -> bytes:
-    """The head as a web server gets it, built from what was understood and nothing else."""
+def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:
+    """A request's head behind the request line, as a web server gets it: what was understood and nothing else."""
     framing = b""
-    if head.length == CHUNKED:
+    if fields.length == CHUNKED:
         framing = b"Transfer-Encoding: chunked\r\n"
-    elif head.length or head.method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"):
-        framing = b"Content-Length: %d\r\n" % head.length
-    if head.expects_continue and head.length:
+    elif fields.has_length:
+        framing = b"Content-Length: %d\r\n" % fields.length
+    if fields.expects_continue:
         framing += b"Expect: 100-continue\r\n"
-    if head.websocket:
+    if fields.websocket:
         framing += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    lines = b"\r\n".join(head.lines) + b"\r\n" if head.lines else b""
-    return b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (
-        head.method, head.target, head.host, lines, client.block(head), framing,
-    )  # fmt: skip
+    lines = b"\r\n".join(fields.lines) + b"\r\n" if fields.lines else b""
+    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (fields.host, lines, client.block(fields), framing)
 
 
 def is_reserved(target: bytes) -> bool:

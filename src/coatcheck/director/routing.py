@@ -112,12 +112,13 @@ def eject(state: ServerState) -> bool:
 class Balancer:
     """Chooses the web server of a request: its session's host if that is fit, else the least busy one."""
 
-    __slots__ = ("_by_tag", "_turn", "servers")
+    __slots__ = ("_by_tag", "_turn", "_turns", "servers")
 
     def __init__(self, servers: Sequence[ServerState]) -> None:
         self.servers = tuple(servers)
         self._by_tag = {server.tag: server for server in servers}
         self._turn = 0
+        self._turns = [self.servers[first:] + self.servers[:first] for first in range(len(servers))]
 
     def choose(self, tag: bytes | None, tried: Collection[ServerState]) -> ServerState | None:
         """The server for a request whose route cookie says ``tag``; ``None``: none is fit and untried."""
@@ -130,7 +131,7 @@ class Balancer:
     def _least_busy(self, tried: Collection[ServerState]) -> ServerState | None:
         best: ServerState | None = None
         # Beginning behind the server that was chosen last breaks ties by turns.
-        for server in self.servers[self._turn :] + self.servers[: self._turn]:
+        for server in self._turns[self._turn]:
             if (
                 server.healthy
                 and not server.draining

@@ -200,7 +200,7 @@ class Upstream(asyncio.Protocol):
         length = 0 if exchange.head.method == b"HEAD" or status in _NO_BODY_STATUSES else head.length
         close = exchange.begin_response(length)
         self._keep_alive = head.keep_alive
-        plain = head.as_sent and not close and not exchange.head.http10
+        plain = head.as_sent and not close and not exchange.fields.http10
         if plain and length == len(data) - end:
             exchange.replied = True
             exchange.client.transport.write(data)
@@ -227,7 +227,7 @@ class Upstream(asyncio.Protocol):
         client.transport.write(start)
         client.deadline = self.relay.now + options.between_bytes_s
         if length == CHUNKED:
-            self._framing, self._chunks, self._dechunk = _CHUNKED, ChunkedReader(), exchange.head.http10
+            self._framing, self._chunks, self._dechunk = _CHUNKED, ChunkedReader(), exchange.fields.http10
             self._take_chunks(exchange, body)
         else:
             self._framing = _UNTIL_CLOSE
@@ -268,7 +268,7 @@ class Upstream(asyncio.Protocol):
         if self._informational > _MAX_INFORMATIONAL:
             raise BadHead(HeadFault.TOO_LARGE, 502)
         if head.status == 101:
-            if not (exchange.head.websocket and head.websocket):
+            if not (exchange.fields.websocket and head.websocket):
                 raise BadHead(HeadFault.STATUS_LINE, 502)
             self.exchange = None
             exchange.open_tunnel(self, _rebuilt(head, exchange, 0, close=False), rest)
@@ -307,8 +307,9 @@ class Upstream(asyncio.Protocol):
 
 def _rebuilt(head: ResponseHead, exchange: Exchange, length: int, *, close: bool) -> bytes:
     """The response head as our own: our version, no hop-by-hop headers but ours (RFC 9110, 7.6.1)."""
+    # Without anything special, the "line" is the whole head.
     lines = [b"HTTP/1.1 " + head.status_line[9:], *head.lines]
-    http10 = exchange.head.http10
+    http10 = exchange.fields.http10
     if http10 and length == CHUNKED:
         lines = [line for line in lines if not line.lower().startswith(b"transfer-encoding:")]
     if head.status == 101:

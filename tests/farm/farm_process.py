@@ -48,7 +48,7 @@ def make():
 def environment(**more: str) -> dict[str, str]:
     """Ours without settings of a farm."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("COATCHECK_")}
-    return {**clean, "PYTHONPATH": str(SOURCE), **more}
+    return {**clean, "PYTHONPATH": str(SOURCE)} | more
 
 
 def alive(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -14,11 +15,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class FrontDoor:
-    """An ASGI app around the app: 200 for a health check while it takes requests, 503 once it drains."""
+    """An ASGI app around the app: 200 for a health check while it takes requests, 503 once it stops."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, stopping: asyncio.Event) -> None:
         self._app = app
-        self.draining = False
+        self._stopping = stopping
         self.requests = 0
         self.in_flight = 0
 
@@ -37,7 +38,7 @@ class FrontDoor:
             self.in_flight -= 1
 
     async def _answer_health(self, send: Send) -> None:
-        status, body = (503, b"draining\n") if self.draining else (200, b"ok\n")
+        status, body = (503, b"stopping\n") if self._stopping.is_set() else (200, b"ok\n")
         headers = [
             (b"content-type", b"text/plain"),
             (b"content-length", str(len(body)).encode()),

@@ -72,8 +72,8 @@ class Operations:
         self._farm.drained.add(keeper.name)
         await self._tell_directors("drain", keeper.name)
         if keeper.state == "ready":
+            # Its health check stays good until it stops: an ill server's open requests are sent elsewhere.
             keeper.mark_draining()
-            await keeper.call("drain", CALL_TIMEOUT_S)
         self._farm.console.say(f"{keeper.name} drains: no new requests, the open ones go on")
         open_requests = await self._wait_quiet(keeper, began + timeout_s, progress)
         if open_requests:
@@ -125,7 +125,6 @@ class Operations:
                 except StartFailed as failure:
                     raise ControlError(f"{keeper.name}: {failure}") from None
             elif keeper.state == "draining":
-                await keeper.call("undrain", CALL_TIMEOUT_S)
                 keeper.mark_ready()
             self._farm.drained.discard(keeper.name)
             await self._tell_directors("admit", keeper.name)

@@ -38,7 +38,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     cookies = CookiePolicy(name=role.sessions.cookie_name, insecure_localhost=role.sessions.insecure_localhost)
     await sessions.open()
     inner: App = SessionMiddleware(app, sessions, cookies=cookies, route_tag=role.route_tag)
-    door = FrontDoor(inner)
+    door = FrontDoor(inner, control.stopping)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn
 
@@ -66,16 +66,7 @@ def _key(message: Message) -> bytes:
 
 def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
-        counts = {"requests": door.requests, "in_flight": door.in_flight, "draining": door.draining}
-        return {"status": {**sessions.status(), **counts}}
-
-    async def drain(message: Message) -> dict[str, Any]:
-        door.draining = True
-        return {}
-
-    async def undrain(message: Message) -> dict[str, Any]:
-        door.draining = False
-        return {}
+        return {"status": {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}}
 
     async def list_sessions(message: Message) -> dict[str, Any]:
         return {"sessions": msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))}
@@ -88,8 +79,6 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
 
     return {
         "status": status,
-        "drain": drain,
-        "undrain": undrain,
         "sessions.ls": list_sessions,
         "sessions.show": show,
         "sessions.close": close,

@@ -1,0 +1,58 @@
+# What a user and a developer need, on a fresh Debian machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+REDIS := $(VENV)/.redis
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
+
+.PHONY: demo test bench simulate lint setup
+
+## Start a farm with the demo shop; Ctrl-C stops it.
+demo: $(READY)
+	@exec $(BIN)/coatcheck demo
+
+## Everything that must hold before a change lands.
+test: $(READY) $(REDIS) lint
+	$(BIN)/python -m pytest -n 2 -m "not serial"
+	$(BIN)/python -m pytest -m serial
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+## benchmarks/RESULTS.md anew.
+bench: $(READY) $(REDIS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
+	$(BIN)/python -m benchmarks
+
+## A thousand seeded histories; SEEDS=n for more.
+simulate: $(READY)
+	$(BIN)/coatcheck simulate --seeds $(or $(SEEDS),1000)
+
+setup: $(READY)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Python 3.11 or newer is needed; name it with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "installing python3-venv"; \
+		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y python3-venv; } >/dev/null 2>&1 || \
+		{ echo "make: python3-venv is missing; install it with: apt-get install python3-venv" >&2; exit 1; }; }
+	$(PYTHON) -m venv $(VENV)
+
+# pip 25.1 was the first to know dependency groups.
+$(READY): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]" --group dev
+	@touch $@
+
+$(REDIS): | $(BIN)/python
+	@command -v redis-server >/dev/null || { \
+		echo "installing redis-server"; \
+		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y redis-server; } >/dev/null 2>&1 || \
+		{ echo "make: redis-server is missing; install it with: apt-get install redis-server" >&2; exit 1; }; }
+	@touch $@

@@ -1,0 +1,144 @@
+"""``coatcheck status`` and ``coatcheck sessions``: stable for programs, readable for people."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .farm_process import Farm, eventually, free_port
+
+BASE = {"name": str, "pid": int, "address": str, "healthy": bool, "state": str, "restarts": int, "uptime_s": float}
+
+
+def test_status_json_has_its_documented_shape(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2", "--session-servers", "3", "--director-workers", "2")
+    with httpx.Client(base_url=running.base) as browser:
+        for _ in range(4):
+            browser.get("/")
+    status = running.status()
+    assert (status["state"], status["pid"], status["restarts"]) == ("running", running.process.pid, 0)
+    assert status["uptime_s"] > 0
+    assert status["address"] == running.base
+    names = {
+        "director": ["director-1", "director-2"],
+        "web_servers": ["web-1", "web-2"],
+        "session_servers": ["session-1", "session-2", "session-3"],
+    }
+    more = {"director": {}, "web_servers": {"sessions": int, "requests": int}, "session_servers": {"entries": int}}
+    for group, expected in names.items():
+        assert [row["name"] for row in status[group]] == expected
+        for row in status[group]:
+            for field, kind in (BASE | more[group]).items():
+                assert isinstance(row[field], kind), (group, field, row[field])
+            assert row["healthy"]
+    assert sum(row["requests"] for row in status["web_servers"]) == 4
+    assert sum(row["sessions"] for row in status["web_servers"]) == 1
+    assert sum(row["entries"] for row in status["session_servers"]) == 2
+
+
+def test_status_for_people(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    shown = running.run("status").stdout.splitlines()
+    assert re.match(r"farm farm is running on http://127.0.0.1:\d+, up \d+s", shown[0])
+    assert shown[2].split() == (
+        ["name", "role", "pid", "address", "health", "sessions", "copies", "requests", "restarts", "uptime"]
+    )
+    assert [line.split()[0] for line in shown[3:]] == ["director-1", "web-1", "web-2", "session-1", "session-2"]
+    assert all(" ok " in line for line in shown[3:])
+
+
+def test_a_frozen_process_is_shown_as_not_healthy(farm: Callable[..., Farm]) -> None:
+    import os
+
+    running = farm("--web", "2", "--unresponsive-after", "30")
+    os.kill(running.pid("web-1"), signal.SIGSTOP)
+    row = running.status()["web_servers"][0]
+    assert (row["name"], row["healthy"], row["sessions"]) == ("web-1", False, None)
+    assert "no answer" in running.run("status").stdout
+
+
+def test_watch_ends_with_the_farm_or_ctrl_c(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    import sys
+
+    from .farm_process import environment
+
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "coatcheck.cli", "status", "--json", "--watch"],
+        cwd=running.directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2.5)
+    watching.send_signal(signal.SIGINT)
+    shown, _ = watching.communicate(timeout=10)
+    assert shown.count('"session_servers"') >= 2
+    assert watching.returncode in (0, 1, 130)
+
+
+def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    assert running.run("sessions", "ls").stdout == "no sessions\n"
+    with httpx.Client(base_url=running.base) as browser:
+        for _ in range(3):
+            browser.get("/")
+        listed = json.loads(running.run("sessions", "ls", "--json").stdout)
+        assert len(listed) == 1
+        key = listed[0]["key"]
+        assert key in running.run("sessions", "ls").stdout
+        shown = json.loads(running.run("sessions", "show", key).stdout)
+        assert shown["data"] == {"count": 3}
+        assert sorted(shown["copies"]) == ["session-1", "session-2"]
+        closed = running.run("sessions", "close", key)
+        assert closed.returncode == 0, closed.stderr
+        # Dead on every server, at the latest when its lease has passed.
+        eventually(lambda: browser.get("/").json()["count"] == 1, 10, "a fresh session")
+    assert running.run("sessions", "show", "00" * 16).returncode == 1
+    wrong = running.run("sessions", "show", "nonsense")
+    assert wrong.returncode == 1
+    assert "32 hex digits" in wrong.stderr
+
+
+@pytest.fixture
+def redis_urls(tmp_path: Path) -> Iterator[list[str]]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    servers, urls = [], []
+    for n in (1, 2):
+        port = free_port()
+        arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--requirepass", "s3cret-word"]
+        log = (tmp_path / f"redis-{n}.log").open("wb")
+        servers.append(subprocess.Popen([program, *arguments, "--dir", str(tmp_path)], stdout=log))
+        urls.append(f"cache-{n}=redis://:s3cret-word@127.0.0.1:{port}")
+    yield urls
+    for server in servers:
+        server.terminate()
+        server.wait(10)
+
+
+def test_redis_as_session_servers(farm: Callable[..., Farm], redis_urls: list[str]) -> None:
+    import os
+
+    given = [word for url in redis_urls for word in ("--session-server", url)]
+    running = farm("--web", "2", *given)
+    with httpx.Client(base_url=running.base) as browser:
+        first = browser.get("/").json()
+        os.kill(running.pid(first["server"]), signal.SIGKILL)
+        assert browser.get("/").json()["count"] == 2
+    status = running.status()
+    assert [row["name"] for row in status["session_servers"]] == ["cache-1", "cache-2"]
+    assert all(row["healthy"] and row["pid"] is None for row in status["session_servers"])
+    # The password is on our own command line here; nothing of ours repeats it.
+    assert "s3cret-word" not in json.dumps(status) + running.log
+    assert "s3cret-word" not in (running.directory / ".coatcheck/farm.json").read_text()

@@ -1,0 +1,288 @@
+"""The contract of the SQLite store under faults: killed writers, rival processes, locks, bad files, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from store_backends import ask, entry, new_key, opened, run, until, version
+
+from coatcheck.errors import ConfigError
+from coatcheck.replication.entry import Entry
+from coatcheck.stores.port import ACCEPTED, Unreachable
+from coatcheck.stores.sqlite import SqliteStore
+from coatcheck.stores.sqlite_file import Durability
+
+V1 = version(1)
+
+WRITER = """
+    import asyncio, os, sys, time
+    from coatcheck.replication.entry import Entry
+    from coatcheck.replication.version import Version
+    from coatcheck.stores.port import Accepted
+    from coatcheck.stores.sqlite import SqliteStore
+    from coatcheck.stores.sqlite_file import Durability
+
+    async def main():
+        store = SqliteStore("sqlite", sys.argv[1], time.time, durability=Durability[sys.argv[2]])
+        await store.open()
+        def put():
+            key = os.urandom(16)
+            def done(answer):
+                if isinstance(answer, Accepted):
+                    os.write(1, key.hex().encode() + b"\\n")
+                put()
+            store.put(key, None, Entry(Version(1, b"writer..", 0), (), False, 600_000, key * 20), done)
+        for _ in range(16):
+            put()
+        await asyncio.sleep(60)
+    asyncio.run(main())
+"""
+
+COUNTER = """
+    import asyncio, sys, time
+    from coatcheck.replication.entry import Entry
+    from coatcheck.replication.version import Version
+    from coatcheck.stores.port import Accepted, Refused
+    from coatcheck.stores.sqlite import SqliteStore
+
+    async def ask(method, *arguments):
+        answer = asyncio.get_running_loop().create_future()
+        method(*arguments, answer.set_result)
+        return await answer
+
+    async def main():
+        store = SqliteStore("sqlite", sys.argv[1], time.time, timeout_s=10)
+        await store.open()
+        key, done = bytes(16), 0
+        while done < 100:
+            seen = await ask(store.get, key)
+            epoch = seen.version.epoch + 1 if seen else 1
+            count = int(seen.payload) + 1 if seen else 1
+            new = Entry(Version(epoch, sys.argv[2].encode(), 0), (), False, 600_000, b"%d" % count)
+            answer = await ask(store.put, key, seen.version if seen else None, new)
+            done += isinstance(answer, Accepted)
+            assert isinstance(answer, Accepted | Refused), answer
+        await store.aclose()
+    asyncio.run(main())
+"""
+
+FULL_DISK = """
+    import asyncio, os, resource, signal, sys, time
+    from coatcheck.replication.entry import Entry
+    from coatcheck.replication.version import Version
+    from coatcheck.stores.port import Accepted, Unreachable
+    from coatcheck.stores.sqlite import SqliteStore
+
+    async def ask(method, *arguments):
+        answer = asyncio.get_running_loop().create_future()
+        method(*arguments, answer.set_result)
+        return await answer
+
+    async def main():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512 * 1024, resource.RLIM_INFINITY))
+        store = SqliteStore("sqlite", sys.argv[1], time.time)
+        faults = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        await store.open()
+        kept = []
+        for _ in range(1000):
+            key = os.urandom(16)
+            answer = await ask(
+                store.put, key, None, Entry(Version(1, b"writer..", 0), (), False, 600_000, os.urandom(4000))
+            )
+            if not isinstance(answer, Accepted):
+                break
+            kept.append(key)
+        assert isinstance(answer, Unreachable) and answer.why, answer
+        assert len(kept) > 20
+        for key in kept:
+            assert isinstance(await ask(store.get, key), Entry)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        deadline = time.monotonic() + 10
+        while not store.reachable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        answer = await ask(
+            store.put, os.urandom(16), None, Entry(Version(1, b"writer..", 0), (), False, 600_000, b"")
+        )
+        assert isinstance(answer, Accepted), answer
+        await store.aclose()
+        assert not faults, faults
+    asyncio.run(main())
+"""
+
+
+def spawn(script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), *arguments], stdout=subprocess.PIPE)
+
+
+def store_at(path: Path, timeout_s: float = 1.0) -> SqliteStore:
+    return SqliteStore("sqlite", path, time.time, timeout_s=timeout_s, on_event=lambda event: None)
+
+
+@pytest.mark.parametrize("durability", [d.name for d in Durability])
+def test_kill_9_of_a_writer_loses_nothing_that_was_accepted(tmp_path: Path, durability: str) -> None:
+    path = tmp_path / "shared.db"
+    accepted: list[bytes] = []
+    for _ in range(3):
+        writer = spawn(WRITER, str(path), durability)
+        assert writer.stdout is not None
+        lines = [writer.stdout.readline() for _ in range(200)]
+        writer.send_signal(signal.SIGKILL)
+        lines += writer.stdout.readlines()
+        writer.wait(10)
+        accepted += [bytes.fromhex(line.decode()) for line in lines if len(line) == 33]
+    assert len(accepted) >= 600
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            for key in accepted:
+                found = await ask(store.get, key)
+                assert isinstance(found, Entry)
+                assert found.payload == key * 20
+
+    run(story)
+
+
+def test_processes_share_a_file_and_the_rule_holds_between_them(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    counters = [spawn(COUNTER, str(path), f"counter{at}") for at in range(3)]
+    for counter in counters:
+        assert counter.wait(50) == 0
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            assert (await ask(store.get, bytes(16))).payload == b"300", "no accepted put was overwritten unseen"
+
+    run(story)
+
+
+def test_a_locked_file_is_unreachable_in_time_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+
+    async def story() -> None:
+        async with opened(store_at(path, timeout_s=0.4)) as store:
+            key = new_key()
+            await ask(store.put, key, None, entry(V1))
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                began = time.monotonic()
+                assert isinstance(await ask(store.put, key, V1, entry(version(2))), Unreachable)
+                assert time.monotonic() - began < 0.4 + 0.7
+                assert store.reachable is False
+                assert isinstance(await ask(store.put, key, V1, entry(version(2))), Unreachable)
+                other.execute("ROLLBACK")
+            await until(lambda: store.reachable)
+            assert (await ask(store.get, key)).version == V1
+            assert await ask(store.put, key, V1, entry(version(2))) == ACCEPTED
+
+    run(story)
+
+
+def test_what_is_no_database_of_ours_is_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_bytes(b"These are somebody's notes, not a database. " * 100)
+    foreign = tmp_path / "foreign.db"
+    with contextlib.closing(sqlite3.connect(foreign)) as connection, connection:
+        connection.execute("CREATE TABLE accounts (id INTEGER)")
+    before = {path: path.read_bytes() for path in (text, foreign)}
+
+    async def story() -> None:
+        for path in (text, foreign, tmp_path / "missing" / "folder.db", tmp_path):
+            store = store_at(path)
+            await store.open()
+            assert store.reachable is False
+            refused = await ask(store.put, new_key(), None, entry(V1))
+            assert isinstance(refused, Unreachable)
+            assert refused.why
+            assert isinstance(await ask(store.get, new_key()), Unreachable)
+            await store.aclose()
+
+    run(story)
+    assert before == {path: path.read_bytes() for path in (text, foreign)}
+
+
+def test_a_file_overwritten_with_garbage_is_unreachable_and_never_raises(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            for _ in range(200):
+                await ask(store.put, new_key(), None, entry(V1, bytes(2000)))
+            for name in (path, path.with_name("shared.db-wal")):
+                with name.open("r+b") as file:
+                    size = file.seek(0, 2)
+                    file.seek(0)
+                    file.write(b"\xa5" * size)
+            answers = [await ask(store.put, new_key(), None, entry(V1)) for _ in range(20)]
+            answers += [await ask(store.get, new_key()) for _ in range(5)]
+            assert any(isinstance(answer, Unreachable) for answer in answers)
+            await until(lambda: not store.reachable)
+
+    run(story)
+
+
+def test_a_full_disk_is_unreachable_and_what_was_accepted_stays(tmp_path: Path) -> None:
+    assert spawn(FULL_DISK, str(tmp_path / "shared.db")).wait(50) == 0
+
+
+def test_a_removed_file_is_noticed_and_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            key = new_key()
+            await ask(store.put, key, None, entry(V1))
+            changes: list[bool] = []
+            store.watch(lambda name, reachable: changes.append(reachable))
+            for name in tmp_path.iterdir():
+                name.unlink()
+            await until(lambda: changes == [False, True])
+            assert await ask(store.get, key) is None
+            assert await ask(store.put, key, None, entry(V1)) == ACCEPTED
+
+    run(story)
+
+
+def test_expired_entries_leave_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            for _ in range(100):
+                await ask(store.put, new_key(), None, entry(V1, life_ms=50))
+            kept = new_key()
+            await ask(store.put, kept, None, entry(V1))
+
+            def rows() -> int:
+                with contextlib.closing(sqlite3.connect(path)) as other:
+                    return int(other.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+            await until(lambda: rows() == 1)
+            assert (await ask(store.get, kept)).version == V1
+
+    run(story)
+
+
+def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with opened(store_at(tmp_path / "shared.db")) as store:
+            await ask(store.put, new_key(), None, entry(V1))
+            assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+
+    run(story)
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "file:x?mode=memory"])
+def test_a_path_that_cannot_be_shared_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="SQLite store"):
+        SqliteStore("sqlite", path, time.time)

@@ -88,7 +88,7 @@ FULL_DISK = """
 
     async def main():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512 * 1024, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 1024 * 1024, resource.RLIM_INFINITY))
         store = SqliteStore("sqlite", sys.argv[1], time.time)
         faults = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))

@@ -1,9 +1,9 @@
 """A store in one SQLite file, shared by the processes of one machine.
 
 Puts go to a worker thread, which commits all that have gathered while the last commit ran as one transaction.
-Reads are done at once, in the loop's thread: a read of a WAL file waits for nobody. The put rule is judged inside
-the write transaction, so it holds across processes. Notices reach only subscribers of the same object: with SQLite
-a check is so cheap that leases are 0 and nobody needs to be told.
+Reads are done at once, in the loop's thread: a read of a WAL file waits for nobody, and goes on while the disk is full
+or the file locked. The put rule is judged inside the write transaction, so it holds across processes. Notices reach
+only subscribers of the same object: with SQLite a check is so cheap that leases are 0 and nobody needs to be told.
 """
 
 from __future__ import annotations
@@ -163,11 +163,12 @@ class SqliteStore:
             if waiting.reply is not None:
                 self._answer(waiting.reply, Unreachable(why))
 
-    def file_state(self, why: str | None) -> None:
-        """The worker has opened the file, or failed: the reader follows."""
+    def file_state(self, why: str | None, readable: bool) -> None:
+        """The worker has opened the file, or failed: the reader follows, unless it can still read."""
         if self._worker is None:
             return
-        self._close_reader()
+        if why is None or not readable:
+            self._close_reader()
         if why is None:
             why = self._open_reader()
         if why is not None:
@@ -185,7 +186,7 @@ class SqliteStore:
         except CorruptEntry as corrupt:
             return self._report(StoreEventKind.CORRUPT_ENTRY, str(corrupt))
         except sqlite3.Error as broken:
-            return self._report(StoreEventKind.REFUSED_BY_SERVER, str(broken))
+            return self._unreadable(broken)
 
     def _scan(self, cursor: int, limit: int) -> ScanReply:
         if self._reader is None:
@@ -193,7 +194,12 @@ class SqliteStore:
         try:
             return self._reader.scan(cursor, limit, self._now_ms())
         except sqlite3.Error as broken:
-            return self._report(StoreEventKind.REFUSED_BY_SERVER, str(broken))
+            return self._unreadable(broken)
+
+    def _unreadable(self, broken: sqlite3.Error) -> Unreachable:
+        if self._worker is not None and not isinstance(broken, sqlite3.OperationalError):
+            self._worker.doubt()
+        return self._report(StoreEventKind.REFUSED_BY_SERVER, str(broken))
 
     def _answer_of(self, offer: Offer, outcome: Outcome) -> PutReply:
         if outcome.corrupt:
@@ -265,8 +271,8 @@ class _Messenger:
     def failed(self, offers: int, why: str) -> None:
         self._post(self._store.failed, offers, why)
 
-    def file_state(self, why: str | None) -> None:
-        self._post(self._store.file_state, why)
+    def file_state(self, why: str | None, readable: bool) -> None:
+        self._post(self._store.file_state, why, readable)
         self._post(self._tried.set)
 
     def _post(self, what: Callable[..., None], *arguments: object) -> None:

@@ -30,6 +30,7 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
+_MAGIC: Final = b"SQLite format 3\0"
 _FIND: Final = "SELECT entry, expires_at_ms FROM entries WHERE key = ?"
 _STORE: Final = (
     "INSERT INTO entries (key, expires_at_ms, entry) VALUES (?, ?, ?) "
@@ -133,12 +134,21 @@ class SqliteFile:
             self._connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
         return len(expired)
 
-    def was_replaced(self) -> bool:
-        """Whether the path names another file than the one that is open: then the others write elsewhere."""
+    def damage(self) -> str | None:
+        """What has been done to the file behind our back, if anything.
+
+        An open connection does not notice by itself: it goes on with its cached pages, or in a removed file,
+        and accepts puts that nobody else can ever read.
+        """
         try:
-            return self._path.stat().st_ino != self._inode
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_ino != self._inode:
+                    return "the file was replaced"
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    return "the file was overwritten"
         except FileNotFoundError:
-            return True
+            return "the file was removed"
+        return None
 
     def probe(self, now_ms: int) -> None:
         """Write something: proves that the file is neither locked for long, nor corrupt, nor the disk full."""

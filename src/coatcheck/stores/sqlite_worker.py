@@ -31,8 +31,8 @@ class Listener(Protocol):
         """What became of this many offers is unknown."""
         ...
 
-    def file_state(self, why: str | None) -> None:
-        """The file has been opened anew and written to (``None``), or why that failed."""
+    def file_state(self, why: str | None, readable: bool) -> None:
+        """The file has been opened anew and written to (``None``), or why not, and whether reading makes sense."""
         ...
 
 
@@ -46,6 +46,7 @@ class SqliteWorker:
         self._offers: queue.SimpleQueue[Offer | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coatcheck-sqlite", daemon=True)
+        self._doubted = threading.Event()
         self._swept_at = 0.0
 
     def start(self) -> None:
@@ -53,6 +54,10 @@ class SqliteWorker:
 
     def offer(self, offer: Offer) -> None:
         self._offers.put(offer)
+
+    def doubt(self) -> None:
+        """A reader could not read the file: open it anew before the next commit."""
+        self._doubted.set()
 
     def stop(self) -> None:
         """End after the commit that is running; what still waits is not written."""
@@ -77,7 +82,7 @@ class SqliteWorker:
                 if file is not None:
                     file.close()
                     file = None
-                self._listener.file_state(str(broken) or type(broken).__name__)
+                self._tell(broken)
                 if offers := self._gather(0.0):
                     self._listener.failed(len(offers), str(broken))
                 self._stopping.wait(retry_s)
@@ -92,17 +97,20 @@ class SqliteWorker:
         except BaseException:
             file.close()
             raise
-        self._listener.file_state(None)
+        self._listener.file_state(None, readable=True)
         return file
 
     def _work(self, file: SqliteFile) -> None:
+        if self._doubted.is_set():
+            self._doubted.clear()
+            raise sqlite3.DatabaseError("the file could not be read")
         offers = self._gather(SWEEP_PERIOD_S)
         if offers:
             try:
                 outcomes = file.put_all(offers, self._now_ms())
             except BaseException as broken:
                 # First the state: whoever is answered must not try here again at once.
-                self._listener.file_state(str(broken))
+                self._tell(broken)
                 self._listener.failed(len(offers), str(broken))
                 raise
             self._listener.done(outcomes)
@@ -112,8 +120,8 @@ class SqliteWorker:
             self._keep_house(file)
 
     def _keep_house(self, file: SqliteFile) -> None:
-        if file.was_replaced():
-            raise sqlite3.OperationalError("the file was removed or replaced")
+        if (damage := file.damage()) is not None:
+            raise sqlite3.DatabaseError(damage)
         try:
             file.sweep(self._now_ms())
         except sqlite3.OperationalError as busy:
@@ -132,3 +140,8 @@ class SqliteWorker:
         except queue.Empty:
             return offers
         return offers
+
+    def _tell(self, broken: BaseException) -> None:
+        # A lock, a full disk or a failed write leave the file readable; a wrong or damaged file is neither.
+        readable = isinstance(broken, sqlite3.OperationalError)
+        self._listener.file_state(str(broken) or type(broken).__name__, readable)

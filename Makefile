@@ -16,7 +16,7 @@ demo: $(READY)
 ## Everything that must hold before a change lands.
 test: $(READY) $(REDIS) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
-	$(BIN)/python -m pytest -m serial
+	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
 lint: $(READY)
 	$(BIN)/ruff check .

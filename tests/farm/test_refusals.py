@@ -85,6 +85,16 @@ def test_bad_app(command: Command, app: str, words: str) -> None:
     assert words in line
 
 
+def test_bad_certificate_and_bad_network(command: Command) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (command.directory / name).write_text("nonsense")
+    line = refused(command, "counter:app", "--port", "0", "--tls-certificate", "cert.pem", "--tls-key", "key.pem")
+    assert "tls_certificate: cannot load it with tls_key" in line
+    line = refused(command, "counter:app", "--port", "0", "--tls-certificate", "none.pem", "--tls-key", "none.pem")
+    assert "tls_certificate: cannot load it with tls_key: No such file" in line
+    assert "trusted_proxies" in refused(command, "counter:app", "--port", "0", "--trusted-proxy", "everyone")
+
+
 def test_no_app(command: Command) -> None:
     assert "app: name the app to serve" in refused(command)
 

@@ -159,7 +159,9 @@ def parse_value(setting: Setting, value: object, where: str) -> Any:
         parsed = _PARSERS[_kind(setting)](setting, value)
         _check_bounds(setting, parsed)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error} (got {value!r})") from None
+        # A list may hold URLs with passwords.
+        got = "" if setting.is_list else f" (got {value!r})"
+        raise ConfigError(f"{where}: {error}{got}") from None
     return parsed
 
 
@@ -251,14 +253,14 @@ def check(settings: FarmSettings, chosen: frozenset[str] = frozenset()) -> None:
     servers = len(settings.session_server) or settings.session_servers
     if settings.session_server and "session_servers" in chosen and settings.session_servers:
         raise ConfigError("session_servers: outside ones are given with session_server; drop one of the two")
+    names = [parse_session_server(item, at).name for at, item in enumerate(settings.session_server, 1)]
+    if len(set(names)) != len(names):
+        raise ConfigError("session_server: two have the same name; give each its own, as NAME=URL")
     if servers == 0:
         raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
     if settings.copies != "all" and settings.copies > servers:
         mend = f"set copies to {servers} or less, or start {settings.copies} session servers"
         raise ConfigError(f"copies: {settings.copies} copies need as many session servers, not {servers}; {mend}")
-    names = [parse_session_server(item, at).name for at, item in enumerate(settings.session_server, 1)]
-    if len(set(names)) != len(names):
-        raise ConfigError("session_server: two have the same name; give each its own, as NAME=URL")
     if settings.rotate_after_s == 0 and settings.grace_s == 0 and settings.theft != "refuse":
         raise ConfigError('theft: rotate_after 0 with grace 0 accuses parallel requests; set theft = "refuse"')
     if settings.grace_s == 0 and settings.theft != "refuse":
@@ -274,6 +276,8 @@ def _check_names(settings: FarmSettings) -> None:
     for field, value in (("name", settings.name), ("cookie_name", settings.cookie_name)):
         if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
             raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {value!r})")
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
     if not settings.host:
         raise ConfigError("host: name an address, such as 127.0.0.1 or 0.0.0.0")
     if not settings.run_dir:

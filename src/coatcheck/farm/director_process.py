@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.errors import ConfigError
 from coatcheck.farm.control import Message
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import DirectorRole
@@ -17,7 +19,14 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         for upstream in role.upstreams
     )
     director = EmbeddedDirector(
-        DirectorOptions(servers=servers, host=role.address.host, port=role.address.port, route_cookie=role.route_cookie)
+        DirectorOptions(
+            servers=servers,
+            host=role.address.host,
+            port=role.address.port,
+            route_cookie=role.route_cookie,
+            tls=_tls(role),
+            trusted_proxies=role.trusted_proxies,
+        )
     )
 
     async def status(message: Message) -> dict[str, Any]:
@@ -38,3 +47,18 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     control.ready()
     await control.stopping.wait()
     await director.stop(role.stop_grace_s)
+
+
+def _tls(role: DirectorRole) -> ssl.SSLContext | None:
+    if not role.tls_certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # An empty password: a locked key must fail, not ask a terminal that nobody watches.
+        context.load_cert_chain(role.tls_certificate, role.tls_key, password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ConfigError(f"tls_certificate: cannot load it with tls_key: {reason}; name two PEM files") from None
+    return context

@@ -65,6 +65,9 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
             upstreams=upstreams,
             route_cookie=settings.cookie_name + ROUTE_SUFFIX,
             stop_grace_s=settings.stop_grace_s,
+            tls_certificate=settings.tls_certificate,
+            tls_key=settings.tls_key,
+            trusted_proxies=settings.trusted_proxy,
         )
         for n in range(1, settings.director_workers + 1)
     )

@@ -63,6 +63,9 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     drained: tuple[str, ...] = ()
     """Web servers that get no requests from the start."""
     stop_grace_s: float = 10.0
+    tls_certificate: str = ""
+    tls_key: str = ""
+    trusted_proxies: tuple[str, ...] = ()
 
 
 Role = SessionServerRole | WebServerRole | DirectorRole

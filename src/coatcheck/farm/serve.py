@@ -99,9 +99,9 @@ def _install_signals(farm: Supervisor, stopping: asyncio.Event) -> None:
 
 def _announce(farm: Supervisor) -> None:
     settings, say = farm.settings, farm.console.say
-    say(f"serving {settings.app} on http://{farm.address}")
+    say(f"serving {settings.app} on {farm.url}")
     for keeper in farm.keepers:
         say(f"  {keeper.name:<12} pid {keeper.pid}")
-    if not settings.insecure_localhost:
-        say("cookies are Secure: put TLS in front, or use --insecure-localhost while you develop")
+    if not settings.insecure_localhost and not settings.tls_certificate:
+        say("cookies are Secure: use --tls-certificate, or TLS in front, or --insecure-localhost while you develop")
     say("Ctrl-C stops it")

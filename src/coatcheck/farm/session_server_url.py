@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from coatcheck.errors import ConfigError
 from coatcheck.farm.settings import SessionServerAddress
 
-SCHEMES: Final = ("redis", "valkey", "coatcheck", "sqlite")
+SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix", "coatcheck", "sqlite")
+_FILES: Final = ("sqlite", "unix")
 
 
 def parse_session_server(text: str, position: int) -> SessionServerAddress:
@@ -30,9 +31,9 @@ def parse_session_server(text: str, position: int) -> SessionServerAddress:
         raise ConfigError(f"{shown}: {error}; write redis://[:PASSWORD@]HOST[:PORT]") from None
     if parts.scheme not in SCHEMES:
         raise ConfigError(f"{shown}: the URL begins with one of " + ", ".join(f"{s}://" for s in SCHEMES))
-    if parts.scheme == "sqlite":
+    if parts.scheme in _FILES:
         if not parts.path.strip("/"):
-            raise ConfigError(f"{shown}: name the file, as sqlite:///FILE")
+            raise ConfigError(f"{shown}: name the file, as {parts.scheme}:///FILE")
     elif not host or port == 0:
         raise ConfigError(f"{shown}: write {parts.scheme}://[:PASSWORD@]HOST[:PORT]")
     return SessionServerAddress(name, url)
@@ -41,7 +42,7 @@ def parse_session_server(text: str, position: int) -> SessionServerAddress:
 def shown_url(url: str) -> str:
     """The URL without user and password, for logs and ``status``."""
     parts = urlsplit(url)
-    if parts.scheme == "sqlite":
-        return url
+    if parts.scheme in _FILES:
+        return f"{parts.scheme}://{parts.path}"
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")

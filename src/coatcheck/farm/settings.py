@@ -59,6 +59,18 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, Option("Director processes that share the port.", minimum=1, maximum=MAX_PROCESSES)
     ] = 1
 
+    tls_certificate: Annotated[
+        str, Option("The director speaks HTTPS with this certificate chain (PEM).", metavar="FILE")
+    ] = ""
+    tls_key: Annotated[str, Option("The certificate's private key (PEM).", metavar="FILE")] = ""
+    trusted_proxy: Annotated[
+        tuple[str, ...],
+        Option(
+            "A network such as `10.0.0.0/8` whose `X-Forwarded-*` headers are believed; may be given several times.",
+            metavar="NETWORK",
+        ),
+    ] = ()
+
     web: Annotated[int, Option("Web servers, each a process.", minimum=1, maximum=MAX_PROCESSES)] = 2
     server: Annotated[HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")] = (
         "uvicorn"
@@ -74,7 +86,7 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "An outside session server instead of the embedded ones: "
             "`[NAME=]redis://[:PASSWORD@]HOST[:PORT]`, "
-            "`valkey://` or `sqlite:///FILE`; may be given several times.",
+            "`valkey://`, `rediss://`, `valkeys://`, `unix:///SOCKET` or `sqlite:///FILE`; may be given several times.",
             metavar="URL",
         ),
     ] = ()
@@ -164,6 +176,10 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Option("Development mode: cookies without `Secure`, for plain HTTP on this machine only.", "session"),
     ] = False
+
+    def __repr__(self) -> str:
+        # ``session_server`` may hold passwords.
+        return f"FarmSettings(app={self.app!r}, name={self.name!r}, run_dir={self.run_dir!r})"
 
 
 class SessionServerAddress(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 from coatcheck.farm.control import ControlError
 from coatcheck.farm.session_server_url import shown_url
@@ -71,7 +72,7 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
         "name": farm.settings.name,
         "state": farm.state,
         "pid": os.getpid(),
-        "address": f"http://{farm.address}",
+        "address": farm.url,
         "run_dir": str(farm.run_directory.path),
         "uptime_s": round(farm.uptime_s, 1),
         "restarts": sum(keeper.restarts for keeper in farm.keepers),
@@ -98,8 +99,6 @@ def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
 
 async def _outside(name: str, url: str) -> dict[str, Any]:
     """A session server that is not ours to start: is its port open?"""
-    from urllib.parse import urlsplit
-
     row: dict[str, Any] = {"name": name, "pid": None, "address": shown_url(url), "healthy": True}
     row |= {"state": "outside", "restarts": 0, "uptime_s": None, "entries": None}
     parts = urlsplit(url)
@@ -107,7 +106,10 @@ async def _outside(name: str, url: str) -> dict[str, Any]:
         return row
     try:
         async with asyncio.timeout(OUTSIDE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 6379)
+            if parts.scheme == "unix":
+                _, writer = await asyncio.open_unix_connection(unquote(parts.path))
+            else:
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port or 6379)
         writer.close()
     except (OSError, TimeoutError):
         row["healthy"] = False

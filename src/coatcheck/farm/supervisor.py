@@ -72,6 +72,11 @@ class Supervisor:
         return self._public
 
     @property
+    def url(self) -> str:
+        """Where a browser reaches the farm."""
+        return f"{'https' if self.settings.tls_certificate else 'http'}://{self.address}"
+
+    @property
     def keepers(self) -> tuple[Keeper, ...]:
         """Every process, in the order in which they stop."""
         return self.directors + self.web_servers + self.session_servers

@@ -1,0 +1,175 @@
+"""Settings: three ways in, one order, and a clear line for everything wrong."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.configuration import SETTINGS, load_settings
+from coatcheck.farm.duration import format_duration, parse_duration
+from coatcheck.farm.keys import FarmKeys, load_or_create, save
+from coatcheck.farm.plan import make_plan
+from coatcheck.farm.reference import BEGIN, END, options_table
+from coatcheck.farm.roles import Address
+from coatcheck.farm.session_server_url import parse_session_server, shown_url
+
+from .farm_process import EXAMPLES
+
+OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+
+
+def test_later_ways_in_win(tmp_path: Path) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text('[farm]\nweb = 3\nport = 8100\nname = "shop"\n[session]\nidle_timeout = "15m"\n')
+    settings = load_settings(file, {"COATCHECK_PORT": "8200", "COATCHECK_NAME": "till"}, {"port": "8300", "web": None})
+    assert (settings.web, settings.port, settings.name, settings.idle_timeout_s) == (3, 8300, "till", 900.0)
+    assert load_settings() == load_settings(None, {}, {})
+
+
+def test_every_option_has_every_way_in(tmp_path: Path) -> None:
+    samples = {
+        "app": "a:b", "factory": "true", "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
+        "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b", "restart": "off",
+        "durability": "one", "below_target": "refuse", "rolled_back": "accept", "conflict": "reject",
+        "theft": "report",
+        "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1", "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
+    }  # fmt: skip
+    for setting in SETTINGS:
+        text = samples.get(setting.field, "7s" if setting.option.duration else "4")
+        more = {
+            "tls_certificate": {"COATCHECK_TLS_KEY": "k"},
+            "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
+        }.get(setting.field, {})
+        by_environment = load_settings(None, {setting.env: text} | more)
+        value = text.split() if setting.is_list else text
+        by_flag = load_settings(None, more, {setting.field: value})
+        quoted = "[" + ", ".join(f'"{v}"' for v in value) + "]" if setting.is_list else f'"{value}"'
+        file = tmp_path / "farm.toml"
+        file.write_text(f"[{setting.option.table}]\n{setting.key} = {quoted}\n")
+        by_file = load_settings(file, more)
+        assert by_environment == by_flag == by_file, setting.field
+        assert getattr(by_flag, setting.field) != setting.default, setting.field
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[farm]\nwebs = 2", "[farm] has no setting 'webs'; did you mean 'web'?"),
+        ("[farms]\nweb = 2", "unknown table or key 'farms'; did you mean 'farm'?"),
+        ("web = 2", "unknown table or key 'web'"),
+        ("[farm]\nweb = 'two'", "[farm] web: write a whole number (got 'two')"),
+        ("[farm]\nweb = 2.5", "[farm] web: write a whole number"),
+        ("[farm]\nweb = true", "[farm] web: write a whole number"),
+        ("[farm]\nweb = 0", "[farm] web: must be at least 1"),
+        ("[farm]\nport = 70000", "[farm] port: must be at most 65535"),
+        ("[farm]\nrestart = 3", "[farm] restart: write true or false"),
+        ("[farm]\nserver = 'gunicorn'", "[farm] server: choose one of uvicorn, granian"),
+        ("[farm]\nsession_server = [1]", "[farm] session_server: write a list of strings"),
+        ("[farm]\nname = 'a b'", "name: 1 to 64 letters"),
+        ("[farm]\nhost = ''", "host: name an address"),
+        ('[farm]\napp = "a\\u0000b"', "[farm] app: write a string without control characters"),
+        ("[farm]\nunresponsive_after = 'soon'", "[farm] unresponsive_after: write a duration"),
+        ("[farm]\nunresponsive_after = '1ms'", "[farm] unresponsive_after: must be at least 500ms"),
+        ("[farm]\nunresponsive_after = inf", "[farm] unresponsive_after: a duration is finite"),
+        ("[farm]\nsession_servers = 0", "session_servers: at least 1"),
+        ("[session]\ncopies = 3", "copies: 3 copies need as many session servers, not 2; set copies to 2 or less"),
+        ("[session]\ncopies = 'some'", '[session] copies: write a whole number or "all"'),
+        ("[session]\nrotate_after = 0\ngrace = 0", 'theft = "refuse"'),
+        ("[session]\nrotate_after = 0\ngrace = 0", "rotate_after 0 with grace 0"),
+        ("[session]\ngrace = 0", 'needs theft = "refuse"'),
+        ("[session]\nidle_timeout = '2d'", "idle_timeout: longer than absolute_timeout"),
+        ("[farm]\nhost = '0.0.0.0'\n[session]\ninsecure_localhost = true", "insecure_localhost: only for a loopback"),
+        ("[farm]\nsession_server = ['http://a']", "the URL begins with one of redis://"),
+        ("[farm]\nsession_server = ['redis://']", "write redis://[:PASSWORD@]HOST[:PORT]"),
+        ("[farm]\nsession_server = ['a=redis://x', 'a=redis://y']", "two have the same name"),
+        ("[farm]\nsession_servers = 2\nsession_server = ['redis://x']", "drop one of the two"),
+        ("[farm]\ntls_key = 'k'", "give both or none"),
+        ("[farm", "not valid TOML"),
+    ],
+)
+def test_every_mistake_names_the_setting_and_the_mend(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file)
+    line = str(caught.value)
+    assert words in line
+    assert "\n" not in line
+
+
+def test_a_missing_file_and_unknown_variables() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read \(No such file"):
+        load_settings(Path("nowhere.toml"))
+    with pytest.raises(ConfigError, match="COATCHECK_COPYS: no setting has this name; did you mean 'COATCHECK_COPIES'"):
+        load_settings(None, {"COATCHECK_COPYS": "2"})
+
+
+def test_durations() -> None:
+    assert [parse_duration(x) for x in ("300ms", "2s", "15m", "1.5h", "1d", "90", 7, 0.5, "0")] == (
+        [0.3, 2, 900, 5400, 86400, 90, 7, 0.5, 0]
+    )
+    for seconds in (0, 0.3, 2, 90, 900, 1800, 43200, 86400):
+        assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
+    for wrong in ("", "m", "-1", -1, "1 year", None, True, float("nan"), "1e999", "9" * 400):
+        with pytest.raises(ValueError, match="duration"):
+            parse_duration(wrong)
+
+
+def test_operations_documents_every_option() -> None:
+    text = OPERATIONS.read_text()
+    found = text[text.index(BEGIN) : text.index(END) + len(END)]
+    assert found == options_table(), "run: python -m coatcheck.farm.reference, and paste it into docs/operations.md"
+
+
+def test_the_example_file_is_valid() -> None:
+    assert load_settings(EXAMPLES / "farm.toml").app == "shop:app"
+
+
+def test_secrets_have_no_repr(tmp_path: Path) -> None:
+    settings = load_settings(None, {}, {"app": "a:b"})
+    keys = load_or_create(tmp_path / "keys.json", {})
+    assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o600
+    assert load_or_create(tmp_path / "keys.json", {}) == keys
+    shown = repr(make_plan(settings, keys, Address("127.0.0.1", 1))) + repr(keys)
+    assert keys.session_server_password not in shown
+    assert repr(keys.keys[0])[2:-1] not in shown
+    assert keys.keys[0].hex() not in shown
+
+
+def test_keys_from_the_environment(tmp_path: Path) -> None:
+    import base64
+
+    first, second = b"1" * 32, b"2" * 40
+    text = ",".join(base64.urlsafe_b64encode(key).decode() for key in (first, second))
+    keys = load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
+    assert (keys.keys, keys.primary) == ((first, second), 0)
+    assert keys == load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
+    assert not (tmp_path / "keys.json").exists()
+    for wrong in ("short", text + "," + text, "é" * 50):
+        with pytest.raises(ConfigError, match="COATCHECK_KEYS"):
+            load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": wrong})
+
+
+def test_a_damaged_key_file_is_never_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    save(file, FarmKeys((b"k" * 32,), 0, "password"))
+    for damage in (b"", b"{", b'{"keys": [], "primary": 0, "session_server_password": "x"}', b"[1]"):
+        file.write_bytes(damage)
+        with pytest.raises(ConfigError, match="keys_file"):
+            load_or_create(file, {})
+        assert file.read_bytes() == damage
+
+
+def test_session_server_urls() -> None:
+    assert parse_session_server("redis://:a=b@h:1", 2).name == "session-2"
+    named = parse_session_server("cache.a=valkey://:p@[::1]:7000", 1)
+    assert (named.name, shown_url(named.url)) == ("cache.a", "valkey://[::1]:7000")
+    assert shown_url("unix:///run/valkey.sock?password=x") == "unix:///run/valkey.sock"
+    for wrong in ("redis://h:99999", "redis://[", "=redis://h", "a b=redis://h", "sqlite://", ""):
+        with pytest.raises(ConfigError) as caught:
+            parse_session_server("redis://:hush@h:x" if wrong == "" else wrong, 3)
+        assert "session_server: number 3" in str(caught.value)
+        assert "hush" not in str(caught.value)

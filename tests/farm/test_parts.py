@@ -1,0 +1,188 @@
+"""The supervisor's parts by themselves: console, control channel, app loading, run directory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.application import installs_starlette_sessions, load_application
+from coatcheck.farm.console import Console
+from coatcheck.farm.control import ControlError, ControlServer, Message, Peer, call_farm, encode
+from coatcheck.farm.front_door import HEALTH_PATH, FrontDoor
+from coatcheck.farm.run_directory import RunDirectory
+
+
+def test_console_names_and_defuses_lines() -> None:
+    out = io.StringIO()
+    console = Console(out, colour=False)
+    console.line("web-1", "hello\x1b[2J\x07")
+    console.say("bye")
+    console.close()
+    assert out.getvalue() == "web-1     │ hello\\x1b[2J\\x07\ncoatcheck │ bye\n"
+    coloured = io.StringIO()
+    console = Console(coloured, colour=True)
+    console.line("web-1", "x")
+    console.close()
+    assert coloured.getvalue().startswith("\x1b[")
+
+
+def test_a_reader_who_stopped_reading_stops_nothing() -> None:
+    free = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            free.wait(10)
+            return super().write(text)
+
+    stuck = Stuck()
+    console = Console(stuck, colour=False)
+    for n in range(Console.MAX_LINES + 500):
+        console.line("web-1", str(n))
+    free.set()
+    while not console._lines.empty():
+        pass
+    console.say("after")
+    console.close()
+    assert "log lines were dropped" in stuck.getvalue()
+    assert stuck.getvalue().endswith("after\n")
+
+
+def test_control_channel_answers_refuses_and_is_bounded(tmp_path: Path) -> None:
+    # A path longer than a unix socket's address may be.
+    directory = tmp_path / ("d" * 90) / ("e" * 90)
+    directory.mkdir(parents=True)
+
+    async def answer(message: Message, progress: object) -> Message:
+        if message["op"] == "boom":
+            raise ControlError("no such thing")
+        assert callable(progress)
+        progress({"progress": "half"})
+        return {"echo": message}
+
+    async def run() -> None:
+        server = ControlServer(directory / "control.sock", answer)
+        await server.start()
+
+        def ask(op: str) -> list[Message]:
+            return list(call_farm(directory / "control.sock", {"op": op}, 5))
+
+        assert await asyncio.to_thread(ask, "x") == [{"progress": "half"}, {"echo": {"op": "x"}}]
+        with pytest.raises(ControlError, match="no such thing"):
+            await asyncio.to_thread(ask, "boom")
+        for junk in (b"\x00\xff\n", b"[1]\n", b"x" * (5 << 20)):
+            await asyncio.to_thread(throw, directory / "control.sock", junk)
+        assert len(await asyncio.to_thread(ask, "x")) == 2
+        await server.aclose()
+
+    asyncio.run(run())
+    with pytest.raises(ControlError, match="no farm is running"):
+        list(call_farm(directory / "control.sock", {"op": "x"}, 5))
+
+
+def throw(path: Path, junk: bytes) -> None:
+    """Send junk and read what comes, if anything."""
+    directory = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+        try:
+            sock.sendall(junk)
+            assert b"error" in sock.recv(4096) or len(junk) > 1 << 20
+        except (BrokenPipeError, ConnectionResetError):
+            assert len(junk) > 1 << 20
+    os.close(directory)
+
+
+def test_a_peer_that_is_late_or_gone() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        events: list[Message] = []
+        peer = Peer(ours, events.append)
+        await peer.open()
+        with pytest.raises(ControlError, match=r"no answer to ping within 0.1 s"):
+            await peer.call("ping", 0.1)
+        theirs.sendall(encode({"event": "ready"}) + encode({"id": 99}))
+        waiting = asyncio.create_task(peer.call("ping", 5))
+        await asyncio.sleep(0.05)
+        assert events == [{"event": "ready"}]
+        theirs.close()
+        with pytest.raises(ControlError, match="gone"):
+            await waiting
+        with pytest.raises(ControlError, match="gone"):
+            await peer.call("ping", 5)
+        await peer.aclose()
+
+    asyncio.run(run())
+
+
+def test_front_door_answers_health_and_counts() -> None:
+    async def run() -> None:
+        stopping = asyncio.Event()
+        inside: list[int] = []
+
+        async def app(scope: object, receive: object, send: object) -> None:
+            inside.append(door.in_flight)
+            raise ValueError("the app's own mistake")
+
+        door = FrontDoor(app, stopping)
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await door({"type": "http", "path": HEALTH_PATH}, send, send)
+        stopping.set()
+        await door({"type": "http", "path": HEALTH_PATH}, send, send)
+        assert [message["status"] for message in sent if "status" in message] == [200, 503]
+        with pytest.raises(ValueError, match="mistake"):
+            await door({"type": "http", "path": "/"}, send, send)
+        assert (door.requests, door.in_flight, inside) == (1, 0, [1])
+
+    asyncio.run(run())
+
+
+def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "found_app.py").write_text("class box:\n    async def app(scope, receive, send): ...\n")
+    (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
+    (tmp_path / "bad_syntax.py").write_text("def (:\n")
+    assert callable(load_application("found_app:box.app"))
+    for path, words in (
+        ("needs_more:app", "No module named 'surely_not_installed'"),
+        ("bad_syntax:app", "SyntaxError"),
+        ("found_app:box.nothing", "no attribute 'box.nothing'"),
+        (":", "write MODULE:ATTRIBUTE"),
+        ("..:app", "importing"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_application(path)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not installs_starlette_sessions(load_application("found_app:box.app"))
+
+
+def test_run_directory_is_private_and_exclusive(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = RunDirectory(path)
+    first.acquire()
+    first.write({"pid": 7})
+    with pytest.raises(ConfigError, match=r"a farm is running in .* \(pid 7\)"):
+        RunDirectory(path).acquire()
+    first.release()
+    second = RunDirectory(path)
+    second.acquire()
+    assert second.read() == {}
+    second.release()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir: "):
+        RunDirectory(tmp_path / "file").acquire()

@@ -68,7 +68,8 @@ class Mending:
     async def _mend(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._alarm.wait(), self.INTERVAL_S)
+                async with asyncio.timeout(self.INTERVAL_S):
+                    await self._alarm.wait()
                 await asyncio.sleep(self.SETTLE_S)
             except TimeoutError:
                 self._copies.cache.drop_expired(self._world.now_ms(), self.EXPIRY_STEP)

@@ -5,6 +5,7 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import Enum
 
@@ -31,6 +32,8 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import Durability, ReplicationPolicy
 from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES, Version, covers, with_write
 from coatcheck.replication.view import View, Viewer
+
+FAR = float("inf")
 
 
 class Gone(Enum):
@@ -86,6 +89,8 @@ class Copies:
         self.under_replicated: set[bytes] = set()
         self.closing: dict[bytes, Entry] = {}
         self._tried: dict[bytes, int] = {}
+        self._claiming: dict[bytes, Copy] = {}
+        """Claims under way: the old owner may answer before the last session server does."""
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -148,31 +153,42 @@ class Copies:
         return copy
 
     def claim(self, view: View) -> Flow[Copy | None]:
-        """Become the owner: a new epoch, no change of data. ``None`` if a rival was faster.
-
-        The first-ranked reachable server decides between rivals, so that they do not livelock.
-        """
+        """Become the owner: a new epoch, no change of data. ``None`` if a rival was faster."""
         newest, key = view.newest, view.key
         assert newest is not None
         self.cache.drop(key)
-        version = Version(self._next_epoch(view), self._fresh_owner(), 0)
-        copy = Copy(key, version, newest.history, view.body)
+        copy = Copy(key, Version(self._next_epoch(view), self._fresh_owner(), 0), newest.history, view.body)
         life_ms = newest.expires_in_ms
         if not life_ms and view.cached is not None:
             life_ms = view.cached.expires_at - self.world.now_ms()
         copy.expires_at = self.world.now_ms() + life_ms
         copy.seen = dict(view.seen)
+        copy.alone_at = FAR
+        self._claiming[key] = copy
+        try:
+            claimed = yield from self._put_claim(copy, view)
+        finally:
+            del self._claiming[key]
+        if not claimed:
+            return None
+        if view.cached is not None and newest.version == view.cached.version:
+            copy.alone_at = min(copy.alone_at, view.cached.alone_at)
+        copy.alone_at = min(copy.alone_at, self.world.monotonic() + self.policy.lease_s)
+        return copy
+
+    def _put_claim(self, copy: Copy, view: View) -> Flow[bool]:
+        """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
+        parallel, the other placed ones and every server that showed a copy."""
         entry = self._sealed(copy)
         sent_at = None
         holders: list[str] = []
-        ranking = [name for name in self.placement.ranking(key) if name not in view.avoid]
-        for server in ranking:
-            if not self.world.reachable(server):
+        for server in self.placement.ranking(copy.key):
+            if server in view.avoid or not self.world.reachable(server):
                 continue
-            settled: Settled = yield Put(key, entry, {server: copy.seen.get(server)})
+            settled: Settled = yield Put(copy.key, entry, {server: copy.seen.get(server)})
             sent_at = settled.sent_at if sent_at is None else sent_at
             if self._note_accepted(copy, settled):
-                return None
+                return False
             if isinstance(settled.replies[server], Accepted):
                 holders.append(server)
                 break
@@ -181,17 +197,12 @@ class Copies:
         showed = [name for name in view.entries if name not in holders]
         settled, refused = yield from self._put_placed(copy, entry, holders, showed)
         if refused:
-            return None
+            return False
         level = sum(isinstance(reply, Accepted) for reply in settled.replies.values()) + 1
-        self._check_level(copy, level)
-        previous_server = newest.version.server_id
         self.cache.add(copy)
+        self._check_level(copy, level)
         self._earn_lease(copy, sent_at, level)
-        if previous_server != self.server_id or view.cached is None:
-            copy.alone_at = self.world.monotonic() + self.policy.lease_s
-        else:
-            copy.alone_at = view.cached.alone_at
-        return copy
+        return True
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -338,20 +349,24 @@ class Copies:
 
     def on_message(self, message: Notice | Answer) -> Tell | None:
         """Take a notice (stop serving from the cache, answer) or an answer (no one else serves any more)."""
-        copy = self.cache.get(message.key)
+        copy = self._claiming.get(message.key) or self.cache.get(message.key)
+        if copy is None:
+            return None
+        own = copy.version[:2] == message.version[:2]
         now = self.world.monotonic()
         if isinstance(message, Answer):
-            if copy is not None and copy.version[:2] == message.version[:2]:
+            if own:
                 copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
             return None
-        if copy is None or message.version.epoch < copy.version.epoch or copy.version[:2] == message.version[:2]:
-            return None  # not hosted here, a late notice, or our own claim
+        if own or message.version.epoch < copy.version.epoch:
+            return None  # our own claim, or a late notice
         copy.no_lease_before = now
         copy.lease_until = 0.0
-        others_ms = max(0, int((copy.alone_at - now) * 1000) + 1) if copy.alone_at > now else 0
+        others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
         if message.closed:
             self.cache.mark_closed(message.key)
-        return Tell(message.version.server_id, Answer(message.key, message.version, others_ms).encode())
+        answer = Answer(message.key, message.version, math.ceil(others_s * 1000))
+        return Tell(message.version.server_id, answer.encode())
 
     # -- shared by the above ---------------------------------------------------------------------
 

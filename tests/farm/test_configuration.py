@@ -35,7 +35,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b", "restart": "off",
         "durability": "one", "below_target": "refuse", "rolled_back": "accept", "conflict": "reject",
         "theft": "report",
-        "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1", "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
+        "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
+        "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
     }  # fmt: skip
     for setting in SETTINGS:
         text = samples.get(setting.field, "7s" if setting.option.duration else "4")

@@ -79,7 +79,7 @@ class RunDirectory:
 
     def write(self, farm: dict[str, Any]) -> None:
         """Replace ``farm.json`` at once, so that no reader sees half of it."""
-        replace_private(self.path / FARM_FILE, msgspec.json.format(msgspec.json.encode(farm)) + b"\n")
+        replace_private(self.path / FARM_FILE, msgspec.json.format(msgspec.json.encode(farm)) + b"\n", durable=False)
 
     def read(self) -> dict[str, Any]:
         """What ``farm.json`` says, or nothing."""
@@ -90,12 +90,13 @@ class RunDirectory:
         return found
 
 
-def replace_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 durably and move it into place."""
+def replace_private(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file of mode 0600 and move it into place; ``durable``: it outlives a power cut."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     fresh.replace(path)

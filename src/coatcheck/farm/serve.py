@@ -13,6 +13,7 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError
 from coatcheck.farm.console import Console
 from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.status import processes_now
 from coatcheck.farm.supervisor import FarmFailed, Supervisor
 
 EXIT_OK: Final = 0
@@ -100,8 +101,8 @@ def _install_signals(farm: Supervisor, stopping: asyncio.Event) -> None:
 def _announce(farm: Supervisor) -> None:
     settings, say = farm.settings, farm.console.say
     say(f"serving {settings.app} on {farm.url}")
-    for keeper in farm.keepers:
-        say(f"  {keeper.name:<12} pid {keeper.pid}")
+    for row in processes_now(farm):
+        say(f"  {row['name']:<12} {row['address']:<22} pid {row['pid']}")
     if not settings.insecure_localhost and not settings.tls_certificate:
         say("cookies are Secure: use --tls-certificate, or TLS in front, or --insecure-localhost while you develop")
     say("Ctrl-C stops it")

@@ -1,0 +1,162 @@
+"""The table in memory: expiry without timers, bounded sweeps, exact accounts. Time is passed in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coatcheck.errors import CorruptEntry
+from coatcheck.replication.entry import Entry, accepts, decode_entry
+from coatcheck.replication.version import Version
+from coatcheck.stores.put_rule import Verdict, judge, pack_seen
+from coatcheck.stores.table import ROW_OVERHEAD_BYTES, SLOT_MS, EntryTable, TableFull
+
+MAX_BYTES = 10**9
+
+
+def raw(epoch: int = 1, size: int = 10, *, closed: bool = False) -> bytes:
+    return Entry(Version(epoch, b"AAA-0001", 0), (), closed, 0, bytes(size)).encode()
+
+
+def key(number: int) -> bytes:
+    return (number * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "big") + number.to_bytes(8, "big")
+
+
+def table(max_bytes: int = MAX_BYTES) -> EntryTable:
+    return EntryTable(lambda server_id, notice: None, max_bytes)
+
+
+VERSIONS = st.builds(
+    Version,
+    epoch=st.integers(0, 2**32 - 1) | st.integers(0, 2),
+    owner=st.binary(min_size=8, max_size=8) | st.sampled_from([bytes(8), b"\xff" * 8]),
+    seq=st.integers(0, 2**32 - 1) | st.integers(0, 2),
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(data=st.data(), closed=st.tuples(st.booleans(), st.booleans()))
+def test_judging_bytes_is_judging_entries(data: st.DataObject, closed: tuple[bool, bool]) -> None:
+    stored_version = data.draw(VERSIONS)
+    near = st.just(stored_version) | st.builds(
+        Version, st.just(stored_version.epoch), st.just(stored_version.owner), st.integers(0, 2**32 - 1)
+    )
+    new_version, seen = data.draw(VERSIONS | near), data.draw(st.none() | VERSIONS | near)
+    stored = data.draw(st.none() | st.just(Entry(stored_version, (), closed[0], 1, b"")))
+    new = Entry(new_version, (), closed[1], 1, b"")
+    verdict = judge(stored.encode() if stored is not None else None, pack_seen(seen), new.encode())
+    assert (verdict is not Verdict.REFUSED) == accepts(stored, seen, new)
+    if verdict is Verdict.ACCEPTED_NOTIFY:
+        assert stored is not None
+        assert not stored.closed
+        assert new.closed or stored.version[:2] != new.version[:2]
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "close", "get", "sweep"]),
+        st.integers(0, 5),
+        st.integers(1, 20_000),
+        st.integers(0, 5_000),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(operations=OPERATIONS)
+def test_expiry_and_accounts_agree_with_a_plain_model(operations: list[tuple[str, int, int, int]]) -> None:
+    real, now = table(), 10_000
+    model: dict[bytes, tuple[bytes, int]] = {}
+    for epoch, (what, number, life, passes) in enumerate(operations, 1):
+        now += passes
+        model = {k: (b, expires) for k, (b, expires) in model.items() if expires > now}
+        if what in ("put", "close"):
+            new = raw(epoch, size=life % 50, closed=what == "close")
+            old = model.get(key(number))
+            seen = old[0][2:18] if old else b""
+            if real.put(key(number), seen, life, new, now) is not Verdict.REFUSED:
+                model[key(number)] = (new, now + life)
+            else:
+                assert old is not None
+                assert decode_entry(old[0], 1).closed
+        elif what == "sweep":
+            real.sweep(now, 3)
+        for k in map(key, range(6)):
+            expected = model.get(k)
+            assert real.get(k, now) == ((expected[0], expected[1] - now) if expected else None)
+    while real.sweep(now + 30_000, 5):
+        pass
+    assert (real.entries, real.tombstones, real.bytes) == (0, 0, 0)
+    assert real._slots == {}
+    assert real._slot_order == []
+
+
+def test_a_sweep_takes_bounded_steps_and_drops_all_in_the_end() -> None:
+    real = table()
+    for number in range(5000):
+        real.put(key(number), b"", 1000 + number % 3000, raw(), 0)
+    assert real.bytes == 5000 * (len(raw()) + ROW_OVERHEAD_BYTES)
+    assert real.sweep(999, 100) == 0
+    late = 4000 + 2 * SLOT_MS
+    looked = 0
+    while step := real.sweep(late, 100):
+        assert step <= 100
+        looked += step
+    assert looked == 5000
+    assert (real.entries, real.bytes) == (0, 0)
+
+
+def test_renewed_lives_cost_no_more_places_in_the_wheel() -> None:
+    real = table()
+    for at in range(10_000):
+        real.put(key(1), b"", 60_000, raw(), at)
+        real.put(key(2), b"", 60_000 - at, raw(), at)
+        real.sweep(at, 2)
+    assert sum(len(keys) for keys in real._slots.values()) < 60
+
+
+def test_a_scan_that_is_interrupted_by_puts_misses_nothing_that_stays() -> None:
+    real = table()
+    for number in range(2000):
+        real.put(key(number), b"", 10**6, raw(), 0)
+    found: set[bytes] = set()
+    cursor, number = 0, 2000
+    while True:
+        cursor, keys = real.scan(cursor, 100, 1)
+        found.update(keys)
+        assert len(keys) < 110
+        if not cursor:
+            break
+        for _ in range(50):
+            real.put(key(number), b"", 10**6, raw(), 1)
+            number += 1
+    assert {key(number) for number in range(2000)} <= found
+
+
+@pytest.mark.parametrize("cursor", [4096, 10**18, -1])
+def test_a_strange_cursor_ends_or_begins(cursor: int) -> None:
+    assert table().scan(cursor, 10, 0) == (0, [])
+
+
+def test_full_is_told_before_anything_changes() -> None:
+    size = len(raw()) + ROW_OVERHEAD_BYTES
+    real = table(max_bytes=2 * size)
+    real.put(key(1), b"", 1000, raw(), 0)
+    real.put(key(2), b"", 1000, raw(), 0)
+    for number, new in ((3, raw()), (3, raw(closed=True)), (1, raw(size=11))):
+        with pytest.raises(TableFull):
+            real.put(key(number), b"", 1000, new, 0)
+    assert real.get(key(1), 0) == (raw(), 1000)
+    assert real.get(key(3), 0) is None
+    assert real.put(key(1), b"", 1000, raw(closed=True, size=0), 0) is Verdict.ACCEPTED_NOTIFY
+    assert real.put(key(2), b"", 1000, raw(), 1500) is Verdict.ACCEPTED, "what expired makes room"
+
+
+@pytest.mark.parametrize("bad", [b"", b"\x01" * 18, b"\x02" + bytes(30), bytes(2**20 + 1), b"\x01\x02" + bytes(40)])
+def test_what_is_no_entry_is_not_stored(bad: bytes) -> None:
+    real = table()
+    with pytest.raises(CorruptEntry):
+        real.put(key(1), b"", 1000, bad, 0)
+    assert real.entries == 0

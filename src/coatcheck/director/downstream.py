@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -15,6 +17,7 @@ from coatcheck.director.relay import Fault, Relay
 # Why a client is not read at the moment.
 _PIPELINED: Final = 1
 _BODY_HELD: Final = 2
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _FIRST_BYTES: Final = frozenset(b"\r!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -104,6 +107,11 @@ class Downstream(asyncio.Protocol):
         self._relay.clients.discard(self)
         self.exchange = None
         return bytes(self._buffer)
+
+    @property
+    def is_last_request(self) -> bool:
+        """Whether the client has ended its side, and nothing of it is left to be served."""
+        return self.half_closed and not self._buffer
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -263,7 +271,7 @@ class Downstream(asyncio.Protocol):
         close = exchange.close or self._relay.stopping
         if not self.body_done or (close and self._buffer):
             self._linger()
-        elif close or (self.half_closed and not self._buffer):
+        elif close or self.is_last_request:
             self._close()
         else:
             self.deadline = self._relay.now + self._relay.options.idle_s
@@ -283,7 +291,8 @@ class Downstream(asyncio.Protocol):
         self.exchange = None
         exchange.abandon()
         if exchange.close:
-            # Here the end of the connection may be all that tells the end of the body, so it must look like a break.
+            # The end of the connection may be all that tells the end of this body, so let it look like a break.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
         else:
             self._close()

@@ -265,7 +265,7 @@ class Exchange:
         if (
             length == UNTIL_CLOSE
             or not client.body_done
-            or client.half_closed
+            or client.is_last_request
             or self.relay.stopping
             or (self.fields.http10 and length == CHUNKED)
         ):

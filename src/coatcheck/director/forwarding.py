@@ -92,7 +92,7 @@ def is_reserved(target: bytes) -> bool:
 
     Those paths are for the farm alone; web servers decode, so what they would take for one counts as one.
     """
-    if b"%" not in target and b"well-known" not in target:
+    if b"%" not in target and b"coatcheck" not in target.lower():
         return False
     path = target.partition(b"?")[0]
     for _ in range(2):

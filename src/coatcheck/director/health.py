@@ -46,7 +46,9 @@ class HealthWatch:
             gap = min(_MIN_GAP_S, options.check_every_s)
             await asyncio.sleep(gap)
             try:
-                await asyncio.wait_for(self._wanted.wait(), max(0.001, left - gap))
+                # Not wait_for: in Python 3.11 it may swallow a cancellation that comes together with the event.
+                async with asyncio.timeout(max(0.001, left - gap)):
+                    await self._wanted.wait()
             except TimeoutError:
                 continue
 

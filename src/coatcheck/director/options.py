@@ -64,7 +64,8 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     idle_s: float = 60.0
     connect_s: float = 0.5
     first_byte_s: float = 30.0
-    between_bytes_s: float = 30.0
+    between_bytes_s: float = 60.0
+    """Within a body, either way; a stream of events must send something more often."""
     held_response_s: float = 0.2
     upstream_idle_s: float = 4.0
     """Shorter than the web server's own keep-alive (uvicorn: 5 s), so that it is we who close."""

@@ -70,3 +70,25 @@ def test_back_off_grows_to_a_bound_and_forgets() -> None:
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
     assert backoff.delay_s(lived_s=0.0, jitter=1.0) == 1.0
     assert backoff.delay_s(lived_s=60.0, jitter=0.0) == 0.1
+
+
+def test_a_supervisor_that_slept_blames_nobody(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2", "--unresponsive-after", "1")
+    os.kill(running.process.pid, signal.SIGSTOP)
+    time.sleep(3)
+    os.kill(running.process.pid, signal.SIGCONT)
+    time.sleep(2)
+    assert running.status()["restarts"] == 0
+
+
+def test_an_app_broken_on_disk_is_tried_again_until_it_is_mended(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    app = running.directory / "counter.py"
+    good = app.read_text()
+    app.write_text("1 / 0")
+    os.kill(running.pid("web-1"), signal.SIGKILL)
+    eventually(lambda: running.log.count("web-1 cannot be restarted: app: importing") >= 2, 20, "the second try")
+    assert httpx.get(running.base).status_code == 200
+    app.write_text(good)
+    eventually(lambda: running.state("web-1") == "ready", 20, "the return")
+    assert running.status()["restarts"] == 1

@@ -129,13 +129,13 @@ class Keeper:
             self._become("restarting")
             delay_s = self._backoff.delay_s(lived_s, random.random())
             await asyncio.sleep(delay_s)
-            self.restarts += 1
             try:
                 child = await self._launch()
             except StartFailed as failure:
                 self._console.say(f"{self.name} cannot be restarted: {failure}")
                 lived_s = 0.0
             else:
+                self.restarts += 1
                 self._console.say(f"{self.name} is back (pid {child.pid}) after {delay_s:.2f} s and its start")
                 return child
         return None

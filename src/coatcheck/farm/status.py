@@ -94,7 +94,7 @@ def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
         return {name: known.get(name) for name in WEB_FIELDS}
     if group == "session_servers":
         return {name: known.get(name) for name in SESSION_SERVER_FIELDS}
-    return {"details": answer}
+    return {"requests": known.get("requests"), "details": answer}
 
 
 async def _outside(name: str, url: str) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""A crowd of browsers that remember what was acknowledged, and a killer that goes round the farm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import msgspec
+
+from coatcheck.farm.demo.browser import Browser, BrowserError
+
+from .farm_process import Farm
+
+KILL_APP = """
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+async def write(request):
+    session = request.session
+    session["n"] = session.get("n", 0) + 1
+    session.setdefault("log", {})[request.path_params["mark"]] = session["n"]
+    return JSONResponse({"n": session["n"]})
+
+async def read(request):
+    return JSONResponse({"n": request.session.get("n"), "who": request.session.get("who"), "log": request.session.get("log", {})})
+
+async def login(request):
+    request.session["who"] = request.path_params["who"]
+    request.session.regenerate(request.path_params["who"])
+    return JSONResponse({})
+
+app = Starlette(routes=[
+    Route("/write/{mark}", write, methods=["POST"]),
+    Route("/login/{who}", login, methods=["POST"]),
+    Route("/read", read),
+])
+"""
+
+
+class Seen(msgspec.Struct):
+    """What the crowd saw."""
+
+    gets: int = 0
+    posts: int = 0
+    failed_posts: int = 0
+    bad_gets: list[str] = msgspec.field(default_factory=list)
+    slowest_get_s: float = 0.0
+
+
+class Shopper:
+    def __init__(self, number: int, host: str, port: int) -> None:
+        self.name = f"user{number}"
+        self.browser = Browser(host, port)
+        self.acknowledged: dict[str, int] = {}
+        self.marks = 0
+
+    async def login(self) -> None:
+        status, _ = await self.browser.request("POST", f"/login/{self.name}")
+        assert status == 200
+
+    async def get(self, seen: Seen) -> None:
+        seen.gets += 1
+        began = time.monotonic()
+        try:
+            status, state = await self.browser.request("GET", "/read")
+        except BrowserError as error:
+            status, state = 0, {"error": str(error)}
+        seen.slowest_get_s = max(seen.slowest_get_s, time.monotonic() - began)
+        wrong = self.wrong(status, state)
+        if wrong:
+            seen.bad_gets.append(f"{self.name}: {wrong}")
+
+    def wrong(self, status: int, state: Any) -> str:
+        if status != 200:
+            return f"status {status} {state}"
+        if state["who"] != self.name:
+            return f"logged out: who = {state['who']!r}"
+        lost = [mark for mark, n in self.acknowledged.items() if state["log"].get(mark) != n]
+        if lost:
+            return f"lost {lost[:5]} of {len(self.acknowledged)}"
+        if (state["n"] or 0) < max(self.acknowledged.values(), default=0):
+            return f"n = {state['n']} went back"
+        return ""
+
+    async def post(self, seen: Seen) -> None:
+        seen.posts += 1
+        self.marks += 1
+        mark = f"m{self.marks}"
+        try:
+            status, answer = await self.browser.request("POST", f"/write/{mark}")
+        except BrowserError:
+            status, answer = 0, None
+        if status == 200:
+            self.acknowledged[mark] = answer["n"]
+        else:
+            seen.failed_posts += 1
+
+
+async def shop(crowd: list[Shopper], seen: Seen, seconds: float, at_once: int = 32) -> None:
+    """Each browser one request at a time; ``at_once`` of them at any moment."""
+    queue = list(crowd)
+    random.shuffle(queue)
+    until = time.monotonic() + seconds
+
+    async def worker() -> None:
+        while time.monotonic() < until:
+            shopper = queue.pop(0)
+            await (shopper.post(seen) if random.random() < 0.5 else shopper.get(seen))
+            queue.append(shopper)
+
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+
+
+async def whole(farm: Farm, timeout_s: float = 15.0) -> None:
+    """Wait until every process is healthy and every session has its copies."""
+    until = time.monotonic() + timeout_s
+    while True:
+        status = await asyncio.to_thread(farm.status)
+        rows = status["director"] + status["web_servers"] + status["session_servers"]
+        if all(row["healthy"] for row in rows) and not any(row.get("under_replicated") for row in rows):
+            return
+        assert time.monotonic() < until, f"the farm is not whole again: {status}"
+        await asyncio.sleep(0.1)
+
+
+async def freeze(pid: int, seconds: float) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)

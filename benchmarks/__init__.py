@@ -1,0 +1,1 @@
+"""Benchmarks: paired, against named peers, one command (``python -m benchmarks``)."""

@@ -27,7 +27,7 @@ async def write(request):
     return JSONResponse({"n": session["n"]})
 
 async def read(request):
-    return JSONResponse({"n": request.session.get("n"), "who": request.session.get("who"), "log": request.session.get("log", {})})
+    return JSONResponse({key: request.session.get(key) for key in ("n", "who", "log")})
 
 async def login(request):
     request.session["who"] = request.path_params["who"]
@@ -80,7 +80,7 @@ class Shopper:
             return f"status {status} {state}"
         if state["who"] != self.name:
             return f"logged out: who = {state['who']!r}"
-        lost = [mark for mark, n in self.acknowledged.items() if state["log"].get(mark) != n]
+        lost = [mark for mark, n in self.acknowledged.items() if (state["log"] or {}).get(mark) != n]
         if lost:
             return f"lost {lost[:5]} of {len(self.acknowledged)}"
         if (state["n"] or 0) < max(self.acknowledged.values(), default=0):

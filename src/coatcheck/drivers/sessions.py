@@ -11,6 +11,7 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending
+from coatcheck.drivers.stall_guard import StallGuard
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
@@ -85,6 +86,7 @@ class Sessions:
         }
         self._driver: AsyncioDriver | None = None
         self._mending: Mending | None = None
+        self._stall_guard: StallGuard | None = None
         self._opening: asyncio.Future[None] | None = None
         self.needs_save = self.lifecycle.needs_save
         self.issue = self.lifecycle.issue
@@ -109,10 +111,13 @@ class Sessions:
             store.subscribe(self.server_id, self._on_message)
             store.watch(mending.on_change)
         mending.start()
+        self._stall_guard = StallGuard(self.copies.cache)
         self._driver, self._mending = driver, mending
 
     async def aclose(self, timeout_s: float = 2.0) -> None:
         """Settle what was acknowledged early, then release everything."""
+        if self._stall_guard is not None:
+            self._stall_guard.stop()
         if self._mending is not None:
             await self._mending.stop()
         if self._driver is not None:

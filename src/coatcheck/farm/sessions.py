@@ -68,7 +68,7 @@ def open_store(address: SessionServerAddress, settings: SessionSettings) -> Stor
         case "sqlite":
             from coatcheck.stores.sqlite import SqliteStore
 
-            return SqliteStore(address.name, parts.path.removeprefix("/") if parts.netloc == "" else parts.path)
+            return SqliteStore(address.name, parts.path.removeprefix("/"), time.time)
         case "memory":
             from coatcheck.stores.memory import MemoryStore
 

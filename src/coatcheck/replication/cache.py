@@ -96,6 +96,11 @@ class Cache:
     def is_closed(self, key: bytes) -> bool:
         return key in self._closed
 
+    def revoke_leases(self) -> None:
+        """Ask again before serving anything: this process was not running, and heard no notices."""
+        for copy in self._copies.values():
+            copy.lease_until = 0.0
+
     def drop_expired(self, now_ms: int, limit: int) -> int:
         """Look at up to ``limit`` of the longest unrenewed copies and drop the expired; returns how many."""
         expired = [

@@ -13,7 +13,7 @@ from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability
 from coatcheck.sessions.delta import merge
 from coatcheck.sessions.mapping import Session
-from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     Record,
@@ -273,10 +273,19 @@ class Lifecycle:
             if data == session.blob:
                 data = record.data
             else:
-                merged = merge(decode_data(session.blob), decode_data(record.data), dict(session), self.policy.conflict)
+                base, theirs = decode_data(session.blob), decode_data(record.data)
+                merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
                 data = encode_data(merged)
         chain = self._next_chain(session, record.chain, now)
         return Record(data, record.created_at, max(record.last_seen_at, now), record.user, chain)
+
+    def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
+        """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
+        server meanwhile was overtaken, perhaps long ago (a frozen server wakes up and goes on with a request that
+        its browser gave up): it must not overwrite what was acknowledged there."""
+        held = session.copy_held
+        moved = held is not None and held.version[:2] != copy.version[:2]
+        return "reject" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
     def _next_chain(self, session: Session, chain: Chain, now: int) -> Chain:
         shown = session.shown

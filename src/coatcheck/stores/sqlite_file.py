@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -98,11 +98,12 @@ class SqliteFile:
             raise CorruptEntry("columns of the wrong type")
         return (entry, expires_at_ms - now_ms) if expires_at_ms > now_ms else None
 
-    def put_all(self, offers: Sequence[Offer], now_ms: int) -> list[Outcome]:
+    def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[Outcome]:
         """Judge and store all offers, in order, in one transaction that has taken the write lock first."""
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
+            now_ms = clock_ms()  # not before: the wait for the lock would lengthen what the others stored meanwhile
             outcomes = [self._put(offer, now_ms) for offer in offers]
             execute("COMMIT")
         except BaseException:

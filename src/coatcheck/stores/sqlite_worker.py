@@ -107,7 +107,7 @@ class SqliteWorker:
         offers = self._gather(SWEEP_PERIOD_S)
         if offers:
             try:
-                outcomes = file.put_all(offers, self._now_ms())
+                outcomes = file.put_all(offers, self._now_ms)
             except BaseException as broken:
                 # First the state: whoever is answered must not try here again at once.
                 self._tell(broken)

@@ -37,6 +37,7 @@ PAYLOAD = secrets.token_bytes(430)
 SESSIONS = 256
 LIFE_MS = 600_000
 OWNER = b"bench-01"
+MAX_IN_FLIGHT = 256
 
 PutPair = Callable[[bytes, Version | None, Entry], Awaitable[None]]
 
@@ -77,7 +78,7 @@ def through_link(stores: tuple[Store, Store]) -> PutPair:
 def through_redis_py(ports: tuple[int, int]) -> PutPair:
     import redis.asyncio
 
-    scripts = [redis.asyncio.Redis(port=port).register_script(PUT) for port in ports]
+    scripts = [redis.asyncio.Redis(port=port, max_connections=MAX_IN_FLIGHT).register_script(PUT) for port in ports]
 
     async def put_one(at: int, key: bytes, seen: bytes, raw: bytes) -> None:
         if await scripts[at](keys=[b"coatcheck:{farm}:" + key], args=[seen, LIFE_MS, raw, b"notices:"]) != 1:
@@ -186,6 +187,8 @@ def main() -> None:
     parser.add_argument("--puts", type=int, default=4000)
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="uvloop")
     options = parser.parse_args()
+    if not 1 <= options.in_flight <= MAX_IN_FLIGHT:
+        parser.error(f"--in-flight: 1 to {MAX_IN_FLIGHT}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = {

@@ -174,6 +174,12 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    async def discard(self) -> None:
+        """Kill a process that did not become ready, and wait for its end: an unreaped one outlives the event loop."""
+        if self._process is not None:
+            self.kill()
+            await self.wait_end()
+
     async def stop(self, grace_s: float) -> None:
         """Ask it to finish; kill it when the grace is over."""
         try:

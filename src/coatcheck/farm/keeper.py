@@ -99,7 +99,7 @@ class Keeper:
             self._on_change()
             await child.wait_ready(self._options.start_timeout_s)
         except BaseException as error:
-            child.kill()
+            await child.discard()
             self._child = None
             if isinstance(error, OSError):
                 raise StartFailed(f"cannot be started: {error.strerror}") from error

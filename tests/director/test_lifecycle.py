@@ -31,7 +31,8 @@ async def slowly(request: Received, reader: asyncio.StreamReader, writer: asynci
 
 async def tunnel_echo(request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     if not request.values("upgrade"):
-        return await answer_ok(request, reader, writer)
+        await answer_ok(request, reader, writer)
+        return
     writer.write(AGREED + b"\r\nX-A: b\r\n\r\nhello ")
     while data := await reader.read(65_536):
         writer.write(data)
@@ -90,7 +91,7 @@ def test_stop_finishes_what_is_in_flight_and_closes_what_is_idle() -> None:
                 assert (answer.status, answer.values("connection")) == (200, [b"close"])
                 assert await busy.rest() == b""
                 await stopping
-            with pytest.raises(OSError, match="refused|Connect"):
+            with pytest.raises(OSError, match=r"refused|Connect"):
                 await asyncio.open_connection(*address)
             assert running.director.status()["requests"] == 0
 
@@ -188,14 +189,14 @@ def test_a_tunnel_has_back_pressure() -> None:
 
 def test_tunnels_of_a_drained_server_end_in_the_end() -> None:
     async def test() -> None:
-        async with farm(FakeServer(behave=tunnel_echo), tunnel_drain_s=0.3, tick_s=0.02) as running:
-            async with running.client() as client:
-                client.writer.write(UPGRADE)
-                await client.reader.readuntil(b"hello ")
-                running.director.drain("web-1")
-                client.writer.write(b"still")
-                assert await client.reader.readexactly(5) == b"still"
-                assert await client.rest() == b""
+        server = FakeServer(behave=tunnel_echo)
+        async with farm(server, tunnel_drain_s=0.3, tick_s=0.02) as running, running.client() as client:
+            client.writer.write(UPGRADE)
+            await client.reader.readuntil(b"hello ")
+            running.director.drain("web-1")
+            client.writer.write(b"still")
+            assert await client.reader.readexactly(5) == b"still"
+            assert await client.rest() == b""
 
     run(test)
 

@@ -227,7 +227,8 @@ def test_an_early_answer_ends_the_connection_without_losing_the_answer() -> None
 
 def test_headers_that_end_here_and_headers_that_are_ours() -> None:
     request = (
-        b"GET / HTTP/1.1\r\nHost: shop.test:81\r\nConnection: keep-alive, X-Private\r\nX-Private: 1\r\nKeep-Alive: 5\r\n"
+        b"GET / HTTP/1.1\r\nHost: shop.test:81\r\nConnection: keep-alive, X-Private\r\nX-Private: 1\r\n"
+        b"Keep-Alive: 5\r\n"
         b"Proxy-Connection: x\r\nTE: trailers\r\nTrailer: X\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nProxy: evil\r\n"
         b"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=6.6.6.6\r\n"
         b"X-Real-IP: 6.6.6.6\r\nx-session-user: admin\r\nX_Session_User: admin\r\nX_Forwarded_For: 6.6.6.6\r\n"

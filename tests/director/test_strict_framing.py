@@ -31,7 +31,8 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "unknown coding": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n", 400),
     "coding list": (b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
     "chunked twice": (
-        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400),
     "chunked then identity": (
         b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
         400),
@@ -176,8 +177,13 @@ def test_mutated_heads_reach_the_server_only_as_what_was_understood() -> None:
         b"POST /b HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nhello",
         b"POST /c HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ]
-    pieces = [b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\x00", b"\x0b", b"\xff", b",", b";", b"0", b"Content-Length: 3\r\n",
-              b"Transfer-Encoding: chunked\r\n", b"Host: b.test\r\n", b"Connection: close\r\n", b"\r\n\r\n"]  # fmt: skip
+    pieces = [b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b"\x00", b"\x0b", b"\xff", b",", b";", b"0", b"\r\n\r\n"]
+    pieces += [
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Host: b.test\r\n",
+        b"Connection: close\r\n",
+    ]
     chance = random.Random(20261121)
 
     async def test() -> None:

@@ -218,7 +218,6 @@ class Downstream(asyncio.Protocol):
             self._tag = relay.read_tag(fields.cookies) if fields.cookies else None
         request = b"%b %b%b" % (head.method, head.target, self._tail)
         exchange = self.exchange = Exchange(relay, self, head, request, self._tag)
-        self.deadline = relay.now + relay.options.first_byte_s
         if fields.length:
             self.body_done = False
             self._remaining = fields.length
@@ -250,7 +249,8 @@ class Downstream(asyncio.Protocol):
             piece = b"".join([b"%x\r\n%b\r\n" % (len(part), part) for part in payload])
             if self.body_done:
                 piece += b"0\r\n\r\n"
-        self.deadline = relay.now + self.answer_timeout_s()
+        if not exchange.is_parked:
+            self.deadline = relay.now + self.answer_timeout_s()
         exchange.feed(piece)
         if self.body_done:
             self.release_body()

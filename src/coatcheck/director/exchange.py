@@ -82,6 +82,7 @@ class Exchange:
         state.in_flight += 1
         state.requests += 1
         self._dispatches += 1
+        self.client.deadline = relay.now + relay.options.first_byte_s
         pool = self.pool = relay.pools[state.index]
         upstream = None if self._fresh_only else pool.take(certain=not self.idempotent)
         if upstream is not None:
@@ -118,11 +119,12 @@ class Exchange:
         if not self.idempotent or self._kept_bytes > self.relay.options.kept_body_bytes:
             self._kept = None
         client = self.client
-        client.deadline = self.relay.now + client.answer_timeout_s()
         if client.write_paused:
             upstream.pause_reading()
-        if not upstream.write_paused:
-            client.release_body()
+        if not client.body_done:
+            client.deadline = self.relay.now + client.answer_timeout_s()
+            if not upstream.write_paused:
+                client.release_body()
 
     def feed(self, piece: bytes) -> None:
         """Send on a piece of the body, framed as on the wire; before there is a connection, keep it."""
@@ -263,8 +265,8 @@ class Exchange:
         """The final response begins; answers whether the client's connection ends with it."""
         client = self.client
         if (
-            length == UNTIL_CLOSE
-            or not client.body_done
+            not client.body_done
+            or length == UNTIL_CLOSE
             or client.is_last_request
             or self.relay.stopping
             or (self.fields.http10 and length == CHUNKED)

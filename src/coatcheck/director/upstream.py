@@ -296,13 +296,15 @@ class Upstream(asyncio.Protocol):
         self._framing = _HEAD
         self._chunks = None
         self._informational = 0
-        self.resume_reading()
+        if self.read_paused:
+            self.resume_reading()
         exchange.release_server()
-        if self._keep_alive and exchange.client.body_done:
+        client = exchange.client
+        if self._keep_alive and client.body_done:
             self.pool.release(self)
         else:
             self.transport.close()
-        exchange.client.response_done()
+        client.response_done()
 
 
 def _rebuilt(head: ResponseHead, exchange: Exchange, length: int, *, close: bool) -> bytes:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import os
+import socket
 import time
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
 from coatcheck.events import Event, EventKind
+from coatcheck.farm.session_server_url import parse_session_server
 from coatcheck.farm.settings import SessionServerAddress, SessionSettings
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.sessions.policy import SessionPolicy
@@ -46,6 +52,47 @@ def open_sessions(settings: SessionSettings) -> Sessions:
         ),
         observer=log_event,
     )
+
+
+def connect(
+    *session_servers: str,
+    key: str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    server: str = "",
+    **options: Any,
+) -> Sessions:
+    """Sessions on one or more session servers, for :class:`coatcheck.SessionMiddleware`.
+
+    ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
+    ``unix:///SOCKET``. ``key``: 32 random bytes or more, or their base64url text; of several, the first one seals.
+    ``server``: this web server's name, for logs. ``options``: the other fields of :class:`SessionSettings`,
+    durations in seconds (``copies=2``, ``idle_timeout_s=1800``). Raises :class:`ConfigError`.
+    """
+    keys = [key] if isinstance(key, str | bytes) else list(key)
+    addresses = [parse_session_server(text, number) for number, text in enumerate(session_servers, 1)]
+    if not addresses:
+        raise ConfigError("connect: name at least one session server, such as 'sqlite:///sessions.db'")
+    options.setdefault("copies", min(2, len(addresses)))
+    try:
+        settings = SessionSettings(
+            farm=farm,
+            server=server or f"{socket.gethostname()}-{os.getpid()}",
+            session_servers=tuple(addresses),
+            keys=tuple(_secret(each) for each in keys),
+            **options,
+        )
+    except TypeError as error:
+        raise ConfigError(f"connect: {error}") from None
+    return open_sessions(settings)
+
+
+def _secret(key: str | bytes) -> bytes:
+    if isinstance(key, bytes):
+        return key
+    try:
+        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
+    except ValueError:
+        raise ConfigError("connect: the key is not base64url text") from None
 
 
 def open_store(address: SessionServerAddress, settings: SessionSettings) -> Store:

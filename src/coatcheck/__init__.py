@@ -1,0 +1,68 @@
+"""coatcheck: session management for web farms. Leave your session anywhere, pick it up anywhere."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coatcheck.drivers.sessions import SessionInfo, Sessions
+    from coatcheck.errors import (
+        CoatcheckError,
+        ConfigError,
+        ConflictError,
+        SessionClosed,
+        SessionDataError,
+        SessionUnavailable,
+    )
+    from coatcheck.events import Event, EventKind
+    from coatcheck.farm.sessions import connect
+    from coatcheck.sessions.mapping import Session
+    from coatcheck.tokens.keyring import KeyRing
+    from coatcheck.web.asgi import SessionMiddleware
+    from coatcheck.web.cookies import CookiePolicy
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CoatcheckError": "errors",
+    "ConfigError": "errors",
+    "ConflictError": "errors",
+    "CookiePolicy": "web.cookies",
+    "Event": "events",
+    "EventKind": "events",
+    "KeyRing": "tokens.keyring",
+    "Session": "sessions.mapping",
+    "SessionClosed": "errors",
+    "SessionDataError": "errors",
+    "SessionInfo": "drivers.sessions",
+    "SessionMiddleware": "web.asgi",
+    "SessionUnavailable": "errors",
+    "Sessions": "drivers.sessions",
+    "connect": "farm.sessions",
+}
+
+__all__ = [
+    "CoatcheckError",
+    "ConfigError",
+    "ConflictError",
+    "CookiePolicy",
+    "Event",
+    "EventKind",
+    "KeyRing",
+    "Session",
+    "SessionClosed",
+    "SessionDataError",
+    "SessionInfo",
+    "SessionMiddleware",
+    "SessionUnavailable",
+    "Sessions",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that each part costs only those who use it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'coatcheck' has no attribute {name!r}")
+    return getattr(import_module(f"coatcheck.{_HOMES[name]}"), name)

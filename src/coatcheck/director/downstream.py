@@ -11,8 +11,9 @@ from typing import Final, cast
 from coatcheck.director.exchange import Exchange
 from coatcheck.director.forwarding import ClientAddress, is_reserved, request_tail
 from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_head import CHUNKED, BadHead, HeadFault, RequestFields, RequestHead, RequestReader
+from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.relay import Fault, Relay
+from coatcheck.director.request_head import RequestFields, RequestHead, RequestReader
 
 # Why a client is not read at the moment.
 _PIPELINED: Final = 1

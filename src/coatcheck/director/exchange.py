@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from coatcheck.director.http_head import CHUNKED, UNTIL_CLOSE, RequestHead
+from coatcheck.director.http_framing import CHUNKED, UNTIL_CLOSE
 from coatcheck.director.relay import Fault, Relay
+from coatcheck.director.request_head import RequestHead
 from coatcheck.director.routing import IDEMPOTENT_METHODS, Attempt, ServerState, may_send_again
 from coatcheck.director.tunnel import Tunnel
 

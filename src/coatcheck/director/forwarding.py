@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from coatcheck.director.http_head import CHUNKED, RequestFields
+from coatcheck.director.http_framing import CHUNKED
 from coatcheck.director.options import Network
+from coatcheck.director.request_head import RequestFields
 
 # A gateway must name itself to the server behind it (RFC 9110, 7.6.3) and may to the client, where it would only cost
 # bytes and tell strangers what stands here: so requests carry Via and responses do not.
@@ -83,8 +84,7 @@ def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:
         framing += b"Expect: 100-continue\r\n"
     if fields.websocket:
         framing += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    lines = b"\r\n".join(fields.lines) + b"\r\n" if fields.lines else b""
-    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (fields.host, lines, client.block(fields), framing)
+    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (fields.host, fields.lines, client.block(fields), framing)
 
 
 def is_reserved(target: bytes) -> bool:

@@ -7,8 +7,9 @@ import select
 from typing import TYPE_CHECKING, Final, cast
 
 from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_head import CHUNKED, BadHead, HeadFault, ResponseHead, parse_response_head
+from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.options import WebServer
+from coatcheck.director.response_head import ResponseHead, parse_response_head
 from coatcheck.director.routing import ServerState
 
 if TYPE_CHECKING:

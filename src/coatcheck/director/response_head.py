@@ -1,0 +1,84 @@
+"""Heads of responses: read strictly too, so that no answer can be taken for two (RFC 9112, 4 to 6)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from coatcheck.director.http_framing import UNTIL_CLOSE, BadHead, HeadFault, body_length, connection_options
+
+_RESPONSE_DROPPED: Final = frozenset({b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te"})
+_RESPONSE_HEAD: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?+"
+    rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+"
+)
+_RESPONSE_SPECIAL: Final = re.compile(
+    rb"\r\n(content-length|transfer-encoding|connection|keep-alive|upgrade|proxy-connection|te):[ \t]*([^\r]*)",
+    re.IGNORECASE,
+)
+
+
+class ResponseHead(msgspec.Struct, gc=False):
+    """A response head of a web server."""
+
+    status: int
+    status_line: bytes
+    """Or, if nothing in the head concerns the director, the whole head; then ``lines`` is empty."""
+    lines: list[bytes]
+    length: int
+    """Of the body in bytes; or :data:`CHUNKED` or :data:`UNTIL_CLOSE`."""
+    keep_alive: bool
+    as_sent: bool
+    """Whether all of it goes on, so that the bytes can be passed on as they came."""
+    websocket: bool
+
+
+def parse_response_head(head: bytes, max_headers: int) -> ResponseHead:
+    """Read a response head of a web server, without the empty line that ends it (RFC 9112, 4 to 6).
+
+    Raises BadHead; the client is to be told 502. Whether the status or the method forbids a body is for the caller.
+    """
+    match = _RESPONSE_HEAD.fullmatch(head)
+    if match is None:
+        raise BadHead(HeadFault.STATUS_LINE, 502)
+    status = int(match[2])
+    special = _RESPONSE_SPECIAL.findall(head)
+    if match[1] == b"1" and status >= 200:
+        # The common case: nothing in it but a length concerns the director, and it can go on as it is.
+        if not special:
+            return ResponseHead(status, head, [], UNTIL_CLOSE, True, True, False)
+        if len(special) == 1 and special[0][0].lower() == b"content-length":
+            return ResponseHead(
+                status, head, [], body_length(special[0][1].rstrip(b" \t"), None, False), True, True, False
+            )
+    return _parse_special_response(head, status, special, http10=match[1] == b"0", max_headers=max_headers)
+
+
+def _parse_special_response(
+    head: bytes, status: int, special: list[tuple[bytes, bytes]], *, http10: bool, max_headers: int
+) -> ResponseHead:
+    lines = head.split(b"\r\n")
+    if len(lines) - 1 > max_headers:
+        raise BadHead(HeadFault.TOO_LARGE, 502)
+    kept = [line for line in lines[1:] if line.partition(b":")[0].lower() not in _RESPONSE_DROPPED]
+    values: dict[bytes, bytes] = {}
+    for name, value in special:
+        lower = name.lower()
+        if lower in values and lower in (b"content-length", b"transfer-encoding"):
+            raise BadHead(HeadFault.LENGTH, 502)
+        values[lower] = (values[lower] + b", " if lower in values else b"") + value.strip(b" \t")
+    keep_alive = not http10
+    if b"connection" in values:
+        keep_alive, _ = connection_options(values[b"connection"], http10, kept)
+    length, coding = values.get(b"content-length"), values.get(b"transfer-encoding")
+    return ResponseHead(
+        status,
+        lines[0],
+        kept,
+        UNTIL_CLOSE if length is None and coding is None else body_length(length, coding, http10),
+        keep_alive,
+        len(kept) == len(lines) - 1 and not http10,
+        status == 101 and values.get(b"upgrade", b"").lower() == b"websocket",
+    )

@@ -1,0 +1,184 @@
+"""The reader of request heads by itself: its quick way must never differ from its strict one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from coatcheck.director.http_body import ChunkedReader
+from coatcheck.director.http_framing import BadHead
+from coatcheck.director.request_head import RequestReader, _quick_fields, _request_names, parse_request_fields
+
+NAMES = [
+    b"Host", b"host", b"HOST", b"Hostile", b"Cookie", b"cookie", b"Connection", b"Content-Length", b"content-length",
+    b"Content-Length-X", b"Content_Length", b"Transfer-Encoding", b"transfer-encoding", b"Transfer_Encoding", b"TE",
+    b"Tea", b"Expect", b"Upgrade", b"Upgrade-Insecure-Requests", b"Forwarded", b"X-Forwarded-For", b"X-Real-IP",
+    b"x-session-user", b"X_Session_User", b"X-Sessions", b"Proxy", b"Proxy-Authorization", b"Keep-Alive", b"Trailer",
+    b"HTTP2-Settings", b"Accept", b"X-A", b"", b" ", b"X A", b"X\tA", b"X\x00",
+]  # fmt: skip
+VALUES = [
+    b"a.test", b"5", b"0", b"5, 5", b"+5", b"chunked", b"gzip", b"close", b"keep-alive", b"Keep-Alive", b"upgrade",
+    b"close, x-a", b"100-continue", b"websocket", b"a=b; c=d", b"", b" ", b"\t5\t", b"a\x00b", b"\xe4\xff", b"a\x7f",
+    b"a:b", b"*/*",
+]  # fmt: skip
+SEPARATORS = [b":", b": ", b":\t", b" :", b"", b":  "]
+ENDS = [b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\r\n ", b"\r\n\t", b"\n\r"]
+
+_DAMAGE = [bytes([byte]) for byte in range(256)] + [b"\r\n", b"\n", b"\r", b" ", b":", b"", b"\r\n "] * 8
+
+lines = st.tuples(st.sampled_from(NAMES), st.sampled_from(SEPARATORS), st.sampled_from(VALUES), st.sampled_from(ENDS))
+blocks = st.builds(
+    lambda version, host, rest, end: (
+        version
+        + b"\r\nHost: a.test" * host
+        + end
+        + b"".join(name + separator + value + end for name, separator, value, end in rest)[:-2]
+    ),
+    st.sampled_from([b"HTTP/1.1"] * 5 + [b"HTTP/1.0", b"HTTP/1.2", b"http/1.1", b"HTTP/1.1 "]),
+    st.booleans(),
+    st.lists(lines, max_size=6),
+    st.sampled_from(ENDS),
+)
+
+
+def _strict(block: bytes) -> object:
+    try:
+        return parse_request_fields(block, 100, has_authority=False)
+    except BadHead as fault:
+        return fault.fault
+
+
+@settings(max_examples=3_000, deadline=None)
+@given(blocks | st.binary(max_size=80))
+@example(b"HTTP/1.1\r\nHost: a.test\r\nHostile: x")
+@example(b"HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nContent-Length-X: 6")
+@example(b"HTTP/1.1\r\nHost: a.test\r\nContent-Length:")
+@example(b"HTTP/1.1\r\nHost:")
+def test_the_quick_way_agrees_with_the_strict_one(block: bytes) -> None:
+    try:
+        quick = _quick_fields(block)
+    except BadHead as fault:
+        assert _strict(block) is fault.fault
+        return
+    if quick is None:
+        return
+    strict = parse_request_fields(block, 100, has_authority=False)
+    # The quick way may put the cookie last, and writes its line anew.
+    assert sorted(_lines(quick.lines)) == sorted(_lines(strict.lines))
+    for field in ("host", "length", "has_length", "http10", "keep_alive", "cookies", "websocket", "expects_continue"):
+        assert getattr(quick, field) == getattr(strict, field), field
+    assert (quick.forwarding, strict.forwarding) == (b"", b"")
+
+
+def _lines(text: bytes) -> list[tuple[bytes, bytes]]:
+    pairs = [line.partition(b":") for line in text.split(b"\r\n") if line]
+    return [
+        (name.lower(), value.strip(b" \t")) for name, _, value in pairs if name.lower() != b"cookie" or value.strip()
+    ]
+
+
+def test_the_quick_way_is_taken() -> None:
+    block = (
+        b"HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\nCookie: a=b\r\nUpgrade-Insecure-Requests: 1\r\nConnection: close"
+    )
+    fields = _quick_fields(block + b"\r\nConnection: close")
+    assert fields is not None
+    assert fields.lines == b"Accept: */*\r\nUpgrade-Insecure-Requests: 1\r\nCookie: a=b\r\n"
+    assert (fields.host, fields.cookies, fields.keep_alive) == (b"a.test", b"a=b", False)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(st.binary(max_size=120) | st.builds(lambda b: b"GET / " + b, blocks))
+def test_any_bytes_are_read_or_refused(head: bytes) -> None:
+    reader = RequestReader(100)
+    outcomes: list[object] = []
+    for _ in range(2):
+        try:
+            outcomes.append(reader.read(head))
+        except BadHead as fault:
+            outcomes.append(fault.fault)
+    assert outcomes[0] == outcomes[1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.binary(min_size=1, max_size=30), max_size=5),
+    st.lists(st.integers(1, 9), min_size=1),
+    st.binary(max_size=9),
+)
+def test_chunks_however_they_are_cut(payload: list[bytes], cuts: list[int], after: bytes) -> None:
+    wire = b"".join(b"%X;x=y\r\n%b\r\n" % (len(part), part) for part in payload) + b"0\r\nA: b\r\n\r\n"
+    reader, got, at, turn = ChunkedReader(), b"", 0, 0
+    data = wire + after
+    while at < len(data) and not reader.done:
+        size = cuts[turn % len(cuts)]
+        got += b"".join(reader.feed(data[at : at + size]))
+        at, turn = at + size, turn + 1
+    assert reader.done
+    assert got == b"".join(payload)
+    assert reader.rest + data[at:] == after
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.binary(max_size=12) | st.sampled_from([b"\r\n", b"5\r\n", b"0\r\n", b"hello", b"5;x"]), max_size=8))
+def test_any_bytes_for_chunks(pieces: list[bytes]) -> None:
+    whole, cut = ChunkedReader(), ChunkedReader()
+
+    def all_of(reader: ChunkedReader, parts: list[bytes]) -> tuple[bytes, bool]:
+        got = b""
+        for part in parts:
+            if reader.done:
+                break
+            got += b"".join(reader.feed(part))
+        return got, reader.done
+
+    try:
+        expected = all_of(whole, [b"".join(pieces)])
+    except BadHead:
+        # The pieces may end before the fault is certain, but never as a good body.
+        try:
+            assert not all_of(cut, [bytes([byte]) for byte in b"".join(pieces)])[1]
+        except BadHead as fault:
+            assert fault.status == 400
+        return
+    assert all_of(cut, [bytes([byte]) for byte in b"".join(pieces)]) == expected
+
+
+@pytest.mark.slow
+def test_a_million_damaged_heads() -> None:
+    """Each is read or refused, the two ways agree, and nothing grows."""
+    chance = random.Random(7)
+    good = [
+        b"GET /a?b=c HTTP/1.1\r\nHost: shop.test\r\nCookie: coatcheck-route=x; s=y\r\nConnection: keep-alive",
+        b"POST /b HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\nX-A: 1",
+        b"PUT /c HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: 1.1.1.1",
+    ]
+    reader, read, refused = RequestReader(100), 0, 0
+    for _ in range(1_000_000):
+        head = bytearray(chance.choice(good))
+        for _ in range(chance.randint(1, 3)):
+            at = int(chance.random() * len(head))
+            head[at : at + int(chance.random() * 3)] = _DAMAGE[int(chance.random() * len(_DAMAGE))]
+        try:
+            taken = reader.read(bytes(head))
+        except BadHead:
+            refused += 1
+            continue
+        read += 1
+        assert b"\n" not in taken.target + taken.fields.host + taken.fields.cookies
+        assert not set(taken.fields.lines.replace(b"\r\n", b"")) & set(b"\r\n\x00")
+    assert read + refused == 1_000_000
+    assert min(read, refused) > 100_000
+    assert len(_request_names) <= 1024
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_absolute_target_is_not_remembered(times: int) -> None:
+    reader = RequestReader(100)
+    block = b" HTTP/1.1\r\nHost: a.test"
+    for _ in range(times):
+        assert reader.read(b"GET http://b.test/x" + block).fields.host == b"b.test"
+        assert reader.read(b"GET /x" + block).fields.host == b"a.test"

@@ -81,9 +81,7 @@ def _lines(text: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def test_the_quick_way_is_taken() -> None:
-    block = (
-        b"HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\nCookie: a=b\r\nUpgrade-Insecure-Requests: 1\r\nConnection: close"
-    )
+    block = b"HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\nCookie: a=b\r\nUpgrade-Insecure-Requests: 1"
     fields = _quick_fields(block + b"\r\nConnection: close")
     assert fields is not None
     assert fields.lines == b"Accept: */*\r\nUpgrade-Insecure-Requests: 1\r\nCookie: a=b\r\n"

@@ -159,6 +159,7 @@ def _quick_fields(block: bytes) -> RequestFields | None:
     if connection != b"keep-alive" and connection != b"close":
         return None
     length = special.get(b"content-length")
+    body = body_length(length, None, http10=False) if length is not None else 0
     cookie = special.get(b"cookie", b"")
     parts[0] = parts[0][len(b"HTTP/1.1") :]
     lines = b"".join(parts[::3])
@@ -167,7 +168,7 @@ def _quick_fields(block: bytes) -> RequestFields | None:
     return RequestFields(
         _host(special.get(b"host"), is_needed=True),
         lines[2:] + b"\r\n" if lines else b"",
-        body_length(length, None, http10=False) if length is not None else 0,
+        body,
         length is not None,
         False,
         connection != b"close",

@@ -1,0 +1,51 @@
+"""A5: "A token carries a session ID and a timestamp." """
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.sessions.mapping import Session
+from coatcheck.stores.memory import MemoryStore
+from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.sealed import SESSION_ID_BYTES, TOKEN_CHARS, SealedToken, TokenCodec
+
+
+@pytest.mark.parametrize("timestamp", [0, 1, 1_763_700_000_123, (1 << 32) - 1, 1 << 32, (1 << 48) - 1])
+def test_what_goes_in_comes_out(timestamp: int) -> None:
+    codec = TokenCodec(KeyRing([os.urandom(32)]), "anonymous", "farm", os.urandom)
+    token = SealedToken(os.urandom(16), os.urandom(SESSION_ID_BYTES), timestamp, os.urandom(16))
+    assert codec.open(codec.seal(*token)) == token
+
+
+def test_every_token_of_a_session_carries_both_and_no_data() -> None:
+    ring = KeyRing([os.urandom(32)])
+
+    async def story() -> tuple[int, list[bytes], int]:
+        began_ms = time.time_ns() // 1_000_000
+        stores = [MemoryStore(name, time.monotonic) for name in ("one", "two")]
+        sessions = Sessions(farm="farm", server_name="web-1", stores=stores, ring=ring)
+        await sessions.open()
+        try:
+            texts = []
+            for size in (1, 100_000):
+                session = Session()
+                session["cart"] = "x" * size
+                assert sessions.needs_save(session)
+                issue = (await sessions.save(session)).issue
+                assert issue is not None
+                texts.append(sessions.seal(issue))
+            return began_ms, texts, time.time_ns() // 1_000_000
+        finally:
+            await sessions.aclose()
+
+    began_ms, texts, ended_ms = asyncio.run(story())
+    tokens = [TokenCodec(ring, "anonymous", "farm", os.urandom).open(text) for text in texts]
+    assert [len(text) for text in texts] == [TOKEN_CHARS] * 2, "the same length, whatever the session holds"
+    assert all(len(token.session_id) == SESSION_ID_BYTES and any(token.session_id) for token in tokens)
+    assert tokens[0].session_id != tokens[1].session_id
+    assert all(began_ms <= token.timestamp <= ended_ms for token in tokens)

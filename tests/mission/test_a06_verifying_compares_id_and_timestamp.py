@@ -1,0 +1,62 @@
+"""A6: "Verifying compares both with what the database stored." """
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from coatcheck.tokens.chain import Chain, Link, Retired, Shown
+from coatcheck.tokens.chain import show as judge
+
+from .conftest import StartFarm
+from .mission_farm import Browser, MissionFarm, show
+from .strict_mode import STRICT
+
+A, B, C = (Link(bytes([n]) * 16, 1000 * n) for n in (1, 2, 3))
+NOW_MS = 10_000
+GRACE_MS = 60_000
+CHAIN = Chain(B, C, (Retired(A, 2_500),))
+
+
+@pytest.mark.parametrize(
+    ("link", "verdict"), [(A, Shown.IN_GRACE), (B, Shown.CURRENT), (C, Shown.NEXT)], ids=["retired", "current", "next"]
+)
+def test_both_must_match_the_record(link: Link, verdict: Shown) -> None:
+    assert judge(CHAIN, link.session_id, link.minted_at, NOW_MS, GRACE_MS)[0] is verdict
+    others = {each.minted_at for each in (A, B, C)} - {link.minted_at}
+    for wrong in (*others, link.minted_at - 1, link.minted_at + 1):
+        refused, after = judge(CHAIN, link.session_id, wrong, NOW_MS, GRACE_MS)
+        assert not refused.accepted, f"right ID, timestamp {wrong}"
+        assert after is CHAIN
+    for wrong_id in (bytes(16), link.session_id[:-1] + b"\xff"):
+        refused, after = judge(CHAIN, wrong_id, link.minted_at, NOW_MS, GRACE_MS)
+        assert not refused.accepted, "right timestamp, another ID"
+        assert after is CHAIN
+
+
+@pytest.fixture(scope="module")
+def farm(start: StartFarm) -> MissionFarm:
+    return start("--web", "2", "--session-servers", "2", *STRICT)
+
+
+def test_a_farm_refuses_well_sealed_tokens_that_differ_from_the_record(farm: MissionFarm) -> None:
+    """The forger here has the farm's key ring: only the comparison with the record stands in the way."""
+    with Browser(farm) as browser:
+        browser.put("cart", "tea")
+        right = browser.token
+        wrong = [
+            right._replace(session_id=os.urandom(16)),
+            right._replace(timestamp=right.timestamp + 1),
+            right._replace(timestamp=right.timestamp - 1),
+            right._replace(session_id=os.urandom(16), timestamp=right.timestamp + 1),
+            right._replace(key=os.urandom(16)),
+        ]
+        for token in wrong:
+            for server in farm.names("web"):
+                response = show(farm, farm.codec.seal(*token).decode(), server)
+                assert (response.status_code, response.json()["data"]) == (200, {})
+                assert "set-cookie" not in response.headers
+        resealed = show(farm, farm.codec.seal(*right).decode())
+        assert resealed.json()["data"] == {"cart": "tea"}, "ID and timestamp as in the record: it opens"
+        assert browser.read()["data"] == {"cart": "tea"}

@@ -84,18 +84,18 @@ class Sessions:
             False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
             True: TokenCodec(ring, "login", farm, self._world.random_bytes),
         }
+        self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
         self._driver: AsyncioDriver | None = None
         self._mending: Mending | None = None
         self._stall_guard: StallGuard | None = None
         self._opening: asyncio.Future[None] | None = None
+        self.is_open = False
+        self.open_cached = self.lifecycle.open_cached
+        self.is_settled = self.lifecycle.is_settled
         self.needs_save = self.lifecycle.needs_save
         self.issue = self.lifecycle.issue
 
     # -- the life of this web server -------------------------------------------------------------
-
-    @property
-    def is_open(self) -> bool:
-        return self._driver is not None
 
     async def open(self) -> None:
         """Connect to the session servers; those that are away are retried in the background. Repeatable."""
@@ -113,9 +113,11 @@ class Sessions:
         mending.start()
         self._stall_guard = StallGuard(self.copies.cache)
         self._driver, self._mending = driver, mending
+        self.is_open = True
 
     async def aclose(self, timeout_s: float = 2.0) -> None:
         """Settle what was acknowledged early, then release everything."""
+        self.is_open = False
         if self._stall_guard is not None:
             self._stall_guard.stop()
         if self._mending is not None:
@@ -136,14 +138,10 @@ class Sessions:
     def unseal(self, text: bytes, login: bool) -> SealedToken | None:
         """The token's content, or ``None`` for any bytes that this farm did not seal (counted by reason)."""
         try:
-            return self._codecs[login].open(text)
+            return self._open_login(text) if login else self._open_anonymous(text)
         except TokenRejected as rejection:
             self._report(Event(EventKind.TOKEN_REJECTED, detail=rejection.reason.value))
             return None
-
-    def open_cached(self, token: SealedToken, login: bool) -> Session | None:
-        """The session, if it is hosted here and fresh: no I/O."""
-        return self.lifecycle.open_cached(token, login)
 
     async def open_session(self, token: SealedToken, login: bool) -> Session | None:
         """The session of a token, or ``None``. Raises :class:`SessionUnavailable`: fail closed."""

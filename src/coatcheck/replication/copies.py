@@ -83,6 +83,8 @@ class Copies:
         self.placement = placement
         self.policy = policy
         self.cache = Cache(policy.max_sessions)
+        self._hosted = self.cache.get
+        self._monotonic = world.monotonic
         self.sealer = sealer
         self.world = world
         self.viewer = Viewer(placement, policy, sealer, world, self.cache)
@@ -96,10 +98,10 @@ class Copies:
 
     def cached(self, key: bytes, promised: bytes) -> Copy | None:
         """The own copy, if it may be served without asking anyone. The hot path: no flow, no I/O."""
-        copy = self.cache.get(key)
-        if copy is not None and copy.lease_until > self.world.monotonic() and copy.covers(promised):
-            return copy
-        return None
+        copy = self._hosted(key)
+        if copy is None or copy.lease_until <= self._monotonic():
+            return None
+        return copy if copy.promised == promised or copy.covers(promised) else None
 
     def load(self, key: bytes, promised: bytes | None, accept_rollback: bool = False) -> Flow[Copy | Gone]:
         """Become (or stay) the owner of a session and return a copy with everything that was promised.

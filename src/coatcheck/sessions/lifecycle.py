@@ -54,6 +54,9 @@ class Lifecycle:
         self.copies = copies
         self.policy = policy
         self._world = copies.world
+        self._hosted = copies.cache.get
+        self._now_ms = copies.world.now_ms
+        self._touch_ms = policy.touch_ms
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -62,7 +65,7 @@ class Lifecycle:
         copy = self.copies.cached(token.key, token.version)
         if copy is None:
             return None
-        return self._admit(copy, token, login, self._world.now_ms())
+        return self._admit(copy, token, login, self._now_ms())
 
     def open(self, token: SealedToken, login: bool) -> Flow[Session | None]:
         """The session of a token, or ``None`` if the token opens none (closed, expired, dead, stolen, lost).
@@ -112,24 +115,55 @@ class Lifecycle:
     def _admit(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Session | None:
         """The session, if the token is one that its record accepts (A6, A7)."""
         record: Record = copy.record or self._record(copy)
-        if now >= copy.expires_at:
-            return None
-        chain = record.chain
-        current = chain.current
-        verdict = Shown.CURRENT
-        if chain.retired or token.session_id != current.session_id or token.timestamp != current.minted_at:
-            verdict, after = show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+        current = record.chain.current
+        if now >= copy.review_at or token.session_id != current.session_id or token.timestamp != current.minted_at:
+            if now >= copy.expires_at:
+                return None
+            verdict = self._judge(copy, token, now)
             if not verdict.accepted:
                 return None
-            if verdict is Shown.CURRENT and after is not chain:
-                # "Moved on" marks are soft: they are stored with the next write.
-                copy.record = msgspec.structs.replace(record, chain=after)
-        session = Session(decode_data(record.data), record.data)
+            session = self._opened(copy, token, login)
+            session.verdict = verdict
+            session.unsettled = True
+            return session
+        session = self._opened(copy, token, login)
+        if token.version != copy.promised:
+            session.unsettled = True  # the browser lacks the newest token
+        return session
+
+    def _opened(self, copy: Copy, token: SealedToken, login: bool) -> Session:
+        data = copy.record.data
+        session = Session(decode_data(data))
+        session.blob = data
         session.copy_held = copy
         session.shown = token
-        session.verdict = verdict
-        session.login = login
+        if login:
+            session.login = True
         return session
+
+    def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
+        """What the token is to its chain; also says when the chain needs judging again."""
+        record = self._record(copy)
+        verdict, after = show(record.chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+        if verdict is Shown.CURRENT and after is not record.chain:
+            # "Moved on" marks are soft: they are stored with the next write.
+            record = copy.record = msgspec.structs.replace(record, chain=after)
+        copy.review_at = self._review_at(record)
+        return verdict
+
+    def _review_at(self, record: Record) -> int:
+        """Until when (Unix ms) whoever shows the current token and only reads changes nothing: no successor is
+        waiting or due, nor is a mark, a touch or a timeout."""
+        chain = record.chain
+        if chain.next is not None:
+            return 0
+        due = [
+            record.last_seen_at + self._touch_ms,
+            chain.current.minted_at + self.policy.rotate_after_ms,
+            record.expires_at(self.policy),
+        ]
+        due += [old.retired_at + self.policy.grace_ms for old in chain.retired if old.moved_on_at is None]
+        return min(due)
 
     def _refuse(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Flow[Session | None]:
         """A token of a live session that its chain does not accept: rolled back, dead, or theft."""
@@ -143,15 +177,26 @@ class Lifecycle:
         elif not rolled_back:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old")
         if rolled_back or (stolen and self.policy.theft == "report"):
-            session = Session(decode_data(self._record(copy).data), self._record(copy).data)
-            session.copy_held, session.shown, session.verdict = copy, token, Shown.IN_GRACE
-            session.login = login
+            session = self._opened(copy, token, login)
+            session.verdict = Shown.IN_GRACE
+            session.unsettled = True
             return session
         if stolen and self.policy.theft == "close":
             yield Exclusive(token.key, self.copies.close(token.key))
         return None
 
     # -- saving ----------------------------------------------------------------------------------
+
+    def is_settled(self, session: Session) -> bool:
+        """Whether there is nothing to save and nothing to tell the browser: the hot path of reading.
+
+        A shortcut: if it says yes, :meth:`needs_save` and :meth:`issue` would have said no, as of the moment when
+        the session was opened.
+        """
+        if session.unsettled:
+            return False
+        copy = session.copy_held
+        return copy is None or self._hosted(copy.key) is copy
 
     def needs_save(self, session: Session) -> bool:
         """Whether the response must wait for :meth:`save`. Encodes the mapping once; no I/O.
@@ -170,7 +215,7 @@ class Lifecycle:
         record: Record = copy.record
         now = self._world.now_ms()
         return (
-            now - record.last_seen_at >= self.policy.touch_ms
+            now - record.last_seen_at >= self._touch_ms
             or (record.chain.next is None and now - record.chain.current.minted_at >= self.policy.rotate_after_ms)
             or session.cleared
         )
@@ -262,7 +307,7 @@ class Lifecycle:
         raise SessionClosed(f"the session is {found.value}")
 
     def _touch_due(self, before: Record, after: Record) -> bool:
-        return after.last_seen_at - before.last_seen_at >= self.policy.touch_ms
+        return after.last_seen_at - before.last_seen_at >= self._touch_ms
 
     def _next_record(self, session: Session, copy: Copy) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from coatcheck.replication.cache import Copy
 from coatcheck.sessions.record import EMPTY_DATA
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
+
+_IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
+"""Whoever is handed one of these cannot change the session behind our back."""
 
 
 class Session(dict[str, Any]):
@@ -18,51 +21,45 @@ class Session(dict[str, Any]):
     :meth:`close` say what is to happen when the response leaves.
     """
 
-    __slots__ = (
-        "accessed", "blob", "cleared", "closing", "copy_held", "login", "modified", "new_login",
-        "new_user", "rotating", "saved_blob", "shown", "verdict",
-    )  # fmt: skip
-
-    copy_held: Copy | None
+    # Class attributes are the defaults: a session that is only read sets four of them.
+    blob: bytes = EMPTY_DATA
+    """The mapping as it was opened, encoded."""
+    saved_blob: bytes = EMPTY_DATA
+    """The mapping as it is to be stored; set when the response leaves."""
+    copy_held: Copy | None = None
     """The acknowledged copy that this mapping was opened from; ``None``: it exists nowhere yet."""
-
-    def __init__(self, data: dict[str, Any] | None = None, blob: bytes = EMPTY_DATA) -> None:
-        if data:
-            super().__init__(data)
-        else:
-            super().__init__()
-        self.blob = blob
-        self.saved_blob = blob
-        self.copy_held = None
-        self.shown: SealedToken | None = None
-        self.verdict = Shown.CURRENT
-        self.login = False
-        self.accessed = False
-        self.modified = False
-        self.rotating = False
-        self.closing = False
-        self.cleared = False
-        self.new_login = False
-        self.new_user: str | None = None
+    shown: SealedToken | None = None
+    verdict: Shown = Shown.CURRENT
+    login: bool = False
+    accessed: bool = False
+    modified: bool = False
+    unsettled: bool = False
+    """Whether the response must look closer: the mapping was changed, a mutable value was handed out, a verb was
+    used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
+    rotating: bool = False
+    closing: bool = False
+    cleared: bool = False
+    new_login: bool = False
+    new_user: str | None = None
 
     # -- the verbs -------------------------------------------------------------------------------
 
     def rotate(self) -> None:
         """Give the browser a new token with this response (A3). The session stays the same."""
         self.rotating = True
-        self.accessed = True
+        self.accessed = self.unsettled = True
 
     def regenerate(self, user: str | None = None) -> None:
         """Call on login and on any change of privilege: a new session with the same data, under the logged-in
         cookie; the old session is closed at once (ASVS 7.2.4). ``user`` is kept for operators to find."""
         self.new_login = True
         self.new_user = user
-        self.accessed = self.modified = True
+        self.mark_modified()
 
     def close(self) -> None:
         """End the session on every server (logout). Its data and its tokens are dead from then on."""
         self.closing = True
-        self.accessed = self.modified = True
+        self.mark_modified()
         super().clear()
 
     @property
@@ -84,7 +81,7 @@ class Session(dict[str, Any]):
         self.accessed = True
 
     def mark_modified(self) -> None:
-        self.accessed = self.modified = True
+        self.accessed = self.modified = self.unsettled = True
 
     def clear(self) -> None:
         """Empty the session. One that is still empty when the response leaves is closed, as a logout is."""
@@ -96,12 +93,41 @@ class Session(dict[str, Any]):
         self.accessed = True
         return super().__iter__()
 
+    def __contains__(self, key: object) -> bool:
+        self.accessed = True
+        return _contains(self, key)
 
-def _reading(name: str) -> Callable[..., Any]:
+    def __getitem__(self, key: str) -> Any:
+        self.accessed = True
+        value = _getitem(self, key)
+        if type(value) not in _IMMUTABLE:
+            self.unsettled = True
+        return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.accessed = True
+        value = _get(self, key, default)
+        if type(value) not in _IMMUTABLE:
+            self.unsettled = True
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.accessed = self.modified = self.unsettled = True
+        _setitem(self, key, value)
+
+
+_contains = dict.__contains__
+_getitem: Callable[[dict[str, Any], str], Any] = dict.__getitem__
+_get: Callable[[dict[str, Any], str, Any], Any] = dict.get
+_setitem: Callable[[dict[str, Any], str, Any], None] = dict.__setitem__
+
+
+def _listing(name: str) -> Callable[..., Any]:
+    """A method that hands out all values at once, some of which may be mutable."""
     original = getattr(dict, name)
 
     def method(self: Session, *args: Any) -> Any:
-        self.accessed = True
+        self.accessed = self.unsettled = True
         return original(self, *args)
 
     method.__name__ = name
@@ -112,14 +138,14 @@ def _changing(name: str) -> Callable[..., Any]:
     original = getattr(dict, name)
 
     def method(self: Session, *args: Any, **kwargs: Any) -> Any:
-        self.accessed = self.modified = True
+        self.accessed = self.modified = self.unsettled = True
         return original(self, *args, **kwargs)
 
     method.__name__ = name
     return method
 
 
-for _name in ("__getitem__", "__contains__", "get", "keys", "values", "items", "copy", "__or__", "__ror__"):
-    setattr(Session, _name, _reading(_name))
-for _name in ("__setitem__", "__delitem__", "pop", "popitem", "setdefault", "update", "__ior__"):
+for _name in ("keys", "values", "items", "copy", "__or__", "__ror__"):
+    setattr(Session, _name, _listing(_name))
+for _name in ("__delitem__", "pop", "popitem", "setdefault", "update", "__ior__"):
     setattr(Session, _name, _changing(_name))

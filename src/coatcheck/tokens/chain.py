@@ -102,6 +102,8 @@ def _is_dead(old: Retired, now: int, grace_ms: int) -> bool:
 
 
 def _mark_moved_on(chain: Chain, now: int, grace_ms: int) -> Chain:
+    if not chain.retired:
+        return chain
     if all(old.moved_on_at is not None or now - old.retired_at <= grace_ms for old in chain.retired):
         return chain
     retired = tuple(

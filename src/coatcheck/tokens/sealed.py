@@ -35,20 +35,42 @@ class SealedToken(NamedTuple):
 
 
 class TokenCodec:
-    """Seals and opens tokens for one purpose (the anonymous or the logged-in cookie) and one audience."""
+    """Seals and opens tokens for one purpose (the anonymous or the logged-in cookie) and one audience.
+
+    Remembers what it sealed and opened lately: a browser shows the same token many times.
+    """
+
+    MAX_REMEMBERED = 8192
+    """Tokens of a generation; there are two, the older of which is forgotten when the younger is full."""
 
     def __init__(self, ring: KeyRing, purpose: str, audience: str, random_bytes: RandomBytes) -> None:
         box = ring.box(f"token/{purpose}", audience, random_bytes)
         self._seal = box.seal
         self._open = box.open
+        self._remembered: dict[bytes, SealedToken] = {}
+        self._remembered_before: dict[bytes, SealedToken] = {}
 
     def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes) -> bytes:
         """116 characters of base64url, no padding."""
         body = _BODY.pack(key, session_id, timestamp >> 32, timestamp & 0xFFFFFFFF, version)
-        return b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
+        text = b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
+        self._remember(text, SealedToken(key, session_id, timestamp, version))
+        return text
 
     def open(self, text: bytes) -> SealedToken:
         """Raises :class:`TokenRejected` for any bytes of any length that this farm did not seal."""
+        token = self._remembered.get(text)
+        if token is None:
+            token = self._remembered_before.get(text) or self._unseal(text)
+            self._remember(text, token)
+        return token
+
+    def _remember(self, text: bytes, token: SealedToken) -> None:
+        if len(self._remembered) >= self.MAX_REMEMBERED:
+            self._remembered_before, self._remembered = self._remembered, {}
+        self._remembered[text] = token
+
+    def _unseal(self, text: bytes) -> SealedToken:
         if len(text) != TOKEN_CHARS:
             raise TokenRejected(TokenReason.MALFORMED)
         try:

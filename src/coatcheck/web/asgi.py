@@ -6,13 +6,14 @@ did is acknowledged; a cookie is set only when the browser must learn something 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
+from coatcheck.tokens.sealed import SealedToken
 from coatcheck.web.cookies import CookieJar, CookiePolicy
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +24,10 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 NOTHING = Saved()
+NO_TOKENS: list[tuple[SealedToken, bool]] = []
 RETRY_AFTER_S = 1
+UNCACHED = ((b"vary", b"Cookie"), (b"cache-control", b"no-store"))
+_GUARDED_LENGTHS = frozenset(len(name) for name, _ in UNCACHED)
 
 
 class SessionMiddleware:
@@ -46,17 +50,16 @@ class SessionMiddleware:
         self._route = CookieJar(cookies, "-route")
         self._login_name = self._login.name
         self._read_anonymous = self._anonymous.read
+        self._read_route = self._route.read
         self._route_tag = route_tag.encode() if route_tag is not None else None
         self._unseal = sessions.unseal
         self._open_cached = sessions.open_cached
+        self.is_settled = sessions.is_settled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
-            return
         if kind != "http" and kind != "websocket":
-            await self.app(scope, receive, send)
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         self.requests += 1
         if not self.sessions.is_open:
@@ -65,38 +68,41 @@ class SessionMiddleware:
         for name, value in scope["headers"]:
             if name == b"cookie":
                 header = header + b"; " + value if header else value
-        try:
-            session = await self._open(header) if header else Session()
-        except SessionUnavailable as unavailable:
-            await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
-            return
+        tokens = self._tokens(header) if header else NO_TOKENS
+        session = self._open_cached(*tokens[0]) if tokens else Session()
+        if session is None:
+            try:
+                session = await self._open(tokens)
+            except SessionUnavailable as unavailable:
+                await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
+                return
         scope["session"] = session
         response = _Response(self, session, header, send)
         await self.app(scope, receive, response.send if kind == "http" else response.send_websocket)
 
-    async def _open(self, header: bytes) -> Session:
-        """The session of the logged-in cookie if it opens one, else of the anonymous cookie, else a fresh one."""
+    def _tokens(self, header: bytes) -> list[tuple[SealedToken, bool]]:
+        """The tokens that the browser shows and that are ours, with whether it is the logged-in cookie's, which is
+        first."""
+        tokens = []
         if self._login_name in header:
             text = self._login.read(header)
-            session = await self._open_token(text, True) if text else None
-            if session is not None:
-                return session
+            token = self._unseal(text, True) if text else None
+            if token is not None:
+                tokens.append((token, True))
         text = self._read_anonymous(header)
         if text:
             token = self._unseal(text, False)
             if token is not None:
-                session = self._open_cached(token, False)
-                if session is None:
-                    session = await self.sessions.open_session(token, False)
-                if session is not None:
-                    return session
-        return Session()
+                tokens.append((token, False))
+        return tokens
 
-    async def _open_token(self, text: bytes, login: bool) -> Session | None:
-        token = self._unseal(text, login)
-        if token is None:
-            return None
-        return self._open_cached(token, login) or await self.sessions.open_session(token, login)
+    async def _open(self, tokens: list[tuple[SealedToken, bool]]) -> Session:
+        """The session of the first token that opens one, else a fresh one."""
+        for token, login in tokens:
+            session = self._open_cached(token, login) or await self.sessions.open_session(token, login)
+            if session is not None:
+                return session
+        return Session()
 
     def cookies_for(self, session: Session, saved: Saved, header: bytes) -> list[Header]:
         """The Set-Cookie headers that this answer needs; none if the browser knows everything."""
@@ -109,7 +115,7 @@ class SessionMiddleware:
             if saved.issue.login and self._anonymous.read(header):
                 headers.append(self._anonymous.delete_cookie())
         tag = self._route_tag
-        if tag is not None and session.copy_held is not None and self._route.read(header) != tag:
+        if tag is not None and session.copy_held is not None and self._read_route(header) != tag:
             headers.append(self._route.set_cookie(tag))
         return headers
 
@@ -142,22 +148,27 @@ class _Response:
         self._replaced = False
         self._failed = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
+        """What needs no waiting is passed straight on, without a coroutine of our own."""
         kind = message["type"]
+        if kind == "http.response.start":
+            if self._middleware.is_settled(self._session):
+                return self._send(self._with_headers(message, NOTHING))
+            return self._start(message)
+        if self._streaming or self._replaced or message.get("more_body"):
+            return self._continue(message)
+        return self._send(message)
+
+    async def _continue(self, message: Message) -> None:
         if self._replaced:
             return
-        if kind == "http.response.start":
-            await self._start(message)
-            return
-        if kind == "http.response.body":
-            if message.get("more_body"):
-                self._streaming = True
-            elif self._streaming:
-                await self._save_late()
+        if message.get("more_body"):
+            self._streaming = True
+        elif message["type"] == "http.response.body":
+            await self._save_late()
         await self._send(message)
 
     async def _start(self, message: Message) -> None:
-        session = self._session
         saved = NOTHING
         if not self._failed:
             try:
@@ -168,11 +179,16 @@ class _Response:
             except (SessionClosed, ConflictError) as refused:
                 await self._replace(409, f"session not saved: {refused}")
                 return
+        await self._send(self._with_headers(message, saved))
+
+    def _with_headers(self, message: Message, saved: Saved) -> Message:
+        """``Set-Cookie`` where needed; and where the session was touched, what keeps caches away."""
+        session = self._session
         # A logged-out or dead cookie is deleted by close alone; the session is in copy_held from here on.
         cookies = self._middleware.cookies_for(session, saved, self._header)
         if session.accessed or cookies:
-            message["headers"] = _guard(list(message.get("headers", ())), bool(cookies)) + cookies
-        await self._send(message)
+            message["headers"] = _guard(message.get("headers", ()), cookies)
+        return message
 
     async def _save(self) -> Saved:
         session = self._session
@@ -188,8 +204,9 @@ class _Response:
 
     async def _save_late(self) -> None:
         """Changes made while the body was streamed: stored before the last piece leaves."""
-        if not self._failed and self._middleware.sessions.needs_save(self._session):
-            await self._middleware.sessions.save(self._session)
+        sessions, session = self._middleware.sessions, self._session
+        if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
+            await sessions.save(session)
 
     async def _replace(self, status: int, why: str) -> None:
         """What the app answered is not true: its change was not stored."""
@@ -204,27 +221,31 @@ class _Response:
         await self._send(message)
 
 
-def _guard(headers: list[Header], sets_cookie: bool) -> list[Header]:
+def _guard(headers: Iterable[Header], cookies: list[Header]) -> list[Header]:
     """``Vary: Cookie`` and ``no-store`` (ASVS 14.2.2). The app's own Cache-Control stands unless a token leaves."""
+    guarded = list(headers)
+    for name, _ in guarded:
+        if len(name) in _GUARDED_LENGTHS:
+            return _guard_beside(guarded, bool(cookies)) + cookies
+    guarded += UNCACHED
+    guarded += cookies
+    return guarded
+
+
+def _guard_beside(headers: list[Header], sets_cookie: bool) -> list[Header]:
+    """The same for headers of which one may be ``Vary`` or ``Cache-Control``."""
     guarded: list[Header] = []
-    vary = b"Cookie"
-    cached = False
+    wanted = dict(UNCACHED)
     for name, value in headers:
         lowered = name.lower()
-        if lowered == b"vary":
-            if b"cookie" in value.lower() or value.strip() == b"*":
-                vary = b""
-            guarded.append((name, value))
-        elif lowered == b"cache-control" and sets_cookie:
+        if lowered == b"cache-control" and sets_cookie:
             continue
-        else:
-            cached = cached or lowered == b"cache-control"
-            guarded.append((name, value))
-    if vary:
-        guarded.append((b"vary", vary))
-    if not cached:
-        guarded.append((b"cache-control", b"no-store"))
-    return guarded
+        if lowered == b"cache-control" or (
+            lowered == b"vary" and (b"cookie" in value.lower() or value.strip() == b"*")
+        ):
+            wanted.pop(lowered, None)
+        guarded.append((name, value))
+    return guarded + list(wanted.items())
 
 
 async def _refuse(kind: str, send: Send, status: int, why: str) -> None:

@@ -55,13 +55,14 @@ class CookiePolicy(msgspec.Struct, frozen=True):
 class CookieJar:
     """Reads and writes one cookie name; bytes in, bytes out."""
 
-    __slots__ = ("_attributes", "_length", "_marked", "_prefix", "deletion", "name")
+    __slots__ = ("_attributes", "_length", "_marked", "_marked_length", "_prefix", "deletion", "name")
 
     def __init__(self, policy: CookiePolicy, suffix: str = "") -> None:
         self.name = policy.full_name(suffix)
         self._prefix = self.name + b"="
-        self._marked = b" " + self._prefix
+        self._marked = b"; " + self._prefix
         self._length = len(self._prefix)
+        self._marked_length = len(self._marked)
         self._attributes = policy.attributes()
         forget = msgspec.structs.replace(policy, max_age_s=0).attributes()
         self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + forget
@@ -72,18 +73,17 @@ class CookieJar:
             start = self._length
         else:
             at = header.find(self._marked)
-            if at < 0 or header[at - 1 : at] != b";":
-                at = self._find_unspaced(header)
-                if at < 0:
-                    return None
+            if at >= 0:
+                start = at + self._marked_length
+            elif self._prefix in header and (at := self._find_unspaced(header)) >= 0:
                 start = at + self._length
             else:
-                start = at + 1 + self._length
+                return None
         end = header.find(b";", start)
         return header[start:] if end < 0 else header[start:end]
 
     def _find_unspaced(self, header: bytes) -> int:
-        """Some clients separate cookies by ``;`` without a space, or name another cookie ``x coatcheck``."""
+        """Some clients separate cookies by ``;`` without a space, or end another cookie's name as ours."""
         at = 0
         for part in header.split(b";"):
             stripped = part.lstrip(b" \t")

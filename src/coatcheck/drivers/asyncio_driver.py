@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from os import urandom
 from random import random
 from typing import Any, TypeVar
 
+from coatcheck.drivers.turns import Turns
 from coatcheck.events import Event, Observer
 from coatcheck.replication.effects import (
     Accepted,
@@ -84,17 +86,15 @@ class _Collector:
         self.future: asyncio.Future[None] = loop.create_future()
         self.whole: asyncio.Future[None] | None = None
 
-    def take(self, server: str) -> Callable[[PutReply], None]:
-        def on_reply(reply: PutReply) -> None:
-            self.replies[server] = reply
-            self.missing -= 1
-            self.accepted += type(reply) is Accepted
-            if (not self.missing or self.accepted >= self.enough) and not self.future.done():
-                self.future.set_result(None)
-            if not self.missing and self.whole is not None and not self.whole.done():
-                self.whole.set_result(None)
-
-        return on_reply
+    def take(self, server: str, reply: PutReply) -> None:
+        self.replies[server] = reply
+        self.missing -= 1
+        if type(reply) is Accepted:
+            self.accepted += 1
+        if (not self.missing or self.accepted >= self.enough) and not self.future.done():
+            self.future.set_result(None)
+        if not self.missing and self.whole is not None and not self.whole.done():
+            self.whole.set_result(None)
 
 
 class AsyncioDriver:
@@ -103,57 +103,89 @@ class AsyncioDriver:
     MAX_DETACHED = 10_000
 
     def __init__(self, stores: Mapping[str, Store]) -> None:
-        self._stores = stores
         self._loop = asyncio.get_running_loop()
-        self._locks: dict[bytes, _Turn] = {}
+        self._stores = stores
+        self._puts = {name: store.put for name, store in stores.items()}
+        self._turns = Turns(self._loop)
         self._detached: set[asyncio.Task[Any]] = set()
 
     async def run(self, flow: Flow[T], acknowledge: asyncio.Future[Any] | None = None) -> T:
-        """Run a flow to its end. A cancelled run closes the flow, which then forgets what was not acknowledged."""
+        """Run a flow to its end. A cancelled run closes the flow, which then forgets what was not acknowledged.
+
+        The flow of an :class:`Exclusive` runs on top of the one that asked for it, in this same coroutine.
+        """
+        below: list[tuple[Flow[Any], bytes]] = []
+        current: Flow[Any] = flow
         answer: Any = None
         failure: BaseException | None = None
         try:
             while True:
                 try:
-                    effect = flow.send(answer) if failure is None else flow.throw(failure)
+                    effect = current.send(answer) if failure is None else current.throw(failure)
                 except StopIteration as end:
-                    result: T = end.value
-                    return result
-                failure = None
-                try:
-                    answer = await self._answer(effect, acknowledge)
-                except Exception as error:  # noqa: BLE001 - it belongs to the flow, which re-raises what it does not expect
-                    failure = error
+                    answer, failure = end.value, None
+                except Exception as error:  # noqa: BLE001 - it belongs to whoever asked for this flow
+                    answer, failure = None, error
+                else:
+                    answer = failure = None
+                    try:
+                        if type(effect) is Exclusive:
+                            if not self._turns.take(effect.key):
+                                await self._turns.wait(effect.key)
+                            below.append((current, effect.key))
+                            current = effect.flow
+                        else:
+                            answer = await self._answer(effect, acknowledge)
+                    except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
+                        failure = error
+                    continue
+                if not below:
+                    break
+                current, key = below.pop()
+                self._turns.give(key)
         finally:
-            flow.close()
+            # Only a cancelled run leaves anything to do here: the innermost flow is closed first.
+            current.close()
+            while below:
+                current, key = below.pop()
+                self._turns.give(key)
+                current.close()
+        if failure is not None:
+            raise failure
+        result: T = answer
+        return result
 
-    async def _answer(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> Any:
+    def _answer(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> Awaitable[Any]:
         kind = type(effect)
         if kind is Put:
-            return await self._put(effect)
-        if kind is Exclusive:
-            return await self._exclusive(effect, acknowledge)
+            return self._put(effect)
         if kind is Get:
-            return await self._get(effect)
+            return self._get(effect)
         if kind is Pause:
-            return await asyncio.sleep(effect.seconds)
+            return asyncio.sleep(effect.seconds)
         if kind is Rest:
-            return await self._rest(effect.settled)
-        if kind is Acknowledge:
-            if acknowledge is not None and not acknowledge.done():
-                acknowledge.set_result(effect.result)
-            return None
+            return self._rest(effect.settled)
         if kind is Detach:
-            return await self._detach(effect)
-        assert kind is Tell
-        return self.tell(effect)
+            return self._detach(effect)
+        return self._at_once(effect, acknowledge)
+
+    async def _at_once(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> None:
+        if type(effect) is Tell:
+            self.tell(effect)
+            return
+        assert type(effect) is Acknowledge
+        if acknowledge is not None and not acknowledge.done():
+            acknowledge.set_result(effect.result)
 
     async def _put(self, effect: Put) -> Settled:
         sent_at = time.monotonic()
-        collector = _Collector(len(effect.seen), effect.enough or len(effect.seen) + 1, self._loop)
-        for server, seen in effect.seen.items():
-            self._stores[server].put(effect.key, seen, effect.entry, collector.take(server))
-        await collector.future
+        seen = effect.seen
+        collector = _Collector(len(seen), effect.enough or len(seen) + 1, self._loop)
+        key, entry, take = effect.key, effect.entry, collector.take
+        for server in seen:
+            self._puts[server](key, seen[server], entry, partial(take, server))
+        if collector.missing:
+            await collector.future
         return Settled(sent_at, collector.replies, collector if collector.missing else None)
 
     async def _rest(self, settled: Settled) -> Settled:
@@ -181,19 +213,6 @@ class AsyncioDriver:
             self._stores[server].get(effect.key, take(server))
         await future
         return Gotten(sent_at, replies)
-
-    async def _exclusive(self, effect: Exclusive, acknowledge: asyncio.Future[Any] | None) -> Any:
-        turn = self._locks.get(effect.key)
-        if turn is None:
-            turn = self._locks[effect.key] = _Turn()
-        turn.waiting += 1
-        try:
-            async with turn.lock:
-                return await self.run(effect.flow, acknowledge)
-        finally:
-            turn.waiting -= 1
-            if not turn.waiting:
-                self._locks.pop(effect.key, None)
 
     async def _detach(self, effect: Detach) -> Any:
         acknowledged: asyncio.Future[Any] = self._loop.create_future()
@@ -227,11 +246,3 @@ class AsyncioDriver:
         """Wait until early acknowledged writes are settled, at most ``timeout_s`` (for a graceful stop)."""
         if self._detached:
             await asyncio.wait(list(self._detached), timeout=timeout_s)
-
-
-class _Turn:
-    __slots__ = ("lock", "waiting")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.waiting = 0

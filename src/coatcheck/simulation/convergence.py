@@ -1,0 +1,80 @@
+"""Invariant 6: when faults have stopped, every session has its copies again, and the gauges say so."""
+
+from __future__ import annotations
+
+from coatcheck.events import EventKind
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import newest_write
+from coatcheck.simulation.farm import Farm
+from coatcheck.simulation.log import SessionLog, forgotten, holds
+
+REPORTS = (EventKind.SESSION_FORKED, EventKind.SESSION_ROLLED_BACK, EventKind.SESSION_NOT_FOUND)
+
+
+def check_convergence(farm: Farm) -> None:
+    """Judge the farm after :data:`coatcheck.simulation.history.CALM_S` without faults."""
+    for web in farm.webs:
+        if web.runner.running or web.runner.turns:
+            farm.ledger.fail("deadlock", f"{web.name} still has {len(web.runner.running)} flows under way")
+        if web.copies.closing:
+            farm.ledger.fail("I6", f"{web.name} says that {len(web.copies.closing)} closes are incomplete")
+    for log in list(farm.ledger.logs.values()):
+        entries = {name: server.look(log.key) for name, server in farm.servers.items()}
+        present = {name: entry for name, entry in entries.items() if entry is not None}
+        if not present:
+            continue
+        if any(server.entries[log.key][1] < farm.schedule.now + 2.0 for server in farm.servers.values()
+               if log.key in server.entries):  # fmt: skip
+            continue  # about to expire
+        if any(entry.closed for entry in present.values()):
+            _check_tombstones(farm, log, present)
+        else:
+            _check_live(farm, log, present)
+    _check_gauges(farm)
+
+
+def _check_tombstones(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
+    lacking = [name for name in farm.servers if name not in present or not present[name].closed]
+    if lacking:
+        farm.ledger.fail("I6", f"{lacking} lack the tombstone of {farm.trace.key(log.key)}")
+
+
+def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
+    ledger = farm.ledger
+    placed = farm.placement.ranking(log.key)[: farm.placement.wanted]
+    name = farm.trace.key(log.key)
+    versions = {server: present[server].version if server in present else None for server in placed}
+    if len(set(versions.values())) != 1:
+        shown = {server: farm.trace.version(version) for server, version in versions.items()}
+        ledger.fail("I6", f"the placed servers of {name} differ: {shown}")
+        return
+    newest = present[placed[0]]
+    for server, entry in present.items():
+        had = newest_write(entry.history)
+        if had is not None and not holds(newest.history, had) and not forgotten(newest.history, had):
+            ledger.fail("I6", f"{server} has {farm.trace.version(had)} of {name}, which the placed servers lack")
+    _check_acknowledged(farm, log, newest)
+
+
+def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
+    """Invariant 1 at the end: each acknowledged write is there, or its loss was reported, or all who had it forgot."""
+    ledger = farm.ledger
+    for version in log.acks:
+        if holds(newest.history, version) or forgotten(newest.history, version):
+            continue
+        if any(log.reported(kind) for kind in REPORTS):
+            ledger.excuse("promise 2: lost and reported")
+        elif log.data_lost:
+            ledger.excuse("promise 1: lost with a server that forgot")
+        else:
+            ledger.fail("I1", f"the acknowledged {farm.trace.version(version)} is gone, and nobody was told")
+
+
+def _check_gauges(farm: Farm) -> None:
+    for web in farm.webs:
+        for key in sorted(web.copies.under_replicated):
+            log = farm.ledger.logs[key]
+            if all(server.look(key) is None for server in farm.servers.values()):
+                continue
+            farm.ledger.fail("I6", f"{web.name} says that {farm.trace.key(log.key)} is under-replicated; it is not")
+            return

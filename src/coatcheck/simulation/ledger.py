@@ -1,0 +1,449 @@
+"""The invariants of protocol section 9, judged after each step; what is excused is counted.
+
+The promises of section 8 say what may happen all the same. Each excuse names its promise, and a campaign
+prints how often it was used: a check that never bites is seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from coatcheck.errors import CoatcheckError
+from coatcheck.events import Event, EventKind
+from coatcheck.replication.effects import Put
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.notice import Notice
+from coatcheck.replication.version import Version, newest_write
+from coatcheck.sessions.lifecycle import Issue, Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.simulation.application import Attempt, Operation
+from coatcheck.simulation.content import check_content
+from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
+from coatcheck.simulation.scenario import Scenario
+from coatcheck.simulation.schedule import EPOCH_MS, Schedule
+from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.trace import Trace
+from coatcheck.simulation.web_server import WebServer
+from coatcheck.tokens.sealed import SealedToken
+
+
+class Ledger:
+    """Sees everything, forgets nothing, and says which invariant broke."""
+
+    def __init__(self, scenario: Scenario, schedule: Schedule, trace: Trace) -> None:
+        self.scenario = scenario
+        self.schedule = schedule
+        self.trace = trace
+        self.logs: dict[bytes, SessionLog] = {}
+        self.by_public: dict[str, SessionLog] = {}
+        self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.servers: dict[str, SessionServer] = {}
+        self.longest_trip_s = 0.0
+        self.skew_range_ms = 0
+        self.disturbed = not scenario.faultless
+        self._ids: dict[bytes, bytes] = {}
+
+    def fail(self, invariant: str, text: str) -> None:
+        self.violations.append(f"{invariant}: {text}")
+        if self.trace.on:
+            self.trace.add(self.schedule.now, f"VIOLATION {invariant}: {text}")
+
+    def excuse(self, promise: str) -> None:
+        self.counts[promise] += 1
+
+    def say(self, text: str) -> None:
+        self.trace.add(self.schedule.now, text)
+
+    def log(self, key: bytes) -> SessionLog:
+        log = self.logs.get(key)
+        if log is None:
+            log = self.logs[key] = SessionLog(key)
+            self.by_public[log.public] = log
+        return log
+
+    # -- what web servers put -----------------------------------------------------------------------
+
+    def putting(self, web: WebServer, context: Any, effect: Put) -> None:
+        """Invariant 4: no two payloads carry one version; a claim changes no data; a write holds what it should."""
+        entry = effect.entry
+        log = self.log(effect.key)
+        identity = (entry.version, entry.closed)
+        if self.trace.on:
+            what = "tombstone" if entry.closed else "claim" if entry.version.seq == 0 else "write"
+            seen = ", ".join(f"{name} (saw {self.trace.version(v)})" for name, v in effect.seen.items())
+            self.say(f"{web.name} puts {what} {self.trace.version(entry.version)} of {self.trace.key(log.key)}: {seen}")
+        known = log.payloads.get(identity)
+        if known is not None:
+            if known != entry.payload and self._body(web, effect.key, entry) != self._body_of(web, log, entry, known):
+                self.fail("I4", f"two payloads carry version {self.trace.version(entry.version)}")
+            return
+        log.payloads[identity] = entry.payload
+        if entry.closed:
+            log.tombstones += 1
+            return
+        body = self._body(web, effect.key, entry)
+        record = decode_record(body)
+        log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy)
+        if entry.version.seq == 0:
+            written = newest_write(entry.history)
+            if written is not None and written in log.blobs and log.blobs[written] != record.data:
+                self.fail("I4", f"the claim {self.trace.version(entry.version)} changes data")
+            return
+        self._note_write(log, entry, record.data, context)
+        log.created_ms = record.created_at
+
+    def _note_write(self, log: SessionLog, entry: Entry, blob: bytes, attempt: Attempt | None) -> None:
+        version = entry.version
+        log.blobs[version] = blob
+        if attempt is None:
+            self.fail("I4", f"a repair wrote data as {self.trace.version(version)}")
+            return
+        data = decode_data(blob)
+        operation = attempt.operation
+        if operation is not None and (not operation.session_key or operation.session_key == log.key):
+            if not operation.versions:
+                operation.session_key = log.key
+                log.operations.append(operation)
+            operation.versions.append(version)
+        if len(log.blobs) == 1 and attempt.kind == "login":
+            log.operations.extend(_inherited(data, version, log.key))
+        problem = check_content(log, entry.history, data, self.scenario.conflict, self.counts)
+        if problem:
+            self.fail("I1", f"{self.trace.version(version)} {problem}")
+
+    def _body(self, web: WebServer, key: bytes, entry: Entry) -> bytes:
+        return web.sealer.unseal(key, entry.header(), entry.payload)
+
+    def _body_of(self, web: WebServer, log: SessionLog, entry: Entry, payload: bytes) -> bytes | None:
+        try:
+            return web.sealer.unseal(log.key, entry.header(), payload)
+        except CoatcheckError:
+            return None  # another history under the same version
+
+    # -- what session servers store -----------------------------------------------------------------
+
+    def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
+        """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
+        log = self.log(key)
+        log.accepted_by.setdefault(new.version, set()).add(server.name)
+        if self.trace.on:
+            self.say(f"{server.name} stores {self.trace.version(new.version)}{' CLOSED' if new.closed else ''}")
+        if new.closed:
+            return
+        if old is None:
+            self._check_life(log, new)
+            return
+        if old.closed:
+            self.fail("I2", f"{server.name} overwrites a tombstone with {self.trace.version(new.version)}")
+            return
+        had = newest_write(old.history)
+        if had is None or holds(new.history, had) or forgotten(new.history, had):
+            return
+        if new.version.server_id not in log.forked_by:
+            versions = f"{self.trace.version(had)} to {self.trace.version(new.version)}"
+            self.fail("I4", f"{server.name} loses {versions} and no fork was reported")
+        elif had in log.acks or self._told(log, had):
+            self._judge_fork(log, had)
+
+    def _check_life(self, log: SessionLog, new: Entry) -> None:
+        """An entry never lives longer than its session may (clock skew apart)."""
+        expires_ms = log.expires_ms.get(new.version)
+        if expires_ms is None:
+            return
+        true_end_ms = EPOCH_MS + self.schedule.now * 1000 + new.expires_in_ms
+        if true_end_ms < expires_ms - self.skew_range_ms - 1:
+            self.fail("I1", f"{self.trace.version(new.version)} is stored for too short a life")
+
+    def _told(self, log: SessionLog, version: Version) -> bool:
+        return version in log.acks
+
+    def _judge_fork(self, log: SessionLog, lost: Version) -> None:
+        """Promise 1: an acknowledged write may be forked away only where rivals wrote below target."""
+        scenario = self.scenario
+        if scenario.wanted * 2 <= scenario.session_servers:
+            self.excuse("promise 1: fork, copies <= N/2")
+        elif log.below_target or log.acks[lost].level < scenario.wanted:
+            self.excuse("promise 1: fork, written below target")
+        elif log.data_lost:
+            self.excuse("promise 1: fork, a server forgot")
+        elif scenario.too_few_answers == "serve":
+            self.excuse("promise 1: fork, served with too few answers")
+        else:
+            self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached its target")
+
+    def forgot(self, server: SessionServer) -> None:
+        """A server restarted empty or stale: what it alone had is excused, what others have is not."""
+        for log in self.logs.values():
+            entry = server.look(log.key)
+            for versions in log.accepted_by.values():
+                if server.name in versions:
+                    log.data_lost = True
+            for close in log.closes:
+                if server.name in close.holders and (entry is None or not entry.closed):
+                    close.lost.add(server.name)
+
+    # -- what web servers report ---------------------------------------------------------------------
+
+    def reported(self, web: WebServer, event: Event) -> None:
+        if self.trace.on:
+            log = self.by_public.get(event.session)
+            self.say(f"{web.name} reports {event.kind.value} {self.trace.key(log.key) if log else ''} {event.detail}")
+        self.counts["event " + event.kind.value] += 1
+        log = self.by_public.get(event.session)
+        if event.kind is EventKind.CORRUPT_ENTRY:
+            self.fail("I4", f"{web.name} found a corrupt entry: {event.detail}")
+        if log is None:
+            return
+        log.events.append((self.schedule.now, web.server_id, event.kind))
+        if event.kind is EventKind.SESSION_FORKED:
+            log.forked_by.add(web.server_id)
+        elif event.kind is EventKind.BELOW_TARGET:
+            log.below_target = True
+            if not self.disturbed:
+                self.fail("I6", "copies below target though nothing ever failed")
+        elif event.kind is EventKind.SESSION_THEFT:
+            self._judge_theft(log)
+        elif event.kind is EventKind.SESSION_ROLLED_BACK:
+            self._judge_rollback(web, log, event.detail)
+        elif event.kind is EventKind.SESSION_NOT_FOUND:
+            self._judge_not_found(web, log)
+        elif event.kind is EventKind.SESSION_EXPIRED:
+            self._judge_expiry(log)
+
+    def _judge_theft(self, log: SessionLog) -> None:
+        """Promise 4: no honest browser is accused if the grace is long enough."""
+        if log.thief:
+            self.excuse("promise 4: there is a thief")
+            return
+        scenario = self.scenario
+        needed_s = self.longest_trip_s + scenario.lease_s + self.skew_range_ms / 1000
+        if scenario.grace_ms == 0:
+            self.excuse("promise 4: grace 0 and parallel requests")
+        elif scenario.grace_ms / 1000 < needed_s:
+            self.excuse("promise 4: grace shorter than the longest round trip")
+        elif log.data_lost or log.forked_by or log.below_target:
+            self.excuse("promise 4: the chain itself was lost or forked")
+        else:
+            self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
+
+    def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
+        wanted = _parse(detail)
+        ack = log.acks.get(wanted)
+        scenario = self.scenario
+        if ack is None or ack.level < scenario.wanted or log.below_target:
+            self.excuse("promise 2: rollback reported, written below target")
+        elif log.data_lost:
+            self.excuse("promise 2: rollback reported, a server forgot")
+        elif log.forked_by:
+            self.excuse("promise 2: rollback reported, forked")
+        elif scenario.wanted * 2 <= scenario.session_servers or scenario.too_few_answers == "serve":
+            self.excuse("promise 2: rollback reported, too few servers asked")
+        else:
+            self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
+
+    def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
+        """A session that some server still has must not be declared absent."""
+        scenario = self.scenario
+        keepers = [name for name, server in self.servers.items() if _alive(server.look(log.key))]
+        if not keepers:
+            self._judge_expiry(log)
+        elif scenario.session_servers < 3:
+            self.excuse("promise 1: not found, only holder unreachable (fewer than 3 servers)")
+        elif log.below_target or log.data_lost or any(ack.level < scenario.wanted for ack in log.acks.values()):
+            self.excuse("promise 1: not found, below target or forgotten")
+        elif scenario.too_few_answers == "serve":
+            self.excuse("promise 1: not found, served with too few answers")
+        elif self._is_expiring(log):
+            self.excuse("promise 6: expiring")
+        else:
+            self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
+
+    def _judge_expiry(self, log: SessionLog) -> None:
+        """No session ends before its time, clock skew apart (promise 6)."""
+        if log.data_lost:
+            self.excuse("promise 1: every holder forgot")
+        elif not self._is_expiring(log):
+            self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
+
+    def _is_expiring(self, log: SessionLog) -> bool:
+        if log.last_active is None:
+            return True
+        scenario, now = self.scenario, self.schedule.now
+        idle_until = log.last_active + (scenario.idle_timeout_ms + scenario.leeway_ms - self.skew_range_ms) / 1000
+        ends = (log.created_ms - EPOCH_MS + scenario.absolute_timeout_ms - self.skew_range_ms) / 1000
+        return now >= min(idle_until, ends) - 0.01
+
+    def heard(self, web: WebServer, notice: Notice, before: Any) -> None:
+        if self.trace.on:
+            version = self.trace.version(notice.version)
+            self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
+        if before is not None and before.version[:2] != notice.version[:2]:
+            web.noticed[notice.key] = notice
+
+    def crashed(self, web: WebServer, error: Exception) -> None:
+        self.fail("errors", f"a flow on {web.name} raised {error!r}")
+
+    # -- what requests see ---------------------------------------------------------------------------
+
+    def asking(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
+        if self.trace.on:
+            shown = f"token {token.session_id[:2].hex()} promising {self.trace.packed(token.version)}"
+            self.say(f"#{attempt.number} {web.name} opens {self.trace.key(token.key)} with {shown}")
+
+    def opened(
+        self, web: WebServer, attempt: Attempt, token: SealedToken, session: Session | None, by_lease: bool, began: float
+    ) -> None:
+        """Invariants 2 and 3, for the session that one request gets."""
+        now = self.schedule.now
+        log = self.log(token.key)
+        log.shown.add(token.session_id)
+        self.longest_trip_s = max(self.longest_trip_s, now - attempt.sent_at)
+        if session is None:
+            if not log.tombstones and not any(event[0] >= began and event[1] == web.server_id for event in log.events):
+                self.fail("I1", f"{self.trace.key(log.key)} refused to #{attempt.number} without a reason")
+            return
+        copy = session.copy_held
+        assert copy is not None
+        if self.trace.on:
+            how = "from its lease" if by_lease else "after asking"
+            self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
+        self._check_promise(web, log, token, copy, began)
+        if log.closes:
+            self._check_closed(web, log, by_lease, began)
+        if by_lease:
+            self._check_lease(web, log, copy)
+        data_version = newest_write(copy.history)
+        if data_version is not None and log.blobs.get(data_version) != session.blob:
+            self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
+        log.last_active = now
+
+    def _check_promise(self, web: WebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
+        if not any(token.version):
+            return
+        promised = Version.unpack(token.version)
+        if holds(copy.history, promised):
+            return
+        if forgotten(copy.history, promised):
+            self.excuse("16 epochs: forgotten")
+        elif log.reported(EventKind.SESSION_ROLLED_BACK, began):
+            self.excuse("promise 2: answered after a rollback report")
+        else:
+            self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")
+
+    def _check_closed(self, web: WebServer, log: SessionLog, by_lease: bool, began: float) -> None:
+        """Invariant 2, within promise 3."""
+        for close in log.closes:
+            if began < close.at:
+                continue
+            kept = close.holders - close.lost
+            asked_at, replies = web.answered.get(log.key, (0.0, {}))
+            if not kept:
+                self.excuse("promise 3: every holder of the tombstone forgot it")
+            elif by_lease and asked_at < close.at:
+                self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
+            elif any(_answered(replies.get(name)) for name in kept):
+                self.fail("I2", f"{web.name} serves {self.trace.key(log.key)} though it saw a tombstone's holder")
+            else:
+                self.excuse("promise 3: holders of the tombstone unreachable")
+
+    def _check_lease(self, web: WebServer, log: SessionLog, copy: Any) -> None:
+        notice = web.noticed.get(log.key)
+        if notice is not None and copy.version.epoch < notice.version.epoch:
+            self.fail("lease", f"{web.name} serves {self.trace.version(copy.version)} after a notice")
+        since = self.schedule.now - self.scenario.lease_s
+        for version, ack in log.acks.items():
+            if ack.at < since and ack.owner != web.server_id and not holds(copy.history, version):
+                if forgotten(copy.history, version):
+                    continue
+                if log.below_target or log.data_lost or log.forked_by or self.scenario.durability != "all":
+                    self.excuse("promise 1: stale lease of a rival cut off, below target")
+                elif self.scenario.wanted * 2 <= self.scenario.session_servers:
+                    self.excuse("promise 1: stale lease of a rival cut off, copies <= N/2")
+                else:
+                    self.fail("lease", f"{web.name} misses {self.trace.version(version)} for longer than a lease")
+
+    def saved(self, web: WebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None) -> None:
+        """What was acknowledged, and how well."""
+        now = self.schedule.now
+        if saved.closed is not None and before is not None:
+            self.closed(web, self.log(before), saved.closed.holds)
+        if attempt.kind == "login" and session.login and before is not None:
+            self.closed(web, self.log(before), 1)
+        operation = attempt.operation
+        if saved.written is None or operation is None or not operation.versions:
+            return
+        log, version = self.log(operation.session_key), operation.versions[-1]
+        level, scenario = saved.written.level, self.scenario
+        if len(log.accepted_by.get(version, ())) < level:
+            self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, but fewer have it")
+        if scenario.below_target == "refuse" and scenario.durability == "all" and level < scenario.wanted:
+            self.fail("I1", f"{self.trace.version(version)} acknowledged below target against the policy")
+        if level == 0:
+            self.excuse("async: acknowledged with no copy")
+            return
+        operation.acked_at = now
+        log.acks[version] = Ack(now, level, web.server_id)
+        if self.trace.on:
+            self.say(f"#{attempt.number} {web.name} acknowledges {self.trace.version(version)} at {level}")
+
+    def closed(self, web: WebServer, log: SessionLog, holds_count: int) -> None:
+        holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
+        if len(holders) < holds_count and not log.data_lost:
+            self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}, but {len(holders)} hold it")
+        log.closes.append(Close(self.schedule.now, holders))
+        if self.trace.on:
+            self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
+
+    def issued(self, web: WebServer, attempt: Attempt, issue: Issue) -> None:
+        """Invariant 5: at most one unshown successor per chain; no ID twice."""
+        token = issue.token
+        log = self.log(token.key)
+        if self._ids.setdefault(token.session_id, token.key) != token.key:
+            self.fail("I5", "one session ID in two sessions")
+        log.issued.setdefault(token.session_id, self.schedule.now)
+        unshown = [one for one in log.issued if one not in log.shown]
+        if len(unshown) > 1:
+            if log.data_lost or log.forked_by or log.below_target or self.scenario.wanted * 2 <= len(self.servers):
+                self.excuse("promise 1: two successors after a loss or a fork")
+            else:
+                self.fail("I5", f"{len(unshown)} unshown successors of {self.trace.key(log.key)}")
+        if self.trace.on:
+            self.say(f"#{attempt.number} {web.name} issues token {token.session_id[:2].hex()}")
+
+    def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
+        self.counts["answers"] += 1
+
+
+def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Operation]:
+    """What a login carried over into its new session, as if written there first."""
+    operations = []
+    for name, value in data.items():
+        kind: Any = {"w": "write", "r": "register", "c": "count", "n": "register"}[name[0]]
+        number = value["of"] if name == "n" else value
+        for _ in range(value if name == "c" else 1):
+            operation = Operation(kind, name, number, None)
+            operation.versions.append(version)
+            operation.session_key = key
+            operations.append(operation)
+    return operations
+
+
+def _parse(detail: str) -> Version:
+    """The version in ``token 3.ab12.1, newest copy ...``."""
+    epoch, owner, seq = detail.split(",")[0].removeprefix("token ").split(".")
+    return Version(int(epoch), bytes.fromhex(owner), int(seq))
+
+
+def _alive(entry: Entry | None) -> bool:
+    return entry is not None and not entry.closed
+
+
+def _closed(entry: Entry | None) -> bool:
+    return entry is not None and entry.closed
+
+
+def _answered(reply: Any) -> bool:
+    return reply is None or isinstance(reply, Entry)

@@ -1,0 +1,73 @@
+"""What the simulation knows about one session: every state that was ever offered, and what was promised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coatcheck.events import public_id
+from coatcheck.replication.version import MAX_HISTORY, History, Version
+from coatcheck.simulation.application import Operation
+
+
+def holds(history: History, version: Version) -> bool:
+    """Whether a history contains a write. Said again here, so that a broken rule cannot excuse itself."""
+    for last in history:
+        if last.epoch == version.epoch:
+            return last.owner == version.owner and last.seq >= version.seq
+    return False
+
+
+def forgotten(history: History, version: Version) -> bool:
+    """A full history says nothing about epochs older than its oldest."""
+    return len(history) >= MAX_HISTORY and version.epoch < history[0].epoch
+
+
+class Ack:
+    """``level`` servers acknowledged a write, at a moment of simulated time, through the web server ``owner``."""
+
+    __slots__ = ("at", "level", "owner")
+
+    def __init__(self, at: float, level: int, owner: bytes) -> None:
+        self.at = at
+        self.level = level
+        self.owner = owner
+
+
+class Close:
+    """A close that was acknowledged: ``holders`` are the servers that had the tombstone, and have kept it since."""
+
+    __slots__ = ("at", "holders", "lost")
+
+    def __init__(self, at: float, holders: set[str]) -> None:
+        self.at = at
+        self.holders = holders
+        self.lost: set[str] = set()
+
+
+class SessionLog:
+    """One session of the history, by its key."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.public = public_id(key)
+        self.payloads: dict[tuple[Version, bool], bytes] = {}
+        self.blobs: dict[Version, bytes] = {}
+        """The mapping, encoded, of each data version."""
+        self.expires_ms: dict[Version, int] = {}
+        self.accepted_by: dict[Version, set[str]] = {}
+        self.operations: list[Operation] = []
+        self.acks: dict[Version, Ack] = {}
+        self.closes: list[Close] = []
+        self.tombstones = 0
+        self.events: list[tuple[float, bytes, Any]] = []
+        self.forked_by: set[bytes] = set()
+        self.below_target = False
+        self.data_lost = False
+        self.thief = False
+        self.issued: dict[bytes, float] = {}
+        self.shown: set[bytes] = set()
+        self.last_active: float | None = None
+        self.created_ms = 0
+
+    def reported(self, kind: Any, since: float = 0.0) -> bool:
+        return any(event[2] is kind and event[0] >= since for event in self.events)

@@ -1,0 +1,139 @@
+"""What a seed stands for: the farm's settings, its traffic and its faults."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Literal
+
+import msgspec
+
+from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
+from coatcheck.sessions.policy import SessionPolicy
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+
+Profile = Literal["all", "calm", "expiry", "storm"]
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """One simulated farm. Times that end in ``_s`` are seconds, ``_ms`` milliseconds."""
+
+    seed: int
+    web_servers: int
+    session_servers: int
+    copies: int | Literal["all"]
+    durability: Durability
+    below_target: BelowTarget
+    too_few_answers: TooFewAnswers
+    lease_s: float
+    rotate_after_ms: int
+    grace_ms: int
+    theft: Literal["close", "refuse", "report"]
+    rolled_back: Literal["close", "accept"]
+    conflict: Literal["last_write", "reject"]
+    idle_timeout_ms: int
+    absolute_timeout_ms: int
+    leeway_ms: int
+    browsers: int
+    tabs: int
+    requests: int
+    gap_s: float
+    stickiness: float
+    retries: bool
+    thief: bool
+    logins: bool
+    skew_ms: int
+    faults: int
+    loss: float
+    duplication: float
+    lateness: float
+    lost_responses: float
+    cancelled: float
+    real_seal: bool
+
+    @property
+    def faultless(self) -> bool:
+        return not (
+            self.faults
+            or self.loss
+            or self.duplication
+            or self.lateness
+            or self.lost_responses
+            or self.cancelled
+            or self.skew_ms
+        )
+
+    @property
+    def wanted(self) -> int:
+        return self.session_servers if self.copies == "all" else min(self.copies, self.session_servers)
+
+    def replication_policy(self) -> ReplicationPolicy:
+        return ReplicationPolicy(
+            durability=self.durability,
+            below_target=self.below_target,
+            too_few_answers=self.too_few_answers,
+            lease_s=self.lease_s,
+            tombstone_ms=self.session_policy().tombstone_ms,
+        )
+
+    def session_policy(self) -> SessionPolicy:
+        return SessionPolicy(
+            rotate_after_ms=self.rotate_after_ms,
+            grace_ms=self.grace_ms,
+            theft=self.theft,
+            rolled_back=self.rolled_back,
+            conflict=self.conflict,
+            idle_timeout_ms=self.idle_timeout_ms,
+            absolute_timeout_ms=self.absolute_timeout_ms,
+            leeway_ms=self.leeway_ms,
+        )
+
+    def describe(self) -> str:
+        fields = (f"{name}={getattr(self, name)}" for name in self.__struct_fields__)
+        return ", ".join(fields)
+
+
+def draw(seed: int, profile: Profile = "all") -> Scenario:
+    """The scenario of a seed: the same in every process."""
+    rng = Random(seed * 2 + 1)
+    pick = rng.choice
+    calm = profile == "calm" or (profile != "storm" and rng.random() < 0.15)
+    session_servers = pick((1, 2, 2, 2, 3, 3, 4))
+    grace_ms = pick((0, 300, 2_000, 10_000, 60_000))
+    short = profile == "expiry" or rng.random() < 0.15
+    storm = profile == "storm" or rng.random() < 0.15
+    return Scenario(
+        seed=seed,
+        web_servers=pick((1, 2, 2, 3)),
+        session_servers=session_servers,
+        copies=pick((1, 2, 2, 2, "all")),
+        durability=pick(("all", "all", "all", "one", "async")),
+        below_target=pick(("degrade", "degrade", "refuse")),
+        too_few_answers=pick(("refuse", "refuse", "refuse", "serve")),
+        lease_s=pick((0.0, 0.5, 2.0, 2.0)),
+        rotate_after_ms=pick((0, 200, 1_000, MINUTE_MS)),
+        grace_ms=grace_ms,
+        theft="refuse" if grace_ms == 0 else pick(("close", "close", "refuse", "report")),
+        rolled_back=pick(("close", "close", "accept")),
+        conflict=pick(("last_write", "last_write", "reject")),
+        idle_timeout_ms=pick((2_000, 6_000)) if short else pick((MINUTE_MS, 30 * MINUTE_MS)),
+        absolute_timeout_ms=pick((5_000, 12_000)) if short else 12 * HOUR_MS,
+        leeway_ms=pick((0, 500)) if short else 5_000,
+        browsers=pick((1, 1, 2)),
+        tabs=pick((1, 2, 3, 4)),
+        requests=rng.randint(10, 28),
+        gap_s=pick((0.003, 0.05, 0.2, 0.6)),
+        stickiness=pick((0.0, 0.5, 0.9, 0.97)),
+        retries=rng.random() < 0.6,
+        thief=rng.random() < 0.08,
+        logins=rng.random() < 0.7,
+        skew_ms=0 if calm else pick((0, 0, 50, 1_500)),
+        faults=0 if calm else rng.randint(1, 8 if storm else 4),
+        loss=0.0 if calm else pick((0.0, 0.0, 0.01, 0.08)),
+        duplication=0.0 if calm else pick((0.0, 0.0, 0.03, 0.1)),
+        lateness=0.0 if calm else pick((0.0, 0.0, 0.02, 0.1)),
+        lost_responses=0.0 if calm else pick((0.0, 0.0, 0.1)),
+        cancelled=0.0 if calm else pick((0.0, 0.0, 0.05)),
+        real_seal=seed % 64 == 0,
+    )

@@ -1,0 +1,98 @@
+"""A simulated session server: the pure put rule, expiry and notices; and it can forget."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from coatcheck.replication import entry as rule
+from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.notice import Notice
+from coatcheck.replication.version import Version
+from coatcheck.simulation.schedule import Process, Schedule
+
+ACCEPTED = Accepted()
+
+
+class Witness(Protocol):
+    """Sees every change of what is stored."""
+
+    def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
+
+    def forgot(self, server: SessionServer) -> None: ...
+
+
+class Post(Protocol):
+    """Brings notices to web servers."""
+
+    def notify(self, sender: SessionServer, server_id: bytes, message: Notice) -> None: ...
+
+
+class SessionServer(Process):
+    """Entries by key, with the moment of their end in simulated seconds (the store's own clock never jumps)."""
+
+    MAX_UNDO = 64
+
+    def __init__(self, name: str, schedule: Schedule, witness: Witness, post: Post) -> None:
+        super().__init__(name, schedule)
+        self._witness = witness
+        self._post = post
+        self.entries: dict[bytes, tuple[Entry, float]] = {}
+        self._undo: list[tuple[bytes, tuple[Entry, float] | None]] = []
+        self.run = 0
+        """Counts restarts."""
+
+    def look(self, key: bytes) -> Entry | None:
+        """What is stored and has not expired."""
+        row = self.entries.get(key)
+        if row is None:
+            return None
+        if row[1] <= self.schedule.now:
+            del self.entries[key]
+            return None
+        return row[0]
+
+    def get(self, key: bytes) -> GetReply:
+        entry = self.look(key)
+        return None if entry is None else self._with_life_left(key, entry)
+
+    def put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
+        """Atomic: judged by the product's own rule, stored, and the old owner told."""
+        old = self.look(key)
+        if not rule.accepts(old, seen, new):
+            return Refused(None if old is None else self._with_life_left(key, old))
+        self._undo.append((key, self.entries.get(key)))
+        if len(self._undo) > self.MAX_UNDO:
+            del self._undo[0]
+        self.entries[key] = (new, self.schedule.now + max(1, new.expires_in_ms) / 1000)
+        self._witness.stored(self, key, old, new)
+        if old is not None and not old.closed and (new.closed or old.version[:2] != new.version[:2]):
+            self._post.notify(self, old.version.server_id, Notice(key, new.version, new.closed))
+        return ACCEPTED
+
+    def _with_life_left(self, key: bytes, entry: Entry) -> Entry:
+        left_ms = int((self.entries[key][1] - self.schedule.now) * 1000)
+        return Entry(entry.version, entry.history, entry.closed, left_ms, entry.payload)
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        self.alive = True
+        self.frozen = False
+        self.run += 1
+
+    def forget_all(self) -> None:
+        """Restarted empty."""
+        self.entries.clear()
+        self._undo.clear()
+        self._witness.forgot(self)
+
+    def forget_some(self, puts: int) -> None:
+        """Restarted with an older state: the last ``puts`` never reached the disk."""
+        for _ in range(min(puts, len(self._undo))):
+            key, row = self._undo.pop()
+            if row is None:
+                self.entries.pop(key, None)
+            else:
+                self.entries[key] = row
+        self._witness.forgot(self)

@@ -1,0 +1,218 @@
+"""One run of a simulated web server: the product's rules in it, simulated surroundings around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+from coatcheck.errors import CoatcheckError
+from coatcheck.events import Event
+from coatcheck.replication.copies import Copies
+from coatcheck.replication.effects import Exclusive, Flow, Get, Put, PutReply, Tell, Unreachable
+from coatcheck.replication.entry import Sealer
+from coatcheck.replication.notice import Notice, decode_message
+from coatcheck.replication.placement import Placement
+from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.repair import Repair, Repaired
+from coatcheck.replication.version import SERVER_ID_BYTES
+from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.simulation.network import Network
+from coatcheck.simulation.runner import Collector, Runner
+from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
+from coatcheck.simulation.session_server import SessionServer
+
+UNREACHABLE = Unreachable("no connection")
+
+
+class Watch(Protocol):
+    """Sees what a web server does."""
+
+    def putting(self, web: WebServer, context: Any, effect: Put) -> None: ...
+
+    def heard(self, web: WebServer, notice: Notice, before: Any) -> None: ...
+
+    def reported(self, web: WebServer, event: Event) -> None: ...
+
+    def crashed(self, web: WebServer, error: Exception) -> None: ...
+
+
+class WebServer(Process):
+    """Its clock may be wrong (``skew_ms``); what it hosts is gone when it dies."""
+
+    MENDING_S = 5.0
+    SETTLE_S = 0.05
+    SCAN_DELAY_S = 1.0
+    PROBE_S = 0.25
+
+    def __init__(
+        self,
+        name: str,
+        run: int,
+        schedule: Schedule,
+        network: Network,
+        servers: dict[str, SessionServer],
+        rng: Random,
+        watch: Watch,
+        sealer: Sealer,
+    ) -> None:
+        super().__init__(name, schedule)
+        self.run = run
+        self.network = network
+        self.servers = servers
+        self.watch = watch
+        self.sealer = sealer
+        self.random_bytes: Callable[[int], bytes] = rng.randbytes
+        self.jitter: Callable[[], float] = rng.random
+        self.skew_ms = 0
+        self.server_id = self.random_bytes(SERVER_ID_BYTES)
+        self.reach = dict.fromkeys(servers, True)
+        self.runner = Runner(self)
+        self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
+        """Per session: when its copies were last asked for, and the replies."""
+        self.noticed: dict[bytes, Notice] = {}
+        self._mending_due = False
+        self._scan_due = False
+
+    def equip(self, placement: Placement, replication: ReplicationPolicy, policy: SessionPolicy) -> None:
+        """Give it the product's rules."""
+        self.copies = Copies(self.server_id, placement, replication, self.sealer, self)
+        self.lifecycle = Lifecycle(self.copies, policy)
+        self.repair = Repair(self.copies)
+
+    def begin(self) -> None:
+        """Look after hosted sessions from now on, and once through what is stored."""
+        self.after(self.MENDING_S * (0.5 + self.jitter()), self._mend_regularly)
+        self._alarm()
+
+    # -- surroundings ----------------------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self.schedule.now * 1000) + self.skew_ms
+
+    def monotonic(self) -> float:
+        return self.schedule.now
+
+    def reachable(self, server: str) -> bool:
+        return self.reach[server]
+
+    def report(self, event: Event) -> None:
+        self.watch.reported(self, event)
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def started(self, collector: Collector) -> None:
+        effect = collector.effect
+        if type(effect) is Put:
+            self.watch.putting(self, collector.task.context, effect)
+        else:
+            self.answered[effect.key] = (self.schedule.now, collector.replies)
+
+    def call(self, collector: Collector, server: str) -> None:
+        if not self.reach[server]:
+            collector.take(server, UNREACHABLE)
+            return
+        store = self.servers[server]
+        self.network.send(self.name, store, self._arrive, collector, store, store.run)
+
+    def _arrive(self, collector: Collector, store: SessionServer, run: int) -> None:
+        """At the session server. A late put is carried out even if nobody waits for it any more."""
+        effect = collector.effect
+        reply: Any
+        if type(effect) is Get:
+            reply = store.get(effect.key)
+        else:
+            assert type(effect) is Put
+            reply = self._put(store, effect)
+        if run == store.run and self.alive:
+            self.network.send(store.name, self, collector.take, store.name, reply)
+
+    def _put(self, store: SessionServer, effect: Put) -> PutReply:
+        return store.put(effect.key, effect.seen[store.name], effect.entry)
+
+    def tell(self, effect: Tell) -> None:
+        for name, up in self.reach.items():
+            if up:
+                store = self.servers[name]
+                self.network.send(self.name, store, self._pass_on, store, effect)
+
+    def _pass_on(self, store: SessionServer, effect: Tell) -> None:
+        self.post(store, effect.server_id, effect.message)
+
+    post: Callable[[SessionServer, bytes, bytes], None]
+    """Set by the farm: brings a message to whichever web server has that ID."""
+
+    def on_message(self, raw: bytes) -> None:
+        message = decode_message(raw)
+        before = self.copies.cache.get(message.key)
+        answer = self.copies.on_message(message)
+        if isinstance(message, Notice):
+            self.watch.heard(self, message, before)
+        if answer is not None:
+            self.tell(answer)
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def silent(self, server: str) -> None:
+        """A call timed out: the link drops the connection and tries to reconnect."""
+        self.disconnected(server)
+
+    def disconnected(self, server: str) -> None:
+        if self.reach[server]:
+            self.reach[server] = False
+            self.runner.lost_contact(server)
+            self._changed(server)
+            self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
+
+    def _probe(self, server: str) -> None:
+        store = self.servers[server]
+        cut = self.network.cut
+        if store.alive and not store.frozen and (self.name, server) not in cut and (server, self.name) not in cut:
+            self.reach[server] = True
+            self._changed(server)
+        else:
+            self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
+
+    def _changed(self, server: str) -> None:
+        self.repair.lost_server(server)
+        self._alarm()
+
+    # -- mending: as drivers.mending does it ---------------------------------------------------------
+
+    def _alarm(self) -> None:
+        if not self._mending_due:
+            self._mending_due = True
+            self.after(self.SETTLE_S, self._mend)
+        if not self._scan_due:
+            self._scan_due = True
+            self.after(self.SCAN_DELAY_S * (1 + self.jitter()), self._scan)
+
+    def _mend_regularly(self) -> None:
+        self.copies.cache.drop_expired(self.now_ms(), 1000)
+        self._mend()
+        self.after(self.MENDING_S, self._mend_regularly)
+
+    def _mend(self) -> None:
+        self._mending_due = False
+        for key in self.repair.needs_repair():
+            self.repair_one(key)
+
+    def _scan(self) -> None:
+        self._scan_due = False
+        for name, store in self.servers.items():
+            if self.reach[name] and store.alive and not store.frozen and (self.name, name) not in self.network.cut:
+                for key in list(store.entries):
+                    if self.copies.cache.get(key) is None:
+                        self.repair_one(key)
+
+    def repair_one(self, key: bytes) -> None:
+        self.runner.start(self._repairing(key), self._repaired)
+
+    def _repairing(self, key: bytes) -> Flow[Repaired]:
+        outcome: Repaired = yield Exclusive(key, self.repair.repair(key))
+        return outcome
+
+    def _repaired(self, outcome: Repaired | None, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, CoatcheckError):
+            self.watch.crashed(self, error)

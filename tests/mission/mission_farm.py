@@ -28,6 +28,8 @@ ROUTE_COOKIE = "coatcheck-route"
 FARM_NAME = "farm"
 READ_TIMEOUT_S = 5.0
 SCAN_STEP = 256
+PLAIN: dict[str, Any] = {"verify": False, "trust_env": False}
+"""Plain HTTP on loopback: a client need not load the certificates of the world."""
 
 APP = """
 import os
@@ -194,7 +196,7 @@ class Browser:
     def __init__(self, farm: MissionFarm, server: str | None = None, timeout_s: float = 20.0) -> None:
         self._farm = farm
         base = farm.base if server is None else f"http://{farm.address(server)}"
-        self.client = httpx.Client(base_url=base, timeout=timeout_s)
+        self.client = httpx.Client(base_url=base, timeout=timeout_s, **PLAIN)
 
     def __enter__(self) -> Browser:
         return self
@@ -240,7 +242,7 @@ class Browser:
 def show(farm: MissionFarm, cookie: str, server: str | None = None) -> httpx.Response:
     """One GET of a browser that holds this cookie and nothing else, at the director or at one web server."""
     base = farm.base if server is None else f"http://{farm.address(server)}"
-    return httpx.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"}, timeout=20.0)
+    return httpx.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"}, timeout=20.0, **PLAIN)
 
 
 def new_cookie(response: httpx.Response) -> str | None:

@@ -1,0 +1,70 @@
+"""The sessions of one web server in this process, on a clock that the test sets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.events import Event, EventKind
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.stores.memory import MemoryStore
+from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.sealed import SealedToken
+
+
+class OwnClock:
+    """``now_ms`` is what the web server takes for the time; the session servers keep everything meanwhile."""
+
+    def __init__(self, policy: SessionPolicy, servers: int) -> None:
+        self.now_ms = 1_763_700_000_000
+        self.events: list[Event] = []
+        self.stores = [MemoryStore(f"session-{n}", time.monotonic) for n in range(1, servers + 1)]
+        ring = KeyRing([os.urandom(32)])
+        self.sessions = Sessions(
+            farm="farm",
+            server_name="web-1",
+            stores=self.stores,
+            ring=ring,
+            policy=policy,
+            observer=self.events.append,
+        )
+        self.sessions.copies.world.now_ms = lambda: self.now_ms  # type: ignore[method-assign]
+
+    async def create(self) -> SealedToken:
+        session = Session()
+        session["cart"] = "tea"
+        assert self.sessions.needs_save(session)
+        issue = (await self.sessions.save(session)).issue
+        assert issue is not None
+        return issue.token
+
+    async def open(self, token: SealedToken) -> Session | None:
+        """As the middleware does it: from the cache, else with the session servers."""
+        return self.sessions.open_cached(token, False) or await self.sessions.open_session(token, False)
+
+    async def use(self, token: SealedToken) -> SealedToken:
+        """One request; returns what the browser holds afterwards."""
+        session = await self.open(token)
+        assert session is not None
+        if self.sessions.needs_save(session):
+            issue = (await self.sessions.save(session)).issue
+        else:
+            issue = self.sessions.issue(session)
+        return token if issue is None else issue.token
+
+    def kinds(self) -> list[EventKind]:
+        return [event.kind for event in self.events]
+
+
+@asynccontextmanager
+async def own_clock(policy: SessionPolicy, servers: int = 2) -> AsyncIterator[OwnClock]:
+    clock = OwnClock(policy, servers)
+    await clock.sessions.open()
+    try:
+        yield clock
+    finally:
+        await clock.sessions.aclose()

@@ -1,0 +1,105 @@
+"""B9: "A session server goes down: the web servers copy the sessions that it held, from their caches, to another
+session server." """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from farm.farm_process import eventually
+
+from .conftest import StartFarm
+from .crowd import Visitor, crowd_of, holders
+from .mission_farm import Holdings, MissionFarm
+
+VISITORS = 24
+
+
+def gauge(status: dict[str, Any]) -> int:
+    return sum(row["under_replicated"] or 0 for row in status["web_servers"])
+
+
+def mended(status: dict[str, Any]) -> int:
+    return sum(row["recopy"]["outcomes"].get("mended", 0) for row in status["web_servers"])
+
+
+def copied(farm: MissionFarm, crowd: list[Visitor], count: int, *servers: str) -> Callable[[], Holdings | None]:
+    """What the servers hold, once ``count`` of them hold each session with all its data."""
+
+    def condition() -> Holdings | None:
+        holdings = farm.holdings(*servers)
+        return holdings if all(len(holders(holdings, visitor)) == count for visitor in crowd) else None
+
+    return condition
+
+
+def whole(farm: MissionFarm) -> Callable[[], dict[str, Any] | None]:
+    def condition() -> dict[str, Any] | None:
+        status = farm.status()
+        rounds = [row["recopy"] for row in status["web_servers"]]
+        return status if not gauge(status) and all(each["done"] == each["total"] for each in rounds) else None
+
+    return condition
+
+
+def test_from_the_caches_to_another_session_server(start: StartFarm) -> None:
+    """One copy of each: after the death nothing but the web servers' caches has what it held."""
+    farm = start("--web", "2", "--session-servers", "3", "--copies", "1", "--no-restart")
+    with crowd_of(farm, VISITORS) as crowd:
+        lost = farm.placement(1).ranking(crowd[0].key)[0]
+        survivors = [name for name in farm.names("session") if name != lost]
+        before = farm.holdings()
+        moving = [visitor for visitor in crowd if holders(before, visitor) == {lost}]
+        assert 0 < len(moving) < VISITORS
+        assert mended(farm.status()) == 0
+
+        farm.kill(lost)  # and no browser asks for anything
+
+        after = eventually(copied(farm, crowd, 1, *survivors), 10, "the copying")
+        for visitor in crowd:
+            ranking = [name for name in farm.placement(1).ranking(visitor.key) if name != lost]
+            if visitor in moving:
+                assert holders(after, visitor) == {ranking[0]}, "to the next in its ranking"
+            else:
+                assert after[ranking[0]][visitor.key].entry.version == before[ranking[0]][visitor.key].entry.version
+        status = eventually(whole(farm), 10, "the end of the copying")
+        assert mended(status) >= len(moving), "progress is in the status"
+        assert [visitor.read() for visitor in crowd] == [visitor.server for visitor in crowd]
+
+
+def test_each_session_has_two_copies_again(start: StartFarm) -> None:
+    farm = start("--web", "2", "--session-servers", "3", "--copies", "2", "--no-restart")
+    with crowd_of(farm, VISITORS) as crowd:
+        lost = "session-2"
+        survivors = [name for name in farm.names("session") if name != lost]
+        before = farm.holdings()
+        lacking = [visitor for visitor in crowd if lost in holders(before, visitor)]
+        assert 0 < len(lacking) < VISITORS
+        assert sum(len(held) for held in before.values()) == 2 * VISITORS
+
+        farm.kill(lost)
+
+        after = eventually(copied(farm, crowd, 2, *survivors), 10, "the copying")
+        assert sum(len(held) for held in after.values()) == 2 * VISITORS
+        assert mended(eventually(whole(farm), 10, "the end of the copying")) >= len(lacking)
+        for visitor in crowd:
+            visitor.put("after", "the death")
+        holdings = farm.holdings(*survivors)
+        assert all(holders(holdings, visitor) == set(survivors) for visitor in crowd)
+
+
+def test_both_session_servers_lost_at_once(start: StartFarm) -> None:
+    """Every copy is gone: the sessions come back from the caches as soon as a session server does."""
+    farm = start("--web", "2", "--session-servers", "2", "--copies", "2")
+    with crowd_of(farm, VISITORS) as crowd:
+        holdings = farm.holdings()
+        assert all(len(holders(holdings, visitor)) == 2 for visitor in crowd)
+
+        pids = farm.kill("session-1", "session-2")
+
+        assert eventually(lambda: gauge(farm.status()), 5, "the alarm") == VISITORS, "the gauge shows all of them"
+        for name, pid in pids.items():
+            farm.wait_replaced(name, pid)
+        eventually(copied(farm, crowd, 2), 15, "the copying")  # no browser has asked for anything
+        assert mended(eventually(whole(farm), 10, "the end of the copying")) >= VISITORS
+        assert [visitor.read() for visitor in crowd] == [visitor.server for visitor in crowd]

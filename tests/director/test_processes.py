@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import websockets
 
 from .harness import Client, free_port, run
-
-websockets = pytest.importorskip("websockets")
-pytest.importorskip("uvicorn")
 
 HERE = Path(__file__).parent
 

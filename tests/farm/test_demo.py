@@ -102,7 +102,6 @@ def test_factory(farm: Callable[..., Farm]) -> None:
 
 
 def test_an_app_with_starlettes_own_sessions_is_warned_about(farm: Callable[..., Farm], command: Command) -> None:
-    pytest.importorskip("itsdangerous", reason="Starlette's own sessions need it")
     (command.directory / "doubled.py").write_text(
         "from starlette.applications import Starlette\n"
         "from starlette.middleware import Middleware\n"

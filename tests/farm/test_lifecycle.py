@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import ssl
 import stat
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import pytest
 
-from .farm_process import Command, Farm, alive, eventually
+from .farm_process import Farm, alive, eventually
 
 
 def all_dead(farm: Farm) -> bool:
@@ -114,22 +111,11 @@ def test_sighup_reloads_nothing_and_says_so(farm: Callable[..., Farm]) -> None:
     assert running.status()["state"] == "running"
 
 
-def test_https_with_secure_cookies(farm: Callable[..., Farm], command: Command) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    subprocess.run(
-        (
-            f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-            "-keyout key.pem -out cert.pem -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-        ).split(),
-        cwd=command.directory,
-        check=True,
-        capture_output=True,
-    )
-    files = ("--tls-certificate", "cert.pem", "--tls-key", "key.pem")
+def test_https_with_secure_cookies(farm: Callable[..., Farm], certificate: tuple[Path, Path]) -> None:
+    chain, key = certificate
+    files = ("--tls-certificate", str(chain), "--tls-key", str(key))
     running = farm("--web", "1", "--no-insecure-localhost", *files)
-    context = ssl.create_default_context(cafile=str(command.directory / "cert.pem"))
+    context = ssl.create_default_context(cafile=str(chain))
     with httpx.Client(base_url=running.status()["address"], verify=context) as browser:
         assert [browser.get("/").json()["count"] for _ in range(2)] == [1, 2]
         assert {name for name in browser.cookies if not name.startswith("__Host-")} == set()

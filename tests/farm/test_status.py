@@ -112,8 +112,7 @@ def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None
 @pytest.fixture
 def redis_urls(tmp_path: Path) -> Iterator[list[str]]:
     program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
+    assert program is not None, "redis-server is missing: `make test` installs it"
     servers, urls = [], []
     for n in (1, 2):
         port = free_port()

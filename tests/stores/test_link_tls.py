@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
@@ -26,28 +20,6 @@ KEY = bytes(range(16))
 ENTRY = Entry(Version(1, b"AAA-0001", 0), (), False, 60_000, bytes(300_000))
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "session server")])
-    now = datetime.datetime.now(datetime.UTC)
-    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(host, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
 async def ask(method: Callable[..., None], *arguments: object) -> Any:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     method(*arguments, answer.set_result)
@@ -55,11 +27,11 @@ async def ask(method: Callable[..., None], *arguments: object) -> Any:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_only_a_server_with_a_trusted_certificate_is_reachable(certificate: Path, trusted: bool) -> None:
+def test_only_a_server_with_a_trusted_certificate_is_reachable(certificate: tuple[Path, Path], trusted: bool) -> None:
     async def story() -> None:
         server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server_side.load_cert_chain(certificate)
-        client_side = ssl.create_default_context(cafile=str(certificate) if trusted else None)
+        server_side.load_cert_chain(*certificate)
+        client_side = ssl.create_default_context(cafile=str(certificate[0]) if trusted else None)
         server = SessionServer("s1", password="pass", tls=server_side)
         await server.start()
         store = SessionServerStore(
@@ -81,10 +53,10 @@ def test_only_a_server_with_a_trusted_certificate_is_reachable(certificate: Path
     asyncio.run(story())
 
 
-def test_a_plain_client_and_a_tls_server_do_not_meet(certificate: Path) -> None:
+def test_a_plain_client_and_a_tls_server_do_not_meet(certificate: tuple[Path, Path]) -> None:
     async def story() -> None:
         server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server_side.load_cert_chain(certificate)
+        server_side.load_cert_chain(*certificate)
         server = SessionServer("s1", tls=server_side)
         await server.start()
         store = SessionServerStore("s1", "127.0.0.1", server.port, on_event=lambda e: None)

@@ -98,10 +98,10 @@ def sessions() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
     """List sessions."""
-    from coatcheck.cli.tables import rows_table
+    from coatcheck.cli.tables import sessions_table
 
     found = ask(run_dir, {"op": "sessions.ls", "limit": limit}, timeout_s=90)["sessions"]
-    click.echo(json_text(found) if as_json else rows_table(found) or "no sessions")
+    click.echo(json_text(found) if as_json else sessions_table(found, time.time()) or "no sessions")
 
 
 @sessions.command("show")
@@ -120,7 +120,11 @@ def sessions_show(key: str, run_dir: str | None) -> None:
 @RUN_DIR
 def sessions_close(key: str, run_dir: str | None) -> None:
     """Close one session on every server."""
-    click.echo(json_text(ask(run_dir, {"op": "sessions.close", "key": key})["closed"]))
+    if ask(run_dir, {"op": "sessions.show", "key": key})["session"] is None:
+        fail(ConfigError(f"there is no session {key}"))
+    closed = ask(run_dir, {"op": "sessions.close", "key": key})["closed"]
+    state = "closed" if closed["holds"] == closed["servers"] else "closing"
+    click.echo(f"{state}, {closed['holds']} of {closed['servers']} session servers")
 
 
 @coatcheck.command()

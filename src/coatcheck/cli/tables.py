@@ -75,9 +75,20 @@ def _duration(seconds: float | None) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
-def rows_table(rows: Sequence[Any]) -> str:
-    """Rows that share their keys; empty if there are none."""
+def sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
+    """A line for each session; empty if there are none. ``now``: Unix seconds."""
     if not rows:
         return ""
-    columns = list(rows[0])
-    return text_table(columns, [[row.get(column) for column in columns] for row in rows])
+    cells = [
+        [
+            row["key"],
+            row["state"],
+            row["user"],
+            _duration(now - row["created_at"] / 1000) if row["created_at"] else "",
+            _duration(now - row["last_seen_at"] / 1000) if row["last_seen_at"] else "",
+            " ".join(row["copies"]),
+            row["bytes"],
+        ]
+        for row in rows
+    ]
+    return text_table(("key", "state", "user", "age", "idle", "copies", "bytes"), cells)

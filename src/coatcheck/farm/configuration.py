@@ -104,7 +104,14 @@ def load_settings(
             values[setting.field] = parse_value(setting, value, setting.flag)
     settings = FarmSettings(**values)
     check(settings, chosen=frozenset(values))
-    return settings
+    return settings if "insecure_localhost" in values else _with_development_mode(settings)
+
+
+def _with_development_mode(settings: FarmSettings) -> FarmSettings:
+    """Plain HTTP on this machine alone, and nobody said that a proxy is in front: then a ``Secure`` cookie would
+    only mean that most clients show no session at all. It is announced at the start."""
+    plain = not settings.tls_certificate and not settings.trusted_proxy
+    return msgspec.structs.replace(settings, insecure_localhost=plain and _is_loopback(settings.host))
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -103,6 +103,9 @@ def _announce(farm: Supervisor) -> None:
     say(f"serving {settings.app} on {farm.url}")
     for row in processes_now(farm):
         say(f"  {row['name']:<12} {row['address']:<22} pid {row['pid']}")
-    if not settings.insecure_localhost and not settings.tls_certificate:
-        say("cookies are Secure: use --tls-certificate, or TLS in front, or --insecure-localhost while you develop")
+    if settings.insecure_localhost:
+        say("development mode: cookies are not Secure. In production give --tls-certificate, or name the proxy")
+        say("that speaks TLS in front with --trusted-proxy (or say --no-insecure-localhost)")
+    elif not settings.tls_certificate:
+        say("cookies are Secure: browsers must come by HTTPS, through a proxy in front of this farm")
     say("Ctrl-C stops it")

@@ -174,7 +174,11 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     )
     insecure_localhost: Annotated[
         bool,
-        Option("Development mode: cookies without `Secure`, for plain HTTP on this machine only.", "session"),
+        Option(
+            "Development mode: cookies without `Secure`, for plain HTTP on this machine only. If not said, it is on "
+            "for a loopback host without TLS and without a trusted proxy.",
+            "session",
+        ),
     ] = False
 
     def __repr__(self) -> str:

@@ -200,7 +200,7 @@ class Copies:
         settled, refused = yield from self._put_placed(copy, entry, holders, showed)
         if refused:
             return False
-        level = sum(isinstance(reply, Accepted) for reply in settled.replies.values()) + 1
+        level = settled.accepted() + 1
         self.cache.add(copy)
         self._check_level(copy, level)
         self._earn_lease(copy, sent_at, level)
@@ -233,7 +233,7 @@ class Copies:
                 return None
             # A notice may have reached the old copy while the put was in flight.
             new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
-            level = sum(isinstance(reply, Accepted) for reply in settled.replies.values())
+            level = settled.accepted()
             if not level:
                 acknowledged = False
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
@@ -265,26 +265,39 @@ class Copies:
         self, copy: Copy, entry: Entry, holders: list[str], also: Iterable[str], early: bool = False
     ) -> Flow[tuple[Settled, bool]]:
         """Put to the first reachable servers of the ranking until ``wanted`` hold it, and to ``also``."""
-        wanted = self.placement.wanted - len(holders)
-        ranking = [name for name in self.placement.ranking(copy.key) if name not in holders]
-        total = Settled(self.world.monotonic(), {})
-        targets = [name for name in ranking if self.world.reachable(name)][:wanted]
-        targets += [name for name in also if name not in targets]
-        refused = False
-        while targets and not refused:
+        wanted = missing = self.placement.wanted - len(holders)
+        total: Settled | None = None
+        tried = holders
+        while True:
+            targets = self._reachable(copy.key, missing, tried) if missing > 0 else []
+            if total is None:
+                targets += [name for name in also if name not in targets]
+            if not targets:
+                break
             seen = {name: copy.seen.get(name) for name in targets}
             settled: Settled = yield Put(copy.key, entry, seen, 1 if early else None)
-            if not total.replies:
+            if total is None:
                 total = settled
             else:
                 total.replies.update(settled.replies)
-            refused = self._note_accepted(copy, settled)
-            if total.pending is not None:
+            if self._note_accepted(copy, settled):
+                return total, True
+            missing = wanted - total.accepted()
+            if missing <= 0 or total.pending is not None:
                 break
-            missing = wanted - sum(isinstance(reply, Accepted) for reply in total.replies.values())
-            fresh = [name for name in ranking if name not in total.replies and self.world.reachable(name)]
-            targets = fresh[: max(0, missing)]
-        return total, refused
+            tried = [*holders, *total.replies]
+        return total or Settled(self.world.monotonic(), {}), False
+
+    def _reachable(self, key: bytes, count: int, without: Iterable[str]) -> list[str]:
+        """The first ``count`` reachable servers of the ranking, ``without`` these."""
+        reachable = self.world.reachable
+        found: list[str] = []
+        for name in self.placement.ranking(key):
+            if name not in without and reachable(name):
+                found.append(name)
+                if len(found) == count:
+                    break
+        return found
 
     # -- closing ---------------------------------------------------------------------------------
 
@@ -324,11 +337,10 @@ class Copies:
         lacking = [
             name for name, version in view.seen.items() if name not in view.entries or not view.entries[name].closed
         ]
-        closed = yield from self.put_tombstone(view.key, tombstone, lacking)
-        return Closed(closed.holds + len(view.seen) - len(lacking), len(self.placement.servers))
+        return (yield from self.put_tombstone(view.key, tombstone, lacking, len(view.seen) - len(lacking)))
 
-    def put_tombstone(self, key: bytes, tombstone: Entry, servers: Iterable[str]) -> Flow[Closed]:
-        holds = 0
+    def put_tombstone(self, key: bytes, tombstone: Entry, servers: Iterable[str], holds: int = 0) -> Flow[Closed]:
+        """Put a tombstone on ``servers``; ``holds`` others have it already."""
         servers = list(servers)
         if servers:
             settled: Settled = yield Put(key, tombstone, dict.fromkeys(servers))
@@ -373,8 +385,7 @@ class Copies:
     # -- shared by the above ---------------------------------------------------------------------
 
     def placed(self, key: bytes, avoid: Iterable[str] = ()) -> list[str]:
-        ranking = self.placement.ranking(key)
-        return [name for name in ranking if self.world.reachable(name) and name not in avoid][: self.placement.wanted]
+        return self._reachable(key, self.placement.wanted, avoid)
 
     def _sealed(self, copy: Copy) -> Entry:
         header = encode_header(copy.version, copy.history, False)

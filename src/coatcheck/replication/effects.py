@@ -72,6 +72,14 @@ class Settled(msgspec.Struct):
     replies: dict[str, PutReply]
     pending: Any = None
 
+    def accepted(self) -> int:
+        """How many servers accepted so far."""
+        count = 0
+        for reply in self.replies.values():
+            if type(reply) is Accepted:
+                count += 1
+        return count
+
 
 class Rest(msgspec.Struct, frozen=True):
     """Wait until all servers of an early answered put have replied; answered with the same :class:`Settled`."""

@@ -35,6 +35,8 @@ class Repair:
             holders = sum(version == copy.version for name, version in copy.seen.items() if name in placed)
             if holders < wanted:
                 keys.append(copy.key)
+        # Sessions that moved on to another web server while we reported them: their repair sets the gauge right.
+        keys += sorted(key for key in copies.under_replicated if copies.cache.get(key) is None)
         return keys
 
     def lost_server(self, server: str) -> None:

@@ -110,7 +110,7 @@ class Farm:
         self._in_hand[attempt] = None
         if self.trace.on:
             self.ledger.say(f"#{attempt.number} {attempt.kind}: {attempt.browser.name} to {web.name}")
-        self.network.send("director", web, self._arrive, attempt, web)
+        self.network.carry(web, self._arrive, attempt, web)
         if self.scenario.retries and attempt.kind == "read":
             self.schedule.after(self.RETRY_AFTER_S, self._retry, attempt)
 
@@ -128,7 +128,7 @@ class Farm:
             self._judge_error(attempt, web, error)
         if self.lost_responses and self.rng.random() < self.lost_responses:
             return
-        self.network.send(web.name, attempt.browser, attempt.done, result)
+        self.network.carry(attempt.browser, attempt.done, result)
 
     def _judge_error(self, attempt: Attempt, web: WebServer, error: Exception) -> None:
         ledger = self.ledger

@@ -281,7 +281,7 @@ class Ledger:
             version = self.trace.version(notice.version)
             self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
         if before is not None and before.version[:2] != notice.version[:2]:
-            web.noticed[notice.key] = notice
+            web.noticed[notice.key] = (self.schedule.now, notice)
 
     def crashed(self, web: WebServer, error: Exception) -> None:
         self.fail("errors", f"a flow on {web.name} raised {error!r}")
@@ -318,7 +318,6 @@ class Ledger:
         data_version = newest_write(copy.history)
         if data_version is not None and log.blobs.get(data_version) != session.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
-        log.last_active = now
 
     def _check_promise(self, web: WebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
         if not any(token.version):
@@ -350,8 +349,8 @@ class Ledger:
                 self.excuse("promise 3: holders of the tombstone unreachable")
 
     def _check_lease(self, web: WebServer, log: SessionLog, copy: Any) -> None:
-        notice = web.noticed.get(log.key)
-        if notice is not None and copy.version.epoch < notice.version.epoch:
+        heard_at, notice = web.noticed.get(log.key, (0.0, None))
+        if notice is not None and copy.version.epoch < notice.version.epoch and web.checked[log.key] < heard_at:
             self.fail("lease", f"{web.name} serves {self.trace.version(copy.version)} after a notice")
         since = self.schedule.now - self.scenario.lease_s
         for version, ack in log.acks.items():
@@ -415,6 +414,8 @@ class Ledger:
 
     def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
+        if session.copy_held is not None:
+            self.log(session.copy_held.key).last_active = self.schedule.now
 
 
 def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Operation]:

@@ -37,6 +37,15 @@ class Network:
             return
         to.after(delay, act, *args)
 
+    def carry(self, to: Process, act: Act, *args: Any) -> None:
+        """A request to a web server or its answer: perhaps late, perhaps lost, never twice (TCP)."""
+        delay = self.LATENCY_S * (0.2 + 2.0 * self._random())
+        if self.lateness and self._random() < self.lateness:
+            delay += self.LATE_S * self._random()
+        if self.loss and self._random() < self.loss:
+            return
+        to.after(delay, act, *args)
+
     def heal(self) -> None:
         self.loss = self.duplication = self.lateness = 0.0
         self.cut.clear()

@@ -71,7 +71,9 @@ class WebServer(Process):
         self.runner = Runner(self)
         self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
         """Per session: when its copies were last asked for, and the replies."""
-        self.noticed: dict[bytes, Notice] = {}
+        self.checked: dict[bytes, float] = {}
+        """Per session: when the last get or put was sent."""
+        self.noticed: dict[bytes, tuple[float, Notice]] = {}
         self._mending_due = False
         self._scan_due = False
 
@@ -104,6 +106,7 @@ class WebServer(Process):
 
     def started(self, collector: Collector) -> None:
         effect = collector.effect
+        self.checked[effect.key] = self.schedule.now
         if type(effect) is Put:
             self.watch.putting(self, collector.task.context, effect)
         else:

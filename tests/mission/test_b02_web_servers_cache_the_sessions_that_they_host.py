@@ -7,9 +7,11 @@ that another web server might have the newer state, so the farm fails closed.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from farm.farm_process import eventually
 
 from .conftest import StartFarm
 from .crowd import Visitor, crowd_of
@@ -19,6 +21,7 @@ LEASE_S = 3.0
 # Longer than the lease: nobody notices before its end that the session servers are frozen.
 STORE_TIMEOUT_S = 4.0
 VISITORS = 6
+REFUSAL = (503, "session unavailable: no_session_server_answers\n")
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +38,29 @@ def straight(farm: MissionFarm, visitor: Visitor, server: str) -> httpx.Response
 
 
 def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm) -> None:
-    with crowd_of(farm, VISITORS) as crowd:
+    with crowd_of(farm, VISITORS) as crowd, ThreadPoolExecutor(1) as thread:
         assert {visitor.server for visitor in crowd} == {"web-1", "web-2"}
         for visitor in crowd:
             visitor.put("fresh", "lease")
-        hosts = [visitor.server for visitor in crowd]
+        visitor, hosts = crowd[0], [visitor.server for visitor in crowd]
+        (other,) = {"web-1", "web-2"} - {visitor.server}
         leased_at = time.monotonic()
         with farm.frozen(*farm.names("session")):
+            elsewhere = thread.submit(straight, farm, visitor, other)
             rounds = 0
             while time.monotonic() - leased_at < LEASE_S / 2:
                 assert [visitor.read() for visitor in crowd] == hosts
                 rounds += 1
             assert rounds >= 3, "the cache answers at once"
             time.sleep(max(0.0, leased_at + LEASE_S - time.monotonic()))
-            visitor = crowd[0]
             late = straight(farm, visitor, visitor.server)
-            assert (late.status_code, late.text) == (503, "session unavailable: no_session_server_answers\n")
+            assert (late.status_code, late.text) == REFUSAL
             assert "set-cookie" not in late.headers
-        assert [visitor.read() for visitor in crowd] == hosts, "and nobody was logged out meanwhile"
-
-
-def test_a_web_server_that_does_not_host_a_session_has_nothing_to_serve(farm: MissionFarm) -> None:
-    with crowd_of(farm, 1) as (visitor,):
-        other = next(name for name in farm.names("web") if name != visitor.server)
-        with farm.frozen(*farm.names("session")):
-            assert straight(farm, visitor, other).status_code == 503
-            assert time.monotonic()
-        assert visitor.read()
+            not_hosting = elsewhere.result()
+            assert (not_hosting.status_code, not_hosting.text) == REFUSAL, "it has no cached copy to serve"
+        eventually(lambda: straight(farm, visitor, visitor.server).status_code == 200, 10, "the thaw")
+        eventually(lambda: straight(farm, crowd[1], crowd[1].server).status_code == 200, 10, "the thaw")
+        assert [visitor.read() for visitor in crowd] == hosts, "nobody was logged out meanwhile"
 
 
 def test_each_cache_holds_what_its_web_server_hosts_and_nothing_else(farm: MissionFarm) -> None:

@@ -154,7 +154,7 @@ def measure(name: str, pid: int, port: int, kind: str, script: list[str], connec
         kind,
         connections,
         float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]),  # type: ignore[index]
-        millis(re.search(r"99%\s+(\S+)", output)[1]),  # type: ignore[index]
+        millis(re.search(r"\n\s+99%\s+(\S+)", output)[1]),  # type: ignore[index]
         spent / count * 1e6,
         sum(int(one or other) for one, other in failures),
     )

@@ -13,7 +13,7 @@ from coatcheck.director.forwarding import ClientAddress, is_reserved, request_ta
 from coatcheck.director.http_body import ChunkedReader
 from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.request_head import RequestFields, RequestHead, RequestReader
+from coatcheck.director.request_head import RequestFields, RequestHead
 
 # Why a client is not read at the moment.
 _PIPELINED: Final = 1
@@ -29,10 +29,10 @@ class Downstream(asyncio.Protocol):
         "_address",
         "_buffer",
         "_chunks",
+        "_cookies",
         "_fields",
         "_lingering",
         "_pauses",
-        "_reader",
         "_relay",
         "_remaining",
         "_searched",
@@ -57,9 +57,9 @@ class Downstream(asyncio.Protocol):
         self.write_paused = False
         self.deadline = 0.0
         self._address = cast(ClientAddress, None)
-        self._reader = RequestReader(relay.options.max_headers)
         self._fields: RequestFields | None = None
         self._tail = b""
+        self._cookies = b""
         self._tag: bytes | None = None
         self._buffer = bytearray()
         self._searched = 0
@@ -193,7 +193,7 @@ class Downstream(asyncio.Protocol):
                 raise BadHead(HeadFault.TOO_LARGE, 431)
             # One empty line before a request is forgiven (RFC 9112, 2.2).
             start = 2 if data.startswith(b"\r\n") else 0
-            head = self._reader.read(data[start:end])
+            head = self._relay.reader.read(data[start:end])
         except BadHead as fault:
             self._refuse(fault.status, Fault.BAD_REQUEST)
             return
@@ -216,8 +216,14 @@ class Downstream(asyncio.Protocol):
         if fields is not self._fields:
             self._fields = fields
             self._tail = request_tail(fields, self._address)
-            self._tag = relay.read_tag(fields.cookies) if fields.cookies else None
-        request = b"%b %b%b" % (head.method, head.target, self._tail)
+        cookies = head.cookies
+        if cookies != self._cookies:
+            self._cookies = cookies
+            self._tag = relay.read_tag(cookies)
+        if cookies and not fields.cookies:
+            request = b"%b %b%bCookie: %b\r\n\r\n" % (head.method, head.target, self._tail, cookies)
+        else:
+            request = b"%b %b%b\r\n" % (head.method, head.target, self._tail)
         exchange = self.exchange = Exchange(relay, self, head, request, self._tag)
         if fields.length:
             self.body_done = False

@@ -74,7 +74,10 @@ def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
 
 
 def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:
-    """A request's head behind the request line, as a web server gets it: what was understood and nothing else."""
+    """A request's head behind the target, as a web server gets it, but for the cookie and the empty line.
+
+    It is made of what was understood and nothing else.
+    """
     framing = b""
     if fields.length == CHUNKED:
         framing = b"Transfer-Encoding: chunked\r\n"
@@ -84,7 +87,7 @@ def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:
         framing += b"Expect: 100-continue\r\n"
     if fields.websocket:
         framing += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n" % (fields.host, fields.lines, client.block(fields), framing)
+    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s" % (fields.host, fields.lines, client.block(fields), framing)
 
 
 def is_reserved(target: bytes) -> bool:

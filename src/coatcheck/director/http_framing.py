@@ -51,7 +51,7 @@ def connection_options(options: bytes, http10: bool, kept: list[bytes]) -> tuple
     if lower == b"close":
         return False, False
     tokens = {token.strip(b" \t") for token in lower.split(b",")}
-    named = tuple(token + b":" for token in tokens - {b"close", b"keep-alive", b"upgrade", b""})
+    named = tuple(token + b":" for token in tokens - {b"close", b"keep-alive", b"upgrade", b"cookie", b""})
     if named:
         kept[:] = [line for line in kept if not line.lower().startswith(named)]
     keep_alive = b"close" not in tokens and (not http10 or b"keep-alive" in tokens)

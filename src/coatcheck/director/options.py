@@ -46,7 +46,7 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     max_head_bytes: int = 32 * 1024
     max_headers: int = 100
     max_response_head_bytes: int = 64 * 1024
-    max_idle_upstream: int = 64
+    max_idle_upstream: int = 512
     """Unused connections kept to each web server."""
     max_waiting: int = 1024
     """Requests that wait for a web server to come back."""

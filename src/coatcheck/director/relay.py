@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from coatcheck.director.forwarding import route_tag_reader
 from coatcheck.director.options import DirectorOptions, trusted_networks
+from coatcheck.director.request_head import RequestReader
 from coatcheck.director.routing import Balancer, ServerState, eject, servers_of
 from coatcheck.director.upstream import Upstream, UpstreamPool
 
@@ -51,6 +52,7 @@ class Relay:
         self.balancer = Balancer(self.states)
         self.pools = [UpstreamPool(self, s, state) for s, state in zip(options.servers, self.states, strict=True)]
         self.read_tag = route_tag_reader(options.route_cookie, self.balancer.knows)
+        self.reader = RequestReader(options.max_headers)
         self.trusted = trusted_networks(options)
         self.clients: set[Downstream] = set()
         self.tunnels: set[Tunnel] = set()

@@ -103,7 +103,9 @@ class Lifecycle:
         if now >= record.expires_at(self.policy):
             return True
         newest_shown = token.timestamp >= record.chain.current.minted_at
-        return newest_shown and now - token.timestamp > self.policy.max_token_age_ms
+        # The answer with the next token may have been lost: then this one is older than the last activity.
+        active_at = max(token.timestamp, record.last_seen_at)
+        return newest_shown and now - active_at > self.policy.max_token_age_ms
 
     def _record(self, copy: Copy) -> Record:
         record: Record | None = copy.record
@@ -287,6 +289,8 @@ class Lifecycle:
                 if stored is None:
                     raise SessionClosed("the session was closed while it was saved")
                 stored.record = record
+                if record.chain is before.chain:
+                    stored.review_at = copy.review_at  # a later touch and timeout only put it off
                 session.copy_held = stored
                 session.blob = session.saved_blob
                 newest = record.chain.newest
@@ -311,8 +315,8 @@ class Lifecycle:
 
     def _next_record(self, session: Session, copy: Copy) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""
-        record = self._record(copy)
-        now = self._world.now_ms()
+        record: Record = copy.record or self._record(copy)
+        now = self._now_ms()
         data = session.saved_blob
         if record.data != session.blob:
             if data == session.blob:
@@ -321,7 +325,9 @@ class Lifecycle:
                 base, theirs = decode_data(session.blob), decode_data(record.data)
                 merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
                 data = encode_data(merged)
-        chain = self._next_chain(session, record.chain, now)
+        chain = record.chain
+        if now >= copy.review_at or session.verdict is not Shown.CURRENT or session.rotating:
+            chain = self._next_chain(session, chain, now)
         return Record(data, record.created_at, max(record.last_seen_at, now), record.user, chain)
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:

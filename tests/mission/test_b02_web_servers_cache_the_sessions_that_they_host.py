@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+
 from farm.farm_process import eventually
 
 from .conftest import StartFarm

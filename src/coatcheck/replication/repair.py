@@ -26,14 +26,11 @@ class Repair:
         self._copies = copies
 
     def needs_repair(self) -> list[bytes]:
-        """Keys of hosted sessions whose copies are fewer than wanted, and of unfinished closes."""
+        """Keys of hosted sessions that the servers placed for them do not all hold, and of unfinished closes."""
         copies = self._copies
-        placed = {name for name in copies.placement.servers if copies.world.reachable(name)}
-        wanted = min(copies.placement.wanted, len(placed))
         keys = list(copies.closing)
         for copy in copies.cache:
-            holders = sum(version == copy.version for name, version in copy.seen.items() if name in placed)
-            if holders < wanted:
+            if any(copy.seen.get(name) != copy.version for name in copies.placed(copy.key)):
                 keys.append(copy.key)
         # Sessions that moved on to another web server while we reported them: their repair sets the gauge right.
         keys += sorted(key for key in copies.under_replicated if copies.cache.get(key) is None)

@@ -107,6 +107,9 @@ class Viewer:
 
     def _judge(self, view: View) -> None:
         view.cached = self._cache.get(view.key)
+        if view.cached is not None and view.cached.expires_at <= self._world.now_ms():
+            self._cache.drop(view.key)  # what others wrote since then has expired too: absent, not rolled back
+            view.cached = None
         while True:
             candidates = list(view.entries.values())
             if view.cached is not None:

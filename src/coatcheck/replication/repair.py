@@ -28,13 +28,12 @@ class Repair:
     def needs_repair(self) -> list[bytes]:
         """Keys of hosted sessions that the servers placed for them do not all hold, and of unfinished closes."""
         copies = self._copies
-        keys = list(copies.closing)
+        # What the gauge counts is looked at again even if we host it no more: only that sets the gauge right.
+        keys = dict.fromkeys([*copies.closing, *sorted(copies.under_replicated)])
         for copy in copies.cache:
             if any(copy.seen.get(name) != copy.version for name in copies.placed(copy.key)):
-                keys.append(copy.key)
-        # Sessions that moved on to another web server while we reported them: their repair sets the gauge right.
-        keys += sorted(key for key in copies.under_replicated if copies.cache.get(key) is None)
-        return keys
+                keys[copy.key] = None
+        return list(keys)
 
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted."""

@@ -74,6 +74,13 @@ def covers(history: History, version: Version | None) -> bool:
     return len(history) >= MAX_HISTORY and version.epoch < history[0].epoch
 
 
+def holds(history: History, version: Version) -> bool:
+    """Whether a copy with this history contains the write ``version`` for certain: forgotten epochs do not count."""
+    return any(
+        last.epoch == version.epoch and last.owner == version.owner and last.seq >= version.seq for last in history
+    )
+
+
 def with_write(history: History, version: Version) -> History:
     """The history after the data write ``version``; remembers the last ``MAX_HISTORY`` epochs."""
     if history and history[-1].epoch == version.epoch and history[-1].owner == version.owner:

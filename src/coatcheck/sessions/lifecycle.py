@@ -11,6 +11,7 @@ from coatcheck.replication.copies import Closed, Copies, Gone, Written
 from coatcheck.replication.effects import Detach, Exclusive, Flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability
+from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.delta import merge
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import Merge, SessionPolicy
@@ -273,8 +274,13 @@ class Lifecycle:
     def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
         shown = session.shown
         promised = shown.version if shown is not None else None
+        offered: list[Version] = []
         for _ in range(self.policy.max_tries):
             copy = yield from self._owned(key, promised)
+            if any(holds(copy.history, version) for version in offered):
+                # The refused put had reached one server, and the claim went on from there: what this request did is
+                # in, perhaps with later changes on top. Doing it again would undo those.
+                session.blob = session.saved_blob
             before = self._record(copy)
             record = self._next_record(session, copy)
             if record.data == before.data and record.chain is before.chain and not self._touch_due(before, record):
@@ -283,6 +289,7 @@ class Lifecycle:
             life_ms = max(1, record.expires_at(self.policy) - self._world.now_ms())
             # A successor leaves only after its put is acknowledged at target (protocol 7).
             level: Durability = durability if record.chain is before.chain else "all"
+            offered.append(copy.version.next_write())
             written = yield from self.copies.write(copy, encode_record(record), life_ms, level)
             if written is not None:
                 stored = self.copies.cache.get(key)

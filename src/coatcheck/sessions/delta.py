@@ -53,8 +53,10 @@ def _same(one: Any, other: Any) -> bool:
 def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any], policy: str | Merge) -> dict[str, Any]:
     """``theirs`` with what ``mine`` changed since ``base``.
 
-    Disjoint keys merge and deletes stay deleted. Where both changed one key differently the policy decides:
-    ``last_write`` (mine), ``reject`` (raises :class:`ConflictError`) or a merge function.
+    Disjoint keys merge and deletes stay deleted. Where both changed one key the policy decides:
+    ``last_write`` (mine), ``reject`` (raises :class:`ConflictError`) or a merge function. Equal values conflict
+    too: two requests that both counted from 5 to 6 have counted once. Not with ``overtaken``, which is for a
+    request that must not undo what came after it.
     """
     delta = diff(base, mine)
     other = diff(base, theirs)
@@ -63,8 +65,8 @@ def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any], po
         own = delta.changed.get(key, ABSENT)
         if other.touches(key) and policy != "last_write":
             rival = other.changed.get(key, ABSENT)
-            if not (own is ABSENT and rival is ABSENT) and not _same(own, rival):
-                if policy == "reject" or isinstance(policy, str):
+            if not (own is ABSENT and rival is ABSENT) and not (policy == "overtaken" and _same(own, rival)):
+                if isinstance(policy, str):
                     raise ConflictError(f"two requests changed {key!r:.80} of one session")
                 own = policy(key, base.get(key, ABSENT), rival, own)
         if own is ABSENT:

@@ -343,7 +343,7 @@ class Lifecycle:
         its browser gave up): it must not overwrite what was acknowledged there."""
         held = session.copy_held
         moved = held is not None and held.version[:2] != copy.version[:2]
-        return "reject" if moved and self.policy.conflict == "last_write" else self.policy.conflict
+        return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
     def _next_chain(self, session: Session, chain: Chain, now: int) -> Chain:
         shown = session.shown

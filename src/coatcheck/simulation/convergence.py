@@ -44,6 +44,9 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     placed = farm.placement.ranking(log.key)[: farm.placement.wanted]
     name = farm.trace.key(log.key)
     versions = {server: present[server].version if server in present else None for server in placed}
+    if not log.issued:
+        ledger.excuse("never acknowledged: nobody has its token")
+        return
     if len(set(versions.values())) != 1 or None in versions.values():
         shown = {server: farm.trace.version(version) for server, version in versions.items()}
         ledger.fail("I6", f"the placed servers of {name} differ: {shown}")

@@ -142,7 +142,8 @@ class Farm:
             ledger.counts["refused: unavailable"] += 1
         elif isinstance(error, ConflictError):
             ledger.counts["refused: conflict"] += 1
-            if attempt.operation is not None and attempt.operation.kind == "write":
+            operation = attempt.operation
+            if operation is not None and operation.kind == "write" and not ledger.log(operation.session_key).tombstones:
                 ledger.fail("I1", f"#{attempt.number} wrote a key of its own and met a conflict: {error}")
         elif isinstance(error, SessionClosed):
             ledger.counts["refused: closed"] += 1

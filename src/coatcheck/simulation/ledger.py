@@ -132,6 +132,7 @@ class Ledger:
         if self.trace.on:
             self.say(f"{server.name} stores {self.trace.version(new.version)}{' CLOSED' if new.closed else ''}")
         if new.closed:
+            log.tombstone_on.add(server.name)
             return
         if old is None:
             self._check_life(log, new)
@@ -263,8 +264,12 @@ class Ledger:
 
     def _judge_expiry(self, log: SessionLog) -> None:
         """No session ends before its time, clock skew apart (promise 6)."""
-        if log.data_lost:
+        if log.tombstones:
+            self.excuse("promise 3: closing, holders of the tombstone unreachable")
+        elif log.data_lost:
             self.excuse("promise 1: every holder forgot")
+        elif self.scenario.durability == "async":
+            self.excuse("async: nothing was promised")
         elif not self._is_expiring(log):
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
 
@@ -282,6 +287,10 @@ class Ledger:
             self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
         if before is not None and before.version[:2] != notice.version[:2]:
             web.noticed[notice.key] = (self.schedule.now, notice)
+
+    def repairing(self, web: WebServer, key: bytes) -> None:
+        if self.trace.on:
+            self.say(f"{web.name} repairs {self.trace.key(key)}")
 
     def crashed(self, web: WebServer, error: Exception) -> None:
         self.fail("errors", f"a flow on {web.name} raised {error!r}")
@@ -372,6 +381,8 @@ class Ledger:
         if attempt.kind == "login" and session.login and before is not None:
             self.closed(web, self.log(before), 1)
         operation = attempt.operation
+        if operation is not None and saved.written is None and saved.closed is None and not operation.versions:
+            self._already_stored(attempt, session, operation)
         if saved.written is None or operation is None or not operation.versions:
             return
         log, version = self.log(operation.session_key), operation.versions[-1]
@@ -388,10 +399,25 @@ class Ledger:
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} acknowledges {self.trace.version(version)} at {level}")
 
+    def _already_stored(self, attempt: Attempt, session: Session, operation: Operation) -> None:
+        """Acknowledged without a put of its own: then all of it must be in the state that it was answered with."""
+        copy = session.copy_held
+        written = newest_write(copy.history) if copy is not None else None
+        if copy is None or written is None or written not in self.log(copy.key).blobs:
+            return
+        log = self.log(copy.key)
+        operation.session_key = copy.key
+        operation.versions.append(written)
+        log.operations.append(operation)
+        self.counts["acknowledged: already stored"] += 1
+        problem = check_content(log, copy.history, decode_data(log.blobs[written]), self.scenario.conflict, self.counts)
+        if problem:
+            self.fail("I1", f"#{attempt.number} acknowledged, but {self.trace.version(written)} {problem}")
+
     def closed(self, web: WebServer, log: SessionLog, holds_count: int) -> None:
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
-        if len(holders) < holds_count and not log.data_lost:
-            self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}, but {len(holders)} hold it")
+        if len(log.tombstone_on) < holds_count:
+            self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
         log.closes.append(Close(self.schedule.now, holders))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
@@ -415,7 +441,7 @@ class Ledger:
     def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
         if session.copy_held is not None:
-            self.log(session.copy_held.key).last_active = self.schedule.now
+            self.log(session.copy_held.key).last_active = attempt.began_at
 
 
 def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Operation]:

@@ -59,6 +59,7 @@ class SessionLog:
         self.acks: dict[Version, Ack] = {}
         self.closes: list[Close] = []
         self.tombstones = 0
+        self.tombstone_on: set[str] = set()
         self.events: list[tuple[float, bytes, Any]] = []
         self.forked_by: set[bytes] = set()
         self.below_target = False

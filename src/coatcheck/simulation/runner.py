@@ -140,7 +140,7 @@ class Runner:
             return
         if task.child is not None:
             self.cancel(task.child)
-        elif task.on_cancel is not None:
+        if task.on_cancel is not None:
             task.on_cancel()
         if not task.ended:
             task.flow.close()

@@ -53,7 +53,7 @@ class RealCodecs:
         }
 
     def seal(self, token: SealedToken, login: bool) -> Any:
-        return self._codecs[login].seal(*token)
+        return self._codecs[login].seal_token(token)
 
     def open(self, sealed: Any, login: bool) -> SealedToken:
         return self._codecs[login].open(sealed)

@@ -31,6 +31,8 @@ class Watch(Protocol):
 
     def putting(self, web: WebServer, context: Any, effect: Put) -> None: ...
 
+    def repairing(self, web: WebServer, key: bytes) -> None: ...
+
     def heard(self, web: WebServer, notice: Notice, before: Any) -> None: ...
 
     def reported(self, web: WebServer, event: Event) -> None: ...
@@ -169,13 +171,15 @@ class WebServer(Process):
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
 
     def _probe(self, server: str) -> None:
-        store = self.servers[server]
-        cut = self.network.cut
-        if store.alive and not store.frozen and (self.name, server) not in cut and (server, self.name) not in cut:
+        if self._answers(server):
             self.reach[server] = True
             self._changed(server)
         else:
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
+
+    def _answers(self, server: str) -> bool:
+        store, cut = self.servers[server], self.network.cut
+        return store.alive and not store.frozen and (self.name, server) not in cut and (server, self.name) not in cut
 
     def _changed(self, server: str) -> None:
         self.repair.lost_server(server)
@@ -204,12 +208,17 @@ class WebServer(Process):
     def _scan(self) -> None:
         self._scan_due = False
         for name, store in self.servers.items():
-            if self.reach[name] and store.alive and not store.frozen and (self.name, name) not in self.network.cut:
-                for key in list(store.entries):
-                    if self.copies.cache.get(key) is None:
-                        self.repair_one(key)
+            if not self.reach[name]:
+                continue
+            if not self._answers(name):
+                self.after(self.runner.TIMEOUT_S, self.disconnected, name)
+                continue
+            for key in list(store.entries):
+                if self.copies.cache.get(key) is None:
+                    self.repair_one(key)
 
     def repair_one(self, key: bytes) -> None:
+        self.watch.repairing(self, key)
         self.runner.start(self._repairing(key), self._repaired)
 
     def _repairing(self, key: bytes) -> Flow[Repaired]:

@@ -58,6 +58,8 @@ class World:
 
     def __init__(self, stores: Mapping[str, Store], observer: Observer) -> None:
         self._stores = stores
+        self._reachable = dict.fromkeys(stores, False)
+        self.reachable = self._reachable.__getitem__
         self.random_bytes = RandomPool()
         self.monotonic = time.monotonic
         self.jitter = random
@@ -66,8 +68,11 @@ class World:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
-    def reachable(self, server: str) -> bool:
-        return self._stores[server].reachable
+    def watch_stores(self) -> None:
+        """Call when the stores are open: from then on :attr:`reachable` is one look into a dict."""
+        for name, store in self._stores.items():
+            self._reachable[name] = store.reachable
+            store.watch(self._reachable.__setitem__)
 
     def report(self, event: Event) -> None:
         self._observer(event)
@@ -76,9 +81,10 @@ class World:
 class _Collector:
     """Counts the replies of one put; one future for all servers."""
 
-    __slots__ = ("accepted", "enough", "future", "missing", "replies", "whole")
+    __slots__ = ("accepted", "enough", "future", "missing", "replies", "sent_at", "whole")
 
     def __init__(self, servers: int, enough: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.sent_at = time.monotonic()
         self.replies: dict[str, PutReply] = {}
         self.missing = servers
         self.enough = enough
@@ -95,6 +101,9 @@ class _Collector:
             self.future.set_result(None)
         if not self.missing and self.whole is not None and not self.whole.done():
             self.whole.set_result(None)
+
+    def settled(self) -> Settled:
+        return Settled(self.sent_at, self.replies, self if self.missing else None)
 
 
 class AsyncioDriver:
@@ -134,6 +143,10 @@ class AsyncioDriver:
                                 await self._turns.wait(effect.key)
                             below.append((current, effect.key))
                             current = effect.flow
+                        elif type(effect) is Put:
+                            collector = self._put(effect)
+                            await collector.future
+                            answer = collector.settled()
                         else:
                             answer = await self._answer(effect, acknowledge)
                     except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
@@ -157,8 +170,6 @@ class AsyncioDriver:
 
     def _answer(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> Awaitable[Any]:
         kind = type(effect)
-        if kind is Put:
-            return self._put(effect)
         if kind is Get:
             return self._get(effect)
         if kind is Pause:
@@ -177,16 +188,13 @@ class AsyncioDriver:
         if acknowledge is not None and not acknowledge.done():
             acknowledge.set_result(effect.result)
 
-    async def _put(self, effect: Put) -> Settled:
-        sent_at = time.monotonic()
+    def _put(self, effect: Put) -> _Collector:
         seen = effect.seen
         collector = _Collector(len(seen), effect.enough or len(seen) + 1, self._loop)
         key, entry, take = effect.key, effect.entry, collector.take
         for server in seen:
             self._puts[server](key, seen[server], entry, partial(take, server))
-        if collector.missing:
-            await collector.future
-        return Settled(sent_at, collector.replies, collector if collector.missing else None)
+        return collector
 
     async def _rest(self, settled: Settled) -> Settled:
         collector: _Collector = settled.pending

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -105,6 +105,7 @@ class Sessions:
 
     async def _open(self) -> None:
         await asyncio.gather(*(store.open() for store in self._stores.values()))
+        self._world.watch_stores()
         driver = AsyncioDriver(self._stores)
         mending = Mending(self.copies, self._stores, driver, self._world)
         for store in self._stores.values():
@@ -147,13 +148,13 @@ class Sessions:
         """The session of a token, or ``None``. Raises :class:`SessionUnavailable`: fail closed."""
         return await self.driver.run(self.lifecycle.open(token, login))
 
-    async def save(self, session: Session) -> Saved:
+    def save(self, session: Session) -> Awaitable[Saved]:
         """Store what a request did; call :attr:`needs_save` first. Raises what :meth:`Lifecycle.save` raises."""
-        return await self.driver.run(self.lifecycle.save(session))
+        return self.driver.run(self.lifecycle.save(session))
 
     def seal(self, issue: Issue) -> bytes:
         """The text of a token for the browser."""
-        return self._codecs[issue.login].seal(*issue.token)
+        return self._codecs[issue.login].seal_token(issue.token)
 
     # -- for operators ---------------------------------------------------------------------------
 

@@ -52,9 +52,14 @@ class TokenCodec:
 
     def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes) -> bytes:
         """116 characters of base64url, no padding."""
-        body = _BODY.pack(key, session_id, timestamp >> 32, timestamp & 0xFFFFFFFF, version)
+        return self.seal_token(SealedToken(key, session_id, timestamp, version))
+
+    def seal_token(self, token: SealedToken) -> bytes:
+        """The same for a token's content at hand."""
+        high, low = token.timestamp >> 32, token.timestamp & 0xFFFFFFFF
+        body = _BODY.pack(token.key, token.session_id, high, low, token.version)
         text = b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
-        self._remember(text, SealedToken(key, session_id, timestamp, version))
+        self._remember(text, token)
         return text
 
     def open(self, text: bytes) -> SealedToken:

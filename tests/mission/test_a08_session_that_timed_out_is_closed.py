@@ -12,12 +12,10 @@ from coatcheck.replication.entry import Entry
 from coatcheck.sessions.policy import SessionPolicy
 
 from .conftest import StartFarm
-from .mission_farm import Browser, MissionFarm, Stored, show
+from .mission_farm import Browser, MissionFarm, show
 from .own_clock import own_clock
 
 ABSOLUTE_S = 2.0
-STAGGER_S = 1.1
-SESSIONS = 3
 
 
 def test_it_is_closed_on_every_session_server_and_stays_closed() -> None:
@@ -47,37 +45,35 @@ def farm(start: StartFarm) -> MissionFarm:
     return start("--web", "2", "--session-servers", "3", "--copies", "2", *timeouts)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="session servers drop an entry in the very moment that its session times out, so there is nothing left to "
+    "be closed, and who comes back is reported as session.not_found",
+)
 def test_a_farm_closes_it_when_its_browser_comes_back(farm: MissionFarm) -> None:
-    """Web servers forget timed-out sessions every few seconds, and then nothing is left to be closed: of sessions
-    that time out a second apart, at most one can be forgotten in the moment before its browser comes back."""
-    browsers: list[Browser] = []
-    began = time.monotonic()
-    for number in range(SESSIONS):
-        time.sleep(max(0.0, began + number * STAGGER_S - time.monotonic()))
-        browser = Browser(farm)
-        browser.put("cart", number)
-        browsers.append(browser)
-    created = [browser.token for browser in browsers]
-    found: list[dict[str, Stored]] = []
-    for number, browser in enumerate(browsers):
-        time.sleep(max(0.0, created[number].timestamp / 1000 + ABSOLUTE_S + 0.02 - time.time()))
-        assert browser.read()["data"] == {}, "timed out"
-        found.append(farm.copies_of(created[number].key))
-        browser.client.close()
-    for copies in found:
-        assert not [server for server, copy in copies.items() if not copy.closed], "nothing of it lives"
-    closed = [sorted(copies) == farm.names("session") for copies in found]
-    assert sum(closed) >= SESSIONS - 1, "a tombstone on every session server"
-    events = [row["events"] for row in farm.status()["web_servers"]]
-    assert sum(each.get("session.expired", 0) for each in events) >= SESSIONS - 1
-
-
-def test_nothing_of_it_is_left_to_come_back_with(farm: MissionFarm) -> None:
     with Browser(farm) as browser:
         browser.put("cart", "tea")
-        cookie, key = browser.cookie, browser.key
-        assert len(farm.copies_of(key)) == 2
-    time.sleep(ABSOLUTE_S + 0.1)
-    assert not [copy for copy in farm.copies_of(key).values() if not copy.closed]
-    for server in farm.names("web"):
-        assert show(farm, cookie, server).json()["data"] == {}
+        key, timestamp = browser.key, browser.token.timestamp
+        time.sleep(max(0.0, timestamp / 1000 + ABSOLUTE_S + 0.05 - time.time()))
+        assert browser.read()["data"] == {}, "timed out"
+    copies = farm.copies_of(key)
+    assert sorted(copies) == farm.names("session"), "a tombstone on every session server, not only on the placed two"
+    assert all(copy.closed for copy in copies.values())
+    events = [row["events"] for row in farm.status()["web_servers"]]
+    assert sum(each.get("session.expired", 0) for each in events) == 1
+
+
+@pytest.mark.parametrize("late_s", [0.05, 6.0], ids=["at once", "long after"])
+def test_a_farm_never_serves_it_again(farm: MissionFarm, late_s: float) -> None:
+    with Browser(farm) as browser:
+        browser.put("cart", "tea")
+        cookie, token = browser.cookie, browser.token
+        assert len(farm.copies_of(token.key)) == 2
+        time.sleep(max(0.0, token.timestamp / 1000 + ABSOLUTE_S + late_s - time.time()))
+        for server in farm.names("web"):
+            response = show(farm, cookie, server)
+            assert (response.status_code, response.json()) == (200, {"data": {}, "server": server})
+        assert not [copy for copy in farm.copies_of(token.key).values() if not copy.closed], "no copy is alive"
+        browser.put("cart", "coffee")
+        assert browser.key != token.key, "what the browser does next is another session"
+        assert browser.read()["data"] == {"cart": "coffee"}

@@ -274,13 +274,12 @@ class Lifecycle:
     def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
         shown = session.shown
         promised = shown.version if shown is not None else None
-        offered: list[Version] = []
+        base, offered = session.blob, list[Version]()
         for _ in range(self.policy.max_tries):
             copy = yield from self._owned(key, promised)
-            if any(holds(copy.history, version) for version in offered):
-                # The refused put had reached one server, and the claim went on from there: what this request did is
-                # in, perhaps with later changes on top. Doing it again would undo those.
-                session.blob = session.saved_blob
+            # If the refused put had reached one server and the claim went on from there, what this request did is in,
+            # perhaps with later changes on top: doing it again would undo those.
+            session.blob = session.saved_blob if any(holds(copy.history, one) for one in offered) else base
             before = self._record(copy)
             record = self._next_record(session, copy)
             if record.data == before.data and record.chain is before.chain and not self._touch_due(before, record):

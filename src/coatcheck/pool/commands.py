@@ -1,0 +1,173 @@
+"""What may be asked of one user's state, and what is answered; :mod:`coatcheck.pool.rules` says how."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.pool.state import FAR
+
+
+class Acquire(msgspec.Struct, frozen=True, tag=True):
+    """A lease, please. ``ticket``: 0 for a new caller, else the place in the queue from an earlier :class:`Waiting`."""
+
+    ticket: int = 0
+    may_wait: bool = True
+    may_login: bool = True
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """A waiting caller goes away."""
+
+    ticket: int
+    timed_out: bool = False
+
+
+class SignedIn(msgspec.Struct, frozen=True, tag=True):
+    """The login that holds slot ``fence`` succeeded; it becomes a lease."""
+
+    fence: int
+    value: str
+    life_s: float
+    span_s: float = FAR
+
+    def __repr__(self) -> str:
+        return f"<SignedIn {self.fence}>"
+
+
+class SignInEnded(msgspec.Struct, frozen=True, tag=True):
+    """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller."""
+
+    fence: int
+    failed: bool = True
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """Give a lease back: ``value`` is the refreshed token if there is one; ``keep=False`` drops the token.
+
+    ``sign_out=False``: the upstream itself said that the session is dead, so there is nothing to log out.
+    """
+
+    fence: int
+    value: str | None = None
+    span_s: float | None = None
+    keep: bool = True
+    sign_out: bool = True
+
+    def __repr__(self) -> str:
+        return f"<Release {self.fence}, {'keep' if self.keep else 'drop'}>"
+
+
+class Extend(msgspec.Struct, frozen=True, tag=True):
+    """Look at a lease; with ``renew``, give it a new deadline."""
+
+    fence: int
+    renew: bool = True
+
+
+class Closed(msgspec.Struct, frozen=True, tag=True):
+    """The logout that holds slot ``fence`` is done, or was given up."""
+
+    fence: int
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """A token that somebody else got by logging in; it is free at once (mission D6)."""
+
+    value: str
+    life_s: float
+
+    def __repr__(self) -> str:
+        return "<Add>"
+
+
+class TakeIdle(msgspec.Struct, frozen=True, tag=True):
+    """Lease a free token that nobody used for ``idle_s``, to keep it alive; does not count as a use."""
+
+    idle_s: float
+
+
+class Remove(msgspec.Struct, frozen=True, tag=True):
+    """An operator drops one token (or all, with ``token_id=None``), wherever it is."""
+
+    token_id: int | None = None
+
+
+class CleanUp(msgspec.Struct, frozen=True, tag=True):
+    """Drop what expired and what is overdue (mission D5)."""
+
+
+Command = Acquire | Leave | SignedIn | SignInEnded | Release | Extend | Closed | Add | TakeIdle | Remove | CleanUp
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """A lease. ``remaining_s``: until its deadline, on the store's clock."""
+
+    fence: int
+    value: str
+    remaining_s: float
+    uses: int = 1
+
+    def __repr__(self) -> str:
+        return f"<Granted {self.fence}, {self.remaining_s:g} s>"
+
+
+class MustLogIn(msgspec.Struct, frozen=True):
+    """There is no token, but a slot: log in, then :class:`SignedIn` or :class:`SignInEnded`."""
+
+    fence: int
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Come back with ``ticket`` when woken, or after ``again_s``.
+
+    ``limited_s``: a login would be allowed only then. ``hopeless``: nothing but that login can bring a token.
+    """
+
+    ticket: int
+    again_s: float
+    limited_s: float = 0.0
+    hopeless: bool = False
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """No token now, for a caller who does not wait. ``limited_s``: a login would be allowed only then."""
+
+    limited_s: float = 0.0
+
+
+class QueueFull(msgspec.Struct, frozen=True):
+    """As many callers wait as may."""
+
+
+class NoSlot(msgspec.Struct, frozen=True):
+    """The user has as many sessions as may be."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """There is no such lease (any more)."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """It is done; ``count``: to how many tokens."""
+
+    count: int = 1
+
+
+Reply = Granted | MustLogIn | Waiting | Nothing | QueueFull | NoSlot | Lost | Done
+
+
+class Parting(msgspec.Struct, frozen=True):
+    """A dropped token that whoever got this outcome must log out, then say :class:`Closed`."""
+
+    fence: int
+    value: str
+
+    def __repr__(self) -> str:
+        return f"<Parting {self.fence}>"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A reply, and the tokens to log out."""
+
+    reply: Reply
+    partings: tuple[Parting, ...] = ()

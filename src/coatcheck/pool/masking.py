@@ -1,0 +1,43 @@
+"""How a token or a user name may be shown, and which strings are accepted at all."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+MAX_TOKEN_CHARS = 65_536
+MAX_USER_CHARS = 1_024
+MAX_PASSWORD_CHARS = 65_536
+
+
+def masked(token: str) -> str:
+    """A name for a token that opens nothing: 8 hex digits of a keyless hash; equal tokens look equal."""
+    return f"token-{blake2b(token.encode('utf-8', 'surrogatepass'), digest_size=4, person=b'coatcheck-pool').hexdigest()}"
+
+
+def check_user(user: object) -> str:
+    """Return ``user``; raises ``ValueError`` unless it is a string of 1 to 1024 characters without control codes."""
+    if not isinstance(user, str) or not 0 < len(user) <= MAX_USER_CHARS:
+        raise ValueError(f"a user is a string of 1 to {MAX_USER_CHARS} characters")
+    if not user.isprintable():
+        raise ValueError("a user is a string of printable characters")
+    return user
+
+
+def check_token(token: object) -> str:
+    """Return ``token``; raises ``ValueError`` unless it is a string of 1 to 65,536 characters. Never shows it."""
+    if not isinstance(token, str):
+        raise ValueError(f"a token is a string, not {type(token).__name__}")
+    if not 0 < len(token) <= MAX_TOKEN_CHARS:
+        raise ValueError(f"a token is a string of 1 to {MAX_TOKEN_CHARS} characters, not {len(token)}")
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a token is valid Unicode, without lone surrogates") from None
+    return token
+
+
+def check_password(password: object) -> str | None:
+    """Return ``password``; raises ``ValueError`` unless it is ``None`` or a string of at most 65,536 characters."""
+    if password is not None and (not isinstance(password, str) or len(password) > MAX_PASSWORD_CHARS):
+        raise ValueError(f"a password is a string of at most {MAX_PASSWORD_CHARS} characters")
+    return password

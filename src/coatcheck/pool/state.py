@@ -1,0 +1,115 @@
+"""What the pool knows about one user: free tokens, leases, sessions being closed, waiting callers, and the limits.
+
+Times are seconds on the clock of the store that keeps the state; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import msgspec
+
+FAR = math.inf
+NO_LIMIT = sys.maxsize
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The limits of a pool; every process that shares a store should use the same."""
+
+    per_user: int = 4
+    max_uses: int = 500  # NO_LIMIT: only expiry counts
+    lease_s: float = 60.0
+    min_remaining_s: float = 0.0
+    signs_out: bool = False  # there is a logout: a dropped token holds its slot until the upstream forgot it
+    login_timeout_s: float = 30.0
+    logout_timeout_s: float = 10.0
+    max_waiting: int = 1_000
+    ticket_life_s: float = FAR  # how long a waiting caller is believed alive; FAR in one process
+    backoff_first_s: float = 1.0
+    backoff_max_s: float = 60.0
+    login_every_s: float = 0.0  # 0: logins that succeed are not limited
+    login_burst: int = 1
+
+
+class Token(msgspec.Struct):
+    """A session at the upstream. ``uses`` starts at 1: a login and the call that it was made for are one use."""
+
+    token_id: int
+    value: str
+    life_s: float  # from each use to expiry; jittered once, so that tokens of one minute do not expire in one minute
+    expires_at: float
+    dies_at: float = FAR  # the upstream's own word at login: no use prolongs it
+    span_s: float = FAR  # how long after a refresh that is
+    uses: int = 1
+    used_at: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Token {self.token_id}, used {self.uses} times>"
+
+
+class Holding(msgspec.Struct):
+    """A slot in somebody's hands until ``deadline``: with a token it is a lease, without one a login in progress."""
+
+    token: Token | None
+    deadline: float
+
+
+class Closing(msgspec.Struct):
+    """A dropped token that is being logged out; it holds its slot, because the upstream still counts the session."""
+
+    value: str
+    deadline: float
+
+    def __repr__(self) -> str:
+        return f"<Closing until {self.deadline:.3f}>"
+
+
+class Ticket(msgspec.Struct, array_like=True):
+    """A waiting caller; first come, first served. One that does not show up until ``alive_until`` is gone."""
+
+    number: int
+    alive_until: float
+
+
+class Counters(msgspec.Struct):
+    """What happened so far, for operators."""
+
+    logins: int = 0
+    login_failures: int = 0
+    drops: int = 0
+    lost: int = 0
+    timeouts: int = 0
+
+
+class UserState(msgspec.Struct):
+    """All of one user. Slots in use are ``free + leases + closing``, never more than ``per_user``.
+
+    ``fence`` is the last fencing number. It starts at the store's clock in microseconds and only grows, so a number
+    from before a lost store never fits a lease after it.
+    """
+
+    fence: int
+    first_fence: int
+    next_ticket: int = 1
+    free: list[Token] = msgspec.field(default_factory=list)  # the most recently used is last
+    leases: dict[int, Holding] = msgspec.field(default_factory=dict)
+    closing: dict[int, Closing] = msgspec.field(default_factory=dict)
+    tickets: list[Ticket] = msgspec.field(default_factory=list)
+    failures: int = 0  # logins in a row that failed
+    retry_at: float = -FAR
+    rate_at: float = -FAR  # when the last allowed login would have come, had they come evenly (GCRA)
+    next_deadline: float = FAR  # nothing is overdue before
+    counters: Counters = msgspec.field(default_factory=Counters)
+
+    def slots_used(self) -> int:
+        return len(self.free) + len(self.leases) + len(self.closing)
+
+    def is_idle(self) -> bool:
+        """Nothing in it that anybody could miss (except counters)."""
+        return not (self.free or self.leases or self.closing or self.tickets or self.failures)
+
+
+def new_user(now_us: int) -> UserState:
+    """``now_us``: the store's wall clock in microseconds, where fencing and ticket numbers start."""
+    return UserState(now_us, now_us, now_us)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from coatcheck.cli.options import setting_options
+from coatcheck.cli.soap_commands import soap
 from coatcheck.errors import CoatcheckError, ConfigError
 
 RUN_DIR = click.option(
@@ -169,6 +170,9 @@ def simulate(arguments: tuple[str, ...]) -> None:
     if main is None:
         fail(ConfigError("this build has no simulation"))
     raise SystemExit(main(list(arguments)))
+
+
+coatcheck.add_command(soap)
 
 
 def ask(

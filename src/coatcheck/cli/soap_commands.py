@@ -1,0 +1,87 @@
+"""``coatcheck soap``: the provider to prove clients on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from coatcheck.errors import ConfigError
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+RATE = click.FloatRange(0, 1)
+DELAY = click.FloatRange(0, 30)
+
+
+@click.group()
+def soap() -> None:
+    """A SOAP web service with sessions, to prove clients on."""
+
+
+@soap.command()
+@click.option("--listen", default="127.0.0.1:8300", show_default=True, metavar="HOST:PORT")
+@click.option("--user", "users", multiple=True, metavar="NAME:PASSWORD", help="*: any name.  [default: SADMIN:SADMIN]")
+@click.option("--users-file", type=FILE, metavar="FILE", help="NAME:PASSWORD, a line each.")
+@click.option("--server", default="s1", show_default=True, metavar="NAME", help="Stateful sessions are tied to it.")
+@click.option("--key-file", type=FILE, metavar="FILE", help="Seals the tokens; the same on all servers.")
+@click.option("--token-timeout", default=900.0, show_default=True, metavar="S", help="Older tokens are refused.")
+@click.option("--idle", default=300.0, show_default=True, metavar="S", help="Sessions without requests are closed.")
+@click.option("--single-use", is_flag=True, help="Accept only the newest token of a session.")
+@click.option("--max-sessions-per-user", default=1000, show_default=True, type=click.IntRange(1))
+@click.option("--slow-login", default=0.0, type=DELAY, metavar="S", help="Each login takes that long.")
+@click.option("--latency", default=0.0, type=DELAY, metavar="S", help="Each request takes that much longer.")
+@click.option("--expire-rate", default=0.0, type=RATE, metavar="RATE", help="Tokens that are found expired.")
+@click.option("--kill-rate", default=0.0, type=RATE, metavar="RATE", help="Requests that close a random session.")
+@click.option("--fail-login-rate", default=0.0, type=RATE, metavar="RATE", help="Logins that are refused.")
+@click.option("--fault-rate", default=0.0, type=RATE, metavar="RATE", help="Requests that end in a server fault.")
+@click.option("--seed", type=int, metavar="N", help="Of the misbehaviour.")
+@click.option("--public-url", metavar="URL", help="The address in the WSDL.  [default: as the client used it]")
+@click.option("--admin-token-file", type=FILE, metavar="FILE", help="Serve /admin beyond this machine, too.")
+def serve(listen: str, **flags: Any) -> None:
+    """Serve it; the WSDL is at /soap?wsdl, the operator's switches at /admin/..."""
+    try:
+        from coatcheck.pool.service.http_server import is_loopback, parse_listen, serve_app
+        from coatcheck.pool.soap.app import SOAP_PATH, soap_app
+        from coatcheck.pool.soap.configuration import read_secret_file
+    except ModuleNotFoundError as error:
+        fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[soap]'"), 2)
+    try:
+        file = flags["admin_token_file"]
+        admin_token = read_secret_file(file, "admin-token-file").strip() if file else None
+        if file and not admin_token:
+            raise ConfigError("admin-token-file: it is empty")
+        admin = admin_token is not None or is_loopback(parse_listen(listen)[0])
+        app = soap_app(_options(flags), admin_token=admin_token, admin=admin, public_url=flags["public_url"])
+        serve_app(app, listen, lambda url: click.echo(f"SOAP provider at {url}{SOAP_PATH}?wsdl"))
+    except ConfigError as error:
+        fail(error, 2)
+
+
+def _options(flags: dict[str, Any]) -> Any:
+    from coatcheck.pool.soap.configuration import read_secret_file, read_users
+    from coatcheck.pool.soap.misbehaviour import Misbehaviour
+    from coatcheck.pool.soap.options import ProviderOptions
+
+    rates = ("expire_rate", "kill_rate", "fail_login_rate", "fault_rate", "max_sessions_per_user")
+    misbehaviour = Misbehaviour(
+        latency_s=flags["latency"], slow_login_s=flags["slow_login"], **{name: flags[name] for name in rates}
+    )
+    users = read_users(flags["users"], flags["users_file"]) or {"SADMIN": "SADMIN"}
+    key = flags["key_file"]
+    return ProviderOptions(
+        users=users,
+        server=flags["server"],
+        key=read_secret_file(key, "key-file").strip().encode() if key else None,
+        token_timeout_s=flags["token_timeout"],
+        idle_s=flags["idle"],
+        single_use=flags["single_use"],
+        misbehaviour=misbehaviour,
+        seed=flags["seed"],
+    )
+
+
+def fail(error: Exception, code: int = 1) -> NoReturn:
+    """One line on stderr, no traceback."""
+    click.echo(f"coatcheck: {error}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""The pool as an HTTP service, for programs in other languages."""

@@ -1,0 +1,100 @@
+"""Serves an ASGI app with uvicorn until SIGTERM or Ctrl-C, and says where it listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from coatcheck.errors import ConfigError
+
+MAX_CONNECTIONS: Final = 1000
+BACKLOG: Final = 512
+KEEP_ALIVE_S: Final = 30
+STOP_GRACE_S: Final = 5
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """``127.0.0.1:8200`` or ``[::1]:8200``; port 0 takes a free one. Raises :class:`ConfigError` for others."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"listen: an address such as 127.0.0.1:8200 is needed, not {text!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve_app(
+    app: Any,
+    listen: str,
+    started: Callable[[str], None],
+    certificate: Path | None = None,
+    private_key: Path | None = None,
+) -> None:
+    """Serve; ``started`` is called with the URL once connections are accepted.
+
+    Raises:
+        ConfigError: uvicorn is missing, the address is taken, or the certificate cannot be read.
+    """
+    try:
+        import uvicorn
+    except ImportError:
+        raise ConfigError("uvicorn is missing; pip install 'coatcheck[pool-service]'") from None
+
+    host, port = parse_listen(listen)
+    listener = _listen(host, port)
+    scheme = "https" if certificate else "http"
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                started(url)
+
+    config = uvicorn.Config(
+        app,
+        # h11 bounds what a sender can make us hold before the app sees anything.
+        http="h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=STOP_GRACE_S,
+        ssl_certfile=certificate,
+        ssl_keyfile=private_key,
+    )
+    try:
+        Server(config).run(sockets=[listener])
+    except OSError as error:
+        raise ConfigError(f"the server cannot start: {error}") from None
+    finally:
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener

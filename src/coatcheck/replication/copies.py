@@ -160,10 +160,9 @@ class Copies:
         assert newest is not None
         self.cache.drop(key)
         copy = Copy(key, Version(self._next_epoch(view), self._fresh_owner(), 0), newest.history, view.body)
-        life_ms = newest.expires_in_ms
-        if not life_ms and view.cached is not None:
-            life_ms = view.cached.expires_at - self.world.now_ms()
-        copy.expires_at = self.world.now_ms() + life_ms
+        copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self.policy.linger_ms
+        if not newest.expires_in_ms and view.cached is not None:
+            copy.expires_at = view.cached.expires_at
         copy.seen = dict(view.seen)
         copy.alone_at = FAR
         self._claiming[key] = copy
@@ -308,13 +307,15 @@ class Copies:
         repair. Raises :class:`SessionUnavailable` when no session server took it.
         """
         view = yield from self.viewer.look(key, None, every=True)
-        alone_at = self.world.monotonic() + self.policy.lease_s
-        if view.cached is not None and view.is_mine():
-            alone_at = view.cached.alone_at
         newest = view.newest
         if newest is not None and newest.closed:
+            # Somebody else's close may still be waiting for leases: so do we, for what is left of it.
             self.cache.mark_closed(key)
-            return (yield from self.spread(view))
+            closed = yield from self.spread(view)
+            age_s = (self.policy.tombstone_ms - newest.expires_in_ms) / 1000
+            yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_s - max(0.0, age_s)))
+            return closed
+        alone_at = view.cached.alone_at if view.cached is not None and view.is_mine() else None
         version = Version(self._next_epoch(view), self._fresh_owner(), 0)
         history = newest.history if newest is not None else ()
         payload = self.sealer.seal(key, encode_header(version, history, True), b"")
@@ -325,9 +326,13 @@ class Copies:
         closed = yield from self.put_tombstone(key, tombstone, self.placement.servers)
         if not closed.holds:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
-        while (left_s := alone_at - self.world.monotonic()) > 0:
-            yield Pause(left_s)
+        # An owner that is not us may have renewed its lease until the tombstone reached it.
+        yield from self._wait_until(self.world.monotonic() + self.policy.lease_s if alone_at is None else alone_at)
         return closed
+
+    def _wait_until(self, moment_s: float) -> Flow[None]:
+        while (left_s := moment_s - self.world.monotonic()) > 0:
+            yield Pause(left_s)
 
     def spread(self, view: View) -> Flow[Closed]:
         """Whoever sees a tombstone puts it on every session server that lacks it."""
@@ -390,7 +395,7 @@ class Copies:
     def _sealed(self, copy: Copy) -> Entry:
         header = encode_header(copy.version, copy.history, False)
         payload = self.sealer.seal(copy.key, header, copy.body)
-        life_ms = max(1, copy.expires_at - self.world.now_ms())
+        life_ms = max(1, copy.expires_at - self.world.now_ms() + self.policy.linger_ms)
         return Entry(copy.version, copy.history, False, life_ms, payload)
 
     def _note_accepted(self, copy: Copy, settled: Settled) -> bool:

@@ -45,11 +45,6 @@ def farm(start: StartFarm) -> MissionFarm:
     return start("--web", "2", "--session-servers", "3", "--copies", "2", *timeouts)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="session servers drop an entry in the very moment that its session times out, so there is nothing left to "
-    "be closed, and who comes back is reported as session.not_found",
-)
 def test_a_farm_closes_it_when_its_browser_comes_back(farm: MissionFarm) -> None:
     with Browser(farm) as browser:
         browser.put("cart", "tea")

@@ -73,7 +73,7 @@ class Sessions:
         self._last_event: dict[EventKind, Event] = {}
         policy = policy or SessionPolicy()
         replication = replication or ReplicationPolicy()
-        replication = msgspec.structs.replace(replication, tombstone_ms=policy.tombstone_ms)
+        replication = msgspec.structs.replace(replication, tombstone_ms=policy.tombstone_ms, linger_ms=policy.linger_ms)
         self._world = World(self._stores, self._report)
         self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
         sealer = PayloadSealer(ring, farm, self._world.random_bytes)

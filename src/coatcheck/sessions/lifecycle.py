@@ -56,7 +56,6 @@ class Lifecycle:
         self.policy = policy
         self._world = copies.world
         self._hosted = copies.cache.get
-        self._now_ms = copies.world.now_ms
         self._touch_ms = policy.touch_ms
 
     # -- opening ---------------------------------------------------------------------------------
@@ -66,7 +65,7 @@ class Lifecycle:
         copy = self.copies.cached(token.key, token.version)
         if copy is None:
             return None
-        return self._admit(copy, token, login, self._now_ms())
+        return self._admit(copy, token, login, self._world.now_ms())
 
     def open(self, token: SealedToken, login: bool) -> Flow[Session | None]:
         """The session of a token, or ``None`` if the token opens none (closed, expired, dead, stolen, lost).
@@ -78,7 +77,10 @@ class Lifecycle:
         accept = self.policy.rolled_back == "accept"
         found: Copy | Gone = yield Exclusive(token.key, self.copies.load(token.key, token.version, accept))
         if found is Gone.ABSENT:
-            self._report(EventKind.SESSION_NOT_FOUND, token.key, "no copy anywhere: expired or lost")
+            # Session servers forget a timed out session after a while; a younger one should have been there.
+            old = self._world.now_ms() - token.timestamp >= self.policy.idle_timeout_ms
+            kind = EventKind.SESSION_EXPIRED if old else EventKind.SESSION_NOT_FOUND
+            self._report(kind, token.key, "forgotten long after its timeout" if old else "lost: no copy anywhere")
             return None
         if found is Gone.ROLLED_BACK:
             yield Exclusive(token.key, self.copies.close(token.key))
@@ -322,7 +324,7 @@ class Lifecycle:
     def _next_record(self, session: Session, copy: Copy) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""
         record: Record = copy.record or self._record(copy)
-        now = self._now_ms()
+        now = self._world.now_ms()
         data = session.saved_blob
         if record.data != session.blob:
             if data == session.blob:

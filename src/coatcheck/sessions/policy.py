@@ -62,6 +62,11 @@ class SessionPolicy(msgspec.Struct, frozen=True):
         return self.absolute_timeout_ms + self.leeway_ms
 
     @property
+    def linger_ms(self) -> int:
+        """How long session servers keep a session that has timed out: late guests find it expired, not lost."""
+        return max(MINUTE_MS, self.touch_ms)
+
+    @property
     def tombstone_ms(self) -> int:
         """How long a close must be remembered: the longest token plus leeway on both sides."""
         return max(self.absolute_timeout_ms, self.max_token_age_ms) + 2 * self.leeway_ms

@@ -56,6 +56,7 @@ class Farm:
             for n in range(scenario.browsers)
         ]
         self.lost_responses = scenario.lost_responses
+        self.lost_notices = scenario.lost_notices
         self.cancelled = scenario.cancelled
         self._numbers = 0
         self._in_hand: dict[Attempt, None] = {}
@@ -87,7 +88,7 @@ class Farm:
 
     def _post(self, sender: SessionServer, server_id: bytes, message: bytes) -> None:
         web = self.by_id.get(server_id)
-        if web is not None and web.alive:
+        if web is not None and web.alive and (not self.lost_notices or self.rng.random() >= self.lost_notices):
             self.network.send(sender.name, web, web.on_message, message)
 
     # -- the director -------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Faults:
         farm = self._farm
         self._stopped = True
         farm.network.heal()
-        farm.lost_responses = farm.cancelled = 0.0
+        farm.lost_responses = farm.lost_notices = farm.cancelled = 0.0
         if farm.trace.on:
             farm.ledger.say("faults stop, everything heals")
         for server in farm.servers.values():

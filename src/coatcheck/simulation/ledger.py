@@ -361,6 +361,8 @@ class Ledger:
         heard_at, notice = web.noticed.get(log.key, (0.0, None))
         if notice is not None and copy.version.epoch < notice.version.epoch and web.checked[log.key] < heard_at:
             self.fail("lease", f"{web.name} serves {self.trace.version(copy.version)} after a notice")
+        if len(log.accepted_by.get(copy.version, ())) < self.scenario.wanted:
+            self.fail("lease", f"{self.trace.version(copy.version)} is served from a lease that no full put has earned")
         since = self.schedule.now - self.scenario.lease_s
         for version, ack in log.acks.items():
             if ack.at < since and ack.owner != web.server_id and not holds(copy.history, version):

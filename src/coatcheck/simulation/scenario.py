@@ -48,6 +48,7 @@ class Scenario(msgspec.Struct, frozen=True):
     loss: float
     duplication: float
     lateness: float
+    lost_notices: float
     lost_responses: float
     cancelled: float
     real_seal: bool
@@ -59,6 +60,7 @@ class Scenario(msgspec.Struct, frozen=True):
             or self.loss
             or self.duplication
             or self.lateness
+            or self.lost_notices
             or self.lost_responses
             or self.cancelled
             or self.skew_ms
@@ -75,6 +77,7 @@ class Scenario(msgspec.Struct, frozen=True):
             too_few_answers=self.too_few_answers,
             lease_s=self.lease_s,
             tombstone_ms=self.session_policy().tombstone_ms,
+            linger_ms=self.session_policy().linger_ms,
         )
 
     def session_policy(self) -> SessionPolicy:
@@ -133,6 +136,7 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         loss=0.0 if calm else pick((0.0, 0.0, 0.01, 0.08)),
         duplication=0.0 if calm else pick((0.0, 0.0, 0.03, 0.1)),
         lateness=0.0 if calm else pick((0.0, 0.0, 0.02, 0.1)),
+        lost_notices=0.0 if calm else pick((0.0, 0.0, 0.4, 1.0)),
         lost_responses=0.0 if calm else pick((0.0, 0.0, 0.1)),
         cancelled=0.0 if calm else pick((0.0, 0.0, 0.05)),
         real_seal=seed % 64 == 0,

@@ -1,0 +1,317 @@
+"""Each main rule of the protocol, switched off. The simulation has to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from coatcheck.replication import cache, copies, entry, repair, resolution, version, view
+from coatcheck.replication.copies import Closed, Copies
+from coatcheck.replication.effects import Accepted, Pause
+from coatcheck.sessions import delta, lifecycle
+from coatcheck.tokens import chain
+
+Patch = Callable[[Any], None]
+MUTATIONS: dict[str, Patch] = {}
+
+
+def mutation(name: str) -> Callable[[Patch], Patch]:
+    def note(patch: Patch) -> Patch:
+        MUTATIONS[name] = patch
+        return patch
+
+    return note
+
+
+@mutation("a put is accepted whatever its writer saw")
+def unseen_put(monkeypatch: Any) -> None:
+    def accepts(stored: Any, seen: Any, new: Any) -> bool:
+        return stored is None or not stored.closed
+
+    monkeypatch.setattr(entry, "accepts", accepts)
+
+
+@mutation("an empty server takes any put")
+def empty_takes_all(monkeypatch: Any) -> None:
+    original = entry.accepts
+    monkeypatch.setattr(entry, "accepts", lambda stored, seen, new: stored is None or original(stored, seen, new))
+
+
+@mutation("a live entry overwrites a tombstone that its writer saw")
+def tombstone_overwritten(monkeypatch: Any) -> None:
+    original = entry.accepts
+
+    def accepts(stored: Any, seen: Any, new: Any) -> bool:
+        if stored is not None and stored.closed and not new.closed:
+            stored = msgspec.structs.replace(stored, closed=False)
+        return original(stored, seen, new)
+
+    monkeypatch.setattr(entry, "accepts", accepts)
+
+
+@mutation("fresh means the bigger number")
+def bigger_number(monkeypatch: Any) -> None:
+    def covers(history: Any, wanted: Any) -> bool:
+        return wanted is None or (bool(history) and history[-1] >= wanted)
+
+    for module in (version, copies, cache, view, resolution):
+        monkeypatch.setattr(module, "covers", covers)
+
+
+@mutation("a cached copy is served whatever the token promises")
+def token_unchecked(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cache.Copy, "covers", lambda self, promised: True)
+
+
+@mutation("an unacknowledged write stays in the cache")
+def number_reused(monkeypatch: Any) -> None:
+    original = Copies.write
+
+    def write(self: Copies, copy: Any, *rest: Any) -> Any:
+        try:
+            return (yield from original(self, copy, *rest))
+        finally:
+            if self.cache.get(copy.key) is None and not self.cache.is_closed(copy.key):
+                self.cache.add(copy)
+
+    monkeypatch.setattr(Copies, "write", write)
+
+
+@mutation("a tombstone is not spread")
+def no_spread(monkeypatch: Any) -> None:
+    def spread(self: Copies, seen: Any) -> Any:
+        yield Pause(0.0)
+        return Closed(len(seen.seen), len(self.placement.servers))
+
+    monkeypatch.setattr(Copies, "spread", spread)
+
+
+@mutation("a tombstone counts like any other copy")
+def tombstone_is_no_trump(monkeypatch: Any) -> None:
+    original = resolution.resolve
+
+    def resolve(entries: Any) -> Any:
+        entries = list(entries)
+        living = [one for one in entries if not one.closed]
+        return original(living or entries)
+
+    monkeypatch.setattr(view, "resolve", resolve)
+
+
+@mutation("a claim goes to all servers at once, and is tried again at once")
+def duelling_claims(monkeypatch: Any) -> None:
+    def put_claim(self: Copies, copy: Any, seen: Any) -> Any:
+        sealed = self._sealed(copy)
+        sent_at = self.world.monotonic()
+        settled, refused = yield from self._put_placed(copy, sealed, [], list(seen.entries))
+        if refused:
+            return False
+        level = sum(isinstance(reply, Accepted) for reply in settled.replies.values())
+        self.cache.add(copy)
+        self._check_level(copy, level)
+        self._earn_lease(copy, sent_at, level)
+        return True
+
+    monkeypatch.setattr(Copies, "_put_claim", put_claim)
+    monkeypatch.setattr(Copies, "_backoff", lambda self, attempt: 0.0)
+
+
+@mutation("a claim skips the servers that showed a copy but are not placed")
+def narrow_claim(monkeypatch: Any) -> None:
+    original = Copies._put_placed
+
+    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any, also: Any, early: bool = False) -> Any:
+        return (yield from original(self, copy, sealed, holders, [], early))
+
+    monkeypatch.setattr(Copies, "_put_placed", put_placed)
+
+
+@mutation("a put below target earns a lease")
+def degraded_lease(monkeypatch: Any) -> None:
+    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
+        copy.lease_until = sent_at + self.policy.lease_s if sent_at >= copy.no_lease_before else 0.0
+
+    monkeypatch.setattr(Copies, "_earn_lease", earn)
+
+
+@mutation("a lease never ends")
+def endless_lease(monkeypatch: Any) -> None:
+    original = Copies._earn_lease
+
+    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
+        original(self, copy, sent_at, holders)
+        if copy.lease_until:
+            copy.lease_until += 1e6
+
+    monkeypatch.setattr(Copies, "_earn_lease", earn)
+
+
+@mutation("a put begun before a notice earns a lease")
+def lease_despite_notice(monkeypatch: Any) -> None:
+    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
+        copy.lease_until = sent_at + self.policy.lease_s if holders >= self.placement.wanted else 0.0
+
+    monkeypatch.setattr(Copies, "_earn_lease", earn)
+
+
+@mutation("notices are ignored")
+def deaf(monkeypatch: Any) -> None:
+    monkeypatch.setattr(Copies, "on_message", lambda self, message: None)
+
+
+@mutation("a notice is answered, but the cached copy is served on")
+def notice_without_effect(monkeypatch: Any) -> None:
+    original = Copies.on_message
+
+    def on_message(self: Copies, message: Any) -> Any:
+        held = self.cache.get(message.key)
+        until = held.lease_until if held is not None else 0.0
+        answer = original(self, message)
+        if held is not None:
+            held.lease_until = until
+            self.cache.add(held)
+        return answer
+
+    monkeypatch.setattr(Copies, "on_message", on_message)
+
+
+@mutation("a close does not wait for leases")
+def hasty_close(monkeypatch: Any) -> None:
+    original = Copies.close
+
+    def close(self: Copies, key: bytes) -> Any:
+        flow, reply = original(self, key), None
+        while True:
+            try:
+                effect = flow.send(reply)
+            except StopIteration as end:
+                return end.value
+            if type(effect) is Pause:
+                return flow.gi_frame.f_locals["closed"]
+            reply = yield effect
+
+    monkeypatch.setattr(Copies, "close", close)
+
+
+@mutation("an owner thinks itself alone as soon as it has claimed")
+def alone_too_soon(monkeypatch: Any) -> None:
+    original = Copies._put_claim
+
+    def put_claim(self: Copies, copy: Any, seen: Any) -> Any:
+        claimed = yield from original(self, copy, seen)
+        copy.alone_at = 0.0
+        return claimed
+
+    monkeypatch.setattr(Copies, "_put_claim", put_claim)
+
+
+@mutation("too few answers are enough")
+def no_quorum(monkeypatch: Any) -> None:
+    monkeypatch.setattr(view.Viewer, "enough_answered", lambda self, seen: True)
+
+
+@mutation("a fork is not reported")
+def silent_fork(monkeypatch: Any) -> None:
+    original = resolution.resolve
+
+    def resolve(entries: Any) -> Any:
+        found = original(entries)
+        return msgspec.structs.replace(found, forked=False) if found is not None else None
+
+    monkeypatch.setattr(view, "resolve", resolve)
+
+
+@mutation("a retired token is dead one grace after it was replaced")
+def grace_from_retirement(monkeypatch: Any) -> None:
+    def is_dead(old: Any, now: int, grace_ms: int) -> bool:
+        return now - old.retired_at > grace_ms
+
+    monkeypatch.setattr(chain, "_is_dead", is_dead)
+
+
+@mutation("a second successor is minted before the first was shown")
+def many_successors(monkeypatch: Any) -> None:
+    def needs_successor(links: Any, shown: Any, now: int, rotate_after_ms: int) -> bool:
+        return now - links.current.minted_at >= rotate_after_ms
+
+    def mint(links: Any, session_id: bytes, now: int) -> Any:
+        return chain.Chain(links.current, chain.Link(session_id, now), links.retired, links.forgotten_at)
+
+    monkeypatch.setattr(lifecycle, "needs_successor", needs_successor)
+    monkeypatch.setattr(lifecycle, "mint", mint)
+
+
+@mutation("a refused write that was adopted is done twice")
+def done_twice(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lifecycle, "holds", lambda history, offered: False)
+
+
+@mutation("equal values of two requests are no conflict")
+def equal_is_no_conflict(monkeypatch: Any) -> None:
+    original = delta.merge
+
+    def merge(base: Any, theirs: Any, mine: Any, policy: Any) -> Any:
+        return original(base, theirs, mine, "overtaken" if policy == "reject" else policy)
+
+    monkeypatch.setattr(lifecycle, "merge", merge)
+
+
+@mutation("a write forgets what others wrote meanwhile")
+def no_merge(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lifecycle, "merge", lambda base, theirs, mine, policy: mine)
+
+
+@mutation("an expired cached copy is a witness")
+def expired_witness(monkeypatch: Any) -> None:
+    original = view.Viewer._judge
+
+    def judge(self: Any, seen: Any) -> None:
+        held = self._cache.get(seen.key)
+        ends = held.expires_at if held is not None else 0
+        if held is not None:
+            held.expires_at += 10**9
+        original(self, seen)
+        if held is not None:
+            held.expires_at = ends
+
+    monkeypatch.setattr(view.Viewer, "_judge", judge)
+
+
+@mutation("nothing is repaired")
+def no_repair(monkeypatch: Any) -> None:
+    def nothing(self: Any, key: bytes) -> Any:
+        yield Pause(0.0)
+        return repair.Repaired.WHOLE
+
+    monkeypatch.setattr(repair.Repair, "repair", nothing)
+
+
+@mutation("hosted sessions are not copied again")
+def no_recopy(monkeypatch: Any) -> None:
+    monkeypatch.setattr(repair.Repair, "needs_repair", lambda self: [])
+
+
+@mutation("a forked session is repaired by copying, without a claim")
+def repair_without_claim(monkeypatch: Any) -> None:
+    original = resolution.resolve
+
+    def resolve(entries: Any) -> Any:
+        found = original(entries)
+        return msgspec.structs.replace(found, forked=False) if found is not None else None
+
+    monkeypatch.setattr(view, "resolve", resolve)
+    monkeypatch.setattr(view.View, "is_mine", lambda self: False)
+
+
+@mutation("a write is acknowledged though no server has it")
+def empty_acknowledgement(monkeypatch: Any) -> None:
+    original = Copies._put_placed
+
+    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any, also: Any, early: bool = False) -> Any:
+        settled, refused = yield from original(self, copy, sealed, holders, also, early)
+        replies = {name: Accepted() for name in settled.replies}
+        return msgspec.structs.replace(settled, replies=replies), refused
+
+    monkeypatch.setattr(Copies, "_put_placed", put_placed)

@@ -150,6 +150,22 @@ def raw_app(peer: str) -> Any:
     return SessionMiddleware(raw, **coatcheck_options()) if peer == "coatcheck" else raw
 
 
+def counter() -> Any:
+    """The app of :mod:`benchmarks.kill`, which a farm gives its sessions."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    async def answer(request: Request) -> Response:
+        path = request.scope["path"]
+        touch(path, request.session)
+        return JSONResponse(request.session.get("n"))
+
+    paths = ("/start", "/ro", "/rw", "/count")
+    return Starlette(routes=[Route(path, answer, methods=["GET", "POST"]) for path in paths])
+
+
 def make(variant: str) -> Any:
     """``starlette-signed``, ``raw-coatcheck`` and so on."""
     frame, _, peer = variant.partition("-")

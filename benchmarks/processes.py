@@ -75,9 +75,15 @@ class Processes:
         command += ["--name", name, "--listen", f"127.0.0.1:{port}"]
         return port, self.start(name, command, port, core)
 
-    def start_redis(self, name: str, core: int = OTHER_CORE) -> tuple[int, int]:
+    def kill(self, name: str) -> None:
+        """SIGKILL, as when the machine loses it."""
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
+    def start_redis(self, name: str, core: int = OTHER_CORE, port: int | None = None) -> tuple[int, int]:
         """A Redis that keeps nothing on disk; answers its port and pid."""
-        port = free_port()
+        port = port or free_port()
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         return port, self.start(name, [*command, "--loglevel", "warning"], port, core)
 

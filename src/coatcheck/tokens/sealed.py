@@ -40,7 +40,7 @@ class TokenCodec:
     Remembers what it sealed and opened lately: a browser shows the same token many times.
     """
 
-    MAX_REMEMBERED = 8192
+    MAX_REMEMBERED = 2048
     """Tokens of a generation; there are two, the older of which is forgotten when the younger is full."""
 
     def __init__(self, ring: KeyRing, purpose: str, audience: str, random_bytes: RandomBytes) -> None:

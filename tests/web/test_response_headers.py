@@ -1,0 +1,80 @@
+"""What the middleware reads from and adds to headers, against the plain way of saying it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coatcheck.web.asgi import Header, _guard
+from coatcheck.web.cookies import CookieJar, CookiePolicy
+
+JAR = CookieJar(CookiePolicy(insecure_localhost=True))
+COOKIE = (b"set-cookie", b"coatcheck=x")
+
+
+def plainly(header: bytes) -> bytes | None:
+    """RFC 6265 section 5.4, without any haste."""
+    for part in header.split(b";"):
+        name, equals, value = part.lstrip(b" \t").partition(b"=")
+        if equals and name == b"coatcheck":
+            return value
+    return None
+
+
+PARTS = st.sampled_from(
+    [
+        b"coatcheck=one",
+        b"coatcheck=two",
+        b"coatcheck=",
+        b"xcoatcheck=no",
+        b"x coatcheck=no",
+        b"a=b",
+        b"coatcheck",
+        b"",
+        b"a=coatcheck=no",
+    ]
+)
+
+
+@given(st.lists(st.tuples(PARTS, st.sampled_from([b"; ", b"; ", b";", b";  ", b";\t"])), max_size=5))
+def test_a_cookie_is_found_wherever_it_stands(parts: list[tuple[bytes, bytes]]) -> None:
+    header = b"".join(part + end for part, end in parts)
+    expected = {plainly(part) for part, _ in parts} - {None}
+    found = JAR.read(header)
+    assert (found is None) is not bool(expected)
+    assert found is None or found in expected
+
+
+def test_the_first_of_two_cookies_counts() -> None:
+    assert JAR.read(b"coatcheck=one; coatcheck=two") == b"one"
+    assert JAR.read(b"a=b; coatcheck=one; coatcheck=two") == b"one"
+
+
+def guard_plainly(headers: list[Header], cookies: list[Header]) -> dict[bytes, list[bytes]]:
+    kept = [(name.lower(), value) for name, value in headers if not (cookies and name.lower() == b"cache-control")]
+    varied = any(name == b"vary" and (b"cookie" in value.lower() or value.strip() == b"*") for name, value in kept)
+    if not varied:
+        kept.append((b"vary", b"Cookie"))
+    if not any(name == b"cache-control" for name, _ in kept):
+        kept.append((b"cache-control", b"no-store"))
+    told: dict[bytes, list[bytes]] = {}
+    for name, value in [*kept, *cookies]:
+        told.setdefault(name, []).append(value)
+    return told
+
+
+HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from([b"content-type", b"etag", b"Vary", b"vary", b"Cache-Control", b"cache-control", b"location"]),
+        st.sampled_from([b"text/plain", b"*", b"Accept", b"Accept, cookie", b"public, max-age=60"]),
+    ),
+    max_size=4,
+)
+
+
+@given(HEADERS, st.sampled_from([[], [COOKIE]]))
+def test_responses_with_a_session_are_kept_from_caches(headers: list[Header], cookies: list[Header]) -> None:
+    told: dict[bytes, list[bytes]] = {}
+    for name, value in _guard(headers, cookies):
+        told.setdefault(name.lower(), []).append(value)
+    assert told == guard_plainly(headers, cookies)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ MAX_CONNECTIONS: Final = 1000
 BACKLOG: Final = 512
 KEEP_ALIVE_S: Final = 30
 STOP_GRACE_S: Final = 5
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -60,6 +63,16 @@ def serve_app(
             await super().startup(sockets)
             if self.started:
                 started(url)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn raises the signal again when it is done; being told to stop is no failure.
+            before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     config = uvicorn.Config(
         app,

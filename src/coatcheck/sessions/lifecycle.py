@@ -215,13 +215,14 @@ class Lifecycle:
         if blob != session.blob:
             check_keys(session)
             return True
-        if session.verdict is not Shown.CURRENT or session.rotating or session.closing or session.new_login:
-            return session.verdict is not Shown.IN_GRACE or session.rotating or session.closing or session.new_login
+        verdict = session.verdict
+        if verdict is Shown.NEXT or session.rotating or session.closing or session.new_login:
+            return True
         record: Record = copy.record
         now = self._world.now_ms()
         return (
             now - record.last_seen_at >= self._touch_ms
-            or (record.chain.next is None and now - record.chain.current.minted_at >= self.policy.rotate_after_ms)
+            or needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
             or session.cleared
         )
 

@@ -270,6 +270,8 @@ class Ledger:
             self.excuse("promise 1: every holder forgot")
         elif self.scenario.durability == "async":
             self.excuse("async: nothing was promised")
+        elif log.reported(EventKind.SESSION_ROLLED_BACK) or log.forked_by:
+            self.excuse("promise 2: the last activity was rolled back")
         elif not self._is_expiring(log):
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
 

@@ -67,13 +67,19 @@ def coatcheck_options() -> dict[str, Any]:
     return {"sessions": sessions, "cookies": CookiePolicy(insecure_localhost=True), "route_tag": "web-1"}
 
 
+def freeze() -> None:
+    """What start-up made lives as long as the process: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(int(os.environ.get("GC_THRESHOLD", "700")), 10, 10)
+
+
 # -- Starlette -----------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def frozen(app: Any) -> AsyncIterator[None]:
-    gc.collect()
-    gc.freeze()
+    freeze()
     yield
 
 
@@ -101,7 +107,7 @@ def starlette_app(peer: str) -> Any:
         from starsessions import SessionMiddleware as Starsessions
         from starsessions.stores.redis import RedisStore
 
-        store = RedisStore(connection=Redis(port=int(os.environ["STORES"].split()[1])))
+        store = RedisStore(connection=Redis(port=int(os.environ["STORES"].split()[1]), max_connections=512))
         layers = [Middleware(Starsessions, store=store, lifetime=3600, cookie_https_only=False)]
         layers.append(Middleware(SessionAutoloadMiddleware))
     elif peer == "coatcheck":
@@ -130,8 +136,7 @@ async def lifespan(receive: Any, send: Any) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            gc.collect()
-            gc.freeze()
+            freeze()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return

@@ -46,6 +46,7 @@ class Browser(asyncio.Protocol):
         self._request = b""
         self._sent_at = 0.0
         self._looping = False
+        self._lost = False
         self._answered: asyncio.Future[tuple[int, bytes]] | None = None
         self.writes = 0
 
@@ -57,6 +58,7 @@ class Browser(asyncio.Protocol):
             self._answered.set_exception(ConnectionError("the server closed the connection"))
         if self._looping:
             self._window.not_200 += 1
+        self._lost = True
 
     async def visit(self, path: bytes) -> tuple[int, bytes]:
         self._answered = asyncio.get_running_loop().create_future()
@@ -74,8 +76,10 @@ class Browser(asyncio.Protocol):
 
     async def stop(self) -> None:
         """Returns when the request that is under way has been answered."""
-        self._answered = asyncio.get_running_loop().create_future()
         self._looping = False
+        if self._lost:
+            raise SystemExit("the server closed a connection")
+        self._answered = asyncio.get_running_loop().create_future()
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             await self._answered
 

@@ -61,7 +61,7 @@ class Running:
     store_pids: list[int]
 
 
-def start_all(processes: Processes, variants: list[Variant]) -> list[Running]:
+def start_all(processes: Processes, variants: list[Variant], gc_threshold: int = 700) -> list[Running]:
     servers = {
         "redis": [processes.start_redis(f"redis-{number}") for number in (1, 2)],
         "session-server": [processes.start_session_server(f"session-{number}") for number in (1, 2)],
@@ -73,6 +73,7 @@ def start_all(processes: Processes, variants: list[Variant]) -> list[Running]:
         env = environment(
             VARIANT=f"{variant.frame}-{variant.peer}",
             STORES=" ".join([variant.stores, *(str(port) for port, _ in stores)]),
+            GC_THRESHOLD=str(gc_threshold),
         )
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "benchmarks.apps:app", "--port", str(port)]
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", help="peers: signed, starsessions, coatcheck (the bare app is always in)")
     parser.add_argument("--frame", choices=["starlette", "raw"])
+    parser.add_argument("--gc-threshold", type=int, default=700, help="of the youngest generation, for every variant")
     parser.add_argument("--json", type=Path, help="write every sample there")
     parser.add_argument("--write-results", action="store_true", help="renew the tables in RESULTS.md")
     options = parser.parse_args()
@@ -206,7 +208,7 @@ def main() -> None:
         and (options.frame is None or variant.frame == options.frame)
     ]
     with Processes() as processes:
-        running = start_all(processes, variants)
+        running = start_all(processes, variants, options.gc_threshold)
         samples = measure(running, options.connections, options.rounds, options.window_s)
     text = describe(samples, variants, options.connections)
     print(text)

@@ -38,6 +38,7 @@ def open_sessions(settings: SessionSettings) -> Sessions:
         replication=ReplicationPolicy(
             durability=settings.durability,
             below_target=settings.below_target,
+            too_few_answers=settings.too_few_answers,
             # Where a check is cheap nobody need be trusted for two seconds (protocol 5).
             lease_s=0.0 if checked_locally else settings.lease_s,
         ),

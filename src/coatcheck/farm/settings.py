@@ -14,6 +14,7 @@ import msgspec
 Copies = int | Literal["all"]
 Durability = Literal["async", "one", "all"]
 BelowTarget = Literal["degrade", "refuse"]
+TooFewAnswers = Literal["refuse", "serve"]
 RolledBack = Literal["close", "accept"]
 Conflict = Literal["last_write", "reject"]
 Theft = Literal["close", "refuse", "report"]
@@ -127,6 +128,14 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     below_target: Annotated[
         BelowTarget, Option("What happens to writes when too few session servers answer.", "session")
     ] = "degrade"
+    too_few_answers: Annotated[
+        TooFewAnswers,
+        Option(
+            "With three or more session servers: what happens while fewer than servers - copies + 1 answer, so that "
+            "the newest copy may not be among the answers. With one copy that is as soon as one server is away.",
+            "session",
+        ),
+    ] = "refuse"
     rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.", "session")] = (
         "close"
     )
@@ -211,6 +220,7 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     copies: Copies = 2
     durability: Durability = "all"
     below_target: BelowTarget = "degrade"
+    too_few_answers: TooFewAnswers = "refuse"
     rolled_back: RolledBack = "close"
     conflict: Conflict = "last_write"
     theft: Theft = "close"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from os import urandom
 from random import random
 from typing import Any, TypeVar
 
@@ -41,16 +42,33 @@ class RandomPool:
     def __init__(self) -> None:
         self._bytes = b""
         self._at = 0
+        _pools.add(self)
+
+    def forget(self) -> None:
+        """Hand out nothing of what was fetched."""
+        self._bytes = b""
 
     def __call__(self, count: int) -> bytes:
         at = self._at
         end = at + count
         if end > len(self._bytes):
             if count > self.SIZE:
-                return urandom(count)
-            self._bytes, at, end = urandom(self.SIZE), 0, count
+                return os.urandom(count)
+            self._bytes, at, end = os.urandom(self.SIZE), 0, count
         self._at = end
         return self._bytes[at:end]
+
+
+_pools: weakref.WeakSet[RandomPool] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for pool in _pools:
+        pool.forget()
+
+
+# Two processes that go on with the same pool would draw the same keys and nonces.
+os.register_at_fork(after_in_child=_forget_all)
 
 
 class World:

@@ -1,0 +1,94 @@
+"""What every adapter does with a lease around one call, whatever the client library (mission D1, D7)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool import LeaseLost, PoolError
+from coatcheck.pool.adapters.placing import Apply, Extract, IsExpired, bearer, is_unauthorized, nothing
+
+MAX_ATTEMPTS: Final = 33
+"""Tokens that one call may find expired before it gives up; one that was just logged in ends it at once."""
+
+log: Final = logging.getLogger("coatcheck.pool.adapters")
+
+User = str | Callable[[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How an upstream takes tokens and gives them back.
+
+    ``user``: whose token, or a function of the request that says so. ``apply`` puts the token into the request,
+    ``extract`` finds the refreshed one in the response, ``is_expired`` tells a response that refused the token.
+    ``read_body``: the two need the response's body, so it is read before they are asked. ``origin``: only requests
+    to it (``https://api.example.com``) get a token; others pass as they are.
+    """
+
+    user: User
+    apply: Apply = bearer
+    extract: Extract = nothing
+    is_expired: IsExpired = is_unauthorized
+    read_body: bool = False
+    origin: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.origin is not None and _origin(self.origin) != self.origin.rstrip("/").lower():
+            raise ConfigError(
+                f"origin: scheme and host are needed, such as https://api.example.com, not {self.origin!r}"
+            )
+
+    def concerns(self, url: str) -> bool:
+        """Whether a request to ``url`` gets a token."""
+        return self.origin is None or _origin(url) == _origin(self.origin)
+
+    def user_of(self, request: Any) -> str:
+        """Whose token the request gets."""
+        return self.user if isinstance(self.user, str) else self.user(request)
+
+    def prepare(self, request: Any, token: str) -> Any:
+        """The request with the token."""
+        replaced = self.apply(request, token)
+        return request if replaced is None else replaced
+
+
+def may_try_again(uses: int, attempt: int) -> bool:
+    """Whether a call whose token was refused is made once more, with another token.
+
+    ``uses``: of the refused token. One that was fresh from a login will not be better next time.
+    """
+    return uses > 1 and attempt < MAX_ATTEMPTS
+
+
+def refresh(held: Any, token: str | None) -> None:
+    """Take over the refreshed token; a lease that is over by now is reported when it is given back."""
+    if token is not None:
+        with contextlib.suppress(LeaseLost):
+            held.renew(token)
+
+
+def report(user: str, error: PoolError) -> None:
+    """Giving a lease back failed. The answer is there all the same, and the store recovers the slot: only log it."""
+    if isinstance(error, LeaseLost):
+        log.warning("the lease of a token of %r was over before its response ended; make `lease` longer", user)
+    else:
+        log.warning("a token of %r could not be given back: %s", user, error)
+
+
+def _origin(url: str) -> str:
+    """``https://api.example.com:8443``, without the scheme's own port."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        return ""
+    own = {"http": 80, "https": 443}.get(parts.scheme)
+    suffix = "" if port is None or port == own else f":{port}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{suffix}"

@@ -1,0 +1,175 @@
+"""httpx and its maintained fork, httpx2, have the same shapes under different names; here is what they share.
+
+The flow of an ``Auth`` ends with the response's headers; a response whose body is still to come keeps its lease, by a
+stream around its own, until the body is read or the response is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from typing import Any, ClassVar
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
+from coatcheck.pool.adapters.exchange import Exchange, may_try_again, refresh, report
+
+
+class LeasedStream:
+    """A response body that ends its lease with itself."""
+
+    def __init__(self, stream: Any, end: Callable[[bool], None]) -> None:
+        self._stream = stream
+        self._end = end
+        self._complete = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+        self._complete = True
+
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        finally:
+            self._end(self._complete)
+
+
+class AsyncLeasedStream:
+    """The same for asyncio."""
+
+    def __init__(self, stream: Any, end: Callable[[bool], Coroutine[Any, Any, None]]) -> None:
+        self._stream = stream
+        self._end = end
+        self._complete = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+        self._complete = True
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            await self._end(self._complete)
+
+
+class SyncFlow:
+    """An authentication flow for a ``Client``: check out, send, retry once after a login, check in."""
+
+    stream_class: ClassVar[type]
+    byte_stream: ClassVar[type]
+
+    def __init__(self, pool: TokenPool, user: Any, **upstream: Any) -> None:
+        if not isinstance(pool, TokenPool):
+            raise ConfigError("PoolAuth needs a TokenPool; AsyncPoolAuth is for an AsyncTokenPool")
+        self._pool = pool
+        self._exchange = Exchange(user, **upstream)
+
+    def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        exchange = self._exchange
+        if not exchange.concerns(str(request.url)):
+            yield request
+            return
+        user = exchange.user_of(request)
+        again = isinstance(request.stream, self.byte_stream)
+        attempt = 0
+        while True:
+            attempt += 1
+            held = self._pool.lease(user).acquire()
+            try:
+                response = yield exchange.prepare(request, held.token)
+                if exchange.read_body:
+                    response.read()
+                if not exchange.is_expired(response):
+                    refresh(held, exchange.extract(response))
+                    self._keep(user, held, response)
+                    return
+            except BaseException:
+                self._end(user, held, failed=True)
+                raise
+            uses = held.uses
+            held.drop()
+            self._end(user, held)
+            if not (again and may_try_again(uses, attempt)):
+                return
+
+    def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        raise ConfigError("PoolAuth is for a Client; an AsyncClient needs AsyncPoolAuth")
+
+    def _keep(self, user: str, held: Any, response: Any) -> None:
+        if response.is_closed:
+            self._end(user, held)
+            return
+
+        def end(complete: bool) -> None:
+            if held.fencing:
+                self._end(user, held, failed=not complete)
+
+        response.stream = self.stream_class(response.stream, end)
+
+    def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        try:
+            held.release(failed=failed)
+        except PoolError as error:
+            report(user, error)
+
+
+class AsyncFlow:
+    """The same for an ``AsyncClient``."""
+
+    stream_class: ClassVar[type]
+    byte_stream: ClassVar[type]
+
+    def __init__(self, pool: AsyncTokenPool, user: Any, **upstream: Any) -> None:
+        if not isinstance(pool, AsyncTokenPool):
+            raise ConfigError("AsyncPoolAuth needs an AsyncTokenPool; PoolAuth is for a TokenPool")
+        self._pool = pool
+        self._exchange = Exchange(user, **upstream)
+
+    async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        exchange = self._exchange
+        if not exchange.concerns(str(request.url)):
+            yield request
+            return
+        user = exchange.user_of(request)
+        again = isinstance(request.stream, self.byte_stream)
+        attempt = 0
+        while True:
+            attempt += 1
+            held = await self._pool.lease(user).acquire()
+            try:
+                response = yield exchange.prepare(request, held.token)
+                if exchange.read_body:
+                    await response.aread()
+                if not exchange.is_expired(response):
+                    refresh(held, exchange.extract(response))
+                    await self._keep(user, held, response)
+                    return
+            except BaseException:
+                await self._end(user, held, failed=True)
+                raise
+            uses = held.uses
+            held.drop()
+            await self._end(user, held)
+            if not (again and may_try_again(uses, attempt)):
+                return
+
+    def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        raise ConfigError("AsyncPoolAuth is for an AsyncClient; a Client needs PoolAuth")
+
+    async def _keep(self, user: str, held: Any, response: Any) -> None:
+        if response.is_closed:
+            await self._end(user, held)
+            return
+
+        async def end(complete: bool) -> None:
+            if held.fencing:
+                await self._end(user, held, failed=not complete)
+
+        response.stream = self.stream_class(response.stream, end)
+
+    async def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        try:
+            await held.release(failed=failed)
+        except PoolError as error:
+            report(user, error)

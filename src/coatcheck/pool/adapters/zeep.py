@@ -1,0 +1,269 @@
+"""Outbound tokens for zeep, sync and async (extra: ``zeep``).
+
+```python
+plugin = SessionPlugin()
+client = zeep.Client(wsdl, plugins=[plugin])
+pool = TokenPool(login=lambda user: plugin.sign_in(client.service.WhoAmI, user, password))
+sessions = ZeepSessions(plugin, pool)
+
+sessions.call("SADMIN", client.service.Echo, "hello")  # one call, again after a login if the token was refused
+with sessions.lease("SADMIN"):  # several calls in one session
+    client.service.Echo("one")
+    client.service.Echo("two")
+```
+
+The plugin checks nothing out: zeep skips ``ingress`` when the transport fails, so that token would never come back. It
+only reads the current lease from a context variable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
+
+import zeep
+from lxml import etree
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
+from coatcheck.pool.adapters.exchange import may_try_again, refresh, report
+
+ENVELOPE_NS: Final = "http://schemas.xmlsoap.org/soap/envelope/"
+SESSION_NS: Final = "http://siebel.com/webservices"
+LOG_IN_REASONS: Final = frozenset({"TokenInvalid", "TokenExpired", "SessionExpired", "WrongServer"})
+
+
+class Placing(Protocol):
+    """Where an upstream has tokens in its envelopes (lxml elements)."""
+
+    def apply(self, envelope: etree._Element, token: str) -> None:
+        """Put the token into a request."""
+
+    def sign_in(self, envelope: etree._Element, username: str, password: str) -> None:
+        """Put credentials into a request."""
+
+    def extract(self, envelope: etree._Element) -> str | None:
+        """The fresh token in a response, or ``None``."""
+
+
+class SessionHeaders:
+    """The SOAP headers SessionType, UsernameToken, PasswordText and SessionToken (mission D8)."""
+
+    def __init__(self, session_type: str = "Stateless", namespace: str = SESSION_NS) -> None:
+        self._session_type = session_type
+        self._namespace = namespace
+
+    def apply(self, envelope: etree._Element, token: str) -> None:
+        self._add(envelope, SessionType=self._session_type, SessionToken=token)
+
+    def sign_in(self, envelope: etree._Element, username: str, password: str) -> None:
+        self._add(envelope, SessionType=self._session_type, UsernameToken=username, PasswordText=password)
+
+    def extract(self, envelope: etree._Element) -> str | None:
+        return envelope.findtext(f"{{{ENVELOPE_NS}}}Header/{{{self._namespace}}}SessionToken")
+
+    def _add(self, envelope: etree._Element, **headers: str) -> None:
+        header = envelope.find(f"{{{ENVELOPE_NS}}}Header")
+        if header is None:
+            header = etree.Element(f"{{{ENVELOPE_NS}}}Header")
+            envelope.insert(0, header)
+        for name, value in headers.items():
+            etree.SubElement(header, f"{{{self._namespace}}}{name}").text = value
+
+
+class Carried:
+    """What the calls of one context carry: credentials until there is a token, then the newest token."""
+
+    def __init__(self, token: str | None = None, credentials: tuple[str, str] | None = None, held: Any = None) -> None:
+        self.token = token
+        self.credentials = credentials
+        self.held = held
+        self.answered = True
+        """Whether the upstream answered the last call with a fresh token: then the session is alive for sure."""
+
+
+class SessionPlugin(zeep.Plugin):
+    """Puts the current lease's token into each request, and the refreshed token into the lease.
+
+    ``placing``: where the tokens stand; :class:`SessionHeaders` unless told otherwise. Calls outside a lease go out as
+    they are. Used by any number of clients, threads and tasks.
+    """
+
+    def __init__(self, placing: Placing | None = None) -> None:
+        self.placing = placing or SessionHeaders()
+        # One for each plugin, so that leases of two upstreams can be nested. A plugin lives as long as its client.
+        self._carried: ContextVar[Carried | None] = ContextVar("coatcheck_carried", default=None)
+
+    def egress(self, envelope: Any, http_headers: Any, operation: Any, binding_options: Any) -> Any:
+        carried = self._carried.get()
+        if carried is not None:
+            carried.answered = False
+            if carried.token is not None:
+                self.placing.apply(envelope, carried.token)
+            elif carried.credentials is not None:
+                self.placing.sign_in(envelope, *carried.credentials)
+        return envelope, http_headers
+
+    def ingress(self, envelope: Any, http_headers: Any, operation: Any) -> Any:
+        carried = self._carried.get()
+        if carried is not None:
+            token = self.placing.extract(envelope)
+            if token is not None:
+                carried.answered = True
+                carried.token = token
+                if carried.held is not None:
+                    refresh(carried.held, token)
+        return envelope, http_headers
+
+    @contextlib.contextmanager
+    def using(self, held: Any) -> Iterator[Carried]:
+        """Calls inside carry the token of ``held``: ``with pool.lease(user) as held, plugin.using(held): ...``."""
+        with self.carrying(Carried(held.token, held=held)) as carried:
+            yield carried
+
+    @contextlib.contextmanager
+    def carrying(self, carried: Carried) -> Iterator[Carried]:
+        """Calls inside carry this."""
+        before = self._carried.set(carried)
+        try:
+            yield carried
+        finally:
+            self._carried.reset(before)
+
+    def sign_in(self, operation: Callable[..., Any], username: str, password: str, *args: Any, **named: Any) -> str:
+        """Call an operation with credentials; the session token of the answer. For ``login=`` of a pool."""
+        with self.carrying(Carried(credentials=(username, password))) as carried:
+            operation(*args, **named)
+        return _token_of(carried)
+
+    async def sign_in_async(
+        self, operation: Callable[..., Awaitable[Any]], username: str, password: str, *args: Any, **named: Any
+    ) -> str:
+        """:meth:`sign_in` with an ``AsyncClient``."""
+        with self.carrying(Carried(credentials=(username, password))) as carried:
+            await operation(*args, **named)
+        return _token_of(carried)
+
+    def sign_out(self, operation: Callable[..., Any], token: str) -> None:
+        """Call an operation that ends the token's session. For ``logout=`` of a pool."""
+        with self.carrying(Carried(token)):
+            operation()
+
+    async def sign_out_async(self, operation: Callable[..., Awaitable[Any]], token: str) -> None:
+        """:meth:`sign_out` with an ``AsyncClient``."""
+        with self.carrying(Carried(token)):
+            await operation()
+
+
+def _token_of(carried: Carried) -> str:
+    if carried.token is None:
+        raise ConfigError("the upstream answered the login without a session token; is the session type right?")
+    return carried.token
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a fault says that its token is of no use any more: the reasons of our provider (mission D7)."""
+    detail = error.detail if isinstance(error, zeep.exceptions.Fault) else None
+    if not isinstance(detail, etree._Element):
+        return False
+    return any(part.text in LOG_IN_REASONS for part in detail if etree.QName(part).localname == "Reason")
+
+
+class ZeepSessions:
+    """Leases for the calls of a ``zeep.Client`` that has the plugin. ``is_expired``: a fault that refuses the token."""
+
+    def __init__(
+        self, plugin: SessionPlugin, pool: TokenPool, is_expired: Callable[[BaseException], bool] = is_refused
+    ) -> None:
+        if not isinstance(pool, TokenPool):
+            raise ConfigError("ZeepSessions needs a TokenPool; AsyncZeepSessions is for an AsyncTokenPool")
+        self._plugin = plugin
+        self._pool = pool
+        self._is_expired = is_expired
+
+    @contextlib.contextmanager
+    def lease(self, user: str) -> Iterator[Any]:
+        """All calls inside are in one session. A fault of a session that is alive keeps its token."""
+        held = self._pool.lease(user).acquire()
+        failed = True
+        try:
+            with self._plugin.using(held) as carried:
+                try:
+                    yield held
+                    failed = False
+                except BaseException as error:
+                    if held.fencing and self._is_expired(error):
+                        held.drop()
+                    failed = not carried.answered
+                    raise
+        finally:
+            try:
+                if held.fencing:
+                    held.release(failed=failed)
+            except PoolError as error:
+                report(user, error)
+
+    def call(self, user: str, operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """One call in a session of ``user``; again, once after a login, if the token is refused (mission D7)."""
+        attempt = 0
+        while True:
+            attempt += 1
+            uses = 1
+            try:
+                with self.lease(user) as held:
+                    uses = held.uses
+                    return operation(*args, **named)
+            except zeep.exceptions.Error as error:
+                if not (self._is_expired(error) and may_try_again(uses, attempt)):
+                    raise
+
+
+class AsyncZeepSessions:
+    """The same for a ``zeep.AsyncClient``."""
+
+    def __init__(
+        self, plugin: SessionPlugin, pool: AsyncTokenPool, is_expired: Callable[[BaseException], bool] = is_refused
+    ) -> None:
+        if not isinstance(pool, AsyncTokenPool):
+            raise ConfigError("AsyncZeepSessions needs an AsyncTokenPool; ZeepSessions is for a TokenPool")
+        self._plugin = plugin
+        self._pool = pool
+        self._is_expired = is_expired
+
+    @contextlib.asynccontextmanager
+    async def lease(self, user: str) -> AsyncIterator[Any]:
+        """All calls inside are in one session; see :meth:`ZeepSessions.lease`."""
+        held = await self._pool.lease(user).acquire()
+        failed = True
+        try:
+            with self._plugin.using(held) as carried:
+                try:
+                    yield held
+                    failed = False
+                except BaseException as error:
+                    if held.fencing and self._is_expired(error):
+                        held.drop()
+                    failed = not carried.answered
+                    raise
+        finally:
+            try:
+                if held.fencing:
+                    await held.release(failed=failed)
+            except PoolError as error:
+                report(user, error)
+
+    async def call(self, user: str, operation: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
+        """One call in a session of ``user``; see :meth:`ZeepSessions.call`."""
+        attempt = 0
+        while True:
+            attempt += 1
+            uses = 1
+            try:
+                async with self.lease(user) as held:
+                    uses = held.uses
+                    return await operation(*args, **named)
+            except zeep.exceptions.Error as error:
+                if not (self._is_expired(error) and may_try_again(uses, attempt)):
+                    raise

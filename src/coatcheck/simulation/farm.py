@@ -26,12 +26,15 @@ class Farm:
 
     RETRY_AFTER_S = 1.0
 
-    def __init__(self, scenario: Scenario, trace: Trace) -> None:
+    def __init__(
+        self, scenario: Scenario, trace: Trace, schedule: Schedule | None = None, network: Network | None = None
+    ) -> None:
+        """``schedule`` and ``network``: who decides what happens next, if not time and dice."""
         self.scenario = scenario
         self.trace = trace
         self.rng = Random(scenario.seed * 2)
-        self.schedule = Schedule()
-        self.network = Network(self.rng)
+        self.schedule = schedule or Schedule()
+        self.network = network or Network(self.rng)
         self.network.loss = scenario.loss
         self.network.duplication = scenario.duplication
         self.network.lateness = scenario.lateness
@@ -74,8 +77,12 @@ class Farm:
             web.reach[server.name] = server.alive
             if not server.alive:
                 web.after(web.PROBE_S, web._probe, server.name)
-        web.begin()
+        self.start_web(web)
         return web
+
+    def start_web(self, web: WebServer) -> None:
+        """A web server comes up."""
+        web.begin()
 
     def restart_web(self, index: int) -> None:
         if not self.webs[index].alive:

@@ -272,7 +272,13 @@ class Ledger:
             self.excuse("async: nothing was promised")
         elif log.reported(EventKind.SESSION_ROLLED_BACK) or log.forked_by:
             self.excuse("promise 2: the last activity was rolled back")
-        elif not self._is_expiring(log):
+        elif self._is_expiring(log):
+            self.excuse("promise 6: in time, clock skew apart")
+        elif log.below_target or self.scenario.too_few_answers == "serve":
+            self.excuse("promise 1: an older copy expired, newer ones unreachable (below target)")
+        elif self.scenario.wanted * 2 <= self.scenario.session_servers:
+            self.excuse("promise 1: an older copy expired, newer ones unreachable (copies <= N/2)")
+        else:
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
 
     def _is_expiring(self, log: SessionLog) -> bool:

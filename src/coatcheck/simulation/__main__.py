@@ -1,0 +1,9 @@
+"""``python -m coatcheck.simulation``."""
+
+from __future__ import annotations
+
+import sys
+
+from coatcheck.simulation import main
+
+raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""``coatcheck simulate``: runs histories, replays one with its trace, or searches a small farm exhaustively."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import get_args
+
+from coatcheck.simulation import search
+from coatcheck.simulation.campaign import Total, run_all
+from coatcheck.simulation.history import Outcome, run
+from coatcheck.simulation.scenario import Profile, draw
+
+MAX_SHOWN = 5
+"""Failures that are printed with their replay command; a campaign stops there."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="coatcheck simulate", description="Run the protocol in a world of faults.")
+    options.add_argument("--seeds", type=_positive, default=1000, metavar="N", help="how many histories (1000)")
+    options.add_argument("--first-seed", type=int, default=1, metavar="N", help="the first of them (1)")
+    options.add_argument("--seed", type=int, metavar="N", help="run the history of this seed alone")
+    options.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
+    options.add_argument("--profile", choices=get_args(Profile), default="all", help="which kind of histories (all)")
+    options.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (1)")
+    options.add_argument("--exhaustive", action="store_true", help="search a small farm: every order, every fault")
+    options.add_argument("--script", metavar="WORDS", help=f"with --exhaustive: {', '.join(search.SCRIPTS)}")
+    options.add_argument("--steps", type=_positive, default=200_000, metavar="N", help="with --exhaustive: states at most")
+    options.add_argument("--faults", type=int, default=1, metavar="N", help="with --exhaustive: faults at most (1)")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def main(argv: list[str]) -> int:
+    """0 if no invariant broke, 1 if one did, 2 on bad usage."""
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    if options.exhaustive:
+        return _exhaustive(options.script, options.steps, options.faults)
+    if options.seed is not None:
+        return _one(options.seed, options.profile, options.trace)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    total = run_all(seeds, options.profile, options.jobs, MAX_SHOWN)
+    _print_total(total, options.profile)
+    return 1 if total.failed else 0
+
+
+def say(line: str) -> None:
+    """Print a line; a reader who went away is no error."""
+    try:
+        sys.stdout.write(line + "\n")
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def replay_command(seed: int, profile: Profile) -> str:
+    """The one command that shows a history again, with everything that happened."""
+    extra = "" if profile == "all" else f" --profile {profile}"
+    return f"coatcheck simulate --seed {seed} --trace{extra}"
+
+
+def _one(seed: int, profile: Profile, traced: bool) -> int:
+    outcome = run(draw(seed, profile), traced)
+    for line in outcome.lines:
+        say(line)
+    if traced:
+        say(f"trace {outcome.digest}")
+    _print_outcome(outcome, profile)
+    if not outcome.violations:
+        say(f"seed {seed}: {outcome.steps} steps, no invariant broken")
+    return 1 if outcome.violations else 0
+
+
+def _print_outcome(outcome: Outcome, profile: Profile) -> None:
+    for violation in outcome.violations:
+        say(f"VIOLATION seed {outcome.seed}: {violation}")
+    if outcome.violations:
+        say(f"  replay: {replay_command(outcome.seed, profile)}")
+
+
+def _print_total(total: Total, profile: Profile) -> None:
+    rate = total.histories / max(total.seconds, 1e-9)
+    say(f"{total.histories} histories, {total.steps} steps, {total.seconds:.1f} s, {rate:.0f} histories/s")
+    excuses = Counter({name: count for name, count in total.counts.items() if ": " in name})
+    others = Counter({name: count for name, count in total.counts.items() if name not in excuses})
+    for title, counts in (("seen", others), ("excused, by promise", excuses)):
+        say(f"{title}:")
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            say(f"  {count:9d}  {name}")
+    for outcome in total.failed:
+        _print_outcome(outcome, profile)
+    say(f"{len(total.failed)} histories broke an invariant" if total.failed else "no invariant broken")
+
+
+def _exhaustive(script: str | None, states: int, faults: int) -> int:
+    words = [script] if script is not None else list(search.SCRIPTS)
+    failed = False
+    for word in words:
+        if word not in search.SCRIPTS:
+            say(f"coatcheck simulate: no script {word!r}; there are {', '.join(search.SCRIPTS)}")
+            return 2
+        found = search.explore(word, max_states=states, max_faults=faults)
+        say(found.summary())
+        for line in found.lines:
+            say(line)
+        failed = failed or bool(found.violations)
+    return 1 if failed else 0

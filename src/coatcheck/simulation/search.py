@@ -1,0 +1,130 @@
+"""The exhaustive, bounded search of a small farm: every order of messages, one fault of any kind at any point.
+
+Flows cannot be copied, so each path is run again from the beginning, by its choices; states that were seen
+before are not followed again.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from coatcheck.simulation.application import Kind
+from coatcheck.simulation.convergence import check_convergence
+from coatcheck.simulation.scenario import Scenario, draw
+from coatcheck.simulation.small_farm import SmallFarm
+from coatcheck.simulation.trace import Trace
+
+SCRIPTS: dict[str, tuple[Kind, ...]] = {
+    "write-read": ("write", "read"),
+    "write-write": ("write", "write"),
+    "write-read-write": ("write", "read", "write"),
+    "write-delete": ("write", "delete"),
+    "close-read": ("logout", "read"),
+    "write-close-read": ("write", "logout", "read"),
+    "login-write": ("login", "write"),
+    "count-count": ("count", "count"),
+    "rotate-rotate": ("rotate", "rotate", "read"),
+}
+MAX_DEPTH = 400
+
+
+class Found(msgspec.Struct):
+    """The result of a search. ``whole``: every state within the bounds was seen."""
+
+    script: str
+    states: int = 0
+    paths: int = 0
+    deepest: int = 0
+    seconds: float = 0.0
+    whole: bool = False
+    violations: list[str] = msgspec.field(default_factory=list)
+    lines: list[str] = msgspec.field(default_factory=list)
+
+    def summary(self) -> str:
+        what = f"VIOLATION {self.violations[0]}" if self.violations else "no invariant broken"
+        bound = "exhausted" if self.whole else "bounded"
+        return (
+            f"{self.script}: {self.states} states, {self.paths} ends, depth {self.deepest}, "
+            f"{self.seconds:.1f} s, {bound}, {what}"
+        )
+
+
+def small_scenario(**changes: object) -> Scenario:
+    """Two web servers, two session servers, two copies, the defaults; ``changes`` replace fields."""
+    base = msgspec.structs.replace(
+        draw(2, "calm"),
+        seed=0, web_servers=2, session_servers=2, copies=2, durability="all", below_target="degrade",
+        too_few_answers="refuse", lease_s=2.0, rotate_after_ms=60_000, grace_ms=60_000, theft="close",
+        rolled_back="close", conflict="last_write", idle_timeout_ms=1_800_000, absolute_timeout_ms=43_200_000,
+        leeway_ms=5_000, browsers=1, tabs=2, skew_ms=0, real_seal=False, thief=False,
+    )  # fmt: skip
+    return msgspec.structs.replace(base, **changes)
+
+
+def explore(
+    script: str, max_states: int, max_faults: int = 1, parallel: int = 2, scenario: Scenario | None = None
+) -> Found:
+    """Follow every path of a script, depth first; stops at the first violation or after ``max_states`` states."""
+    scenario = scenario or small_scenario(rotate_after_ms=0 if script.startswith("rotate") else 60_000)
+    found = Found(script)
+    seen: set[bytes] = set()
+    stack: list[tuple[int, ...]] = [()]
+    began = time.monotonic()
+    while stack and len(seen) < max_states and not found.violations:
+        prefix = stack.pop()
+        farm = SmallFarm(scenario, SCRIPTS[script], max_faults, Trace(False), parallel)
+        _follow(farm, list(prefix), seen, stack, found)
+    found.states = len(seen)
+    found.whole = not stack and not found.violations
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _follow(
+    farm: SmallFarm, path: list[int], seen: set[bytes], stack: list[tuple[int, ...]], found: Found
+) -> None:
+    """Replay ``path``, then go on with the first choice until the end, or until a known state; note the others."""
+    for index in path:
+        farm.choices()[index][1]()
+    while not farm.ledger.violations:
+        choices = farm.choices()
+        state = farm.fingerprint()
+        if state in seen:
+            return
+        seen.add(state)
+        found.deepest = max(found.deepest, len(path))
+        if not choices or len(path) >= MAX_DEPTH or choices[0][0].startswith("FAULT"):
+            if farm.position >= len(farm.script):
+                _judge_end(farm, path, found)
+                return
+        if not choices:
+            return
+        stack.extend((*path, index) for index in range(len(choices) - 1, 0, -1))
+        path.append(0)
+        choices[0][1]()
+    _fail(farm, path, found)
+
+
+def _judge_end(farm: SmallFarm, path: list[int], found: Found) -> None:
+    found.paths += 1
+    farm.heal()
+    if not farm.ledger.violations:
+        check_convergence(farm)
+    if farm.ledger.violations:
+        _fail(farm, path, found)
+
+
+def _fail(farm: SmallFarm, path: list[int], found: Found) -> None:
+    """Run the path once more, with its trace."""
+    found.violations = list(farm.ledger.violations)
+    trace = Trace(True)
+    again = SmallFarm(farm.scenario, farm.script, farm.budget_given, trace, farm.parallel)
+    for index in path:
+        label, act = again.choices()[index]
+        again.ledger.say(f"-- {label}")
+        act()
+    if not again.ledger.violations:
+        again.heal()
+    found.lines = trace.lines

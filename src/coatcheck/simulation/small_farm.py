@@ -1,0 +1,289 @@
+"""A farm of two web servers and two session servers in which nothing is left to chance: every next step is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from coatcheck.simulation.application import Attempt, Cookies, Kind
+from coatcheck.simulation.farm import Farm
+from coatcheck.simulation.fingerprint import Fingerprint
+from coatcheck.simulation.network import Network
+from coatcheck.simulation.runner import Collector, Runner
+from coatcheck.simulation.scenario import Scenario
+from coatcheck.simulation.schedule import Act, Process, Schedule
+from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.trace import Trace
+from coatcheck.simulation.web_server import WebServer
+
+Choice = tuple[str, Callable[[], None]]
+
+
+class Message:
+    """In flight until it is chosen."""
+
+    __slots__ = ("act", "args", "label", "to")
+
+    def __init__(self, to: Process, act: Act, args: tuple[Any, ...], label: str) -> None:
+        self.to = to
+        self.act = act
+        self.args = args
+        self.label = label
+
+
+class ChosenSchedule(Schedule):
+    """What takes no time happens at once; time itself passes only when that is chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urgent: list[tuple[Act, tuple[Any, ...]]] = []
+        self.timers: list[tuple[float, int, Act, tuple[Any, ...]]] = []
+
+    def after(self, delay_s: float, act: Act, *args: Any) -> None:
+        self._count += 1
+        if delay_s <= 0:
+            self.urgent.append((act, args))
+        else:
+            self.timers.append((round(self.now + delay_s, 6), self._count, act, args))
+
+    def settle(self) -> None:
+        while self.urgent:
+            act, args = self.urgent.pop(0)
+            self.steps += 1
+            act(*args)
+
+    def forget_idle(self) -> None:
+        """Time-outs of what has been answered, and timers of the dead, change nothing."""
+        self.timers = [timer for timer in self.timers if _matters(timer)]
+
+    def fire_next(self) -> None:
+        timer = min(self.timers, key=lambda one: one[:2])
+        self.timers.remove(timer)
+        self.now = max(self.now, timer[0])
+        self.steps += 1
+        timer[2](*timer[3])
+
+
+def _matters(timer: tuple[float, int, Act, tuple[Any, ...]]) -> bool:
+    act, args = timer[2], timer[3]
+    owner = getattr(act, "__self__", None)
+    if isinstance(owner, Process) and not owner.alive:
+        return False
+    inner = args[0] if args else None
+    if getattr(inner, "__func__", None) is Runner._time_out:
+        return bool(args[1].missing)
+    return True
+
+
+class ChosenNetwork(Network):
+    """Keeps messages until they are chosen. Replies of session servers arrive at once, or are lost."""
+
+    def __init__(self) -> None:
+        super().__init__(Random(0))
+        self.messages: list[Message] = []
+        self.lose_reply = False
+
+    def send(self, sender: str, to: Process, act: Act, *args: Any) -> None:
+        owner = getattr(act, "__self__", None)
+        if isinstance(owner, Collector):
+            if not self.lose_reply:
+                to.deliver(act, *args)
+        elif isinstance(to, SessionServer) and not isinstance(args[0], Collector):
+            to.deliver(act, *args)  # a message for another web server: in flight from there on
+        else:
+            self.messages.append(Message(to, act, args, f"{sender} to {to.name}"))
+
+    def carry(self, to: Process, act: Act, *args: Any) -> None:
+        self.messages.append(Message(to, act, args, f"answer to {to.name}"))
+
+
+class SmallFarm(Farm):
+    """``script``: the requests of one browser. At most ``parallel`` of them are under way at once."""
+
+    def __init__(self, scenario: Scenario, script: tuple[Kind, ...], faults: int, trace: Trace, parallel: int) -> None:
+        self.chosen = ChosenSchedule()
+        self.flying = ChosenNetwork()
+        super().__init__(scenario, trace, self.chosen, self.flying)
+        self.script = script
+        self.position = 0
+        self.budget = self.budget_given = faults
+        self.parallel = parallel
+        self.ledger.disturbed = True
+        self.browser = self.browsers[0]
+        self._begin()
+
+    def start_web(self, web: WebServer) -> None:
+        own = Random(f"{web.name} run {web.run}")
+        web.random_bytes = own.randbytes
+        web.jitter = lambda: 0.5
+        del self.by_id[web.server_id]
+        web.server_id = own.randbytes(3)
+        self.by_id[web.server_id] = web
+        web.equip(self.placement, self.replication, self.policy)
+        self.trace.name_server(web.server_id, web.name if not web.run else f"{web.name}#{web.run}")
+
+    def _begin(self) -> None:
+        """The session exists and is hosted on the first web server."""
+        self._request("write", 0)
+        while self.flying.messages:
+            self._deliver(0)
+
+    def _request(self, kind: Kind, web: int) -> None:
+        jar = self.browser.jar
+        attempt = Attempt(self.next_number(), kind, self.browser, Cookies(jar.anonymous, jar.login), self.schedule.now)
+        self.browser.outstanding[attempt] = None
+        attempt.web = self.webs[web]
+        attempt.done = lambda response: self._answer(attempt, response)
+        self._in_hand[attempt] = None
+        flow = self.app.handle(attempt, self.webs[web], 0.0)
+        server = self.webs[web]
+        server.runner.start(flow, lambda result, error: self._handled(attempt, server, result, error), attempt)
+        self.chosen.settle()
+
+    def _deliver(self, index: int) -> None:
+        message = self.flying.messages.pop(index)
+        message.to.deliver(message.act, *message.args)
+        self.chosen.settle()
+
+    # -- what can happen next --------------------------------------------------------------------
+
+    def choices(self) -> list[Choice]:
+        """Every possible next step, the undisturbed ones first."""
+        self.chosen.forget_idle()
+        found: list[Choice] = []
+        messages = self.flying.messages
+        for index, message in enumerate(messages):
+            found.append((f"deliver {message.label}", lambda index=index: self._deliver(index)))  # type: ignore[misc]
+        if self.position < len(self.script) and len(self.browser.outstanding) < self.parallel:
+            for web in range(len(self.webs)):
+                kind = self.script[self.position]
+                found.append((f"request {kind} to web-{web + 1}", lambda web=web: self._next_request(web)))  # type: ignore[misc]
+        if not messages and self.chosen.timers:
+            found.append(("time passes", self._tick))
+        if not messages and not self.chosen.timers and self._leased():
+            found.append(("leases run out", self._wait))
+        if self.budget > 0:
+            found += self._faults()
+        return found
+
+    def _next_request(self, web: int) -> None:
+        kind = self.script[self.position]
+        self.position += 1
+        self._request(kind, web)
+
+    def _tick(self) -> None:
+        self.chosen.fire_next()
+        self.chosen.settle()
+
+    def _leased(self) -> bool:
+        busy = self.position < len(self.script)
+        return busy and any(copy.lease_until > self.schedule.now for web in self.webs for copy in web.copies.cache)
+
+    def _wait(self) -> None:
+        self.chosen.now += self.scenario.lease_s + 0.1
+
+    def _faults(self) -> list[Choice]:
+        found: list[Choice] = []
+        for index, message in enumerate(self.flying.messages):
+            found.append((f"FAULT lose {message.label}", lambda index=index: self._lose(index)))  # type: ignore[misc]
+            if isinstance(message.to, SessionServer):
+                found.append((f"FAULT lose the reply to {message.label}", lambda index=index: self._lose_reply(index)))  # type: ignore[misc]
+                found.append((f"FAULT duplicate {message.label}", lambda index=index: self._duplicate(index)))  # type: ignore[misc]
+        if self.flying.messages and self.chosen.timers:
+            found.append(("FAULT messages are late", self._late))
+        for index, web in enumerate(self.webs):
+            found.append((f"FAULT kill {web.name}", lambda index=index: self._kill(index)))  # type: ignore[misc]
+        for name, server in self.servers.items():
+            if server.entries:
+                found.append((f"FAULT {name} restarts empty", lambda server=server: self._restart(server, 0)))  # type: ignore[misc]
+                found.append((f"FAULT {name} restarts stale", lambda server=server: self._restart(server, 1)))  # type: ignore[misc]
+        return found
+
+    def _lose(self, index: int) -> None:
+        self.budget -= 1
+        del self.flying.messages[index]
+
+    def _lose_reply(self, index: int) -> None:
+        self.budget -= 1
+        self.flying.lose_reply = True
+        self._deliver(index)
+        self.flying.lose_reply = False
+
+    def _duplicate(self, index: int) -> None:
+        self.budget -= 1
+        self.flying.messages.append(self.flying.messages[index])
+        self._deliver(index)
+
+    def _late(self) -> None:
+        self.budget -= 1
+        self._tick()
+
+    def _kill(self, index: int) -> None:
+        self.budget -= 1
+        web = self.webs[index]
+        web.kill()
+        self.web_died(web)
+        self.flying.messages = [one for one in self.flying.messages if one.to is not web]
+        self.restart_web(index)
+        self.chosen.settle()
+
+    def _restart(self, server: SessionServer, puts: int) -> None:
+        """Connections break; what was on its way to the server may still come."""
+        self.budget -= 1
+        server.restart()
+        if puts:
+            server.forget_some(puts)
+        else:
+            server.forget_all()
+        for web in self.webs:
+            web.disconnected(server.name)
+        self.chosen.settle()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """Everything settles; then both web servers look through all that is stored, twice."""
+        self._drain()
+        for _ in range(2):
+            for web in self.webs:
+                keys = dict.fromkeys(key for server in self.servers.values() for key in server.entries)
+                for key in [*keys, *web.repair.needs_repair()]:
+                    web.repair_one(key)
+                self._drain()
+
+    def _drain(self) -> None:
+        for _ in range(1000):
+            self.chosen.settle()
+            self.chosen.forget_idle()
+            if self.flying.messages:
+                self._deliver(0)
+            elif self.chosen.timers:
+                self._tick()
+            else:
+                return
+
+    def fingerprint(self) -> bytes:
+        """The state: what servers hold, what flies, where every flow stands, and what was promised."""
+        now = self.schedule.now
+        webs = []
+        for web in self.webs:
+            copies = web.copies
+            webs.append((
+                web.run, list(copies.cache), copies.cache._closed, copies.closing, copies._tried, copies._claiming,
+                sorted(copies.under_replicated), web.reach, list(web.runner.running),
+                [(turns.busy, list(turns.waiting)) for turns in web.runner.turns.values()],
+            ))  # fmt: skip
+        servers = [
+            ({key: row[0] for key, row in server.entries.items()}, server._undo[-1:], server.run)
+            for server in self.servers.values()
+        ]
+        flying = sorted(repr(Fingerprint(now).freeze((one.to, one.act, one.args))) for one in self.flying.messages)
+        timers = [(due, act, args) for due, _, act, args in sorted(self.chosen.timers, key=lambda one: one[:2])]
+        logs = [
+            (key, list(log.acks), [(close.holders, close.lost) for close in log.closes], log.forked_by, log.data_lost)
+            for key, log in self.ledger.logs.items()
+        ]
+        jar = self.browser.jar
+        mine = (self.position, self.budget, jar.anonymous, jar.login, [one.number for one in self.browser.outstanding])
+        return Fingerprint(now).digest((webs, servers, flying, timers, logs, mine))

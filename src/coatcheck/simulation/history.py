@@ -56,7 +56,9 @@ def _traffic(farm: Farm) -> bool:
 
 
 def _after(farm: Farm) -> bool:
-    """Some requests when all is well again, one after the other, then a rest."""
+    """A look through all that is stored and some requests, when all is well again; then a rest."""
+    for web in farm.webs:
+        web.look_through()
     for kind in REQUESTS_AFTER:
         for browser in farm.browsers:
             browser.send(kind)

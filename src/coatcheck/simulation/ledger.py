@@ -358,6 +358,8 @@ class Ledger:
             asked_at, replies = web.answered.get(log.key, (0.0, {}))
             if not kept:
                 self.excuse("promise 3: every holder of the tombstone forgot it")
+            elif by_lease and not close.complete:
+                self.excuse("promise 3: the close was reported as incomplete")
             elif by_lease and asked_at < close.at:
                 self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
             elif any(_answered(replies.get(name)) for name in kept):
@@ -428,7 +430,7 @@ class Ledger:
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
             self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
-        log.closes.append(Close(self.schedule.now, holders))
+        log.closes.append(Close(self.schedule.now, holders, holds_count == len(self.servers)))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 

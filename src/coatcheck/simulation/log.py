@@ -36,10 +36,11 @@ class Ack:
 class Close:
     """A close that was acknowledged: ``holders`` are the servers that had the tombstone, and have kept it since."""
 
-    __slots__ = ("at", "holders", "lost")
+    __slots__ = ("at", "complete", "holders", "lost")
 
-    def __init__(self, at: float, holders: set[str]) -> None:
+    def __init__(self, at: float, holders: set[str], complete: bool) -> None:
         self.at = at
+        self.complete = complete
         self.holders = holders
         self.lost: set[str] = set()
 

@@ -185,6 +185,10 @@ class WebServer(Process):
         self.repair.lost_server(server)
         self._alarm()
 
+    def look_through(self) -> None:
+        """Repair all that needs it, hosted or not."""
+        self._alarm()
+
     # -- mending: as drivers.mending does it ---------------------------------------------------------
 
     def _alarm(self) -> None:

@@ -13,7 +13,7 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
         # held.user, held.token, held.fencing, held.deadline (seconds on held.clock()), held.remaining_s(), held.drop()
 
     held = pool.lease("SADMIN").acquire()              # without `with`; held.release(failed=False, token=None)
-    held = pool.resume("SADMIN", fencing)              # a lease of another process, by its number: release, drop, extend
+    held = pool.resume("SADMIN", fencing)              # another process's lease: release, drop, extend
     held.extend()                                      # a new deadline, one lease time from now, or LeaseLost
 
     pool.check_out(user, password=None)                # TokenObject | NULL_TOKEN, never waits and never logs in
@@ -30,3 +30,44 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
 Errors are all under ``PoolError`` (a ``CoatcheckError``): ``LeaseLost``, ``PoolTimeout``, ``PoolFull``, ``PoolClosed``,
 ``LoginFailed``, ``LoginRateLimited`` (both with ``user``; the latter with ``retry_after_s``), ``StoreUnavailable``.
 """
+
+from coatcheck.pool.aio import AsyncLease, AsyncTokenPool
+from coatcheck.pool.classic import NULL_TOKEN, SessionPool, TokenObject, UserSessionPool
+from coatcheck.pool.errors import (
+    LeaseLost,
+    LoginFailed,
+    LoginRateLimited,
+    PoolClosed,
+    PoolError,
+    PoolFull,
+    PoolTimeout,
+    StoreUnavailable,
+)
+from coatcheck.pool.events import PoolEvent, PoolEventKind
+from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.options import SignedIn
+from coatcheck.pool.threads import Lease, TokenPool
+
+__all__ = [
+    "NULL_TOKEN",
+    "AsyncLease",
+    "AsyncTokenPool",
+    "Lease",
+    "LeaseLost",
+    "LoginFailed",
+    "LoginRateLimited",
+    "PoolClosed",
+    "PoolError",
+    "PoolEvent",
+    "PoolEventKind",
+    "PoolFull",
+    "PoolTimeout",
+    "SessionPool",
+    "SignedIn",
+    "StoreUnavailable",
+    "TokenObject",
+    "TokenPool",
+    "TokenRow",
+    "UserSessionPool",
+    "UserStats",
+]

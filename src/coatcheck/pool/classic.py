@@ -174,7 +174,7 @@ class SessionPool:
         """
         check_user(username)
         check_token(token_string)
-        _check_object(token_object)
+        check_object(token_object)
         with self._lock:
             pool = self.users.get(username)
             if pool is None:
@@ -188,7 +188,7 @@ class SessionPool:
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called invalid; ``False`` if it is not checked out (mission D7)."""
         check_user(username)
-        _check_object(token_object)
+        check_object(token_object)
         with self._lock:
             pool = self.users.get(username)
             return pool is not None and pool.remove(token_object)
@@ -202,6 +202,7 @@ class SessionPool:
             return dropped
 
 
-def _check_object(token_object: object) -> None:
+def check_object(token_object: object) -> None:
+    """Raises ``ValueError`` for anything that is no :class:`TokenObject`."""
     if not isinstance(token_object, TokenObject):
         raise ValueError(f"a TokenObject is needed, not {type(token_object).__name__}")

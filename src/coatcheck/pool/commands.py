@@ -22,7 +22,7 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     timed_out: bool = False
 
 
-class SignedIn(msgspec.Struct, frozen=True, tag=True):
+class LoginDone(msgspec.Struct, frozen=True, tag=True):
     """The login that holds slot ``fence`` succeeded; it becomes a lease."""
 
     fence: int
@@ -31,10 +31,10 @@ class SignedIn(msgspec.Struct, frozen=True, tag=True):
     span_s: float = FAR
 
     def __repr__(self) -> str:
-        return f"<SignedIn {self.fence}>"
+        return f"<LoginDone {self.fence}>"
 
 
-class SignInEnded(msgspec.Struct, frozen=True, tag=True):
+class LoginEnded(msgspec.Struct, frozen=True, tag=True):
     """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller."""
 
     fence: int
@@ -96,23 +96,24 @@ class CleanUp(msgspec.Struct, frozen=True, tag=True):
     """Drop what expired and what is overdue (mission D5)."""
 
 
-Command = Acquire | Leave | SignedIn | SignInEnded | Release | Extend | Closed | Add | TakeIdle | Remove | CleanUp
+Command = Acquire | Leave | LoginDone | LoginEnded | Release | Extend | Closed | Add | TakeIdle | Remove | CleanUp
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """A lease. ``remaining_s``: until its deadline, on the store's clock."""
+    """A lease. ``remaining_s``: until its deadline. ``deadline``: the same on the caller's clock, set there."""
 
     fence: int
     value: str
     remaining_s: float
     uses: int = 1
+    deadline: float = 0.0
 
     def __repr__(self) -> str:
         return f"<Granted {self.fence}, {self.remaining_s:g} s>"
 
 
 class MustLogIn(msgspec.Struct, frozen=True):
-    """There is no token, but a slot: log in, then :class:`SignedIn` or :class:`SignInEnded`."""
+    """There is no token, but a slot: log in, then :class:`LoginDone` or :class:`LoginEnded`."""
 
     fence: int
 

@@ -16,7 +16,7 @@ _FORM: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 
 
 def seconds(name: str, value: object, *, least: float = 0.0) -> float:
-    """Return ``value`` in seconds; ``name`` is the setting. Raises ``ConfigError`` for anything else than a duration."""
+    """Return ``value`` in seconds; ``name`` is the setting. Raises ``ConfigError`` for what is no duration."""
     if isinstance(value, timedelta):
         amount = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -11,7 +11,9 @@ MAX_PASSWORD_CHARS = 65_536
 
 def masked(token: str) -> str:
     """A name for a token that opens nothing: 8 hex digits of a keyless hash; equal tokens look equal."""
-    return f"token-{blake2b(token.encode('utf-8', 'surrogatepass'), digest_size=4, person=b'coatcheck-pool').hexdigest()}"
+    return (
+        f"token-{blake2b(token.encode('utf-8', 'surrogatepass'), digest_size=4, person=b'coatcheck-pool').hexdigest()}"
+    )
 
 
 def check_user(user: object) -> str:

@@ -12,6 +12,8 @@ import msgspec
 
 FAR = math.inf
 NO_LIMIT = sys.maxsize
+FAILURES_REMEMBERED_S = 600.0
+"""How long after its back-off a user's failed logins still make the next back-off longer."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -80,6 +82,7 @@ class Counters(msgspec.Struct):
     drops: int = 0
     lost: int = 0
     timeouts: int = 0
+    not_leases: int = 0  # fencing numbers that were taken for something else
 
 
 class UserState(msgspec.Struct):
@@ -105,9 +108,13 @@ class UserState(msgspec.Struct):
     def slots_used(self) -> int:
         return len(self.free) + len(self.leases) + len(self.closing)
 
-    def is_idle(self) -> bool:
-        """Nothing in it that anybody could miss (except counters)."""
-        return not (self.free or self.leases or self.closing or self.tickets or self.failures)
+    def is_idle(self, now: float) -> bool:
+        """Nothing in it that anybody could miss (except counters): no token, no caller, no back-off still running."""
+        return (
+            not (self.free or self.leases or self.closing or self.tickets)
+            and now >= self.rate_at
+            and (not self.failures or now >= self.retry_at + FAILURES_REMEMBERED_S)
+        )
 
 
 def new_user(now_us: int) -> UserState:

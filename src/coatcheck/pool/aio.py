@@ -1,0 +1,408 @@
+"""The pool for asyncio: the same flows as for threads, awaited.
+
+A cancelled caller leaves nothing behind. A step at the store is never torn: the cancellation is delivered when the
+step is done (a store bounds that by its own time-outs), and what it brought is given back. A login that has begun goes
+on in the background, because the upstream may have opened the session already; its token is for the next caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, Unpack
+
+from coatcheck.pool import flows
+from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
+from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
+from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
+from coatcheck.pool.duration import Duration, seconds
+from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolClosed, PoolError, StoreUnavailable
+from coatcheck.pool.events import PoolEventKind
+from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn
+from coatcheck.pool.held import Held
+from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.masking import check_password, check_token, check_user
+from coatcheck.pool.options import Login, PoolOptions
+from coatcheck.pool.stores.address import open_async_store
+from coatcheck.pool.stores.memory import AsyncMemoryStore
+from coatcheck.pool.stores.port import AsyncTokenStore
+
+T = TypeVar("T")
+
+CLOSE_POLL_S: Final = 0.005
+
+
+class AsyncLease(Held):
+    """A lease of an :class:`AsyncTokenPool`: ``async with pool.lease(user) as held``, or ``acquire``, ``release``."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Self:
+        quick = self._pool.quick
+        if quick is not None and not self.fencing:
+            taken = quick.take_quickly(self.user)
+            if taken is not None:
+                self._hold_quickly(taken)
+                return self
+        return await self.acquire()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.fencing:
+            return
+        if kind is not None:
+            await self._pool.give_up(self)
+        elif not self._give_back_quickly():
+            await self.release()
+
+    async def acquire(self) -> Self:
+        """Get the lease. Raises as :meth:`AsyncTokenPool.lease` says."""
+        await self._pool.acquire(self)
+        return self
+
+    async def release(self, *, failed: bool = False, token: str | None = None) -> None:
+        """Give the lease back, with the refreshed ``token`` if there is one; ``failed``: ``on_error`` decides.
+
+        Raises ``LeaseLost`` if it is over (the token was dropped then), ``StoreUnavailable``.
+        """
+        if token is not None:
+            self.renew(token)
+        command, ask = self._let_go(failed)
+        await self._pool.run(flows.release(self.user, command, ask))
+
+    async def extend(self) -> None:
+        """A new deadline, one lease time from now. Raises ``LeaseLost`` if the lease is over."""
+        self._must_hold()
+        granted = await self._pool.run(flows.settle(self.user, Extend(self.fencing), self.fencing))
+        self.deadline = granted.deadline
+
+
+class AsyncTokenPool(PoolCore):
+    """Session tokens of an upstream, leased to one task at a time; for one event loop.
+
+    ``login``, ``logout``, ``probe`` and ``keepalive`` may be coroutine functions, or plain ones, which then run in a
+    thread. The settings are those of :class:`coatcheck.pool.options.PoolOptions`.
+    """
+
+    def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
+        super().__init__(login, options)
+        url = self.settings.store
+        self._store: AsyncTokenStore
+        self._store = AsyncMemoryStore(self.memory) if self.memory else open_async_store(str(url), self.box())
+        self._background: set[asyncio.Task[Any]] = set()
+        self._logouts = 0
+        self._logging_out = asyncio.Semaphore(PARALLEL_LOGOUTS)
+        self._ticker: asyncio.Task[None] | None = None
+
+    # -- leases
+
+    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> AsyncLease:
+        """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
+
+        ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
+        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
+        ``StoreUnavailable``, or ``ValueError`` for arguments of the wrong form.
+        """
+        return AsyncLease(self, user, password, self.settings.wait_s if wait is None else seconds("wait", wait))
+
+    async def acquire(self, held: AsyncLease) -> None:
+        """What :meth:`AsyncLease.acquire` does."""
+        held._must_be_free()
+        if self.settings.keepalive is not None and self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        user, password = check_user(held.user), check_password(held.password)
+        flow = flows.acquire(user, password, held._wait_s, self.clock)
+        held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence))))
+
+    async def resume(self, user: str, fencing: int) -> AsyncLease:
+        """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
+        held = AsyncLease(self, check_user(user), None, 0.0)
+        held._hold(await self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
+        return held
+
+    async def give_up(self, held: AsyncLease) -> None:
+        """Give a lease back whose ``async with`` block failed. What goes wrong here must not hide that failure."""
+        fencing = held.fencing
+        try:
+            await held.release(failed=True)
+        except LeaseLost:
+            self.report(PoolEventKind.LEASE_LOST, held.user, str(fencing))
+        except PoolError as trouble:
+            self.report(PoolEventKind.STORE_UNAVAILABLE, held.user, type(trouble).__name__)
+
+    # -- the classic calls
+
+    async def check_out(self, username: str, password: str | None = None) -> TokenObject:
+        """A free valid token, or ``NULL_TOKEN``: then log in and check the new token in. Never waits (mission D6)."""
+        check_password(password)
+        flow = flows.ask(check_user(username), Acquire(may_wait=False, may_login=False))
+        reply = await self.run(flow, undo=lambda reply: _undo(username, reply))
+        return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
+
+    async def check_in(self, username: str, token_object: TokenObject, token_string: str) -> None:
+        """Store the refreshed token and free it; with ``NULL_TOKEN``: a new one (mission D5, D6).
+
+        Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot, ``ValueError``.
+        """
+        check_user(username)
+        check_object(token_object)
+        check_token(token_string)
+        if token_object.token_id is None:
+            await self.run(flows.settle(username, Add(token_string, self.new_life_s())))
+        else:
+            await self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
+
+    async def remove(self, username: str, token_object: TokenObject) -> bool:
+        """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
+        check_user(username)
+        check_object(token_object)
+        if token_object.token_id is None:
+            return False
+        try:
+            await self.run(flows.release(username, Release(token_object.token_id, keep=False, sign_out=False)))
+        except LeaseLost:
+            return False
+        return True
+
+    async def clean_up(self) -> int:
+        """Drop expired tokens and overdue leases of all users; returns how many tokens. Call it at intervals."""
+        count = 0
+        for user in await self._store.look():
+            count += await self.run(flows.settle(user, CleanUp()))
+        await self._store.forget()
+        return count
+
+    # -- for operators
+
+    async def stats(self) -> dict[str, UserStats]:
+        """Numbers per user: free, leased, waiting, logins, limits and counters."""
+        return self.stats_of(await self._store.look())
+
+    async def list(self, user: str | None = None) -> builtins.list[TokenRow]:
+        """Every slot of all users (or one), tokens masked."""
+        return self.rows_of(await self._store.look(user if user is None else check_user(user)))
+
+    async def remove_token(self, user: str, token_id: int | None = None) -> int:
+        """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
+        command = Remove(None if token_id is None else number(token_id))
+        count: int = await self.run(flows.settle(check_user(user), command))
+        return count
+
+    async def keep_alive(self) -> int:
+        """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
+        if self.settings.keepalive is None:
+            return 0
+        idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
+        return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._store.look()])
+
+    async def close(self, timeout: Duration = "10s") -> None:
+        """Lease no more, wait for what is out, log out what the process alone has, let the store go.
+
+        At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
+        """
+        if self.closed:
+            return
+        until = time.monotonic() + seconds("timeout", timeout)
+        self.closed = True
+        self.quick = None
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self.memory is not None:
+            self.memory.wake_all()
+        while self.held_leases() and time.monotonic() < until:
+            await asyncio.sleep(CLOSE_POLL_S)
+        try:
+            if self.memory is not None:
+                for user in self.memory.look():
+                    await self.run(flows.settle(user, Remove()))
+            while self._background and time.monotonic() < until:
+                await asyncio.wait(list(self._background), timeout=max(0.0, until - time.monotonic()))
+        finally:
+            for task in self._background:
+                task.cancel()
+            await self._store.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- running flows
+
+    async def run(self, flow: Flow[T], undo: Callable[[T], Flow[Any]] | None = None) -> T:
+        """Run a flow to its end. An error of a step, and a cancellation, is the flow's to put right.
+
+        ``undo``: what to do with a result that came together with a cancellation.
+        """
+        cancelled: list[asyncio.CancelledError] = []
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    if cancelled and isinstance(effect, Await | LogIn | Ask):
+                        raise cancelled[0]
+                    answer = await self._answer(effect, cancelled)
+                except BaseException as error:  # noqa: BLE001 - the flow raises it again, cancellation included
+                    effect = flow.throw(error)
+                else:
+                    effect = flow.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+        except LoginGoesOn as departure:
+            raise asyncio.CancelledError from departure
+        if cancelled:
+            if undo is not None:
+                with contextlib.suppress(PoolError):
+                    await self.run(undo(result))
+            raise cancelled[0]
+        return result
+
+    def _answer(self, effect: Effect, cancelled: builtins.list[asyncio.CancelledError]) -> Coroutine[Any, Any, Any]:
+        if isinstance(effect, Apply):
+            return self._apply(effect, cancelled)
+        if isinstance(effect, Await):
+            return self._store.wait(effect.user, effect.ticket, effect.timeout_s)
+        if isinstance(effect, LogIn):
+            return self._log_in(effect)
+        if isinstance(effect, Ask):
+            return self._ask(effect)
+        return self._add_logouts(effect.user, effect.partings)
+
+    async def _apply(self, effect: Apply, cancelled: builtins.list[asyncio.CancelledError]) -> Reply:
+        if self.closed and isinstance(effect.command, Acquire):
+            raise PoolClosed("the pool is closed")
+        sent_at = self.clock()
+        if isinstance(effect.command, Release):
+            self.live.discard((effect.user, effect.command.fence))
+        applying = self._store.apply(effect.user, effect.command)
+        outcome = await (applying if self.memory is not None else _untorn(applying, cancelled))
+        if outcome.partings:
+            await self._add_logouts(effect.user, outcome.partings)
+        return self.settled(effect.user, outcome.reply, sent_at)
+
+    async def _log_in(self, effect: LogIn) -> Fresh:
+        login = self._spawn(self._call_login(effect))
+        try:
+            return await asyncio.shield(login)
+        except asyncio.CancelledError:
+            if login.cancelled():
+                raise
+            login.add_done_callback(lambda done: self._finish_login(effect, done))
+            raise LoginGoesOn from None
+
+    async def _call_login(self, effect: LogIn) -> Fresh:
+        login = self.settings.login
+        if login is None:
+            raise LoginFailed(effect.user, "the pool has no login function")
+        try:
+            async with asyncio.timeout(self.settings.policy.login_timeout_s):
+                result = await _call(login, *self.login_arguments(effect.user, effect.password))
+        except Exception as error:
+            raise self.login_error(effect.user, error) from error
+        return self.fresh(effect.user, result)
+
+    def _finish_login(self, effect: LogIn, done: asyncio.Task[Fresh]) -> None:
+        """The caller was cancelled meanwhile; what the login brought goes into the pool."""
+        failed = done.cancelled() or done.exception() is not None
+        fresh = None if failed else done.result()
+
+        async def finish() -> None:
+            try:
+                await self.run(flows.finish_login(effect.user, effect.fence, fresh))
+            except PoolError as trouble:
+                self.report(PoolEventKind.LOGIN_FAILED, effect.user, type(trouble).__name__)
+
+        if not asyncio.get_running_loop().is_closed():
+            self._spawn(finish())
+
+    async def _ask(self, effect: Ask) -> Any:
+        probing = effect.what == "probe"
+        function = self.settings.probe if probing else self.settings.keepalive
+        assert function is not None
+        try:
+            answer = await _call(function, effect.user, effect.value)
+            return bool(answer) if probing else None if answer is None else check_token(answer)
+        except Exception as error:
+            kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
+            self.report(kind, effect.user, type(error).__name__)
+            if probing:
+                return False
+            raise
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.keepalive_every_s / 2)
+            try:
+                await self.keep_alive()
+            except PoolError as error:
+                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+
+    # -- the background
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
+        """Have dropped tokens logged out, without waiting for it."""
+        if self.settings.logout is None:
+            return
+        for parting in partings:
+            if self._logouts >= MAX_LOGOUTS:
+                self.report(PoolEventKind.LOGOUT_SKIPPED, user, "too many wait")
+                continue  # its slot is free again after logout_timeout
+            self._logouts += 1
+            self._spawn(self._log_out(user, parting))
+
+    async def _log_out(self, user: str, parting: Parting) -> None:
+        """Log one dropped token out, then free its slot."""
+        assert self.settings.logout is not None
+        try:
+            async with self._logging_out, asyncio.timeout(self.settings.policy.logout_timeout_s):
+                await _call(self.settings.logout, user, parting.value)
+        except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
+            self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+        finally:
+            self._logouts -= 1
+        if not parting.fence:
+            return
+        try:
+            await self.run(flows.ask(user, Closed(parting.fence)))
+        except StoreUnavailable as error:
+            self.report(PoolEventKind.STORE_UNAVAILABLE, user, str(error))
+
+
+def _undo(user: str, reply: Reply) -> Flow[Any]:
+    if type(reply) is Granted:
+        yield from flows.release(user, Release(reply.fence))
+
+
+async def _untorn(work: Coroutine[Any, Any, T], cancelled: list[asyncio.CancelledError]) -> T:
+    """Await ``work`` to its end even when cancelled; the cancellation is noted, for the flow's next step."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as cancellation:
+            if not task.done():
+                cancelled.append(cancellation)
+        except Exception:  # noqa: BLE001 - raised by result() below
+            break
+    return task.result()
+
+
+async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a callback: a coroutine function here, a plain one in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*arguments)
+    answer = await asyncio.to_thread(function, *arguments)
+    return await answer if inspect.isawaitable(answer) else answer

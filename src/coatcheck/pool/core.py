@@ -1,0 +1,125 @@
+"""What the pools for threads and for asyncio have in common: settings, clocks, and no waiting."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import weakref
+from typing import Any, Final
+
+import msgspec
+
+from coatcheck.pool.classic import TokenObject
+from coatcheck.pool.commands import Granted, Reply
+from coatcheck.pool.errors import LoginFailed
+from coatcheck.pool.events import PoolEvent, PoolEventKind
+from coatcheck.pool.flows import Fresh
+from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
+from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.state import Policy, UserState
+from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.memory import MemoryStore
+
+MAX_LOGOUTS: Final = 1_000
+"""Logouts that may wait in one process; more are left to the upstream's own time-out."""
+
+PARALLEL_LOGOUTS: Final = 4
+
+_pools: weakref.WeakSet[PoolCore] = weakref.WeakSet()
+
+
+class PoolCore:
+    """The part of a pool that neither blocks nor awaits."""
+
+    def __init__(self, login: Login | None, options: PoolOptions) -> None:
+        self.settings = Settings(login, options)
+        self.memory: MemoryStore | None = None
+        self.clock = time.monotonic
+        if self.settings.store is None:
+            self.clock = self.settings.clock
+            self.memory = MemoryStore(self.settings.policy, self.settings.clock)
+        # The fast path; None: every lease takes the whole way.
+        self.quick = self.memory
+        self.closed = False
+        # Leases that this process holds in a store that others share: (user, fencing number).
+        self.live: set[tuple[str, int]] = set()
+        _pools.add(self)
+
+    def __repr__(self) -> str:
+        where = "in process" if self.memory is not None else str(self.settings.store).partition(":")[0]
+        return f"<{type(self).__name__} {self.settings.name!r}, {where}{', closed' if self.closed else ''}>"
+
+    def box(self) -> StateBox:
+        return StateBox(self.settings.ring(), self.settings.name, self.settings.policy)
+
+    def report(self, kind: PoolEventKind, user: str, detail: str = "") -> None:
+        self.settings.on_event(PoolEvent(kind, user, detail))
+
+    def login_arguments(self, user: str, password: str | None) -> tuple[str, ...] | tuple[str, str | None]:
+        return (user, password) if self.settings.login_takes_password else (user,)
+
+    def fresh(self, user: str, result: object) -> Fresh:
+        """Judge what a login returned. Raises ``LoginFailed``."""
+        try:
+            return self.settings.fresh(result, random.random())
+        except ValueError as error:
+            self.report(PoolEventKind.LOGIN_FAILED, user, str(error))
+            raise LoginFailed(user, str(error)) from error
+
+    def login_error(self, user: str, error: BaseException) -> LoginFailed:
+        """What becomes of the callback's own error, which may hold secrets: only its type is told."""
+        self.report(PoolEventKind.LOGIN_FAILED, user, type(error).__name__)
+        return LoginFailed(user, type(error).__name__)
+
+    def settled(self, user: str, reply: Reply, sent_at: float) -> Reply:
+        """A reply with the deadline on our clock: counted from before the command left, so never too late."""
+        if type(reply) is Granted:
+            if self.memory is None:
+                self.live.add((user, reply.fence))
+            return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
+        return reply
+
+    def held_leases(self) -> int:
+        """How many leases are out: of this process, if the store is shared."""
+        if self.memory is None:
+            return len(self.live)
+        return sum(len(state.leases) for state, _ in self.memory.look().values())
+
+    def new_life_s(self) -> float:
+        return self.settings.life_s(random.random())
+
+    def stats_of(self, states: dict[str, tuple[UserState, float]]) -> dict[str, UserStats]:
+        return {user: user_stats(state, self.settings.policy) for user, (state, _) in sorted(states.items())}
+
+    def rows_of(self, states: dict[str, tuple[UserState, float]]) -> list[TokenRow]:
+        return [row for user, (state, now) in sorted(states.items()) for row in token_rows(user, state, now)]
+
+    def start_anew(self) -> None:
+        """After a fork: the tokens and leases in this process are its parent's."""
+        if self.memory is not None:
+            self.memory.start_anew()
+        self.live.clear()
+
+
+def token_object(granted: Granted, policy: Policy) -> TokenObject:
+    """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
+    shown = TokenObject(granted.value, granted.deadline, token_id=granted.fence)
+    shown.usage_counter = granted.uses
+    shown.last_time_usage = granted.uses >= policy.max_uses
+    return shown
+
+
+def number(fencing: Any) -> int:
+    """Judge a fencing number from outside."""
+    if isinstance(fencing, bool) or not isinstance(fencing, int) or not 0 < fencing < 2**63:
+        raise ValueError("a fencing number is a whole number above 0")
+    return fencing
+
+
+def _start_anew() -> None:
+    for pool in list(_pools):
+        pool.start_anew()
+
+
+os.register_at_fork(after_in_child=_start_anew)

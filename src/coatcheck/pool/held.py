@@ -1,0 +1,131 @@
+"""A lease in a borrower's hands: what is the same for threads and asyncio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coatcheck.pool.commands import Granted, Release
+from coatcheck.pool.errors import LeaseLost, PoolError
+from coatcheck.pool.masking import check_token, masked
+from coatcheck.pool.options import span_of
+from coatcheck.pool.state import Holding, UserState
+
+
+class Held:
+    """What a borrower has: ``user``, ``token``, ``fencing`` and ``deadline`` (seconds on :meth:`clock`).
+
+    After the deadline the token is somebody's who was told so: nobody's. Giving it back raises ``LeaseLost``.
+    """
+
+    __slots__ = (
+        "_dropped",
+        "_pool",
+        "_renewed",
+        "_sign_out",
+        "_span_s",
+        "_state",
+        "_wait_s",
+        "deadline",
+        "fencing",
+        "password",
+        "token",
+        "user",
+        "uses",
+    )
+
+    def __init__(self, pool: Any, user: str, password: str | None, wait_s: float) -> None:
+        self._pool = pool
+        self.user = user
+        self.password = password
+        self._wait_s = wait_s
+        self.fencing = 0  # 0: not (or no longer) held
+
+    def __repr__(self) -> str:
+        held = f"lease {self.fencing} of {masked(self.token)}" if self.fencing else "not held"
+        return f"<{type(self).__name__} {self.user!r}, {held}>"
+
+    def _hold(self, granted: Granted) -> None:
+        self.fencing = granted.fence
+        self.token = granted.value
+        self.deadline = granted.deadline
+        self.uses = granted.uses
+        self._state: UserState | None = None  # set in a lease that may be given back the fast way
+        self._renewed = self._dropped = False
+        self._span_s: float | None = None
+        self._sign_out = True
+
+    def _hold_quickly(self, taken: tuple[UserState, int, Holding]) -> None:
+        self._state, self.fencing, holding = taken
+        self.deadline = holding.deadline
+        token = holding.token
+        assert token is not None
+        self.token = token.value
+        self.uses = token.uses
+        self._renewed = self._dropped = False
+        self._span_s = None
+
+    def _give_back_quickly(self) -> bool:
+        """Give the lease back the fast way; ``False`` if it takes the whole way."""
+        state = self._state
+        if state is None:
+            return False
+        value = self.token if self._renewed else None
+        if not self._pool.memory.give_back_quickly(state, self.fencing, value):
+            return False
+        self.fencing = 0
+        return True
+
+    def clock(self) -> float:
+        """The clock on which :attr:`deadline` is a moment."""
+        now: float = self._pool.clock()
+        return now
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline; not positive when the lease is over."""
+        return self.deadline - self.clock()
+
+    def renew(self, token: str, *, expires_in_s: float | None = None) -> None:
+        """Take the refreshed token that the upstream sent; it is stored when the lease is given back.
+
+        Raises ``LeaseLost`` after the deadline, ``ValueError`` for what is no token; the lease stays as it was.
+        """
+        check_token(token)
+        span_s = None if expires_in_s is None else span_of(expires_in_s)
+        self._must_hold()
+        if self._dropped or self._pool.clock() >= self.deadline:
+            raise LeaseLost(self.user, self.fencing)
+        self.token = token
+        self._renewed = True
+        if span_s is not None:
+            self._span_s = span_s
+            self._state = None
+
+    def drop(self, *, sign_out: bool = False) -> None:
+        """Never hand this token out again: the upstream called it dead. Its slot is free when the lease is given back.
+
+        ``sign_out``: the session may still be alive there, so log it out.
+        """
+        self._must_hold()
+        self._dropped = True
+        self._sign_out = sign_out
+        self._state = None
+
+    def _must_hold(self) -> None:
+        if not self.fencing:
+            raise PoolError(f"this lease of {self.user!r} is not held: use it inside `with`, or acquire() it")
+
+    def _must_be_free(self) -> None:
+        if self.fencing:
+            raise PoolError(f"this lease of {self.user!r} is held already: each caller takes a lease of its own")
+
+    def _let_go(self, failed: bool) -> tuple[Release, str | None]:
+        """The command that gives the lease back, and the token to probe before (if it is to be probed)."""
+        self._must_hold()
+        fencing, self.fencing = self.fencing, 0
+        value = self.token if self._renewed else None
+        if self._dropped:
+            return Release(fencing, keep=False, sign_out=self._sign_out, value=value), None
+        on_error = self._pool.settings.on_error
+        keep = not failed or on_error == "return"
+        ask = self.token if failed and on_error == "probe" and self.token else None
+        return Release(fencing, value, self._span_s, keep=keep), ask

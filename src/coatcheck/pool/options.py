@@ -1,0 +1,186 @@
+"""The settings of a pool, read once and judged at once."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool.duration import Duration, rate, seconds
+from coatcheck.pool.events import PoolObserver, log_event
+from coatcheck.pool.flows import Fresh
+from coatcheck.pool.masking import check_token
+from coatcheck.pool.state import FAR, NO_LIMIT, Policy
+from coatcheck.tokens.keyring import KeyRing
+
+
+class SignedIn(msgspec.Struct, frozen=True):
+    """What ``login`` may return instead of a string. ``expires_in_s``: when the upstream ends it in any case."""
+
+    token: str
+    expires_in_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<SignedIn for {self.expires_in_s} s>"
+
+
+LoginResult = str | SignedIn
+Login = Callable[..., LoginResult | Awaitable[LoginResult]]
+Key = str | bytes | Sequence[bytes] | KeyRing
+
+
+class PoolOptions(TypedDict, total=False):
+    """The keyword arguments of ``TokenPool`` and ``AsyncTokenPool``; every duration is a string, seconds or timedelta.
+
+    ``login``: ``login(user)`` or ``login(user, password)`` returns a token (:class:`SignedIn` if its end is known).
+    ``logout(user, token)``, ``probe(user, token) -> bool``, ``keepalive(user, token) -> str | None``.
+    ``per_user``: sessions at the upstream at most (4). ``max_uses``: leases of one token (500). ``ttl``: life after
+    each use ("15m"). ``lease``: how long a borrower may keep it ("60s"). ``wait``: for a free token ("10s").
+    ``min_remaining``: life that a token must still have ("0s"). ``jitter``: part of ``ttl`` that is taken off at random
+    (0.1). ``validity``: "both" or "expiry" (``max_uses`` does not count). ``on_error``: what becomes of the token when
+    the ``with`` block fails. ``max_waiting``: callers per user (1000). ``login_rate``: "60/1m", or ``None``.
+    ``login_backoff``: first and longest pause after failed logins. ``keepalive_every``: touch tokens idle that long.
+    ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
+    """
+
+    logout: Callable[[str, str], Any] | None
+    probe: Callable[[str, str], Any] | None
+    keepalive: Callable[[str, str], Any] | None
+    keepalive_every: Duration
+    per_user: int
+    max_uses: int
+    ttl: Duration
+    lease: Duration
+    wait: Duration
+    min_remaining: Duration
+    jitter: float
+    validity: Literal["both", "expiry"]
+    on_error: Literal["drop", "return", "probe"]
+    max_waiting: int
+    login_rate: str | tuple[int, Duration] | None
+    login_backoff: tuple[Duration, Duration]
+    login_timeout: Duration
+    logout_timeout: Duration
+    store: str | None
+    key: Key | None
+    name: str
+    on_event: PoolObserver
+    clock: Callable[[], float]
+
+
+class Settings:
+    """:class:`PoolOptions`, judged. Raises ``ConfigError``, which names the setting."""
+
+    def __init__(self, login: Login | None, options: PoolOptions) -> None:
+        unknown = set(options) - set(PoolOptions.__annotations__)
+        if unknown:
+            raise ConfigError(f"{', '.join(sorted(unknown))}: no such setting of a pool")
+        self.login = login
+        self.login_takes_password = login is not None and _takes_two(login)
+        self.logout = options.get("logout")
+        self.probe = options.get("probe")
+        self.keepalive = options.get("keepalive")
+        for name in ("login", "logout", "probe", "keepalive"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name}: must be a function")
+        self.keepalive_every_s = seconds("keepalive_every", options.get("keepalive_every", "5m"), least=0.01)
+        self.ttl_s = seconds("ttl", options.get("ttl", "15m"), least=0.001)
+        self.wait_s = seconds("wait", options.get("wait", "10s"))
+        self.jitter = options.get("jitter", 0.1)
+        if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter < 1:
+            raise ConfigError("jitter: must be a part of ttl, from 0 to below 1")
+        self.on_error = _one_of("on_error", options.get("on_error", "drop"), ("drop", "return", "probe"))
+        if self.on_error == "probe" and self.probe is None:
+            raise ConfigError('probe: on_error="probe" needs a function that tells whether a token is alive')
+        self.policy = _policy(options)
+        if self.policy.min_remaining_s >= self.ttl_s * (1 - self.jitter):
+            raise ConfigError("min_remaining: must be shorter than ttl less its jitter, or no token could ever be used")
+        self.store = options.get("store")
+        self.key = options.get("key")
+        self.name = options.get("name", "default")
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= 200 or not self.name.isprintable():
+            raise ConfigError("name: must be a string of 1 to 200 printable characters")
+        self.on_event = options.get("on_event", log_event)
+        self.clock = options.get("clock", time.monotonic)
+
+    def ring(self) -> KeyRing:
+        """The keys that seal what a shared store keeps. Raises ``ConfigError`` without any."""
+        key = self.key
+        if isinstance(key, KeyRing):
+            return key
+        if key is None:
+            raise ConfigError("key: a store outside the process needs a key of 32 random bytes or more, to seal tokens")
+        if isinstance(key, str):
+            return KeyRing([key.encode()])
+        return KeyRing([key] if isinstance(key, bytes) else list(key))
+
+    def life_s(self, dice: float) -> float:
+        """A token's life after each use; ``dice``: uniform in 0..1."""
+        return self.ttl_s * (1 - self.jitter * dice)
+
+    def fresh(self, result: object, dice: float) -> Fresh:
+        """Judge what ``login`` returned. Raises ``ValueError``, which never shows it."""
+        if isinstance(result, str):
+            return Fresh(check_token(result), self.life_s(dice))
+        token, span = getattr(result, "token", None), getattr(result, "expires_in_s", None)
+        if token is None:
+            raise ValueError(f"login returned {type(result).__name__}, not a token")
+        return Fresh(check_token(token), self.life_s(dice), span_of(span))
+
+
+def span_of(expires_in_s: object) -> float:
+    """Judge a stated end of life, in seconds from now; ``None``: not stated."""
+    if expires_in_s is None:
+        return FAR
+    if isinstance(expires_in_s, bool) or not isinstance(expires_in_s, (int, float)) or not expires_in_s > 0:
+        raise ValueError("expires_in_s must be a number of seconds above 0")
+    return float(expires_in_s)
+
+
+def _policy(options: PoolOptions) -> Policy:
+    uses = _count("max_uses", options.get("max_uses", 500), NO_LIMIT)
+    if _one_of("validity", options.get("validity", "both"), ("both", "expiry")) == "expiry":
+        uses = NO_LIMIT
+    login_rate = options.get("login_rate", "60/1m")
+    every_s, burst = (0.0, 1) if login_rate is None else rate("login_rate", login_rate)
+    first, longest = options.get("login_backoff", ("1s", "60s"))
+    return Policy(
+        per_user=_count("per_user", options.get("per_user", 4), 1_000),
+        max_uses=uses,
+        lease_s=seconds("lease", options.get("lease", "60s"), least=0.001),
+        min_remaining_s=seconds("min_remaining", options.get("min_remaining", 0)),
+        signs_out=options.get("logout") is not None,
+        login_timeout_s=seconds("login_timeout", options.get("login_timeout", "30s"), least=0.001),
+        logout_timeout_s=seconds("logout_timeout", options.get("logout_timeout", "10s"), least=0.001),
+        max_waiting=_count("max_waiting", options.get("max_waiting", 1_000), 100_000),
+        backoff_first_s=seconds("login_backoff", first),
+        backoff_max_s=seconds("login_backoff", longest),
+        login_every_s=every_s,
+        login_burst=burst,
+    )
+
+
+def _count(name: str, value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ConfigError(f"{name}: must be a whole number from 1 to {most}")
+    return value
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ConfigError(f"{name}: must be one of {', '.join(choices)}")
+    return str(value)
+
+
+def _takes_two(login: Login) -> bool:
+    """Whether ``login`` takes the password as well; a function that cannot be inspected takes the user alone."""
+    try:
+        parameters = inspect.signature(login).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)

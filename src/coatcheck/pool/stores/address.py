@@ -1,0 +1,72 @@
+"""From a store's URL to the store: the only place that chooses one. Each client library is an extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.port import AsyncTokenStore, TokenStore
+
+SCHEMES = ("sqlite", "redis", "rediss", "valkey", "valkeys", "unix", "postgresql", "postgres")
+
+
+def _scheme(url: str) -> str:
+    scheme = url.partition(":")[0] if isinstance(url, str) else ""
+    if scheme not in SCHEMES:
+        raise ConfigError("store: write sqlite:///file.db, redis://host:6379/0 or postgresql://host/database")
+    return scheme
+
+
+def _sqlite_path(url: str) -> Path:
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    # As SQLAlchemy reads it: three slashes are a relative path, four an absolute one.
+    if parts.netloc or not path.startswith("/") or len(path) < 2 or parts.query:
+        raise ConfigError("store: write sqlite:///file.db or, with an absolute path, sqlite:////var/lib/tokens.db")
+    return Path(path[1:])
+
+
+def _missing(library: str, extra: str, error: ImportError) -> ConfigError:
+    return ConfigError(f"store: {library} is not installed; pip install 'coatcheck[{extra}]' ({error.name})")
+
+
+def open_store(url: str, box: StateBox) -> TokenStore:
+    """The store for threads. Raises ``ConfigError`` for a URL that names none; connects at the first use."""
+    scheme = _scheme(url)
+    if scheme == "sqlite":
+        from coatcheck.pool.stores.sqlite import SqliteStore
+
+        return SqliteStore(_sqlite_path(url), box)
+    if scheme.startswith("postgres"):
+        try:
+            from coatcheck.pool.stores.postgresql import PostgresqlStore
+        except ImportError as error:
+            raise _missing("psycopg", "pool-postgresql", error) from error
+        return PostgresqlStore(url, box)
+    try:
+        from coatcheck.pool.stores.redis import RedisStore
+    except ImportError as error:
+        raise _missing("redis", "pool-redis", error) from error
+    return RedisStore(url, box)
+
+
+def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
+    """The store for asyncio; see :func:`open_store`."""
+    scheme = _scheme(url)
+    if scheme == "sqlite":
+        from coatcheck.pool.stores.sqlite import AsyncSqliteStore, SqliteStore
+
+        return AsyncSqliteStore(SqliteStore(_sqlite_path(url), box), box)
+    if scheme.startswith("postgres"):
+        try:
+            from coatcheck.pool.stores.postgresql import AsyncPostgresqlStore
+        except ImportError as error:
+            raise _missing("psycopg", "pool-postgresql", error) from error
+        return AsyncPostgresqlStore(url, box)
+    try:
+        from coatcheck.pool.stores.redis import AsyncRedisStore
+    except ImportError as error:
+        raise _missing("redis", "pool-redis", error) from error
+    return AsyncRedisStore(url, box)

@@ -1,0 +1,76 @@
+"""A user's state as sealed bytes, for every store outside the process: read, apply the rules, write.
+
+All of the state is sealed, not only the tokens, so whoever can write to the store can delete state and bring back an
+old one whole, but neither read nor invent one.
+"""
+
+from __future__ import annotations
+
+from os import urandom
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import TokenRejected
+from coatcheck.pool import rules
+from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.errors import StoreUnavailable
+from coatcheck.pool.state import Policy, UserState, new_user
+from coatcheck.tokens.keyring import KeyRing
+
+TICKET_LIFE_S: Final = 3.0
+"""A waiting process that dies holds the queue up for so long at most."""
+
+FORMAT: Final = b"\x01"
+
+
+class Changed(msgspec.Struct):
+    """What a command made of a state: the new bytes (``None``: unchanged), the outcome, and whose turn it is."""
+
+    sealed: bytes | None
+    outcome: Outcome
+    turns: list[int]
+
+
+class StateBox:
+    """Seals, opens and changes states. Every state is bound to the pool's name and to its user."""
+
+    def __init__(self, ring: KeyRing, name: str, policy: Policy) -> None:
+        self.policy = msgspec.structs.replace(policy, ticket_life_s=TICKET_LIFE_S)
+        self.name = name
+        self._box = ring.box("pool-state", name, urandom)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(UserState)
+
+    def seal(self, user: str, state: UserState) -> bytes:
+        return self._box.seal(FORMAT + self._encoder.encode(state), user.encode())
+
+    def open(self, user: str, sealed: bytes) -> UserState:
+        """Raises ``StoreUnavailable`` on bytes that our keys did not seal for this pool and user."""
+        try:
+            plain = self._box.open(sealed, user.encode())
+            if plain[:1] != FORMAT:
+                raise StoreUnavailable(f"the state of {user!r} has a format that this version does not know")
+            return self._decoder.decode(plain[1:])
+        except TokenRejected as rejection:
+            raise StoreUnavailable(f"the state of {user!r} cannot be opened: {rejection.reason.value}") from None
+        except msgspec.DecodeError:
+            raise StoreUnavailable(f"the state of {user!r} is not what a pool writes") from None
+
+    def change(self, user: str, sealed: bytes | None, now: float, command: Command) -> Changed:
+        """Apply ``command`` at ``now`` (Unix seconds of the store's clock)."""
+        state = new_user(int(now * 1_000_000)) if sealed is None else self.open(user, sealed)
+        before = self._encoder.encode(state)
+        outcome = rules.apply(state, self.policy, now, command)
+        after = self._encoder.encode(state)
+        changed = sealed is None or after != before
+        new = self._box.seal(FORMAT + after, user.encode()) if changed else None
+        return Changed(new, outcome, rules.turns(state, self.policy, now))
+
+    def is_turn(self, state: UserState, now: float, ticket: int) -> bool:
+        """Whether the caller with ``ticket`` should ask again: it is its turn, or something is overdue."""
+        return (
+            now >= state.next_deadline
+            or any(now >= other.alive_until for other in state.tickets)
+            or ticket in rules.turns(state, self.policy, now)
+        )

@@ -1,0 +1,61 @@
+"""The port of token stores, and what each must promise. One contract suite proves it: ``tests/contracts``.
+
+* **Atomic per user.** A command (:mod:`coatcheck.pool.commands`) is applied to a user's state by
+  :func:`coatcheck.pool.rules.apply`, wholly or not at all, and as if no other ran at the same time, in any process.
+* **Fenced.** Every lease has a number that is larger than all before it for that user, also after the store lost
+  everything. A command with a number that is no longer current changes nothing and is answered ``Lost``.
+* **Time is the store's.** Deadlines are judged by one clock that all users of the store share. Callers get
+  remaining seconds, never moments.
+* **It may lose.** A store that loses its state forgets sessions and leases; borrowers then get ``LeaseLost``. It must
+  never answer with an older state than one that it showed before, other than by such a loss.
+* **Errors.** Whatever goes wrong is ``StoreUnavailable``: the command may have been applied or not. A lease that was
+  granted unknown to the caller ends at its deadline. A cancelled call has either not begun or runs to its end.
+* **Tokens are sealed** in everything that leaves the process, bound to their pool and user.
+* **Waking is a hint.** ``wait`` may return early or for nothing, and returns after ``timeout_s`` at the latest; the
+  caller asks again. A store without notifications polls at named intervals.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.state import UserState
+
+
+class TokenStore(Protocol):
+    """Keeps the state of users; called from any thread."""
+
+    def apply(self, user: str, command: Command) -> Outcome:
+        """Apply ``command``. Raises ``StoreUnavailable``."""
+        ...
+
+    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
+        """Return when it may be the turn of ``ticket``, or after ``timeout_s``."""
+        ...
+
+    def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
+        """The states of all users (or one), each with the store's time; for showing. A copy, or never to be changed."""
+        ...
+
+    def forget(self) -> None:
+        """Delete the states of users that are idle (no token, lease or waiting caller); for clean-up."""
+        ...
+
+    def close(self) -> None:
+        """Let connections and files go. What is stored stays."""
+        ...
+
+
+class AsyncTokenStore(Protocol):
+    """The same promises as :class:`TokenStore`, awaited on one event loop."""
+
+    async def apply(self, user: str, command: Command) -> Outcome: ...
+
+    async def wait(self, user: str, ticket: int, timeout_s: float) -> None: ...
+
+    async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]: ...
+
+    async def forget(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,302 @@
+"""The store in Redis or Valkey: shared by machines. Needs the extra ``pool-redis`` (redis-py).
+
+A user's state is one sealed value with a version. A command is applied here, by the same rules as everywhere, to the
+state that this process saw last, and one script call swaps the new state in if nobody was faster; if somebody was,
+the same call brings the newest state, and the command is applied to that. So a command costs one round trip when the
+user was last touched by this process, two when by another one. A repeated call after a lost reply is recognised by its
+version and changes nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Generator
+from hashlib import blake2b
+from os import urandom
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.errors import StoreUnavailable
+from coatcheck.pool.state import UserState
+from coatcheck.pool.stores.blob import StateBox
+
+SOCKET_TIMEOUT_S: Final = 5.0
+MAX_CONNECTIONS: Final = 16
+MAX_WAITING_CONNECTIONS: Final = 64
+"""Waiting callers with a connection of their own to be woken on; more poll every ``POLL_S``."""
+POLL_S: Final = 0.05
+MAX_TRIES: Final = 200
+"""Each failed try means that somebody else's command was applied."""
+PAUSE_AFTER_TRIES: Final = 4
+PAUSE_S: Final = 0.004
+MAX_CLOCK_ERROR_S: Final = 0.05
+KEEP_S: Final = 7 * 86_400
+MAX_REMEMBERED: Final = 1_000
+STRIPES: Final = 64
+
+# KEYS: the user's state, then a list per caller to wake. ARGV: the version that was seen, the version and state to be
+# ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds to keep it.
+_SWAP: Final = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local version = redis.call('HGET', KEYS[1], 'v') or ''
+local stale = ARGV[4] == '' or math.abs(ARGV[4] - now) > tonumber(ARGV[5])
+if version ~= ARGV[2] and (version ~= ARGV[1] or stale) then
+  return {0, tostring(time[1]), tostring(time[2]), version, redis.call('HGET', KEYS[1], 's') or ''}
+end
+if ARGV[3] ~= '' and version ~= ARGV[2] then
+  redis.call('HSET', KEYS[1], 'v', ARGV[2], 's', ARGV[3], 'u', ARGV[6])
+  redis.call('EXPIRE', KEYS[1], ARGV[7])
+end
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    redis.call('RPUSH', KEYS[i], '1')
+    redis.call('PEXPIRE', KEYS[i], 5000)
+  end
+end
+return {1, tostring(time[1]), tostring(time[2])}
+"""
+
+_FORGET: Final = """
+if redis.call('HGET', KEYS[1], 'v') == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+_NEVER_SEEN: Final = (b"", b"")
+
+Call = tuple[list[str], list[Any]]
+Step = Call | float  # a script call, or seconds to pause
+
+
+class _Swaps:
+    """What both clients do, without doing it: which calls to make for a command, and what their replies mean."""
+
+    def __init__(self, box: StateBox) -> None:
+        self.box = box
+        self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
+        self.pattern = f"{self._prefix}*:state"
+        self._seen: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
+        self._ahead_s: float | None = None  # the server's clock less ours
+
+    def key(self, user: str) -> str:
+        return f"{self._prefix}{{{_digest(user)}}}:state"
+
+    def wake_key(self, user: str, ticket: int) -> str:
+        return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
+
+    def steps(self, user: str, command: Command) -> Generator[Step, list[Any], Outcome]:
+        for tried in range(MAX_TRIES):
+            if tried >= PAUSE_AFTER_TRIES:
+                yield random.random() * PAUSE_S * min(tried, 10)
+            version, sealed = self._seen.get(user, _NEVER_SEEN)
+            if self._ahead_s is None or user not in self._seen:
+                keys, arguments = [self.key(user)], [version, b"?", "", "", 0, user, KEEP_S]
+                self._learn(user, (yield keys, arguments))
+                version, sealed = self._seen[user]
+            sent_at = time.monotonic()
+            now = sent_at + (self._ahead_s or 0.0)
+            changed = self.box.change(user, sealed or None, now, command)
+            new = urandom(8)
+            keys = [self.key(user), *(self.wake_key(user, ticket) for ticket in changed.turns)]
+            state = changed.sealed or b""
+            reply = yield keys, [version, new, state, repr(now), MAX_CLOCK_ERROR_S, user, KEEP_S]
+            if reply[0] == 1:
+                if state:
+                    self._remember(user, new, state)
+                return changed.outcome
+            self._learn(user, reply)
+        raise StoreUnavailable(f"{MAX_TRIES} others were faster at {user!r}")
+
+    def _learn(self, user: str, reply: list[Any]) -> None:
+        # The server read its clock before it answered, so what we believe is never ahead of it by more than the call.
+        self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - time.monotonic()
+        self._remember(user, reply[3], reply[4])
+
+    def _remember(self, user: str, version: bytes, sealed: bytes) -> None:
+        self._seen[user] = (version, sealed)
+        self._seen.move_to_end(user)
+        if len(self._seen) > MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
+        now = time_reply[0] + time_reply[1] / 1e6
+        found = [(row[0].decode(), row[1]) for row in rows if row[0] is not None and row[1] is not None]
+        return {user: (self.box.open(user, sealed), now) for user, sealed in found}
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=12, person=b"coatcheck-pool").hexdigest()
+
+
+def _redis_url(url: str) -> str:
+    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+
+
+def _unavailable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
+
+
+class RedisStore:
+    """See :class:`coatcheck.pool.stores.port.TokenStore`."""
+
+    def __init__(self, url: str, box: StateBox) -> None:
+        self._swaps = _Swaps(box)
+        self._turns = [threading.Lock() for _ in range(STRIPES)]
+
+        def client(connections: int, patience_s: float) -> redis.Redis:
+            pool = redis.BlockingConnectionPool.from_url(
+                _redis_url(url),
+                max_connections=connections,
+                timeout=patience_s,
+                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=SOCKET_TIMEOUT_S,
+                # One more try, at once: for a connection that the server closed while it was idle.
+                retry=Retry(NoBackoff(), 1),
+            )
+            return redis.Redis(connection_pool=pool)
+
+        try:
+            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
+            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
+        except ValueError as error:
+            raise ConfigError(f"store: {error}") from None
+        self._swap = self._client.register_script(_SWAP)
+        self._forget = self._client.register_script(_FORGET)
+
+    def apply(self, user: str, command: Command) -> Outcome:
+        steps = self._swaps.steps(user, command)
+        # Callers of one process take turns here: they would only make each other's calls fail.
+        with self._turns[hash(user) % STRIPES]:
+            try:
+                step = next(steps)
+                while True:
+                    if isinstance(step, float):
+                        time.sleep(step)
+                        step = steps.send([])
+                    else:
+                        step = steps.send(self._swap(keys=step[0], args=step[1]))
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            except RedisError as error:
+                raise _unavailable(error) from error
+
+    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
+        try:
+            self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
+        except RedisError:
+            # No connection to wait on, or none at all: the next command will tell.
+            time.sleep(min(timeout_s, POLL_S))
+
+    def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
+        try:
+            keys = (
+                [self._swaps.key(user)] if user is not None else self._client.scan_iter(self._swaps.pattern, count=500)
+            )
+            rows: list[Any] = [self._client.hmget(key, ["u", "s"]) for key in keys]
+            return self._swaps.shown(rows, self._client.time())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def forget(self) -> None:
+        try:
+            for user, (state, now) in self.look().items():
+                if state.is_idle(now):
+                    key = self._swaps.key(user)
+                    version, sealed = self._client.hmget(key, ["v", "s"])
+                    if version and self._swaps.box.open(user, sealed).is_idle(now):
+                        self._forget(keys=[key], args=[version])
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        self._client.connection_pool.disconnect()
+        self._waiting.connection_pool.disconnect()
+
+
+class AsyncRedisStore:
+    """The same store for asyncio."""
+
+    def __init__(self, url: str, box: StateBox) -> None:
+        self._swaps = _Swaps(box)
+        self._turns = [asyncio.Lock() for _ in range(STRIPES)]
+
+        def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                _redis_url(url),
+                max_connections=connections,
+                timeout=patience_s,
+                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=SOCKET_TIMEOUT_S,
+                retry=AsyncRetry(NoBackoff(), 1),
+            )
+            return redis.asyncio.Redis(connection_pool=pool)
+
+        try:
+            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
+            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
+        except ValueError as error:
+            raise ConfigError(f"store: {error}") from None
+        self._swap = self._client.register_script(_SWAP)
+        self._forget = self._client.register_script(_FORGET)
+
+    async def apply(self, user: str, command: Command) -> Outcome:
+        steps = self._swaps.steps(user, command)
+        async with self._turns[hash(user) % STRIPES]:
+            try:
+                step = next(steps)
+                while True:
+                    if isinstance(step, float):
+                        await asyncio.sleep(step)
+                        step = steps.send([])
+                    else:
+                        step = steps.send(await self._swap(keys=step[0], args=step[1]))
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            except RedisError as error:
+                raise _unavailable(error) from error
+
+    async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
+        try:
+            await self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
+        except RedisError:
+            await asyncio.sleep(min(timeout_s, POLL_S))
+
+    async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
+        try:
+            if user is not None:
+                keys: list[Any] = [self._swaps.key(user)]
+            else:
+                keys = [key async for key in self._client.scan_iter(self._swaps.pattern, count=500)]
+            rows: list[Any] = [await self._client.hmget(key, ["u", "s"]) for key in keys]
+            return self._swaps.shown(rows, await self._client.time())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def forget(self) -> None:
+        try:
+            for user, (state, now) in (await self.look()).items():
+                if state.is_idle(now):
+                    key = self._swaps.key(user)
+                    version, sealed = await self._client.hmget(key, ["v", "s"])
+                    if version and self._swaps.box.open(user, sealed).is_idle(now):
+                        await self._forget(keys=[key], args=[version])
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def close(self) -> None:
+        await self._client.connection_pool.disconnect()
+        await self._waiting.connection_pool.disconnect()

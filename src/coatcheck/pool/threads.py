@@ -1,0 +1,345 @@
+"""The pool for threads: runs the flows, calls the callbacks, logs out in the background."""
+
+from __future__ import annotations
+
+import builtins
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from coatcheck.pool import flows
+from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
+from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
+from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
+from coatcheck.pool.duration import Duration, seconds
+from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolClosed, PoolError, StoreUnavailable
+from coatcheck.pool.events import PoolEventKind
+from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn
+from coatcheck.pool.held import Held
+from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.masking import check_password, check_token, check_user
+from coatcheck.pool.options import Login, PoolOptions
+from coatcheck.pool.stores.address import open_store
+from coatcheck.pool.stores.port import TokenStore
+
+T = TypeVar("T")
+
+
+class Lease(Held):
+    """A lease of a :class:`TokenPool`: ``with pool.lease(user) as held``, or ``acquire()`` and ``release()``."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        quick = self._pool.quick
+        if quick is not None and not self.fencing:
+            taken = quick.take_quickly(self.user)
+            if taken is not None:
+                self._hold_quickly(taken)
+                return self
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.fencing:
+            return
+        if kind is not None:
+            self._pool.give_up(self)
+        elif not self._give_back_quickly():
+            self.release()
+
+    def acquire(self) -> Self:
+        """Get the lease. Raises as :meth:`TokenPool.lease` says."""
+        self._pool.acquire(self)
+        return self
+
+    def release(self, *, failed: bool = False, token: str | None = None) -> None:
+        """Give the lease back, with the refreshed ``token`` if there is one; ``failed``: ``on_error`` decides.
+
+        Raises ``LeaseLost`` if it is over (the token was dropped then), ``StoreUnavailable``.
+        """
+        if token is not None:
+            self.renew(token)
+        command, ask = self._let_go(failed)
+        self._pool.run(flows.release(self.user, command, ask))
+
+    def extend(self) -> None:
+        """A new deadline, one lease time from now. Raises ``LeaseLost`` if the lease is over."""
+        self._must_hold()
+        self.deadline = self._pool.run(flows.settle(self.user, Extend(self.fencing), self.fencing)).deadline
+
+
+class TokenPool(PoolCore):
+    """Session tokens of an upstream, leased to one caller at a time; safe to use from several threads.
+
+    ``login`` may be ``None`` for a pool that only uses what was checked in. The other settings are those of
+    :class:`coatcheck.pool.options.PoolOptions`; wrong ones raise ``ConfigError``.
+    """
+
+    def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
+        super().__init__(login, options)
+        url = self.settings.store
+        self._store: TokenStore = self.memory or open_store(str(url), self.box())
+        self._logouts = _Logouts(self)
+        self._stop = threading.Event()
+        if self.settings.keepalive is not None:
+            self._ticker = threading.Thread(target=self._tick, name="coatcheck-pool-keepalive", daemon=True)
+            self._ticker.start()
+
+    # -- leases
+
+    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> Lease:
+        """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
+
+        ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
+        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
+        ``StoreUnavailable``, or ``ValueError`` for arguments of the wrong form.
+        """
+        return Lease(self, user, password, self.settings.wait_s if wait is None else seconds("wait", wait))
+
+    def acquire(self, held: Lease) -> None:
+        """What :meth:`Lease.acquire` does."""
+        held._must_be_free()
+        user, password = check_user(held.user), check_password(held.password)
+        held._hold(self.run(flows.acquire(user, password, held._wait_s, self.clock)))
+
+    def resume(self, user: str, fencing: int) -> Lease:
+        """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
+        held = Lease(self, check_user(user), None, 0.0)
+        held._hold(self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
+        return held
+
+    def give_up(self, held: Lease) -> None:
+        """Give a lease back whose ``with`` block failed. What goes wrong here must not hide that failure."""
+        fencing = held.fencing
+        try:
+            held.release(failed=True)
+        except LeaseLost:
+            self.report(PoolEventKind.LEASE_LOST, held.user, str(fencing))
+        except PoolError as trouble:
+            self.report(PoolEventKind.STORE_UNAVAILABLE, held.user, type(trouble).__name__)
+
+    # -- the classic calls
+
+    def check_out(self, username: str, password: str | None = None) -> TokenObject:
+        """A free valid token, or ``NULL_TOKEN``: then log in and check the new token in. Never waits (mission D6)."""
+        check_password(password)
+        reply = self.run(flows.ask(check_user(username), Acquire(may_wait=False, may_login=False)))
+        return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
+
+    def check_in(self, username: str, token_object: TokenObject, token_string: str) -> None:
+        """Store the refreshed token and free it; with ``NULL_TOKEN``: a new one (mission D5, D6).
+
+        Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot, ``ValueError``.
+        """
+        check_user(username)
+        check_object(token_object)
+        check_token(token_string)
+        if token_object.token_id is None:
+            self.run(flows.settle(username, Add(token_string, self.new_life_s())))
+        else:
+            self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
+
+    def remove(self, username: str, token_object: TokenObject) -> bool:
+        """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
+        check_user(username)
+        check_object(token_object)
+        if token_object.token_id is None:
+            return False
+        try:
+            self.run(flows.release(username, Release(token_object.token_id, keep=False, sign_out=False)))
+        except LeaseLost:
+            return False
+        return True
+
+    def clean_up(self) -> int:
+        """Drop expired tokens and overdue leases of all users; returns how many tokens. Call it at intervals."""
+        count = 0
+        for user in self._store.look():
+            count += self.run(flows.settle(user, CleanUp()))
+        self._store.forget()
+        return count
+
+    # -- for operators
+
+    def stats(self) -> dict[str, UserStats]:
+        """Numbers per user: free, leased, waiting, logins, limits and counters."""
+        return self.stats_of(self._store.look())
+
+    def list(self, user: str | None = None) -> builtins.list[TokenRow]:
+        """Every slot of all users (or one), tokens masked."""
+        return self.rows_of(self._store.look(user if user is None else check_user(user)))
+
+    def remove_token(self, user: str, token_id: int | None = None) -> int:
+        """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
+        count: int = self.run(flows.settle(check_user(user), Remove(None if token_id is None else number(token_id))))
+        return count
+
+    def keep_alive(self) -> int:
+        """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
+        if self.settings.keepalive is None:
+            return 0
+        idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
+        return sum(self.run(flows.keep_alive(user, idle_s, most)) for user in self._store.look())
+
+    def close(self, timeout: Duration = "10s") -> None:
+        """Lease no more, wait for what is out, log out what the process alone has, let the store go.
+
+        At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
+        """
+        if self.closed:
+            return
+        until = time.monotonic() + seconds("timeout", timeout)
+        self.closed = True
+        self.quick = None
+        self._stop.set()
+        if self.memory is not None:
+            self.memory.wake_all()
+        while self.held_leases() and time.monotonic() < until:
+            time.sleep(0.005)
+        try:
+            if self.memory is not None:
+                for user in self.memory.look():
+                    self.run(flows.settle(user, Remove()))
+            self._logouts.finish(until - time.monotonic())
+        finally:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- running flows
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow to its end in this thread. An error of a step is the flow's to put right."""
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    answer = self._answer(effect)
+                except BaseException as error:  # noqa: BLE001 - the flow raises it again, Ctrl-C included
+                    effect = flow.throw(error)
+                else:
+                    effect = flow.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _answer(self, effect: Effect) -> Any:
+        if isinstance(effect, Apply):
+            return self._apply(effect)
+        if isinstance(effect, Await):
+            return self._store.wait(effect.user, effect.ticket, effect.timeout_s)
+        if isinstance(effect, LogIn):
+            return self._log_in(effect)
+        if isinstance(effect, Ask):
+            return self._ask(effect)
+        return self._logouts.add(effect.user, effect.partings)
+
+    def _apply(self, effect: Apply) -> Reply:
+        if self.closed and isinstance(effect.command, Acquire):
+            raise PoolClosed("the pool is closed")
+        sent_at = self.clock()
+        if isinstance(effect.command, Release):
+            self.live.discard((effect.user, effect.command.fence))
+        outcome = self._store.apply(effect.user, effect.command)
+        if outcome.partings:
+            self._logouts.add(effect.user, outcome.partings)
+        return self.settled(effect.user, outcome.reply, sent_at)
+
+    def _log_in(self, effect: LogIn) -> Fresh:
+        login = self.settings.login
+        if login is None:
+            raise LoginFailed(effect.user, "the pool has no login function")
+        try:
+            result = login(*self.login_arguments(effect.user, effect.password))
+        except Exception as error:
+            raise self.login_error(effect.user, error) from error
+        return self.fresh(effect.user, result)
+
+    def _ask(self, effect: Ask) -> Any:
+        probing = effect.what == "probe"
+        function = self.settings.probe if probing else self.settings.keepalive
+        assert function is not None
+        try:
+            answer = function(effect.user, effect.value)
+            return bool(answer) if probing else None if answer is None else check_token(answer)
+        except Exception as error:
+            kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
+            self.report(kind, effect.user, type(error).__name__)
+            if probing:
+                return False
+            raise
+
+    def _tick(self) -> None:
+        while not self._stop.wait(self.settings.keepalive_every_s / 2):
+            try:
+                self.keep_alive()
+            except PoolError as error:
+                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+
+    def log_out(self, user: str, parting: Parting) -> None:
+        """Log one dropped token out, then free its slot; runs in the background."""
+        assert self.settings.logout is not None
+        try:
+            self.settings.logout(user, parting.value)
+        except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
+            self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+        if not parting.fence:
+            return
+        try:
+            self._apply(Apply(user, Closed(parting.fence)))
+        except StoreUnavailable as error:
+            self.report(PoolEventKind.STORE_UNAVAILABLE, user, str(error))
+
+    def start_anew(self) -> None:
+        super().start_anew()
+        self._logouts = _Logouts(self)
+
+
+class _Logouts:
+    """Logs out in the background: at most ``PARALLEL_LOGOUTS`` at once, ``MAX_LOGOUTS`` waiting; never blocks."""
+
+    def __init__(self, pool: TokenPool) -> None:
+        self._pool = pool
+        self._pending = 0
+        self._none_left = threading.Condition()
+        self._threads = ThreadPoolExecutor(PARALLEL_LOGOUTS, "coatcheck-pool-logout")
+
+    def add(self, user: str, partings: tuple[Parting, ...]) -> None:
+        if self._pool.settings.logout is None:
+            return
+        for parting in partings:
+            with self._none_left:
+                if self._pending >= MAX_LOGOUTS:
+                    self._pool.report(PoolEventKind.LOGOUT_SKIPPED, user, "too many wait")
+                    continue  # its slot is free again after logout_timeout
+                self._pending += 1
+            try:
+                self._threads.submit(self._run, user, parting)
+            except RuntimeError:  # the interpreter is ending, or the pool was closed
+                self._done()
+                self._pool.report(PoolEventKind.LOGOUT_SKIPPED, user, "closing")
+
+    def _run(self, user: str, parting: Parting) -> None:
+        try:
+            self._pool.log_out(user, parting)
+        finally:
+            self._done()
+
+    def _done(self) -> None:
+        with self._none_left:
+            self._pending -= 1
+            self._none_left.notify_all()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all are done, at most ``timeout_s``; what is left then is not begun any more."""
+        with self._none_left:
+            self._none_left.wait_for(lambda: not self._pending, max(0.0, timeout_s))
+        self._threads.shutdown(wait=False, cancel_futures=True)

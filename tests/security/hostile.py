@@ -1,0 +1,363 @@
+"""Hostile bytes where strangers' bytes are read: cookies, tokens, RESP requests, HTTP heads.
+
+    python tests/security/hostile.py --count 1000000 [--kind cookie|token|resp|http] [--seed N]
+
+Each input is random, or a genuine one that was damaged. None may raise, hang, make the process grow or open
+anything; a failure prints the seed and the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from coatcheck.director.http_body import ChunkedReader
+from coatcheck.director.http_framing import BadHead
+from coatcheck.director.request_head import RequestReader
+from coatcheck.director.response_head import parse_response_head
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.events import Event
+from coatcheck.sessions.mapping import Session
+from coatcheck.stores.memory import MemoryStore
+from coatcheck.stores.session_connection import MAX_UNSENT_BYTES, SessionConnection
+from coatcheck.stores.session_state import SessionState
+from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.sealed import TOKEN_CHARS
+from coatcheck.web.asgi import SessionMiddleware
+from coatcheck.web.cookies import CookiePolicy
+
+MAX_INPUT_BYTES = 4096
+MAX_CPU_S_PER_INPUT = 0.5
+"""Of this process; a thousand times what the slowest input takes."""
+MAX_MEAN_CPU_S = 0.001
+MAX_GROWTH_BYTES = 24 * 1024 * 1024
+"""Of the peak, after the first tenth: what is remembered is bounded, and room for the allocator."""
+
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+NASTY = [
+    b"", b"\x00", b"\r\n", b"\n", b";", b"; ", b"=", b'"', b",", b" ", b"\t", b"\xff\xfe", b"\xed\xa0\x80", b"%00",
+    b"\\", b"-1", b"0", b"99999999999999999999", b"A" * 116, b"=" * 300, b"*", b"$", b":", b"{{}}", b"__Host-coatcheck=",
+    b"\r\n\r\n", b"\xe2\x80\xae",
+]  # fmt: skip
+Check = Callable[[bytes], bool]
+"""Whether the bytes were understood: damage does not always hurt."""
+
+
+class Report(NamedTuple):
+    """What a run saw. Times are CPU seconds of this process."""
+
+    kind: str
+    inputs: int
+    understood: int
+    mean_us: float
+    slowest_ms: float
+    growth_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind}: {self.inputs} inputs, {self.understood} understood, {self.mean_us:.1f} us each, "
+            f"slowest {self.slowest_ms:.1f} ms, grew {self.growth_bytes / 1024:.0f} KiB"
+        )
+
+
+def damaged(genuine: bytes, dice: random.Random) -> bytes:
+    """``genuine`` with one to four things done to it."""
+    raw = bytearray(genuine)
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randint(0, len(raw))
+        act = dice.randrange(7)
+        if act == 0 and at < len(raw):
+            raw[at] ^= 1 << dice.randrange(8)
+        elif act == 1 and at < len(raw):
+            raw[at] = dice.randrange(256)
+        elif act == 2:
+            raw[at:at] = dice.choice(NASTY)
+        elif act == 3:
+            del raw[at : at + dice.randint(1, 20)]
+        elif act == 4:
+            raw[at:] = b""
+        elif act == 5:
+            raw[at:at] = raw[max(0, at - dice.randint(1, 60)) : at]
+        elif act == 6 and at < len(raw):
+            raw[at] = dice.choice(ALPHABET)
+    return bytes(raw[:MAX_INPUT_BYTES])
+
+
+def scrambled(dice: random.Random) -> bytes:
+    """Bytes of no meaning, or of the right length and letters and no meaning."""
+    act = dice.randrange(4)
+    if act == 0:
+        return dice.randbytes(dice.randint(0, 200))
+    if act == 1:
+        return bytes(dice.choices(ALPHABET, k=TOKEN_CHARS))
+    if act == 2:
+        return b"".join(dice.choices(NASTY, k=dice.randint(0, 8)))
+    return dice.randbytes(dice.randint(0, MAX_INPUT_BYTES)) if dice.random() < 0.05 else dice.randbytes(TOKEN_CHARS)
+
+
+def inputs(genuine: list[bytes], dice: random.Random, count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield damaged(dice.choice(genuine), dice) if dice.random() < 0.75 else scrambled(dice)
+
+
+def run(kind: str, genuine: list[bytes], check: Check, count: int, seed: int) -> Report:
+    """Give ``count`` inputs to ``check``; raises AssertionError with the seed and the input."""
+    dice = random.Random(f"{kind} {seed}")
+    slowest = total = 0.0
+    understood = warm = 0
+    for number, raw in enumerate(inputs(genuine, dice, count)):
+        if number == count // 10:
+            warm = _peak_bytes()
+        started = time.thread_time()
+        try:
+            understood += check(raw)
+        except Exception as failure:
+            raise AssertionError(f"{kind}, seed {seed}, input {number}: {failure!r} from {raw!r}") from failure
+        took = time.thread_time() - started
+        total += took
+        slowest = max(slowest, took)
+        assert took < MAX_CPU_S_PER_INPUT, f"{kind}, seed {seed}, input {number}: {took:.2f} s for {raw!r}"
+    growth = _peak_bytes() - warm
+    assert total / count < MAX_MEAN_CPU_S, f"{kind}: {total / count:.6f} s for each input"
+    assert growth < MAX_GROWTH_BYTES, f"{kind}: the process grew by {growth} bytes"
+    return Report(kind, count, understood, total / count * 1e6, slowest * 1e3, growth)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# -- what reads them ---------------------------------------------------------------------------------------
+
+
+class Farm:
+    """A middleware with some genuine sessions behind it, and an app that notes what it is given."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.events = 0
+        stores = [MemoryStore(f"session-{n}", time.monotonic) for n in (1, 2)]
+        ring = KeyRing([os.urandom(32)])
+        self.sessions = Sessions(farm="farm", server_name="web", stores=stores, ring=ring, observer=self._count)
+        self.middleware = SessionMiddleware(self._app, self.sessions, CookiePolicy(), route_tag="web")
+        self.opened = False
+        self.tokens: list[bytes] = []
+
+    async def begin(self) -> None:
+        await self.sessions.open()
+        for number in range(4):
+            session = Session()
+            session["n"] = number
+            if number % 2:
+                session.regenerate("ada")
+            assert self.sessions.needs_save(session)
+            issue = (await self.sessions.save(session)).issue
+            assert issue is not None
+            self.tokens.append(self.sessions.seal(issue))
+
+    def request(self, header: bytes) -> bool:
+        """One request; whatever the header says, it is answered and opens nothing that it does not prove."""
+        self.opened = False
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "headers": [(b"cookie", header)]}
+        self.loop.run_until_complete(self.middleware(scope, _receive, send))
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+        assert sent[0]["status"] == 200
+        if self.opened:
+            assert any(token in header for token in self.tokens), "a session was opened without its token"
+        return self.opened
+
+    def unseal(self, text: bytes) -> bool:
+        opened = [self.sessions.unseal(text, login) for login in (False, True)]
+        assert opened == [None, None] or text in self.tokens
+        assert opened.count(None) >= 1, "no token serves both purposes"
+        return opened != [None, None]
+
+    def _count(self, event: Event) -> None:
+        self.events += 1
+        assert len(event.detail) < 200
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.opened = not scope["session"].is_new
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _receive() -> Any:
+    return {"type": "http.request", "body": b""}
+
+
+def _with_farm(kind: str, count: int, seed: int) -> Report:
+    with asyncio.Runner() as runner:
+        farm = Farm(runner.get_loop())
+        runner.run(farm.begin())
+        try:
+            if kind == "token":
+                return run(kind, farm.tokens, farm.unseal, count, seed)
+            anonymous, login = farm.tokens[0], farm.tokens[1]
+            genuine = [
+                b"__Host-coatcheck=" + anonymous,
+                b"__Host-coatcheck-login=" + login,
+                b"a=b; __Host-coatcheck=" + anonymous + b"; __Host-coatcheck-login=" + login + b"; c=d",
+                b"__Host-coatcheck=" + login + b"; __Host-coatcheck-login=" + anonymous,
+                b"__Host-coatcheck-route=web; __Host-coatcheck=" + anonymous,
+            ]
+            report = run(kind, genuine, farm.request, count, seed)
+            for token in farm.tokens:
+                assert farm.sessions.unseal(token, False) or farm.sessions.unseal(token, True)
+            return report
+        finally:
+            runner.run(farm.sessions.aclose())
+
+
+def cookie(count: int, seed: int) -> Report:
+    """Cookie headers through the whole middleware."""
+    return _with_farm("cookie", count, seed)
+
+
+def token(count: int, seed: int) -> Report:
+    """Texts to unseal, under both purposes."""
+    return _with_farm("token", count, seed)
+
+
+class Wire:
+    """A transport that keeps nothing."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, **limits: int) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+
+def _request(*words: bytes) -> bytes:
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
+def resp(count: int, seed: int) -> Report:
+    """RESP requests of strangers and of members, through the session server's own connections."""
+    key, entry = bytes(range(16)), b"\x01\x00" + b"\x00\x00\x00\x01" + b"server.." + b"\x00\x00\x00\x01" + b"\x00body"
+    genuine = [
+        _request(b"CC.GET", key),
+        _request(b"CC.PUT", key, b"", b"60000", entry),
+        _request(b"CC.PUT", key, entry[2:18], b"60000", entry[:17] + b"\x02" + entry[18:]),
+        _request(b"HELLO", b"3", b"AUTH", b"default", b"secret"),
+        _request(b"AUTH", b"secret"),
+        _request(b"SCAN", b"0", b"COUNT", b"100"),
+        _request(b"SUBSCRIBE", b"abc") + _request(b"PUBLISH", b"abc", b"message") + _request(b"UNSUBSCRIBE", b"abc"),
+        _request(b"PING") * 3 + b"PING\r\nINFO\r\n",
+        _request(b"CLIENT", b"SETNAME", b"x") + _request(b"COMMAND") + _request(b"PTTL", key) + _request(b"GET", key),
+    ]
+    states = [SessionState("s", password, time.monotonic, 0.0, 1024 * 1024) for password in ("", "secret")]
+
+    def connect(at: int) -> tuple[SessionConnection, Wire]:
+        connection, wire = SessionConnection(states[at], time.monotonic, lambda client: True), Wire()
+        connection.connection_made(wire)  # type: ignore[arg-type]
+        return connection, wire
+
+    connections = [connect(0), connect(1)]
+
+    def check(raw: bytes) -> bool:
+        answered = False
+        for at in (0, 1):
+            connection, wire = connections[at]
+            half, before = len(raw) // 2, wire.written
+            for piece in (raw[:half], raw[half:]):
+                connection.data_received(piece)
+            assert wire.written - before < MAX_UNSENT_BYTES
+            answered = answered or (wire.written > before and not wire.closed)
+            # Half a request that waits for more would swallow the next input: each third one starts anew.
+            if wire.closed or len(raw) % 3 == 0:
+                connection.connection_lost(None)
+                connections[at] = connect(at)
+        assert len(states[0].clients) == len(states[1].clients) == 1
+        assert states[0].table.bytes <= 1024 * 1024
+        return answered
+
+    return run("resp", genuine, check, count, seed)
+
+
+def http(count: int, seed: int) -> Report:
+    """Heads of requests and responses, and chunked bodies, through the director's readers."""
+    host = b"Host: farm.example\r\nUser-Agent: x"
+    genuine = [
+        b"GET / HTTP/1.1\r\n" + host,
+        b"POST /cart?x=1 HTTP/1.1\r\n" + host + b"\r\nContent-Length: 5\r\nCookie: coatcheck-route=web-1; a=b",
+        b"GET http://farm.example/x HTTP/1.1\r\n" + host + b"\r\nConnection: keep-alive, x-a\r\nX-A: 1",
+        b"POST / HTTP/1.1\r\n" + host + b"\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue",
+        b"GET /ws HTTP/1.1\r\n" + host + b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: ::1",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\nContent-Type: text/plain\r\nSet-Cookie: a=b",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade",
+        b"HTTP/1.0 304 Not Modified\r\nConnection: close\r\nKeep-Alive: 5\r\nTransfer-Encoding: chunked",
+        b"5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nTrailer: x\r\n\r\nGET / HTTP/1.1\r\n",
+    ]
+    reader = RequestReader(100)
+
+    def check(raw: bytes) -> bool:
+        any_understood = False
+        for read in (reader.read, lambda head: parse_response_head(head, 100), _chunks):
+            try:
+                understood = read(raw)
+            except BadHead as refused:
+                assert 400 <= refused.status < 600
+                continue
+            any_understood = any_understood or bool(understood)
+        return any_understood
+
+    return run("http", genuine, check, count, seed)
+
+
+def _chunks(raw: bytes) -> bytes:
+    body = ChunkedReader()
+    half = len(raw) // 2
+    payload = b"".join([*body.feed(raw[:half]), *(() if body.done else body.feed(raw[half:]))])
+    assert len(payload) <= len(raw)
+    return payload
+
+
+KINDS: dict[str, Callable[[int, int], Report]] = {"cookie": cookie, "token": token, "resp": resp, "http": http}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Hostile bytes for every reader of strangers' bytes.")
+    parser.add_argument("--count", type=int, default=20_000, help="inputs of each kind")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; may be given again")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    for kind in options.kind or KINDS:
+        print(KINDS[kind](options.count, options.seed), flush=True)
+
+
+if __name__ == "__main__":
+    main()

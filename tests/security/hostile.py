@@ -4,6 +4,13 @@
 
 Each input is random, or a genuine one that was damaged. None may raise, hang, make the process grow or open
 anything; a failure prints the seed and the input.
+
+A million of each, once, with seed 11 (Python 3.11, CPU time):
+
+    cookie: 73,699 understood, 14.4 us each, slowest 0.4 ms, grew 0 KiB
+    token: 3,008 understood, 5.0 us each, slowest 0.5 ms, grew 0 KiB
+    resp: 267,055 understood, 15.4 us each, slowest 1.3 ms, grew 256 KiB
+    http: 161,032 understood, 7.1 us each, slowest 0.4 ms, grew 0 KiB
 """
 
 from __future__ import annotations
@@ -43,8 +50,8 @@ MAX_GROWTH_BYTES = 24 * 1024 * 1024
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 NASTY = [
     b"", b"\x00", b"\r\n", b"\n", b";", b"; ", b"=", b'"', b",", b" ", b"\t", b"\xff\xfe", b"\xed\xa0\x80", b"%00",
-    b"\\", b"-1", b"0", b"99999999999999999999", b"A" * 116, b"=" * 300, b"*", b"$", b":", b"{{}}", b"__Host-coatcheck=",
-    b"\r\n\r\n", b"\xe2\x80\xae",
+    b"\\", b"-1", b"0", b"99999999999999999999", b"A" * 116, b"=" * 300, b"*", b"$", b":", b"{{}}",
+    b"__Host-coatcheck=", b"\r\n\r\n", b"\xe2\x80\xae",
 ]  # fmt: skip
 Check = Callable[[bytes], bool]
 """Whether the bytes were understood: damage does not always hurt."""

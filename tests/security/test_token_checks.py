@@ -8,9 +8,8 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import pytest
-from coatcheck.drivers.random_pool import RandomPool
 
-from coatcheck.drivers import random_pool
+from coatcheck.drivers.asyncio_driver import RandomPool
 from coatcheck.errors import ConfigError, TokenReason, TokenRejected
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import KEY_BYTES
@@ -50,12 +49,13 @@ def test_7_2_3_ids_have_128_bits_of_the_operating_systems_randomness(monkeypatch
     assert SESSION_ID_BYTES * 8 >= 128
     assert KEY_BYTES * 8 >= 128
     asked: list[int] = []
+    genuine = os.urandom
 
     def urandom(count: int) -> bytes:
         asked.append(count)
-        return os.urandom(count)
+        return genuine(count)
 
-    monkeypatch.setattr(random_pool, "urandom", urandom)
+    monkeypatch.setattr(os, "urandom", urandom)
     pool = RandomPool()
     drawn = {pool(16) for _ in range(2000)}
     assert len(drawn) == 2000

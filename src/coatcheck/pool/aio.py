@@ -215,6 +215,7 @@ class AsyncTokenPool(PoolCore):
             self._ticker.cancel()
         if self.memory is not None:
             self.memory.wake_all()
+        # Leases of a store in the process may be given back by threads that know no event loop: so look, not listen.
         while self.held_leases() and time.monotonic() < until:
             await asyncio.sleep(CLOSE_POLL_S)
         try:

@@ -130,6 +130,9 @@ class _Swaps:
         if len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
 
+    def still_idle(self, user: str, sealed: Any, now: float) -> bool:
+        return sealed is not None and self.box.open(user, sealed).is_idle(now)
+
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6
         found = [(row[0].decode(), row[1]) for row in rows if row[0] is not None and row[1] is not None]
@@ -216,7 +219,7 @@ class RedisStore:
                 if state.is_idle(now):
                     key = self._swaps.key(user)
                     version, sealed = self._client.hmget(key, ["v", "s"])
-                    if version and self._swaps.box.open(user, sealed).is_idle(now):
+                    if self._swaps.still_idle(user, sealed, now):
                         self._forget(keys=[key], args=[version])
         except RedisError as error:
             raise _unavailable(error) from error
@@ -292,7 +295,7 @@ class AsyncRedisStore:
                 if state.is_idle(now):
                     key = self._swaps.key(user)
                     version, sealed = await self._client.hmget(key, ["v", "s"])
-                    if version and self._swaps.box.open(user, sealed).is_idle(now):
+                    if self._swaps.still_idle(user, sealed, now):
                         await self._forget(keys=[key], args=[version])
         except RedisError as error:
             raise _unavailable(error) from error

@@ -1,0 +1,419 @@
+"""The contract of the token store port: every store, for threads and for asyncio, takes this one suite."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from token_store_backends import KEY, TOKEN_BACKENDS, TokenBackend
+
+from coatcheck.pool import rules
+from coatcheck.pool.commands import (
+    Acquire,
+    Add,
+    CleanUp,
+    Closed,
+    Command,
+    Done,
+    Extend,
+    Granted,
+    Leave,
+    LoginDone,
+    LoginEnded,
+    Lost,
+    MustLogIn,
+    NoSlot,
+    Nothing,
+    QueueFull,
+    Release,
+    Remove,
+    TakeIdle,
+    Waiting,
+)
+from coatcheck.pool.errors import StoreUnavailable
+from coatcheck.pool.state import Policy, new_user
+from coatcheck.pool.stores.blob import TICKET_LIFE_S
+from coatcheck.pool.stores.port import TokenStore
+
+POLICY = Policy(per_user=2, max_uses=50, lease_s=30.0)
+SHORT = msgspec.structs.replace(POLICY, lease_s=0.4)
+TOKEN = "a token that nobody else may read"
+
+Open = Callable[..., TokenStore]
+
+
+@pytest.fixture(scope="module", params=list(TOKEN_BACKENDS))
+def token_backend(request: pytest.FixtureRequest) -> Iterator[TokenBackend]:
+    backend = TOKEN_BACKENDS[request.param]()
+    backend.start()
+    yield backend
+    backend.stop()
+
+
+@pytest.fixture(params=[False, True], ids=["threads", "asyncio"])
+def client(request: pytest.FixtureRequest, token_backend: TokenBackend) -> Iterator[Open]:
+    """Opens clients of one pool that no other test uses."""
+    opened: list[TokenStore] = []
+    name = secrets.token_hex(8)
+
+    def open_client(policy: Policy = POLICY, key: bytes = KEY, name: str = name) -> TokenStore:
+        store = token_backend.client(policy, name, awaited=request.param, key=key)
+        opened.append(store)
+        return store
+
+    yield open_client
+    for store in opened:
+        store.close()
+
+
+def ask(store: TokenStore, command: Command, user: str = "SADMIN") -> Any:
+    return store.apply(user, command).reply
+
+
+def log_in(store: TokenStore, user: str = "SADMIN", token: str = TOKEN) -> Granted:
+    slot = ask(store, Acquire(may_wait=False), user)
+    assert type(slot) is MustLogIn
+    granted = ask(store, LoginDone(slot.fence, token, 60.0), user)
+    assert type(granted) is Granted
+    return granted
+
+
+def test_a_lease_from_login_to_the_next_borrower(client: Open) -> None:
+    first, second = client(), client()
+    granted = log_in(first)
+    assert (granted.value, granted.uses) == (TOKEN, 1)
+    assert 0 < granted.remaining_s <= 30.0
+    assert ask(first, Release(granted.fence, "refreshed")) == Done()
+    again = ask(second, Acquire())
+    assert (again.value, again.uses) == ("refreshed", 2)
+    assert again.fence > granted.fence
+    assert ask(second, Release(again.fence, keep=False)) == Done()
+    assert type(ask(first, Acquire())) is MustLogIn, "a dropped token is gone"
+
+
+def test_a_number_that_is_not_current_changes_nothing(client: Open) -> None:
+    store = client()
+    granted = log_in(store)
+    assert ask(store, Release(granted.fence)) == Done()
+    held = ask(store, Acquire())
+    for fence in (granted.fence, held.fence + 1, 1):
+        for command in (Release(fence, "x"), Extend(fence), LoginDone(fence, "x", 60.0), Closed(fence)):
+            assert ask(store, command) == Lost(), command
+    assert ask(store, LoginDone(held.fence, "x", 60.0)) == Lost(), "a lease is no login"
+    still = ask(store, Extend(held.fence))
+    assert (still.value, still.fence) == (TOKEN, held.fence)
+    assert ask(store, Release(held.fence)) == Done()
+
+
+def test_slots_and_the_queue_have_ends(client: Open) -> None:
+    store = client(msgspec.structs.replace(POLICY, max_waiting=2))
+    slots = [ask(store, Acquire()) for _ in range(2)]
+    assert [type(slot) for slot in slots] == [MustLogIn, MustLogIn]
+    assert ask(store, Acquire(may_wait=False)) == Nothing()
+    waiting = [ask(store, Acquire()) for _ in range(2)]
+    assert [type(reply) for reply in waiting] == [Waiting, Waiting]
+    assert ask(store, Acquire()) == QueueFull()
+    assert ask(store, Add("one more", 60.0)) == NoSlot()
+    assert ask(store, LoginEnded(slots[0].fence, failed=False)) == Done()
+    assert ask(store, Acquire()) == QueueFull(), "a newcomer does not pass those who wait"
+    assert type(ask(store, Acquire(waiting[1].ticket))) is Waiting, "nor does the second pass the first"
+    assert type(ask(store, Acquire(waiting[0].ticket))) is MustLogIn
+
+
+def test_an_overdue_lease_is_dropped_and_never_handed_on(client: Open) -> None:
+    store, other = client(SHORT), client(SHORT)
+    granted = log_in(store)
+    assert ask(store, Extend(granted.fence)).remaining_s < 0.41
+    time.sleep(0.45)
+    replacement = ask(other, Acquire())
+    assert type(replacement) is MustLogIn, "the slot is free, the token is not"
+    assert ask(store, Release(granted.fence, "late")) == Lost()
+    assert ask(store, Extend(granted.fence)) == Lost()
+    state, _ = store.look()["SADMIN"]
+    assert not state.free
+    assert state.counters.lost == 1
+
+
+def test_what_is_dropped_holds_its_slot_until_it_is_logged_out(client: Open) -> None:
+    policy = msgspec.structs.replace(POLICY, per_user=1, signs_out=True, logout_timeout_s=20.0)
+    store = client(policy)
+    granted = log_in(store)
+    outcome = store.apply("SADMIN", Release(granted.fence, keep=False))
+    (parting,) = outcome.partings
+    assert parting.value == TOKEN
+    assert ask(store, Acquire(may_wait=False)) == Nothing(), "the upstream still counts that session"
+    assert ask(store, Closed(parting.fence)) == Done()
+    assert type(ask(store, Acquire(may_wait=False))) is MustLogIn
+
+
+def test_first_come_first_served_and_the_dead_do_not_block(client: Open, token_backend: TokenBackend) -> None:
+    store = client(msgspec.structs.replace(POLICY, per_user=1))
+    granted = log_in(store)
+    dead, alive = ask(store, Acquire()), ask(store, Acquire())
+    until = time.monotonic() + (TICKET_LIFE_S + 0.5 if token_backend.shared else 0.0)
+    while time.monotonic() < until:
+        assert type(ask(store, Acquire(alive.ticket))) is Waiting
+        store.wait("SADMIN", alive.ticket, 0.3)
+    if not token_backend.shared:  # in one process nobody can die alone; a caller who goes away says so
+        ask(store, Leave(dead.ticket))
+    assert ask(store, Release(granted.fence)) == Done()
+    assert type(ask(store, Acquire(alive.ticket))) is Granted
+
+
+def test_a_waiting_caller_is_woken(client: Open) -> None:
+    store, other = (
+        client(msgspec.structs.replace(POLICY, per_user=1)),
+        client(msgspec.structs.replace(POLICY, per_user=1)),
+    )
+    granted = log_in(store)
+    waiting = ask(other, Acquire())
+    began = time.monotonic()
+    timer = threading.Timer(0.2, lambda: store.apply("SADMIN", Release(granted.fence)))
+    timer.start()
+    other.wait("SADMIN", waiting.ticket, 10.0)
+    waited_s = time.monotonic() - began
+    timer.join()
+    assert waited_s < 5.0
+    assert type(ask(other, Acquire(waiting.ticket))) is Granted
+    began = time.monotonic()
+    other.wait("SADMIN", ask(other, Acquire()).ticket, 0.2)
+    assert time.monotonic() - began < 5.0, "and wait() ends by itself"
+
+
+def test_a_turn_that_came_before_the_wait_is_not_missed(client: Open) -> None:
+    store = client(msgspec.structs.replace(POLICY, per_user=1))
+    granted = log_in(store)
+    waiting = ask(store, Acquire())
+    assert ask(store, Release(granted.fence)) == Done()
+    began = time.monotonic()
+    store.wait("SADMIN", waiting.ticket, 10.0)
+    assert time.monotonic() - began < 5.0
+
+
+def test_many_callers_never_share_a_token(client: Open) -> None:
+    stores = [client(msgspec.structs.replace(POLICY, per_user=3, max_uses=1_000_000)) for _ in range(3)]
+    users, problems, served = ["ann", "böb"], [], []
+    held: dict[str, set[str]] = {user: set() for user in users}
+    lock = threading.Lock()
+
+    def borrow(number: int) -> None:
+        store, user = stores[number % 3], users[number % 2]
+        for turn in range(15):
+            ticket, reply = 0, ask(store, Acquire(), user)
+            while type(reply) is Waiting:
+                ticket = reply.ticket
+                store.wait(user, ticket, min(reply.again_s, 1.0))
+                reply = ask(store, Acquire(ticket), user)
+            if type(reply) is MustLogIn:
+                reply = ask(store, LoginDone(reply.fence, f"{number}-{turn}-{user}", 60.0), user)
+            with lock:
+                if type(reply) is not Granted or reply.value in held[user] or len(held[user]) >= 3:
+                    problems.append(reply)
+                    return
+                held[user].add(reply.value)
+            time.sleep(0.001)
+            with lock:
+                held[user].discard(reply.value)
+                served.append(number)
+            ask(store, Release(reply.fence, keep=turn % 5 != 4), user)
+
+    threads = [threading.Thread(target=borrow, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not problems
+    assert len(served) == 8 * 15, "everybody was served"
+    for state, _ in stores[0].look().values():
+        assert not state.leases
+        assert not state.tickets
+        assert len(state.free) <= 3
+
+
+def test_what_is_stored_is_sealed(client: Open, token_backend: TokenBackend) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "it leaves nothing anywhere"
+        return
+    store = client()
+    granted = log_in(store)
+    ask(store, Release(granted.fence, "refreshed " + TOKEN))
+    raw = token_backend.raw()
+    assert b"SADMIN" in raw, "this is the right place"
+    assert TOKEN.encode() not in raw
+    thief = client(key=secrets.token_bytes(32))
+    with pytest.raises(StoreUnavailable, match="cannot be opened: unknown_key"):
+        ask(thief, Acquire())
+    assert ask(store, Acquire()).value == "refreshed " + TOKEN, "and nothing was lost"
+
+
+def test_bytes_that_we_did_not_write_are_an_error(client: Open, token_backend: TokenBackend) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "nobody else can write there"
+        return
+    store = client()
+    user = f"user-{secrets.token_hex(4)}"
+    log_in(store, user)
+    for raw in (b"\x00", b"x" * 200, b"\x01" + b"\x00" * 100):
+        token_backend.overwrite(user, raw)
+        with pytest.raises(StoreUnavailable, match="cannot be opened"):
+            ask(store, Acquire(), user)
+    assert type(ask(store, Acquire(), "another")) is MustLogIn
+
+
+def test_a_state_of_another_user_or_pool_is_an_error(client: Open, token_backend: TokenBackend) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "nobody else can write there"
+        return
+    box = token_backend.box(POLICY, "another pool")
+    user = f"user-{secrets.token_hex(4)}"
+    store = client()
+    log_in(store, user)
+    for raw in (box.seal(user, new_user(1)), token_backend.box(POLICY, "default").seal("another", new_user(1))):
+        token_backend.overwrite(user, raw)
+        with pytest.raises(StoreUnavailable, match=r"cannot be opened: forged|cannot be opened: unknown_key"):
+            ask(store, Acquire(), user)
+
+
+def test_after_a_loss_old_numbers_fit_nothing(client: Open, token_backend: TokenBackend) -> None:
+    store = client()
+    granted = log_in(store)
+    token_backend.lose()
+    assert ask(store, Release(granted.fence)) == Lost()
+    slot = ask(store, Acquire())
+    assert type(slot) is MustLogIn
+    assert slot.fence > granted.fence
+
+
+def test_pools_and_users_of_any_name_are_strangers(client: Open) -> None:
+    store, other = client(), client(name=secrets.token_hex(8))
+    names = ["a", "A", "a}", "{a", "a:b", "ä", "日本", "a' OR '1'='1", "%s", "*", "x" * 1024]
+    for name in names:
+        ask(store, Release(log_in(store, name, f"token of {name}").fence), name)
+    for name in names:
+        assert ask(store, Acquire(), name).value == f"token of {name}"
+    assert set(store.look()) == set(names)
+    assert list(store.look("a")) == ["a"]
+    assert store.look("nobody") == {}
+    assert type(ask(other, Acquire(), "a")) is MustLogIn
+    assert set(other.look()) == {"a"}
+
+
+def test_idle_users_are_forgotten_and_others_are_not(client: Open) -> None:
+    store = client()
+    busy = log_in(store, "busy")
+    free = log_in(store, "free")
+    ask(store, Release(free.fence), "free")
+    failing = ask(store, Acquire(), "failing")
+    ask(store, LoginEnded(failing.fence), "failing")
+    gone = log_in(store, "gone")
+    ask(store, Release(gone.fence, keep=False), "gone")
+    store.forget()
+    assert set(store.look()) == {"busy", "free", "failing"}
+    assert ask(store, Release(busy.fence), "busy") == Done()
+    assert log_in(store, "gone").fence > gone.fence
+
+
+def test_a_store_that_is_away_says_so(token_backend: TokenBackend) -> None:
+    if token_backend.url.startswith("redis"):
+        url = "redis://127.0.0.1:1/0"
+    elif token_backend.url.startswith("sqlite"):
+        url = "sqlite:////nowhere/at/all/tokens.db"
+    elif token_backend.url.startswith("postgresql"):
+        url = "postgresql://coatcheck@127.0.0.1:1/postgres"
+    else:
+        assert not token_backend.shared, "the process itself is never away"
+        return
+    nowhere = type(token_backend)()
+    nowhere.url = url
+    for awaited in (False, True):
+        store = nowhere.client(POLICY, "default", awaited=awaited)
+        with pytest.raises(StoreUnavailable) as refusal:
+            ask(store, Acquire())
+        assert TOKEN not in str(refusal.value)
+        store.close()
+
+
+COMMANDS = st.lists(
+    st.one_of(
+        st.builds(lambda wait, login: ("acquire", wait, login), st.booleans(), st.booleans()),
+        st.builds(lambda which, keep: ("release", which, keep), st.integers(0, 5), st.booleans()),
+        st.tuples(st.sampled_from(["login", "login_failed", "leave", "extend", "closed"]), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["add", "idle", "remove", "clean"])),
+    ),
+    max_size=20,
+)
+
+
+@given(script=COMMANDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_store_is_the_rules_and_nothing_else(client: Open, script: list[tuple[Any, ...]]) -> None:
+    policy = Policy(
+        per_user=3, max_uses=4, lease_s=3_000.0, signs_out=True, backoff_first_s=0.0, logout_timeout_s=3_000
+    )
+    store, user = client(policy), secrets.token_hex(8)
+    first = store.apply(user, CleanUp())
+    assert first.reply == Done(0)
+    model = new_user(store.look(user)[user][0].fence)
+    fences: list[int] = []
+    tickets: list[int] = []
+    partings: list[int] = []
+    for step in script:
+        command = command_of(step, fences, tickets, partings)
+        outcome = store.apply(user, command)
+        expected = rules.apply(model, policy, 1.0, command)
+        assert timeless(outcome) == timeless(expected), command
+        reply = outcome.reply
+        if isinstance(reply, Granted | MustLogIn) and reply.fence not in fences:
+            fences.append(reply.fence)
+        if isinstance(reply, Waiting) and reply.ticket not in tickets:
+            tickets.append(reply.ticket)
+        partings.extend(parting.fence for parting in outcome.partings)
+    state = store.look(user)[user][0]
+    assert [token.value for token in state.free] == [token.value for token in model.free]
+    assert list(state.leases) == list(model.leases)
+    assert state.counters == model.counters
+
+
+def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], partings: list[int]) -> Command:
+    def pick(numbers: list[int], which: int) -> int:
+        return numbers[which % len(numbers)] if numbers else 7
+
+    match step:
+        case ("acquire", wait, login):
+            return Acquire(tickets[-1] if tickets and not login else 0, wait, login)
+        case ("release", which, keep):
+            return Release(pick(fences, which), f"refreshed {which}" if which % 2 else None, keep=keep)
+        case ("login", which):
+            return LoginDone(pick(fences, which), f"token {which}", 3_000.0)
+        case ("login_failed", which):
+            return LoginEnded(pick(fences, which), failed=which % 2 == 0)
+        case ("leave", which):
+            return Leave(pick(tickets, which))
+        case ("extend", which):
+            return Extend(pick(fences, which))
+        case ("closed", which):
+            return Closed(pick(partings, which))
+        case ("add",):
+            return Add("added", 3_000.0)
+        case ("idle",):
+            return TakeIdle(0.0)
+        case ("remove",):
+            return Remove()
+    return CleanUp()
+
+
+def timeless(outcome: Any) -> Any:
+    """An outcome without the times in it, which depend on the clock."""
+    reply = outcome.reply
+    if isinstance(reply, Granted):
+        reply = msgspec.structs.replace(reply, remaining_s=0.0)
+    if isinstance(reply, Waiting):
+        reply = (reply.ticket, reply.hopeless)
+    return reply, [(parting.fence, parting.value) for parting in outcome.partings]

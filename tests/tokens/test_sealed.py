@@ -37,14 +37,10 @@ def test_a_token_is_short_and_fits_into_a_cookie_as_it_is() -> None:
     assert codec().seal(*TOKEN) != TEXT, "each is sealed anew"
 
 
-@given(
-    st.builds(
-        SealedToken,
-        *[st.binary(min_size=16, max_size=16)] * 2,
-        st.integers(0, 2**48 - 1),
-        st.binary(min_size=16, max_size=16),
-    )
-)
+SIXTEEN = st.binary(min_size=16, max_size=16)
+
+
+@given(st.builds(SealedToken, SIXTEEN, SIXTEEN, st.integers(0, 2**48 - 1), SIXTEEN))
 def test_round_trip(token: SealedToken) -> None:
     text = codec().seal_token(token)
     assert codec().open(text) == token
@@ -71,7 +67,7 @@ def test_every_changed_character_is_refused() -> None:
         (TEXT + b"A", TokenReason.MALFORMED),
         (TEXT + TEXT, TokenReason.MALFORMED),
         (b"." * TOKEN_CHARS, TokenReason.MALFORMED),
-        (b"A" * (TOKEN_CHARS - 2) + b"==", TokenReason.MALFORMED),
+        (TEXT[:-2] + b"==", TokenReason.FORGED),
         (b"A" * TOKEN_CHARS, TokenReason.UNKNOWN_FORMAT),
         (b"AQAA" * (TOKEN_CHARS // 4), TokenReason.UNKNOWN_KEY),
         (TEXT[:8] + TEXT[8:][::-1], TokenReason.FORGED),

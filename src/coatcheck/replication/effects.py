@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from coatcheck.events import Event
+from coatcheck.events import Event, public_id
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 
@@ -44,6 +44,9 @@ class Get(msgspec.Struct, frozen=True):
     key: bytes
     servers: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<Get {public_id(self.key)} from {', '.join(self.servers)}>"
+
 
 class Gotten(msgspec.Struct, frozen=True):
     """``sent_at``: monotonic seconds when the reads left (leases count from there)."""
@@ -63,6 +66,9 @@ class Put(msgspec.Struct, frozen=True):
     entry: Entry
     seen: Mapping[str, Version | None]
     enough: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Put {public_id(self.key)} {self.entry.version} to {', '.join(self.seen)}>"
 
 
 class Settled(msgspec.Struct):
@@ -99,6 +105,9 @@ class Exclusive(msgspec.Struct, frozen=True):
     key: bytes
     flow: Flow[Any]
 
+    def __repr__(self) -> str:
+        return f"<Exclusive {public_id(self.key)}>"
+
 
 class Acknowledge(msgspec.Struct, frozen=True):
     """Hand ``result`` to whoever waits for this flow, now; the flow itself goes on until it is settled."""
@@ -117,6 +126,9 @@ class Tell(msgspec.Struct, frozen=True):
 
     server_id: bytes
     message: bytes
+
+    def __repr__(self) -> str:
+        return f"<Tell {self.server_id.hex()}: {len(self.message)} bytes>"
 
 
 Effect = Get | Put | Rest | Pause | Exclusive | Acknowledge | Detach | Tell

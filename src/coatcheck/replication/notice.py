@@ -12,6 +12,7 @@ import struct
 import msgspec
 
 from coatcheck.errors import CorruptEntry
+from coatcheck.events import public_id
 from coatcheck.replication.version import Version
 
 _NOTICE = struct.Struct(">B16s16sB")
@@ -27,6 +28,9 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
     version: Version
     closed: bool
 
+    def __repr__(self) -> str:
+        return f"<Notice: session {public_id(self.key)} is at {self.version}, closed {self.closed}>"
+
     def encode(self) -> bytes:
         return _NOTICE.pack(_NOTICE_KIND, self.key, self.version.pack(), self.closed)
 
@@ -37,6 +41,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     version: Version
     others_ms: int
+
+    def __repr__(self) -> str:
+        return f"<Answer: session {public_id(self.key)} at {self.version} is yours in {self.others_ms} ms>"
 
     def encode(self) -> bytes:
         return _ANSWER.pack(_ANSWER_KIND, self.key, self.version.pack(), self.others_ms)

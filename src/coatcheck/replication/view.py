@@ -32,6 +32,9 @@ class View(msgspec.Struct):
     forked: bool = False
     cached: Copy | None = None
 
+    def __repr__(self) -> str:
+        return f"<View of session {public_id(self.key)}: {self.seen}>"
+
     def highest_epoch(self) -> int:
         epochs = [entry.version.epoch for entry in self.entries.values()]
         epochs += [version.epoch for version in self.seen.values() if version is not None]

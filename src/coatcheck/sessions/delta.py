@@ -35,6 +35,9 @@ class Delta(msgspec.Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.changed or self.deleted)
 
+    def __repr__(self) -> str:
+        return f"<Delta: {len(self.changed)} keys set, {len(self.deleted)} deleted>"
+
     def touches(self, key: str) -> bool:
         return key in self.changed or key in self.deleted
 

@@ -26,6 +26,9 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     user: str | None
     chain: Chain
 
+    def __repr__(self) -> str:
+        return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
+
     def expires_at(self, policy: SessionPolicy) -> int:
         """Unix ms. The idle timeout counts from the last activity; ``last_seen_at`` may be one touch older."""
         idle = self.last_seen_at + policy.idle_timeout_ms + policy.touch_ms + policy.leeway_ms

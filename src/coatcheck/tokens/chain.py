@@ -20,6 +20,9 @@ class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
     session_id: bytes
     minted_at: int
 
+    def __repr__(self) -> str:
+        return f"<Link minted at {self.minted_at}>"
+
 
 class Retired(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A link that was replaced. ``moved_on_at``: when a newer token was first shown more than the grace

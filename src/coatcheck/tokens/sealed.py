@@ -8,6 +8,7 @@ from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple
 
 from coatcheck.errors import TokenReason, TokenRejected
+from coatcheck.events import public_id
 from coatcheck.tokens.keyring import OVERHEAD_BYTES, KeyRing, RandomBytes
 
 SESSION_ID_BYTES = 16
@@ -32,6 +33,9 @@ class SealedToken(NamedTuple):
     session_id: bytes
     timestamp: int
     version: bytes
+
+    def __repr__(self) -> str:
+        return f"<SealedToken of session {public_id(self.key)}>"
 
 
 class TokenCodec:

@@ -100,15 +100,28 @@ class LeasedBody:
         return getattr(self._raw, name)
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._raw
-        self._end(True)
+        return self._watched(iter(self._raw))
 
     def stream(self, *args: Any, **options: Any) -> Iterator[bytes]:
-        yield from self._raw.stream(*args, **options)
+        return self._watched(self._raw.stream(*args, **options))
+
+    def _watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from chunks
+        except GeneratorExit:
+            # Nobody reads on for now; the response is still to be closed, or read again.
+            raise
+        except BaseException:
+            self._end(False)
+            raise
         self._end(True)
 
     def read(self, *args: Any, **options: Any) -> Any:
-        chunk = self._raw.read(*args, **options)
+        try:
+            chunk = self._raw.read(*args, **options)
+        except BaseException:
+            self._end(False)
+            raise
         if self._raw.closed or not chunk or not (args or options.get("amt")):
             self._end(True)
         return chunk

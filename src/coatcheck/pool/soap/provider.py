@@ -42,7 +42,8 @@ class Provider:
     def __init__(self, options: ProviderOptions, world: World) -> None:
         self.options = options
         self.misbehaviour: Misbehaviour = options.misbehaviour
-        self.sessions = SessionTable(options.idle_s, world.random_bytes)
+        # After the token's time nobody can come back to the session.
+        self.sessions = SessionTable(min(options.idle_s, options.token_timeout_s), world.random_bytes)
         self.counters: Counter[str] = Counter()
         self._world = world
         self._dice = Dice(world.uniform)
@@ -73,7 +74,7 @@ class Provider:
     async def _serve(self, request: SoapRequest, headers: dict[str, str]) -> Answer:
         presented = self._presented(request.headers)
         if presented.token is not None:
-            self._misbehave()
+            self._misbehave(presented.token)
         if request.operation == LOG_OUT:
             return self._log_out(presented)
         session = await self._enter(presented)
@@ -102,9 +103,13 @@ class Provider:
             self._codec.open(token) if token else None,
         )
 
-    def _misbehave(self) -> None:
+    def _misbehave(self, token: SessionToken) -> None:
         if self._dice.happens(self.misbehaviour.expire_rate):
-            raise SoapFault(FaultReason.TOKEN_EXPIRED, "the session token has expired; log in")
+            session = self.sessions.get(token.session_id, self._world.now())
+            if session is None or not session.busy:
+                self.counters["expired"] += 1
+                self._close_if_idle(session)
+                raise SoapFault(FaultReason.TOKEN_EXPIRED, "the session token has expired; log in")
         if self._dice.happens(self.misbehaviour.kill_rate):
             idle = [session for session in self.sessions.of(None) if not session.busy]
             if idle:
@@ -185,13 +190,20 @@ class Provider:
         return Answer({})
 
     def expire_tokens(self, username: str | None = None) -> None:
-        """All tokens issued until now are refused, of one user or of all."""
+        """All tokens issued until now are refused, of one user or of all; sessions that only they open are closed."""
         now = self._world.now() + 1
+        for session in self.sessions.of(username):
+            self._close_if_idle(session)
         if username is None or len(self._not_before) >= MAX_EXPIRED_USERS:
             self._all_not_before = now
             self._not_before.clear()
         else:
             self._not_before[username] = now
+
+    def _close_if_idle(self, session: Session | None) -> None:
+        """Nobody can come back to a session whose tokens have expired; one in use gets a fresh token afterwards."""
+        if session is not None and not session.busy:
+            self.sessions.close(session)
 
     def kill_sessions(self, username: str | None = None) -> int:
         """Close all sessions of one user or of all, also those in use; how many."""

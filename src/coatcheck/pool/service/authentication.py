@@ -1,0 +1,54 @@
+"""Who may use the service: holders of a bearer token (RFC 6750), compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from coatcheck.errors import ConfigError
+
+MIN_TOKEN_CHARS: Final = 20
+MAX_TOKENS: Final = 100
+MAX_FILE_BYTES: Final = 64 * 1024
+SCHEME: Final = "bearer "
+
+
+class BearerTokens:
+    """The tokens that open the service; several, so that they can be changed without a gap."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        """Raises :class:`ConfigError` for none, too many, or one that is easily guessed."""
+        found = list(tokens)
+        if not 1 <= len(found) <= MAX_TOKENS:
+            raise ConfigError(f"token-file: 1 to {MAX_TOKENS} tokens are needed, not {len(found)}")
+        if any(len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() for token in found):
+            raise ConfigError(f"token-file: each token needs at least {MIN_TOKEN_CHARS} printable ASCII characters")
+        self._digests = [_digest(token) for token in found]
+
+    def __repr__(self) -> str:
+        return f"<BearerTokens, {len(self._digests)}>"
+
+    def accept(self, authorization: str) -> bool:
+        """Whether an ``Authorization`` header shows one of them. Takes the same time for each."""
+        shown = _digest(authorization[len(SCHEME) :].strip())
+        matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
+        return authorization[: len(SCHEME)].lower() == SCHEME and any(matches)
+
+
+def _digest(token: str) -> bytes:
+    # Of the same length whatever is shown, so that not even the length is told.
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_bearer_tokens(file: Path) -> BearerTokens:
+    """The tokens of a file, one a line; ``#`` starts a comment line. Raises :class:`ConfigError`."""
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"token-file: {file} is larger than {MAX_FILE_BYTES} bytes")
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token-file: cannot read {file}: {error}") from None
+    return BearerTokens(line for line in lines if line and not line.startswith("#"))

@@ -1,0 +1,125 @@
+"""What the service is asked and what it answers: the JSON bodies, from which the OpenAPI document is made."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.masking import MAX_PASSWORD_CHARS, MAX_TOKEN_CHARS
+
+MAX_WAIT_S = 300.0
+
+TokenText = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The root of request bodies; no body at all is ``{}``."""
+
+
+class CheckOut(Request):
+    """``wait_s``: how long to wait for a token; the pool's own time without it. ``password``: for the login."""
+
+    wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] | None = None
+    password: Annotated[str, Meta(max_length=MAX_PASSWORD_CHARS)] | None = None
+
+    def __repr__(self) -> str:
+        return f"<CheckOut, {self.wait_s} s>"
+
+
+class CheckIn(Request):
+    """``token``: the refreshed one, if the upstream sent one. ``failed``: the token's state is unknown now."""
+
+    token: TokenText | None = None
+    expires_in_s: Seconds | None = None
+    failed: bool = False
+
+    def __repr__(self) -> str:
+        return "<CheckIn>"
+
+
+class Drop(Request):
+    """``sign_out``: the session may still be alive at the upstream, so log it out."""
+
+    sign_out: bool = False
+
+
+class Complete(Request):
+    """The token that a login by the caller brought. ``expires_in_s``: when the upstream ends it in any case."""
+
+    token: TokenText
+    expires_in_s: Seconds | None = None
+
+    def __repr__(self) -> str:
+        return "<Complete>"
+
+
+class Nothing(Request):
+    """No fields."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: how often it was leased, with this one."""
+
+    lease: str
+    user: str
+    token: str
+    uses: int
+    deadline_in_s: float
+    fencing: int
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.fencing} of {self.user!r}>"
+
+
+class LoginLease(msgspec.Struct, frozen=True):
+    """There is no token, but a place for one: log in within ``deadline_in_s`` seconds, then complete the lease."""
+
+    lease: str
+    user: str
+    login: bool
+    deadline_in_s: float
+    fencing: int
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The lease's new deadline, seconds from now."""
+
+    deadline_in_s: float
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Numbers per user."""
+
+    pool: str
+    users: dict[str, UserStats]
+
+
+class Users(msgspec.Struct, frozen=True):
+    """Every slot, tokens masked."""
+
+    tokens: list[TokenRow]
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """How many tokens were dropped."""
+
+    removed: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """``ok``: the service answers and its store does."""
+
+    status: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What went wrong (RFC 9457). ``type`` is for programs, ``detail`` for people; neither holds a secret."""
+
+    type: str
+    title: str
+    status: int
+    detail: str

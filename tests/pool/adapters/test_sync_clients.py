@@ -1,0 +1,255 @@
+"""httpx, httpx2 and requests do the same with leases; here over real sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+import requests
+
+import coatcheck.pool.adapters.httpx as httpx_adapter
+import coatcheck.pool.adapters.httpx2 as httpx2_adapter
+from coatcheck.errors import ConfigError
+from coatcheck.pool import AsyncTokenPool, PoolTimeout, TokenPool
+from coatcheck.pool.adapters.placing import cookie, from_cookie, from_header, header
+from coatcheck.pool.adapters.requests import PoolAdapter
+
+from .upstream import CHUNK, CHUNKS, HEADER, Upstream
+
+BY_HEADER = {"apply": header(HEADER), "extract": from_header(HEADER)}
+BY_COOKIE = {"apply": cookie("SID"), "extract": from_cookie("SID")}
+OPENERS: dict[str, Callable[..., Any]] = {}
+
+
+def opener(make: Callable[..., Any]) -> Callable[..., Any]:
+    OPENERS[make.__name__.removeprefix("open_")] = make
+    return make
+
+
+@opener
+@contextmanager
+def open_httpx(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
+    with httpx.Client(base_url=upstream.url, auth=httpx_adapter.PoolAuth(pool, "ANN", **how)) as client:
+        yield client
+
+
+@opener
+@contextmanager
+def open_httpx2(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
+    with httpx2.Client(base_url=upstream.url, auth=httpx2_adapter.PoolAuth(pool, "ANN", **how)) as client:
+        yield client
+
+
+@opener
+@contextmanager
+def open_requests(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
+    class Session(requests.Session):
+        def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().request(method, upstream.url + str(url), *args, **kwargs)
+
+    with Session() as session:
+        session.mount(upstream.url, PoolAdapter(pool, "ANN", **how))
+        yield session
+
+
+@pytest.fixture(params=sorted(OPENERS))
+def client(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return OPENERS[request.param]
+
+
+def free_and_leased(pool: TokenPool) -> tuple[int, int]:
+    stats = pool.stats()["ANN"]
+    return stats.free, stats.leased
+
+
+@pytest.mark.parametrize("how", [BY_HEADER, BY_COOKIE], ids=["header", "cookie"])
+def test_one_login_serves_many_calls_and_tokens_are_renewed(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream, how: dict[str, Any]
+) -> None:
+    with client(pool, upstream, **how) as session:
+        answers = [session.get("/me").text for _ in range(5)]
+    assert answers == ["ANN1"] * 5
+    assert (upstream.logins, upstream.refusals) == (1, 0)
+    assert free_and_leased(pool) == (1, 0)
+
+
+def test_an_expired_token_is_replaced_by_one_login(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    with client(pool, upstream, **BY_HEADER) as session:
+        assert session.get("/me").text == "ANN1"
+        upstream.expire_all()
+        assert session.post("/echo", json=["twice"]).json() == ["twice"]
+    assert (upstream.logins, upstream.refusals) == (2, 1)
+    assert free_and_leased(pool) == (1, 0)
+
+
+def test_all_dead_tokens_are_found_out_before_the_login(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    held = [pool.lease("ANN").acquire() for _ in range(2)]
+    for each in held:
+        each.release()
+    upstream.expire_all()
+    with client(pool, upstream, **BY_HEADER) as session:
+        assert session.get("/me").status_code == 200
+    assert (upstream.logins, upstream.refusals) == (3, 2)
+
+
+def test_a_token_that_is_refused_at_once_is_not_tried_for_ever(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    how = {**BY_HEADER, "is_expired": lambda response: True}
+    with client(pool, upstream, **how) as session:
+        assert session.get("/me").text == "ANN1"
+    assert upstream.logins == 1
+    assert free_and_leased(pool) == (0, 0)
+
+
+def test_a_body_that_is_a_stream_is_not_sent_twice(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    with client(pool, upstream, **BY_HEADER) as session:
+        session.get("/me")
+        upstream.expire_all()
+        streamed = {"data": iter([b"a", b"b"])} if isinstance(session, requests.Session) else {"content": iter([b"a"])}
+        assert session.post("/echo", **streamed).status_code == 401
+    assert upstream.logins == 1
+    assert free_and_leased(pool) == (0, 0)
+
+
+def test_a_failed_connection_gives_the_lease_back(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    with client(pool, upstream, **BY_HEADER) as session:
+        session.get("/me")
+        with pytest.raises((httpx.TransportError, httpx2.TransportError, requests.RequestException)):
+            session.get("/slow", timeout=0.3)
+    assert free_and_leased(pool) == (0, 0)
+
+
+def test_a_body_that_breaks_off_gives_the_lease_back(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    failures = (httpx.TransportError, httpx2.TransportError, requests.RequestException)
+    with client(pool, upstream, **BY_HEADER) as session, pytest.raises(failures):
+        session.get("/breaks")
+    assert free_and_leased(pool) == (0, 0)
+
+
+def test_errors_of_the_pool_reach_the_caller(client: Callable[..., Any], upstream: Upstream) -> None:
+    with TokenPool(login=upstream.sign_in, per_user=1, wait="0.1s") as pool:
+        with pool.lease("ANN"), client(pool, upstream, **BY_HEADER) as session, pytest.raises(PoolTimeout):
+            session.get("/me")
+        assert pool.stats()["ANN"].waiting == 0
+
+
+def test_eight_threads_never_use_a_token_twice_at_once(
+    client: Callable[..., Any], pool: TokenPool, upstream: Upstream
+) -> None:
+    statuses: list[int] = []
+    with client(pool, upstream, **BY_HEADER) as session:
+
+        def work() -> None:
+            statuses.extend(session.get("/me").status_code for _ in range(10))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 80
+    assert upstream.logins <= 2 and upstream.double_uses == 0 and upstream.refusals == 0
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_a_stream_holds_its_lease_until_it_is_read_or_closed(library: str, pool: TokenPool, upstream: Upstream) -> None:
+    with OPENERS[library](pool, upstream, **BY_HEADER) as session:
+        with session.stream("GET", "/stream") as response:
+            assert free_and_leased(pool) == (0, 1)
+            assert len(response.read()) == CHUNKS * len(CHUNK)
+            assert free_and_leased(pool) == (1, 0)
+        with session.stream("GET", "/stream") as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            assert free_and_leased(pool) == (0, 1)
+        # Closed in the middle: what the upstream does with the session now is unknown.
+        assert free_and_leased(pool) == (0, 0)
+    assert upstream.double_uses == 0
+
+
+def test_a_stream_of_requests_holds_its_lease_until_it_is_read_or_closed(pool: TokenPool, upstream: Upstream) -> None:
+    with open_requests(pool, upstream, **BY_HEADER) as session:
+        response = session.get("/stream", stream=True)
+        assert free_and_leased(pool) == (0, 1)
+        assert len(response.content) == CHUNKS * len(CHUNK)
+        assert free_and_leased(pool) == (1, 0)
+        response = session.get("/stream", stream=True)
+        assert b"".join(response.iter_content(500)) == CHUNK * CHUNKS
+        assert free_and_leased(pool) == (1, 0)
+        response = session.get("/stream", stream=True)
+        assert response.raw.read() == CHUNK * CHUNKS
+        assert free_and_leased(pool) == (1, 0)
+        with session.get("/stream", stream=True) as response:
+            next(response.iter_content(10))
+        assert free_and_leased(pool) == (0, 0)
+    assert upstream.double_uses == 0
+
+
+def test_a_redirect_to_another_host_takes_no_token_along(pool: TokenPool, upstream: Upstream) -> None:
+    with open_requests(pool, upstream, **BY_HEADER) as session:
+        assert session.get("/away").text == "elsewhere"
+    with OPENERS["httpx"](pool, upstream, extract=from_header(HEADER)) as session:
+        assert session.get("/away", follow_redirects=True).text == "elsewhere"
+    assert upstream.stray_tokens == []
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_other_origins_get_no_token(library: str, pool: TokenPool, upstream: Upstream) -> None:
+    how = {**BY_HEADER, "origin": upstream.url}
+    with OPENERS[library](pool, upstream, **how) as session:
+        assert session.get("/me").status_code == 200
+        assert session.get(f"http://localhost:{upstream.port}/other").text == "elsewhere"
+    assert upstream.stray_tokens == []
+    assert pool.stats()["ANN"].leases_total == 1
+
+
+def test_the_body_is_read_first_when_the_answer_is_in_it(pool: TokenPool, upstream: Upstream) -> None:
+    for library in sorted(OPENERS):
+        how = {**BY_HEADER, "is_expired": lambda response: "expired" in response.text, "read_body": True}
+        upstream.expire_all()
+        with OPENERS[library](pool, upstream, **how) as session:
+            assert session.get("/me").status_code == 200
+            upstream.expire_all()
+            assert session.get("/me").status_code == 200
+    assert free_and_leased(pool) == (1, 0)
+
+
+def test_a_lease_that_is_over_before_the_answer_keeps_the_answer(
+    client: Callable[..., Any], upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TokenPool(login=upstream.sign_in, per_user=1, lease="0.3s") as pool:
+        with client(pool, upstream, **BY_HEADER) as session:
+            assert session.get("/slow").text == "slow"
+        assert "was over before" in caplog.text
+        assert free_and_leased(pool) == (0, 0)
+
+
+def test_the_wrong_kind_of_pool_is_told_at_once() -> None:
+    wrong = AsyncTokenPool()
+    for make in (httpx_adapter.PoolAuth, httpx2_adapter.PoolAuth, PoolAdapter):
+        with pytest.raises(ConfigError):
+            make(wrong, "ANN")  # type: ignore[arg-type]
+    with TokenPool() as pool:
+        with pytest.raises(ConfigError):
+            httpx_adapter.AsyncPoolAuth(pool, "ANN")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError):
+            httpx_adapter.PoolAuth(pool, "ANN", origin="api.example.com")
+    for name in ("", "a b", "a:b", "a\r\nb"):
+        with pytest.raises(ConfigError):
+            header(name)

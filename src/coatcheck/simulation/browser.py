@@ -121,8 +121,6 @@ class Browser(Process):
 
 
 def _cookies(response: Response) -> str:
-    words = []
-    for name in ("set_anonymous", "set_login", "clear_anonymous", "clear_login"):
-        if getattr(response, name):
-            words.append(name.replace("_", " "))
+    names = ("set_anonymous", "set_login", "clear_anonymous", "clear_login")
+    words = [name.replace("_", " ") for name in names if getattr(response, name)]
     return ", " + ", ".join(words) if words else ""

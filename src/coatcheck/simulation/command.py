@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (1)")
     options.add_argument("--exhaustive", action="store_true", help="search a small farm: every order, every fault")
     options.add_argument("--script", metavar="WORDS", help=f"with --exhaustive: {', '.join(search.SCRIPTS)}")
-    options.add_argument("--steps", type=_positive, default=200_000, metavar="N", help="with --exhaustive: states at most")
+    options.add_argument(
+        "--steps", type=_positive, default=200_000, metavar="N", help="with --exhaustive: states at most"
+    )
+    options.add_argument("--disorder", type=int, default=2, metavar="N", help="... messages that overtake (2)")
+    options.add_argument("--parallel", type=_positive, default=2, metavar="N", help="... requests at once (2)")
     options.add_argument("--faults", type=int, default=1, metavar="N", help="with --exhaustive: faults at most (1)")
     return options
 
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     if options.exhaustive:
-        return _exhaustive(options.script, options.steps, options.faults)
+        return _exhaustive(options)
     if options.seed is not None:
         return _one(options.seed, options.profile, options.trace)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -102,14 +106,14 @@ def _print_total(total: Total, profile: Profile) -> None:
     say(f"{len(total.failed)} histories broke an invariant" if total.failed else "no invariant broken")
 
 
-def _exhaustive(script: str | None, states: int, faults: int) -> int:
-    words = [script] if script is not None else list(search.SCRIPTS)
+def _exhaustive(options: argparse.Namespace) -> int:
+    words = [options.script] if options.script is not None else list(search.SCRIPTS)
     failed = False
     for word in words:
         if word not in search.SCRIPTS:
             say(f"coatcheck simulate: no script {word!r}; there are {', '.join(search.SCRIPTS)}")
             return 2
-        found = search.explore(word, max_states=states, max_faults=faults)
+        found = search.explore(word, options.steps, options.faults, options.disorder, options.parallel)
         say(found.summary())
         for line in found.lines:
             say(line)

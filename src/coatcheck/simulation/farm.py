@@ -42,9 +42,7 @@ class Farm:
         self.sealer, self.codecs = seals(scenario.real_seal, self.rng)
         self.app = App(self.ledger, self.codecs)
         self.placement = Placement([f"store-{n + 1}" for n in range(scenario.session_servers)], scenario.copies)
-        self.servers = {
-            name: SessionServer(name, self.schedule, self.ledger, self) for name in self.placement.servers
-        }
+        self.servers = {name: SessionServer(name, self.schedule, self.ledger, self) for name in self.placement.servers}
         self.ledger.servers = self.servers
         self.replication = scenario.replication_policy()
         self.policy = scenario.session_policy()

@@ -6,8 +6,8 @@ relative to now, so that the same situation a second later is the same state.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
-from hashlib import blake2b
 from types import FunctionType, GeneratorType, MethodType
 from typing import Any
 
@@ -15,35 +15,42 @@ import msgspec
 
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.simulation.application import Attempt, Operation
 from coatcheck.simulation.runner import Collector, Runner, Task
 from coatcheck.simulation.schedule import EPOCH_MS, Process
+from coatcheck.tokens.sealed import SealedToken
 
 PAST_S = -3.0
 """Moments longer ago than any lease are all the same."""
 _STAMP = 10**11
 """Whole numbers from here on are Unix milliseconds."""
+_PLAIN = (int, str, bytes, bool, Version)
+_COPY = [name for name in Copy.__slots__ if name != "record"]
 
 
 class Fingerprint:
-    """Turns one state into bytes; use a new one for each state."""
+    """Turns one state into a number; use a new one for each state. Numbers compare within one process only."""
 
     def __init__(self, now: float) -> None:
         self._now = now
         self._open: set[int] = set()
 
-    def digest(self, parts: Any) -> bytes:
-        return blake2b(repr(self.freeze(parts)).encode(), digest_size=12).digest()
+    def digest(self, parts: Any) -> int:
+        return hash(self.freeze(parts))
 
     def freeze(self, value: Any) -> Any:
+        """A hashable stand-in."""
         kind = type(value)
         if kind is float:
             return value if value in (float("inf"), 0.0) else round(max(value - self._now, PAST_S), 3)
         if kind is int and value > _STAMP:
             return ("ms", max(round((value - EPOCH_MS) / 1000 - self._now, 2), PAST_S))
-        if value is None or kind in (int, str, bytes, bool):
+        if value is None or kind in _PLAIN:
             return value
+        if kind is Entry:
+            return (value.version, value.history, value.closed, value.payload)
         if id(value) in self._open:
             return "again"
         self._open.add(id(value))
@@ -54,18 +61,16 @@ class Fingerprint:
 
     def _compound(self, value: Any, kind: type) -> Any:
         freeze = self.freeze
-        if kind is tuple or kind is list or (isinstance(value, tuple) and hasattr(value, "_fields")):
-            return [freeze(item) for item in value]
+        if kind is tuple or kind is list or kind is SealedToken or kind is deque:
+            return tuple([freeze(item) for item in value])
         if kind is dict:
-            return sorted((repr(freeze(key)), freeze(item)) for key, item in value.items())
+            return frozenset([(freeze(key), freeze(item)) for key, item in value.items()])
         if kind in (set, frozenset):
-            return sorted(repr(freeze(item)) for item in value)
+            return frozenset([freeze(item) for item in value])
         if isinstance(value, Enum):
             return value.name
-        if kind is Entry:
-            return ("entry", freeze(value.version), freeze(value.history), value.closed, value.payload)
         if isinstance(value, msgspec.Struct):
-            return (kind.__name__, [freeze(getattr(value, name)) for name in value.__struct_fields__])
+            return (kind.__name__, *[freeze(getattr(value, name)) for name in value.__struct_fields__])
         return self._object(value, kind)
 
     def _object(self, value: Any, kind: type) -> Any:
@@ -75,11 +80,11 @@ class Fingerprint:
         if isinstance(value, Process):
             return value.name
         if kind is Copy:
-            return [freeze(getattr(value, name, None)) for name in Copy.__slots__ if name != "record"]
+            return tuple([freeze(getattr(value, name, None)) for name in _COPY])
         if kind is Session:
             own = [freeze(item) for name, item in sorted(vars(value).items()) if name != "copy_held"]
             held = value.copy_held
-            return (sorted(dict.items(value), key=repr), own, freeze(held.version) if held is not None else None)
+            return (freeze(dict(dict.items(value))), tuple(own), held.version if held is not None else None)
         if kind is Collector:
             return (freeze(value.effect), freeze(value.replies), value.missing, value.waiting)
         if kind is Task:
@@ -87,7 +92,7 @@ class Fingerprint:
         if kind is Attempt:
             return (value.number, value.answered)
         if kind is Operation:
-            return (value.name, freeze(value.versions))
+            return (value.name, tuple(value.versions))
         if kind is MethodType:
             owner = value.__self__
             return (value.__func__.__name__, kind_name(owner) if isinstance(owner, Runner) else freeze(owner))
@@ -100,9 +105,9 @@ class Fingerprint:
         while type(flow) is GeneratorType and flow.gi_frame is not None:
             frame = flow.gi_frame
             variables = [(name, self.freeze(item)) for name, item in frame.f_locals.items() if name != "self"]
-            frames.append((frame.f_code.co_qualname, frame.f_lasti, variables))
+            frames.append((frame.f_code.co_name, frame.f_lasti, tuple(variables)))
             flow = flow.gi_yieldfrom
-        return frames
+        return tuple(frames)
 
 
 def kind_name(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import msgspec
 
+from coatcheck.simulation.application import Kind
 from coatcheck.simulation.convergence import check_convergence
 from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.faults import Faults
@@ -14,7 +15,7 @@ from coatcheck.simulation.trace import Trace
 
 MAX_TRAFFIC_S = 60.0
 SETTLE_S = 8.0
-REQUESTS_AFTER = ("read", "write", "read")
+REQUESTS_AFTER: tuple[Kind, ...] = ("read", "write", "read")
 CALM_S = 12.0
 
 

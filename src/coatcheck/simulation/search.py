@@ -64,17 +64,22 @@ def small_scenario(**changes: object) -> Scenario:
 
 
 def explore(
-    script: str, max_states: int, max_faults: int = 1, parallel: int = 2, scenario: Scenario | None = None
+    script: str,
+    max_states: int,
+    max_faults: int = 1,
+    disorder: int = 2,
+    parallel: int = 2,
+    scenario: Scenario | None = None,
 ) -> Found:
     """Follow every path of a script, depth first; stops at the first violation or after ``max_states`` states."""
     scenario = scenario or small_scenario(rotate_after_ms=0 if script.startswith("rotate") else 60_000)
     found = Found(script)
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     stack: list[tuple[int, ...]] = [()]
     began = time.monotonic()
     while stack and len(seen) < max_states and not found.violations:
         prefix = stack.pop()
-        farm = SmallFarm(scenario, SCRIPTS[script], max_faults, Trace(False), parallel)
+        farm = SmallFarm(scenario, SCRIPTS[script], max_faults, disorder, Trace(False), parallel)
         _follow(farm, list(prefix), seen, stack, found)
     found.states = len(seen)
     found.whole = not stack and not found.violations
@@ -82,9 +87,7 @@ def explore(
     return found
 
 
-def _follow(
-    farm: SmallFarm, path: list[int], seen: set[bytes], stack: list[tuple[int, ...]], found: Found
-) -> None:
+def _follow(farm: SmallFarm, path: list[int], seen: set[int], stack: list[tuple[int, ...]], found: Found) -> None:
     """Replay ``path``, then go on with the first choice until the end, or until a known state; note the others."""
     for index in path:
         farm.choices()[index][1]()
@@ -96,10 +99,7 @@ def _follow(
         seen.add(state)
         found.deepest = max(found.deepest, len(path))
         if not choices or len(path) >= MAX_DEPTH or choices[0][0].startswith("FAULT"):
-            if farm.position >= len(farm.script):
-                _judge_end(farm, path, found)
-                return
-        if not choices:
+            _judge_end(farm, path, found)
             return
         stack.extend((*path, index) for index in range(len(choices) - 1, 0, -1))
         path.append(0)
@@ -120,7 +120,7 @@ def _fail(farm: SmallFarm, path: list[int], found: Found) -> None:
     """Run the path once more, with its trace."""
     found.violations = list(farm.ledger.violations)
     trace = Trace(True)
-    again = SmallFarm(farm.scenario, farm.script, farm.budget_given, trace, farm.parallel)
+    again = SmallFarm(farm.scenario, farm.script, farm.budget_given, farm.disorder_given, trace, farm.parallel)
     for index in path:
         label, act = again.choices()[index]
         again.ledger.say(f"-- {label}")

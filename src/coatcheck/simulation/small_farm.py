@@ -99,14 +99,20 @@ class ChosenNetwork(Network):
 
 
 class SmallFarm(Farm):
-    """``script``: the requests of one browser. At most ``parallel`` of them are under way at once."""
+    """``script``: the requests of one browser. At most ``parallel`` of them are under way at once.
 
-    def __init__(self, scenario: Scenario, script: tuple[Kind, ...], faults: int, trace: Trace, parallel: int) -> None:
+    ``disorder``: how often a message may overtake others. ``faults``: how many faults there may be.
+    """
+
+    def __init__(
+        self, scenario: Scenario, script: tuple[Kind, ...], faults: int, disorder: int, trace: Trace, parallel: int
+    ) -> None:
         self.chosen = ChosenSchedule()
         self.flying = ChosenNetwork()
         super().__init__(scenario, trace, self.chosen, self.flying)
         self.script = script
         self.position = 0
+        self.disorder = self.disorder_given = disorder
         self.budget = self.budget_given = faults
         self.parallel = parallel
         self.ledger.disturbed = True
@@ -141,6 +147,10 @@ class SmallFarm(Farm):
         server.runner.start(flow, lambda result, error: self._handled(attempt, server, result, error), attempt)
         self.chosen.settle()
 
+    def _choose(self, index: int) -> None:
+        self.disorder -= index > 0
+        self._deliver(index)
+
     def _deliver(self, index: int) -> None:
         message = self.flying.messages.pop(index)
         message.to.deliver(message.act, *message.args)
@@ -154,7 +164,8 @@ class SmallFarm(Farm):
         found: list[Choice] = []
         messages = self.flying.messages
         for index, message in enumerate(messages):
-            found.append((f"deliver {message.label}", lambda index=index: self._deliver(index)))  # type: ignore[misc]
+            if not index or self.disorder:
+                found.append((f"deliver {message.label}", lambda index=index: self._choose(index)))  # type: ignore[misc]
         if self.position < len(self.script) and len(self.browser.outstanding) < self.parallel:
             for web in range(len(self.webs)):
                 kind = self.script[self.position]
@@ -263,7 +274,7 @@ class SmallFarm(Farm):
             else:
                 return
 
-    def fingerprint(self) -> bytes:
+    def fingerprint(self) -> int:
         """The state: what servers hold, what flies, where every flow stands, and what was promised."""
         now = self.schedule.now
         webs = []
@@ -278,12 +289,19 @@ class SmallFarm(Farm):
             ({key: row[0] for key, row in server.entries.items()}, server._undo[-1:], server.run)
             for server in self.servers.values()
         ]
-        flying = sorted(repr(Fingerprint(now).freeze((one.to, one.act, one.args))) for one in self.flying.messages)
+        flying = [(one.to, one.act, one.args) for one in self.flying.messages]
         timers = [(due, act, args) for due, _, act, args in sorted(self.chosen.timers, key=lambda one: one[:2])]
         logs = [
             (key, list(log.acks), [(close.holders, close.lost) for close in log.closes], log.forked_by, log.data_lost)
             for key, log in self.ledger.logs.items()
         ]
         jar = self.browser.jar
-        mine = (self.position, self.budget, jar.anonymous, jar.login, [one.number for one in self.browser.outstanding])
+        mine = (
+            self.position,
+            self.budget,
+            self.disorder,
+            jar.anonymous,
+            jar.login,
+            [one.number for one in self.browser.outstanding],
+        )
         return Fingerprint(now).digest((webs, servers, flying, timers, logs, mine))

@@ -1,0 +1,181 @@
+"""What web servers report, judged: is it true, and is it excused by a promise of protocol section 8?
+
+Each excuse names its promise, and a campaign prints how often it was used: a check that never bites is seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from coatcheck.events import Event, EventKind
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.version import Version
+from coatcheck.simulation.log import SessionLog
+from coatcheck.simulation.scenario import Scenario
+from coatcheck.simulation.schedule import EPOCH_MS, Schedule
+from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.trace import Trace
+from coatcheck.simulation.web_server import WebServer
+
+
+class Judge:
+    """Judges what web servers report; the promises of section 8 say what is excused."""
+
+    def __init__(self, scenario: Scenario, schedule: Schedule, trace: Trace) -> None:
+        self.scenario = scenario
+        self.schedule = schedule
+        self.trace = trace
+        self.logs: dict[bytes, SessionLog] = {}
+        self.by_public: dict[str, SessionLog] = {}
+        self.violations: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.servers: dict[str, SessionServer] = {}
+        self.longest_trip_s = 0.0
+        self.skew_range_ms = 0
+        self.disturbed = not scenario.faultless
+        self._ids: dict[bytes, bytes] = {}
+
+    def fail(self, invariant: str, text: str) -> None:
+        self.violations.append(f"{invariant}: {text}")
+        if self.trace.on:
+            self.trace.add(self.schedule.now, f"VIOLATION {invariant}: {text}")
+
+    def excuse(self, promise: str) -> None:
+        self.counts[promise] += 1
+
+    def say(self, text: str) -> None:
+        self.trace.add(self.schedule.now, text)
+
+    def log(self, key: bytes) -> SessionLog:
+        log = self.logs.get(key)
+        if log is None:
+            log = self.logs[key] = SessionLog(key)
+            self.by_public[log.public] = log
+        return log
+
+    def _judge_fork(self, log: SessionLog, lost: Version) -> None:
+        """Promise 1: an acknowledged write may be forked away only where rivals wrote below target."""
+        scenario = self.scenario
+        if scenario.wanted * 2 <= scenario.session_servers:
+            self.excuse("promise 1: fork, copies <= N/2")
+        elif log.below_target or log.acks[lost].level < scenario.wanted:
+            self.excuse("promise 1: fork, written below target")
+        elif log.data_lost:
+            self.excuse("promise 1: fork, a server forgot")
+        elif scenario.too_few_answers == "serve":
+            self.excuse("promise 1: fork, served with too few answers")
+        else:
+            self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached its target")
+
+    # -- what web servers report ---------------------------------------------------------------------
+
+    def reported(self, web: WebServer, event: Event) -> None:
+        if self.trace.on:
+            log = self.by_public.get(event.session)
+            self.say(f"{web.name} reports {event.kind.value} {self.trace.key(log.key) if log else ''} {event.detail}")
+        self.counts["event " + event.kind.value] += 1
+        log = self.by_public.get(event.session)
+        if event.kind is EventKind.CORRUPT_ENTRY:
+            self.fail("I4", f"{web.name} found a corrupt entry: {event.detail}")
+        if log is None:
+            return
+        log.events.append((self.schedule.now, web.server_id, event.kind))
+        if event.kind is EventKind.SESSION_FORKED:
+            log.forked_by.add(web.server_id)
+        elif event.kind is EventKind.BELOW_TARGET:
+            log.below_target = True
+            if not self.disturbed:
+                self.fail("I6", "copies below target though nothing ever failed")
+        elif event.kind is EventKind.SESSION_THEFT:
+            self._judge_theft(log)
+        elif event.kind is EventKind.SESSION_ROLLED_BACK:
+            self._judge_rollback(web, log, event.detail)
+        elif event.kind is EventKind.SESSION_NOT_FOUND:
+            self._judge_not_found(web, log)
+        elif event.kind is EventKind.SESSION_EXPIRED:
+            self._judge_expiry(log)
+
+    def _judge_theft(self, log: SessionLog) -> None:
+        """Promise 4: no honest browser is accused if the grace is long enough."""
+        if log.thief:
+            self.excuse("promise 4: there is a thief")
+            return
+        scenario = self.scenario
+        needed_s = self.longest_trip_s + scenario.lease_s + self.skew_range_ms / 1000
+        if scenario.grace_ms == 0:
+            self.excuse("promise 4: grace 0 and parallel requests")
+        elif scenario.grace_ms / 1000 < needed_s:
+            self.excuse("promise 4: grace shorter than the longest round trip")
+        elif log.data_lost or log.forked_by or log.below_target:
+            self.excuse("promise 4: the chain itself was lost or forked")
+        else:
+            self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
+
+    def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
+        wanted = _parse(detail)
+        ack = log.acks.get(wanted)
+        scenario = self.scenario
+        if ack is None or ack.level < scenario.wanted or log.below_target:
+            self.excuse("promise 2: rollback reported, written below target")
+        elif log.data_lost:
+            self.excuse("promise 2: rollback reported, a server forgot")
+        elif log.forked_by:
+            self.excuse("promise 2: rollback reported, forked")
+        elif scenario.wanted * 2 <= scenario.session_servers or scenario.too_few_answers == "serve":
+            self.excuse("promise 2: rollback reported, too few servers asked")
+        else:
+            self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
+
+    def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
+        """A session that some server still has must not be declared absent."""
+        scenario = self.scenario
+        keepers = [name for name, server in self.servers.items() if _alive(server.look(log.key))]
+        if not keepers:
+            self._judge_expiry(log)
+        elif scenario.session_servers < 3:
+            self.excuse("promise 1: not found, only holder unreachable (fewer than 3 servers)")
+        elif log.below_target or log.data_lost or any(ack.level < scenario.wanted for ack in log.acks.values()):
+            self.excuse("promise 1: not found, below target or forgotten")
+        elif scenario.too_few_answers == "serve":
+            self.excuse("promise 1: not found, served with too few answers")
+        elif self._is_expiring(log):
+            self.excuse("promise 6: expiring")
+        else:
+            self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
+
+    def _judge_expiry(self, log: SessionLog) -> None:
+        """No session ends before its time, clock skew apart (promise 6)."""
+        if log.tombstones:
+            self.excuse("promise 3: closing, holders of the tombstone unreachable")
+        elif log.data_lost:
+            self.excuse("promise 1: every holder forgot")
+        elif self.scenario.durability == "async":
+            self.excuse("async: nothing was promised")
+        elif log.reported(EventKind.SESSION_ROLLED_BACK) or log.forked_by:
+            self.excuse("promise 2: the last activity was rolled back")
+        elif self._is_expiring(log):
+            self.excuse("promise 6: in time, clock skew apart")
+        elif log.below_target or self.scenario.too_few_answers == "serve":
+            self.excuse("promise 1: an older copy expired, newer ones unreachable (below target)")
+        elif self.scenario.wanted * 2 <= self.scenario.session_servers:
+            self.excuse("promise 1: an older copy expired, newer ones unreachable (copies <= N/2)")
+        else:
+            self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
+
+    def _is_expiring(self, log: SessionLog) -> bool:
+        if log.last_active is None:
+            return True
+        scenario, now = self.scenario, self.schedule.now
+        idle_until = log.last_active + (scenario.idle_timeout_ms + scenario.leeway_ms - self.skew_range_ms) / 1000
+        ends = (log.created_ms - EPOCH_MS + scenario.absolute_timeout_ms - self.skew_range_ms) / 1000
+        return now >= min(idle_until, ends) - 0.01
+
+
+def _parse(detail: str) -> Version:
+    """The version in ``token 3.ab12.1, newest copy ...``."""
+    epoch, owner, seq = detail.split(",")[0].removeprefix("token ").split(".")
+    return Version(int(epoch), bytes.fromhex(owner), int(seq))
+
+
+def _alive(entry: Entry | None) -> bool:
+    return entry is not None and not entry.closed

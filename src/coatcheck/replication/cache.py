@@ -91,6 +91,7 @@ class Cache:
     def mark_closed(self, key: bytes) -> None:
         """Remember that a session is closed; a tombstone is for ever, so this needs no lease."""
         self._copies.pop(key, None)
+        self._closed.pop(key, None)
         if len(self._closed) >= self.max_closed:
             self._closed.pop(next(iter(self._closed)))
         self._closed[key] = None

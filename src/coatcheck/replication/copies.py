@@ -360,7 +360,7 @@ class Copies:
         return closed
 
     def _remember_closing(self, key: bytes, tombstone: Entry) -> None:
-        if len(self.closing) >= self.MAX_CLOSING:
+        if key not in self.closing and len(self.closing) >= self.MAX_CLOSING:
             self.closing.pop(next(iter(self.closing)))
         self.closing[key] = tombstone
 

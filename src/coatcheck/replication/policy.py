@@ -19,8 +19,8 @@ class ReplicationPolicy(msgspec.Struct, frozen=True):
     ``below_target``: what to do when fewer servers than wanted hold a copy. ``too_few_answers``: whether to
     serve when, of three or more session servers, fewer than ``N - copies + 1`` answer. ``lease_s``: how long a
     cached session is served without asking; 0 where a check is cheap. ``tombstone_ms``: how long a
-    closed session is remembered: the longest life of a token plus leeway. ``linger_ms``: how long session servers keep a
-    session that has timed out, so that who comes back finds it expired, and closes it (mission A8).
+    closed session is remembered: the longest life of a token plus leeway. ``linger_ms``: how long session servers
+    keep a session that has timed out, so that who comes back finds it expired, and closes it (mission A8).
     """
 
     durability: Durability = "all"

@@ -37,7 +37,6 @@ class View(msgspec.Struct):
 
     def highest_epoch(self) -> int:
         epochs = [entry.version.epoch for entry in self.entries.values()]
-        epochs += [version.epoch for version in self.seen.values() if version is not None]
         if self.cached is not None:
             epochs.append(self.cached.version.epoch)
         return max(epochs, default=0)
@@ -109,34 +108,53 @@ class Viewer:
         return view
 
     def _judge(self, view: View) -> None:
-        view.cached = self._cache.get(view.key)
-        if view.cached is not None and view.cached.expires_at <= self._world.now_ms():
-            self._cache.drop(view.key)  # what others wrote since then has expired too: absent, not rolled back
-            view.cached = None
-        while True:
-            candidates = list(view.entries.values())
-            if view.cached is not None:
-                candidates.append(view.cached.as_entry())
-            resolution = resolve(candidates)
-            if resolution is None:
-                view.newest = None
-                return
-            view.newest, view.forked = resolution.newest, resolution.forked
-            if view.cached is not None and view.newest.version == view.cached.version:
-                view.body = view.cached.body
-                return
-            try:
-                header = view.newest.header()
-                view.body = self._sealer.unseal(view.key, header, view.newest.payload)
-                return
-            except CorruptEntry as corrupt:
-                self._discard(view, view.newest, corrupt)
+        view.cached = own = self._cache.get(view.key)
+        bodies = self._authentic(view)
+        candidates = list(view.entries.values())
+        if own is not None:
+            candidates.append(own.as_entry())
+        resolution = resolve(candidates)
+        if resolution is None:
+            view.newest = None
+            return
+        view.newest, view.forked = resolution.newest, resolution.forked
+        if own is not None and _is_copy_of(view.newest, own):
+            view.body = own.body
+        else:
+            view.body = next(body for entry, body in bodies if _same(entry, view.newest))
 
-    def _discard(self, view: View, bad: Entry, why: CorruptEntry) -> None:
-        """A payload that we did not seal proves nothing: leave it out; a forged tombstone blocks its server."""
-        for server in [name for name, entry in view.entries.items() if entry is bad or entry == bad]:
-            del view.entries[server]
-            if bad.closed:
-                view.avoid.add(server)
-                del view.seen[server]
-            self._world.report(Event(EventKind.CORRUPT_ENTRY, public_id(view.key), f"on {server}: {why}"))
+    def _authentic(self, view: View) -> list[tuple[Entry, bytes]]:
+        """The stored entries with their records, opened; but those that are the own copy are not looked into.
+
+        What we did not seal proves nothing, not even by its number: it is left out. A forged tombstone blocks
+        its server, for none would ever replace it.
+        """
+        opened: list[tuple[Entry, bytes]] = []
+        for server, entry in list(view.entries.items()):
+            if view.cached is not None and _is_copy_of(entry, view.cached):
+                continue
+            if any(_same(entry, other) for other, _ in opened):
+                continue
+            try:
+                opened.append((entry, self._sealer.unseal(view.key, entry.header(), entry.payload)))
+            except CorruptEntry as corrupt:
+                del view.entries[server]
+                if entry.closed:
+                    view.avoid.add(server)
+                    del view.seen[server]
+                self._world.report(Event(EventKind.CORRUPT_ENTRY, public_id(view.key), f"on {server}: {corrupt}"))
+        return opened
+
+
+def _is_copy_of(entry: Entry, own: Copy) -> bool:
+    return entry.version == own.version and entry.history == own.history and not entry.closed
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """Whether two servers hold the same; the life that is left may differ."""
+    return (
+        one.version == other.version
+        and one.closed == other.closed
+        and one.history == other.history
+        and one.payload == other.payload
+    )

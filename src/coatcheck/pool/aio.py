@@ -216,7 +216,7 @@ class AsyncTokenPool(PoolCore):
         if self.memory is not None:
             self.memory.wake_all()
         # Leases of a store in the process may be given back by threads that know no event loop: so look, not listen.
-        while self.held_leases() and time.monotonic() < until:
+        while self.held_leases() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(CLOSE_POLL_S)
         try:
             if self.memory is not None:

@@ -5,6 +5,9 @@ state that this process saw last, and one script call swaps the new state in if 
 the same call brings the newest state, and the command is applied to that. So a command costs one round trip when the
 user was last touched by this process, two when by another one. A repeated call after a lost reply is recognised by its
 version and changes nothing twice.
+
+Whoever was too slow reserves the next swap with that same call, for ``RESERVED_MS`` at most: otherwise the process
+that was fastest, which needs one round trip where the others need two, would stay the fastest for ever.
 """
 
 from __future__ import annotations
@@ -37,36 +40,45 @@ MAX_CONNECTIONS: Final = 16
 MAX_WAITING_CONNECTIONS: Final = 64
 """Waiting callers with a connection of their own to be woken on; more poll every ``POLL_S``."""
 POLL_S: Final = 0.05
-MAX_TRIES: Final = 200
-"""Each failed try means that somebody else's command was applied."""
-PAUSE_AFTER_TRIES: Final = 4
-PAUSE_S: Final = 0.004
+MAX_TRIES: Final = 20
+"""Each failed try means that somebody else's command was applied, although it was our turn."""
+MAX_LOOKS: Final = 500
+PAUSE_S: Final = 0.0005
+RESERVED_MS: Final = 20
 MAX_CLOCK_ERROR_S: Final = 0.05
 KEEP_S: Final = 7 * 86_400
 MAX_REMEMBERED: Final = 1_000
 STRIPES: Final = 64
 
-# KEYS: the user's state, then a list per caller to wake. ARGV: the version that was seen, the version and state to be
-# ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds to keep it.
+# KEYS: the user's state, its reservation, then a list per caller to wake. ARGV: the version that was seen, the version
+# and state to be ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds
+# to keep it, who asks, milliseconds of a reservation.
 _SWAP: Final = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local version = redis.call('HGET', KEYS[1], 'v') or ''
-local stale = ARGV[4] == '' or math.abs(ARGV[4] - now) > tonumber(ARGV[5])
-if version ~= ARGV[2] and (version ~= ARGV[1] or stale) then
-  return {0, tostring(time[1]), tostring(time[2]), version, redis.call('HGET', KEYS[1], 's') or ''}
+local stale = version ~= ARGV[1] or ARGV[4] == '' or math.abs(ARGV[4] - now) > tonumber(ARGV[5])
+local reserved = redis.call('GET', KEYS[2])
+if version ~= ARGV[2] and (stale or (reserved and reserved ~= ARGV[8])) then
+  if not reserved then
+    redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
+    reserved = ARGV[8]
+  end
+  local state = redis.call('HGET', KEYS[1], 's') or ''
+  return {0, tostring(time[1]), tostring(time[2]), version, state, reserved == ARGV[8] and 1 or 0}
 end
 if ARGV[3] ~= '' and version ~= ARGV[2] then
   redis.call('HSET', KEYS[1], 'v', ARGV[2], 's', ARGV[3], 'u', ARGV[6])
   redis.call('EXPIRE', KEYS[1], ARGV[7])
 end
-for i = 2, #KEYS do
+if reserved then redis.call('DEL', KEYS[2]) end
+for i = 3, #KEYS do
   if redis.call('EXISTS', KEYS[i]) == 0 then
     redis.call('RPUSH', KEYS[i], '1')
     redis.call('PEXPIRE', KEYS[i], 5000)
   end
 end
-return {1, tostring(time[1]), tostring(time[2])}
+return {1}
 """
 
 _FORGET: Final = """
@@ -88,7 +100,8 @@ class _Swaps:
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
         self._seen: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
-        self._ahead_s: float | None = None  # the server's clock less ours
+        self._ahead_s = 0.0  # the server's clock less ours
+        self._name = urandom(8)
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
@@ -97,32 +110,34 @@ class _Swaps:
         return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
 
     def steps(self, user: str, command: Command) -> Generator[Step, list[Any], Outcome]:
-        for tried in range(MAX_TRIES):
-            if tried >= PAUSE_AFTER_TRIES:
-                yield random.random() * PAUSE_S * min(tried, 10)
-            version, sealed = self._seen.get(user, _NEVER_SEEN)
-            if self._ahead_s is None or user not in self._seen:
-                keys, arguments = [self.key(user)], [version, b"?", "", "", 0, user, KEEP_S]
-                self._learn(user, (yield keys, arguments))
-                version, sealed = self._seen[user]
-            sent_at = time.monotonic()
-            now = sent_at + (self._ahead_s or 0.0)
+        keys = [self.key(user), f"{self._prefix}{{{_digest(user)}}}:next"]
+        always = [user, KEEP_S, self._name, RESERVED_MS]
+        look: list[Any] = [b"", b"?", b"", b"", 0, *always]
+        version, sealed = self._seen.get(user) or self._learn(user, (yield keys, look))
+        for _ in range(MAX_TRIES):
+            now = time.monotonic() + self._ahead_s
             changed = self.box.change(user, sealed or None, now, command)
-            new = urandom(8)
-            keys = [self.key(user), *(self.wake_key(user, ticket) for ticket in changed.turns)]
-            state = changed.sealed or b""
-            reply = yield keys, [version, new, state, repr(now), MAX_CLOCK_ERROR_S, user, KEEP_S]
+            new, state = urandom(8), changed.sealed or b""
+            wakes = [self.wake_key(user, ticket) for ticket in changed.turns]
+            reply = yield keys + wakes, [version, new, state, repr(now), MAX_CLOCK_ERROR_S, *always]
             if reply[0] == 1:
                 if state:
                     self._remember(user, new, state)
                 return changed.outcome
-            self._learn(user, reply)
+            # Whoever has the reservation decides on what this reply brought; the others only look until they have it.
+            for _ in range(MAX_LOOKS):
+                if reply[5]:
+                    break
+                yield random.random() * PAUSE_S
+                reply = yield keys, look
+            version, sealed = self._learn(user, reply)
         raise StoreUnavailable(f"{MAX_TRIES} others were faster at {user!r}")
 
-    def _learn(self, user: str, reply: list[Any]) -> None:
+    def _learn(self, user: str, reply: list[Any]) -> tuple[bytes, bytes]:
         # The server read its clock before it answered, so what we believe is never ahead of it by more than the call.
         self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - time.monotonic()
         self._remember(user, reply[3], reply[4])
+        return reply[3], reply[4]
 
     def _remember(self, user: str, version: bytes, sealed: bytes) -> None:
         self._seen[user] = (version, sealed)
@@ -220,7 +235,7 @@ class RedisStore:
                     key = self._swaps.key(user)
                     version, sealed = self._client.hmget(key, ["v", "s"])
                     if self._swaps.still_idle(user, sealed, now):
-                        self._forget(keys=[key], args=[version])
+                        self._forget(keys=[key], args=[version or b""])
         except RedisError as error:
             raise _unavailable(error) from error
 
@@ -296,7 +311,7 @@ class AsyncRedisStore:
                     key = self._swaps.key(user)
                     version, sealed = await self._client.hmget(key, ["v", "s"])
                     if self._swaps.still_idle(user, sealed, now):
-                        await self._forget(keys=[key], args=[version])
+                        await self._forget(keys=[key], args=[version or b""])
         except RedisError as error:
             raise _unavailable(error) from error
 

@@ -1,0 +1,89 @@
+"""Processes that share a pool and are killed at random moments: nobody ever holds a token that another one had."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coatcheck.pool import TokenPool
+
+HERE = Path(__file__).resolve().parent
+RUN_S = 8.0
+BORROWERS = 4
+KILLS = 10
+
+
+def _backends() -> Any:
+    """The contract suite's backends; its folder is no package."""
+    name = "token_store_backends"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE.parent / "contracts" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgresql"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    backend = _backends().TOKEN_BACKENDS[request.param]()
+    backend.start()
+    yield backend.url
+    backend.stop()
+
+
+def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(url: str) -> None:
+    key = secrets.token_bytes(32)
+    dice = random.Random(7)
+    ended: list[tuple[int, str]] = []
+    with tempfile.TemporaryDirectory() as books:
+        arguments = [url, key.hex(), books, str(RUN_S), "1s", "2", "0.01", "2"]
+        command = [sys.executable, str(HERE / "borrower.py"), *arguments]
+
+        def borrow() -> subprocess.Popen[str]:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        borrowers = [borrow() for _ in range(BORROWERS)]
+        try:
+            until = time.monotonic() + RUN_S
+            for _ in range(KILLS):
+                time.sleep(dice.uniform(0.3, 0.9))
+                victim = borrowers.pop(0)
+                early = victim.poll()
+                victim.kill()
+                output = victim.communicate(timeout=20)[0]
+                ended.append((0 if early is None else early, output))
+                borrowers.append(borrow())
+                if time.monotonic() > until:
+                    break
+            for borrower in borrowers:
+                output = borrower.communicate(timeout=RUN_S + 40)[0]
+                ended.append((borrower.returncode, output))
+        finally:
+            for borrower in borrowers:
+                if borrower.poll() is None:
+                    borrower.kill()
+                    borrower.wait(10)
+        assert [(code, text) for code, text in ended if code or "DOUBLE" in text or "STARVED" in text] == []
+        assert sum(text.count("used") for _, text in ended) > 50
+
+    pool = TokenPool(lambda user: "fresh", store=url, key=key, per_user=2, lease="1s", login_timeout="1s")
+    time.sleep(1.1)
+    pool.clean_up()
+    for user, stats in pool.stats().items():
+        assert (stats.leased, stats.logins, stats.waiting) == (0, 0, 0), "every slot came back"
+        assert stats.lost_total >= 0
+        with pool.lease(user, wait="2s") as first, pool.lease(user, wait="2s") as second:
+            assert first.token != second.token
+    pool.close()

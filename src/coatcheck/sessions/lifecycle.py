@@ -19,6 +19,7 @@ from coatcheck.sessions.record import (
     EMPTY_DATA,
     Record,
     check_keys,
+    check_values,
     decode_data,
     decode_record,
     encode_data,
@@ -214,6 +215,7 @@ class Lifecycle:
             return blob != EMPTY_DATA and not session.closing
         if blob != session.blob:
             check_keys(session)
+            check_values(session)
             return True
         verdict = session.verdict
         if verdict is Shown.NEXT or session.rotating or session.closing or session.new_login:
@@ -246,6 +248,7 @@ class Lifecycle:
         copy = session.copy_held
         if copy is None:
             check_keys(session)
+            check_values(session)
             session.login, session.new_login = session.new_login, False
             return (yield from self._create(session, session.new_user))
         if session.closing or (session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 
@@ -13,6 +14,8 @@ from coatcheck.tokens.chain import Chain
 
 MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
 """Room for the header, the chain and the seal; a larger session is refused with a clear error."""
+MAX_DEPTH = 100
+"""Of nested values; what is encoded must be decoded again, wherever the stack stands then."""
 EMPTY_DATA = b"\x80"
 _STRINGS = {str}
 
@@ -35,6 +38,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return min(idle, self.created_at + policy.absolute_timeout_ms)
 
 
+_LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _encoder = msgspec.msgpack.Encoder()
 _record_decoder = msgspec.msgpack.Decoder(Record)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
@@ -70,6 +74,35 @@ def check_keys(data: dict[str, Any]) -> None:
     for key in data:
         if not isinstance(key, str):
             raise SessionDataError(f"session keys must be strings, not {type(key).__name__}: {key!r:.80}")
+
+
+def check_values(data: dict[str, Any]) -> None:
+    """Values come back as what they were stored as (tuples as lists); raises :class:`SessionDataError` for any other.
+
+    The encoder takes more than that: a set would come back as a list, a date without a zone as text.
+    """
+    for key, value in dict.items(data):
+        if type(value) not in _LEAVES:
+            _check_value(key, value, 1)
+
+
+def _check_value(where: str, value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise SessionDataError(f"the session cannot be stored: value of {where!r:.80} is nested too deep")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if type(key) not in _LEAVES:
+                _check_value(where, key, depth + 1)
+            if type(inner) not in _LEAVES:
+                _check_value(where, inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            if type(inner) not in _LEAVES:
+                _check_value(where, inner, depth + 1)
+    elif not isinstance(value, str | int | float | bytes) and not (isinstance(value, datetime) and value.tzinfo):
+        raise SessionDataError(
+            f"the session cannot be stored: value of {where!r:.80}: {type(value).__name__} would come back as another type"
+        )
 
 
 def _culprit(data: dict[str, Any]) -> str:

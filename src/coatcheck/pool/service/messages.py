@@ -16,7 +16,7 @@ TokenText = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Request(msgspec.Struct, forbid_unknown_fields=True):
     """The root of request bodies; no body at all is ``{}``."""
 
 
@@ -62,7 +62,7 @@ class Nothing(Request):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: how often it was leased, with this one."""
+    """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: its leases so far, this one included."""
 
     lease: str
     user: str

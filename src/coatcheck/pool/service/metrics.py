@@ -50,7 +50,7 @@ def metrics_text(pool: str, stats: Mapping[str, UserStats], waits: WaitTimes, an
     def metric(name: str, kind: str, words: str, values: Iterable[tuple[str, float]]) -> None:
         lines.append(f"# HELP {name} {words}")
         lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{{{labels}{more}}} {value:g}" for more, value in values)
+        lines.extend(f"{name}{{{labels}{more}}} {value}" for more, value in values)
 
     states = (
         ("idle", sum(row.free for row in rows)),

@@ -1,0 +1,230 @@
+"""``coatcheck pool``: the outbound-token pool as a service, and what operators do with pools."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from coatcheck.cli.tables import text_table
+from coatcheck.errors import CoatcheckError, ConfigError
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+WATCH_EVERY_S = 1.0
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group()
+def pool() -> None:
+    """Outbound session tokens: a service for programs in any language, and what operators need."""
+
+
+def store_options(command: Command) -> Command:
+    """Which pool: a store and its key."""
+    for option in reversed(
+        (
+            click.option("--store", metavar="URL", help="sqlite:///FILE, redis://..., postgresql://..."),
+            click.option("--key-file", type=FILE, metavar="FILE", help="Seals tokens in the store; a key a line."),
+            click.option("--name", default="default", show_default=True, help="Tells pools in one store apart."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(command: Command) -> Command:
+    """Which pool to ask: a store, or a service."""
+    for option in reversed(
+        (
+            click.option("--url", metavar="URL", help="Of a service: http://127.0.0.1:8200"),
+            click.option("--token-file", type=FILE, metavar="FILE", help="The bearer token for --url; its first line."),
+            click.option("--ca-file", type=FILE, metavar="FILE", help="Trust these certificates for --url."),
+        )
+    ):
+        command = option(command)
+    return store_options(command)
+
+
+@pool.command()
+@store_options
+@click.option("--listen", default="127.0.0.1:8200", show_default=True, metavar="HOST:PORT")
+@click.option("--token-file", type=FILE, required=True, metavar="FILE", help="Bearer tokens of callers, one a line.")
+@click.option("--login-command", metavar="COMMAND", help="Logs in: JSON on its input, a token on its output.")
+@click.option("--login-url", metavar="URL", help="Logs in. Without either, callers log in.")
+@click.option("--logout-command", metavar="COMMAND", help="Logs out: JSON on its input.")
+@click.option("--logout-url", metavar="URL", help="Logs out.")
+@click.option("--per-user", default=4, show_default=True, help="Sessions of one user at the upstream, at most.")
+@click.option("--max-uses", default=500, show_default=True, help="Leases of one token, at most.")
+@click.option("--ttl", default="15m", show_default=True, metavar="TIME", help="A token's life after each use.")
+@click.option("--lease", default="60s", show_default=True, metavar="TIME", help="How long a caller may keep one.")
+@click.option("--wait", default="10s", show_default=True, metavar="TIME", help="For a free token.")
+@click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login, callers' too.")
+@click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Logins of one user.")
+@click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True)
+@click.option("--tls-cert", type=FILE, metavar="FILE")
+@click.option("--tls-key", type=FILE, metavar="FILE")
+@click.option("--allow-insecure", is_flag=True, help="Listen beyond this machine without TLS.")
+def serve(**flags: Any) -> None:
+    """Serve a pool over HTTP; its OpenAPI document is at /openapi.json."""
+    try:
+        from coatcheck.pool.service.serve import ServiceSettings, serve_pool
+    except ModuleNotFoundError as error:
+        missing(error)
+    settings = ServiceSettings(
+        listen=flags["listen"],
+        token_file=flags["token_file"],
+        login_command=flags["login_command"],
+        login_url=flags["login_url"],
+        logout_command=flags["logout_command"],
+        logout_url=flags["logout_url"],
+        certificate=flags["tls_cert"],
+        private_key=flags["tls_key"],
+        insecure=flags["allow_insecure"],
+    )
+    names = ("per_user", "max_uses", "ttl", "lease", "wait", "login_timeout", "login_rate", "on_error")
+    try:
+        options = {**_store(flags), **{name: flags[name] for name in names}}
+        serve_pool(settings, options, lambda url: click.echo(f"pool {flags['name']} at {url}"))  # type: ignore[arg-type]
+    except CoatcheckError as error:
+        fail(error, 2)
+
+
+@pool.command("ls")
+@target_options
+@click.option("--user", metavar="USER", help="Only this one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+def ls(user: str | None, as_json: bool, watch: bool, **target: Any) -> None:
+    """List every slot: whose, in which state, tokens masked."""
+    columns = ("user", "token", "id", "state", "uses", "expires in", "fencing", "deadline in")
+    with opened(target) as asked:
+        while True:
+            rows = told(lambda: asked.tokens(user))
+            if as_json:
+                click.echo(json_text(rows))
+            else:
+                if watch:
+                    click.clear()
+                cells = [
+                    (
+                        row.user,
+                        row.token,
+                        row.token_id,
+                        row.state,
+                        row.uses,
+                        _seconds(row.expires_in_s),
+                        row.fencing,
+                        _seconds(row.deadline_in_s),
+                    )
+                    for row in rows
+                ]
+                click.echo(text_table(columns, cells) if cells else "no tokens")
+            if not watch:
+                return
+            try:
+                time.sleep(WATCH_EVERY_S)
+            except KeyboardInterrupt:
+                return
+
+
+@pool.command()
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def stats(as_json: bool, **target: Any) -> None:
+    """Show the numbers of each user."""
+    import msgspec
+
+    with opened(target) as asked:
+        found = told(asked.stats)
+        if as_json:
+            click.echo(json_text(found))
+            return
+        if not found.users:
+            click.echo("no users")
+            return
+        columns = [name.removesuffix("_total") for name in next(iter(found.users.values())).__struct_fields__]
+        cells = [[user, *msgspec.structs.astuple(row)] for user, row in sorted(found.users.items())]
+        click.echo(text_table(["user", *columns], cells))
+
+
+@pool.command()
+@click.argument("user")
+@click.argument("token_id", type=click.IntRange(1), required=False)
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def remove(user: str, token_id: int | None, as_json: bool, **target: Any) -> None:
+    """Drop one token of USER, or all of them, also those in use."""
+    with opened(target) as asked:
+        count = told(lambda: asked.remove(user, token_id))
+    click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
+
+
+@pool.command("clean-up")
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def clean_up(as_json: bool, **target: Any) -> None:
+    """Drop expired tokens, and those of callers that never came back."""
+    with opened(target) as asked:
+        count = told(asked.clean_up)
+    click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
+
+
+def opened(target: dict[str, Any]) -> AbstractContextManager[Any]:
+    """What answers the questions: a store, or a service."""
+    try:
+        from coatcheck.pool.service.operator import open_service, open_store
+    except ModuleNotFoundError as error:
+        missing(error)
+    try:
+        if bool(target["url"]) == bool(target["store"]):
+            raise ConfigError("give --store or --url")
+        if target["url"]:
+            return open_service(target["url"], target["token_file"], target["ca_file"])
+        return open_store(_store(target))
+    except CoatcheckError as error:
+        fail(error, 2)
+
+
+def _store(flags: dict[str, Any]) -> dict[str, Any]:
+    from coatcheck.pool.service.operator import read_keys
+
+    keys = read_keys(flags["key_file"])
+    if flags["store"] is None:
+        return {"name": flags["name"]}
+    return {"name": flags["name"], "store": flags["store"], "key": keys}
+
+
+def told(question: Callable[[], Any]) -> Any:
+    """The answer; what went wrong ends the command with one line."""
+    try:
+        return question()
+    except (CoatcheckError, ValueError) as error:
+        fail(error)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}s"
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value)).decode()
+
+
+def missing(error: ModuleNotFoundError) -> NoReturn:
+    """Say which extra brings a module."""
+    if error.name is None or error.name.startswith("coatcheck"):
+        raise error
+    fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[pool-service]'"), 2)
+
+
+def fail(error: Exception, code: int = 1) -> NoReturn:
+    """One line on stderr, no traceback."""
+    click.echo(f"coatcheck: {error}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,103 @@
+"""What the service does with leases: it keeps none; each is in the store, under the number in its name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
+from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
+from coatcheck.pool.flows import Flow
+from coatcheck.pool.masking import check_user
+from coatcheck.pool.options import span_of
+from coatcheck.pool.service import messages as m
+from coatcheck.pool.service.caller_login import LoginDue, check_out
+from coatcheck.pool.service.lease_id import LeaseName, format_lease_id
+from coatcheck.pool.service.metrics import WaitTimes
+
+
+class Leases:
+    """Check-out, check-in and what is between, for callers that come back with a name.
+
+    ``pool`` logs in by itself if it has a login; else callers do.
+    """
+
+    def __init__(self, pool: AsyncTokenPool, waits: WaitTimes) -> None:
+        self._pool = pool
+        self._waits = waits
+
+    async def check_out(self, user: str, asked: m.CheckOut) -> m.Lease | m.LoginLease:
+        """Raises ``ValueError`` for a bad user, and the pool's errors."""
+        check_user(user)
+        began = time.monotonic()
+        settings = self._pool.settings
+        wait_s = settings.wait_s if asked.wait_s is None else asked.wait_s
+        if settings.login is not None:
+            held = await self._pool.lease(user, asked.password, wait=wait_s).acquire()
+            given: Granted | LoginDue
+            given = Granted(held.fencing, held.token, held.remaining_s(), held.uses)
+        else:
+            flow = check_out(user, wait_s, self._pool.clock)
+            given = await self._pool.run(flow, undo=lambda given: _give_back(user, given))
+        self._waits.add(time.monotonic() - began)
+        if isinstance(given, LoginDue):
+            name = format_lease_id(user, given.fence)
+            return m.LoginLease(name, user, True, settings.policy.login_timeout_s, given.fence)
+        return self._lease(user, given)
+
+    async def give_back(self, given: m.Lease | m.LoginLease) -> None:
+        """The caller went away before it got the answer: as if it had never asked."""
+        if isinstance(given, m.Lease):
+            flow = flows.release(given.user, Release(given.fencing))
+        else:
+            flow = flows.settle(given.user, LoginEnded(given.fencing, failed=False), given.fencing)
+        await self._pool.run(flow)
+
+    async def complete(self, name: LeaseName, asked: m.Complete) -> m.Lease:
+        """The caller has logged in. Raises ``LeaseLost`` if it took too long, or did so before."""
+        life_s = self._pool.new_life_s()
+        command = LoginDone(name.fencing, asked.token, life_s, span_of(asked.expires_in_s))
+        return self._lease(name.user, await self._pool.run(flows.settle(name.user, command, name.fencing)))
+
+    async def fail(self, name: LeaseName) -> None:
+        """The caller could not log in. Raises ``LeaseLost`` if its place is somebody else's by now."""
+        # A failure of a login that is over already must not slow down the others' logins.
+        if all(row.fencing != name.fencing or row.state != "login" for row in await self._pool.list(name.user)):
+            raise LeaseLost(name.user, name.fencing)
+        await self._pool.run(flows.settle(name.user, LoginEnded(name.fencing), name.fencing))
+
+    async def check_in(self, name: LeaseName, asked: m.CheckIn) -> None:
+        """Raises ``LeaseLost`` if the lease is over."""
+        held = await self._pool.resume(*name)
+        if asked.token is not None:
+            held.renew(asked.token, expires_in_s=asked.expires_in_s)
+        await held.release(failed=asked.failed)
+
+    async def drop(self, name: LeaseName, asked: m.Drop) -> None:
+        """Raises ``LeaseLost`` if the lease is over."""
+        command = Release(name.fencing, keep=False, sign_out=asked.sign_out)
+        await self._pool.run(flows.release(name.user, command))
+
+    async def renew(self, name: LeaseName) -> m.Renewed:
+        """Raises ``LeaseLost`` if the lease is over."""
+        granted: Granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing), name.fencing))
+        return m.Renewed(granted.remaining_s)
+
+    def _lease(self, user: str, granted: Granted) -> m.Lease:
+        # It is the caller's now: any instance may end it, so this process must not wait for it when it stops.
+        self._pool.live.discard((user, granted.fence))
+        name = format_lease_id(user, granted.fence)
+        return m.Lease(name, user, granted.value, granted.uses, granted.remaining_s, granted.fence)
+
+
+def _give_back(user: str, given: Granted | LoginDue) -> Flow[None]:
+    if isinstance(given, LoginDue):
+        yield from flows.settle(user, LoginEnded(given.fence, failed=False), given.fence)
+    else:
+        yield from flows.release(user, Release(given.fence))
+
+
+async def first_of(work: asyncio.Task[m.Lease | m.LoginLease], gone: asyncio.Task[None]) -> bool:
+    """Wait for either; whether the work was done before the caller was gone."""
+    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+    return work.done()

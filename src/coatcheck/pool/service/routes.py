@@ -1,0 +1,104 @@
+"""Every address of the service in one table, from which both the routes and the OpenAPI document are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from coatcheck.pool.service import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one address. ``answers``: status to body (``None``: empty; ``str``: text of that media type).
+
+    ``problems``: the statuses of its errors, beyond those that every operation has.
+    """
+
+    method: str
+    path: str
+    name: str
+    words: str
+    answers: dict[int, Any]
+    body: type[m.Request] | None = None
+    problems: tuple[int, ...] = ()
+    open: bool = False
+
+
+COMMON_PROBLEMS: Final = (400, 401, 503)
+"""A bad request, no bearer token, and a store that does not answer or a service that is full."""
+BODY_PROBLEMS: Final = (408, 413, 415)
+OPENAPI: Final = "application/json"
+METRICS: Final = "text/plain"
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/v1/users/{user}/checkout",
+        "checkOut",
+        "Check a token out. 201: there is none, but a place for one; log in and complete the lease.",
+        {200: m.Lease, 201: m.LoginLease},
+        m.CheckOut,
+        (429, 502),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease}/complete",
+        "complete",
+        "Bring the token of a login that a check-out asked for; the lease goes on with it.",
+        {200: m.Lease},
+        m.Complete,
+        (404, 409),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease}/fail",
+        "fail",
+        "The login that a check-out asked for failed; others may try, after a pause. May be repeated.",
+        {204: None},
+        m.Nothing,
+        (404, 409),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease}/checkin",
+        "checkIn",
+        "Check the token in, with the refreshed one if the upstream sent one. May be repeated.",
+        {204: None},
+        m.CheckIn,
+        (404, 409),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease}/drop",
+        "drop",
+        "The upstream says that the token is dead: never hand it out again. May be repeated.",
+        {204: None},
+        m.Drop,
+        (404, 409),
+    ),
+    Operation(
+        "POST",
+        "/v1/leases/{lease}/renew",
+        "renew",
+        "Give the lease a new deadline, a lease time from now.",
+        {200: m.Renewed},
+        m.Nothing,
+        (404, 409),
+    ),
+    Operation("GET", "/v1/stats", "stats", "Numbers per user.", {200: m.Stats}),
+    Operation("GET", "/v1/users", "users", "Every slot of every user, tokens masked.", {200: m.Users}),
+    Operation("GET", "/v1/users/{user}", "user", "Every slot of one user, tokens masked.", {200: m.Users}),
+    Operation("DELETE", "/v1/users/{user}", "removeUser", "Drop all tokens of a user.", {200: m.Removed}),
+    Operation(
+        "DELETE",
+        "/v1/users/{user}/tokens/{token_id}",
+        "removeToken",
+        "Drop one token of a user, wherever it is.",
+        {200: m.Removed},
+    ),
+    Operation("POST", "/v1/clean-up", "cleanUp", "Drop what has expired.", {200: m.Removed}, m.Nothing),
+    Operation("GET", "/metrics", "metrics", "Prometheus text.", {200: METRICS}),
+    Operation("GET", "/healthz", "health", "Whether it works.", {200: m.Health}, open=True),
+    Operation("GET", "/openapi.json", "openapi", "This document.", {200: OPENAPI}, open=True),
+)

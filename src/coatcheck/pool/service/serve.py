@@ -1,0 +1,70 @@
+"""Starts the service: settings from the command line, judged before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool import AsyncTokenPool
+from coatcheck.pool.options import PoolOptions, Settings
+from coatcheck.pool.service.app import pool_app
+from coatcheck.pool.service.authentication import read_bearer_tokens
+from coatcheck.pool.service.http_server import is_loopback, parse_listen, serve_app
+from coatcheck.pool.service.upstream_login import login_command, login_url, logout_command, logout_url
+
+
+class ServiceSettings(msgspec.Struct, frozen=True):
+    """``listen``: address. ``token_file``: bearer tokens of callers. ``login_command`` or ``login_url``: who logs in;
+    without them, callers do. ``insecure``: listen beyond this machine without TLS.
+    """
+
+    listen: str
+    token_file: Path
+    login_command: str | None = None
+    login_url: str | None = None
+    logout_command: str | None = None
+    logout_url: str | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+
+
+def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callable[[str], None]) -> None:
+    """Serve until told to stop. ``options``: of the pool. Raises :class:`ConfigError`."""
+    bearer = read_bearer_tokens(settings.token_file)
+    if bool(settings.certificate) != bool(settings.private_key):
+        raise ConfigError("tls-cert and tls-key: both are needed, or none")
+    host = parse_listen(settings.listen)[0]
+    if not (is_loopback(host) or settings.certificate or settings.insecure):
+        raise ConfigError(
+            f"listen: {host} can be reached from other machines, and tokens would go there in the clear; "
+            "give --tls-cert and --tls-key, or --allow-insecure"
+        )
+    login, logout = _callbacks(settings)
+    if logout is not None:
+        options = {**options, "logout": logout}
+    # A wrong setting is told now, not by the first request.
+    Settings(login, options)
+    app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
+    serve_app(app, settings.listen, started, settings.certificate, settings.private_key)
+
+
+def _callbacks(settings: ServiceSettings) -> tuple[Any, Any]:
+    for kind in ("login", "logout"):
+        if getattr(settings, f"{kind}_command") and getattr(settings, f"{kind}_url"):
+            raise ConfigError(f"{kind}-command and {kind}-url: only one of them")
+    login: Any = None
+    logout: Any = None
+    if settings.login_command:
+        login = login_command(settings.login_command)
+    elif settings.login_url:
+        login = login_url(settings.login_url)
+    if settings.logout_command:
+        logout = logout_command(settings.logout_command)
+    elif settings.logout_url:
+        logout = logout_url(settings.logout_url)
+    return login, logout

@@ -1,0 +1,154 @@
+"""Logins and logouts that the service does by itself: a command, or a web address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool import SignedIn
+
+MAX_ANSWER_BYTES: Final = 128 * 1024
+TIMEOUT_S: Final = 30.0
+"""The pool's own limits (login_timeout, logout_timeout) are shorter or the same; this one ends the process."""
+
+LoginFunction = Callable[[str, str | None], Awaitable[SignedIn]]
+LogoutFunction = Callable[[str, str], Awaitable[None]]
+
+
+class LoginAnswer(msgspec.Struct, frozen=True):
+    """What a login prints, or answers: ``{"token": "...", "expires_in_s": 900}``; the latter may be missing."""
+
+    token: str
+    expires_in_s: float | None = None
+
+    def __repr__(self) -> str:
+        return "<LoginAnswer>"
+
+
+class UpstreamError(Exception):
+    """A login or logout outside did not work; the message holds no secret."""
+
+
+def login_command(command: str) -> LoginFunction:
+    """Run ``command`` (no shell) with ``{"user", "password"}`` as JSON on its input; it prints a login answer."""
+    arguments = _split("login-command", command)
+
+    async def login(user: str, password: str | None) -> SignedIn:
+        return _signed_in(await _run(arguments, {"user": user, "password": password}))
+
+    return login
+
+
+def logout_command(command: str) -> LogoutFunction:
+    """Run ``command`` (no shell) with ``{"user", "token"}`` as JSON on its input."""
+    arguments = _split("logout-command", command)
+
+    async def logout(user: str, token: str) -> None:
+        await _run(arguments, {"user": user, "token": token})
+
+    return logout
+
+
+def login_url(url: str) -> LoginFunction:
+    """POST ``{"user", "password"}`` as JSON to ``url``; it answers 200 and a login answer."""
+    _check_url("login-url", url)
+
+    async def login(user: str, password: str | None) -> SignedIn:
+        return _signed_in(await asyncio.to_thread(_post, url, {"user": user, "password": password}))
+
+    return login
+
+
+def logout_url(url: str) -> LogoutFunction:
+    """POST ``{"user", "token"}`` as JSON to ``url``."""
+    _check_url("logout-url", url)
+
+    async def logout(user: str, token: str) -> None:
+        await asyncio.to_thread(_post, url, {"user": user, "token": token})
+
+    return logout
+
+
+def _split(setting: str, command: str) -> list[str]:
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    if not arguments:
+        raise ConfigError(f"{setting}: a command is needed")
+    return arguments
+
+
+def _check_url(setting: str, url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{setting}: an http or https address is needed")
+
+
+def _signed_in(answer: bytes) -> SignedIn:
+    try:
+        found = msgspec.json.decode(answer, type=LoginAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UpstreamError('the login answered something else than {"token": "..."}') from None
+    return SignedIn(found.token, found.expires_in_s)
+
+
+async def _run(arguments: list[str], asked: dict[str, Any]) -> bytes:
+    """The command's output. Its process is ended with the call, however that ends."""
+    pipe = asyncio.subprocess.PIPE
+    # Through the input and not the arguments: those can be read by everybody on the machine.
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdin=pipe, stdout=pipe, limit=MAX_ANSWER_BYTES, env=dict(os.environ)
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            process.stdin.write(msgspec.json.encode(asked))
+            process.stdin.close()
+            output = await process.stdout.read(MAX_ANSWER_BYTES + 1)
+            while len(output) <= MAX_ANSWER_BYTES and (more := await process.stdout.read(MAX_ANSWER_BYTES)):
+                output += more
+            if len(output) > MAX_ANSWER_BYTES:
+                raise UpstreamError(f"the command printed more than {MAX_ANSWER_BYTES} bytes")
+            status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if status:
+        raise UpstreamError(f"the command ended with status {status}")
+    return output
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would send the password on to somebody else."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+
+def _post(url: str, asked: dict[str, Any]) -> bytes:
+    request = urllib.request.Request(url, msgspec.json.encode(asked), {"Content-Type": "application/json"})
+    try:
+        with _opener.open(request, timeout=TIMEOUT_S) as response:
+            answer: bytes = response.read(MAX_ANSWER_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UpstreamError(f"it answered {error.code}") from None
+    except OSError as error:
+        raise UpstreamError(f"it did not answer: {type(error).__name__}") from None
+    if len(answer) > MAX_ANSWER_BYTES:
+        raise UpstreamError(f"it answered more than {MAX_ANSWER_BYTES} bytes")
+    return answer

@@ -100,8 +100,9 @@ def _check_value(where: str, value: Any, depth: int) -> None:
             if type(inner) not in _LEAVES:
                 _check_value(where, inner, depth + 1)
     elif not isinstance(value, str | int | float | bytes) and not (isinstance(value, datetime) and value.tzinfo):
+        kind = type(value).__name__
         raise SessionDataError(
-            f"the session cannot be stored: value of {where!r:.80}: {type(value).__name__} would come back as another type"
+            f"the session cannot be stored: value of {where!r:.80}: a {kind} would come back as another type"
         )
 
 

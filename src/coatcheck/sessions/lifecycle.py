@@ -212,10 +212,10 @@ class Lifecycle:
         blob = session.saved_blob = encode_data(session)
         copy = session.copy_held
         if copy is None:
-            return blob != EMPTY_DATA and not session.closing
+            return (blob != EMPTY_DATA or session.new_login) and not session.closing
         if blob != session.blob:
             check_keys(session)
-            check_values(session)
+            check_values(session, session.saved_blob)
             return True
         verdict = session.verdict
         if verdict is Shown.NEXT or session.rotating or session.closing or session.new_login:
@@ -248,7 +248,7 @@ class Lifecycle:
         copy = session.copy_held
         if copy is None:
             check_keys(session)
-            check_values(session)
+            check_values(session, session.saved_blob)
             session.login, session.new_login = session.new_login, False
             return (yield from self._create(session, session.new_user))
         if session.closing or (session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA):

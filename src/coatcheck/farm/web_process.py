@@ -21,6 +21,8 @@ from coatcheck.web.cookies import CookiePolicy
 
 KEY_BYTES = 16
 
+GC_THRESHOLD = 10_000
+"""Objects between two young collections; the interpreter's 700 would be one for every few requests."""
 SERVER_VARIABLE = "COATCHECK_SERVER"
 """The environment variable that tells the app which web server it runs in."""
 
@@ -46,6 +48,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 10, 10)
         control.ready()
 
     try:

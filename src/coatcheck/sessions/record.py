@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -76,34 +76,47 @@ def check_keys(data: dict[str, Any]) -> None:
             raise SessionDataError(f"session keys must be strings, not {type(key).__name__}: {key!r:.80}")
 
 
-def check_values(data: dict[str, Any]) -> None:
+def check_values(data: dict[str, Any], encoded: bytes) -> None:
     """Values come back as what they were stored as (tuples as lists); raises :class:`SessionDataError` for any other.
 
-    The encoder takes more than that: a set would come back as a list, a date without a zone as text.
+    The encoder takes more than that: a set would come back as a list, a date without a zone as text. ``encoded``:
+    the same mapping; what comes back equal from it needs no closer look.
     """
-    for key, value in dict.items(data):
-        if type(value) not in _LEAVES:
-            _check_value(key, value, 1)
+    level = [value for value in dict.values(data) if type(value) not in _LEAVES]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise SessionDataError(f"the session cannot be stored: values are nested more than {MAX_DEPTH} deep")
+        level = [inner for value in level for inner in _inside(value) if type(inner) not in _LEAVES]
+    if decode_data(encoded) != data:
+        for key, value in dict.items(data):
+            _check_value(key, value)
 
 
-def _check_value(where: str, value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise SessionDataError(f"the session cannot be stored: value of {where!r:.80} is nested too deep")
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _check_value(where: str, value: Any) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
-            if type(key) not in _LEAVES:
-                _check_value(where, key, depth + 1)
-            if type(inner) not in _LEAVES:
-                _check_value(where, inner, depth + 1)
+            _check_value(where, key)
+            _check_value(where, inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            if type(inner) not in _LEAVES:
-                _check_value(where, inner, depth + 1)
-    elif not isinstance(value, str | int | float | bytes) and not (isinstance(value, datetime) and value.tzinfo):
-        kind = type(value).__name__
-        raise SessionDataError(
-            f"the session cannot be stored: value of {where!r:.80}: a {kind} would come back as another type"
-        )
+            _check_value(where, inner)
+    elif not _comes_back(value):
+        words = f"value of {where!r:.80}: {type(value).__name__} would come back as another type"
+        raise SessionDataError(f"the session cannot be stored: {words}")
+
+
+def _comes_back(value: Any) -> bool:
+    if value is None or isinstance(value, str | int | float | bytes):
+        return True
+    return getattr(value, "tzinfo", None) is not None  # a time that knows its zone
 
 
 def _culprit(data: dict[str, Any]) -> str:

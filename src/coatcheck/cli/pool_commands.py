@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -100,35 +100,37 @@ def serve(**flags: Any) -> None:
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def ls(user: str | None, as_json: bool, watch: bool, **target: Any) -> None:
     """List every slot: whose, in which state, tokens masked."""
-    columns = ("user", "token", "id", "state", "uses", "expires in", "fencing", "deadline in")
     with opened(target) as asked:
-        while True:
-            rows = told(lambda: asked.tokens(user))
-            if as_json:
-                click.echo(json_text(rows))
-            else:
-                if watch:
+        try:
+            while True:
+                rows = told(lambda: asked.tokens(user))
+                if watch and not as_json:
                     click.clear()
-                cells = [
-                    (
-                        row.user,
-                        row.token,
-                        row.token_id,
-                        row.state,
-                        row.uses,
-                        _seconds(row.expires_in_s),
-                        row.fencing,
-                        _seconds(row.deadline_in_s),
-                    )
-                    for row in rows
-                ]
-                click.echo(text_table(columns, cells) if cells else "no tokens")
-            if not watch:
-                return
-            try:
+                click.echo(json_text(rows) if as_json else tokens_table(rows))
+                if not watch:
+                    return
                 time.sleep(WATCH_EVERY_S)
-            except KeyboardInterrupt:
-                return
+        except KeyboardInterrupt:
+            return
+
+
+def tokens_table(rows: Sequence[Any]) -> str:
+    """A line for each slot."""
+    columns = ("user", "token", "id", "state", "uses", "expires in", "fencing", "deadline in")
+    cells = [
+        (
+            row.user,
+            row.token,
+            row.token_id,
+            row.state,
+            row.uses,
+            _seconds(row.expires_in_s),
+            row.fencing,
+            _seconds(row.deadline_in_s),
+        )
+        for row in rows
+    ]
+    return text_table(columns, cells) if cells else "no tokens"
 
 
 @pool.command()
@@ -173,20 +175,26 @@ def clean_up(as_json: bool, **target: Any) -> None:
     click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
 
 
-def opened(target: dict[str, Any]) -> AbstractContextManager[Any]:
+@contextmanager
+def opened(target: dict[str, Any]) -> Iterator[Any]:
     """What answers the questions: a store, or a service."""
     try:
         from coatcheck.pool.service.operator import open_service, open_store
     except ModuleNotFoundError as error:
         missing(error)
-    try:
-        if bool(target["url"]) == bool(target["store"]):
-            raise ConfigError("give --store or --url")
-        if target["url"]:
-            return open_service(target["url"], target["token_file"], target["ca_file"])
-        return open_store(_store(target))
-    except CoatcheckError as error:
-        fail(error, 2)
+    with ExitStack() as stack:
+        try:
+            if bool(target["url"]) == bool(target["store"]):
+                raise ConfigError("give --store or --url")
+            if target["url"]:
+                asked: Any = stack.enter_context(open_service(target["url"], target["token_file"], target["ca_file"]))
+            else:
+                asked = stack.enter_context(open_store(_store(target)))
+        except ConfigError as error:
+            fail(error, 2)
+        except CoatcheckError as error:
+            fail(error)
+        yield asked
 
 
 def _store(flags: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool import AsyncTokenPool
-from coatcheck.pool.options import PoolOptions, Settings
+from coatcheck.pool import AsyncTokenPool, TokenPool
+from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
 from coatcheck.pool.service.authentication import read_bearer_tokens
 from coatcheck.pool.service.http_server import is_loopback, parse_listen, serve_app
@@ -47,8 +47,8 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
     login, logout = _callbacks(settings)
     if logout is not None:
         options = {**options, "logout": logout}
-    # A wrong setting is told now, not by the first request.
-    Settings(login, options)
+    # A wrong setting is told now, not by the first request. Nothing is connected yet.
+    TokenPool(login, **options).close(0)
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
     serve_app(app, settings.listen, started, settings.certificate, settings.private_key)
 

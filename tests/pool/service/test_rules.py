@@ -1,0 +1,97 @@
+"""The pure parts: names of leases, bearer tokens, replays."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool.service.authentication import BearerTokens
+from coatcheck.pool.service.http_server import is_loopback, parse_listen
+from coatcheck.pool.service.lease_id import LeaseName, format_lease_id, parse_lease_id
+from coatcheck.pool.service.metrics import WAIT_BUCKETS_S, WaitTimes
+from coatcheck.pool.service.replays import Replays
+
+USERS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=50)
+
+
+@given(USERS, st.integers(1, 2**63 - 1))
+def test_a_lease_has_one_name(user: str, fencing: int) -> None:
+    name = format_lease_id(user, fencing)
+    assert parse_lease_id(name) == LeaseName(user, fencing)
+    assert name.isascii() and not set(name) & set("/?#%=+ ")
+    assert parse_lease_id("0" + name) is None
+    assert parse_lease_id(name + "=") is None
+
+
+@given(st.text(max_size=60))
+def test_anything_else_is_no_name(text: str) -> None:
+    found = parse_lease_id(text)
+    assert found is None or format_lease_id(*found) == text
+
+
+@given(st.text(max_size=60))
+def test_only_the_bearer_tokens_are_accepted(shown: str) -> None:
+    tokens = BearerTokens(["a" * 20, "b" * 20])
+    assert not tokens.accept(shown) and not tokens.accept(f"Bearer {shown}")
+    assert tokens.accept("Bearer " + "a" * 20) and tokens.accept("bearer " + "b" * 20)
+    assert "aaaa" not in repr(tokens)
+
+
+def test_addresses() -> None:
+    assert parse_listen("[::1]:80") == ("::1", 80)
+    assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "x")] == [
+        *([True] * 3),
+        *([False] * 4),
+    ]
+    for wrong in ("", ":80", "x", "x:", "x:y", "x:65536", "x:-1"):
+        with pytest.raises(ConfigError):
+            parse_listen(wrong)
+
+
+def test_replays_run_once_are_bounded_and_forget_failures() -> None:
+    async def run() -> None:
+        calls: list[str] = []
+        replays = Replays(most=3)
+
+        async def end() -> None:
+            calls.append("end")
+            await asyncio.sleep(0)
+
+        async def fail() -> None:
+            calls.append("fail")
+            raise ValueError
+
+        await asyncio.gather(*(replays.once("a", b"1", end) for _ in range(5)))
+        assert calls == ["end"]
+        await replays.once("a", b"2", end)
+        assert calls == ["end", "end"]
+        for _ in range(2):
+            with pytest.raises(ValueError):
+                await replays.once("b", b"1", fail)
+        assert calls[2:] == ["fail", "fail"]
+        for lease in "cdefgh":
+            await replays.once(lease, b"1", end)
+        assert len(replays._known) == 3
+        waiting = asyncio.create_task(replays.once("z", b"1", end))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        before = len(calls)
+        await replays.once("z", b"1", end)
+        assert len(calls) == before
+
+    asyncio.run(run())
+
+
+def test_waits_are_counted_in_buckets() -> None:
+    waits = WaitTimes()
+    for waited_s in (0.0, *WAIT_BUCKETS_S, 1e9):
+        waits.add(waited_s)
+    lines = list(waits.lines('pool="x"'))
+    assert lines[-1].endswith(f" {len(WAIT_BUCKETS_S) + 2}")
+    counts = [int(line.rpartition(" ")[2]) for line in lines if "_bucket" in line]
+    assert counts == sorted(counts) and counts[-1] == len(WAIT_BUCKETS_S) + 2

@@ -1,0 +1,208 @@
+"""How the service is started: who may listen where, TLS, and logins that it does by itself."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from .conftest import StartService
+from .service_process import BEARER
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coatcheck.cli", "pool", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> str:
+    file = tmp_path / "bearer"
+    file.write_text(BEARER)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--listen", "0.0.0.0:0"), "--allow-insecure"),
+        (("--listen", "[::]:0"), "--allow-insecure"),
+        (("--listen", "example.com:0"), "--allow-insecure"),
+        (("--listen", "nonsense"), "listen"),
+        (("--listen", "127.0.0.1:99999"), "listen"),
+        (("--store", "redis://127.0.0.1:1/0"), "key"),
+        (("--store", "nonsense://x", "--key-file", "KEY"), "store"),
+        (("--ttl", "soon"), "ttl"),
+        (("--per-user", "0"), "per_user"),
+        (("--login-command", "true", "--login-url", "http://127.0.0.1:1/"), "only one"),
+        (("--login-command", "'"), "login-command"),
+        (("--login-url", "ftp://x/"), "login-url"),
+        (("--tls-cert", "missing.pem"), "tls-cert"),
+        (("--tls-cert", "missing.pem", "--tls-key", "missing.pem"), "cannot start"),
+    ],
+)
+def test_wrong_settings_end_it_with_one_line(
+    token_file: str, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 43)
+    filled = [str(key) if argument == "KEY" else argument for argument in arguments]
+    ended = run("serve", "--token-file", token_file, *filled)
+    assert ended.returncode == 2
+    assert words in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("coatcheck: ")
+
+
+@pytest.mark.parametrize("content", ["", "# only a comment\n", "short\n", "ä" * 30])
+def test_weak_or_missing_bearer_tokens_end_it(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "bearer"
+    file.write_text(content)
+    assert run("serve", "--token-file", str(file)).returncode == 2
+    assert run("serve", "--token-file", str(tmp_path / "missing")).returncode == 2
+
+
+def test_tls(start: StartService, certificate: tuple[Path, Path]) -> None:
+    chain, private = certificate
+    service = start("--tls-cert", str(chain), "--tls-key", str(private), trust=chain)
+    assert service.url.startswith("https://")
+    assert service.signed_in()["token"] == "T1"
+    asked = run(
+        "stats", "--url", service.url, "--token-file", str(service.token_file), "--ca-file", str(chain), "--json"
+    )
+    assert json.loads(asked.stdout)["users"]["ANN"]["leased"] == 1
+    refused = run("stats", "--url", service.url, "--token-file", str(service.token_file))
+    assert refused.returncode == 1 and "certificate" in refused.stderr
+
+
+SCRIPT = """
+import json, sys
+asked = json.load(sys.stdin)
+if "token" in asked:
+    open(sys.argv[1], "a").write(asked["token"] + "\\n")
+elif asked["password"] == "wrong":
+    sys.exit(3)
+else:
+    print(json.dumps({"token": asked["user"] + "/" + str(asked["password"]), "expires_in_s": 60}))
+"""
+
+
+def test_it_logs_in_by_a_command(start: StartService, tmp_path: Path) -> None:
+    script, gone = tmp_path / "login.py", tmp_path / "gone"
+    script.write_text(SCRIPT)
+    command = f"{sys.executable} {script} {gone}"
+    service = start("--login-command", command, "--logout-command", command)
+    lease = service.checkout(password="word").json()
+    assert lease["token"] == "ANN/word"
+    assert service.end_lease(lease["lease"], "drop", sign_out=True).status_code == 204
+    failed = service.checkout("BOB", password="wrong")
+    assert (failed.status_code, failed.json()["type"]) == (502, "urn:coatcheck:problem:login-failed")
+    assert "wrong" not in failed.text
+    service.end()
+    assert gone.read_text() == "ANN/word\n"
+
+
+class Login(http.server.BaseHTTPRequestHandler):
+    """A login service that answers as its path says."""
+
+    answers: ClassVar[dict[str, tuple[int, bytes]]] = {
+        "/good": (200, b'{"token": "from-the-web"}'),
+        "/refused": (403, b"no"),
+        "/redirect": (302, b""),
+        "/nonsense": (200, b"<html>"),
+        "/endless": (200, b"x" * 200_000),
+    }
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, body = self.answers[self.path]
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/good")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def login_service() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["good", "refused", "redirect", "nonsense", "endless"])
+def test_it_logs_in_at_a_web_address(start: StartService, login_service: str, path: str) -> None:
+    service = start("--login-url", f"{login_service}/{path}", "--logout-url", f"{login_service}/good")
+    answer = service.checkout()
+    if path == "good":
+        assert answer.json()["token"] == "from-the-web"
+        assert service.end_lease(answer.json()["lease"]).status_code == 204
+    else:
+        assert (answer.status_code, answer.json()["type"]) == (502, "urn:coatcheck:problem:login-failed")
+
+
+def test_a_store_that_does_not_answer_is_503(start: StartService, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 43)
+    service = start("--store", "redis://127.0.0.1:1/0", "--key-file", str(key))
+    for answer in (service.checkout(), service.http.get("/healthz"), service.http.get("/v1/stats")):
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:coatcheck:problem:store-unavailable")
+    asked = run("ls", "--store", "redis://127.0.0.1:1/0", "--key-file", str(key))
+    assert asked.returncode == 1 and asked.stderr.count("\n") == 1
+
+
+def test_operators_ask_the_store_or_the_service(start: StartService, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 43)
+    store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key))
+    service = start(*store)
+    asked_service = ("--url", service.url, "--token-file", str(service.token_file))
+    service.end_lease(service.signed_in("secret-1")["lease"])
+    service.signed_in("secret-2", "BOB/1")
+    for target in (store, asked_service):
+        listed = run("ls", *target)
+        assert listed.returncode == 0 and "secret" not in listed.stdout
+        lines = listed.stdout.splitlines()
+        assert lines[0].split()[:4] == ["user", "token", "id", "state"]
+        assert ("ANN" in lines[1], " free " in lines[1], "BOB/1" in lines[2], " leased " in lines[2]) == (True,) * 4
+        rows = json.loads(run("ls", *target, "--user", "BOB/1", "--json").stdout)
+        assert [(row["user"], row["state"]) for row in rows] == [("BOB/1", "leased")]
+        assert json.loads(run("stats", *target, "--json").stdout)["users"]["ANN"]["free"] == 1
+        assert "ANN" in run("stats", *target).stdout
+        assert run("clean-up", *target).stdout == "0 removed\n"
+    token_id = str(rows[0]["token_id"])
+    assert run("remove", "BOB/1", token_id, *store, "--json").stdout.split() == ["{", '"removed":', "1", "}"]
+    assert run("remove", "ANN", *asked_service).stdout == "1 removed\n"
+    assert run("ls", *store).stdout == "no tokens\n"
+    assert run("ls").returncode == 2
+    assert run("ls", *store, *asked_service).returncode == 2
+    assert run("ls", "--url", service.url).returncode == 2
+
+
+def test_watching_shows_it_again_until_it_is_stopped(start: StartService) -> None:
+    import signal
+
+    service = start()
+    service.signed_in()
+    command = [sys.executable, "-m", "coatcheck.cli", "pool", "ls", "--watch", "--url", service.url]
+    command += ["--token-file", str(service.token_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        seen = [watching.stdout.readline() for _ in range(4)]
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=20)
+    assert sum("ANN" in line for line in seen) == 2
+    assert watching.returncode == 0

@@ -78,8 +78,10 @@ class Cache:
     def add(self, copy: Copy) -> None:
         """Keep a copy as the most recent one; the oldest unleased one goes when the cache is full.
 
-        Dropping a copy loses nothing: the session servers have it.
+        Dropping a copy loses nothing: the session servers have it. A closed session never comes back.
         """
+        if copy.key in self._closed:
+            return
         self._copies.pop(copy.key, None)
         while len(self._copies) >= self.max_sessions:
             self._copies.pop(next(iter(self._copies)))

@@ -132,6 +132,8 @@ class Copies:
             if view.forked:
                 self._report(EventKind.SESSION_FORKED, key, f"went on with {newest.version}")
             owned = (yield from self.refresh(view)) if view.is_mine() else (yield from self.claim(view))
+            if self.cache.is_closed(key):
+                return Gone.CLOSED  # the tombstone overtook our claim: its notice came first
             if owned is not None:
                 return owned
         raise SessionUnavailable(UnavailableReason.CONTENDED)
@@ -228,7 +230,8 @@ class Copies:
         acknowledged = False
         try:
             settled, acknowledged = yield from self._write_out(new, durability)
-            if not acknowledged:
+            if not acknowledged or self.cache.is_closed(copy.key):
+                acknowledged = False
                 return None
             # A notice may have reached the old copy while the put was in flight.
             new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
@@ -315,7 +318,7 @@ class Copies:
             age_s = (self.policy.tombstone_ms - newest.expires_in_ms) / 1000
             yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_s - max(0.0, age_s)))
             return closed
-        alone_at = view.cached.alone_at if view.cached is not None and view.is_mine() else None
+        own = view.cached if view.cached is not None and view.is_mine() else None
         version = Version(self._next_epoch(view), self._fresh_owner(), 0)
         history = newest.history if newest is not None else ()
         payload = self.sealer.seal(key, encode_header(version, history, True), b"")
@@ -323,11 +326,17 @@ class Copies:
         self.cache.mark_closed(key)
         self.under_replicated.discard(key)
         self._remember_closing(key, tombstone)
-        closed = yield from self.put_tombstone(key, tombstone, self.placement.servers)
+        if own is not None:
+            self._claiming[key] = own  # still ours to hear that a rival was faster than the tombstone
+        try:
+            closed = yield from self.put_tombstone(key, tombstone, self.placement.servers)
+        finally:
+            self._claiming.pop(key, None)
         if not closed.holds:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         # An owner that is not us may have renewed its lease until the tombstone reached it.
-        yield from self._wait_until(self.world.monotonic() + self.policy.lease_s if alone_at is None else alone_at)
+        alone = own is not None and own.no_lease_before <= view.sent_at
+        yield from self._wait_until(own.alone_at if own and alone else self.world.monotonic() + self.policy.lease_s)
         return closed
 
     def _wait_until(self, moment_s: float) -> Flow[None]:

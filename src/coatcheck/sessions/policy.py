@@ -68,5 +68,6 @@ class SessionPolicy(msgspec.Struct, frozen=True):
 
     @property
     def tombstone_ms(self) -> int:
-        """How long a close must be remembered: the longest token plus leeway on both sides."""
-        return max(self.absolute_timeout_ms, self.max_token_age_ms) + 2 * self.leeway_ms
+        """How long a close must be remembered: the longest token, and the longest stored entry, plus leeway on both
+        sides."""
+        return max(self.absolute_timeout_ms, self.max_token_age_ms) + self.linger_ms + 2 * self.leeway_ms

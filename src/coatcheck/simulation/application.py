@@ -43,7 +43,7 @@ class Attempt:
     """One delivery of one request to one web server."""
 
     __slots__ = (
-        "answered", "began_at", "browser", "cookies", "done", "events", "kind", "login", "number", "operation",
+        "answered", "began_at", "moment", "browser", "cookies", "done", "events", "kind", "login", "number", "operation",
         "parallel", "sent_at", "session", "task", "web",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Attempt:
         self.cookies = cookies
         self.sent_at = sent_at
         self.began_at = 0.0
+        self.moment = 0
         self.web: WebServer | None = None
         self.session: Session | None = None
         self.operation: Operation | None = None
@@ -107,6 +108,7 @@ class App:
             if sealed is None:
                 continue
             token: SealedToken = self._codecs.open(sealed, login)
+            attempt.moment = self._judge.moment()
             session = web.lifecycle.open_cached(token, login)
             by_lease = session is not None
             began_at = web.schedule.now

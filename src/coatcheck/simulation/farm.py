@@ -184,13 +184,13 @@ class Farm:
     # -- operators and thieves ----------------------------------------------------------------------
 
     def close_by_operator(self, index: int, key: bytes) -> None:
-        web = self.webs[index]
+        web, now = self.webs[index], self.schedule.now
         if web.alive:
-            web.runner.start(_closing(web, key), lambda closed, error: self._closed(web, key, closed, error))
+            web.runner.start(_closing(web, key), lambda closed, error: self._closed(web, key, now, closed, error))
 
-    def _closed(self, web: WebServer, key: bytes, closed: Any, error: Exception | None) -> None:
+    def _closed(self, web: WebServer, key: bytes, began: float, closed: Any, error: Exception | None) -> None:
         if error is None:
-            self.ledger.closed(web, self.ledger.log(key), closed.holds)
+            self.ledger.closed(web, self.ledger.log(key), closed.holds, began)
         elif not isinstance(error, CoatcheckError):
             self.ledger.crashed(web, error)
 

@@ -28,6 +28,7 @@ class Judge:
         self.logs: dict[bytes, SessionLog] = {}
         self.by_public: dict[str, SessionLog] = {}
         self.violations: list[str] = []
+        self._moments = 0
         self.counts: Counter[str] = Counter()
         self.servers: dict[str, SessionServer] = {}
         self.longest_trip_s = 0.0
@@ -45,6 +46,11 @@ class Judge:
 
     def say(self, text: str) -> None:
         self.trace.add(self.schedule.now, text)
+
+    def moment(self) -> int:
+        """Orders what happens at one time."""
+        self._moments += 1
+        return self._moments
 
     def log(self, key: bytes) -> SessionLog:
         log = self.logs.get(key)
@@ -123,6 +129,8 @@ class Judge:
             self.excuse("promise 2: rollback reported, forked")
         elif scenario.wanted * 2 <= scenario.session_servers or scenario.too_few_answers == "serve":
             self.excuse("promise 2: rollback reported, too few servers asked")
+        elif not scenario.lingering and self._is_expiring(log):
+            self.excuse("promise 6: the newest copy has just expired")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 

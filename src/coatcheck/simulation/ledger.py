@@ -95,6 +95,7 @@ class Ledger(Judge):
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
+        log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:
             self.say(f"{server.name} stores {self.trace.version(new.version)}{' CLOSED' if new.closed else ''}")
         if new.closed:
@@ -155,6 +156,7 @@ class Ledger(Judge):
     # -- what requests see ---------------------------------------------------------------------------
 
     def asking(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
+        self.longest_trip_s = max(self.longest_trip_s, self.schedule.now - attempt.sent_at)
         if self.trace.on:
             shown = f"token {token.session_id[:2].hex()} promising {self.trace.packed(token.version)}"
             self.say(f"#{attempt.number} {web.name} opens {self.trace.key(token.key)} with {shown}")
@@ -184,7 +186,7 @@ class Ledger(Judge):
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
         self._check_promise(web, log, token, copy, began)
         if log.closes:
-            self._check_closed(web, log, by_lease, began)
+            self._check_closed(web, log, copy, by_lease, attempt.moment)
         if by_lease:
             self._check_lease(web, log, copy)
         data_version = newest_write(copy.history)
@@ -204,10 +206,10 @@ class Ledger(Judge):
         else:
             self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")
 
-    def _check_closed(self, web: WebServer, log: SessionLog, by_lease: bool, began: float) -> None:
+    def _check_closed(self, web: WebServer, log: SessionLog, copy: Any, by_lease: bool, began: int) -> None:
         """Invariant 2, within promise 3."""
         for close in log.closes:
-            if began < close.at:
+            if began < close.moment:
                 continue
             kept = close.holders - close.lost
             asked_at, replies = web.answered.get(log.key, (0.0, {}))
@@ -216,7 +218,10 @@ class Ledger(Judge):
             elif by_lease and not close.complete:
                 self.excuse("promise 3: the close was reported as incomplete")
             elif by_lease and asked_at < close.at:
-                self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
+                if self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
+                    self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")
+                else:
+                    self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
             elif any(_answered(replies.get(name)) for name in kept):
                 self.fail("I2", f"{web.name} serves {self.trace.key(log.key)} though it saw a tombstone's holder")
             else:
@@ -244,9 +249,9 @@ class Ledger(Judge):
         """What was acknowledged, and how well."""
         now = self.schedule.now
         if saved.closed is not None and before is not None:
-            self.closed(web, self.log(before), saved.closed.holds)
+            self.closed(web, self.log(before), saved.closed.holds, attempt.began_at)
         if attempt.kind == "login" and session.login and before is not None:
-            self.closed(web, self.log(before), 1)
+            self.closed(web, self.log(before), 1, attempt.began_at)
         operation = attempt.operation
         if operation is not None and saved.written is None and saved.closed is None and not operation.versions:
             self._already_stored(attempt, session, operation)
@@ -281,11 +286,11 @@ class Ledger(Judge):
         if problem:
             self.fail("I1", f"#{attempt.number} acknowledged, but {self.trace.version(written)} {problem}")
 
-    def closed(self, web: WebServer, log: SessionLog, holds_count: int) -> None:
+    def closed(self, web: WebServer, log: SessionLog, holds_count: int, began: float) -> None:
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
             self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
-        log.closes.append(Close(self.schedule.now, holders, holds_count == len(self.servers)))
+        log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(self.servers)))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 

@@ -36,9 +36,11 @@ class Ack:
 class Close:
     """A close that was acknowledged: ``holders`` are the servers that had the tombstone, and have kept it since."""
 
-    __slots__ = ("at", "complete", "holders", "lost")
+    __slots__ = ("at", "began", "complete", "holders", "lost", "moment")
 
-    def __init__(self, at: float, holders: set[str], complete: bool) -> None:
+    def __init__(self, moment: int, began: float, at: float, holders: set[str], complete: bool) -> None:
+        self.moment = moment
+        self.began = began
         self.at = at
         self.complete = complete
         self.holders = holders
@@ -59,6 +61,8 @@ class SessionLog:
         self.operations: list[Operation] = []
         self.acks: dict[Version, Ack] = {}
         self.closes: list[Close] = []
+        self.claimed_at: dict[bytes, float] = {}
+        """By the owner of a claim: when the first server stored it."""
         self.tombstones = 0
         self.tombstone_on: set[str] = set()
         self.events: list[tuple[float, bytes, Any]] = []

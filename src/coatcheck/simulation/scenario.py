@@ -13,7 +13,9 @@ from coatcheck.sessions.policy import SessionPolicy
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
-Profile = Literal["all", "calm", "expiry", "storm"]
+Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases"]
+"""Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
+many closes, and notices that are lost."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -35,6 +37,7 @@ class Scenario(msgspec.Struct, frozen=True):
     idle_timeout_ms: int
     absolute_timeout_ms: int
     leeway_ms: int
+    lingering: bool
     browsers: int
     tabs: int
     requests: int
@@ -77,7 +80,7 @@ class Scenario(msgspec.Struct, frozen=True):
             too_few_answers=self.too_few_answers,
             lease_s=self.lease_s,
             tombstone_ms=self.session_policy().tombstone_ms,
-            linger_ms=self.session_policy().linger_ms,
+            linger_ms=self.session_policy().linger_ms if self.lingering else 0,
         )
 
     def session_policy(self) -> SessionPolicy:
@@ -99,6 +102,12 @@ class Scenario(msgspec.Struct, frozen=True):
 
 def draw(seed: int, profile: Profile = "all") -> Scenario:
     """The scenario of a seed: the same in every process."""
+    if profile == "duel":
+        return msgspec.structs.replace(
+            draw(seed, "calm"), web_servers=3, tabs=4, gap_s=0.003, stickiness=0.0, requests=24, durability="all"
+        )
+    if profile == "leases":
+        return msgspec.structs.replace(draw(seed, "storm"), lease_s=2.0, gap_s=0.05, lost_notices=1.0, logins=True)
     rng = Random(seed * 2 + 1)
     pick = rng.choice
     calm = profile == "calm" or (profile != "storm" and rng.random() < 0.15)
@@ -123,6 +132,7 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         idle_timeout_ms=pick((2_000, 6_000)) if short else pick((MINUTE_MS, 30 * MINUTE_MS)),
         absolute_timeout_ms=pick((5_000, 12_000)) if short else 12 * HOUR_MS,
         leeway_ms=pick((0, 500)) if short else 5_000,
+        lingering=rng.random() < 0.5,
         browsers=pick((1, 1, 2)),
         tabs=pick((1, 2, 3, 4)),
         requests=rng.randint(10, 28),

@@ -214,8 +214,16 @@ class _Response:
         await _refuse("http", self._send, status, why)
 
     async def send_websocket(self, message: Message) -> None:
+        if self._replaced:
+            return
         if message["type"] == "websocket.accept":
-            cookies = self._middleware.cookies_for(self._session, await self._save(), self._header)
+            try:
+                saved = await self._save()
+            except (SessionUnavailable, SessionClosed, ConflictError):
+                self._replaced = True  # the app finds its connection closed when it next receives
+                await _refuse("websocket", self._send, 503, "")
+                return
+            cookies = self._middleware.cookies_for(self._session, saved, self._header)
             if cookies:
                 message["headers"] = [*message.get("headers", ()), *cookies]
         await self._send(message)

@@ -115,12 +115,13 @@ def test_regenerate_moves_to_the_logged_in_cookie() -> None:
 
 @pytest.mark.parametrize("data", [{}, {"n": 1}])
 def test_a_login_without_a_session_begins_one(data: dict[str, int]) -> None:
+    login = acting(lambda s: (s.regenerate("ada"), s.update(data))[0])
+
     async def story() -> None:
-        async with served(acting(lambda s: (s.regenerate("ada"), s.update(data))[0])) as server:
-            async with server.client() as browser:
-                assert names_set(await browser.post("/")) == [LOGIN]
-                server.app = acting(lambda s: (s.user, dict(s)))
-                assert (await browser.get("/")).text == repr(("ada", data))
+        async with served(login) as server, server.client() as browser:
+            assert names_set(await browser.post("/")) == [LOGIN]
+            server.app = acting(lambda s: (s.user, dict(s)))
+            assert (await browser.get("/")).text == repr(("ada", data))
 
     asyncio.run(story())
 

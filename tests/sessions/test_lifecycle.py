@@ -1,0 +1,467 @@
+"""From a token to a session and back: open, save, conflict, close, log in (protocol sections 5 and 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable, UnavailableReason
+from coatcheck.events import EventKind
+from coatcheck.replication.copies import Closed, Written
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.tokens.sealed import SealedToken
+from replication.tiny_farm import Farm
+
+# -- create and save -----------------------------------------------------------------------------
+
+
+def test_a_new_session_is_stored_before_its_token_leaves() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    session = Session(cart=["tea"])
+    saved = one.save(session)
+    assert saved.written == Written(2, 2)
+    assert saved.issue is not None
+    assert not saved.issue.login
+    assert two.read(saved.issue.token) == one.read(saved.issue.token) == {"cart": ["tea"]}
+
+
+def test_an_empty_session_is_not_stored_and_gets_no_token() -> None:
+    web = Farm().web()
+    for session in (Session(), Session(a=1)):
+        session.clear()
+        assert not web.lifecycle.needs_save(session)
+        assert web.save(session).issue is None
+
+
+def test_a_write_changes_the_token_a_read_does_not() -> None:
+    web = Farm().web()
+    token = web.create(n=1)
+    after = web.write(token, n=2)
+    assert after.version != token.version
+    assert (after.key, after.session_id, after.timestamp) == (token.key, token.session_id, token.timestamp)
+    session = web.opened(after)
+    assert session["n"] == 2
+    assert not web.lifecycle.needs_save(session)
+    assert web.lifecycle.issue(session) is None
+
+
+def test_a_change_deep_inside_is_saved() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(profile={"tags": [{"a": 1}]})
+    session = one.opened(token)
+    session["profile"]["tags"][0]["a"] = 2
+    saved = one.save(session)
+    assert saved.issue is not None
+    assert two.read(saved.issue.token) == {"profile": {"tags": [{"a": 2}]}}
+
+
+def test_a_session_can_be_saved_twice_in_one_request() -> None:
+    web = Farm().web()
+    session = web.opened(web.create(n=1))
+    for number in (2, 3):
+        session["n"] = number
+        saved = web.save(session)
+    assert saved.issue is not None
+    assert web.read(saved.issue.token) == {"n": 3}
+
+
+@pytest.mark.parametrize("bad", [{"x": object()}, {1: "key"}, {"x": "a" * 2_000_000}])
+def test_what_cannot_be_stored_is_refused_and_the_session_stays_as_it_was(bad: dict[Any, Any]) -> None:
+    web = Farm().web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session.update(bad)
+    with pytest.raises(SessionDataError):
+        web.save(session)
+    assert web.read(token) == {"n": 1}
+    with pytest.raises(SessionDataError):
+        web.save(Session(bad))
+
+
+def test_a_stale_cache_is_noticed_by_the_token_alone() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    farm.notices = False
+    token = one.create(n=1)
+    newer = two.write(token, n=2)
+    assert one.read(token) == {"n": 1}, "within the lease"
+    assert one.read(newer) == {"n": 2}
+
+
+def test_a_killed_web_server_takes_nothing_with_it() -> None:
+    farm = Farm()
+    token = farm.web().create(n=1)
+    for number in range(2, 25):  # more changes of owner than a history remembers
+        token = farm.web().write(token, n=number)
+    last = farm.web()
+    assert last.read(token) == {"n": 24}
+    assert last.kinds() == []
+
+
+# -- two requests at once ------------------------------------------------------------------------
+
+
+def at_once(farm: Farm, first: dict[str, Any], second: dict[str, Any], webs: int, **base: Any) -> dict[str, Any] | None:
+    """Two requests are opened, then saved one after the other; what a third one finds."""
+    servers = [farm.web() for _ in range(webs)]
+    token = servers[0].create(**base)
+    sessions = [servers[0].opened(token), servers[-1].opened(token)]
+    for web, session, changes in zip([servers[0], servers[-1]], sessions, [first, second], strict=True):
+        for key, value in changes.items():
+            if value is None:
+                session.pop(key)
+            else:
+                session[key] = value
+        web.save(session)
+    return farm.web().read(token)
+
+
+@pytest.mark.parametrize("webs", [1, 2])
+def test_disjoint_changes_merge_and_deletes_stay_deleted(webs: int) -> None:
+    assert at_once(Farm(), {"a": 2}, {"b": 2}, webs, a=1, b=1) == {"a": 2, "b": 2}
+    assert at_once(Farm(), {"a": None}, {"b": 2}, webs, a=1, b=1) == {"b": 2}
+    assert at_once(Farm(), {"a": 2}, {"b": None}, webs, a=1, b=1) == {"a": 2}
+    assert at_once(Farm(), {"a": None}, {"a": None}, webs, a=1, b=1) == {"b": 1}
+
+
+def test_on_one_web_server_the_last_write_wins() -> None:
+    assert at_once(Farm(), {"n": 2}, {"n": 3}, 1, n=1) == {"n": 3}
+
+
+@pytest.mark.parametrize("second", [2, 3])
+def test_reject_refuses_the_second_of_two(second: int) -> None:
+    farm = Farm(policy=SessionPolicy(conflict="reject"))
+    with pytest.raises(ConflictError, match="'n'"):
+        at_once(farm, {"n": 2}, {"n": second}, 1, n=1)
+
+
+@pytest.mark.parametrize("webs", [1, 2])
+def test_a_merge_function_decides(webs: int) -> None:
+    farm = Farm(policy=SessionPolicy(conflict=lambda key, base, theirs, mine: theirs + mine - base))
+    assert at_once(farm, {"n": 6}, {"n": 7}, webs, n=5) == {"n": 8}
+
+
+def test_an_overtaken_request_gets_a_conflict_and_overwrites_nothing() -> None:
+    """A frozen web server wakes up with a request that its browser has given up long ago."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    frozen = one.opened(token)
+    frozen["n"] = 2
+    newest = token
+    for number in (2, 3, 4):
+        newest = two.write(newest, n=number)
+    with pytest.raises(ConflictError):
+        one.save(frozen)
+    assert two.read(newest) == farm.web().read(newest) == {"n": 4}
+
+
+def test_an_overtaken_request_that_touches_other_keys_is_merged() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    late = one.opened(token)
+    late["other"] = "x"
+    newest = two.write(token, n=2)
+    one.save(late)
+    assert farm.web().read(newest) == {"n": 2, "other": "x"}
+
+
+def test_a_write_whose_answer_was_lost_is_not_done_twice() -> None:
+    """The put reached the servers; a rival claimed on top of it and wrote; the retry must not undo that."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    session = one.opened(token)
+    session["n"] = 2
+    for server in farm.servers.values():
+        server.forgets_answers = True
+
+    with pytest.raises(SessionUnavailable):
+        one.save(session)
+    for server in farm.servers.values():
+        server.forgets_answers = False
+    newest = two.write(token, n=two.opened(token)["n"] + 1)
+    assert farm.web().read(newest) == {"n": 3}
+
+
+def test_a_save_that_never_comes_to_its_turn_is_given_up() -> None:
+    farm = Farm(policy=SessionPolicy(max_tries=3))
+    one, two = farm.two_webs()
+    token = one.create(n=0, rival=0)
+    session = one.opened(token)
+    session["n"] = 1
+    rivals = 0
+
+    def rival() -> None:
+        nonlocal rivals, token
+        rivals += 1
+        token = two.write(token, rival=rivals)
+        one.during_put.insert(0, lambda: None)  # lets the claim of the next try pass
+        one.during_put.insert(0, lambda: None)
+
+    one.during_put = [rival] * 100
+    with pytest.raises(ConflictError, match="faster"):
+        one.save(session)
+    assert rivals == 3
+    assert farm.web().read(token) == {"n": 0, "rival": 3}
+
+
+# -- closing and logging in ----------------------------------------------------------------------
+
+
+def test_a_closed_session_is_dead_on_every_server_with_every_token() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    old = one.create(n=1)
+    token = one.write(old, n=2)
+    two.read(token)
+    session = one.opened(token)
+    session.close()
+    saved = one.save(session)
+    assert saved.clear
+    assert saved.issue is None
+    assert saved.closed == Closed(3, 3)
+    for web in (one, two, farm.web()):
+        assert web.read(token) is None
+        assert web.read(old) is None
+
+
+def test_a_slow_request_does_not_undo_a_logout() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    slow = {web: web.opened(token) for web in (one, two)}
+    leaving = two.opened(token)
+    leaving.close()
+    two.save(leaving)
+    for web, session in slow.items():
+        session["n"] = 99
+        with pytest.raises(SessionClosed):
+            web.save(session)
+        assert web.read(token) is None
+
+
+def test_a_session_that_is_still_empty_at_the_end_is_closed_as_by_a_logout() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session.clear()
+    assert web.save(session).clear
+    assert farm.web().read(token) is None
+
+
+def test_a_session_that_is_filled_again_after_clearing_lives_on() -> None:
+    web = Farm().web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session.clear()
+    session["m"] = 1
+    saved = web.save(session)
+    assert not saved.clear
+    assert web.read(token) == {"m": 1}
+
+
+def test_closing_a_session_that_exists_nowhere_stores_nothing() -> None:
+    farm = Farm()
+    session = Session(a=1)
+    session.close()
+    assert farm.web().save(session).issue is None
+    assert not any(server.stored for server in farm.servers.values())
+
+
+def test_login_takes_a_new_key_keeps_the_data_and_closes_the_old_session() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    anonymous = one.create(cart=["tea"])
+    session = one.opened(anonymous)
+    session["name"] = "Ada"
+    session.regenerate("ada")
+    saved = one.save(session)
+    assert saved.issue is not None
+    assert saved.issue.login
+    token = saved.issue.token
+    assert token.key != anonymous.key
+    assert token.session_id != anonymous.session_id
+    assert two.read(token, login=True) == {"cart": ["tea"], "name": "Ada"}
+    assert two.opened(token, login=True).user == "ada"
+    for web in (one, two):
+        assert web.read(anonymous) is None
+
+
+def test_login_keeps_what_a_parallel_request_has_stored_meanwhile() -> None:
+    web = Farm().web()
+    token = web.create(a=1)
+    session = web.opened(token)
+    web.write(token, b=2)
+    session.regenerate("ada")
+    saved = web.save(session)
+    assert saved.issue is not None
+    assert web.read(saved.issue.token, login=True) == {"a": 1, "b": 2}
+
+
+def test_login_without_any_session_before_creates_one() -> None:
+    web = Farm().web()
+    session = Session(a=1)
+    session.regenerate("ada")
+    saved = web.save(session)
+    assert saved.issue is not None
+    assert saved.issue.login
+    assert web.opened(saved.issue.token, login=True).user == "ada"
+
+
+def test_of_two_logins_at_once_one_wins_and_the_other_invents_nothing() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(a=1)
+    first, second = one.opened(token), two.opened(token)
+    first.regenerate("ada")
+    second.regenerate("bob")
+    assert one.save(first).issue is not None
+    with pytest.raises(SessionClosed):
+        two.save(second)
+
+
+# -- trouble with copies -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("durability", "level"), [("async", 0), ("one", 1)])
+def test_early_answers_carry_the_level_reached_and_are_settled_later(durability: str, level: int) -> None:
+    farm = Farm(durability=durability)
+    web = farm.web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session["n"] = 2
+    saved = web.save(session)
+    assert saved.written == Written(level, 2)
+    web.settle()
+    newest = saved.issue.token if saved.issue else token
+    assert farm.web().read(newest) == {"n": 2}
+    assert len({entry.version for entry in farm.entries(token.key) if entry}) == 1
+
+
+@pytest.mark.parametrize("durability", ["async", "one"])
+def test_creation_and_rotation_wait_for_all_copies_whatever_the_durability(durability: str) -> None:
+    farm = Farm(durability=durability)
+    web = farm.web()
+    saved = web.save(Session(n=1))
+    assert saved.written == Written(2, 2)
+    assert saved.issue is not None
+    session = web.opened(saved.issue.token)
+    session.rotate()
+    rotated = web.save(session)
+    assert rotated.written == Written(2, 2)
+    assert rotated.issue is not None
+    assert rotated.issue.token.session_id != saved.issue.token.session_id
+
+
+def test_below_target_it_degrades_and_the_session_goes_on() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    farm.servers["s1"].down = True
+    session = web.opened(token)
+    session["n"] = 2
+    assert web.save(session).written == Written(1, 2)
+    assert EventKind.BELOW_TARGET in web.kinds()
+    assert web.copies.under_replicated == {token.key}
+
+
+@pytest.mark.parametrize("verb", ["write", "create", "login"])
+def test_below_target_it_refuses_if_asked_to(verb: str) -> None:
+    farm = Farm(below_target="refuse")
+    web = farm.web()
+    token = web.create(n=1)
+    session = Session(n=9) if verb == "create" else web.opened(token)
+    session["n"] = 2
+    if verb == "login":
+        session.regenerate("ada")
+    farm.servers["s1"].down = True
+    with pytest.raises(SessionUnavailable) as caught:
+        web.save(session)
+    assert caught.value.reason is UnavailableReason.BELOW_TARGET
+
+
+def test_with_too_few_answers_nobody_is_served_unless_the_operator_says_so() -> None:
+    for policy, served in (("refuse", None), ("serve", {"n": 1})):
+        farm = Farm(servers=3, too_few_answers=policy)
+        token = farm.web().create(n=1)
+        for server in farm.ranked(token.key)[1:]:
+            server.silent = True
+        if served is None:
+            with pytest.raises(SessionUnavailable) as caught:
+                farm.web().read(token)
+            assert caught.value.reason is UnavailableReason.TOO_FEW_SERVERS
+        else:
+            assert farm.web().read(token) == served
+
+
+def test_without_any_server_no_session_is_invented() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    for server in farm.servers.values():
+        server.down = True
+    with pytest.raises(SessionUnavailable):
+        two.open(token)
+    with pytest.raises(SessionUnavailable):
+        two.create(n=1)
+
+
+def rolled_back(policy: SessionPolicy) -> tuple[Farm, SealedToken]:
+    """A token that was told of ``n=2``, and session servers that have gone back to ``n=1``."""
+    farm = Farm(policy=policy)
+    web = farm.web()
+    token = web.create(n=1)
+    backup = farm.backup()
+    newest = web.write(token, n=2)
+    farm.restore(backup)
+    return farm, newest
+
+
+def test_a_session_that_was_rolled_back_is_closed_and_reported() -> None:
+    farm, token = rolled_back(SessionPolicy())
+    web = farm.web()
+    assert web.read(token) is None
+    assert EventKind.SESSION_ROLLED_BACK in web.kinds()
+    assert EventKind.SESSION_THEFT not in web.kinds()
+    assert all(entry is not None and entry.closed for entry in farm.entries(token.key))
+
+
+def test_a_session_that_was_rolled_back_may_be_accepted_and_gets_a_token_of_what_is_left() -> None:
+    farm, token = rolled_back(SessionPolicy(rolled_back="accept"))
+    web = farm.web()
+    session = web.opened(token)
+    assert session == {"n": 1}
+    assert EventKind.SESSION_ROLLED_BACK in web.kinds()
+    issue = web.save(session).issue
+    assert issue is not None
+    other = farm.web()
+    assert other.read(issue.token) == {"n": 1}
+    assert EventKind.SESSION_ROLLED_BACK not in other.kinds()
+
+
+def test_a_session_that_is_nowhere_is_reported_as_lost() -> None:
+    farm = Farm()
+    token = farm.web().create(n=1)
+    for server in farm.servers.values():
+        server.stored.clear()
+    web = farm.web()
+    assert web.read(token) is None
+    assert web.kinds() == [EventKind.SESSION_NOT_FOUND]
+
+
+def test_events_never_name_the_key_of_a_session() -> None:
+    farm, token = rolled_back(SessionPolicy())
+    web = farm.web()
+    web.read(token)
+    assert web.events
+    for event in web.events:
+        for secret in (token.key, token.session_id):
+            assert secret.hex() not in event.session + event.detail
+            assert repr(secret) not in event.session + event.detail

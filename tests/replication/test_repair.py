@@ -1,0 +1,202 @@
+"""Bringing the copies back to their number (protocol section 4, mission B9)."""
+
+from __future__ import annotations
+
+import pytest
+
+from coatcheck.errors import SessionUnavailable
+from coatcheck.events import EventKind
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.repair import Repaired
+from coatcheck.tokens.sealed import SealedToken
+from replication.tiny_farm import Farm, WebServer
+
+
+def repair(web: WebServer, token: SealedToken) -> Repaired:
+    return web.exclusively(token.key, web.repairs.repair(token.key))
+
+
+def versions(farm: Farm, token: SealedToken) -> list[object]:
+    return [entry.version if entry else None for entry in farm.entries(token.key)]
+
+
+def is_whole(farm: Farm, token: SealedToken) -> bool:
+    """Whether the placed servers hold the same."""
+    placed = versions(farm, token)[: farm.placement.wanted]
+    return None not in placed and len(set(placed)) == 1
+
+
+def test_nothing_is_repaired_where_nothing_is_wrong() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    before = versions(farm, token)
+    assert one.repairs.needs_repair() == []
+    assert repair(two, token) is Repaired.WHOLE
+    assert versions(farm, token) == before
+
+
+def test_an_empty_farm_has_nothing_to_repair() -> None:
+    farm = Farm()
+    token = farm.web().create(n=1)
+    for server in farm.servers.values():
+        server.stored.clear()
+    assert repair(farm.web(), token) is Repaired.NOTHING
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_b9_sessions_of_a_lost_server_are_copied_from_the_cache_to_the_next_one(lost: int) -> None:
+    farm = Farm(servers=3)
+    web = farm.web()
+    token = web.create(n=1)
+    server = farm.ranked(token.key)[lost]
+    server.down = True
+    server.stored.clear()
+    web.repairs.lost_server(server.name)
+    assert web.copies.under_replicated == {token.key}
+    assert web.repairs.needs_repair() == [token.key]
+    assert repair(web, token) is Repaired.MENDED
+    assert web.copies.under_replicated == set()
+    assert [entry is not None for entry in farm.entries(token.key)] == [slot != lost for slot in range(3)]
+    assert web.read(token) == {"n": 1}
+
+
+def test_b9_both_session_servers_lost_their_data_and_the_caches_bring_it_back() -> None:
+    farm = Farm()
+    web = farm.web()
+    tokens = [web.create(n=number) for number in range(20)]
+    for server in farm.servers.values():
+        server.stored.clear()
+        web.repairs.lost_server(server.name)
+    assert sorted(web.repairs.needs_repair()) == sorted(token.key for token in tokens)
+    for token in tokens:
+        assert repair(web, token) is Repaired.MENDED
+        assert is_whole(farm, token)
+    assert web.copies.under_replicated == set()
+    other = farm.web()
+    assert [other.read(token) for token in tokens] == [{"n": number} for number in range(20)]
+
+
+def test_a_server_that_came_back_empty_is_filled_by_anyone_without_a_claim() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    owner = versions(farm, token)[0]
+    farm.servers["s1"].stored.clear()
+    assert repair(two, token) is Repaired.MENDED
+    assert versions(farm, token) == [owner, owner]
+    assert two.copies.cache.get(token.key) is None, "repairing is not hosting"
+    assert one.read(token) == {"n": 1}
+
+
+def test_a_server_that_came_back_stale_is_brought_up_to_date() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    stale = farm.backup()[0]
+    newest = web.write(token, n=2)
+    farm.servers["s1"].stored = stale
+    assert repair(farm.web(), token) is Repaired.MENDED
+    assert is_whole(farm, token)
+    assert farm.web().read(newest) == {"n": 2}
+
+
+def test_a_server_that_is_still_away_leaves_it_partial_and_the_gauge_says_so() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    farm.servers["s1"].down = True
+    web.repairs.lost_server("s1")
+    assert repair(web, token) is Repaired.PARTIAL
+    assert web.copies.under_replicated == {token.key}
+    farm.servers["s1"].down = False
+    assert web.repairs.needs_repair() == [token.key]
+    assert repair(web, token) is Repaired.MENDED
+    assert web.copies.under_replicated == set()
+
+
+def test_nobody_answers_so_nothing_is_decided() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    for server in farm.servers.values():
+        server.silent = True
+    with pytest.raises(SessionUnavailable):
+        repair(web, token)
+    assert web.copies.cache.get(token.key) is not None
+
+
+def test_a_tombstone_is_spread() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    lost = farm.ranked(token.key)[0]
+    lost.down = True
+    session = one.opened(token)
+    session.close()
+    closed = one.save(session).closed
+    assert closed is not None
+    assert not closed.complete
+    lost.down = False
+    assert repair(two, token) is Repaired.MENDED
+    assert all(entry is not None and entry.closed for entry in farm.entries(token.key))
+
+
+def test_an_unfinished_close_is_taken_up_again_even_if_those_that_had_it_forgot() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    stale = farm.backup()
+    farm.servers["s1"].down = True
+    session = web.opened(token)
+    session.close()
+    web.save(session)
+    farm.servers["s1"].down = False
+    farm.restore(stale)
+    assert web.repairs.needs_repair() == [token.key]
+    assert repair(web, token) is Repaired.MENDED
+    assert all(entry is not None and entry.closed for entry in farm.entries(token.key))
+    assert web.repairs.needs_repair() == []
+
+
+def test_a_fork_is_reported_and_ended_by_a_claim() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    farm.notices = False
+    token = one.create(n=0)
+    s1, s2 = farm.servers.values()
+    s1.down = True
+    two.write(token, n=2)
+    s1.down, s2.down = False, True
+    one.write(token, n=1)
+    one.write(token, n=11)
+    s2.down = False
+    three = farm.web()
+    assert repair(three, token) is Repaired.MENDED
+    assert EventKind.SESSION_FORKED in three.kinds()
+    assert is_whole(farm, token)
+
+
+def test_repair_gives_way_to_who_is_writing() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    farm.servers["s1"].stored.clear()
+    newest = []
+    two.during_put = [lambda: newest.append(one.write(token, n=2))]
+    assert repair(two, token) is Repaired.CONTENDED
+    assert farm.web().read(newest[0]) == {"n": 2}
+
+
+def test_a_corrupt_copy_is_replaced_by_a_whole_one() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    bent = farm.servers["s1"].entry(token.key)
+    assert bent is not None
+    farm.servers["s1"].set(token.key, Entry(bent.version.next_write(), bent.history, False, 99_000, b"garbage"))
+    other = farm.web()
+    assert repair(other, token) is Repaired.MENDED
+    assert EventKind.CORRUPT_ENTRY in other.kinds()
+    assert is_whole(farm, token)
+    assert farm.web().read(token) == {"n": 1}

@@ -37,17 +37,17 @@ T = TypeVar("T")
 CLOSE_POLL_S: Final = 0.005
 
 
-class AsyncLease(Held):
+class AsyncLease(Held, eq=False):
     """A lease of an :class:`AsyncTokenPool`: ``async with pool.lease(user) as held``, or ``acquire``, ``release``."""
-
-    __slots__ = ()
 
     async def __aenter__(self) -> Self:
         quick = self._pool.quick
         if quick is not None and not self.fencing:
             taken = quick.take_quickly(self.user)
             if taken is not None:
-                self._hold_quickly(taken)
+                self._state, self.fencing, self.deadline, token = taken
+                self.token = token.value
+                self.uses = token.uses
                 return self
         return await self.acquire()
 

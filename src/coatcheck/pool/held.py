@@ -4,41 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from coatcheck.pool.commands import Granted, Release
 from coatcheck.pool.errors import LeaseLost, PoolError
 from coatcheck.pool.masking import check_token, masked
 from coatcheck.pool.options import span_of
-from coatcheck.pool.state import Holding, UserState
+from coatcheck.pool.state import UserState
 
 
-class Held:
+class Held(msgspec.Struct, eq=False, weakref=True):
     """What a borrower has: ``user``, ``token``, ``fencing`` and ``deadline`` (seconds on :meth:`clock`).
 
-    After the deadline the token is somebody's who was told so: nobody's. Giving it back raises ``LeaseLost``.
+    After the deadline the lease is lost: giving it back raises ``LeaseLost``. Leases are made by ``pool.lease``. (They
+    are structs because one is made for each call, and a struct is made in half the time.)
     """
 
-    __slots__ = (
-        "_dropped",
-        "_pool",
-        "_renewed",
-        "_sign_out",
-        "_span_s",
-        "_state",
-        "_wait_s",
-        "deadline",
-        "fencing",
-        "password",
-        "token",
-        "user",
-        "uses",
-    )
-
-    def __init__(self, pool: Any, user: str, password: str | None, wait_s: float) -> None:
-        self._pool = pool
-        self.user = user
-        self.password = password
-        self._wait_s = wait_s
-        self.fencing = 0  # 0: not (or no longer) held
+    _pool: Any
+    user: str
+    password: str | None
+    _wait_s: float
+    fencing: int = 0  # 0: not (or no longer) held
+    token: str = ""
+    deadline: float = 0.0
+    uses: int = 0
+    _state: UserState | None = None  # set in a lease that may be given back the fast way
+    _renewed: bool = False
+    _dropped: bool = False
+    _sign_out: bool = True
+    _span_s: float | None = None
 
     def __repr__(self) -> str:
         held = f"lease {self.fencing} of {masked(self.token)}" if self.fencing else "not held"
@@ -49,20 +43,6 @@ class Held:
         self.token = granted.value
         self.deadline = granted.deadline
         self.uses = granted.uses
-        self._state: UserState | None = None  # set in a lease that may be given back the fast way
-        self._renewed = self._dropped = False
-        self._span_s: float | None = None
-        self._sign_out = True
-
-    def _hold_quickly(self, taken: tuple[UserState, int, Holding]) -> None:
-        self._state, self.fencing, holding = taken
-        self.deadline = holding.deadline
-        token = holding.token
-        assert token is not None
-        self.token = token.value
-        self.uses = token.uses
-        self._renewed = self._dropped = False
-        self._span_s = None
 
     def _give_back_quickly(self) -> bool:
         """Give the lease back the fast way; ``False`` if it takes the whole way."""
@@ -73,6 +53,7 @@ class Held:
         if not self._pool.memory.give_back_quickly(state, self.fencing, value):
             return False
         self.fencing = 0
+        self._renewed = False
         return True
 
     def clock(self) -> float:
@@ -123,9 +104,12 @@ class Held:
         self._must_hold()
         fencing, self.fencing = self.fencing, 0
         value = self.token if self._renewed else None
-        if self._dropped:
+        renewed_span_s, dropped = self._span_s, self._dropped
+        # As new, so that it can be acquired again.
+        self._state, self._renewed, self._dropped, self._span_s = None, False, False, None
+        if dropped:
             return Release(fencing, keep=False, sign_out=self._sign_out, value=value), None
         on_error = self._pool.settings.on_error
         keep = not failed or on_error == "return"
         ask = self.token if failed and on_error == "probe" and self.token else None
-        return Release(fencing, value, self._span_s, keep=keep), ask
+        return Release(fencing, value, renewed_span_s, keep=keep), ask

@@ -27,17 +27,17 @@ from coatcheck.pool.stores.port import TokenStore
 T = TypeVar("T")
 
 
-class Lease(Held):
+class Lease(Held, eq=False):
     """A lease of a :class:`TokenPool`: ``with pool.lease(user) as held``, or ``acquire()`` and ``release()``."""
-
-    __slots__ = ()
 
     def __enter__(self) -> Self:
         quick = self._pool.quick
         if quick is not None and not self.fencing:
             taken = quick.take_quickly(self.user)
             if taken is not None:
-                self._hold_quickly(taken)
+                self._state, self.fencing, self.deadline, token = taken
+                self.token = token.value
+                self.uses = token.uses
                 return self
         return self.acquire()
 

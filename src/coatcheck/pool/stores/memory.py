@@ -15,7 +15,7 @@ import msgspec
 from coatcheck.pool import rules
 from coatcheck.pool.commands import Command, Outcome
 from coatcheck.pool.errors import PoolFull
-from coatcheck.pool.state import FAR, Holding, Policy, UserState, new_user
+from coatcheck.pool.state import FAR, Policy, Token, UserState, new_user
 
 MAX_USERS: Final = 10_000
 
@@ -42,7 +42,7 @@ class MemoryStore:
                 self.wake(user, state)
         return outcome
 
-    def take_quickly(self, user: str) -> tuple[UserState, int, Holding] | None:
+    def take_quickly(self, user: str) -> tuple[UserState, int, float, Token] | None:
         """The fast path of a lease: one lock, no command; ``None`` when anything is out of the ordinary."""
         state = self.states.get(user)
         if state is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,9 @@ class SqliteStore:
         self._changed = threading.Condition()
 
     def _open(self) -> sqlite3.Connection:
+        # It holds sessions, so a new file is for its owner's eyes only; -wal and -shm inherit the mode.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=16
         )
@@ -55,15 +58,12 @@ class SqliteStore:
             # A power cut may undo the last commits, never tear one: a loss, which the port allows.
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute(_SCHEMA)
-            # It holds sessions: for the owner's eyes only. The -wal and -shm files inherit the mode.
-            if self._path != ":memory:":
-                Path(self._path).chmod(0o600)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    @contextmanager
+    @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its first moment; rolled back on any error."""
         with self._lock:

@@ -95,6 +95,13 @@ def test_a_closed_session_is_gone_and_stays_known_as_closed() -> None:
     assert not cache.is_closed(b"b")
 
 
+def test_a_closed_session_does_not_come_back() -> None:
+    cache = Cache(3)
+    cache.mark_closed(b"a")
+    cache.add(copy(b"a"))
+    assert cache.get(b"a") is None
+
+
 def test_the_closed_marks_are_bounded_oldest_first() -> None:
     cache = Cache(3, max_closed=2)
     for key in (b"a", b"b", b"c"):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +19,10 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     MAX_DATA_BYTES,
+    MAX_DEPTH,
     Record,
     check_keys,
+    check_values,
     decode_data,
     decode_record,
     encode_data,
@@ -134,9 +140,49 @@ def test_keys_are_strings(key: Any, refused: bool) -> None:
         assert decode_data(encode_data({key: 2})) == {str(key): 2}
 
 
-def test_moments_and_nested_keys_of_other_types_come_back() -> None:
-    data = {"at": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "by": {1: "one", None: "none"}}
-    assert decode_data(encode_data(data)) == data
+NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+
+
+SAFE = [NOON, {1: "one", None: "none"}, {(1, 2): 3}, float("inf"), b"bytes", [1.5, {}]]
+UNSAFE = [{1, 2}, uuid.UUID(int=7), decimal.Decimal("1.5"), NOON.replace(tzinfo=None), NOON.date(), NOON.timetz()]
+
+
+@pytest.mark.parametrize("value", SAFE, ids=lambda value: type(value).__name__)
+def test_what_comes_back_as_it_was(value: Any) -> None:
+    data = {"k": [value]}
+    encoded = encode_data(data)
+    check_values(data, encoded)
+    assert decode_data(encoded) == data
+
+
+@pytest.mark.parametrize("value", UNSAFE, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [1, {"deep": (v,)}]], ids=["plain", "deep"])
+def test_what_would_come_back_as_another_type_is_named(value: Any, wrap: Callable[[Any], Any]) -> None:
+    data = {"fine": 1, "bad": wrap(value)}
+    with pytest.raises(SessionDataError, match=r"value of 'bad': .* would come back as another type"):
+        check_values(data, encode_data(data))
+
+
+def test_tuples_come_back_as_lists_and_nan_as_nan() -> None:
+    data = {"pair": (1, (2,)), "nan": float("nan")}
+    check_values(data, encode_data(data))
+    found = decode_data(encode_data(data))
+    assert found["pair"] == [1, [2]]
+    assert math.isnan(found["nan"])
+
+
+@pytest.mark.parametrize(("depth", "refused"), [(MAX_DEPTH, False), (MAX_DEPTH + 1, True)])
+def test_how_deep_values_may_be_nested(depth: int, refused: bool) -> None:
+    value: Any = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"k": value}
+    data = {"k": value}
+    if refused:
+        with pytest.raises(SessionDataError, match="nested"):
+            check_values(data, encode_data(data))
+    else:
+        check_values(data, encode_data(data))
+        assert decode_data(encode_data(data)) == data
 
 
 # -- expiry --------------------------------------------------------------------------------------

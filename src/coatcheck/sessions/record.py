@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -116,7 +117,7 @@ def _check_value(where: str, value: Any) -> None:
 def _comes_back(value: Any) -> bool:
     if value is None or isinstance(value, str | int | float | bytes):
         return True
-    return getattr(value, "tzinfo", None) is not None  # a time that knows its zone
+    return isinstance(value, datetime) and value.tzinfo is not None
 
 
 def _culprit(data: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REDIS := $(VENV)/.redis
+POSTGRESQL := $(VENV)/.postgresql
+PEERS := $(VENV)/.peers
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 
 .PHONY: demo test bench simulate lint setup
@@ -14,7 +16,7 @@ demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) lint
+test: $(READY) $(REDIS) $(POSTGRESQL) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
@@ -25,7 +27,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 ## benchmarks/RESULTS.md anew.
-bench: $(READY) $(REDIS)
+bench: $(READY) $(REDIS) $(POSTGRESQL) $(PEERS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
 	$(BIN)/python -m benchmarks
 
@@ -55,4 +57,19 @@ $(REDIS): | $(BIN)/python
 		echo "installing redis-server"; \
 		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y redis-server; } >/dev/null 2>&1 || \
 		{ echo "make: redis-server is missing; install it with: apt-get install redis-server" >&2; exit 1; }; }
+	@touch $@
+
+$(POSTGRESQL): | $(BIN)/python
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+		echo "installing postgresql"; \
+		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y postgresql; } >/dev/null 2>&1 || \
+		{ echo "make: postgresql is missing; install it with: apt-get install postgresql" >&2; exit 1; }; }
+	@touch $@
+
+# Named peers of the benchmarks.
+$(PEERS): | $(BIN)/python
+	@{ command -v haproxy && command -v wrk; } >/dev/null || { \
+		echo "installing haproxy and wrk"; \
+		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y haproxy wrk; } >/dev/null 2>&1 || \
+		{ echo "make: install these with: apt-get install haproxy wrk" >&2; exit 1; }; }
 	@touch $@

@@ -12,7 +12,7 @@ from random import random
 from typing import Any, TypeVar
 
 from coatcheck.drivers.turns import Turns
-from coatcheck.events import Event, Observer
+from coatcheck.events import Event, EventKind, Observer
 from coatcheck.replication.effects import (
     Accepted,
     Acknowledge,
@@ -129,9 +129,10 @@ class AsyncioDriver:
 
     MAX_DETACHED = 10_000
 
-    def __init__(self, stores: Mapping[str, Store]) -> None:
+    def __init__(self, stores: Mapping[str, Store], observer: Observer = lambda event: None) -> None:
         self._loop = asyncio.get_running_loop()
         self._stores = stores
+        self._observer = observer
         self._puts = {name: store.put for name, store in stores.items()}
         self._turns = Turns(self._loop)
         self._detached: set[asyncio.Task[Any]] = set()
@@ -250,8 +251,9 @@ class AsyncioDriver:
         def settle(done: asyncio.Task[Any]) -> None:
             self._detached.discard(done)
             if acknowledged.done():
-                if not done.cancelled():
-                    done.exception()
+                if not done.cancelled() and (lost := done.exception()) is not None:
+                    # The browser has its answer already: only the operators can still be told.
+                    self._observer(Event(EventKind.EARLY_WRITE_LOST, detail=f"{type(lost).__name__}: {lost}"))
             elif done.cancelled():
                 acknowledged.cancel()
             elif (error := done.exception()) is not None:

@@ -106,7 +106,7 @@ class Sessions:
     async def _open(self) -> None:
         await asyncio.gather(*(store.open() for store in self._stores.values()))
         self._world.watch_stores()
-        driver = AsyncioDriver(self._stores)
+        driver = AsyncioDriver(self._stores, self._report)
         mending = Mending(self.copies, self._stores, driver, self._world)
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)

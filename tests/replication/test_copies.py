@@ -89,6 +89,18 @@ def test_async_is_acknowledged_before_anyone_has_it() -> None:
     assert all(entry is not None for entry in farm.entries(KEY))
 
 
+@pytest.mark.xfail(strict=True, reason="EARLY_WRITE_LOST is declared, and reported by nobody")
+def test_an_early_acknowledged_write_that_nobody_took_is_reported() -> None:
+    farm = Farm()
+    web = farm.web()
+    store(web, b"one", "async")
+    for server in farm.servers.values():
+        server.silent = True
+    with pytest.raises(SessionUnavailable):
+        web.settle()
+    assert EventKind.EARLY_WRITE_LOST in web.kinds()
+
+
 def test_a_server_that_is_down_is_passed_over_for_the_next_in_the_ranking() -> None:
     farm = Farm(servers=3)
     web = farm.web()
@@ -230,6 +242,15 @@ def test_a_put_begun_before_a_notice_came_earns_no_lease() -> None:
     assert web.copies.cached(KEY, promise(web)) is None
     store(web, b"three")
     assert web.copies.cached(KEY, promise(web)) is not None
+
+
+@pytest.mark.xfail(strict=True, reason="notices are not sealed: the threat model says so")
+def test_a_forged_notice_of_a_close_ends_no_session() -> None:
+    farm = Farm()
+    web = farm.web()
+    store(web, b"one")
+    web.copies.on_message(Notice(KEY, Version(9, b"w99RRRRR", 0), True))
+    assert loaded(web).body == b"one"
 
 
 @pytest.mark.parametrize("late", [Version(1, b"w99RRRRR", 5), Version(0, b"w99RRRRR", 5)])
@@ -422,7 +443,6 @@ def test_what_one_session_server_forges_is_not_believed(server: int, changes: di
     assert loaded(two, promised).body == b"one"
 
 
-@pytest.mark.xfail(strict=True, raises=SessionUnavailable, reason="claims and writes still go to the server to avoid")
 @pytest.mark.parametrize("server", [0, 1])
 @pytest.mark.parametrize(("servers", "level"), [(2, 1), (3, 2)])
 def test_a_forged_tombstone_closes_nothing_and_blocks_its_own_server_alone(

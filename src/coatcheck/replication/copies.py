@@ -11,7 +11,7 @@ from enum import Enum
 
 import msgspec
 
-from coatcheck.errors import SessionUnavailable, UnavailableReason
+from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Cache, Copy
 from coatcheck.replication.effects import (
@@ -414,8 +414,19 @@ class Copies:
             if isinstance(reply, Accepted):
                 copy.seen[server] = copy.version
             elif isinstance(reply, Refused):
-                refused = True
+                refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
         return refused
+
+    def _is_forged_tombstone(self, key: bytes, server: str, stored: Entry | None) -> bool:
+        """A real one ends the session; a forged one only takes its server out of the count, for it stays there."""
+        if stored is None or not stored.closed:
+            return False
+        try:
+            self.sealer.unseal(key, stored.header(), stored.payload)
+        except CorruptEntry as corrupt:
+            self._report(EventKind.CORRUPT_ENTRY, key, f"on {server}: {corrupt}")
+            return True
+        return False
 
     def _check_level(self, copy: Copy, level: int) -> None:
         copy.under_replicated = level < self.placement.wanted

@@ -141,8 +141,11 @@ def test_a_session_server_sees_no_data_no_user_and_no_token() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("change", ["payload", "history", "version", "last version", "swapped"])
-def test_what_a_session_server_forges_is_never_served(change: str) -> None:
+@pytest.mark.parametrize("change", ["payload", "history", "version", "last version", "swapped", "tombstone"])
+@pytest.mark.parametrize("server", [1, 2])
+def test_what_a_session_server_forges_is_never_served(change: str, server: int) -> None:
+    """Web server 1 has a cached copy to compare with, web server 2 has none."""
+
     async def story() -> None:
         async with two_servers() as servers:
             browser, other = await shopper(servers), await shopper(servers)
@@ -156,13 +159,16 @@ def test_what_a_session_server_forges_is_never_served(change: str) -> None:
                 raw[2:6] = b"\x00\x00\xff\xff"
             elif change == "last version":
                 raw[2:6] = b"\xff\xff\xff\xff"  # no epoch is left for a claim
+            elif change == "tombstone":
+                raw[1] = 1
             else:
                 stranger = other.token().key
                 raw = bytearray(servers.stores[0].table._shard(stranger)[stranger].raw)
             rows[browser.token().key].raw = bytes(raw)
-            answer = await browser.get(2)
+            await asyncio.sleep(2 * LEASE_S)
+            answer = await browser.get(server)
             assert answer.body["data"] == {"n": 1}, "the other session server has the true copy"
-            assert (await browser.put(2)).body == 2
+            assert (await browser.put(server)).body == 2
             assert EventKind.CORRUPT_ENTRY in servers.kinds() or "version" not in change, "newest, but forged"
 
     asyncio.run(story())

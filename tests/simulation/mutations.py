@@ -33,24 +33,6 @@ def unseen_put(monkeypatch: Any) -> None:
     monkeypatch.setattr(entry, "accepts", accepts)
 
 
-@mutation("an empty server takes any put")
-def empty_takes_all(monkeypatch: Any) -> None:
-    original = entry.accepts
-    monkeypatch.setattr(entry, "accepts", lambda stored, seen, new: stored is None or original(stored, seen, new))
-
-
-@mutation("a live entry overwrites a tombstone that its writer saw")
-def tombstone_overwritten(monkeypatch: Any) -> None:
-    original = entry.accepts
-
-    def accepts(stored: Any, seen: Any, new: Any) -> bool:
-        if stored is not None and stored.closed and not new.closed:
-            stored = msgspec.structs.replace(stored, closed=False)
-        return original(stored, seen, new)
-
-    monkeypatch.setattr(entry, "accepts", accepts)
-
-
 @mutation("fresh means the bigger number")
 def bigger_number(monkeypatch: Any) -> None:
     def covers(history: Any, wanted: Any) -> bool:
@@ -263,22 +245,6 @@ def no_merge(monkeypatch: Any) -> None:
     monkeypatch.setattr(lifecycle, "merge", lambda base, theirs, mine, policy: mine)
 
 
-@mutation("an expired cached copy is a witness")
-def expired_witness(monkeypatch: Any) -> None:
-    original = view.Viewer._judge
-
-    def judge(self: Any, seen: Any) -> None:
-        held = self._cache.get(seen.key)
-        ends = held.expires_at if held is not None else 0
-        if held is not None:
-            held.expires_at += 10**9
-        original(self, seen)
-        if held is not None:
-            held.expires_at = ends
-
-    monkeypatch.setattr(view.Viewer, "_judge", judge)
-
-
 @mutation("nothing is repaired")
 def no_repair(monkeypatch: Any) -> None:
     def nothing(self: Any, key: bytes) -> Any:
@@ -315,3 +281,44 @@ def empty_acknowledgement(monkeypatch: Any) -> None:
         return msgspec.structs.replace(settled, replies=replies), refused
 
     monkeypatch.setattr(Copies, "_put_placed", put_placed)
+
+
+@mutation("a second close is complete at once")
+def second_close_at_once(monkeypatch: Any) -> None:
+    original = Copies.close
+
+    def close(self: Copies, key: bytes) -> Any:
+        flow, reply = original(self, key), None
+        while True:
+            try:
+                effect = flow.send(reply)
+            except StopIteration as end:
+                return end.value
+            if type(effect) is Pause and "tombstone" not in flow.gi_frame.f_locals:
+                return flow.gi_frame.f_locals["closed"]
+            reply = yield effect
+
+    monkeypatch.setattr(Copies, "close", close)
+
+
+@mutation("spread by others leaves a close incomplete for ever")
+def close_never_complete(monkeypatch: Any) -> None:
+    original = Copies.put_tombstone
+
+    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0) -> Any:
+        return (yield from original(self, key, tombstone, servers, 0))
+
+    monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
+
+
+@mutation("a copy that was lost is never counted as lost")
+def losses_unnoticed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(repair.Repair, "lost_server", lambda self, server: None)
+
+
+@mutation("a retired token is taken for ever")
+def retired_for_ever(monkeypatch: Any) -> None:
+    def show(links: Any, session_id: bytes, minted_at: int, now: int, grace_ms: int) -> Any:
+        return chain.Shown.CURRENT, links
+
+    monkeypatch.setattr(lifecycle, "show", show)

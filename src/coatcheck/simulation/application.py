@@ -43,8 +43,22 @@ class Attempt:
     """One delivery of one request to one web server."""
 
     __slots__ = (
-        "answered", "began_at", "moment", "browser", "cookies", "done", "events", "kind", "login", "number", "operation",
-        "parallel", "sent_at", "session", "task", "web",
+        "answered",
+        "began_at",
+        "browser",
+        "cookies",
+        "done",
+        "events",
+        "kind",
+        "login",
+        "moment",
+        "number",
+        "operation",
+        "parallel",
+        "sent_at",
+        "session",
+        "task",
+        "web",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: Kind, browser: Any, cookies: Cookies, sent_at: float) -> None:

@@ -68,7 +68,7 @@ class Browser(Process):
         gap = self._scenario.gap_s
         pause = self._rng.expovariate(1.0) * gap
         if self._rng.random() < 0.06:
-            pause += self._rng.random() * 4.0  # the user reads
+            pause += self._rng.random() * self._scenario.sleep_s  # the user reads
         self.after(pause, self.tick)
 
     def send(self, kind: Kind) -> None:

@@ -21,8 +21,9 @@ class Faults:
     def plan(self) -> None:
         farm, rng = self._farm, self._farm.rng
         span = min(SPAN_S, max(0.3, farm.scenario.requests * farm.scenario.gap_s))
+        kinds = (*KINDS, *["close"] * len(KINDS)) if farm.scenario.closes else KINDS
         for _ in range(farm.scenario.faults):
-            farm.schedule.after(rng.random() * span, self._strike, rng.choice(KINDS))
+            farm.schedule.after(rng.random() * span, self._strike, rng.choice(kinds))
         if farm.scenario.thief:
             farm.schedule.after(rng.random() * span, farm.steal)
         if farm.scenario.faultless and rng.random() < 0.3:

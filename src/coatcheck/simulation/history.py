@@ -13,7 +13,7 @@ from coatcheck.simulation.faults import Faults
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.trace import Trace
 
-MAX_TRAFFIC_S = 60.0
+MAX_TRAFFIC_S = 120.0
 SETTLE_S = 8.0
 REQUESTS_AFTER: tuple[Kind, ...] = ("read", "write", "read")
 CALM_S = 12.0

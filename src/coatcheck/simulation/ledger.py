@@ -27,6 +27,10 @@ from coatcheck.simulation.web_server import WebServer
 from coatcheck.tokens.sealed import SealedToken
 
 
+SLACK_S = 0.6
+"""A token counts as shown when the app has answered, not when the request came; longer than any app thinks."""
+
+
 class Ledger(Judge):
     """Sees everything, forgets nothing, and says which invariant broke."""
 
@@ -51,7 +55,11 @@ class Ledger(Judge):
             log.tombstones += 1
             return
         body = self._body(web, effect.key, entry)
-        record = decode_record(body)
+        try:
+            record = decode_record(body)
+        except CoatcheckError as corrupt:
+            self.fail("I4", f"{self.trace.version(entry.version)} carries no record: {corrupt}")
+            return
         log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy)
         if entry.version.seq == 0:
             written = newest_write(entry.history)
@@ -174,6 +182,7 @@ class Ledger(Judge):
         now = self.schedule.now
         log = self.log(token.key)
         log.shown.add(token.session_id)
+        log.shows.append((now, token.session_id))
         self.longest_trip_s = max(self.longest_trip_s, now - attempt.sent_at)
         if session is None:
             if not log.tombstones and not any(event[0] >= began and event[1] == web.server_id for event in log.events):
@@ -185,6 +194,7 @@ class Ledger(Judge):
             how = "from its lease" if by_lease else "after asking"
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
         self._check_promise(web, log, token, copy, began)
+        self._check_dead(log, token)
         if log.closes:
             self._check_closed(web, log, copy, by_lease, attempt.moment)
         if by_lease:
@@ -205,6 +215,19 @@ class Ledger(Judge):
             self.excuse("promise 2: answered after a rollback report")
         else:
             self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")
+
+    def _check_dead(self, log: SessionLog, token: SealedToken) -> None:
+        """Invariant 5: a token that its browser has moved on from is dead one grace later. Marks are soft, so this
+        is judged where nothing loses them."""
+        if not log.thief or self.scenario.theft == "report" or self.scenario.web_servers > 1 or self.disturbed:
+            return
+        order = list(log.issued)
+        newer = set(order[order.index(token.session_id) + 1 :]) if token.session_id in log.issued else set()
+        grace_s = self.scenario.grace_ms / 1000
+        times = [at for at, shown in log.shows if shown in newer]
+        moved_on = [at for at in times if at > times[0] + grace_s + SLACK_S]
+        if moved_on and self.schedule.now > moved_on[0] + grace_s + self.scenario.lease_s + SLACK_S:
+            self.fail("I5", f"a stolen token of {self.trace.key(log.key)} is still taken")
 
     def _check_closed(self, web: WebServer, log: SessionLog, copy: Any, by_lease: bool, began: int) -> None:
         """Invariant 2, within promise 3."""

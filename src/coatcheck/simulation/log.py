@@ -72,6 +72,8 @@ class SessionLog:
         self.thief = False
         self.issued: dict[bytes, float] = {}
         self.shown: set[bytes] = set()
+        self.shows: list[tuple[float, bytes]] = []
+        """When which session ID was shown, in order."""
         self.last_active: float | None = None
         self.created_ms = 0
 

@@ -13,9 +13,10 @@ from coatcheck.sessions.policy import SessionPolicy
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
-Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases"]
+Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves"]
 """Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
-many closes, and notices that are lost."""
+many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
+grace. ``thieves``: stolen cookies, one web server, no fault."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -55,6 +56,8 @@ class Scenario(msgspec.Struct, frozen=True):
     lost_responses: float
     cancelled: float
     real_seal: bool
+    sleep_s: float = 4.0
+    closes: bool = False
 
     @property
     def faultless(self) -> bool:
@@ -107,7 +110,19 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
             draw(seed, "calm"), web_servers=3, tabs=4, gap_s=0.003, stickiness=0.0, requests=24, durability="all"
         )
     if profile == "leases":
-        return msgspec.structs.replace(draw(seed, "storm"), lease_s=2.0, gap_s=0.05, lost_notices=1.0, logins=True)
+        return msgspec.structs.replace(
+            draw(seed, "storm"), lease_s=2.0, gap_s=0.05, lost_notices=1.0, logins=True, closes=True
+        )
+    if profile == "sleepers":
+        return msgspec.structs.replace(
+            draw(seed, "calm"), grace_ms=6_000, rotate_after_ms=200, theft="close", lateness=0.15, sleep_s=30.0,
+            lease_s=0.5, gap_s=0.2, tabs=3, logins=False, idle_timeout_ms=HOUR_MS, absolute_timeout_ms=12 * HOUR_MS,
+        )  # fmt: skip
+    if profile == "thieves":
+        return msgspec.structs.replace(
+            draw(seed, "calm"), grace_ms=300, rotate_after_ms=0, theft="close", thief=True, web_servers=1, gap_s=0.2,
+            tabs=1, logins=False, idle_timeout_ms=HOUR_MS, absolute_timeout_ms=12 * HOUR_MS,
+        )  # fmt: skip
     rng = Random(seed * 2 + 1)
     pick = rng.choice
     calm = profile == "calm" or (profile != "storm" and rng.random() < 0.15)

@@ -37,7 +37,7 @@ class Upstream:
             for name in ("me", "stream", "breaks", "away", "other", "echo", "slow")
         ]
         self._server = uvicorn.Server(
-            uvicorn.Config(Starlette(routes=routes), log_level="critical", http="h11", timeout_graceful_shutdown=2)
+            uvicorn.Config(Starlette(routes=routes), log_level="critical", http="h11", timeout_graceful_shutdown=1)
         )
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]

@@ -48,6 +48,16 @@ def test_a_repeated_check_in_is_the_same_and_another_is_refused(service: Service
     service.end_lease(again["lease"])
 
 
+def test_a_repeated_complete_is_the_same_lease(service: ServiceProcess, user: str) -> None:
+    login = service.checkout(user).json()["lease"]
+    answers = [service.end_lease(login, "complete", token="T1") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len({answer.json()["lease"] for answer in answers}) == 1
+    assert service.end_lease(login, "complete", token="T2").status_code == 409
+    assert (service.stats(user)["leased"], service.stats(user)["logins_total"]) == (1, 1)
+    service.end_lease(answers[0].json()["lease"])
+
+
 def test_twenty_check_ins_at_once_are_one(service: ServiceProcess, user: str) -> None:
     lease = service.signed_in(user=user)["lease"]
     statuses: list[int] = []

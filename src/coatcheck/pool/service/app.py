@@ -33,6 +33,8 @@ MAX_BODY_BYTES: Final = 512 * 1024
 BODY_TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 900
 """Check-outs that wait at once; fewer than connections, so that check-ins always find a way in."""
+CALLER_GONE: Final = 499
+"""For the metrics alone: nobody reads this answer."""
 CLEAN_UP_EVERY_S: Final = 30.0
 STOP_GRACE_S: Final = 2.0
 """For leases that end just now, and for logouts."""
@@ -140,10 +142,11 @@ class PoolEndpoint:
         gone = asyncio.create_task(_disconnected(request))
         try:
             if not await first_of(work, gone):
-                # A cancelled check-out gives back what it was just granted.
                 work.cancel()
                 await asyncio.wait({work})
-                return Response(status_code=499)
+            if work.cancelled():
+                # It gave back what it was granted meanwhile.
+                return Response(status_code=CALLER_GONE)
             given = work.result()
             if gone.done():
                 await self._leases.give_back(given)

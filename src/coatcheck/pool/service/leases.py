@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 
 from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
 from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
 from coatcheck.pool.flows import Flow
-from coatcheck.pool.masking import check_user
+from coatcheck.pool.masking import check_token, check_user
 from coatcheck.pool.options import span_of
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.caller_login import LoginDue, check_out
@@ -54,10 +55,18 @@ class Leases:
         await self._pool.run(flow)
 
     async def complete(self, name: LeaseName, asked: m.Complete) -> m.Lease:
-        """The caller has logged in. Raises ``LeaseLost`` if it took too long, or did so before."""
-        life_s = self._pool.new_life_s()
-        command = LoginDone(name.fencing, asked.token, life_s, span_of(asked.expires_in_s))
-        return self._lease(name.user, await self._pool.run(flows.settle(name.user, command, name.fencing)))
+        """The caller has logged in; the same again is the same lease. Raises ``LeaseLost`` if it took too long."""
+        command = LoginDone(
+            name.fencing, check_token(asked.token), self._pool.new_life_s(), span_of(asked.expires_in_s)
+        )
+        try:
+            granted: Granted = await self._pool.run(flows.settle(name.user, command, name.fencing))
+        except LeaseLost:
+            granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing, renew=False), name.fencing))
+            self._pool.live.discard((name.user, name.fencing))
+            if not hmac.compare_digest(granted.value.encode(), asked.token.encode()):
+                raise
+        return self._lease(name.user, granted)
 
     async def fail(self, name: LeaseName) -> None:
         """The caller could not log in. Raises ``LeaseLost`` if its place is somebody else's by now."""
@@ -68,10 +77,10 @@ class Leases:
 
     async def check_in(self, name: LeaseName, asked: m.CheckIn) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
-        held = await self._pool.resume(*name)
-        if asked.token is not None:
-            held.renew(asked.token, expires_in_s=asked.expires_in_s)
-        await held.release(failed=asked.failed)
+        value = None if asked.token is None else check_token(asked.token)
+        span_s = None if asked.expires_in_s is None else span_of(asked.expires_in_s)
+        keep = not asked.failed or self._pool.settings.on_error == "return"
+        await self._pool.run(flows.release(name.user, Release(name.fencing, value, span_s, keep=keep)))
 
     async def drop(self, name: LeaseName, asked: m.Drop) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
@@ -81,6 +90,7 @@ class Leases:
     async def renew(self, name: LeaseName) -> m.Renewed:
         """Raises ``LeaseLost`` if the lease is over."""
         granted: Granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing), name.fencing))
+        self._pool.live.discard((name.user, name.fencing))
         return m.Renewed(granted.remaining_s)
 
     def _lease(self, user: str, granted: Granted) -> m.Lease:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import shlex
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +21,8 @@ from coatcheck.pool import SignedIn
 MAX_ANSWER_BYTES: Final = 128 * 1024
 TIMEOUT_S: Final = 30.0
 """The pool's own limits (login_timeout, logout_timeout) are shorter or the same; this one ends the process."""
+
+log: Final = logging.getLogger(__name__)
 
 LoginFunction = Callable[[str, str | None], Awaitable[SignedIn]]
 LogoutFunction = Callable[[str, str], Awaitable[None]]
@@ -43,7 +47,8 @@ def login_command(command: str) -> LoginFunction:
     arguments = _split("login-command", command)
 
     async def login(user: str, password: str | None) -> SignedIn:
-        return _signed_in(await _run(arguments, {"user": user, "password": password}))
+        with _reported("login", user):
+            return _signed_in(await _run(arguments, {"user": user, "password": password}))
 
     return login
 
@@ -53,7 +58,8 @@ def logout_command(command: str) -> LogoutFunction:
     arguments = _split("logout-command", command)
 
     async def logout(user: str, token: str) -> None:
-        await _run(arguments, {"user": user, "token": token})
+        with _reported("logout", user):
+            await _run(arguments, {"user": user, "token": token})
 
     return logout
 
@@ -63,7 +69,8 @@ def login_url(url: str) -> LoginFunction:
     _check_url("login-url", url)
 
     async def login(user: str, password: str | None) -> SignedIn:
-        return _signed_in(await asyncio.to_thread(_post, url, {"user": user, "password": password}))
+        with _reported("login", user):
+            return _signed_in(await asyncio.to_thread(_post, url, {"user": user, "password": password}))
 
     return login
 
@@ -73,9 +80,20 @@ def logout_url(url: str) -> LogoutFunction:
     _check_url("logout-url", url)
 
     async def logout(user: str, token: str) -> None:
-        await asyncio.to_thread(_post, url, {"user": user, "token": token})
+        with _reported("logout", user):
+            await asyncio.to_thread(_post, url, {"user": user, "token": token})
 
     return logout
+
+
+@contextlib.contextmanager
+def _reported(what: str, user: str) -> Iterator[None]:
+    """The pool tells callers only that a login failed; why is for the operator."""
+    try:
+        yield
+    except (UpstreamError, OSError) as error:
+        log.warning("%s of %r failed: %s", what, user, error)
+        raise
 
 
 def _split(setting: str, command: str) -> list[str]:

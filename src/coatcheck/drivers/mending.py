@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.errors import SessionUnavailable
-from coatcheck.events import Event, EventKind
+from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.stores.port import ScanReply, Store, Unreachable
+
+log = logging.getLogger("coatcheck.sessions")
+
+
+async def scan(store: Store, cursor: int, limit: int) -> ScanReply:
+    """One step of a scan, awaited."""
+    future: asyncio.Future[ScanReply] = asyncio.get_running_loop().create_future()
+    # Who waits may be cancelled before the store replies.
+    store.scan(cursor, limit, lambda reply: None if future.done() else future.set_result(reply))
+    return await future
 
 
 class Mending:
@@ -43,6 +54,8 @@ class Mending:
         self._scan_wanted = False
         self._total = 0
         self._done = 0
+        self._complained = False
+        """Whether this round has logged one failure: the same one may befall every session."""
         self._outcomes: Counter[Repaired] = Counter()
 
     def start(self) -> None:
@@ -87,9 +100,7 @@ class Mending:
     async def _scan(self, store: Store) -> None:
         cursor = -1
         while cursor and store.reachable:
-            future: asyncio.Future[ScanReply] = asyncio.get_running_loop().create_future()
-            store.scan(max(cursor, 0), self.SCAN_STEP, future.set_result)
-            reply = await future
+            reply = await scan(store, max(cursor, 0), self.SCAN_STEP)
             if isinstance(reply, Unreachable):
                 return
             cursor, keys = reply
@@ -98,6 +109,7 @@ class Mending:
     async def _repair_all(self, keys: Iterable[bytes]) -> None:
         keys = list(keys)
         self._total, self._done = len(keys), 0
+        self._complained = False
         for start in range(0, len(keys), self.PARALLEL):
             batch = keys[start : start + self.PARALLEL]
             await asyncio.gather(*(self._repair_one(key) for key in batch))
@@ -110,6 +122,13 @@ class Mending:
         except SessionUnavailable as unavailable:
             self._outcomes[Repaired.PARTIAL] += 1
             self._world.report(Event(EventKind.BELOW_TARGET, detail=f"repair: {unavailable}"))
+            return
+        except Exception as failure:
+            # One session that cannot be repaired must not end the repair of all the others.
+            self._outcomes[Repaired.PARTIAL] += 1
+            if not self._complained:
+                self._complained = True
+                log.error("session %s cannot be repaired", public_id(key), exc_info=failure)
             return
         self._outcomes[outcome] += 1
 

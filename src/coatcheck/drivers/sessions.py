@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
-from coatcheck.drivers.mending import Mending
+from coatcheck.drivers.mending import Mending, scan
 from coatcheck.drivers.stall_guard import StallGuard
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
@@ -26,7 +26,7 @@ from coatcheck.sessions.lifecycle import Issue, Lifecycle, Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, decode_record
-from coatcheck.stores.port import ScanReply, Store, Unreachable
+from coatcheck.stores.port import Store, Unreachable
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
@@ -89,6 +89,7 @@ class Sessions:
         self._mending: Mending | None = None
         self._stall_guard: StallGuard | None = None
         self._opening: asyncio.Future[None] | None = None
+        self._watching = False
         self.is_open = False
         self.open_cached = self.lifecycle.open_cached
         self.is_settled = self.lifecycle.is_settled
@@ -98,19 +99,31 @@ class Sessions:
     # -- the life of this web server -------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect to the session servers; those that are away are retried in the background. Repeatable."""
+        """Connect to the session servers; those that are away are retried in the background. Repeatable.
+
+        Raises :class:`ConfigError` for a session server that cannot work as it is configured.
+        """
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
-        await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except Exception:
+            if self._opening is opening:
+                self._opening = None  # what was wrong may have been mended by the next time
+            raise
 
     async def _open(self) -> None:
         await asyncio.gather(*(store.open() for store in self._stores.values()))
-        self._world.watch_stores()
+        if not self._watching:
+            self._watching = True
+            self._world.watch_stores()
+            for store in self._stores.values():
+                store.watch(self._on_change)
         driver = AsyncioDriver(self._stores, self._report)
         mending = Mending(self.copies, self._stores, driver, self._world)
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
-            store.watch(mending.on_change)
         mending.start()
         self._stall_guard = StallGuard(self.copies.cache)
         self._driver, self._mending = driver, mending
@@ -209,6 +222,10 @@ class Sessions:
         self._last_event[event.kind] = event
         self._observer(event)
 
+    def _on_change(self, server: str, reachable: bool) -> None:
+        if self._mending is not None:
+            self._mending.on_change(server, reachable)
+
     def _on_message(self, raw: bytes) -> None:
         try:
             message = decode_message(raw)
@@ -222,13 +239,6 @@ class Sessions:
 
 def _exclusively(key: bytes, flow: Any) -> Any:
     return (yield Exclusive(key, flow))
-
-
-async def scan(store: Store, cursor: int, limit: int) -> ScanReply:
-    """One step of a scan, awaited."""
-    future: asyncio.Future[ScanReply] = asyncio.get_running_loop().create_future()
-    store.scan(cursor, limit, lambda reply: None if future.done() else future.set_result(reply))
-    return await future
 
 
 def _describe(view: View, with_data: bool) -> SessionInfo | None:
@@ -256,4 +266,4 @@ def _describe(view: View, with_data: bool) -> SessionInfo | None:
     )
 
 
-__all__ = ["SessionInfo", "Sessions", "public_id", "scan"]
+__all__ = ["SessionInfo", "Sessions", "public_id"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event
-from coatcheck.replication.entry import Entry
+from coatcheck.replication.entry import Entry, encode_header
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import Version
 from coatcheck.sessions.lifecycle import Issue
@@ -19,7 +19,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import GetReply, PutReply
-from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 
 LEASE_S = 0.05
 
@@ -29,14 +29,15 @@ class BookedStore(MemoryStore):
 
     turns = 1
 
-    def __init__(self, name: str, book: dict[tuple[bytes, Version], tuple[bool, bytes]]) -> None:
+    def __init__(self, name: str, book: dict[tuple[bytes, Version], tuple[bool, bytes]], sealer: PayloadSealer) -> None:
         super().__init__(name, time.monotonic)
-        self.book = book
+        self.book, self.sealer = book, sealer
         self.puts = 0
 
     def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
         self.puts += 1
-        written = (new.closed, new.payload)
+        header = encode_header(new.version, new.history, new.closed)
+        written = (new.closed, self.sealer.unseal(key, header, new.payload))
         assert self.book.setdefault((key, new.version), written) == written, "two payloads under one version"
         super().put(key, seen, new, self._later(reply))
 
@@ -60,8 +61,9 @@ class Trade:
 
     def __init__(self, stores: int, policy: SessionPolicy, replication: ReplicationPolicy) -> None:
         self.book: dict[tuple[bytes, Version], tuple[bool, bytes]] = {}
-        self.stores = [BookedStore(f"session-{n}", self.book) for n in range(1, stores + 1)]
         self.ring = KeyRing([os.urandom(32)])
+        sealer = PayloadSealer(self.ring, "farm", os.urandom)
+        self.stores = [BookedStore(f"session-{n}", self.book, sealer) for n in range(1, stores + 1)]
         self.policy, self.replication = policy, replication
         self.events: list[Event] = []
         self.servers: list[Sessions] = []

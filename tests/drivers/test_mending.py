@@ -1,0 +1,167 @@
+"""Repair in the background: what is copied again, when, and what cannot stop it (mission B9)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from coatcheck.drivers.mending import Mending, scan
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.replication.effects import Flow
+from coatcheck.replication.repair import Repair, Repaired
+from coatcheck.stores.memory import MemoryStore
+from coatcheck.stores.port import ScanReply, Unreachable
+
+from .trade import Trade, begun, changed, opened, trade
+
+DEADLINE_S = 15.0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+def holders(farm: Trade, key: bytes) -> int:
+    return sum(
+        not store._closed and store.table.get(key, round(time.monotonic() * 1000)) is not None for store in farm.stores
+    )
+
+
+@pytest.mark.parametrize("sessions", [1, 100])
+def test_what_a_lost_session_server_held_is_copied_to_another(sessions: int) -> None:
+    async def story() -> None:
+        async with trade(3) as farm:
+            home = await farm.server()
+            issues = [await begun(home, n=number) for number in range(sessions)]
+            lost = farm.stores[0]
+            placed_there = lost.table.entries
+            await lost.aclose()
+            await until(lambda: not home.copies.under_replicated)
+            assert all(holders(farm, issue.token.key) == 2 for issue in issues)
+            done = home.status()["recopy"]
+            assert done["done"] == done["total"]
+            assert done["outcomes"].get("mended", 0) >= placed_there
+            for number, issue in enumerate(issues):
+                assert await opened(home, issue) == {"n": number}
+
+    asyncio.run(story())
+
+
+def test_a_session_server_that_comes_back_empty_is_filled_again() -> None:
+    async def story() -> None:
+        async with trade(2) as farm:
+            home = await farm.server()
+            issues = [await begun(home, n=number) for number in range(20)]
+            empty = farm.stores[1]
+            await empty.aclose()
+            for issue in issues:
+                empty.table._shard(issue.token.key).clear()
+            await until(lambda: len(home.copies.under_replicated) == 20)
+            await empty.open()
+            await until(lambda: not home.copies.under_replicated)
+            assert all(holders(farm, issue.token.key) == 2 for issue in issues)
+
+    asyncio.run(story())
+
+
+def test_sessions_that_nobody_hosts_are_found_by_scanning() -> None:
+    async def story() -> None:
+        async with trade(3) as farm:
+            gone, home = await farm.server(), await farm.server()
+            issues = [await begun(gone, n=number) for number in range(30)]
+            await gone._mending.stop()  # type: ignore[union-attr]  # that web server died
+            assert len(home.copies.cache) == 0
+            await farm.stores[0].aclose()
+            await until(lambda: all(holders(farm, issue.token.key) == 2 for issue in issues))
+            assert await opened(home, issues[7]) == {"n": 7}
+
+    asyncio.run(story())
+
+
+def test_a_close_that_one_server_missed_is_finished_when_it_is_back() -> None:
+    async def story() -> None:
+        async with trade(2) as farm:
+            home, other = await farm.server(), await farm.server()
+            issue = await begun(home)
+            await farm.stores[1].aclose()
+            await changed(home, issue, lambda session: session.close())
+            assert home.status()["closing"] == 1
+            await farm.stores[1].open()
+            await until(lambda: home.status()["closing"] == 0)
+            await farm.stores[0].aclose()
+            assert await opened(other, issue) is None, "the one that missed it knows it now"
+
+    asyncio.run(story())
+
+
+def test_a_session_that_cannot_be_repaired_does_not_end_the_repair_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine = Repair.repair
+    spoilt: list[bytes] = []
+
+    def repair(self: Repair, key: bytes) -> Flow[Repaired]:
+        if key in spoilt:
+            raise LookupError("unforeseen")
+        return genuine(self, key)
+
+    monkeypatch.setattr(Repair, "repair", repair)
+
+    async def story() -> None:
+        async with trade(3) as farm:
+            home = await farm.server()
+            issues = [await begun(home, n=number) for number in range(40)]
+            spoilt.append(issues[0].token.key)
+            for store in farm.stores[:2]:  # one after the other: the second loss finds the repair alive
+                await store.aclose()
+                others = {issue.token.key for issue in issues[1:]}
+                await until(lambda others=others: not others & home.copies.under_replicated)  # type: ignore[misc]
+                await store.open()
+                await until(lambda: home.copies.under_replicated <= set(spoilt))
+            assert "cannot be repaired" in caplog.text
+            assert issues[0].token.key.hex() not in caplog.text
+
+    asyncio.run(story())
+
+
+class SlowScan(MemoryStore):
+    """Replies to a scan when it is closed, as a networked store does."""
+
+    def __init__(self) -> None:
+        super().__init__("slow", time.monotonic)
+        self.waiting: list[Callable[[ScanReply], None]] = []
+
+    def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
+        self.waiting.append(reply)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for reply in self.waiting:
+            reply(Unreachable("closed"))
+
+
+def test_stopping_in_the_middle_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mending, "SCAN_DELAY_S", 0.01)
+
+    async def story() -> None:
+        async with trade(2) as farm:
+            store = SlowScan()
+            sessions = Sessions(farm="farm", server_name="web", stores=[store], ring=farm.ring, copies=1)
+            await sessions.open()
+            store._reachability.set(False)
+            store._reachability.set(True)
+            await until(lambda: store.waiting)
+            waiting = asyncio.create_task(scan(store, 0, 10))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            await sessions.aclose()
+            assert len(store.waiting) == 2
+
+    asyncio.run(story())

@@ -1,0 +1,194 @@
+"""The sessions of one web server: opened once, closed tidily, shown to operators."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.stall_guard import StallGuard
+from coatcheck.errors import CoatcheckError, ConfigError
+from coatcheck.events import EventKind
+from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.stores.memory import MemoryStore
+
+from .trade import BookedStore, begun, changed, opened, trade
+
+
+class CountingStore(MemoryStore):
+    """Refuses to open ``failures`` times."""
+
+    def __init__(self, failures: int = 0) -> None:
+        super().__init__("counting", time.monotonic)
+        self.failures, self.opened = failures, 0
+
+    async def open(self) -> None:
+        await asyncio.sleep(0)
+        self.opened += 1
+        if self.opened <= self.failures:
+            raise ConfigError("the folder does not exist")
+        await super().open()
+
+
+def one(store: MemoryStore) -> Sessions:
+    from coatcheck.tokens.keyring import KeyRing
+
+    return Sessions(farm="farm", server_name="web", stores=[store], ring=KeyRing([b"k" * 32]), copies=1)
+
+
+def test_many_requests_at_once_open_the_stores_once() -> None:
+    async def story() -> None:
+        store = CountingStore()
+        sessions = one(store)
+        await asyncio.gather(*(sessions.open() for _ in range(10)))
+        await sessions.open()
+        assert store.opened == 1
+        assert sessions.is_open
+        await sessions.aclose()
+        assert not sessions.is_open
+
+    asyncio.run(story())
+
+
+def test_a_failed_open_is_told_to_everyone_who_waits_and_can_be_tried_again() -> None:
+    async def story() -> None:
+        store = CountingStore(failures=1)
+        sessions = one(store)
+        told = await asyncio.gather(*(sessions.open() for _ in range(5)), return_exceptions=True)
+        assert [type(error) for error in told] == [ConfigError] * 5
+        await sessions.open()
+        assert sessions.is_open
+        assert store.opened == 2
+        await sessions.aclose()
+
+    asyncio.run(story())
+
+
+def test_before_open_there_is_a_clear_error() -> None:
+    with pytest.raises(CoatcheckError, match="not open yet"):
+        _ = one(MemoryStore("one", time.monotonic)).driver
+
+
+def test_opened_again_after_closing_it_goes_on_and_collects_nothing() -> None:
+    async def story() -> None:
+        store = MemoryStore("one", time.monotonic)
+        sessions = one(store)
+        await sessions.open()
+        issue = await begun(sessions, n=1)
+        watchers = len(store._reachability._watchers)
+        for _ in range(5):
+            await sessions.aclose()
+            await sessions.open()
+        assert len(store._reachability._watchers) == watchers
+        assert await opened(sessions, issue) == {"n": 1}
+        assert (await changed(sessions, issue, lambda session: session.update(n=2))).login is False
+        await sessions.aclose()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("durability", ["async", "one"])
+def test_closing_settles_what_was_acknowledged_early(durability: str) -> None:
+    async def story() -> None:
+        replication = ReplicationPolicy(lease_s=0.05, durability=durability)  # type: ignore[arg-type]
+        async with trade(2, replication=replication) as farm:
+            home = await farm.server()
+            issue = await begun(home, n=0)
+            for store in farm.stores:
+                store.turns = 200
+            issue = await changed(home, issue, lambda session: session.update(n=1))
+            await home.aclose()
+            for store in farm.stores:
+                store.turns = 1
+                await store.open()
+            other = await farm.server()
+            assert await opened(other, issue) == {"n": 1}
+            assert not home.events[EventKind.EARLY_WRITE_LOST]
+
+    asyncio.run(story())
+
+
+def test_an_early_acknowledged_write_that_is_lost_is_reported() -> None:
+    async def story() -> None:
+        async with trade(2, replication=ReplicationPolicy(lease_s=5.0, durability="async")) as farm:
+            home = await farm.server()
+            session = await opened(home, await begun(home, n=0))
+            assert session is not None
+            session["n"] = 1
+            assert home.needs_save(session)
+            for store in farm.stores:
+                await store.aclose()
+                home._world._reachable[store.name] = True  # it has not noticed yet
+            assert (await home.save(session)).issue is not None
+            await home.driver.settle(2)
+            assert home.events[EventKind.EARLY_WRITE_LOST] == 1
+            last = home.status()["last_events"]["copies.early_write_lost"]
+            assert "no_session_server_answers" in last
+            for store in farm.stores:
+                await store.open()
+
+    asyncio.run(story())
+
+
+def test_operators_find_show_and_close_a_session() -> None:
+    async def story() -> None:
+        async with trade(3) as farm:
+            home, other = await farm.server(), await farm.server()
+            issues = [await begun(home, n=number) for number in range(5)]
+            key = issues[2].token.key
+            listed = await other.list_sessions()
+            assert {info.key for info in listed} == {issue.token.key.hex() for issue in issues}
+            assert all(info.state == "live" and len(info.copies) == 2 and info.data is None for info in listed)
+            assert len(await other.list_sessions(limit=2)) == 2
+            shown = await other.show(key)
+            assert shown is not None
+            assert shown.data == {"n": 2}
+            puts = sum(store.puts for store in farm.stores)
+            assert await other.show(b"?" * 16) is None
+            assert sum(store.puts for store in farm.stores) == puts, "looking claims nothing"
+            closed = await other.close_key(key)
+            assert (closed.holds, closed.servers) == (3, 3)
+            assert await opened(home, issues[2]) is None
+            after = await other.show(key)
+            assert after is not None
+            assert (after.state, after.data) == ("closed", None)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x00", b"x" * 37, b"\xff" * 1000])
+def test_a_notice_that_makes_no_sense_is_an_event(raw: bytes) -> None:
+    async def story() -> None:
+        async with trade(1, replication=ReplicationPolicy(lease_s=1.0)) as farm:
+            home = await farm.server()
+            issue = await begun(home, n=1)
+            farm.stores[0].publish(home.server_id, raw)
+            assert home.events[EventKind.CORRUPT_ENTRY] == 1
+            assert await opened(home, issue) == {"n": 1}
+
+    asyncio.run(story())
+
+
+def test_a_stalled_process_asks_again_before_it_serves_from_its_cache() -> None:
+    async def story() -> None:
+        async with trade(2, replication=ReplicationPolicy(lease_s=60.0)) as farm:
+            home = await farm.server()
+            issue = await begun(home, n=1)
+            await asyncio.sleep(2 * StallGuard.BEAT_S)
+            assert home.open_cached(issue.token, False) is not None
+            time.sleep(2 * StallGuard.STALL_S)  # frozen: nothing of this process runs
+            await asyncio.sleep(2 * StallGuard.BEAT_S)
+            guard = home._stall_guard
+            assert guard is not None
+            assert guard.stalls == 1
+            assert home.open_cached(issue.token, False) is None
+            assert await opened(home, issue) == {"n": 1}
+            assert isinstance(farm.stores[0], BookedStore)
+            guard.stop()
+            time.sleep(2 * StallGuard.STALL_S)
+            await asyncio.sleep(2 * StallGuard.BEAT_S)
+            assert guard.stalls == 1
+
+    asyncio.run(story())

@@ -58,22 +58,6 @@ def serve_app(
     shown = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                started(url)
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            # uvicorn raises the signal again when it is done; being told to stop is no failure.
-            before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
     config = uvicorn.Config(
         app,
         # h11 bounds what a sender can make us hold before the app sees anything.
@@ -90,11 +74,33 @@ def serve_app(
         ssl_keyfile=private_key,
     )
     try:
-        Server(config).run(sockets=[listener])
+        _server(config, lambda: started(url)).run(sockets=[listener])
     except OSError as error:
         raise ConfigError(f"the server cannot start: {error}") from None
     finally:
         listener.close()
+
+
+def _server(config: Any, started: Callable[[], None]) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                started()
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn raises the signal again when it is done; being told to stop is no failure.
+            before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -55,14 +55,12 @@ class CookiePolicy(msgspec.Struct, frozen=True):
 class CookieJar:
     """Reads and writes one cookie name; bytes in, bytes out."""
 
-    __slots__ = ("_attributes", "_length", "_marked", "_marked_length", "_prefix", "deletion", "name")
+    __slots__ = ("_attributes", "_length", "_prefix", "deletion", "name")
 
     def __init__(self, policy: CookiePolicy, suffix: str = "") -> None:
         self.name = policy.full_name(suffix)
         self._prefix = self.name + b"="
-        self._marked = b"; " + self._prefix
         self._length = len(self._prefix)
-        self._marked_length = len(self._marked)
         self._attributes = policy.attributes()
         forget = msgspec.structs.replace(policy, max_age_s=0).attributes()
         self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + forget
@@ -72,18 +70,15 @@ class CookieJar:
         if header.startswith(self._prefix):
             start = self._length
         else:
-            at = header.find(self._marked)
-            if at >= 0:
-                start = at + self._marked_length
-            elif self._prefix in header and (at := self._find_unspaced(header)) >= 0:
-                start = at + self._length
-            else:
+            at = header.find(self._prefix)
+            if at < 0 or (header[at - 2 : at] != b"; " and (at := self._find_plainly(header)) < 0):
                 return None
+            start = at + self._length
         end = header.find(b";", start)
         return header[start:] if end < 0 else header[start:end]
 
-    def _find_unspaced(self, header: bytes) -> int:
-        """Some clients separate cookies by ``;`` without a space, or end another cookie's name as ours."""
+    def _find_plainly(self, header: bytes) -> int:
+        """Some clients separate cookies by ``;`` without a space; other cookies' names and values may end as ours."""
         at = 0
         for part in header.split(b";"):
             stripped = part.lstrip(b" \t")

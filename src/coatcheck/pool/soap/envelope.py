@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from typing import Final
 
@@ -44,7 +44,7 @@ class SoapRequest:
     ``operation``: the local name of the body's element. ``arguments``: its children, name to text.
     """
 
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     operation: str
     arguments: dict[str, str]
 

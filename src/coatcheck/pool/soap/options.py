@@ -12,6 +12,7 @@ ANY_USER: Final = "*"
 MAX_USERS: Final = 10_000
 MAX_CREDENTIAL_CHARS: Final = 200
 MIN_KEY_BYTES: Final = 32
+MAX_LIFE_S: Final = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class ProviderOptions:
             raise ConfigError(f"key: at least {MIN_KEY_BYTES} bytes")
         if not 1 <= len(self.server) <= 100:
             raise ConfigError("server: a name of 1 to 100 characters")
-        if self.token_timeout_s <= 0 or self.idle_s <= 0:
-            raise ConfigError("token_timeout_s and idle_s: more than 0 seconds")
+        for name in ("token_timeout_s", "idle_s"):
+            if not 0 < getattr(self, name) <= MAX_LIFE_S:
+                raise ConfigError(f"{name}: more than 0 and at most {MAX_LIFE_S:g} seconds, not {getattr(self, name)}")
         self.misbehaviour.checked()

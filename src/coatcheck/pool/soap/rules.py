@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
@@ -16,7 +16,7 @@ class Presented:
 
     session_type: SessionType = SessionType.NONE
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     token: SessionToken | None = None
 
 

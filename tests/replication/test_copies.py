@@ -189,6 +189,30 @@ def test_a_claim_changes_the_owner_and_nothing_else() -> None:
     assert [entry.version for entry in farm.entries(KEY) if entry] == [copy.version] * 2
 
 
+def test_a_claim_goes_to_every_server_that_showed_a_copy() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    farm.ranked(KEY)[0].down = True
+    store(one, b"one")
+    farm.ranked(KEY)[0].down = False
+    copy = loaded(two)
+    assert [entry.version for entry in farm.entries(KEY) if entry] == [copy.version] * 3
+
+
+def test_an_epoch_that_was_tried_is_never_used_again_whatever_became_of_it() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    store(one, b"one")
+    backup = farm.backup()
+    for server in farm.servers.values():
+        server.forgets_answers = True
+    assert why(two) is UnavailableReason.NO_SERVER
+    for server in farm.servers.values():
+        server.forgets_answers = False
+    farm.restore(backup)
+    assert loaded(two).version.epoch == 3
+
+
 def test_nobody_takes_a_session_that_is_nowhere() -> None:
     assert load(Farm().web()) is Gone.ABSENT
 

@@ -53,6 +53,7 @@ def test_b9_sessions_of_a_lost_server_are_copied_from_the_cache_to_the_next_one(
     server.down = True
     server.stored.clear()
     web.repairs.lost_server(server.name)
+    assert web.copies.cached(token.key, token.version) is None, "what it held is no longer taken for granted"
     assert web.copies.under_replicated == {token.key}
     assert web.repairs.needs_repair() == [token.key]
     assert repair(web, token) is Repaired.MENDED
@@ -113,6 +114,21 @@ def test_a_server_that_is_still_away_leaves_it_partial_and_the_gauge_says_so() -
     assert web.repairs.needs_repair() == [token.key]
     assert repair(web, token) is Repaired.MENDED
     assert web.copies.under_replicated == set()
+
+
+def test_the_gauge_hears_of_sessions_that_moved_away_and_were_mended_there() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    farm.servers["s1"].down = True
+    one.repairs.lost_server("s1")
+    farm.servers["s1"].down = False
+    two.write(token, n=2)
+    one.copies.cache.drop(token.key)
+    assert one.repairs.needs_repair() == [token.key]
+    assert repair(one, token) is Repaired.WHOLE
+    assert one.copies.under_replicated == set()
+    assert one.repairs.needs_repair() == []
 
 
 def test_nobody_answers_so_nothing_is_decided() -> None:

@@ -112,6 +112,12 @@ def test_writes_of_one_epoch_take_one_place_in_the_history() -> None:
     assert newest_write(()) is None
 
 
+def test_a_history_forgets_its_oldest_epoch_when_it_is_full() -> None:
+    newest = Version(10 + MAX_HISTORY, B, 1)
+    assert with_write(FULL, newest) == (*FULL[1:], newest)
+    assert len(with_write(FULL, FULL[-1].next_write())) == MAX_HISTORY
+
+
 # A run of one session: who owns it next (the epoch grows by what is drawn), and how often it writes then.
 RUNS = st.lists(st.tuples(st.integers(1, 3), st.sampled_from([A, B]), st.integers(0, 3)), max_size=40)
 

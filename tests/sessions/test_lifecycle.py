@@ -171,8 +171,25 @@ def test_an_overtaken_request_that_touches_other_keys_is_merged() -> None:
     assert farm.web().read(newest) == {"n": 2, "other": "x"}
 
 
-def test_a_write_whose_answer_was_lost_is_not_done_twice() -> None:
-    """The put reached the servers; a rival claimed on top of it and wrote; the retry must not undo that."""
+def test_a_write_that_one_server_took_and_another_refused_is_not_done_twice() -> None:
+    """The claim goes on from the server that took it; merging it again would count twice."""
+    farm = Farm(policy=SessionPolicy(conflict=lambda key, base, theirs, mine: theirs + mine - base))
+    one, two = farm.two_webs()
+    farm.notices = False
+    token = one.create(n=1)
+    session = one.opened(token)
+    session["n"] = 2
+    first, _ = farm.ranked(token.key)
+    first.down = True
+    two.opened(token)  # claims on the second server alone
+    first.down = False
+    saved = one.save(session)
+    assert saved.issue is not None
+    assert farm.web().read(saved.issue.token) == {"n": 2}
+
+
+def test_a_write_whose_answer_was_lost_is_not_invented_again() -> None:
+    """The put reached the servers; the next request goes on from there."""
     farm = Farm()
     one, two = farm.two_webs()
     token = one.create(n=1)

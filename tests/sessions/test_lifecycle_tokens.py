@@ -167,6 +167,20 @@ def test_a_token_that_is_not_covered_is_rolled_back_never_theft() -> None:
     assert EventKind.SESSION_THEFT not in other.kinds()
 
 
+def test_accepting_a_rollback_serves_a_token_that_the_old_chain_has_never_seen() -> None:
+    farm = Farm(policy=SessionPolicy(rolled_back="accept"))
+    web = farm.web()
+    token = web.create(n=1)
+    backup = farm.backup()
+    farm.wait(ROTATE_S)
+    newest = web.write(request(web, request(web, token)), n=2)
+    farm.restore(backup)
+    other = farm.web()
+    assert other.read(newest) == {"n": 1}
+    assert EventKind.SESSION_ROLLED_BACK in other.kinds()
+    assert EventKind.SESSION_THEFT not in other.kinds()
+
+
 def test_the_letter_of_a3_a_new_token_with_every_response() -> None:
     farm = Farm(policy=SessionPolicy(rotate_after_ms=0, grace_ms=0, theft="refuse"))
     web = farm.web()
@@ -217,6 +231,18 @@ def test_a_touch_is_stored_only_when_it_is_an_eighth_newer() -> None:
     assert not web.lifecycle.needs_save(web.opened(token))
     farm.wait(1)
     assert web.lifecycle.needs_save(web.opened(token))
+
+
+def test_a_server_whose_clock_is_behind_shortens_nothing() -> None:
+    farm = Farm(policy=SHORT)
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    farm.wait(50)
+    token = one.write(token, n=2)
+    farm.wait(-30)
+    token = two.write(token, n=3)
+    farm.wait(30 + 80)
+    assert farm.web().read(token) == {"n": 3}
 
 
 def test_the_absolute_timeout_is_put_off_by_nothing_but_a_login() -> None:

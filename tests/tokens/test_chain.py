@@ -88,6 +88,11 @@ def test_moving_on_is_marked_once_and_only_after_the_grace() -> None:
     assert shown(marked, NOW, T + 50 * GRACE)[1] is marked
 
 
+def test_each_retired_link_has_its_own_grace() -> None:
+    chain = Chain(NOW, None, (Retired(OLD, T - GRACE - 1), Retired(SOON, T - GRACE)))
+    assert shown(chain, NOW)[1].retired == (Retired(OLD, T - GRACE - 1, T), Retired(SOON, T - GRACE))
+
+
 def test_showing_next_marks_those_that_were_retired_before() -> None:
     chain = Chain(NOW, SOON, (Retired(OLD, T - 2 * GRACE),))
     assert shown(chain, SOON)[1].retired == (Retired(OLD, T - 2 * GRACE, T), Retired(NOW, T))

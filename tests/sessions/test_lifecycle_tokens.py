@@ -285,3 +285,13 @@ def test_a_tombstone_outlives_every_token() -> None:
     assert closed_everywhere(farm, token)
     farm.wait(SHORT.tombstone_ms / 1000)
     assert farm.entries(token.key) == [None, None], "and then goes away by itself"
+
+
+def test_an_expired_copy_in_a_cache_is_no_witness_of_a_rollback() -> None:
+    farm = Farm(policy=SHORT)
+    one, two = farm.two_webs()
+    token = two.write(one.create(n=1), n=2)
+    farm.wait(3600)
+    assert farm.entries(token.key) == [None, None]
+    assert one.read(token) is None
+    assert one.kinds() == [EventKind.SESSION_EXPIRED]

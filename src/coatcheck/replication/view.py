@@ -108,7 +108,11 @@ class Viewer:
         return view
 
     def _judge(self, view: View) -> None:
-        view.cached = own = self._cache.get(view.key)
+        own = self._cache.get(view.key)
+        if own is not None and own.expires_at <= self._world.now_ms():
+            self._cache.drop(view.key)  # what others wrote since then has expired too: absent, not rolled back
+            own = None
+        view.cached = own
         bodies = self._authentic(view)
         candidates = list(view.entries.values())
         if own is not None:

@@ -1,6 +1,6 @@
 """D4: "A token is valid if it has not expired (requirement 1) and its usage, raised by one at check-out, does not
-exceed the maximum (requirement 2); when it equals the maximum, the last-time-usage flag is set. Which requirements count
-is configurable: both, or only the first." """
+exceed the maximum (requirement 2); when it equals the maximum, the last-time-usage flag is set. Which requirements
+count is configurable: both, or only the first." """
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coatcheck.pool import rules
 from coatcheck.pool.commands import (
@@ -34,15 +34,11 @@ from coatcheck.pool.commands import (
 from coatcheck.pool.state import FAR, Policy, new_user
 
 LEASE_S = 10.0
+WHICH = st.integers(0, 9)
 
 
 class Farm(RuleBasedStateMachine):
     """One user's state, an upstream that counts its sessions, and borrowers who keep books of their own."""
-
-    held = Bundle("held")
-    logging_in = Bundle("logging_in")
-    waiting = Bundle("waiting")
-    partings = Bundle("partings")
 
     @initialize(
         per_user=st.integers(1, 3),
@@ -60,6 +56,9 @@ class Farm(RuleBasedStateMachine):
         self.tokens = 0
         self.uses: dict[str, int] = {}  # by the token's stem: refreshed strings are the same session
         self.deadlines: dict[int, float] = {}  # of leases that we believe in
+        self.in_hands: dict[int, str] = {}  # what borrowers hold until they give it back, be it late
+        self.logging_in: list[int] = []
+        self.to_close: list[int] = []
         self.queue: list[int] = []
         self.last_fence = self.state.fence
 
@@ -74,54 +73,50 @@ class Farm(RuleBasedStateMachine):
         stem = reply.value.split("/")[0]
         self.uses[stem] = self.uses.get(stem, 0) + is_use
         assert self.uses[stem] <= self.policy.max_uses, "used too often"
-        in_hands = [h.token.value for f, h in self.state.leases.items() if h.token is not None and f != reply.fence]
-        assert stem not in {value.split("/")[0] for value in in_hands}, "in two hands"
+        assert stem not in self.in_hands.values(), "a borrower who is late may still be using it"
+        self.in_hands[reply.fence] = stem
         self.deadlines[reply.fence] = self.now + LEASE_S
 
-    @rule(target=held, may_login=st.just(False))
-    def check_out(self, may_login: bool) -> Any:
-        before = [token.expires_at for token in self.state.free]
-        reply, partings = self.apply(Acquire(may_wait=False, may_login=may_login))
+    @precondition(lambda self: self.state.free or self.state.next_deadline <= self.now)
+    @rule()
+    def check_out(self) -> None:
+        queue = self.live_queue()
+        reply, partings = self.apply(Acquire(may_wait=False, may_login=False))
         self.part(partings)
-        if type(reply) is not Granted:
-            return multiple()
-        assert not self.live_queue(), "somebody came first"
-        assert max(before) > self.now, "expired"
-        self.granted(reply)
-        return reply.fence
+        if type(reply) is Granted:
+            assert len(queue) < self.policy.per_user, "somebody came first"
+            self.granted(reply)
 
-    @rule(target=logging_in, ticket=st.none() | consumes(waiting))
-    def borrow(self, ticket: int | None) -> Any:
-        return self.ask_again(ticket or 0)
+    @rule()
+    def borrow(self) -> None:
+        self.ask(0)
 
-    def ask_again(self, ticket: int) -> Any:
-        live = self.live_queue()
+    @precondition(lambda self: self.queue)
+    @rule(which=WHICH)
+    def ask_again(self, which: int) -> None:
+        self.ask(self.queue[which % len(self.queue)])
+
+    def ask(self, ticket: int) -> None:
+        queue = self.live_queue()
         reply, partings = self.apply(Acquire(ticket))
         self.part(partings)
-        if isinstance(reply, Granted | MustLogIn):
-            ahead = live[: live.index(ticket)] if ticket in live else live
-            free_or_slots = self.policy.per_user
-            assert len(ahead) < free_or_slots, "more came first than there are slots"
-            self.leave_queue(ticket)
-        if type(reply) is Granted:
-            self.granted(reply)
-            self.release_later(reply.fence)
-            return multiple()
-        if type(reply) is MustLogIn:
-            return reply.fence
         if type(reply) is Waiting:
+            assert reply.again_s >= 0
             if reply.ticket != ticket:
                 self.leave_queue(ticket)
                 self.queue.append(reply.ticket)
-            assert reply.again_s >= 0
-        else:
-            assert type(reply) is QueueFull
+            return
+        self.leave_queue(ticket)
+        if type(reply) is QueueFull:
             assert len(self.state.tickets) >= self.policy.max_waiting
-            self.leave_queue(ticket)
-        return multiple()
-
-    def release_later(self, fence: int) -> None:
-        self.later = [*getattr(self, "later", []), fence]
+            return
+        ahead = queue.index(ticket) if ticket in queue else len(queue)
+        assert ahead < self.policy.per_user, "more came first than there are slots"
+        if type(reply) is Granted:
+            self.granted(reply)
+        else:
+            assert type(reply) is MustLogIn
+            self.logging_in.append(reply.fence)
 
     def live_queue(self) -> list[int]:
         return [ticket.number for ticket in self.state.tickets if self.now < ticket.alive_until]
@@ -131,62 +126,62 @@ class Farm(RuleBasedStateMachine):
             self.queue.remove(ticket)
 
     def part(self, partings: list[tuple[int, str]]) -> None:
-        self.to_close = [*getattr(self, "to_close", []), *(fence for fence, _ in partings)]
+        self.to_close += [fence for fence, _ in partings]
 
-    @rule(target=held)
-    def pick_up(self) -> Any:
-        later = getattr(self, "later", [])
-        return later.pop() if later else multiple()
-
-    @rule(target=waiting)
-    def pick_ticket(self) -> Any:
-        return self.queue[0] if self.queue else multiple()
-
-    @rule(
-        target=held, slot=consumes(logging_in), ok=st.booleans(), failed=st.booleans(), span=st.sampled_from([FAR, 7.0])
-    )
-    def end_login(self, slot: int, ok: bool, failed: bool, span: float) -> Any:
-        if not ok:
-            reply, _ = self.apply(LoginEnded(slot, failed=failed))
-            assert slot not in self.state.leases
-            return multiple()
+    @precondition(lambda self: self.logging_in)
+    @rule(which=WHICH, span=st.sampled_from([FAR, 7.0]))
+    def log_in(self, which: int, span: float) -> None:
+        slot = self.logging_in.pop(which % len(self.logging_in))
         self.tokens += 1
-        reply, _ = self.apply(LoginDone(slot, f"t{self.tokens}", 20.0, span))
-        if type(reply) is Lost:
-            return multiple()
-        assert type(reply) is Granted
-        self.granted(reply)
-        return reply.fence
-
-    @rule(fence=consumes(held), renew=st.booleans(), keep=st.booleans(), sign_out=st.booleans())
-    def give_back(self, fence: int, renew: bool, keep: bool, sign_out: bool) -> None:
-        holding = self.state.leases.get(fence)
-        stem = holding.token.value.split("/")[0] if holding and holding.token else ""
-        value = f"{stem}/{self.now}" if renew else None
-        reply, partings = self.apply(Release(fence, value, keep=keep, sign_out=sign_out))
+        reply, partings = self.apply(LoginDone(slot, f"t{self.tokens}", 20.0, span))
         self.part(partings)
-        late = self.now >= self.deadlines.pop(fence)
-        assert (reply == Lost()) is (late or holding is None), "to the very moment"
+        if type(reply) is Granted:
+            self.granted(reply)
+        else:
+            assert reply == Lost()
+            assert slot not in self.state.leases or self.now >= self.state.leases[slot].deadline
+
+    @precondition(lambda self: self.logging_in)
+    @rule(which=WHICH, failed=st.booleans())
+    def fail_to_log_in(self, which: int, failed: bool) -> None:
+        slot = self.logging_in.pop(which % len(self.logging_in))
+        self.apply(LoginEnded(slot, failed=failed))
+        assert slot not in self.state.leases
+        if failed:
+            assert rules.login_openings(self.state, self.policy, self.now) == 0, "not again at once"
+
+    @precondition(lambda self: self.in_hands)
+    @rule(which=WHICH, renew=st.booleans(), keep=st.integers(0, 3), sign_out=st.booleans())
+    def give_back(self, which: int, renew: bool, keep: int, sign_out: bool) -> None:
+        fence = list(self.in_hands)[which % len(self.in_hands)]
+        value = f"{self.in_hands.pop(fence)}/{self.now}" if renew else None
+        known = fence in self.state.leases
+        reply, partings = self.apply(Release(fence, value, keep=keep > 0, sign_out=sign_out))
+        self.part(partings)
+        late = self.now >= self.deadlines[fence]
+        assert (reply == Lost()) is (late or not known), "to the very moment"
         reply, _ = self.apply(Release(fence, "replayed"))
         assert reply == Lost()
+        self.in_hands.pop(fence, None)
 
-    @rule(target=held, fence=consumes(held))
-    def extend(self, fence: int) -> Any:
+    @precondition(lambda self: self.in_hands)
+    @rule(which=WHICH)
+    def extend(self, which: int) -> None:
+        fence = list(self.in_hands)[which % len(self.in_hands)]
         reply, _ = self.apply(Extend(fence))
-        if reply == Lost():
-            return multiple()
-        self.deadlines[fence] = self.now + LEASE_S
-        return fence
+        if type(reply) is Granted:
+            self.deadlines[fence] = self.now + LEASE_S
 
-    @rule(target=held)
-    def keep_alive(self) -> Any:
+    @precondition(lambda self: self.state.free)
+    @rule()
+    def keep_alive(self) -> None:
         reply, partings = self.apply(TakeIdle(1.0))
         self.part(partings)
-        if type(reply) is not Granted:
-            return multiple()
-        self.granted(reply, is_use=False)
-        return reply.fence
+        if type(reply) is Granted:
+            assert not self.live_queue(), "whoever waits comes first"
+            self.granted(reply, is_use=False)
 
+    @precondition(lambda self: self.tokens < 4)
     @rule()
     def add(self) -> None:
         self.tokens += 1
@@ -195,36 +190,51 @@ class Farm(RuleBasedStateMachine):
         self.part(partings)
         assert type(reply) in (Done, NoSlot)
 
-    @rule(which=st.integers(0, 9))
+    @precondition(lambda self: self.to_close)
+    @rule(which=WHICH)
     def close(self, which: int) -> None:
-        to_close: list[int] = getattr(self, "to_close", [])
-        if to_close:
-            self.apply(Closed(to_close.pop(which % len(to_close))))
+        self.apply(Closed(self.to_close.pop(which % len(self.to_close))))
 
-    @rule(token=st.booleans())
-    def operator_removes(self, token: bool) -> None:
-        first = self.state.free[0].token_id if token and self.state.free else None
-        if token and first is None:
-            return
-        _, partings = self.apply(Remove(first))
+    @precondition(lambda self: self.state.free)
+    @rule(every=st.booleans())
+    def operator_removes(self, every: bool) -> None:
+        reply, partings = self.apply(Remove(None if every else self.state.free[0].token_id))
         self.part(partings)
+        assert reply != Done(0)
 
-    @rule(ticket=consumes(waiting))
-    def leave(self, ticket: int) -> None:
+    @precondition(lambda self: self.queue)
+    @rule(which=WHICH)
+    def leave(self, which: int) -> None:
+        ticket = self.queue.pop(which % len(self.queue))
         self.apply(Leave(ticket))
-        self.leave_queue(ticket)
         assert ticket not in self.live_queue()
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 4.0, LEASE_S, 25.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0, LEASE_S, 25.0]), clean_up=st.booleans())
+    def time_passes(self, seconds: float, clean_up: bool) -> None:
         self.now += seconds
+        if clean_up:
+            _, partings = self.apply(CleanUp())
+            self.part(partings)
+            assert all(self.now < token.expires_at for token in self.state.free)
+            assert all(self.now < holding.deadline for holding in self.state.leases.values())
 
     @rule()
-    def clean_up(self) -> None:
-        _, partings = self.apply(CleanUp())
+    def log_in_at_once(self) -> None:
+        """The usual way, so that there is something to go wrong with."""
+        self.ask(0)
+        if self.logging_in:
+            self.tokens += 1
+            reply, _ = self.apply(LoginDone(self.logging_in.pop(), f"t{self.tokens}", 20.0))
+            if type(reply) is Granted:
+                self.granted(reply)
+
+    @precondition(lambda self: self.in_hands)
+    @rule()
+    def give_back_at_once(self) -> None:
+        fence, _ = self.in_hands.popitem()
+        reply, partings = self.apply(Release(fence))
         self.part(partings)
-        assert all(self.now < token.expires_at for token in self.state.free)
-        assert all(self.now < holding.deadline for holding in self.state.leases.values())
+        assert reply == Lost() or self.now < self.deadlines[fence]
 
     @invariant()
     def everything_is_in_one_place(self) -> None:
@@ -256,4 +266,4 @@ class Farm(RuleBasedStateMachine):
 
 
 TestFarm = Farm.TestCase
-TestFarm.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestFarm.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

@@ -158,6 +158,20 @@ def test_operators_find_show_and_close_a_session() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("verb", ["close", "clear", "regenerate"])
+def test_who_closes_a_session_that_was_only_ever_here_waits_for_no_lease(verb: str) -> None:
+    async def story() -> None:
+        async with trade(2, replication=ReplicationPolicy(lease_s=5.0)) as farm:
+            home, other = await farm.server(), await farm.server()
+            issue = await begun(home, n=1)
+            started = time.monotonic()
+            await changed(home, issue, lambda session: getattr(session, verb)())
+            assert time.monotonic() - started < 2.5
+            assert await opened(other, issue) is None
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("raw", [b"", b"\x00", b"x" * 37, b"\xff" * 1000])
 def test_a_notice_that_makes_no_sense_is_an_event(raw: bytes) -> None:
     async def story() -> None:

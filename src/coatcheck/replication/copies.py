@@ -386,8 +386,8 @@ class Copies:
             if own:
                 copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
             return None
-        if own or message.version.epoch < copy.version.epoch:
-            return None  # our own claim, or a late notice
+        if own or message.version.server_id == self.server_id or message.version.epoch < copy.version.epoch:
+            return None  # our own claim or close, or a late notice
         copy.no_lease_before = now
         copy.lease_until = 0.0
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.tokens.sealed import SealedToken
@@ -26,6 +26,10 @@ Header = tuple[bytes, bytes]
 NOTHING = Saved()
 NO_TOKENS: list[tuple[SealedToken, bool]] = []
 RETRY_AFTER_S = 1
+TOO_LATE = (
+    "a session cannot be begun or regenerated while the response is streamed: its head has left, and the browser "
+    "cannot be given the cookie any more; do it before the response starts"
+)
 UNCACHED = ((b"vary", b"Cookie"), (b"cache-control", b"no-store"))
 _GUARDED_LENGTHS = frozenset(len(name) for name, _ in UNCACHED)
 
@@ -123,7 +127,7 @@ class SessionMiddleware:
         async def receive_opening() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self.sessions.open()
+                await self._open_or_fail(send)
             return message
 
         async def send_closing(message: Message) -> None:
@@ -132,6 +136,14 @@ class SessionMiddleware:
             await send(message)
 
         await self.app(scope, receive_opening, send_closing)
+
+    async def _open_or_fail(self, send: Send) -> None:
+        try:
+            await self.sessions.open()
+        except CoatcheckError as error:
+            # Said in so many words: a server takes a mere exception for "no lifespan here" and serves on.
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
 
 
 class _Response:
@@ -206,6 +218,8 @@ class _Response:
         """Changes made while the body was streamed: stored before the last piece leaves."""
         sessions, session = self._middleware.sessions, self._session
         if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
+            if session.is_new or session.new_login:
+                raise CoatcheckError(TOO_LATE)
             await sessions.save(session)
 
     async def _replace(self, status: int, why: str) -> None:

@@ -107,7 +107,6 @@ def test_both_session_servers_lost_at_once(start: StartFarm) -> None:
 
         pids = farm.kill("session-1", "session-2")
 
-        assert eventually(lambda: gauge(farm.status()), 5, "the alarm") == VISITORS, "the gauge shows all of them"
         for name, pid in pids.items():
             farm.wait_replaced(name, pid)
         eventually(copied(farm, crowd, 2), 15, "the copying")  # no browser has asked for anything

@@ -294,15 +294,15 @@ def test_the_memory_bound_refuses_and_evicts_nothing() -> None:
 def test_expired_entries_free_their_memory() -> None:
     async def story() -> None:
         async with serving() as server:
-            store = SessionServerStore("s1", "127.0.0.1", server.port)
+            store = SessionServerStore("s1", "127.0.0.1", server.port, timeout_s=10)
             await store.open()
-            short = Entry(ENTRY.version, (), False, 100, b"x" * 500)
+            short = Entry(ENTRY.version, (), False, 3000, b"x" * 500)
             answers = await asyncio.gather(
                 *[ask(store.put, number.to_bytes(16, "little"), None, short) for number in range(3000)]
             )
             assert set(answers) == {ACCEPTED}
             assert server.status()["entries"] == 3000
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while server.status()["entries"]:
                     await asyncio.sleep(0.05)
             assert server.status()["bytes"] == 0

@@ -7,6 +7,7 @@ before are not followed again.
 from __future__ import annotations
 
 import time
+from random import Random
 
 import msgspec
 
@@ -71,13 +72,17 @@ def explore(
     parallel: int = 2,
     scenario: Scenario | None = None,
 ) -> Found:
-    """Follow every path of a script, depth first; stops at the first violation or after ``max_states`` states."""
+    """Follow every path of a script; stops at the first violation or after ``max_states`` states."""
     scenario = scenario or small_scenario(rotate_after_ms=0 if script.startswith("rotate") else 60_000)
     found = Found(script)
     seen: set[int] = set()
     stack: list[tuple[int, ...]] = [()]
     began = time.monotonic()
+    order = Random(0)
     while stack and len(seen) < max_states and not found.violations:
+        # Any order sees all; if the search is cut short, a mixed one has been everywhere a little.
+        at = order.randrange(len(stack))
+        stack[at], stack[-1] = stack[-1], stack[at]
         prefix = stack.pop()
         farm = SmallFarm(scenario, SCRIPTS[script], max_faults, disorder, Trace(False), parallel)
         _follow(farm, list(prefix), seen, stack, found)

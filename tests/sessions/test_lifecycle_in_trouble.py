@@ -1,0 +1,150 @@
+"""Sessions while session servers are away, behind, or have forgotten (protocol sections 4, 5 and 8)."""
+
+from __future__ import annotations
+
+import pytest
+
+from coatcheck.errors import SessionUnavailable, UnavailableReason
+from coatcheck.events import EventKind
+from coatcheck.replication.copies import Written
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.tokens.sealed import SealedToken
+from replication.tiny_farm import Farm
+
+
+@pytest.mark.parametrize(("durability", "level"), [("async", 0), ("one", 1)])
+def test_early_answers_carry_the_level_reached_and_are_settled_later(durability: str, level: int) -> None:
+    farm = Farm(durability=durability)
+    web = farm.web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session["n"] = 2
+    saved = web.save(session)
+    assert saved.written == Written(level, 2)
+    web.settle()
+    newest = saved.issue.token if saved.issue else token
+    assert farm.web().read(newest) == {"n": 2}
+    assert len({entry.version for entry in farm.entries(token.key) if entry}) == 1
+
+
+@pytest.mark.parametrize("durability", ["async", "one"])
+def test_creation_and_rotation_wait_for_all_copies_whatever_the_durability(durability: str) -> None:
+    farm = Farm(durability=durability)
+    web = farm.web()
+    saved = web.save(Session(n=1))
+    assert saved.written == Written(2, 2)
+    assert saved.issue is not None
+    session = web.opened(saved.issue.token)
+    session.rotate()
+    rotated = web.save(session)
+    assert rotated.written == Written(2, 2)
+    assert rotated.issue is not None
+    assert rotated.issue.token.session_id != saved.issue.token.session_id
+
+
+def test_below_target_it_degrades_and_the_session_goes_on() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    farm.servers["s1"].down = True
+    session = web.opened(token)
+    session["n"] = 2
+    assert web.save(session).written == Written(1, 2)
+    assert EventKind.BELOW_TARGET in web.kinds()
+    assert web.copies.under_replicated == {token.key}
+
+
+@pytest.mark.parametrize("verb", ["write", "create", "login"])
+def test_below_target_it_refuses_if_asked_to(verb: str) -> None:
+    farm = Farm(below_target="refuse")
+    web = farm.web()
+    token = web.create(n=1)
+    session = Session(n=9) if verb == "create" else web.opened(token)
+    session["n"] = 2
+    if verb == "login":
+        session.regenerate("ada")
+    farm.servers["s1"].down = True
+    with pytest.raises(SessionUnavailable) as caught:
+        web.save(session)
+    assert caught.value.reason is UnavailableReason.BELOW_TARGET
+
+
+def test_with_too_few_answers_nobody_is_served_unless_the_operator_says_so() -> None:
+    for policy, served in (("refuse", None), ("serve", {"n": 1})):
+        farm = Farm(servers=3, too_few_answers=policy)
+        token = farm.web().create(n=1)
+        for server in farm.ranked(token.key)[1:]:
+            server.silent = True
+        if served is None:
+            with pytest.raises(SessionUnavailable) as caught:
+                farm.web().read(token)
+            assert caught.value.reason is UnavailableReason.TOO_FEW_SERVERS
+        else:
+            assert farm.web().read(token) == served
+
+
+def test_without_any_server_no_session_is_invented() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    for server in farm.servers.values():
+        server.down = True
+    with pytest.raises(SessionUnavailable):
+        two.open(token)
+    with pytest.raises(SessionUnavailable):
+        two.create(n=1)
+
+
+def rolled_back(policy: SessionPolicy) -> tuple[Farm, SealedToken]:
+    """A token that was told of ``n=2``, and session servers that have gone back to ``n=1``."""
+    farm = Farm(policy=policy)
+    web = farm.web()
+    token = web.create(n=1)
+    backup = farm.backup()
+    newest = web.write(token, n=2)
+    farm.restore(backup)
+    return farm, newest
+
+
+def test_a_session_that_was_rolled_back_is_closed_and_reported() -> None:
+    farm, token = rolled_back(SessionPolicy())
+    web = farm.web()
+    assert web.read(token) is None
+    assert EventKind.SESSION_ROLLED_BACK in web.kinds()
+    assert EventKind.SESSION_THEFT not in web.kinds()
+    assert all(entry is not None and entry.closed for entry in farm.entries(token.key))
+
+
+def test_a_session_that_was_rolled_back_may_be_accepted_and_gets_a_token_of_what_is_left() -> None:
+    farm, token = rolled_back(SessionPolicy(rolled_back="accept"))
+    web = farm.web()
+    session = web.opened(token)
+    assert session == {"n": 1}
+    assert EventKind.SESSION_ROLLED_BACK in web.kinds()
+    issue = web.save(session).issue
+    assert issue is not None
+    other = farm.web()
+    assert other.read(issue.token) == {"n": 1}
+    assert EventKind.SESSION_ROLLED_BACK not in other.kinds()
+
+
+def test_a_session_that_is_nowhere_is_reported_as_lost() -> None:
+    farm = Farm()
+    token = farm.web().create(n=1)
+    for server in farm.servers.values():
+        server.stored.clear()
+    web = farm.web()
+    assert web.read(token) is None
+    assert web.kinds() == [EventKind.SESSION_NOT_FOUND]
+
+
+def test_events_never_name_the_key_of_a_session() -> None:
+    farm, token = rolled_back(SessionPolicy())
+    web = farm.web()
+    web.read(token)
+    assert web.events
+    for event in web.events:
+        for secret in (token.key, token.session_id):
+            assert secret.hex() not in event.session + event.detail
+            assert repr(secret) not in event.session + event.detail

@@ -238,6 +238,8 @@ class Copies:
             level = settled.accepted()
             if not level:
                 acknowledged = False
+                if durability == "async":
+                    self._report(EventKind.EARLY_WRITE_LOST, copy.key, "no session server took what was acknowledged")
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
             self.cache.add(new)
             self._check_level(new, level)

@@ -11,6 +11,7 @@ from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.stall_guard import StallGuard
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.events import EventKind
+from coatcheck.replication.copies import Written
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
@@ -120,7 +121,9 @@ def test_an_early_acknowledged_write_that_is_lost_is_reported() -> None:
             for store in farm.stores:
                 await store.aclose()
                 home._world._reachable[store.name] = True  # it has not noticed yet
-            assert (await home.save(session)).issue is not None
+            saved = await home.save(session)
+            assert saved.written == Written(0, 2)
+            assert saved.issue is None, "no token speaks of it yet"
             await home.driver.settle(2)
             assert home.events[EventKind.EARLY_WRITE_LOST] == 1
             last = home.status()["last_events"]["copies.early_write_lost"]

@@ -76,7 +76,7 @@ class Cache:
         return iter(list(self._copies.values()))
 
     def add(self, copy: Copy) -> None:
-        """Keep a copy as the most recent one; the oldest unleased one goes when the cache is full.
+        """Keep a copy as the most recent one; the oldest one goes when the cache is full.
 
         Dropping a copy loses nothing: the session servers have it. A closed session never comes back.
         """

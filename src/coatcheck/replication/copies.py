@@ -227,6 +227,9 @@ class Copies:
         new.seen = dict(copy.seen)
         new.alone_at, new.no_lease_before = copy.alone_at, copy.no_lease_before
         new.expires_at = self.world.now_ms() + life_ms
+        promised = new.promised
+        if durability == "async":
+            new.promised = copy.promised  # no token speaks of what no session server has taken yet
         acknowledged = False
         try:
             settled, acknowledged = yield from self._write_out(new, durability)
@@ -238,9 +241,8 @@ class Copies:
             level = settled.accepted()
             if not level:
                 acknowledged = False
-                if durability == "async":
-                    self._report(EventKind.EARLY_WRITE_LOST, copy.key, "no session server took what was acknowledged")
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
+            new.promised = promised
             self.cache.add(new)
             self._check_level(new, level)
             self._earn_lease(new, settled.sent_at, level)

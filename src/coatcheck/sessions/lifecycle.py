@@ -308,8 +308,6 @@ class Lifecycle:
                 newest = record.chain.newest
                 token = SealedToken(key, newest.session_id, newest.minted_at, stored.promised)
                 return Saved(self._unless_shown(session, token), written=written)
-        if durability == "async":
-            self._report(EventKind.EARLY_WRITE_LOST, key, "acknowledged, and overtaken by too many others")
         raise ConflictError("other requests changed this session faster than this one could save it")
 
     def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:

@@ -33,8 +33,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
     samples = {
         "app": "a:b", "factory": "true", "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
         "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b", "restart": "off",
-        "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept", "conflict": "reject",
-        "theft": "report",
+        "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
+        "conflict": "reject", "theft": "report",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
     }  # fmt: skip

@@ -26,7 +26,6 @@ from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.web_server import WebServer
 from coatcheck.tokens.sealed import SealedToken
 
-
 SLACK_S = 0.6
 """A token counts as shown when the app has answered, not when the request came; longer than any app thinks."""
 

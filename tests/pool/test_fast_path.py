@@ -50,7 +50,7 @@ def test_taking(given_state: tuple[UserState, Policy]) -> None:
         return
     outcome = rules.apply(slow, policy, NOW, Acquire())
     assert type(outcome.reply) is Granted
-    assert taken[1] == outcome.reply.fence
+    assert taken[0] == outcome.reply.fence
     # The slow way also sweeps other spent tokens; where it found none, the states are the same.
     if not slow.counters.drops:
         assert state == slow

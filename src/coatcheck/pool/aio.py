@@ -37,18 +37,14 @@ T = TypeVar("T")
 CLOSE_POLL_S: Final = 0.005
 
 
-class AsyncLease(Held, eq=False):
+class AsyncLease(Held):
     """A lease of an :class:`AsyncTokenPool`: ``async with pool.lease(user) as held``, or ``acquire``, ``release``."""
 
+    __slots__ = ()
+
     async def __aenter__(self) -> Self:
-        quick = self._pool.quick
-        if quick is not None and not self.fencing:
-            taken = quick.take_quickly(self.user)
-            if taken is not None:
-                self._state, self.fencing, self.deadline, token = taken
-                self.token = token.value
-                self.uses = token.uses
-                return self
+        if self._take_quickly():
+            return self
         return await self.acquire()
 
     async def __aexit__(
@@ -107,9 +103,9 @@ class AsyncTokenPool(PoolCore):
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
         Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` for arguments of the wrong form.
+        ``StoreUnavailable``, or ``ValueError`` and ``ConfigError`` for arguments of the wrong form.
         """
-        return AsyncLease(self, user, password, self.settings.wait_s if wait is None else seconds("wait", wait))
+        return AsyncLease(self, user, password, wait)
 
     async def acquire(self, held: AsyncLease) -> None:
         """What :meth:`AsyncLease.acquire` does."""
@@ -117,12 +113,12 @@ class AsyncTokenPool(PoolCore):
         if self.settings.keepalive is not None and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
-        flow = flows.acquire(user, password, held._wait_s, self.clock)
+        flow = flows.acquire(user, password, self.wait_s(held._wait), self.clock)
         held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence))))
 
     async def resume(self, user: str, fencing: int) -> AsyncLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
-        held = AsyncLease(self, check_user(user), None, 0.0)
+        held = AsyncLease(self, check_user(user), None, 0)
         held._hold(await self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
         return held
 

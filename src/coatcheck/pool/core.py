@@ -12,6 +12,7 @@ import msgspec
 
 from coatcheck.pool.classic import TokenObject
 from coatcheck.pool.commands import Granted, Reply
+from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
@@ -79,6 +80,9 @@ class PoolCore:
                 self.live.add((user, reply.fence))
             return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
         return reply
+
+    def wait_s(self, wait: Duration | None) -> float:
+        return self.settings.wait_s if wait is None else seconds("wait", wait)
 
     def held_leases(self) -> int:
         """How many leases are out: of this process, if the store is shared."""

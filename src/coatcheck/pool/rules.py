@@ -164,7 +164,7 @@ def _current(state: UserState, now: float, fence: int) -> Holding | None:
 # -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue
 
 
-def take_quickly(state: UserState, policy: Policy, now: float) -> tuple[UserState, int, float, Token] | None:
+def take_quickly(state: UserState, policy: Policy, now: float) -> tuple[int, float, Token] | None:
     """Lease the token that was used last, or change nothing and return ``None``: then :class:`Acquire` decides."""
     free = state.free
     if not free or state.tickets or now >= state.next_deadline:
@@ -179,7 +179,7 @@ def take_quickly(state: UserState, policy: Policy, now: float) -> tuple[UserStat
     state.leases[fence] = Holding(token, deadline)
     if deadline < state.next_deadline:
         state.next_deadline = deadline
-    return state, fence, deadline, token
+    return fence, deadline, token
 
 
 def give_back_quickly(state: UserState, policy: Policy, now: float, fence: int, value: str | None) -> bool:

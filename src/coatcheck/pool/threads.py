@@ -27,18 +27,14 @@ from coatcheck.pool.stores.port import TokenStore
 T = TypeVar("T")
 
 
-class Lease(Held, eq=False):
+class Lease(Held):
     """A lease of a :class:`TokenPool`: ``with pool.lease(user) as held``, or ``acquire()`` and ``release()``."""
 
+    __slots__ = ()
+
     def __enter__(self) -> Self:
-        quick = self._pool.quick
-        if quick is not None and not self.fencing:
-            taken = quick.take_quickly(self.user)
-            if taken is not None:
-                self._state, self.fencing, self.deadline, token = taken
-                self.token = token.value
-                self.uses = token.uses
-                return self
+        if self._take_quickly():
+            return self
         return self.acquire()
 
     def __exit__(
@@ -96,19 +92,19 @@ class TokenPool(PoolCore):
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
         Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` for arguments of the wrong form.
+        ``StoreUnavailable``, or ``ValueError`` and ``ConfigError`` for arguments of the wrong form.
         """
-        return Lease(self, user, password, self.settings.wait_s if wait is None else seconds("wait", wait))
+        return Lease(self, user, password, wait)
 
     def acquire(self, held: Lease) -> None:
         """What :meth:`Lease.acquire` does."""
         held._must_be_free()
         user, password = check_user(held.user), check_password(held.password)
-        held._hold(self.run(flows.acquire(user, password, held._wait_s, self.clock)))
+        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.clock)))
 
     def resume(self, user: str, fencing: int) -> Lease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
-        held = Lease(self, check_user(user), None, 0.0)
+        held = Lease(self, check_user(user), None, 0)
         held._hold(self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
         return held
 

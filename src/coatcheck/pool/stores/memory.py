@@ -15,7 +15,7 @@ import msgspec
 from coatcheck.pool import rules
 from coatcheck.pool.commands import Command, Outcome
 from coatcheck.pool.errors import PoolFull
-from coatcheck.pool.state import FAR, Policy, Token, UserState, new_user
+from coatcheck.pool.state import FAR, Policy, UserState, new_user
 
 MAX_USERS: Final = 10_000
 
@@ -41,19 +41,6 @@ class MemoryStore:
             if state.tickets:
                 self.wake(user, state)
         return outcome
-
-    def take_quickly(self, user: str) -> tuple[UserState, int, float, Token] | None:
-        """The fast path of a lease: one lock, no command; ``None`` when anything is out of the ordinary."""
-        state = self.states.get(user)
-        if state is None:
-            return None
-        with self.lock:
-            return rules.take_quickly(state, self.policy, self.clock())
-
-    def give_back_quickly(self, state: UserState, fence: int, value: str | None) -> bool:
-        """The fast path of a release; ``False`` when anything is out of the ordinary: then nothing has changed."""
-        with self.lock:
-            return rules.give_back_quickly(state, self.policy, self.clock(), fence, value)
 
     def wake_all(self) -> None:
         """Wake every waiting caller: the pool closes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Accepted, Flow, Put, Settled
 
@@ -26,14 +27,21 @@ class Repair:
         self._copies = copies
 
     def needs_repair(self) -> list[bytes]:
-        """Keys of hosted sessions that the servers placed for them do not all hold, and of unfinished closes."""
+        """Keys of hosted sessions that the servers placed for them do not all hold, or of which another server showed
+        a copy of a former owner that our claim has not reached; and of unfinished closes."""
         copies = self._copies
         # What the gauge counts is looked at again even if we host it no more: only that sets the gauge right.
         keys = dict.fromkeys([*copies.closing, *sorted(copies.under_replicated)])
         for copy in copies.cache:
-            if any(copy.seen.get(name) != copy.version for name in copies.placed(copy.key)):
+            lacking = any(copy.seen.get(name) != copy.version for name in copies.placed(copy.key))
+            if lacking or self._knows_left_over(copy):
                 keys[copy.key] = None
         return list(keys)
+
+    def _knows_left_over(self, copy: Copy) -> bool:
+        reachable = self._copies.world.reachable
+        owner = copy.version[:2]
+        return any(seen is not None and seen[:2] != owner and reachable(name) for name, seen in copy.seen.items())
 
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted."""

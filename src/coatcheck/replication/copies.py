@@ -339,7 +339,7 @@ class Copies:
         if not closed.holds:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         # An owner that is not us may have renewed its lease until the tombstone reached it.
-        alone = own is not None and own.no_lease_before <= view.sent_at
+        alone = own is not None and own.no_lease_before < view.sent_at
         yield from self._wait_until(own.alone_at if own and alone else self.world.monotonic() + self.policy.lease_s)
         return closed
 

@@ -23,7 +23,7 @@ def check_convergence(farm: Farm) -> None:
         present = {name: entry for name, entry in entries.items() if entry is not None}
         if not present:
             continue
-        if any(server.entries[log.key][1] < farm.schedule.now + 2.0 for server in farm.servers.values()
+        if any(server.entries[log.key][1] < farm.schedule.now + 10.0 for server in farm.servers.values()
                if log.key in server.entries):  # fmt: skip
             continue  # about to expire
         if any(entry.closed for entry in present.values()):

@@ -239,7 +239,7 @@ class Ledger(Judge):
                 self.excuse("promise 3: every holder of the tombstone forgot it")
             elif by_lease and not close.complete:
                 self.excuse("promise 3: the close was reported as incomplete")
-            elif by_lease and asked_at < close.at:
+            elif by_lease and asked_at <= close.at:
                 if self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
                     self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")
                 else:

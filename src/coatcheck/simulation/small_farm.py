@@ -17,6 +17,8 @@ from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.web_server import WebServer
 
+BEGIN_S = 10.0
+
 Choice = tuple[str, Callable[[], None]]
 
 
@@ -37,6 +39,7 @@ class ChosenSchedule(Schedule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now = BEGIN_S  # later than "never", which is 0
         self.urgent: list[tuple[Act, tuple[Any, ...]]] = []
         self.timers: list[tuple[float, int, Act, tuple[Any, ...]]] = []
 

@@ -10,6 +10,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow to draw; that says nothing about the code.
+settings.register_profile("coatcheck", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("coatcheck")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,8 @@ class Mending:
         self._repair = Repair(copies)
         self._alarm = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._scan_wanted = False
+        self._scan_wanted = True
+        """At the start too: a web server that was killed in the middle of a write may have left unequal copies."""
         self._total = 0
         self._done = 0
         self._complained = False

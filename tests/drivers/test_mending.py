@@ -42,11 +42,11 @@ def test_what_a_lost_session_server_held_is_copied_to_another(sessions: int) -> 
             lost = farm.stores[0]
             placed_there = lost.table.entries
             await lost.aclose()
-            await until(lambda: not home.copies.under_replicated)
-            assert all(holders(farm, issue.token.key) == 2 for issue in issues)
-            done = home.status()["recopy"]
-            assert done["done"] == done["total"]
-            assert done["outcomes"].get("mended", 0) >= placed_there
+            await until(lambda: all(holders(farm, issue.token.key) == 2 for issue in issues))
+            await until(lambda: home.status()["recopy"]["outcomes"].get("mended", 0) >= placed_there)
+            await until(lambda: home.status()["recopy"]["done"] == home.status()["recopy"]["total"])
+            assert home.status()["recopy"]["total"] >= placed_there
+            assert not home.copies.under_replicated
             for number, issue in enumerate(issues):
                 assert await opened(home, issue) == {"n": number}
 

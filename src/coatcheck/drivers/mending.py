@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
@@ -25,6 +25,18 @@ async def scan(store: Store, cursor: int, limit: int) -> ScanReply:
     # Who waits may be cancelled before the store replies.
     store.scan(cursor, limit, lambda reply: None if future.done() else future.set_result(reply))
     return await future
+
+
+class Round:
+    """How far one look through the sessions has come."""
+
+    def __init__(self) -> None:
+        self.begin(0)
+
+    def begin(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.complained = False
+        """Whether one failure is logged already: the same one may befall every session."""
 
 
 class Mending:
@@ -53,10 +65,8 @@ class Mending:
         self._tasks: list[asyncio.Task[None]] = []
         self._scan_wanted = True
         """At the start too: a web server that was killed in the middle of a write may have left unequal copies."""
-        self._total = 0
-        self._done = 0
-        self._complained = False
-        """Whether this round has logged one failure: the same one may befall every session."""
+        self._hosted = Round()
+        self._unhosted = Round()
         self._outcomes: Counter[Repaired] = Counter()
 
     def start(self) -> None:
@@ -75,9 +85,10 @@ class Mending:
         self._alarm.set()
 
     def progress(self) -> dict[str, Any]:
-        """``total`` and ``done`` of the current or last round, and the outcomes since the start."""
+        """``total`` and ``done`` of the current or last rounds, and the outcomes since the start."""
         outcomes = {outcome.name.lower(): count for outcome, count in self._outcomes.items()}
-        return {"total": self._total, "done": self._done, "outcomes": outcomes}
+        rounds = self._hosted, self._unhosted
+        return {"total": sum(r.total for r in rounds), "done": sum(r.done for r in rounds), "outcomes": outcomes}
 
     async def _mend(self) -> None:
         while True:
@@ -88,7 +99,7 @@ class Mending:
             except TimeoutError:
                 self._copies.cache.drop_expired(self._world.now_ms(), self.EXPIRY_STEP)
             self._alarm.clear()
-            await self._repair_all(self._repair.needs_repair())
+            await self._repair_all(self._hosted, self._repair.needs_repair())
 
     async def _sweep(self) -> None:
         while True:
@@ -105,33 +116,29 @@ class Mending:
             if isinstance(reply, Unreachable):
                 return
             cursor, keys = reply
-            await self._repair_all([key for key in keys if self._copies.cache.get(key) is None])
+            await self._repair_all(self._unhosted, [key for key in keys if self._copies.cache.get(key) is None])
 
-    async def _repair_all(self, keys: Iterable[bytes]) -> None:
-        keys = list(keys)
-        self._total, self._done = len(keys), 0
-        self._complained = False
+    async def _repair_all(self, progress: Round, keys: list[bytes]) -> None:
+        if not keys:
+            return
+        progress.begin(len(keys))
         for start in range(0, len(keys), self.PARALLEL):
-            batch = keys[start : start + self.PARALLEL]
-            await asyncio.gather(*(self._repair_one(key) for key in batch))
-            self._done += len(batch)
+            await asyncio.gather(*(self._repair_one(progress, key) for key in keys[start : start + self.PARALLEL]))
             await asyncio.sleep(self.PAUSE_S)
 
-    async def _repair_one(self, key: bytes) -> None:
+    async def _repair_one(self, progress: Round, key: bytes) -> None:
+        outcome = Repaired.PARTIAL
         try:
             outcome = await self._driver.run(self._exclusive(key))
         except SessionUnavailable as unavailable:
-            self._outcomes[Repaired.PARTIAL] += 1
             self._world.report(Event(EventKind.BELOW_TARGET, detail=f"repair: {unavailable}"))
-            return
         except Exception as failure:
             # One session that cannot be repaired must not end the repair of all the others.
-            self._outcomes[Repaired.PARTIAL] += 1
-            if not self._complained:
-                self._complained = True
+            if not progress.complained:
+                progress.complained = True
                 log.error("session %s cannot be repaired", public_id(key), exc_info=failure)
-            return
         self._outcomes[outcome] += 1
+        progress.done += 1
 
     def _exclusive(self, key: bytes) -> Flow[Repaired]:
         outcome: Repaired = yield Exclusive(key, self._repair.repair(key))

@@ -18,8 +18,7 @@ from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     Record,
-    check_keys,
-    check_values,
+    check_data,
     decode_data,
     decode_record,
     encode_data,
@@ -214,8 +213,7 @@ class Lifecycle:
         if copy is None:
             return (blob != EMPTY_DATA or session.new_login) and not session.closing
         if blob != session.blob:
-            check_keys(session)
-            check_values(session, session.saved_blob)
+            check_data(session, blob)
             return True
         verdict = session.verdict
         if verdict is Shown.NEXT or session.rotating or session.closing or session.new_login:
@@ -247,8 +245,7 @@ class Lifecycle:
         """
         copy = session.copy_held
         if copy is None:
-            check_keys(session)
-            check_values(session, session.saved_blob)
+            check_data(session, session.saved_blob)
             session.login, session.new_login = session.new_login, False
             return (yield from self._create(session, session.new_user))
         if session.closing or (session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA):

@@ -43,6 +43,11 @@ _LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _encoder = msgspec.msgpack.Encoder()
 _record_decoder = msgspec.msgpack.Decoder(Record)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+_Leaf = bool | int | float | str | None
+_Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
+_Nested = _Leaf | list[_Flat] | dict[str, _Flat]
+_plain_decoder = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]])
+"""Decodes what nearly all sessions consist of, and nothing else."""
 encode_record = _encoder.encode
 
 
@@ -68,8 +73,22 @@ def encode_data(data: dict[str, Any]) -> bytes:
     return encoded
 
 
-def check_keys(data: dict[str, Any]) -> None:
-    """Session keys are strings; raises :class:`SessionDataError` for any other."""
+def check_data(data: dict[str, Any], encoded: bytes) -> None:
+    """Keys are strings, and values come back as what they were stored as (tuples as lists).
+
+    The encoder takes more than that: a set would come back as a list, a date without a zone as text. ``encoded``: the
+    same mapping. Raises :class:`SessionDataError`.
+    """
+    try:
+        if _plain_decoder.decode(encoded) == data:
+            return  # a shortcut, in C
+    except msgspec.ValidationError:
+        """Deeper, or of other types: a closer look."""
+    _check_keys(data)
+    _check_values(data, encoded)
+
+
+def _check_keys(data: dict[str, Any]) -> None:
     if set(map(type, dict.keys(data))) <= _STRINGS:
         return
     for key in data:
@@ -77,12 +96,7 @@ def check_keys(data: dict[str, Any]) -> None:
             raise SessionDataError(f"session keys must be strings, not {type(key).__name__}: {key!r:.80}")
 
 
-def check_values(data: dict[str, Any], encoded: bytes) -> None:
-    """Values come back as what they were stored as (tuples as lists); raises :class:`SessionDataError` for any other.
-
-    The encoder takes more than that: a set would come back as a list, a date without a zone as text. ``encoded``:
-    the same mapping; what comes back equal from it needs no closer look.
-    """
+def _check_values(data: dict[str, Any], encoded: bytes) -> None:
     level = [value for value in dict.values(data) if type(value) not in _LEAVES]
     depth = 0
     while level:

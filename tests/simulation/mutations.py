@@ -104,7 +104,7 @@ def duelling_claims(monkeypatch: Any) -> None:
 def narrow_claim(monkeypatch: Any) -> None:
     original = Copies._put_placed
 
-    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any, also: Any, early: bool = False) -> Any:
+    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
         return (yield from original(self, copy, sealed, holders, [], early))
 
     monkeypatch.setattr(Copies, "_put_placed", put_placed)
@@ -275,7 +275,7 @@ def repair_without_claim(monkeypatch: Any) -> None:
 def empty_acknowledgement(monkeypatch: Any) -> None:
     original = Copies._put_placed
 
-    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any, also: Any, early: bool = False) -> Any:
+    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
         settled, refused = yield from original(self, copy, sealed, holders, also, early)
         replies = {name: Accepted() for name in settled.replies}
         return msgspec.structs.replace(settled, replies=replies), refused

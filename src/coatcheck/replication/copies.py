@@ -6,7 +6,7 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 import msgspec
@@ -85,6 +85,7 @@ class Copies:
         self.cache = Cache(policy.max_sessions)
         self._hosted = self.cache.get
         self._monotonic = world.monotonic
+        self._linger_ms = policy.linger_ms
         self.sealer = sealer
         self.world = world
         self.viewer = Viewer(placement, policy, sealer, world, self.cache)
@@ -162,7 +163,7 @@ class Copies:
         assert newest is not None
         self.cache.drop(key)
         copy = Copy(key, Version(self._next_epoch(view), self._fresh_owner(), 0), newest.history, view.body)
-        copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self.policy.linger_ms
+        copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self._linger_ms
         if not newest.expires_in_ms and view.cached is not None:
             copy.expires_at = view.cached.expires_at
         copy.seen = dict(view.seen)
@@ -224,17 +225,19 @@ class Copies:
         version = copy.version.next_write()
         history = with_write(copy.history, version)
         new = Copy(copy.key, version, history, body)
-        new.seen = dict(copy.seen)
+        new.seen = copy.seen.copy()
         new.alone_at, new.no_lease_before = copy.alone_at, copy.no_lease_before
         new.expires_at = self.world.now_ms() + life_ms
         promised = new.promised
-        if durability == "async":
-            new.promised = copy.promised  # no token speaks of what no session server has taken yet
+        entry = self._sealed(new, life_ms)
         acknowledged = False
         try:
-            settled, acknowledged = yield from self._write_out(new, durability)
-            if not acknowledged or self.cache.is_closed(copy.key):
-                acknowledged = False
+            if durability == "all":
+                settled, refused = yield from self._put_placed(new, entry)
+            else:
+                settled, refused = yield from self._put_early(new, entry, copy.promised, durability)
+            acknowledged = not refused and not self.cache.is_closed(copy.key)
+            if not acknowledged:
                 return None
             # A notice may have reached the old copy while the put was in flight.
             new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
@@ -252,36 +255,37 @@ class Copies:
             if not acknowledged:
                 self.cache.drop(copy.key)
 
-    def _write_out(self, new: Copy, durability: Durability) -> Flow[tuple[Settled, bool]]:
-        """Put, acknowledging as early as asked for; returns the replies and whether nobody refused."""
+    def _put_early(self, new: Copy, entry: Entry, before: bytes, durability: Durability) -> Flow[tuple[Settled, bool]]:
+        """As :meth:`_put_placed`, but acknowledges as early as asked for. ``before``: what was promised so far."""
         target = self.placement.wanted
-        entry = self._sealed(new)
         if durability == "async":
+            new.promised = before  # no token speaks of what no session server has taken yet
             self.cache.add(new)
             yield Acknowledge(Written(0, target))
-        settled, refused = yield from self._put_placed(new, entry, [], [], durability == "one")
+        settled, refused = yield from self._put_placed(new, entry, early=durability == "one")
         if settled.pending is not None and not refused:
             self.cache.add(new)
             yield Acknowledge(Written(1, target))
             yield Rest(settled)
             refused = self._note_accepted(new, settled)
-        return settled, not refused
+        return settled, refused
 
     def _put_placed(
-        self, copy: Copy, entry: Entry, holders: list[str], also: Iterable[str], early: bool = False
+        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), early: bool = False
     ) -> Flow[tuple[Settled, bool]]:
-        """Put to the first reachable servers of the ranking until ``wanted`` hold it, and to ``also``."""
+        """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
+        ``also``; returns the replies, and whether anyone refused."""
+        key, last_seen = copy.key, copy.seen.get
         wanted = missing = self.placement.wanted - len(holders)
         total: Settled | None = None
         tried = holders
         while True:
-            targets = self._reachable(copy.key, missing, tried) if missing > 0 else []
-            if total is None:
+            targets = self._reachable(key, missing, tried) if missing > 0 else []
+            if total is None and also:
                 targets += [name for name in also if name not in targets]
             if not targets:
                 break
-            seen = {name: copy.seen.get(name) for name in targets}
-            settled: Settled = yield Put(copy.key, entry, seen, 1 if early else None)
+            settled: Settled = yield Put(key, entry, {name: last_seen(name) for name in targets}, 1 if early else None)
             if total is None:
                 total = settled
             else:
@@ -405,11 +409,13 @@ class Copies:
     def placed(self, key: bytes, avoid: Iterable[str] = ()) -> list[str]:
         return self._reachable(key, self.placement.wanted, avoid)
 
-    def _sealed(self, copy: Copy) -> Entry:
+    def _sealed(self, copy: Copy, life_ms: int | None = None) -> Entry:
+        """The copy as an entry. ``life_ms``: what is left until it expires, if that is known."""
         header = encode_header(copy.version, copy.history, False)
         payload = self.sealer.seal(copy.key, header, copy.body)
-        life_ms = max(1, copy.expires_at - self.world.now_ms() + self.policy.linger_ms)
-        return Entry(copy.version, copy.history, False, life_ms, payload)
+        if life_ms is None:
+            life_ms = copy.expires_at - self.world.now_ms()
+        return Entry(copy.version, copy.history, False, max(1, life_ms + self._linger_ms), payload)
 
     def _note_accepted(self, copy: Copy, settled: Settled) -> bool:
         """Remember where the copy is; returns whether anyone refused it."""

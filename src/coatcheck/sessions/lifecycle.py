@@ -279,37 +279,40 @@ class Lifecycle:
         promised = shown.version if shown is not None else None
         base, offered = session.blob, list[Version]()
         for _ in range(self.policy.max_tries):
-            copy = yield from self._owned(key, promised)
-            # If the refused put had reached one server and the claim went on from there, what this request did is in,
-            # perhaps with later changes on top: doing it again would undo those.
-            session.blob = session.saved_blob if any(holds(copy.history, one) for one in offered) else base
-            before = self._record(copy)
-            record = self._next_record(session, copy)
-            if record.data == before.data and record.chain is before.chain and not self._touch_due(before, record):
+            copy = self._hosted(key) or (yield from self._owned(key, promised))
+            if offered:
+                # If the refused put had reached one server and the claim went on from there, what this request did is
+                # in, perhaps with later changes on top: doing it again would undo those.
+                session.blob = session.saved_blob if any(holds(copy.history, one) for one in offered) else base
+            before: Record = copy.record or self._record(copy)
+            now = self._world.now_ms()
+            record = self._next_record(session, copy, before, now)
+            rotated = record.chain is not before.chain
+            if not rotated and record.data == before.data and not self._touch_due(before, record):
                 session.copy_held = copy  # a parallel request has stored all that this one would
                 return Saved(self.issue(session))
-            life_ms = max(1, record.expires_at(self.policy) - self._world.now_ms())
             # A successor leaves only after its put is acknowledged at target (protocol 7).
-            level: Durability = durability if record.chain is before.chain else "all"
+            level: Durability = "all" if rotated else durability
             offered.append(copy.version.next_write())
+            life_ms = max(1, record.expires_at(self.policy) - now)
             written = yield from self.copies.write(copy, encode_record(record), life_ms, level)
             if written is not None:
-                stored = self.copies.cache.get(key)
+                stored = self._hosted(key)
                 if stored is None:
                     raise SessionClosed("the session was closed while it was saved")
                 stored.record = record
-                if record.chain is before.chain:
+                if not rotated:
                     stored.review_at = copy.review_at  # a later touch and timeout only put it off
                 session.copy_held = stored
                 session.blob = session.saved_blob
-                newest = record.chain.newest
+                newest = record.chain.next or record.chain.current
                 token = SealedToken(key, newest.session_id, newest.minted_at, stored.promised)
                 return Saved(self._unless_shown(session, token), written=written)
         raise ConflictError("other requests changed this session faster than this one could save it")
 
     def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:
         """The acknowledged copy to write on top of."""
-        copy = self.copies.cache.get(key)
+        copy = self._hosted(key)
         if copy is not None:
             return copy
         found: Copy | Gone = yield from self.copies.load(key, promised, self.policy.rolled_back == "accept")
@@ -322,10 +325,8 @@ class Lifecycle:
     def _touch_due(self, before: Record, after: Record) -> bool:
         return after.last_seen_at - before.last_seen_at >= self._touch_ms
 
-    def _next_record(self, session: Session, copy: Copy) -> Record:
+    def _next_record(self, session: Session, copy: Copy, record: Record, now: int) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""
-        record: Record = copy.record or self._record(copy)
-        now = self._world.now_ms()
         data = session.saved_blob
         if record.data != session.blob:
             if data == session.blob:
@@ -384,7 +385,9 @@ class Lifecycle:
     def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
         promised = session.shown.version if session.shown is not None else None
         old = yield from self._owned(old_key, promised)
-        record = self._next_record(session, old)  # with what parallel requests have stored meanwhile
+        record = self._next_record(
+            session, old, self._record(old), self._world.now_ms()
+        )  # with what parallel requests have stored meanwhile
         session.saved_blob = record.data
         session.login = True
         session.new_login = False

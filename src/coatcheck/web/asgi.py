@@ -56,6 +56,8 @@ class SessionMiddleware:
         self._read_anonymous = self._anonymous.read
         self._read_route = self._route.read
         self._route_tag = route_tag.encode() if route_tag is not None else None
+        self._route_shown = b"; %b=%b" % (self._route.name, self._route_tag or b"")
+        """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
         self._unseal = sessions.unseal
         self._open_cached = sessions.open_cached
         self.is_settled = sessions.is_settled
@@ -87,17 +89,14 @@ class SessionMiddleware:
     def _tokens(self, header: bytes) -> list[tuple[SealedToken, bool]]:
         """The tokens that the browser shows and that are ours, with whether it is the logged-in cookie's, which is
         first."""
-        tokens = []
+        text = self._read_anonymous(header)
+        token = self._unseal(text, False) if text else None
+        tokens = [(token, False)] if token is not None else NO_TOKENS
         if self._login_name in header:
             text = self._login.read(header)
             token = self._unseal(text, True) if text else None
             if token is not None:
-                tokens.append((token, True))
-        text = self._read_anonymous(header)
-        if text:
-            token = self._unseal(text, False)
-            if token is not None:
-                tokens.append((token, False))
+                return [(token, True), *tokens]
         return tokens
 
     async def _open(self, tokens: list[tuple[SealedToken, bool]]) -> Session:
@@ -119,8 +118,10 @@ class SessionMiddleware:
             if saved.issue.login and self._anonymous.read(header):
                 headers.append(self._anonymous.delete_cookie())
         tag = self._route_tag
-        if tag is not None and session.copy_held is not None and self._read_route(header) != tag:
-            headers.append(self._route.set_cookie(tag))
+        if tag is not None and session.copy_held is not None:
+            known = header.endswith(self._route_shown) or self._read_route(header) == tag
+            if not known:
+                headers.append(self._route.set_cookie(tag))
         return headers
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

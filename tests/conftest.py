@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,23 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
-# A busy machine is slow to draw; that says nothing about the code.
-settings.register_profile("coatcheck", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow to draw, and some draws are large or of no use; that says nothing about the code.
+settings.register_profile(
+    "coatcheck",
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
 settings.load_profile("coatcheck")
+
+# What a shell puts into the background ignores SIGINT, and so does every process that it starts: those that the tests
+# interrupt would never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

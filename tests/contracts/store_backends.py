@@ -25,9 +25,12 @@ from coatcheck.stores.port import Store
 from coatcheck.stores.session_server_store import SessionServerStore
 from coatcheck.stores.sqlite import SqliteStore
 from coatcheck.stores.valkey import ValkeyStore
+from ports import free_port
 
 PASSWORD = "a password of the farm"
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
+PATIENCE_S = 20.0
+"""How long a store may take, where time is not what a test is about: a busy machine or a slow disk is no fault."""
 OWNER_A = b"AAA-0001"
 OWNER_B = b"BBB-0002"
 
@@ -44,13 +47,7 @@ def new_key() -> bytes:
     return secrets.token_bytes(16)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def ask(method: Callable[..., None], *arguments: object, within_s: float = 10.0) -> Any:
+async def ask(method: Callable[..., None], *arguments: object, within_s: float = 2 * PATIENCE_S) -> Any:
     """Call a method of a store and wait for its one reply."""
     replies: list[object] = []
     answered = asyncio.Event()
@@ -66,7 +63,7 @@ async def ask(method: Callable[..., None], *arguments: object, within_s: float =
     return replies[0]
 
 
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> float:
+async def until(condition: Callable[[], object], within_s: float = PATIENCE_S) -> float:
     """Wait until ``condition()`` is true; answers how many seconds that took."""
     began = time.monotonic()
     while not condition():
@@ -81,8 +78,9 @@ class Backend:
     networked = False
     shares_notices = False
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, timeout_s: float = PATIENCE_S) -> None:
         self.tmp_path = tmp_path
+        self.timeout_s = timeout_s
         self.events: list[StoreEvent] = []
 
     def start(self) -> None: ...
@@ -112,7 +110,8 @@ class MemoryBackend(Backend):
 
 class SqliteBackend(Backend):
     def client(self) -> Store:
-        return SqliteStore("sqlite", self.tmp_path / "coatcheck.db", time.time, on_event=self.events.append)
+        path = self.tmp_path / "coatcheck.db"
+        return SqliteStore("sqlite", path, time.time, timeout_s=self.timeout_s, on_event=self.events.append)
 
     def corrupt(self, key: bytes, raw: bytes) -> bool:
         with contextlib.closing(sqlite3.connect(self.tmp_path / "coatcheck.db")) as connection, connection:
@@ -124,8 +123,8 @@ class NetworkedBackend(Backend):
     networked = True
     shares_notices = True
 
-    def __init__(self, tmp_path: Path) -> None:
-        super().__init__(tmp_path)
+    def __init__(self, tmp_path: Path, timeout_s: float = PATIENCE_S) -> None:
+        super().__init__(tmp_path, timeout_s)
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -167,9 +166,8 @@ class SessionServerBackend(NetworkedBackend):
         return [sys.executable, "-m", module, "--listen", listen, "--password-env", "STORE_PASSWORD"]
 
     def client(self) -> Store:
-        return SessionServerStore(
-            "session-server", "127.0.0.1", self.port, password=PASSWORD, on_event=self.events.append
-        )
+        options: dict[str, Any] = {"timeout_s": self.timeout_s, "on_event": self.events.append}
+        return SessionServerStore("session-server", "127.0.0.1", self.port, password=PASSWORD, **options)
 
 
 class RedisBackend(NetworkedBackend):
@@ -182,11 +180,11 @@ class RedisBackend(NetworkedBackend):
 
     def client(self) -> Store:
         url = f"redis://:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{self.port}?db=1"
-        return ValkeyStore("redis", url, farm="test", on_event=self.events.append)
+        return ValkeyStore("redis", url, farm="test", timeout_s=self.timeout_s, on_event=self.events.append)
 
     def raw(self, *words: bytes) -> bytes:
         """Ask the server past our own client, in the database that our client uses; answers the last reply's bytes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as connection:
             requests = [[b"AUTH", PASSWORD.encode()], [b"SELECT", b"1"], list(words), [b"QUIT"]]
             for request in requests:
                 parts = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in request)
@@ -216,18 +214,20 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
     """Run one asynchronous story to its end."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await story()
 
     asyncio.run(bounded())
 
 
 @contextlib.asynccontextmanager
-async def opened(*stores: Store) -> Any:
-    """The stores, open and reachable; closed afterwards."""
+async def opened(*stores: Store, reachable: bool = True) -> Any:
+    """The stores, open and (unless told otherwise) reachable; closed afterwards."""
     for store in dict.fromkeys(stores):
         await store.open()
     try:
+        if reachable:
+            await until(lambda: all(store.reachable for store in stores))
         yield stores if len(stores) > 1 else stores[0]
     finally:
         for store in dict.fromkeys(stores):

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_store_backends import KEY, TOKEN_BACKENDS, TokenBackend
 
@@ -129,8 +129,13 @@ def test_slots_and_the_queue_have_ends(client: Open) -> None:
 
 def test_an_overdue_lease_is_dropped_and_never_handed_on(client: Open) -> None:
     store, other = client(SHORT), client(SHORT)
-    granted = log_in(store)
-    assert ask(store, Extend(granted.fence)).remaining_s < 0.41
+    lost, extended = 0, None
+    while type(extended) is not Granted:  # once more if this machine stood still for longer than the lease
+        lost += 1
+        assert lost < 20
+        granted = log_in(store)
+        extended = ask(store, Extend(granted.fence))
+    assert extended.remaining_s < 0.41
     time.sleep(0.45)
     replacement = ask(other, Acquire())
     assert type(replacement) is MustLogIn, "the slot is free, the token is not"
@@ -138,7 +143,7 @@ def test_an_overdue_lease_is_dropped_and_never_handed_on(client: Open) -> None:
     assert ask(store, Extend(granted.fence)) == Lost()
     state, _ = store.look()["SADMIN"]
     assert not state.free
-    assert state.counters.lost == 1
+    assert state.counters.lost == lost
 
 
 def test_what_is_dropped_holds_its_slot_until_it_is_logged_out(client: Open) -> None:
@@ -177,14 +182,14 @@ def test_a_waiting_caller_is_woken(client: Open) -> None:
     began = time.monotonic()
     timer = threading.Timer(0.2, lambda: store.apply("SADMIN", Release(granted.fence)))
     timer.start()
-    other.wait("SADMIN", waiting.ticket, 10.0)
+    other.wait("SADMIN", waiting.ticket, 40.0)
     waited_s = time.monotonic() - began
     timer.join()
-    assert waited_s < 5.0
+    assert waited_s < 20.0
     assert type(ask(other, Acquire(waiting.ticket))) is Granted
     began = time.monotonic()
     other.wait("SADMIN", ask(other, Acquire()).ticket, 0.2)
-    assert time.monotonic() - began < 5.0, "and wait() ends by itself"
+    assert time.monotonic() - began < 20.0, "and wait() ends by itself"
 
 
 def test_a_turn_that_came_before_the_wait_is_not_missed(client: Open) -> None:
@@ -193,8 +198,8 @@ def test_a_turn_that_came_before_the_wait_is_not_missed(client: Open) -> None:
     waiting = ask(store, Acquire())
     assert ask(store, Release(granted.fence)) == Done()
     began = time.monotonic()
-    store.wait("SADMIN", waiting.ticket, 10.0)
-    assert time.monotonic() - began < 5.0
+    store.wait("SADMIN", waiting.ticket, 40.0)
+    assert time.monotonic() - began < 20.0
 
 
 def test_many_callers_never_share_a_token(client: Open) -> None:
@@ -352,7 +357,7 @@ COMMANDS = st.lists(
 
 
 @given(script=COMMANDS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 def test_every_store_is_the_rules_and_nothing_else(client: Open, script: list[tuple[Any, ...]]) -> None:
     policy = Policy(
         per_user=3, max_uses=4, lease_s=3_000.0, signs_out=True, backoff_first_s=0.0, logout_timeout_s=3_000

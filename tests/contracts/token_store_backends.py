@@ -28,15 +28,10 @@ from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import AsyncMemoryStore, MemoryStore
 from coatcheck.pool.stores.port import AsyncTokenStore, TokenStore
 from coatcheck.tokens.keyring import KeyRing
+from ports import free_port
 
 START_TIMEOUT_S = 30.0
 KEY = secrets.token_bytes(32)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Looped:

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import websockets
 
-from .harness import Client, free_port, run
+from ports import free_port
+
+from .harness import Client, run
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .farm_process import Farm, eventually, free_port
+from ports import free_port
+
+from .farm_process import Farm, eventually
 from .kill_crowd import KILL_APP, Seen, Shopper, freeze, shop, whole
 
 BROWSERS = 200

@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .farm_process import Farm, eventually, free_port
+from ports import free_port
+
+from .farm_process import Farm, eventually
 
 BASE = {"name": str, "pid": int, "address": str, "healthy": bool, "state": str, "restarts": int, "uptime_s": float}
 

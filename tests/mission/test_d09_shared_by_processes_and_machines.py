@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from coatcheck.pool import NULL_TOKEN, TokenPool
+from ports import free_port
 
 OTHER = """
     import sys
@@ -33,9 +34,7 @@ OTHER = """
 def redis_server(folder: Path) -> Iterator[str]:
     server = shutil.which("valkey-server") or shutil.which("redis-server")
     assert server is not None, "redis-server is missing: apt-get install redis-server"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:

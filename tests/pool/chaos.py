@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 from pool.chaos_borrower import PER_USER, UPSTREAM_IDLE_S, WAIT_S  # noqa: E402
 from pool.soap.provider_process import ProviderProcess  # noqa: E402
+from ports import free_port  # noqa: E402
 
 BORROWERS = 4
 THREADS = 4
@@ -83,9 +84,7 @@ class Outcome:
 @contextmanager
 def own_redis(folder: Path) -> Iterator[str]:
     """A Redis of our own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

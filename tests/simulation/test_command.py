@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from tests.simulation.mutations import MUTATIONS
 
 from coatcheck.simulation import main
+
+from .mutations import MUTATIONS
 
 
 def test_some_seeds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.mutations import MUTATIONS
 
 from coatcheck.simulation.history import run
 from coatcheck.simulation.scenario import draw
+
+from .mutations import MUTATIONS
 
 FIRST: dict[str, tuple[str, int, int]] = {
     "a claim goes to all servers at once, and is tried again at once": ("duel", 1, 200),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.mutations import MUTATIONS
 
 from coatcheck.simulation.search import SCRIPTS, explore
+
+from .mutations import MUTATIONS
 
 
 @pytest.mark.parametrize("script", ["write-read", "close-read", "write-delete"])

@@ -20,6 +20,7 @@ from coatcheck.stores import resp
 from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, Refused, Unreachable
 from coatcheck.stores.valkey import ValkeyStore
+from ports import free_port
 
 KEY = bytes(range(16))
 V1 = Version(1, b"AAA-0001", 0)
@@ -33,9 +34,7 @@ class Redis:
     def __init__(self, folder: Path) -> None:
         server = shutil.which("valkey-server") or shutil.which("redis-server")
         assert server is not None, "redis-server is missing: apt-get install redis-server"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.path = folder / "redis.sock"
         command = [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         command += ["--unixsocket", str(self.path), "--loglevel", "warning", "--logfile", str(folder / "log")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from websockets.sync.client import connect
+
+from ports import free_port
 
 TESTS = Path(__file__).parents[1]
 START_TIMEOUT_S = 30.0
@@ -28,9 +29,7 @@ class WebServer:
     """A server process; ``stop`` ends it and gives its output."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.log = folder / f"{name}.log"
         paths = [str(TESTS), str(TESTS.parent / "src")]
         environment = {"SESSIONS_FILE": str(folder / "sessions.db"), "SERVER_NAME": name, "PYTHONPATH": ":".join(paths)}

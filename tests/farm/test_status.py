@@ -143,3 +143,13 @@ def test_redis_as_session_servers(farm: Callable[..., Farm], redis_urls: list[st
     # The password is on our own command line here; nothing of ours repeats it.
     assert "s3cret-word" not in json.dumps(status) + running.log
     assert "s3cret-word" not in (running.directory / ".coatcheck/farm.json").read_text()
+
+
+def test_a_session_server_that_refuses_our_password_is_not_healthy(
+    farm: Callable[..., Farm], redis_urls: list[str]
+) -> None:
+    right, wrong = redis_urls[0], redis_urls[1].replace("s3cret-word", "wrong")
+    running = farm("--web", "2", "--session-server", right, "--session-server", wrong)
+    found = {row["name"]: row["healthy"] for row in running.status()["session_servers"]}
+    assert found == {"cache-1": True, "cache-2": False}
+    assert "no answer" in running.run("status").stdout

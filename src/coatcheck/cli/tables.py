@@ -45,7 +45,16 @@ def status_table(status: Mapping[str, Any]) -> str:
     ):
         rows += [_status_row(role, row) for row in status[group]]
     summary = f"farm {status['name']} is {status['state']} on {status['address']}, up {_duration(status['uptime_s'])}"
-    return summary + "\n\n" + text_table(STATUS_COLUMNS, rows)
+    down = [_why_down(row) for row in (*status["director"], *status["web_servers"], *status["session_servers"])]
+    return "\n".join([summary, "", text_table(STATUS_COLUMNS, rows), *(line for line in down if line)])
+
+
+def _why_down(row: Mapping[str, Any]) -> str:
+    """A line for a process that ended and is not back; empty for the others."""
+    if row["state"] not in ("restarting", "starting", "dead") or not row["last_end"]:
+        return ""
+    again = f"; next try in {row['next_try_s']:.1f} s" if row["next_try_s"] is not None else ""
+    return f"{row['name']}: {row['last_end']}{again}"
 
 
 def _status_row(role: str, row: Mapping[str, Any]) -> list[object]:

@@ -45,6 +45,9 @@ class Keeper:
         self.name = name
         self.state: State = "stopped"
         self.restarts = 0
+        self.last_end: str | None = None
+        """How it last ended, or why it last could not be started, in words."""
+        self._next_try_at: float | None = None
         self._role = role
         self._options = options
         self._console = console
@@ -61,6 +64,11 @@ class Keeper:
     @property
     def uptime_s(self) -> float:
         return time.monotonic() - self._child.started_at if self._child is not None else 0.0
+
+    @property
+    def next_try_s(self) -> float | None:
+        """How long until a dead process is started again; ``None`` if it does not wait for that."""
+        return max(0.0, self._next_try_at - time.monotonic()) if self._next_try_at is not None else None
 
     def _become(self, state: State) -> None:
         self.state = state
@@ -115,6 +123,7 @@ class Keeper:
             self._child = None
             if not self._wanted:
                 return
+            self.last_end = child.end
             self._console.say(f"{self.name} (pid {child.pid}) {child.end}")
             if not self._options.restart:
                 self._become("dead")
@@ -128,10 +137,15 @@ class Keeper:
         while self._wanted:
             self._become("restarting")
             delay_s = self._backoff.delay_s(lived_s, random.random())
-            await asyncio.sleep(delay_s)
+            self._next_try_at = time.monotonic() + delay_s
+            try:
+                await asyncio.sleep(delay_s)
+            finally:
+                self._next_try_at = None
             try:
                 child = await self._launch()
             except StartFailed as failure:
+                self.last_end = str(failure)
                 self._console.say(f"{self.name} cannot be restarted: {failure}")
                 lived_s = 0.0
             else:

@@ -31,6 +31,8 @@ def _base(keeper: Keeper, address: object) -> dict[str, Any]:
         "state": keeper.state,
         "restarts": keeper.restarts,
         "uptime_s": round(keeper.uptime_s, 1),
+        "last_end": keeper.last_end,
+        "next_try_s": round(keeper.next_try_s, 1) if keeper.next_try_s is not None else None,
     }
 
 
@@ -65,8 +67,13 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
         row = _base(keeper, address)
         row["healthy"] = row["healthy"] and answer is not None
         groups[group].append(row | _counts(group, answer))
+    seen = [
+        answer["session_servers"]
+        for (group, *_), answer in zip(addressed, answers, strict=True)
+        if group == "web_servers" and answer is not None
+    ]
     groups["session_servers"] += await asyncio.gather(
-        *(_outside(server.name, server.url) for server in farm.plan.outside)
+        *(_outside(server.name, server.url, [each[server.name] for each in seen]) for server in farm.plan.outside)
     )
     return {
         "name": farm.settings.name,
@@ -97,13 +104,21 @@ def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
     return {"requests": known.get("requests"), "details": answer}
 
 
-async def _outside(name: str, url: str) -> dict[str, Any]:
-    """A session server that is not ours to start: is its port open?"""
+async def _outside(name: str, url: str, seen: Sequence[bool]) -> dict[str, Any]:
+    """A session server that is not ours to start, as the web servers see it: they have the password and the file.
+
+    While none of them answers (``seen`` is empty), an open port must do.
+    """
     row: dict[str, Any] = {"name": name, "pid": None, "address": shown_url(url), "healthy": True}
-    row |= {"state": "outside", "restarts": 0, "uptime_s": None, "entries": None}
+    row |= {"state": "outside", "restarts": 0, "uptime_s": None, "last_end": None, "next_try_s": None, "entries": None}
+    row["healthy"] = all(seen) if seen else await _port_is_open(url)
+    return row
+
+
+async def _port_is_open(url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
-        return row
+        return True
     try:
         async with asyncio.timeout(OUTSIDE_TIMEOUT_S):
             if parts.scheme == "unix":
@@ -112,5 +127,5 @@ async def _outside(name: str, url: str) -> dict[str, Any]:
                 _, writer = await asyncio.open_connection(parts.hostname, parts.port or 6379)
         writer.close()
     except (OSError, TimeoutError):
-        row["healthy"] = False
-    return row
+        return False
+    return True

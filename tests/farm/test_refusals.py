@@ -15,7 +15,7 @@ def refused(command: Command, *arguments: str, **env: str) -> str:
     done = command.run("serve", "--insecure-localhost", *arguments, **env)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    # Session servers and web servers start side by side: what they say meanwhile is the log, not the error.
+    # What the processes say meanwhile is the log, not the error.
     lines = [line for line in done.stderr.splitlines() if line.startswith("coatcheck: ")]
     assert len(lines) == 1, done.stderr
     assert done.stderr.splitlines()[-1] == lines[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -89,6 +91,42 @@ def test_an_app_broken_on_disk_is_tried_again_until_it_is_mended(farm: Callable[
     os.kill(running.pid("web-1"), signal.SIGKILL)
     eventually(lambda: running.log.count("web-1 cannot be restarted: app: importing") >= 2, 20, "the second try")
     assert httpx.get(running.base).status_code == 200
+    row = next(row for row in running.status()["web_servers"] if row["name"] == "web-1")
+    assert "app: importing 'counter' failed: ZeroDivisionError" in row["last_end"]
+    assert "web-1: app: importing 'counter' failed" in running.run("status").stdout
     app.write_text(good)
     eventually(lambda: running.state("web-1") == "ready", 20, "the return")
     assert running.status()["restarts"] == 1
+
+
+def test_a_full_disk_costs_the_note_and_no_process(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    supervisor = running.process.pid
+    _, most = resource.prlimit(supervisor, resource.RLIMIT_FSIZE)
+    # Every write to a file fails from here on, as on a full disk.
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (0, most))
+    old = running.pid("web-1")
+    os.kill(old, signal.SIGKILL)
+
+    def is_back() -> bool:
+        row = next(row for row in running.status()["web_servers"] if row["name"] == "web-1")
+        return bool(row["restarts"] == 1 and row["healthy"])
+
+    eventually(is_back, 20, "the restart")
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (most, most))
+    os.kill(running.pid("web-2"), signal.SIGKILL)
+    assert running.wait_replaced("web-1", old)
+    assert running.stop() == 0
+
+
+def test_a_deleted_run_directory_costs_the_note_and_no_process(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "2")
+    base, old = running.base, running.pid("web-1")
+    shutil.rmtree(running.directory / ".coatcheck")
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: "web-1 is back" in running.log, 20, "the restart")
+    assert httpx.get(base).status_code == 200
+    assert running.log.count("farm.json cannot be written") == 1
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.process.wait(30) == 0
+    assert "Traceback" not in running.log

@@ -6,6 +6,7 @@ It holds ``lock`` (held while a farm lives here), ``farm.json`` (pids and addres
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -54,6 +55,8 @@ class RunDirectory:
             if stat.S_IMODE(info.st_mode) & 0o077:
                 self.path.chmod(0o700)
             lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise ConfigError(f"run_dir: {self.path} is no directory; choose another --run-dir") from None
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path}: {error.strerror}; choose another --run-dir") from None
         try:
@@ -73,7 +76,9 @@ class RunDirectory:
         if self._lock is None:
             return
         for name in (FARM_FILE, CONTROL_SOCKET):
-            (self.path / name).unlink(missing_ok=True)
+            # The directory may have been deleted, or made read-only, under a running farm.
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
         os.close(self._lock)
         self._lock = None
 
@@ -94,9 +99,14 @@ def replace_private(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file of mode 0600 and move it into place; ``durable``: it outlives a power cut."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    fresh.replace(path)
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError:
+        # Half a file of secrets is of no use to anybody.
+        fresh.unlink(missing_ok=True)
+        raise

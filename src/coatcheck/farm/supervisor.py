@@ -59,6 +59,7 @@ class Supervisor:
         self._control: ControlServer | None = None
         self._plan: Plan | None = None
         self._public: Address | None = None
+        self._note_failed = False
 
     @property
     def plan(self) -> Plan:
@@ -96,10 +97,15 @@ class Supervisor:
         try:
             self._prepare()
             self._control = ControlServer(self.run_directory.control_socket, Operations(self).answer)
-            await self._control.start()
+            try:
+                await self._control.start()
+            except OSError as error:
+                where = self.run_directory.path
+                raise ConfigError(f"run_dir: no socket in {where}: {error.strerror}; choose another") from None
             self._note()
-            await self._start_all(self.session_servers + self.web_servers)
-            await self._start_all(self.directors)
+            # In the order of who needs whom, so that none begins with a warning that another is not there yet.
+            for keepers in (self.session_servers, self.web_servers, self.directors):
+                await self._start_all(keepers)
         except BaseException:
             await self.stop(immediate=True)
             raise
@@ -125,6 +131,8 @@ class Supervisor:
 
     async def _start_all(self, keepers: Sequence[Keeper]) -> None:
         """Start them side by side; the first failure ends the others."""
+        if not keepers:
+            return
         tasks = {asyncio.create_task(keeper.start()): keeper for keeper in keepers}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -166,16 +174,25 @@ class Supervisor:
             keeper.kill()
 
     def _note(self) -> None:
-        """Write ``farm.json``: what was started, for ``status`` and for whoever finds the directory later."""
+        """Write ``farm.json``: what was started, for ``status`` and for whoever finds the directory later.
+
+        A full disk or a deleted directory costs the note, and never the farm: processes are kept alive without it.
+        """
         if self._control is None or self._public is None:
             return
-        self.run_directory.write(
-            {
-                "name": self.settings.name,
-                "pid": os.getpid(),
-                "state": self.state,
-                "address": str(self.address),
-                "control": str(self.run_directory.control_socket),
-                "processes": processes_now(self),
-            }
-        )
+        farm = {
+            "name": self.settings.name,
+            "pid": os.getpid(),
+            "state": self.state,
+            "address": str(self.address),
+            "control": str(self.run_directory.control_socket),
+            "processes": processes_now(self),
+        }
+        try:
+            self.run_directory.write(farm)
+        except OSError as error:
+            if not self._note_failed:
+                self.console.say(f"farm.json cannot be written in {self.run_directory.path}: {error.strerror}")
+            self._note_failed = True
+        else:
+            self._note_failed = False

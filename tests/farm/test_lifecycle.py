@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from .farm_process import Farm, alive, eventually
 
@@ -120,3 +121,24 @@ def test_https_with_secure_cookies(farm: Callable[..., Farm], certificate: tuple
         assert [browser.get("/").json()["count"] for _ in range(2)] == [1, 2]
         assert {name for name in browser.cookies if not name.startswith("__Host-")} == set()
         assert browser.cookies
+
+
+WHO = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": f"{scope['client'][0]} {scope['scheme']}".encode()})
+"""
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "granian"])
+def test_a_trusted_proxy_tells_the_app_who_its_client_is(
+    farm: Callable[..., Farm], tmp_path: Path, server: str
+) -> None:
+    (tmp_path / "who.py").write_text(WHO)
+    running = farm("--web", "1", "--server", server, "--trusted-proxy", "127.0.0.8/30", app="who:app")
+    told = {"X-Forwarded-For": "203.0.113.6, 198.51.100.7", "X-Forwarded-Proto": "https"}
+    for peer, seen in (("127.0.0.9", "198.51.100.7 https"), ("127.0.0.1", "127.0.0.1 http")):
+        transport = httpx.HTTPTransport(local_address=peer)
+        with httpx.Client(base_url=running.base, transport=transport, headers=told) as browser:
+            assert browser.get("/").text == seen

@@ -45,7 +45,7 @@ async def serve_with_uvicorn(
         access_log=role.access_log,
         server_header=False,
         proxy_headers=True,
-        forwarded_allow_ips=LOOPBACK,
+        forwarded_allow_ips=[LOOPBACK, *role.trusted_proxies],
         timeout_graceful_shutdown=max(1, round(role.stop_grace_s)),
         # The director keeps connections open for reuse; it must be the one to close them.
         timeout_keep_alive=75,
@@ -80,7 +80,7 @@ async def serve_with_granian(
     except ImportError:
         raise ConfigError("server: granian is not installed; pip install 'coatcheck[granian]'") from None
     server = Server(
-        wrap_asgi_with_proxy_headers(app, trusted_hosts=LOOPBACK),
+        wrap_asgi_with_proxy_headers(app, trusted_hosts=[LOOPBACK, *role.trusted_proxies]),
         address=role.address.host,
         port=role.address.port,
         interface=Interfaces.ASGI,

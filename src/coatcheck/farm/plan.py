@@ -54,6 +54,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
             route_tag=_route_tag(settings.name, name, keys),
             stop_grace_s=settings.stop_grace_s,
             sessions=_session_settings(settings, name, copies_at, keys),
+            trusted_proxies=settings.trusted_proxy,
         )
         for name in names
     )

@@ -43,6 +43,8 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     """The opaque name that the route cookie holds; it stays the same over restarts."""
     stop_grace_s: float
     sessions: SessionSettings
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose addresses are skipped where the app asks who its client is."""
 
 
 class Upstream(msgspec.Struct, frozen=True):

@@ -88,6 +88,11 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nsession_server = ['a=redis://x', 'a=redis://y']", "two have the same name"),
         ("[farm]\nsession_servers = 2\nsession_server = ['redis://x']", "drop one of the two"),
         ("[farm]\ntls_key = 'k'", "give both or none"),
+        ("[farm]\nweb = '--5'", "[farm] web: write a whole number (got '--5')"),
+        ("[farm]\ntrusted_proxy = ['10.0.0.1/8']", "trusted_proxy: 10.0.0.1/8 has host bits set; write a network"),
+        ("[session]\nabsolute_timeout = '3651d'", "[session] absolute_timeout: must be at most 3650d"),
+        ("[session]\ngrace = 1e300", "[session] grace: must be at most 3650d"),
+        ("[farm]\nsession_server = ['redis://x']", "set copies to 1, or give 2 of them"),
         ("[farm", "not valid TOML"),
     ],
 )
@@ -106,6 +111,8 @@ def test_a_missing_file_and_unknown_variables() -> None:
         load_settings(Path("nowhere.toml"))
     with pytest.raises(ConfigError, match="COATCHECK_COPYS: no setting has this name; did you mean 'COATCHECK_COPIES'"):
         load_settings(None, {"COATCHECK_COPYS": "2"})
+    with pytest.raises(ConfigError, match="COATCHECK_KEY: no setting has this name; did you mean 'COATCHECK_KEYS'"):
+        load_settings(None, {"COATCHECK_KEY": "2"})
 
 
 def test_durations() -> None:

@@ -79,11 +79,12 @@ def test_drain_waits_for_open_requests_and_then_says_so(farm: Callable[..., Farm
     running = farm("--web", "2")
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=running.base, timeout=30) as browser:
         name = browser.get("/").json()["server"]
-        slow = pool.submit(browser.get, "/slow?s=2.5")
+        slow = pool.submit(browser.get, "/slow?s=3.5")
         time.sleep(0.4)
-        early = running.run("drain", name, "--timeout", "300ms")
-        assert early.returncode == 1
-        assert f"{name} still has 1 open requests" in early.stderr
+        for timeout in ("0", "300ms"):
+            early = running.run("drain", name, "--timeout", timeout)
+            assert early.returncode == 1
+            assert f"{name} still has 1 open requests" in early.stderr
         done = running.run("drain", name)
         assert done.returncode == 0, done.stderr
         assert slow.result(10).json() == {"slow": 1, "server": name}

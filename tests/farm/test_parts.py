@@ -155,6 +155,11 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "found_app.py").write_text("class box:\n    async def app(scope, receive, send): ...\n")
     (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
+    (tmp_path / "other_kinds.py").write_text(
+        "def wsgi(environ, start_response): ...\ndef make(): ...\nclass Old:\n    def __init__(self, scope): ...\n"
+    )
+    # The error is raised in the depths of the standard library; the line to mend is the user's own.
+    (tmp_path / "asks_wrongly.py").write_text("import json\napp = json.loads('no json')\n")
     (tmp_path / "bad_syntax.py").write_text("def (:\n")
     assert callable(load_application("found_app:box.app"))
     for path, words in (
@@ -162,7 +167,13 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("bad_syntax:app", "SyntaxError"),
         ("found_app:box.nothing", "no attribute 'box.nothing'"),
         (":", "write MODULE:ATTRIBUTE"),
-        ("..:app", "importing"),
+        ("..:app", "is no module's name; did you mean app:app?"),
+        ("found_app.py:app", "did you mean found_app:app?"),
+        ("shop/web.py:app", "did you mean shop.web:app?"),
+        ("other_kinds:wsgi", "takes two arguments: a WSGI app?"),
+        ("other_kinds:make", "if it makes one, add --factory"),
+        ("other_kinds:Old", "is called with scope, receive and send"),
+        ("asks_wrongly:app", "asks_wrongly.py, line 2)"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_application(path)

@@ -89,10 +89,10 @@ def test_bad_certificate_and_bad_network(command: Command) -> None:
     for name in ("cert.pem", "key.pem"):
         (command.directory / name).write_text("nonsense")
     line = refused(command, "counter:app", "--port", "0", "--tls-certificate", "cert.pem", "--tls-key", "key.pem")
-    assert "tls_certificate: cannot load it with tls_key" in line
+    assert "tls_certificate: cannot load cert.pem with tls_key key.pem" in line
     line = refused(command, "counter:app", "--port", "0", "--tls-certificate", "none.pem", "--tls-key", "none.pem")
-    assert "tls_certificate: cannot load it with tls_key: No such file" in line
-    assert "trusted_proxies" in refused(command, "counter:app", "--port", "0", "--trusted-proxy", "everyone")
+    assert "tls_certificate: cannot load none.pem with tls_key none.pem: No such file" in line
+    assert "trusted_proxy: 'everyone'" in refused(command, "counter:app", "--port", "0", "--trusted-proxy", "everyone")
 
 
 def test_no_app(command: Command) -> None:

@@ -143,7 +143,7 @@ def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
         fail(ConfigError(f"--timeout: {error}"), 2)
     # The farm keeps the time; our own limit is only for a farm that hangs.
     message = {"op": "drain", "server": server, "timeout_s": wait_s}
-    answer = ask(run_dir, message, timeout_s=(wait_s or 86_400) + 60, show_progress=True)
+    answer = ask(run_dir, message, timeout_s=(86_400 if wait_s is None else wait_s) + 60, show_progress=True)
     click.echo(f"{answer['drained']} is drained and stopped ({answer['seconds']:g} s)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -27,6 +28,9 @@ def load_application(path: str, factory: bool = False) -> App:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"app: write MODULE:ATTRIBUTE, such as app:app (got {path!r})")
+    if "/" in module_name or module_name.endswith(".py") or module_name.startswith("."):
+        meant = module_name.removesuffix(".py").strip("./").replace("/", ".") or "app"
+        raise ConfigError(f"app: {module_name!r} is no module's name; did you mean {meant}:{attribute}?")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -46,8 +50,32 @@ def load_application(path: str, factory: bool = False) -> App:
         found = _call_factory(found, path)
     if not callable(found):
         raise ConfigError(f"app: {path!r} is a {type(found).__name__}, not an ASGI app; name a callable")
+    _check_call(found, path)
     app: App = found
     return app
+
+
+def _check_call(found: Callable[..., Any], path: str) -> None:
+    """A WSGI app or a factory is callable too, and would fail at every request; better once, at the start."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return  # built in C: its first request will tell
+    if _takes(signature, 3):
+        return
+    if _takes(signature, 0):
+        raise ConfigError(f"app: {path!r} takes no arguments, so it is no ASGI app; if it makes one, add --factory")
+    if _takes(signature, 2):
+        raise ConfigError(f"app: {path!r} takes two arguments: a WSGI app? wrap it in an adapter such as a2wsgi")
+    raise ConfigError(f"app: {path!r} is no ASGI app; one is called with scope, receive and send")
+
+
+def _takes(signature: inspect.Signature, arguments: int) -> bool:
+    try:
+        signature.bind(*([None] * arguments))
+    except TypeError:
+        return False
+    return True
 
 
 def _call_factory(found: Any, path: str) -> Any:
@@ -60,12 +88,15 @@ def _call_factory(found: Any, path: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The error and the line that raised it, in one line."""
+    """The error and the last line of the user's own code on the way to it, in one line."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SyntaxError):
         return reason
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else reason
+    here = str(Path.cwd())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename.startswith(here) and "site-packages" not in frame.filename]
+    at = (own or frames)[-1:]
+    return f"{reason} ({at[0].filename}, line {at[0].lineno})" if at else reason
 
 
 def installs_starlette_sessions(app: object) -> bool:

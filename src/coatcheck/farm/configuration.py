@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ OTHER_ENV: Final = frozenset({"COATCHECK_SERVER", "COATCHECK_KEYS"})
 """Variables of ours that are no settings: the web server's name for the app, and the key ring."""
 
 MAX_CONFIG_BYTES: Final = 1 << 20
+_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -145,7 +147,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX) or name in OTHER_ENV:
             continue
         if name not in known:
-            raise ConfigError(f"{name}: no setting has this name{_nearest(name, known)}")
+            raise ConfigError(f"{name}: no setting has this name{_nearest(name, [*known, *OTHER_ENV])}")
         value: object = text.split() if known[name].is_list else text
         values[known[name].field] = parse_value(known[name], value, name)
     return values
@@ -183,7 +185,7 @@ def _kind(setting: Setting) -> str:
 
 
 def _parse_int(setting: Setting, value: object) -> int:
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -266,7 +268,8 @@ def check(settings: FarmSettings, chosen: frozenset[str] = frozenset()) -> None:
     if servers == 0:
         raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
     if settings.copies != "all" and settings.copies > servers:
-        mend = f"set copies to {servers} or less, or start {settings.copies} session servers"
+        more = "give" if settings.session_server else "start"
+        mend = f"set copies to {servers}{' or less' if servers > 1 else ''}, or {more} {settings.copies} of them"
         raise ConfigError(f"copies: {settings.copies} copies need as many session servers, not {servers}; {mend}")
     if settings.rotate_after_s == 0 and settings.grace_s == 0 and settings.theft != "refuse":
         raise ConfigError('theft: rotate_after 0 with grace 0 accuses parallel requests; set theft = "refuse"')
@@ -277,6 +280,11 @@ def check(settings: FarmSettings, chosen: frozenset[str] = frozenset()) -> None:
     if settings.insecure_localhost and not _is_loopback(settings.host):
         raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
     _check_names(settings)
+    for network in settings.trusted_proxy:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(f"trusted_proxy: {error}; write a network such as 10.0.0.0/8, or an address") from None
 
 
 def _check_names(settings: FarmSettings) -> None:

@@ -60,5 +60,6 @@ def _tls(role: DirectorRole) -> ssl.SSLContext | None:
         context.load_cert_chain(role.tls_certificate, role.tls_key, password="")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise ConfigError(f"tls_certificate: cannot load it with tls_key: {reason}; name two PEM files") from None
+        files = f"{role.tls_certificate} with tls_key {role.tls_key}"
+        raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
     return context

@@ -59,7 +59,8 @@ class Operations:
 
     async def _drain(self, message: Message, progress: Progress) -> Message:
         keeper = self._web_server(message.get("server"))
-        timeout_s = float(message.get("timeout_s") or self._farm.settings.drain_timeout_s)
+        given = message.get("timeout_s")
+        timeout_s = float(given) if isinstance(given, int | float) else self._farm.settings.drain_timeout_s
         with _Moving(self._moving, keeper.name):
             return await self._drain_one(keeper, timeout_s, progress)
 

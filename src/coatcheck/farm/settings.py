@@ -23,6 +23,9 @@ HttpServer = Literal["uvicorn", "granian"]
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
 
+LONGEST_S: Final = 3650 * 86400.0
+"""Ten years: longer than any session, and far from what the stored format's times can hold."""
+
 
 class Option(msgspec.Struct, frozen=True):
     """What the configuration needs to know about a field beside its type."""
@@ -145,18 +148,34 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     theft: Annotated[Theft, Option("What a replayed old token does.", "session")] = "close"
     rotate_after_s: Annotated[
         float,
-        Option("A token older than this is replaced; 0 replaces it at every response.", "session", duration=True),
+        Option(
+            "A token older than this is replaced; 0 replaces it at every response.",
+            "session",
+            duration=True,
+            maximum=LONGEST_S,
+        ),
     ] = 60.0
     grace_s: Annotated[
         float,
-        Option("How long a replaced token is still accepted, for parallel requests.", "session", duration=True),
+        Option(
+            "How long a replaced token is still accepted, for parallel requests.",
+            "session",
+            duration=True,
+            maximum=LONGEST_S,
+        ),
     ] = 60.0
     idle_timeout_s: Annotated[
-        float, Option("A session unused for so long is closed.", "session", duration=True, minimum=1)
+        float, Option("A session unused for so long is closed.", "session", duration=True, minimum=1, maximum=LONGEST_S)
     ] = 1800.0
     absolute_timeout_s: Annotated[
         float,
-        Option("A session older than this is closed, used or not.", "session", duration=True, minimum=1),
+        Option(
+            "A session older than this is closed, used or not.",
+            "session",
+            duration=True,
+            minimum=1,
+            maximum=LONGEST_S,
+        ),
     ] = 43200.0
     lease_s: Annotated[
         float,

@@ -227,14 +227,15 @@ def test_a_put_begun_before_a_notice_came_earns_no_lease() -> None:
     assert web.copies.cached(KEY, promise(web)) is not None
 
 
-def test_a_forged_notice_of_a_close_logs_out_and_no_more() -> None:
-    """Notices are not sealed: a limit that the threat model states. A session server that lies can end a session."""
+def test_a_forged_notice_of_a_close_costs_a_look_and_no_more() -> None:
+    """Notices are not sealed: a session server that lies ends no session, for a tombstone must be shown."""
     farm = Farm()
-    web, other = farm.two_webs()
+    web, _ = farm.two_webs()
     store(web, b"one")
     web.copies.on_message(Notice(KEY, Version(9, b"w99RRRRR", 0), True))
-    assert web.copies.cache.is_closed(KEY)
-    assert loaded(other).body == b"one", "nothing is lost: servers that were told no lie still have it"
+    assert web.copies.cached(KEY, promise(web)) is None
+    assert loaded(web).body == b"one"
+    assert web.copies.cached(KEY, promise(web)) is not None
 
 
 @pytest.mark.parametrize("late", [Version(1, b"w99RRRRR", 5), Version(0, b"w99RRRRR", 5)])

@@ -384,7 +384,10 @@ class Copies:
     # -- messages from other web servers ---------------------------------------------------------
 
     def on_message(self, message: Notice | Answer) -> Tell | None:
-        """Take a notice (stop serving from the cache, answer) or an answer (no one else serves any more)."""
+        """Take a notice (stop serving from the cache, answer) or an answer (no one else serves any more).
+
+        Notices are not sealed, so one of a close proves nothing: a tombstone has to be seen.
+        """
         copy = self._claiming.get(message.key) or self.cache.get(message.key)
         if copy is None:
             return None
@@ -399,8 +402,6 @@ class Copies:
         copy.no_lease_before = now
         copy.lease_until = 0.0
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
-        if message.closed:
-            self.cache.mark_closed(message.key)
         answer = Answer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())
 

@@ -311,10 +311,7 @@ class Lifecycle:
         raise ConflictError("other requests changed this session faster than this one could save it")
 
     def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:
-        """The acknowledged copy to write on top of."""
-        copy = self._hosted(key)
-        if copy is not None:
-            return copy
+        """The acknowledged copy to write on top of, asked for if our lease of it is over."""
         found: Copy | Gone = yield from self.copies.load(key, promised, self.policy.rolled_back == "accept")
         if isinstance(found, Copy):
             return found

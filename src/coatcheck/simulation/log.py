@@ -77,5 +77,10 @@ class SessionLog:
         self.last_active: float | None = None
         self.created_ms = 0
 
+    def ever_set(self, name: str, history: History) -> bool:
+        """Whether a state with this history contains a write of ``name``."""
+        sets = [one for one in self.operations if one.name == name and one.kind == "write"]
+        return any(holds(history, version) or forgotten(history, version) for one in sets for version in one.versions)
+
     def reported(self, kind: Any, since: float = 0.0) -> bool:
         return any(event[2] is kind and event[0] >= since for event in self.events)

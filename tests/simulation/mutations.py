@@ -10,6 +10,7 @@ import msgspec
 from coatcheck.replication import cache, copies, entry, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Accepted, Pause
+from coatcheck.replication.puts import Puts
 from coatcheck.sessions import delta, lifecycle
 from coatcheck.tokens import chain
 
@@ -85,15 +86,15 @@ def tombstone_is_no_trump(monkeypatch: Any) -> None:
 @mutation("a claim goes to all servers at once, and is tried again at once")
 def duelling_claims(monkeypatch: Any) -> None:
     def put_claim(self: Copies, copy: Any, seen: Any) -> Any:
-        sealed = self._sealed(copy)
+        sealed = self.puts.sealed(copy)
         sent_at = self.world.monotonic()
-        settled, refused = yield from self._put_placed(copy, sealed, [], list(seen.entries))
+        settled, refused = yield from self.puts.to_placed(copy, sealed, [], list(seen.entries))
         if refused:
             return False
         level = sum(isinstance(reply, Accepted) for reply in settled.replies.values())
         self.cache.add(copy)
-        self._check_level(copy, level)
-        self._earn_lease(copy, sent_at, level)
+        self.puts.check_level(copy, level)
+        self.puts.earn_lease(copy, sent_at, level)
         return True
 
     monkeypatch.setattr(Copies, "_put_claim", put_claim)
@@ -102,40 +103,40 @@ def duelling_claims(monkeypatch: Any) -> None:
 
 @mutation("a claim skips the servers that showed a copy but are not placed")
 def narrow_claim(monkeypatch: Any) -> None:
-    original = Copies._put_placed
+    original = Puts.to_placed
 
-    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
+    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
         return (yield from original(self, copy, sealed, holders, [], early))
 
-    monkeypatch.setattr(Copies, "_put_placed", put_placed)
+    monkeypatch.setattr(Puts, "to_placed", to_placed)
 
 
 @mutation("a put below target earns a lease")
 def degraded_lease(monkeypatch: Any) -> None:
-    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
-        copy.lease_until = sent_at + self.policy.lease_s if sent_at >= copy.no_lease_before else 0.0
+    def earn(self: Puts, copy: Any, sent_at: float, holders: int) -> None:
+        copy.lease_until = sent_at + self._policy.lease_s if sent_at >= copy.no_lease_before else 0.0
 
-    monkeypatch.setattr(Copies, "_earn_lease", earn)
+    monkeypatch.setattr(Puts, "earn_lease", earn)
 
 
 @mutation("a lease never ends")
 def endless_lease(monkeypatch: Any) -> None:
-    original = Copies._earn_lease
+    original = Puts.earn_lease
 
-    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
+    def earn(self: Puts, copy: Any, sent_at: float, holders: int) -> None:
         original(self, copy, sent_at, holders)
         if copy.lease_until:
             copy.lease_until += 1e6
 
-    monkeypatch.setattr(Copies, "_earn_lease", earn)
+    monkeypatch.setattr(Puts, "earn_lease", earn)
 
 
 @mutation("a put begun before a notice earns a lease")
 def lease_despite_notice(monkeypatch: Any) -> None:
-    def earn(self: Copies, copy: Any, sent_at: float, holders: int) -> None:
-        copy.lease_until = sent_at + self.policy.lease_s if holders >= self.placement.wanted else 0.0
+    def earn(self: Puts, copy: Any, sent_at: float, holders: int) -> None:
+        copy.lease_until = sent_at + self._policy.lease_s if holders >= self._placement.wanted else 0.0
 
-    monkeypatch.setattr(Copies, "_earn_lease", earn)
+    monkeypatch.setattr(Puts, "earn_lease", earn)
 
 
 @mutation("notices are ignored")
@@ -273,14 +274,14 @@ def repair_without_claim(monkeypatch: Any) -> None:
 
 @mutation("a write is acknowledged though no server has it")
 def empty_acknowledgement(monkeypatch: Any) -> None:
-    original = Copies._put_placed
+    original = Puts.to_placed
 
-    def put_placed(self: Copies, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
+    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
         settled, refused = yield from original(self, copy, sealed, holders, also, early)
         replies = {name: Accepted() for name in settled.replies}
         return msgspec.structs.replace(settled, replies=replies), refused
 
-    monkeypatch.setattr(Copies, "_put_placed", put_placed)
+    monkeypatch.setattr(Puts, "to_placed", to_placed)
 
 
 @mutation("a second close is complete at once")

@@ -6,12 +6,12 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import Enum
 
 import msgspec
 
-from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
+from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Cache, Copy
 from coatcheck.replication.effects import (
@@ -30,6 +30,7 @@ from coatcheck.replication.entry import Entry, Sealer, encode_header
 from coatcheck.replication.notice import Answer, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import Durability, ReplicationPolicy
+from coatcheck.replication.puts import Puts
 from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES, Version, covers, with_write
 from coatcheck.replication.view import View, Viewer
 
@@ -85,11 +86,11 @@ class Copies:
         self.cache = Cache(policy.max_sessions)
         self._hosted = self.cache.get
         self._monotonic = world.monotonic
-        self._linger_ms = policy.linger_ms
         self.sealer = sealer
         self.world = world
         self.viewer = Viewer(placement, policy, sealer, world, self.cache)
-        self.under_replicated: set[bytes] = set()
+        self.puts = Puts(placement, policy, sealer, world, self.cache)
+        self.under_replicated = self.puts.under_replicated
         self.closing: dict[bytes, Entry] = {}
         self._tried: dict[bytes, int] = {}
         self._claiming: dict[bytes, Copy] = {}
@@ -145,16 +146,16 @@ class Copies:
         assert copy is not None
         for server, version in view.seen.items():
             copy.seen[server] = version
-        placed = self.placed(copy.key, view.avoid)
+        placed = self.puts.placed(copy.key, view.avoid)
         lacking = [server for server in placed if server in view.seen and view.seen[server] != copy.version]
         if lacking:
-            settled: Settled = yield Put(copy.key, self._sealed(copy), {name: copy.seen[name] for name in lacking})
-            if self._note_accepted(copy, settled):
+            settled: Settled = yield Put(copy.key, self.puts.sealed(copy), {name: copy.seen[name] for name in lacking})
+            if self.puts.note_accepted(copy, settled):
                 self.cache.drop(copy.key)
                 return None
         holders = sum(copy.seen.get(server) == copy.version for server in view.seen)
-        self._check_level(copy, holders)
-        self._earn_lease(copy, view.sent_at, holders)
+        self.puts.check_level(copy, holders)
+        self.puts.earn_lease(copy, view.sent_at, holders)
         return copy
 
     def claim(self, view: View) -> Flow[Copy | None]:
@@ -163,7 +164,7 @@ class Copies:
         assert newest is not None
         self.cache.drop(key)
         copy = Copy(key, Version(self._next_epoch(view), self._fresh_owner(), 0), newest.history, view.body)
-        copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self._linger_ms
+        copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self.policy.linger_ms
         if not newest.expires_in_ms and view.cached is not None:
             copy.expires_at = view.cached.expires_at
         copy.seen = dict(view.seen)
@@ -183,7 +184,7 @@ class Copies:
     def _put_claim(self, copy: Copy, view: View) -> Flow[bool]:
         """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
         parallel, the other placed ones and every server that showed a copy."""
-        entry = self._sealed(copy)
+        entry = self.puts.sealed(copy)
         sent_at = None
         holders: list[str] = []
         for server in self.placement.ranking(copy.key):
@@ -191,7 +192,7 @@ class Copies:
                 continue
             settled: Settled = yield Put(copy.key, entry, {server: copy.seen.get(server)})
             sent_at = settled.sent_at if sent_at is None else sent_at
-            if self._note_accepted(copy, settled):
+            if self.puts.note_accepted(copy, settled):
                 return False
             if isinstance(settled.replies[server], Accepted):
                 holders.append(server)
@@ -199,13 +200,13 @@ class Copies:
         if sent_at is None or not holders:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         showed = [name for name in view.entries if name not in holders]
-        settled, refused = yield from self._put_placed(copy, entry, holders, showed)
+        settled, refused = yield from self.puts.to_placed(copy, entry, holders, showed)
         if refused:
             return False
         level = settled.accepted() + 1
         self.cache.add(copy)
-        self._check_level(copy, level)
-        self._earn_lease(copy, sent_at, level)
+        self.puts.check_level(copy, level)
+        self.puts.earn_lease(copy, sent_at, level)
         return True
 
     # -- writing ---------------------------------------------------------------------------------
@@ -229,11 +230,11 @@ class Copies:
         new.alone_at, new.no_lease_before = copy.alone_at, copy.no_lease_before
         new.expires_at = self.world.now_ms() + life_ms
         promised = new.promised
-        entry = self._sealed(new, life_ms)
+        entry = self.puts.sealed(new, life_ms)
         acknowledged = False
         try:
             if durability == "all":
-                settled, refused = yield from self._put_placed(new, entry)
+                settled, refused = yield from self.puts.to_placed(new, entry)
             else:
                 settled, refused = yield from self._put_early(new, entry, copy.promised, durability)
             acknowledged = not refused and not self.cache.is_closed(copy.key)
@@ -247,8 +248,8 @@ class Copies:
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
             new.promised = promised
             self.cache.add(new)
-            self._check_level(new, level)
-            self._earn_lease(new, settled.sent_at, level)
+            self.puts.check_level(new, level)
+            self.puts.earn_lease(new, settled.sent_at, level)
             return Written(level, target)
         finally:
             # Also when the request is cancelled: an unacknowledged number must never be used again.
@@ -256,58 +257,19 @@ class Copies:
                 self.cache.drop(copy.key)
 
     def _put_early(self, new: Copy, entry: Entry, before: bytes, durability: Durability) -> Flow[tuple[Settled, bool]]:
-        """As :meth:`_put_placed`, but acknowledges as early as asked for. ``before``: what was promised so far."""
+        """As :meth:`Puts.to_placed`, but acknowledges as early as asked for. ``before``: what was promised so far."""
         target = self.placement.wanted
         if durability == "async":
             new.promised = before  # no token speaks of what no session server has taken yet
             self.cache.add(new)
             yield Acknowledge(Written(0, target))
-        settled, refused = yield from self._put_placed(new, entry, early=durability == "one")
+        settled, refused = yield from self.puts.to_placed(new, entry, early=durability == "one")
         if settled.pending is not None and not refused:
             self.cache.add(new)
             yield Acknowledge(Written(1, target))
             yield Rest(settled)
-            refused = self._note_accepted(new, settled)
+            refused = self.puts.note_accepted(new, settled)
         return settled, refused
-
-    def _put_placed(
-        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), early: bool = False
-    ) -> Flow[tuple[Settled, bool]]:
-        """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
-        ``also``; returns the replies, and whether anyone refused."""
-        key, last_seen = copy.key, copy.seen.get
-        wanted = missing = self.placement.wanted - len(holders)
-        total: Settled | None = None
-        tried = holders
-        while True:
-            targets = self._reachable(key, missing, tried) if missing > 0 else []
-            if total is None and also:
-                targets += [name for name in also if name not in targets]
-            if not targets:
-                break
-            settled: Settled = yield Put(key, entry, {name: last_seen(name) for name in targets}, 1 if early else None)
-            if total is None:
-                total = settled
-            else:
-                total.replies.update(settled.replies)
-            if self._note_accepted(copy, settled):
-                return total, True
-            missing = wanted - total.accepted()
-            if missing <= 0 or total.pending is not None:
-                break
-            tried = [*holders, *total.replies]
-        return total or Settled(self.world.monotonic(), {}), False
-
-    def _reachable(self, key: bytes, count: int, without: Iterable[str]) -> list[str]:
-        """The first ``count`` reachable servers of the ranking, ``without`` these."""
-        reachable = self.world.reachable
-        found: list[str] = []
-        for name in self.placement.ranking(key):
-            if name not in without and reachable(name):
-                found.append(name)
-                if len(found) == count:
-                    break
-        return found
 
     # -- closing ---------------------------------------------------------------------------------
 
@@ -406,53 +368,6 @@ class Copies:
         return Tell(message.version.server_id, answer.encode())
 
     # -- shared by the above ---------------------------------------------------------------------
-
-    def placed(self, key: bytes, avoid: Iterable[str] = ()) -> list[str]:
-        return self._reachable(key, self.placement.wanted, avoid)
-
-    def _sealed(self, copy: Copy, life_ms: int | None = None) -> Entry:
-        """The copy as an entry. ``life_ms``: what is left until it expires, if that is known."""
-        header = encode_header(copy.version, copy.history, False)
-        payload = self.sealer.seal(copy.key, header, copy.body)
-        if life_ms is None:
-            life_ms = copy.expires_at - self.world.now_ms()
-        return Entry(copy.version, copy.history, False, max(1, life_ms + self._linger_ms), payload)
-
-    def _note_accepted(self, copy: Copy, settled: Settled) -> bool:
-        """Remember where the copy is; returns whether anyone refused it."""
-        refused = False
-        for server, reply in settled.replies.items():
-            if isinstance(reply, Accepted):
-                copy.seen[server] = copy.version
-            elif isinstance(reply, Refused):
-                refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
-        return refused
-
-    def _is_forged_tombstone(self, key: bytes, server: str, stored: Entry | None) -> bool:
-        """A real one ends the session; a forged one only takes its server out of the count, for it stays there."""
-        if stored is None or not stored.closed:
-            return False
-        try:
-            self.sealer.unseal(key, stored.header(), stored.payload)
-        except CorruptEntry as corrupt:
-            self._report(EventKind.CORRUPT_ENTRY, key, f"on {server}: {corrupt}")
-            return True
-        return False
-
-    def _check_level(self, copy: Copy, level: int) -> None:
-        copy.under_replicated = level < self.placement.wanted
-        if not copy.under_replicated:
-            self.under_replicated.discard(copy.key)
-            return
-        self.under_replicated.add(copy.key)
-        self._report(EventKind.BELOW_TARGET, copy.key, f"{level} of {self.placement.wanted} copies")
-        if self.policy.below_target == "refuse":
-            self.cache.drop(copy.key)
-            raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
-
-    def _earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:
-        enough = holders >= self.placement.wanted and sent_at >= copy.no_lease_before
-        copy.lease_until = sent_at + self.policy.lease_s if enough else 0.0
 
     def _next_epoch(self, view: View) -> int:
         epoch = 1 + max(view.highest_epoch(), self._tried.pop(view.key, 0))

@@ -33,7 +33,7 @@ class Repair:
         # What the gauge counts is looked at again even if we host it no more: only that sets the gauge right.
         keys = dict.fromkeys([*copies.closing, *sorted(copies.under_replicated)])
         for copy in copies.cache:
-            lacking = any(copy.seen.get(name) != copy.version for name in copies.placed(copy.key))
+            lacking = any(copy.seen.get(name) != copy.version for name in copies.puts.placed(copy.key))
             if lacking or self._knows_left_over(copy):
                 keys[copy.key] = None
         return list(keys)
@@ -78,7 +78,9 @@ class Repair:
             return self._outcome(key, (yield from copies.claim(view)) is not None)
         copies.cache.drop(key)
         lacking = [
-            name for name in copies.placed(key, view.avoid) if name in view.seen and view.seen[name] != newest.version
+            name
+            for name in copies.puts.placed(key, view.avoid)
+            if name in view.seen and view.seen[name] != newest.version
         ]
         if not lacking:
             copies.under_replicated.discard(key)

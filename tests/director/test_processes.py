@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 class Processes:
     """Web servers and a director; ends what it started, by process ID."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, descriptors: int = 0) -> None:
+        self.descriptors = descriptors
         self.ports = [free_port() for _ in range(count)]
         self.web: list[subprocess.Popen[bytes]] = []
         self.director: subprocess.Popen[bytes] | None = None
@@ -45,6 +46,8 @@ class Processes:
         for index, port in enumerate(self.ports):
             servers += ["--server", f"web-{index}=127.0.0.1:{port}#tag-{index}"]
         command = [sys.executable, "-m", "coatcheck.director", "--listen", "127.0.0.1:0", *servers]
+        if self.descriptors:
+            command = ["prlimit", f"--nofile={self.descriptors}", *command]
         self.director = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.director.stdout is not None
         self.port = int(self.director.stdout.readline().rpartition(b":")[2])
@@ -67,8 +70,8 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(count: int) -> AsyncIterator[Processes]:
-    running = Processes(count)
+async def processes(count: int, descriptors: int = 0) -> AsyncIterator[Processes]:
+    running = Processes(count, descriptors)
     try:
         await asyncio.to_thread(running.start)
         async with asyncio.timeout(15):
@@ -209,3 +212,23 @@ def test_the_command_refuses_nonsense_in_one_line() -> None:
         assert ended.returncode in (1, 2)
         assert complaint in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_a_shortage_of_descriptors_ejects_no_web_server() -> None:
+    async def test() -> None:
+        async with processes(2, descriptors=128) as running, client(running) as known:
+            assert (await known.ask(get())).status == 200
+            idle = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(200)]
+            for _ in range(10):
+                # Long enough for health checks to fail twice, if they did.
+                await asyncio.sleep(0.1)
+                async with client(running) as new:
+                    assert (await new.ask(get())).status == 200
+            for _, writer in idle:
+                writer.close()
+            status = await asyncio.to_thread(running.stop)
+            assert status["errors"]["no_server"] == status["errors"]["upstream_lost"] == 0
+            assert running.director is not None
+            assert [server["failures"] for server in status["servers"]] == [0, 0]
+
+    run(test)

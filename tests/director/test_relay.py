@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -422,14 +423,39 @@ def test_too_many_connections_are_refused() -> None:
     async def test() -> None:
         async with farm(FakeServer(), max_connections=2) as running:
             async with running.client() as one, running.client() as two:
-                assert (await one.ask(GET)).status == (await two.ask(GET)).status == 200
+                # Both are in the midst of a request.
+                for client in (one, two):
+                    client.writer.write(POST + b"Content-Length: 2\r\n\r\n")
+                await until(lambda: running.director.status()["in_flight"] == 2)
                 async with running.client() as three:
                     answer = await three.answer()
                     assert (answer.status, answer.values("retry-after")) == (503, [b"1"])
-                assert (await one.ask(GET)).status == 200
+                for client in (one, two):
+                    client.writer.write(b"ab")
+                    assert (await client.answer()).status == 200
             await until(lambda: running.director.status()["connections"] == 0)
             async with running.client() as four:
                 assert (await four.ask(GET)).status == 200
+
+    run(test)
+
+
+def test_idle_connections_make_room() -> None:
+    async def test() -> None:
+        async with farm(FakeServer(), max_connections=8) as running:
+            async with running.client() as busy:
+                busy.writer.write(POST + b"Content-Length: 2\r\n\r\n")
+                await until(lambda: running.director.status()["in_flight"] == 1)
+                async with AsyncExitStack() as stack:
+                    for _ in range(40):
+                        await stack.enter_async_context(running.client())
+                    async with running.client() as newcomer:
+                        assert (await newcomer.ask(GET)).status == 200
+                    busy.writer.write(b"ab")
+                    assert (await busy.answer()).status == 200
+            status = running.director.status()
+            assert status["evicted"] >= 30
+            assert status["errors"]["too_many_connections"] <= 10
 
     run(test)
 

@@ -83,7 +83,10 @@ class Downstream(asyncio.Protocol):
         )
         self.deadline = relay.now + relay.options.header_read_s
         relay.clients.add(self)
-        if len(relay.clients) + len(relay.tunnels) > relay.options.max_connections:
+        if relay.is_flooded:
+            relay.count(Fault.TOO_MANY_CONNECTIONS)
+            self.transport.abort()
+        elif not relay.has_room(self):
             self._refuse(503, Fault.TOO_MANY_CONNECTIONS)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -313,9 +316,14 @@ class Downstream(asyncio.Protocol):
         self.transport.write(own_response(status, close=exchange.close, head=exchange.head))
         self.response_done()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way here, not even the beginning of a request."""
+        return self.exchange is None and not self._buffer and not self._lingering
+
     def close_if_idle(self) -> None:
-        """The director stops: end a connection on which nothing is under way."""
-        if self.exchange is None and not self._buffer and not self._lingering:
+        """End a connection on which nothing is under way: the director stops, or needs the room."""
+        if self.is_idle:
             self._close()
 
     def _refuse(self, status: int, fault: Fault) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from coatcheck.errors import ConfigError
 
 _log: Final = logging.getLogger("coatcheck.director")
 _POLL_S: Final = 0.02
+_OTHER_DESCRIPTORS: Final = 64
+"""For the event loop, the health checks and the log, beside two for each client."""
 
 
 class EmbeddedDirector:
@@ -50,6 +53,7 @@ class EmbeddedDirector:
         """
         loop, options = asyncio.get_running_loop(), self._options
         relay = self._relay = Relay(options, loop)
+        relay.max_connections = _within_descriptors(options.max_connections)
         for state in relay.states:
             state.draining = state.name in self._draining
         where: dict[str, Any] = {"sock": sock}
@@ -110,6 +114,7 @@ class EmbeddedDirector:
             "connections": len(relay.clients) + len(relay.tunnels) if relay else 0,
             "waiting": len(relay.waiting) if relay else 0,
             "retries": relay.retries if relay else 0,
+            "evicted": relay.evicted if relay else 0,
             "errors": dict(relay.errors) if relay else {},
             "servers": servers,
         }
@@ -154,3 +159,14 @@ class EmbeddedDirector:
         _log.warning("web server %s is out: health check %s", pool.state.name, check.value)
         if verdict is Verdict.ABANDONED:
             pool.relay.abandoned(pool.state)
+
+
+def _within_descriptors(connections: int) -> int:
+    """So many connections, or as many as the system's limit allows: each may need one more to a web server."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    possible = max(1, (soft - _OTHER_DESCRIPTORS) // 2)
+    if possible < connections:
+        _log.warning("%d descriptors allow %d connections, not %d; raise `ulimit -n`", soft, possible, connections)
+    return min(connections, possible)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from coatcheck.director.options import DirectorOptions
-from coatcheck.director.relay import Relay
+from coatcheck.director.relay import OWN_SHORTAGES, Relay
 from coatcheck.director.routing import Check, HealthPolicy, Verdict, checked
 from coatcheck.director.upstream import UpstreamPool
 
@@ -62,8 +62,9 @@ class HealthWatch:
             # Our own loop was late, or the server answers others: then its silence to us shows nothing.
             was_late = loop.time() - began > 2 * options.check_timeout_s
             return Check.INCONCLUSIVE if was_late or self._pool.answers != answers else Check.SILENT
-        except OSError:
-            return Check.REFUSED
+        except OSError as error:
+            # Without a descriptor of our own we could not even ask.
+            return Check.INCONCLUSIVE if error.errno in OWN_SHORTAGES else Check.REFUSED
         if status is None:
             return Check.REFUSED
         return Check.PASSED if 200 <= status < 300 else Check.UNFIT

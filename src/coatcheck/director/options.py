@@ -42,7 +42,8 @@ class DirectorOptions(msgspec.Struct, frozen=True):
 
     # Bounds
     max_connections: int = 4096
-    """Of clients; one more is answered 503 and closed. Also bounds the connections to web servers."""
+    """Of clients. For one more an idle one is closed; if none is idle, it is answered 503 and closed. Also bounds the
+    connections to web servers. Fewer, if the system allows fewer descriptors than twice as many."""
     max_head_bytes: int = 32 * 1024
     max_headers: int = 100
     max_response_head_bytes: int = 64 * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("coatcheck.director")
 # Our own shortage of descriptors or ports says nothing about a web server.
-_OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+_LOOKED_AT_FOR_ROOM: Final = 256
+_MAX_REFUSED: Final = 64
+"""Connections beyond the bound that are told so; more are just dropped."""
 
 
 class Fault(Enum):
@@ -54,11 +58,15 @@ class Relay:
         self.read_tag = route_tag_reader(options.route_cookie, self.balancer.knows)
         self.reader = RequestReader(options.max_headers)
         self.trusted = trusted_networks(options)
+        self.max_connections = options.max_connections
+        """Or fewer, if the system allows fewer descriptors."""
         self.clients: set[Downstream] = set()
         self.tunnels: set[Tunnel] = set()
         self.waiting: deque[Exchange] = deque()
         self.requests = 0
         self.retries = 0
+        self.evicted = 0
+        """Idle connections closed to make room for new ones."""
         self.errors = dict.fromkeys((fault.value for fault in Fault), 0)
         self.stopping = False
         self.nudge: Callable[[ServerState], None] = lambda state: None
@@ -68,6 +76,23 @@ class Relay:
     def count(self, fault: Fault) -> None:
         """Count a request that was not served."""
         self.errors[fault.value] += 1
+
+    def has_room(self, newcomer: Downstream) -> bool:
+        """Whether one more client can be served; an idle connection may have to make room for it."""
+        if len(self.clients) + len(self.tunnels) <= self.max_connections:
+            return True
+        looked_at = itertools.islice(self.clients, _LOOKED_AT_FOR_ROOM)
+        idle = [client for client in looked_at if client.is_idle and client is not newcomer]
+        if not idle:
+            return False
+        self.evicted += 1
+        min(idle, key=lambda client: client.deadline).close_if_idle()
+        return True
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether there are so many connections that even a refusal is too much to say."""
+        return len(self.clients) + len(self.tunnels) > self.max_connections + _MAX_REFUSED
 
     def connect(self, pool: UpstreamPool, exchange: Exchange) -> asyncio.Task[None]:
         """Open a connection to a web server for a request; bounded by ``connect_s`` and by the clients' number."""
@@ -82,7 +107,7 @@ class Relay:
             async with asyncio.timeout(self.options.connect_s):
                 _, upstream = await self.loop.create_connection(lambda: Upstream(self, pool), server.host, server.port)
         except (OSError, TimeoutError) as error:
-            if not (isinstance(error, OSError) and error.errno in _OWN_SHORTAGES):
+            if not (isinstance(error, OSError) and error.errno in OWN_SHORTAGES):
                 self.eject(pool.state, f"cannot connect: {error or 'no answer'}")
             if exchange.is_connecting(asyncio.current_task()):
                 exchange.connect_failed()

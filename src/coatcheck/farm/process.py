@@ -18,6 +18,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control import MAX_LINE_BYTES
+from coatcheck.farm.descriptors import raise_limit
 from coatcheck.farm.parent import die_with_parent
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import DirectorRole, Role, SessionServerRole, WebServerRole
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[2]))
     order = msgspec.json.decode(_first_line(control))
     die_with_parent(order["parent"])
+    raise_limit()
     _configure_logging()
     role: Role = msgspec.convert(order["role"], Role)
     # Each role imports only what it needs: a session server never loads a web framework.

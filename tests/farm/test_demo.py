@@ -13,16 +13,17 @@ import pytest
 from coatcheck.farm.demo.shopper import Shopper, Tally
 from coatcheck.farm.demo.tour import Step, report
 from coatcheck.farm.roles import Address
+from ports import free_port
 
 from .farm_process import EXAMPLES, Command, Farm
 
 
 def test_tour_loses_nothing_and_takes_a_free_port(command: Command) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port()  # and so is the next one, and nobody takes it meanwhile
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
-        done = command.run("demo", "--tour", "--port", str(port), "--shoppers", "20", timeout_s=90)
+        done = command.run("demo", "--tour", "--port", str(port), "--shoppers", "20", timeout_s=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing was lost, no request failed" in done.stdout
     assert done.stdout.count("20 of 20") == 4

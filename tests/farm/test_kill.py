@@ -14,7 +14,7 @@ import pytest
 
 from ports import free_port
 
-from .farm_process import Farm, eventually
+from .farm_process import Farm
 from .kill_crowd import KILL_APP, Seen, Shopper, freeze, shop, whole
 
 BROWSERS = 200
@@ -181,6 +181,6 @@ def test_a_web_server_and_a_session_server_killed_at_once(start: StartFarm) -> N
             await asyncio.to_thread(farm.wait_replaced, name, pid)
         assert later.bad_gets == []
         await judge(farm, crowd, seen)
-        assert eventually(lambda: farm.status()["web_servers"][0]["healthy"])
+        assert farm.healthy_status()
 
     asyncio.run(story())

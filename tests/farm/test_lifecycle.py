@@ -21,17 +21,15 @@ def all_dead(farm: Farm) -> bool:
 
 
 def test_serves_an_unmodified_app_and_stops_cleanly(farm: Callable[..., Farm]) -> None:
-    running = farm("--web", "2")
+    running = farm("--web", "2", "--stop-grace", "90")
     with httpx.Client(base_url=running.base) as browser:
         assert [browser.get("/").json()["count"] for _ in range(3)] == [1, 2, 3]
         environment = browser.get("/say", params={"words": "in the log"}).json()["keys"]
     assert environment == ["COATCHECK_SERVER"]
-    eventually(lambda: "hello from the app in the log" in running.log, 5, "the app's line in the log")
+    eventually(lambda: "hello from the app in the log" in running.log, "the app's line in the log")
     line = next(line for line in running.log.splitlines() if "hello from the app" in line)
     assert line.startswith("web-")
-    began = time.monotonic()
-    assert running.stop() == 0
-    assert time.monotonic() - began < 10
+    assert running.stop(60) == 0  # so nothing had to wait until the grace was over
     assert all_dead(running)
     left = {path.name for path in (running.directory / ".coatcheck").iterdir()}
     assert left == {"keys.json", "lock"}
@@ -59,8 +57,8 @@ def test_sigkill_of_the_supervisor_leaves_no_orphans(farm: Callable[..., Farm]) 
     # One that cannot even run must end too.
     os.kill(running.pid("web-2"), signal.SIGSTOP)
     running.process.kill()
-    running.process.wait(5)
-    eventually(lambda: all_dead(running), 5, "the end of the orphans")
+    running.process.wait(30)
+    eventually(lambda: all_dead(running), "the end of the orphans")
     # What the dead farm left is taken over, keys and all.
     keys = (running.directory / ".coatcheck/keys.json").read_bytes()
     again = farm("--web", "1")
@@ -69,19 +67,17 @@ def test_sigkill_of_the_supervisor_leaves_no_orphans(farm: Callable[..., Farm]) 
 
 
 def test_a_second_signal_stops_at_once(farm: Callable[..., Farm]) -> None:
-    running = farm("--web", "1", "--stop-grace", "30")
+    running = farm("--web", "1", "--stop-grace", "90")
     with httpx.Client(base_url=running.base, timeout=60) as browser, browser.stream("GET", "/") as first:
         first.read()
     os.kill(running.pid("web-1"), signal.SIGSTOP)
     running.process.send_signal(signal.SIGINT)
-    eventually(lambda: "stopping" in running.log, 5, "the first signal")
+    eventually(lambda: "stopping" in running.log, "the first signal")
     time.sleep(0.3)
     assert running.process.poll() is None
-    began = time.monotonic()
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(10) == 130
-    assert time.monotonic() - began < 5
-    eventually(lambda: all_dead(running), 5, "the end of every process")
+    assert running.process.wait(60) == 130  # long before the grace is over
+    eventually(lambda: all_dead(running), "the end of every process")
 
 
 def test_a_slow_request_is_finished_at_a_stop(farm: Callable[..., Farm]) -> None:
@@ -89,10 +85,10 @@ def test_a_slow_request_is_finished_at_a_stop(farm: Callable[..., Farm]) -> None
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(httpx.get, running.base + "/slow?s=1.5", timeout=20)
-        time.sleep(0.5)
+        slow = pool.submit(httpx.get, running.base + "/slow?s=1.5", timeout=60)
+        eventually(lambda: "a slow request has begun" in running.log, "the slow request")
         assert running.stop() == 0
-        assert slow.result(10).json()["slow"] == 1
+        assert slow.result(60).json()["slow"] == 1
 
 
 def test_a_live_run_directory_is_refused(farm: Callable[..., Farm]) -> None:
@@ -108,7 +104,7 @@ def test_a_live_run_directory_is_refused(farm: Callable[..., Farm]) -> None:
 def test_sighup_reloads_nothing_and_says_so(farm: Callable[..., Farm]) -> None:
     running = farm("--web", "1")
     running.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "SIGHUP reloads nothing" in running.log, 5, "the line about SIGHUP")
+    eventually(lambda: "SIGHUP reloads nothing" in running.log, "the line about SIGHUP")
     assert running.status()["state"] == "running"
 
 

@@ -25,13 +25,12 @@ def test_killed_processes_of_every_role_come_back(farm: Callable[..., Farm]) -> 
             old = running.pid(name)
             os.kill(old, signal.SIGKILL)
             running.wait_replaced(name, old)
-        count = eventually(lambda: _get(browser), 10, "an answer")
+        count = eventually(lambda: _get(browser), "an answer")
     assert count == 2
-    after = running.status()
+    after = running.healthy_status()
     assert after["restarts"] == 4
     for group in ("director", "web_servers", "session_servers"):
         assert [row["address"] for row in after[group]] == [row["address"] for row in before[group]]
-        assert all(row["healthy"] for row in after[group])
     assert "web-1 (pid" in running.log
     assert "was killed by SIGKILL" in running.log
 
@@ -56,14 +55,14 @@ def test_a_process_that_answers_no_ping_is_replaced(farm: Callable[..., Farm]) -
 def test_no_restart_leaves_it_dead(farm: Callable[..., Farm]) -> None:
     running = farm("--web", "2", "--no-restart")
     os.kill(running.pid("web-1"), signal.SIGKILL)
-    eventually(lambda: running.state("web-1") == "dead", 5, "the death")
+    eventually(lambda: running.state("web-1") == "dead", "the death")
     time.sleep(1)
     row = next(row for row in running.status()["web_servers"] if row["name"] == "web-1")
     assert (row["healthy"], row["state"], row["pid"], row["restarts"]) == (False, "dead", None, 0)
     with httpx.Client(base_url=running.base) as browser:
         assert [browser.get("/").status_code for _ in range(5)] == [200] * 5
     assert running.run("admit", "web-1").returncode == 0
-    assert next(row for row in running.status()["web_servers"] if row["name"] == "web-1")["healthy"]
+    assert running.healthy_status()["web_servers"][0]["name"] == "web-1"
 
 
 def test_back_off_grows_to_a_bound_and_forgets() -> None:
@@ -75,11 +74,12 @@ def test_back_off_grows_to_a_bound_and_forgets() -> None:
 
 
 def test_a_supervisor_that_slept_blames_nobody(farm: Callable[..., Farm]) -> None:
-    running = farm("--web", "2", "--unresponsive-after", "1")
+    running = farm("--web", "2", "--unresponsive-after", "3")
     os.kill(running.process.pid, signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4)
     os.kill(running.process.pid, signal.SIGCONT)
-    time.sleep(2)
+    assert running.healthy_status()["restarts"] == 0, "everybody was asked again meanwhile"
+    time.sleep(1)
     assert running.status()["restarts"] == 0
 
 
@@ -89,13 +89,13 @@ def test_an_app_broken_on_disk_is_tried_again_until_it_is_mended(farm: Callable[
     good = app.read_text()
     app.write_text("1 / 0")
     os.kill(running.pid("web-1"), signal.SIGKILL)
-    eventually(lambda: running.log.count("web-1 cannot be restarted: app: importing") >= 2, 20, "the second try")
+    eventually(lambda: running.log.count("web-1 cannot be restarted: app: importing") >= 2, "the second try")
     assert httpx.get(running.base).status_code == 200
     row = next(row for row in running.status()["web_servers"] if row["name"] == "web-1")
     assert "app: importing 'counter' failed: ZeroDivisionError" in row["last_end"]
     assert "web-1: app: importing 'counter' failed" in running.run("status").stdout
     app.write_text(good)
-    eventually(lambda: running.state("web-1") == "ready", 20, "the return")
+    eventually(lambda: running.state("web-1") == "ready", "the return")
     assert running.status()["restarts"] == 1
 
 
@@ -112,7 +112,7 @@ def test_a_full_disk_costs_the_note_and_no_process(farm: Callable[..., Farm]) ->
         row = next(row for row in running.status()["web_servers"] if row["name"] == "web-1")
         return bool(row["restarts"] == 1 and row["healthy"])
 
-    eventually(is_back, 20, "the restart")
+    eventually(is_back, "the restart")
     resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (most, most))
     os.kill(running.pid("web-2"), signal.SIGKILL)
     assert running.wait_replaced("web-1", old)
@@ -124,7 +124,7 @@ def test_a_deleted_run_directory_costs_the_note_and_no_process(farm: Callable[..
     base, old = running.base, running.pid("web-1")
     shutil.rmtree(running.directory / ".coatcheck")
     os.kill(old, signal.SIGKILL)
-    eventually(lambda: "web-1 is back" in running.log, 20, "the restart")
+    eventually(lambda: "web-1 is back" in running.log, "the restart")
     assert httpx.get(base).status_code == 200
     assert running.log.count("farm.json cannot be written") == 1
     os.kill(running.process.pid, signal.SIGTERM)

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def test_status_json_has_its_documented_shape(farm: Callable[..., Farm]) -> None
     with httpx.Client(base_url=running.base) as browser:
         for _ in range(4):
             browser.get("/")
-    status = running.status()
+    status = running.healthy_status()
     assert (status["state"], status["pid"], status["restarts"]) == ("running", running.process.pid, 0)
     assert status["uptime_s"] > 0
     assert status["address"] == running.base
@@ -41,7 +40,6 @@ def test_status_json_has_its_documented_shape(farm: Callable[..., Farm]) -> None
         for row in status[group]:
             for field, kind in (BASE | more[group]).items():
                 assert isinstance(row[field], kind), (group, field, row[field])
-            assert row["healthy"]
     assert sum(row["requests"] for row in status["web_servers"]) == 4
     assert sum(row["sessions"] for row in status["web_servers"]) == 1
     assert sum(row["entries"] for row in status["session_servers"]) == 2
@@ -49,13 +47,18 @@ def test_status_json_has_its_documented_shape(farm: Callable[..., Farm]) -> None
 
 def test_status_for_people(farm: Callable[..., Farm]) -> None:
     running = farm("--web", "2")
-    shown = running.run("status").stdout.splitlines()
+    running.healthy_status()
+    shown = eventually(lambda: all_well(running), "a table without a trouble")
     assert re.match(r"farm farm is running on http://127.0.0.1:\d+, up \d+s", shown[0])
     assert shown[2].split() == (
         ["name", "role", "pid", "address", "health", "sessions", "copies", "requests", "restarts", "uptime"]
     )
     assert [line.split()[0] for line in shown[3:]] == ["director-1", "web-1", "web-2", "session-1", "session-2"]
-    assert all(" ok " in line for line in shown[3:])
+
+
+def all_well(running: Farm) -> list[str]:
+    shown = running.run("status").stdout.splitlines()
+    return shown if all(" ok " in line for line in shown[3:]) else []
 
 
 def test_a_frozen_process_is_shown_as_not_healthy(farm: Callable[..., Farm]) -> None:
@@ -81,10 +84,12 @@ def test_watch_ends_with_the_farm_or_ctrl_c(farm: Callable[..., Farm]) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2.5)
+    assert watching.stdout is not None
+    for _ in range(2):
+        while '"session_servers"' not in (line := watching.stdout.readline()):
+            assert line, "it ended"
     watching.send_signal(signal.SIGINT)
-    shown, _ = watching.communicate(timeout=10)
-    assert shown.count('"session_servers"') >= 2
+    watching.communicate(timeout=60)
     assert watching.returncode in (0, 1, 130)
 
 
@@ -104,7 +109,7 @@ def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None
         closed = running.run("sessions", "close", key)
         assert closed.returncode == 0, closed.stderr
         # Dead on every server, at the latest when its lease has passed.
-        eventually(lambda: browser.get("/").json()["count"] == 1, 10, "a fresh session")
+        eventually(lambda: browser.get("/").json()["count"] == 1, "a fresh session")
     assert running.run("sessions", "show", "00" * 16).returncode == 1
     wrong = running.run("sessions", "show", "nonsense")
     assert wrong.returncode == 1
@@ -125,7 +130,7 @@ def redis_urls(tmp_path: Path) -> Iterator[list[str]]:
     yield urls
     for server in servers:
         server.terminate()
-        server.wait(10)
+        server.wait(30)
 
 
 def test_redis_as_session_servers(farm: Callable[..., Farm], redis_urls: list[str]) -> None:
@@ -135,11 +140,13 @@ def test_redis_as_session_servers(farm: Callable[..., Farm], redis_urls: list[st
     running = farm("--web", "2", *given)
     with httpx.Client(base_url=running.base) as browser:
         first = browser.get("/").json()
-        os.kill(running.pid(first["server"]), signal.SIGKILL)
+        killed = running.pid(first["server"])
+        os.kill(killed, signal.SIGKILL)
         assert browser.get("/").json()["count"] == 2
-    status = running.status()
+    running.wait_replaced(first["server"], killed)
+    status = running.healthy_status()
     assert [row["name"] for row in status["session_servers"]] == ["cache-1", "cache-2"]
-    assert all(row["healthy"] and row["pid"] is None for row in status["session_servers"])
+    assert all(row["pid"] is None for row in status["session_servers"])
     # The password is on our own command line here; nothing of ours repeats it.
     assert "s3cret-word" not in json.dumps(status) + running.log
     assert "s3cret-word" not in (running.directory / ".coatcheck/farm.json").read_text()

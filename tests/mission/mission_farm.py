@@ -21,12 +21,12 @@ from coatcheck.stores.port import Unreachable
 from coatcheck.stores.session_server_store import SessionServerStore
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
-from farm.farm_process import Farm
+from farm.farm_process import Farm, eventually
 
 COOKIE = "coatcheck"
 ROUTE_COOKIE = "coatcheck-route"
 FARM_NAME = "farm"
-READ_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 20.0
 SCAN_STEP = 256
 PLAIN: dict[str, Any] = {"verify": False, "trust_env": False}
 """Plain HTTP on loopback: a client need not load the certificates of the world."""
@@ -91,12 +91,12 @@ Holdings = dict[str, dict[bytes, Stored]]
 
 
 class MissionFarm(Farm):
-    """A running farm of the mission's app, with plain-HTTP cookies and patience for frozen processes."""
+    """A running farm of the mission's app, with plain-HTTP cookies and patience for frozen and busy processes."""
 
     def __init__(self, directory: Path, arguments: tuple[str, ...]) -> None:
         (directory / "mission_app.py").write_text(APP)
         standard = ("mission_app:app", "--port", "0", "--insecure-localhost", "--stop-grace", "5")
-        patience = ("--unresponsive-after", "60")
+        patience = ("--unresponsive-after", "60", "--store-timeout", "5s")
         super().__init__(directory, (*standard, *patience, *arguments), {})
 
     def wait_running(self) -> None:
@@ -119,6 +119,17 @@ class MissionFarm(Farm):
 
     def address(self, name: str) -> str:
         return str(next(row["address"] for row in self.note()["processes"] if row["name"] == name))
+
+    def status(self) -> dict[str, Any]:
+        """The status, once every process that is ready has answered (in time, which a busy one need not at once)."""
+
+        def answered() -> dict[str, Any] | None:
+            found = super(MissionFarm, self).status()
+            rows = found["director"] + found["web_servers"] + found["session_servers"]
+            return found if all(row["healthy"] for row in rows if row["state"] == "ready") else None
+
+        found: dict[str, Any] = eventually(answered, "the answer of every process")
+        return found
 
     def web_status(self) -> dict[str, dict[str, Any]]:
         return {row["name"]: row for row in self.status()["web_servers"]}
@@ -193,7 +204,7 @@ async def _ask(method: Callable[..., None], *arguments: object) -> Any:
 class Browser:
     """A browser: one client through the director, or straight at one web server of the farm."""
 
-    def __init__(self, farm: MissionFarm, server: str | None = None, timeout_s: float = 20.0) -> None:
+    def __init__(self, farm: MissionFarm, server: str | None = None, timeout_s: float = 60.0) -> None:
         self._farm = farm
         base = farm.base if server is None else f"http://{farm.address(server)}"
         self.client = httpx.Client(base_url=base, timeout=timeout_s, **PLAIN)
@@ -242,7 +253,7 @@ class Browser:
 def show(farm: MissionFarm, cookie: str, server: str | None = None) -> httpx.Response:
     """One GET of a browser that holds this cookie and nothing else, at the director or at one web server."""
     base = farm.base if server is None else f"http://{farm.address(server)}"
-    return httpx.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"}, timeout=20.0, **PLAIN)
+    return httpx.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"}, timeout=60.0, **PLAIN)
 
 
 def new_cookie(response: httpx.Response) -> str | None:

@@ -39,7 +39,7 @@ class ServiceProcess:
         self.http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {BEARER}"},
-            timeout=30,
+            timeout=90,
             verify=ssl.create_default_context(cafile=trust),
         )
 
@@ -64,7 +64,7 @@ class ServiceProcess:
         self.http.close()
         self.process.terminate()
         try:
-            status = self.process.wait(20)
+            status = self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait(5)

@@ -119,9 +119,9 @@ def test_waiting_is_fair_and_bounded(service: ServiceProcess, user: str) -> None
     full = service.checkout(user, wait_s=0.2)
     assert (full.status_code, full.json()["type"]) == (503, "urn:coatcheck:problem:timeout")
     got: list[httpx.Response] = []
-    waiter = threading.Thread(target=lambda: got.append(service.checkout(user, wait_s=10)))
+    waiter = threading.Thread(target=lambda: got.append(service.checkout(user, wait_s=60)))
     waiter.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while service.stats(user)["waiting"] != 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -137,7 +137,7 @@ def test_a_caller_that_goes_away_while_it_waits_leaves_nothing(service: ServiceP
     for _ in range(5):
         with pytest.raises(httpx.ReadTimeout):
             service.http.post(f"/v1/users/{user}/checkout", json={"wait_s": 60}, timeout=0.2)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while service.stats(user)["waiting"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -150,10 +150,11 @@ def test_a_lease_past_its_deadline_is_lost_and_a_renewed_one_is_not(start: Start
     short = start("--lease", "2s", "--login-timeout", "1s")
     kept, lost = short.signed_in("kept"), short.signed_in("lost")
     late = short.checkout().json()["lease"]
-    for _ in range(5):
-        time.sleep(0.5)
+    both_over = time.monotonic() + 2.2
+    while time.monotonic() < both_over:
         renewed = short.end_lease(kept["lease"], "renew")
         assert renewed.status_code == 200 and renewed.json()["deadline_in_s"] <= 2
+        time.sleep(0.1)
     assert short.end_lease(lost["lease"], token="x").status_code == 409
     assert short.end_lease(kept["lease"], token="kept2").status_code == 204
     assert short.end_lease(late, "complete", token="late").status_code == 409
@@ -180,7 +181,7 @@ def test_two_instances_share_a_store_and_survive_each_other(start: StartService,
     # A lease that is out belongs to its caller: the service stops at once all the same.
     before = time.monotonic()
     assert one.end() == 0
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 20
 
 
 def test_users_may_be_called_anything(service: ServiceProcess) -> None:

@@ -19,7 +19,7 @@ from .service_process import BEARER
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "coatcheck.cli", "pool", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_wrong_settings_end_it_with_one_line(
     key = tmp_path / "key"
     key.write_text("k" * 43)
     filled = [str(key) if argument == "KEY" else argument for argument in arguments]
-    ended = run("serve", "--token-file", token_file, *filled)
+    ended = run("serve", "--token-file", token_file, "--listen", "127.0.0.1:0", *filled)
     assert ended.returncode == 2
     assert words in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("coatcheck: ")
 
@@ -203,6 +203,6 @@ def test_watching_shows_it_again_until_it_is_stopped(start: StartService) -> Non
         assert watching.stdout is not None
         seen = [watching.stdout.readline() for _ in range(4)]
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=20)
+        watching.communicate(timeout=60)
     assert sum("ANN" in line for line in seen) == 2
     assert watching.returncode == 0

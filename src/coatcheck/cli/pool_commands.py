@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -182,6 +183,8 @@ def opened(target: dict[str, Any]) -> Iterator[Any]:
         from coatcheck.pool.service.operator import open_service, open_store
     except ModuleNotFoundError as error:
         missing(error)
+    # It would tell each attempt to connect; the command tells what came of them.
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         try:
             if bool(target["url"]) == bool(target["store"]):
@@ -202,6 +205,8 @@ def _store(flags: dict[str, Any]) -> dict[str, Any]:
 
     keys = read_keys(flags["key_file"])
     if flags["store"] is None:
+        if keys is not None:
+            raise ConfigError("key-file: it seals what a store keeps; give --store as well")
         return {"name": flags["name"]}
     return {"name": flags["name"], "store": flags["store"], "key": keys}
 

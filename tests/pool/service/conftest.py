@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ import pytest
 from .service_process import ServiceProcess
 
 StartService = Callable[..., ServiceProcess]
+
+
+@pytest.fixture(autouse=True)
+def files_for_their_owner_alone() -> Iterator[None]:
+    """Files of secrets that others can read are refused."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ class ServiceProcess:
         self.token_file.write_text(f"# callers\n{BEARER}\nanother-bearer-token-that-is-accepted\n")
         self.key_file = folder / "key"
         self.key_file.write_text(KEY)
+        for secret in (self.token_file, self.key_file):
+            secret.chmod(0o600)
         self.log = folder / "log"
         command = [sys.executable, "-m", "coatcheck.cli", "pool", "serve", "--listen", "127.0.0.1:0"]
         command += ["--token-file", str(self.token_file), *arguments]

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.errors import ConfigError
+from coatcheck.pool.inspection import UserStats
 from coatcheck.pool.service.authentication import BearerTokens
 from coatcheck.pool.service.http_server import is_loopback, parse_listen
 from coatcheck.pool.service.lease_id import LeaseName, format_lease_id, parse_lease_id
-from coatcheck.pool.service.metrics import WAIT_BUCKETS_S, WaitTimes
+from coatcheck.pool.service.metrics import WAIT_BUCKETS_S, Totals, WaitTimes
 from coatcheck.pool.service.replays import Replays
 
 USERS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=50)
@@ -95,3 +96,20 @@ def test_waits_are_counted_in_buckets() -> None:
     assert lines[-1].endswith(f" {len(WAIT_BUCKETS_S) + 2}")
     counts = [int(line.rpartition(" ")[2]) for line in lines if "_bucket" in line]
     assert counts == sorted(counts) and counts[-1] == len(WAIT_BUCKETS_S) + 2
+
+
+def user_stats(**counters: int) -> UserStats:
+    fields = dict.fromkeys(UserStats.__struct_fields__, 0)
+    return UserStats(**{**fields, **{f"{name}_total": count for name, count in counters.items()}})
+
+
+def test_totals_never_shrink_when_users_are_forgotten() -> None:
+    totals = Totals()
+    totals.add({"ANN": user_stats(leases=5, logins=1), "BOB": user_stats(leases=3)})
+    totals.add({"BOB": user_stats(leases=4)})
+    assert (totals["leases"], totals["logins"]) == (9, 1)
+    totals.add({"ANN": user_stats(leases=2), "BOB": user_stats(leases=4)})
+    assert (totals["leases"], totals["logins"]) == (11, 1)
+    # Forgotten and come back between two looks.
+    totals.add({"ANN": user_stats(leases=1), "BOB": user_stats(leases=4)})
+    assert totals["leases"] == 12

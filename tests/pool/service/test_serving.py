@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -37,13 +38,21 @@ def token_file(tmp_path: Path) -> str:
         (("--listen", "example.com:0"), "--allow-insecure"),
         (("--listen", "nonsense"), "listen"),
         (("--listen", "127.0.0.1:99999"), "listen"),
+        (("--listen", "127.0.0.1:" + "9" * 5000), "listen"),
+        (("--listen", "[::1:0"), "listen"),
+        (("--listen", "::1:0"), "listen"),
         (("--store", "redis://127.0.0.1:1/0"), "key"),
         (("--store", "nonsense://x", "--key-file", "KEY"), "store"),
         (("--ttl", "soon"), "ttl"),
         (("--per-user", "0"), "per_user"),
         (("--login-command", "true", "--login-url", "http://127.0.0.1:1/"), "only one"),
         (("--login-command", "'"), "login-command"),
+        (("--login-command", "/no/such/program x"), "login-command"),
         (("--login-url", "ftp://x/"), "login-url"),
+        (("--login-url", "http://127.0.0.1:port/"), "login-url"),
+        (("--login-url", "http://[::1/"), "login-url"),
+        (("--logout-url", "http://127.0.0.1/a b"), "logout-url"),
+        (("--key-file", "KEY"), "--store"),
         (("--tls-cert", "missing.pem"), "tls-cert"),
         (("--tls-cert", "missing.pem", "--tls-key", "missing.pem"), "cannot start"),
     ],
@@ -65,6 +74,87 @@ def test_weak_or_missing_bearer_tokens_end_it(tmp_path: Path, content: str) -> N
     file.write_text(content)
     assert run("serve", "--token-file", str(file)).returncode == 2
     assert run("serve", "--token-file", str(tmp_path / "missing")).returncode == 2
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_files_of_secrets_that_others_can_read_are_refused(tmp_path: Path, mode: int) -> None:
+    bearer, key = tmp_path / "bearer", tmp_path / "key"
+    bearer.write_text(BEARER)
+    key.write_text("k" * 43)
+    store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key))
+    asked_service = ("ls", "--url", "http://127.0.0.1:1", "--token-file", str(bearer))
+    for file, commands in (
+        (bearer, (("serve", "--token-file", str(bearer)), asked_service)),
+        (key, (("serve", "--token-file", str(bearer), *store), ("ls", *store))),
+    ):
+        file.chmod(mode)
+        for command in commands:
+            ended = run(*command)
+            assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+            assert "chmod 600" in ended.stderr and str(file) in ended.stderr
+        file.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:port", "http://[::1", "http://exa mple", "http://127.0.0.1:1/a b", "http://u:p@127.0.0.1"]
+)
+def test_what_is_no_address_of_a_service_is_told(token_file: str, url: str) -> None:
+    ended = run("ls", "--url", url, "--token-file", token_file)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("coatcheck: url: ")
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Redirects to another host, which notes what it is shown."""
+
+    shown: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/v1/"):
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere")  # type: ignore[attr-defined]
+        else:
+            self.shown.append(self.headers.get("Authorization"))
+            self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_an_operators_command_follows_no_redirect(token_file: str) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        ended = run("ls", "--url", f"http://127.0.0.1:{server.server_address[1]}", "--token-file", token_file)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert (ended.returncode, ended.stderr) == (1, "coatcheck: it answered 302\n")
+    assert Elsewhere.shown == []
+
+
+@pytest.mark.parametrize(
+    "answer", [b"-ERR unknown command\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"]
+)
+def test_what_is_no_service_is_told_in_one_line(token_file: str, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        ended = run("ls", "--url", f"http://127.0.0.1:{listener.getsockname()[1]}", "--token-file", token_file)
+        thread.join()
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith("coatcheck: http://127.0.0.1")
 
 
 def test_tls(start: StartService, certificate: tuple[Path, Path]) -> None:

@@ -18,12 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coatcheck.pool import AsyncTokenPool, PoolError
+from coatcheck.pool import AsyncTokenPool, PoolClosed, PoolError
+from coatcheck.pool.inspection import UserStats
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.authentication import BearerTokens
 from coatcheck.pool.service.lease_id import LeaseName, parse_lease_id
 from coatcheck.pool.service.leases import Leases, first_of
-from coatcheck.pool.service.metrics import CONTENT_TYPE, WaitTimes, metrics_text
+from coatcheck.pool.service.metrics import CONTENT_TYPE, Totals, WaitTimes, metrics_text
 from coatcheck.pool.service.openapi import openapi_document
 from coatcheck.pool.service.problems import Refused, pool_problem, refused
 from coatcheck.pool.service.replays import Replays
@@ -59,10 +60,27 @@ def pool_app(open_pool: Callable[[], AsyncTokenPool], bearer: BearerTokens) -> S
             cleaner.cancel()
             await pool.close(STOP_GRACE_S)
 
-    routes = [Route(each.path, endpoint.guarded(each), methods=[each.method]) for each in OPERATIONS]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: endpoint.no_route})
+    app = Starlette(routes=_routes(endpoint), lifespan=lifespan, exception_handlers={HTTPException: endpoint.no_route})
+    # An address that there is not is 404, and no way to somewhere else.
+    app.router.redirect_slashes = False
+    app.state.endpoint = endpoint
     app.add_middleware(EncodedPaths)
     return app
+
+
+def _routes(endpoint: PoolEndpoint) -> list[Route]:
+    """One for each path, so that a wrong method is told all the right ones (RFC 9110, section 15.5.6)."""
+    handlers: dict[str, dict[str, Handler]] = {}
+    for each in OPERATIONS:
+        handlers.setdefault(each.path, {})[each.method] = endpoint.guarded(each)
+
+    def by_method(methods: dict[str, Handler]) -> Handler:
+        async def handle(request: Request) -> Response:
+            return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+        return handle
+
+    return [Route(path, by_method(methods), methods=list(methods)) for path, methods in handlers.items()]
 
 
 class EncodedPaths:
@@ -84,8 +102,11 @@ class PoolEndpoint:
         self._bearer = bearer
         self._answers: Counter[int] = Counter()
         self._waits = WaitTimes()
+        self._totals = Totals()
+        self._counting = asyncio.Lock()
         self._replays = Replays()
         self._waiting = 0
+        self._stopping = asyncio.Event()
         self._document = openapi_document()
         self._pool: AsyncTokenPool
         self._leases: Leases
@@ -94,6 +115,10 @@ class PoolEndpoint:
         """Serve this pool."""
         self._pool = pool
         self._leases = Leases(pool, self._waits)
+
+    def stop(self) -> None:
+        """Check-outs that wait are told at once that the service is stopping; called in the loop that serves."""
+        self._stopping.set()
 
     def guarded(self, operation: Operation) -> Handler:
         """The operation's handler, behind the bearer token; every error becomes a problem."""
@@ -140,20 +165,23 @@ class PoolEndpoint:
         self._waiting += 1
         work = asyncio.create_task(self._leases.check_out(_part(request, "user"), asked))
         gone = asyncio.create_task(_disconnected(request))
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            if not await first_of(work, gone):
+            if not await first_of(work, gone, stopping):
                 work.cancel()
                 await asyncio.wait({work})
             if work.cancelled():
                 # It gave back what it was granted meanwhile.
-                return Response(status_code=CALLER_GONE)
+                if gone.done():
+                    return Response(status_code=CALLER_GONE)
+                raise PoolClosed("the service is stopping")
             given = work.result()
             if gone.done():
                 await self._leases.give_back(given)
         finally:
             self._waiting -= 1
-            gone.cancel()
-            work.cancel()
+            for task in (gone, stopping, work):
+                task.cancel()
         return _json(given, 201 if isinstance(given, m.LoginLease) else 200)
 
     async def complete(self, request: Request) -> Response:
@@ -208,9 +236,16 @@ class PoolEndpoint:
         return _json(m.Removed(await self._pool.clean_up()))
 
     async def metrics(self, request: Request) -> Response:
-        stats = await self._pool.stats()
-        text = metrics_text(self._pool.settings.name, stats, self._waits, self._answers)
+        stats = await self._count()
+        text = metrics_text(self._pool.settings.name, stats, self._totals, self._waits, self._answers)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    async def _count(self) -> dict[str, UserStats]:
+        # One look at a time: a look that is older than the one before would seem to be a new beginning.
+        async with self._counting:
+            stats = await self._pool.stats()
+            self._totals.add(stats)
+            return stats
 
     async def health(self, request: Request) -> Response:
         # A look at one user that is nobody's: the store must answer, however many users there are.
@@ -225,6 +260,8 @@ class PoolEndpoint:
         while True:
             await asyncio.sleep(CLEAN_UP_EVERY_S)
             try:
+                # Clean-up forgets users; what they did is counted before.
+                await self._count()
                 await self._pool.clean_up()
             except PoolError as error:
                 log.warning("clean-up failed: %s", error)

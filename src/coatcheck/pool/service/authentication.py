@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.pool.service.secret_file import secret_lines
 
 MIN_TOKEN_CHARS: Final = 20
 MAX_TOKENS: Final = 100
-MAX_FILE_BYTES: Final = 64 * 1024
 SCHEME: Final = "bearer "
 
 
@@ -45,10 +45,4 @@ def _digest(token: str) -> bytes:
 
 def read_bearer_tokens(file: Path) -> BearerTokens:
     """The tokens of a file, one a line; ``#`` starts a comment line. Raises :class:`ConfigError`."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"token-file: {file} is larger than {MAX_FILE_BYTES} bytes")
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"token-file: cannot read {file}: {error}") from None
-    return BearerTokens(line for line in lines if line and not line.startswith("#"))
+    return BearerTokens(secret_lines(file, "token-file"))

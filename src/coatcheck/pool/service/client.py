@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import ssl
 import urllib.error
 import urllib.parse
@@ -13,6 +14,7 @@ import msgspec
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError
 from coatcheck.pool.service import messages as m
+from coatcheck.pool.service.addresses import NoRedirect, check_url
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 TIMEOUT_S: Final = 30.0
@@ -32,9 +34,7 @@ class ServiceClient:
     """Asks a service at ``url`` with a bearer token. ``authority``: a file of certificates to trust instead."""
 
     def __init__(self, url: str, bearer: str, authority: str | None = None) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"url: an http or https address is needed, not {url!r}")
+        check_url("url", url)
         try:
             context = ssl.create_default_context(cafile=authority)
         except OSError as error:
@@ -42,7 +42,7 @@ class ServiceClient:
         self._url = url.rstrip("/")
         self._bearer = bearer
         self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+            urllib.request.ProxyHandler({}), NoRedirect, urllib.request.HTTPSHandler(context=context)
         )
 
     def stats(self) -> m.Stats:
@@ -71,10 +71,12 @@ class ServiceClient:
                 return msgspec.json.decode(response.read(MAX_ANSWER_BYTES) or b"null", type=kind)
         except urllib.error.HTTPError as error:
             raise ServiceRefused(error.code, _told(error)) from None
-        except OSError as error:
+        except (OSError, http.client.BadStatusLine) as error:
             reason = getattr(error, "reason", error)
+            if not isinstance(error, OSError):
+                reason = "what is there speaks no HTTP"
             raise ServiceRefused(0, f"{self._url} does not answer: {reason}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, http.client.HTTPException):
             raise ServiceRefused(0, f"{self._url} is no service of a pool") from None
 
 
@@ -86,6 +88,6 @@ def _told(error: urllib.error.HTTPError) -> str:
     with error:
         try:
             problem = msgspec.json.decode(error.read(MAX_ANSWER_BYTES), type=m.Problem)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, OSError, http.client.HTTPException):
             return f"it answered {error.code}"
     return f"{problem.title}: {problem.detail}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,14 +18,17 @@ BACKLOG: Final = 512
 KEEP_ALIVE_S: Final = 30
 STOP_GRACE_S: Final = 5
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+MAX_SHOWN: Final = 80
+
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
 
 def parse_listen(text: str) -> tuple[str, int]:
     """``127.0.0.1:8200`` or ``[::1]:8200``; port 0 takes a free one. Raises :class:`ConfigError` for others."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"listen: an address such as 127.0.0.1:8200 is needed, not {text!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise ConfigError(f"listen: an address such as 127.0.0.1:8200 is needed, not {text[:MAX_SHOWN]!r}")
+    return found["six"] or found["host"], int(found["port"])
 
 
 def is_loopback(host: str) -> bool:
@@ -41,14 +45,17 @@ def serve_app(
     started: Callable[[str], None],
     certificate: Path | None = None,
     private_key: Path | None = None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve; ``started`` is called with the URL once connections are accepted.
+    """Serve; ``started`` is called with the URL once connections are accepted, ``stopping`` when they are no longer.
 
     Raises:
         ConfigError: uvicorn is missing, the address is taken, or the certificate cannot be read.
     """
     try:
         import uvicorn
+
+        from coatcheck.pool.service.http_connection import BoundedConnection
     except ImportError:
         raise ConfigError("uvicorn is missing; pip install 'coatcheck[pool-service]'") from None
 
@@ -61,7 +68,7 @@ def serve_app(
     config = uvicorn.Config(
         app,
         # h11 bounds what a sender can make us hold before the app sees anything.
-        http="h11",
+        http=BoundedConnection,
         ws="none",
         log_level="warning",
         access_log=False,
@@ -74,14 +81,14 @@ def serve_app(
         ssl_keyfile=private_key,
     )
     try:
-        _server(config, lambda: started(url)).run(sockets=[listener])
+        _server(config, lambda: started(url), stopping).run(sockets=[listener])
     except OSError as error:
         raise ConfigError(f"the server cannot start: {error}") from None
     finally:
         listener.close()
 
 
-def _server(config: Any, started: Callable[[], None]) -> Any:
+def _server(config: Any, started: Callable[[], None], stopping: Callable[[], None]) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -89,6 +96,11 @@ def _server(config: Any, started: Callable[[], None]) -> Any:
             await super().startup(sockets)
             if self.started:
                 started()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            # Before uvicorn waits for what is under way.
+            stopping()
+            await super().shutdown(sockets)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+from typing import Any
 
 from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
 from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
@@ -107,7 +108,7 @@ def _give_back(user: str, given: Granted | LoginDue) -> Flow[None]:
         yield from flows.release(user, Release(given.fence))
 
 
-async def first_of(work: asyncio.Task[m.Lease | m.LoginLease], gone: asyncio.Task[None]) -> bool:
-    """Wait for either; whether the work was done before the caller was gone."""
-    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+async def first_of(work: asyncio.Task[m.Lease | m.LoginLease], *ends: asyncio.Task[Any]) -> bool:
+    """Wait for one of them; whether the work was done before it was of no use any more."""
+    await asyncio.wait({work, *ends}, return_when=asyncio.FIRST_COMPLETED)
     return work.done()

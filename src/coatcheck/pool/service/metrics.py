@@ -11,6 +11,14 @@ from typing import Final
 from coatcheck.pool.inspection import UserStats
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+COUNTERS: Final = {
+    "leases": "Tokens leased.",
+    "logins": "Logins that succeeded.",
+    "login_failures": "Logins that failed.",
+    "drops": "Tokens dropped.",
+    "lost": "Leases past their deadline.",
+    "timeouts": "Callers that waited in vain.",
+}
 WAIT_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
 
 
@@ -38,10 +46,37 @@ class WaitTimes:
         yield f"coatcheck_pool_token_wait_time_seconds_count{{{labels}}} {total}"
 
 
-def metrics_text(pool: str, stats: Mapping[str, UserStats], waits: WaitTimes, answers: Mapping[int, int]) -> str:
+class Totals:
+    """The users' counters, summed so that a sum never shrinks.
+
+    The pool forgets users that are idle, and their counters with them; to a reader of metrics, a counter that shrinks
+    has started again from nothing, and all that is left of it is new. Holds one look at each user that the pool knows.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, UserStats] = {}
+        self._sums = dict.fromkeys(COUNTERS, 0)
+
+    def add(self, stats: Mapping[str, UserStats]) -> None:
+        """Take what was counted since the look before."""
+        for user, row in stats.items():
+            before = self._last.get(user)
+            for name in COUNTERS:
+                now = getattr(row, f"{name}_total")
+                then = 0 if before is None else getattr(before, f"{name}_total")
+                self._sums[name] += now - then if now >= then else now
+        self._last = dict(stats)
+
+    def __getitem__(self, name: str) -> int:
+        return self._sums[name]
+
+
+def metrics_text(
+    pool: str, stats: Mapping[str, UserStats], totals: Totals, waits: WaitTimes, answers: Mapping[int, int]
+) -> str:
     """All metrics, summed over users: user names are nobody's business who only watches.
 
-    ``answers``: how many, by HTTP status.
+    ``totals``: the counters up to ``stats``. ``answers``: how many, by HTTP status.
     """
     labels = f'pool="{_escaped(pool)}"'
     rows = list(stats.values())
@@ -62,15 +97,8 @@ def metrics_text(pool: str, stats: Mapping[str, UserStats], waits: WaitTimes, an
     metric("coatcheck_pool_token_max", "gauge", "Tokens that there may be, all users.", [("", _sum(rows, "per_user"))])
     metric("coatcheck_pool_users", "gauge", "Users known.", [("", len(rows))])
     metric("coatcheck_pool_token_pending_requests", "gauge", "Callers that wait.", [("", _sum(rows, "waiting"))])
-    for name, words in (
-        ("leases", "Tokens leased."),
-        ("logins", "Logins that succeeded."),
-        ("login_failures", "Logins that failed."),
-        ("drops", "Tokens dropped."),
-        ("lost", "Leases past their deadline."),
-        ("timeouts", "Callers that waited in vain."),
-    ):
-        metric(f"coatcheck_pool_token_{name}_total", "counter", words, [("", _sum(rows, f"{name}_total"))])
+    for name, words in COUNTERS.items():
+        metric(f"coatcheck_pool_token_{name}_total", "counter", words, [("", totals[name])])
     lines.append("# HELP coatcheck_pool_token_wait_time_seconds How long check-outs took.")
     lines.append("# TYPE coatcheck_pool_token_wait_time_seconds histogram")
     lines.extend(waits.lines(labels))

@@ -11,8 +11,8 @@ from coatcheck.errors import ConfigError
 from coatcheck.pool import TokenPool
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.client import ServiceClient
+from coatcheck.pool.service.secret_file import secret_lines
 
-MAX_FILE_BYTES: Final = 64 * 1024
 MOST_PER_USER: Final = 1000
 
 
@@ -50,23 +50,14 @@ def open_service(url: str, token_file: Path | None, authority: Path | None) -> I
     """Raises ``ConfigError`` for a bad URL or file."""
     if token_file is None:
         raise ConfigError("token-file: a service asks for a bearer token")
-    lines = _lines(token_file, "token-file")
+    lines = secret_lines(token_file, "token-file")
     if not lines:
         raise ConfigError(f"token-file: {token_file} is empty")
+    if not lines[0].isascii() or not lines[0].isprintable():
+        raise ConfigError("token-file: a bearer token is of printable ASCII characters")
     yield ServiceClient(url, lines[0], str(authority) if authority else None)
 
 
 def read_keys(file: Path | None) -> list[bytes] | None:
     """The keys that seal tokens in a shared store: one a line, the first one seals. Raises ``ConfigError``."""
-    return None if file is None else [line.encode() for line in _lines(file, "key-file")]
-
-
-def _lines(file: Path, setting: str) -> list[str]:
-    """The lines that are neither empty nor comments."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{setting}: {file} is larger than {MAX_FILE_BYTES} bytes")
-        lines = [line.strip() for line in file.read_text("ascii").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: cannot read {file}: {error}") from None
-    return [line for line in lines if line and not line.startswith("#")]
+    return None if file is None else [line.encode() for line in secret_lines(file, "key-file")]

@@ -50,7 +50,8 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
     TokenPool(login, **options).close(0)
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
-    serve_app(app, settings.listen, started, settings.certificate, settings.private_key)
+    stopping = app.state.endpoint.stop
+    serve_app(app, settings.listen, started, settings.certificate, settings.private_key, stopping)
 
 
 def _callbacks(settings: ServiceSettings) -> tuple[Any, Any]:

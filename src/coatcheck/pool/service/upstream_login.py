@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import logging
 import os
 import shlex
+import shutil
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -17,6 +18,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import SignedIn
+from coatcheck.pool.service.addresses import NoRedirect, check_url
 
 MAX_ANSWER_BYTES: Final = 128 * 1024
 TIMEOUT_S: Final = 30.0
@@ -66,7 +68,7 @@ def logout_command(command: str) -> LogoutFunction:
 
 def login_url(url: str) -> LoginFunction:
     """POST ``{"user", "password"}`` as JSON to ``url``; it answers 200 and a login answer."""
-    _check_url("login-url", url)
+    check_url("login-url", url)
 
     async def login(user: str, password: str | None) -> SignedIn:
         with _reported("login", user):
@@ -77,7 +79,7 @@ def login_url(url: str) -> LoginFunction:
 
 def logout_url(url: str) -> LogoutFunction:
     """POST ``{"user", "token"}`` as JSON to ``url``."""
-    _check_url("logout-url", url)
+    check_url("logout-url", url)
 
     async def logout(user: str, token: str) -> None:
         with _reported("logout", user):
@@ -103,13 +105,9 @@ def _split(setting: str, command: str) -> list[str]:
         raise ConfigError(f"{setting}: {error}") from None
     if not arguments:
         raise ConfigError(f"{setting}: a command is needed")
+    if shutil.which(arguments[0]) is None:
+        raise ConfigError(f"{setting}: {arguments[0]!r} is no program that can be run")
     return arguments
-
-
-def _check_url(setting: str, url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{setting}: an http or https address is needed")
 
 
 def _signed_in(answer: bytes) -> SignedIn:
@@ -147,14 +145,7 @@ async def _run(arguments: list[str], asked: dict[str, Any]) -> bytes:
     return output
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send the password on to somebody else."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
 
 
 def _post(url: str, asked: dict[str, Any]) -> bytes:
@@ -165,7 +156,7 @@ def _post(url: str, asked: dict[str, Any]) -> bytes:
     except urllib.error.HTTPError as error:
         error.close()
         raise UpstreamError(f"it answered {error.code}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UpstreamError(f"it did not answer: {type(error).__name__}") from None
     if len(answer) > MAX_ANSWER_BYTES:
         raise UpstreamError(f"it answered more than {MAX_ANSWER_BYTES} bytes")

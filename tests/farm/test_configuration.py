@@ -37,12 +37,14 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "conflict": "reject", "theft": "report",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
+        "max_head_bytes": "4096", "max_connections": "7",
     }  # fmt: skip
     for setting in SETTINGS:
         text = samples.get(setting.field, "7s" if setting.option.duration else "4")
         more = {
             "tls_certificate": {"COATCHECK_TLS_KEY": "k"},
             "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
+            "hsts_s": {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"},
         }.get(setting.field, {})
         by_environment = load_settings(None, {setting.env: text} | more)
         value = text.split() if setting.is_list else text
@@ -88,6 +90,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nsession_server = ['a=redis://x', 'a=redis://y']", "two have the same name"),
         ("[farm]\nsession_servers = 2\nsession_server = ['redis://x']", "drop one of the two"),
         ("[farm]\ntls_key = 'k'", "give both or none"),
+        ("[director]\nhsts = '365d'", "hsts: only with tls_certificate"),
+        ("[director]\nmax_head_bytes = 10", "[director] max_head_bytes: must be at least 1024"),
         ("[farm]\nweb = '--5'", "[farm] web: write a whole number (got '--5')"),
         ("[farm]\ntrusted_proxy = ['10.0.0.1/8']", "trusted_proxy: 10.0.0.1/8 has host bits set; write a network"),
         ("[session]\nabsolute_timeout = '3651d'", "[session] absolute_timeout: must be at most 3650d"),

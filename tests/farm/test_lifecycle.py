@@ -117,6 +117,7 @@ def test_https_with_secure_cookies(farm: Callable[..., Farm], certificate: tuple
         assert [browser.get("/").json()["count"] for _ in range(2)] == [1, 2]
         assert {name for name in browser.cookies if not name.startswith("__Host-")} == set()
         assert browser.cookies
+        assert "strict-transport-security" not in browser.get("/").headers
 
 
 WHO = """
@@ -138,3 +139,41 @@ def test_a_trusted_proxy_tells_the_app_who_its_client_is(
         transport = httpx.HTTPTransport(local_address=peer)
         with httpx.Client(base_url=running.base, transport=transport, headers=told) as browser:
             assert browser.get("/").text == seen
+
+
+HEADERS = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    own = [(b"strict-transport-security", b"max-age=5")] if scope["path"] == "/own" else []
+    await send({"type": "http.response.start", "status": 200, "headers": own})
+    await send({"type": "http.response.body", "body": b"x"})
+"""
+
+
+def test_hsts_where_the_director_speaks_tls(
+    farm: Callable[..., Farm], tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """ASVS 3.4.1: on all responses, the director's own errors among them; what the app says stands."""
+    chain, key = certificate
+    (tmp_path / "headers.py").write_text(HEADERS)
+    files = ("--tls-certificate", str(chain), "--tls-key", str(key))
+    running = farm("--web", "1", "--no-insecure-localhost", "--hsts", "365d", *files, app="headers:app")
+    context = ssl.create_default_context(cafile=str(chain))
+    year = f"max-age={365 * 86400}"
+    with httpx.Client(base_url=running.status()["address"], verify=context) as browser:
+        for path, status, value in (
+            ("/", 200, year),
+            ("/own", 200, "max-age=5"),
+            ("/.well-known/coatcheck/health", 404, year),
+            ("/" + "x" * 40_000, 431, year),
+        ):
+            answer = browser.get(path)
+            assert (answer.status_code, answer.headers.get_list("strict-transport-security")) == (status, [value])
+
+
+def test_the_directors_bounds_are_settings(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1", "--first-byte-timeout", "500ms", "--max-head-bytes", "2000")
+    with httpx.Client(base_url=running.base, timeout=20) as browser:
+        assert browser.get("/slow?s=0.1").status_code == 200
+        assert browser.get("/slow?s=10").status_code == 504
+        assert browser.get("/", headers={"X-Long": "x" * 2000}).status_code == 431

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from http import HTTPStatus
 from typing import Final, cast
 
 from coatcheck.director.exchange import Exchange
@@ -14,6 +13,7 @@ from coatcheck.director.http_body import ChunkedReader
 from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.relay import Fault, Relay
 from coatcheck.director.request_head import RequestFields, RequestHead
+from coatcheck.director.response_head import own_response
 
 # Why a client is not read at the moment.
 _PIPELINED: Final = 1
@@ -313,7 +313,7 @@ class Downstream(asyncio.Protocol):
         assert exchange is not None
         exchange.abandon()
         exchange.begin_response(0)
-        self.transport.write(own_response(status, close=exchange.close, head=exchange.head))
+        self.transport.write(own_response(status, exchange.close, self._relay.hsts, exchange.head))
         self.response_done()
 
     @property
@@ -329,7 +329,7 @@ class Downstream(asyncio.Protocol):
     def _refuse(self, status: int, fault: Fault) -> None:
         """Answer what is no request, and read no more: where the next one would begin, nobody knows."""
         self._relay.count(fault)
-        self.transport.write(own_response(status, close=True))
+        self.transport.write(own_response(status, True, self._relay.hsts))
         self._buffer.clear()
         self._linger()
 
@@ -381,21 +381,3 @@ class Downstream(asyncio.Protocol):
             self.transport.abort()
         self._stalled_bytes = waiting
         self.deadline = now + self._relay.options.between_bytes_s
-
-
-def own_response(status: int, *, close: bool, head: RequestHead | None = None) -> bytes:
-    """A response that the director itself gives; it names the status and nothing else."""
-    body = b"%d %s\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
-    lines = [
-        b"HTTP/1.1 " + body[:-1],
-        b"Content-Type: text/plain; charset=utf-8",
-        b"Content-Length: %d" % len(body),
-        b"Cache-Control: no-store",
-    ]
-    if status == 503:
-        lines.append(b"Retry-After: 1")
-    if close:
-        lines.append(b"Connection: close")
-    elif head is not None and head.fields.http10:
-        lines.append(b"Connection: keep-alive")
-    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head is not None and head.method == b"HEAD" else body)

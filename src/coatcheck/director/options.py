@@ -13,6 +13,7 @@ from coatcheck.errors import ConfigError
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._~!-]{1,128}")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_MAY_BE_ZERO: Final = frozenset({"port", "hsts_s"})
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -81,6 +82,8 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     abandon_write_after_s: float = 0.9
     """A non-idempotent request that was sent to a web server which fell silent is answered 504 after so long: it
     may have been carried out, so it is not sent again; and a server that was only blocked may still answer it."""
+    hsts_s: float = 0.0
+    """With ``tls``: the ``max-age`` of Strict-Transport-Security (RFC 6797) where the app sets none; 0: not sent."""
     tick_s: float = 0.1
     """How often deadlines are looked at, and so how exact the time-outs are."""
 
@@ -113,7 +116,7 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
         raise ConfigError(f"director: health_path {options.health_path!r} is no path")
     for field in msgspec.structs.fields(options):
         value = getattr(options, field.name)
-        if field.type in (int, float, "int", "float") and field.name != "port" and value <= 0:
+        if field.type in (int, float, "int", "float") and field.name not in _MAY_BE_ZERO and value <= 0:
             raise ConfigError(f"director: {field.name} is {value}; it must be above 0")
     trusted_networks(options)
     return options

@@ -60,6 +60,10 @@ class Relay:
         self.trusted = trusted_networks(options)
         self.max_connections = options.max_connections
         """Or fewer, if the system allows fewer descriptors."""
+        self.hsts = b""
+        """The header line that every response over TLS carries (RFC 6797, 7.1); over plain HTTP none may."""
+        if options.tls is not None and options.hsts_s > 0:
+            self.hsts = b"Strict-Transport-Security: max-age=%d" % options.hsts_s
         self.clients: set[Downstream] = set()
         self.tunnels: set[Tunnel] = set()
         self.waiting: deque[Exchange] = deque()

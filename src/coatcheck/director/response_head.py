@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
 
 from coatcheck.director.http_framing import UNTIL_CLOSE, BadHead, HeadFault, body_length, connection_options
+from coatcheck.director.request_head import RequestHead
 
 _RESPONSE_DROPPED: Final = frozenset({b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te"})
 _RESPONSE_HEAD: Final = re.compile(
@@ -82,3 +84,23 @@ def _parse_special_response(
         len(kept) == len(lines) - 1 and not http10,
         status == 101 and values.get(b"upgrade", b"").lower() == b"websocket",
     )
+
+
+def own_response(status: int, close: bool, hsts: bytes, head: RequestHead | None = None) -> bytes:
+    """A response that the director itself gives; it names the status and nothing else."""
+    body = b"%d %s\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
+    lines = [
+        b"HTTP/1.1 " + body[:-1],
+        b"Content-Type: text/plain; charset=utf-8",
+        b"Content-Length: %d" % len(body),
+        b"Cache-Control: no-store",
+    ]
+    if status == 503:
+        lines.append(b"Retry-After: 1")
+    if hsts:
+        lines.append(hsts)
+    if close:
+        lines.append(b"Connection: close")
+    elif head is not None and head.fields.http10:
+        lines.append(b"Connection: keep-alive")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head is not None and head.method == b"HEAD" else body)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(4)
 _MAX_INFORMATIONAL: Final = 16
+_HSTS_NAME: Final = b"\r\nstrict-transport-security:"
 _NO_BODY_STATUSES: Final = frozenset({204, 304})
 
 
@@ -201,7 +202,7 @@ class Upstream(asyncio.Protocol):
         length = 0 if exchange.head.method == b"HEAD" or status in _NO_BODY_STATUSES else head.length
         close = exchange.begin_response(length)
         self._keep_alive = head.keep_alive
-        plain = head.as_sent and not close and not exchange.fields.http10
+        plain = head.as_sent and not close and not exchange.fields.http10 and not self.relay.hsts
         if plain and length == len(data) - end:
             exchange.replied = True
             exchange.client.transport.write(data)
@@ -321,4 +322,8 @@ def _rebuilt(head: ResponseHead, exchange: Exchange, length: int, *, close: bool
         lines.append(b"Connection: close")
     elif head.status >= 200 and http10:
         lines.append(b"Connection: keep-alive")
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    rebuilt = b"\r\n".join(lines)
+    hsts = exchange.relay.hsts
+    if hsts and head.status >= 200 and _HSTS_NAME not in rebuilt.lower():
+        rebuilt += b"\r\n" + hsts
+    return rebuilt + b"\r\n\r\n"

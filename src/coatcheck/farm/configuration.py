@@ -113,7 +113,7 @@ def _with_development_mode(settings: FarmSettings) -> FarmSettings:
     """Plain HTTP on this machine alone, and nobody said that a proxy is in front: then a ``Secure`` cookie would
     only mean that most clients show no session at all. It is announced at the start."""
     plain = not settings.tls_certificate and not settings.trusted_proxy
-    return msgspec.structs.replace(settings, insecure_localhost=plain and _is_loopback(settings.host))
+    return msgspec.structs.replace(settings, insecure_localhost=plain and is_loopback(settings.host))
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -277,8 +277,10 @@ def check(settings: FarmSettings, chosen: frozenset[str] = frozenset()) -> None:
         raise ConfigError('grace: 0 needs theft = "refuse", or honest parallel requests are taken for theft')
     if settings.idle_timeout_s > settings.absolute_timeout_s:
         raise ConfigError("idle_timeout: longer than absolute_timeout; shorten it or raise absolute_timeout")
-    if settings.insecure_localhost and not _is_loopback(settings.host):
+    if settings.insecure_localhost and not is_loopback(settings.host):
         raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
+    if settings.hsts_s and not settings.tls_certificate:
+        raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
     _check_names(settings)
     for network in settings.trusted_proxy:
         try:
@@ -299,7 +301,8 @@ def _check_names(settings: FarmSettings) -> None:
         raise ConfigError("run_dir: name a directory")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -26,6 +26,13 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             route_cookie=role.route_cookie,
             tls=_tls(role),
             trusted_proxies=role.trusted_proxies,
+            first_byte_s=role.limits.first_byte_timeout_s,
+            between_bytes_s=role.limits.body_timeout_s,
+            idle_s=role.limits.keep_alive_timeout_s,
+            tunnel_idle_s=role.limits.websocket_timeout_s,
+            max_connections=role.limits.max_connections,
+            max_head_bytes=role.limits.max_head_bytes,
+            hsts_s=role.limits.hsts_s,
         )
     )
 

@@ -10,7 +10,7 @@ import msgspec
 from coatcheck.farm.configuration import SETTINGS
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.ports import internal_addresses
-from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
+from coatcheck.farm.roles import Address, DirectorLimits, DirectorRole, SessionServerRole, Upstream, WebServerRole
 from coatcheck.farm.session_server_url import parse_session_server
 from coatcheck.farm.settings import FarmSettings, SessionServerAddress, SessionSettings
 
@@ -69,6 +69,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
             trusted_proxies=settings.trusted_proxy,
+            limits=DirectorLimits(**_of_table(settings, "director")),
         )
         for n in range(1, settings.director_workers + 1)
     )
@@ -78,17 +79,18 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
 def _session_settings(
     settings: FarmSettings, server: str, copies_at: tuple[SessionServerAddress, ...], keys: FarmKeys
 ) -> SessionSettings:
-    shared: dict[str, Any] = {
-        setting.field: getattr(settings, setting.field) for setting in SETTINGS if setting.option.table == "session"
-    }
     return SessionSettings(
         farm=settings.name,
         server=server,
         session_servers=copies_at,
         keys=keys.keys,
         primary_key=keys.primary,
-        **shared,
+        **_of_table(settings, "session"),
     )
+
+
+def _of_table(settings: FarmSettings, table: str) -> dict[str, Any]:
+    return {each.field: getattr(settings, each.field) for each in SETTINGS if each.option.table == table}
 
 
 def _route_tag(farm: str, server: str, keys: FarmKeys) -> str:

@@ -55,6 +55,18 @@ class Upstream(msgspec.Struct, frozen=True):
     tag: str
 
 
+class DirectorLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set of a director's bounds; the fields are named as in the settings."""
+
+    first_byte_timeout_s: float = 30.0
+    body_timeout_s: float = 60.0
+    keep_alive_timeout_s: float = 60.0
+    websocket_timeout_s: float = 3600.0
+    max_connections: int = 4096
+    max_head_bytes: int = 32768
+    hsts_s: float = 0.0
+
+
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
     """A director worker; all workers of a farm share one address."""
 
@@ -68,6 +80,7 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    limits: DirectorLimits = DirectorLimits()
 
 
 Role = SessionServerRole | WebServerRole | DirectorRole

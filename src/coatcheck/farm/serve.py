@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.farm.configuration import is_loopback
 from coatcheck.farm.console import Console
 from coatcheck.farm.settings import FarmSettings
 from coatcheck.farm.status import processes_now
@@ -108,4 +109,6 @@ def _announce(farm: Supervisor) -> None:
         say("that speaks TLS in front with --trusted-proxy (or say --no-insecure-localhost)")
     elif not settings.tls_certificate:
         say("cookies are Secure: browsers must come by HTTPS, through a proxy in front of this farm")
+    elif not settings.hsts_s and not is_loopback(settings.host):
+        say("browsers are not told to come by HTTPS only: give --hsts 365d once this host name serves nothing else")
     say("Ctrl-C stops it")

@@ -122,6 +122,76 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 10.0
 
+    first_byte_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a web server may take to begin its answer; then the browser gets 504.",
+            "director",
+            duration=True,
+            minimum=0.1,
+            maximum=86400,
+        ),
+    ] = 30.0
+    body_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a body may pause, either way; a stream of events must send something more often.",
+            "director",
+            duration=True,
+            minimum=0.1,
+            maximum=86400,
+        ),
+    ] = 60.0
+    keep_alive_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a browser's connection may be idle between two requests.",
+            "director",
+            duration=True,
+            minimum=0.1,
+            maximum=3600,
+        ),
+    ] = 60.0
+    websocket_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a WebSocket may be silent in both directions.",
+            "director",
+            duration=True,
+            minimum=1,
+            maximum=604800,
+        ),
+    ] = 3600.0
+    max_connections: Annotated[
+        int,
+        Option(
+            "Connections of browsers to each director; for one more an idle one is closed. The system's limit of "
+            "open files (`ulimit -n`) may allow fewer.",
+            "director",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    ] = 4096
+    max_head_bytes: Annotated[
+        int,
+        Option(
+            "Of a request's line and headers, cookies included; more is refused with 431.",
+            "director",
+            minimum=1024,
+            maximum=1 << 20,
+        ),
+    ] = 32768
+    hsts_s: Annotated[
+        float,
+        Option(
+            "With TLS: tell browsers for so long to come to this host name by HTTPS only (`365d`, say), on every "
+            "port; 0 tells them nothing.",
+            "director",
+            duration=True,
+            maximum=LONGEST_S,
+        ),
+    ] = 0.0
+
     copies: Annotated[
         Copies, Option("Session servers that hold each session: a number, or `all`.", "session", minimum=1)
     ] = 2

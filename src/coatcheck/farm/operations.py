@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.control import ControlError, Message
 from coatcheck.farm.keeper import Keeper
 from coatcheck.farm.status import farm_status
-
-if TYPE_CHECKING:
-    from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.supervisor import Supervisor
 
 CALL_TIMEOUT_S: Final = 5.0
 LIST_TIMEOUT_S: Final = 60.0

@@ -13,8 +13,8 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError
 from coatcheck.farm.configuration import is_loopback
 from coatcheck.farm.console import Console
+from coatcheck.farm.operations import Operations
 from coatcheck.farm.settings import FarmSettings
-from coatcheck.farm.status import processes_now
 from coatcheck.farm.supervisor import FarmFailed, Supervisor
 
 EXIT_OK: Final = 0
@@ -54,7 +54,7 @@ def run_farm(
 async def _run(farm: Supervisor, story: Story | None) -> int:
     stopping = asyncio.Event()
     _install_signals(farm, stopping)
-    starting = asyncio.create_task(farm.start())
+    starting = asyncio.create_task(farm.start(Operations(farm).answer))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -102,7 +102,7 @@ def _install_signals(farm: Supervisor, stopping: asyncio.Event) -> None:
 def _announce(farm: Supervisor) -> None:
     settings, say = farm.settings, farm.console.say
     say(f"serving {settings.app} on {farm.url}")
-    for row in processes_now(farm):
+    for row in farm.processes_now():
         say(f"  {row['name']:<12} {row['address']:<22} pid {row['pid']}")
     if settings.insecure_localhost:
         say("development mode: cookies are not Secure. In production give --tls-certificate, or name the proxy")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from coatcheck.farm.control import ControlError
+from coatcheck.farm.keeper import Keeper
 from coatcheck.farm.session_server_url import shown_url
-
-if TYPE_CHECKING:
-    from coatcheck.farm.keeper import Keeper
-    from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.supervisor import Supervisor
 
 STATUS_TIMEOUT_S: Final = 1.0
 OUTSIDE_TIMEOUT_S: Final = 0.5
@@ -36,31 +34,9 @@ def _base(keeper: Keeper, address: object) -> dict[str, Any]:
     }
 
 
-def _addressed(farm: Supervisor) -> list[tuple[str, Keeper, object]]:
-    plan = farm.plan
-    groups: tuple[tuple[str, Sequence[Keeper], Sequence[Any]], ...] = (
-        ("director", farm.directors, plan.directors),
-        ("web_servers", farm.web_servers, plan.web_servers),
-        ("session_servers", farm.session_servers, plan.session_servers),
-    )
-    return [
-        (group, keeper, role.address)
-        for group, keepers, roles in groups
-        for keeper, role in zip(keepers, roles, strict=True)
-    ]
-
-
-def processes_now(farm: Supervisor) -> list[dict[str, Any]]:
-    """Name, pid, address and state of each process, without asking any."""
-    return [
-        {"name": keeper.name, "pid": keeper.pid, "address": str(address), "state": keeper.state}
-        for _, keeper, address in _addressed(farm)
-    ]
-
-
 async def farm_status(farm: Supervisor) -> dict[str, Any]:
     """Ask every process at once; one that does not answer in time is not healthy, and its counts are ``null``."""
-    addressed = _addressed(farm)
+    addressed = farm.roster()
     answers = await asyncio.gather(*(_ask(keeper) for _, keeper, _ in addressed))
     groups: dict[str, list[dict[str, Any]]] = {"director": [], "web_servers": [], "session_servers": []}
     for (group, keeper, address), answer in zip(addressed, answers, strict=True):

@@ -9,23 +9,21 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.console import Console
-from coatcheck.farm.control import ControlServer
+from coatcheck.farm.control import Answer, ControlServer
 from coatcheck.farm.keeper import Keeper, KeeperOptions
 from coatcheck.farm.keys import load_or_create
-from coatcheck.farm.operations import Operations
 from coatcheck.farm.plan import Plan, make_plan
 from coatcheck.farm.ports import hold_public_address
 from coatcheck.farm.roles import Address, DirectorRole, Role
 from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
-from coatcheck.farm.status import processes_now
 
 State = Literal["starting", "running", "stopping"]
 
@@ -86,8 +84,29 @@ class Supervisor:
     def uptime_s(self) -> float:
         return time.monotonic() - self._started_at
 
-    async def start(self) -> None:
-        """Start every process; returns when the director takes requests.
+    def roster(self) -> list[tuple[str, Keeper, Address]]:
+        """Every process of ours: the list of ``status`` that it belongs to, its keeper, and its address."""
+        plan = self.plan
+        groups: tuple[tuple[str, Sequence[Keeper], Sequence[Role]], ...] = (
+            ("director", self.directors, plan.directors),
+            ("web_servers", self.web_servers, plan.web_servers),
+            ("session_servers", self.session_servers, plan.session_servers),
+        )
+        return [
+            (group, keeper, role.address)
+            for group, keepers, roles in groups
+            for keeper, role in zip(keepers, roles, strict=True)
+        ]
+
+    def processes_now(self) -> list[dict[str, Any]]:
+        """Name, pid, address and state of each process, without asking any."""
+        return [
+            {"name": keeper.name, "pid": keeper.pid, "address": str(address), "state": keeper.state}
+            for _, keeper, address in self.roster()
+        ]
+
+    async def start(self, answer: Answer) -> None:
+        """Start every process; returns when the director takes requests. ``answer`` speaks on the control socket.
 
         Raises:
             ConfigError: the user can mend it. Nothing is left running.
@@ -96,7 +115,7 @@ class Supervisor:
         self.run_directory.acquire()
         try:
             self._prepare()
-            self._control = ControlServer(self.run_directory.control_socket, Operations(self).answer)
+            self._control = ControlServer(self.run_directory.control_socket, answer)
             try:
                 await self._control.start()
             except OSError as error:
@@ -186,7 +205,7 @@ class Supervisor:
             "state": self.state,
             "address": str(self.address),
             "control": str(self.run_directory.control_socket),
-            "processes": processes_now(self),
+            "processes": self.processes_now(),
         }
         try:
             self.run_directory.write(farm)

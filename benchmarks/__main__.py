@@ -11,7 +11,8 @@ BENCHMARKS = [
     # Module, its arguments, and those for a short look.
     ("benchmarks.middleware", ["--write-results"], ["--quick"]),
     ("benchmarks.kill", ["--write-results"], ["--quick"]),
-    ("benchmarks.director", [], ["--rounds", "1"]),
+    ("benchmarks.director", ["--write-results"], ["--rounds", "1"]),
+    ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 
 

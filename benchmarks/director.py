@@ -1,4 +1,4 @@
-"""Requests per second of the embedded director against HAProxy: ``python benchmarks/director.py``.
+"""Requests per second of the embedded director against HAProxy: ``python -m benchmarks.director [--write-results]``.
 
 Paired: all directors are up at once before the same web servers, each round visits every one of them, and the table
 has medians over the rounds. One worker, or one thread, each. The web servers are one more HAProxy that answers by
@@ -29,6 +29,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.report import write_section
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BROWSER_HEADERS = {
@@ -185,7 +187,7 @@ def start_all(stack: ExitStack, folder: Path) -> dict[str, tuple[int, int]]:
     return directors
 
 
-def table(runs: list[Measured], rounds: int) -> str:
+def report(runs: list[Measured], rounds: int) -> str:
     def median(name: str, kind: str, connections: int, of: Callable[[Measured], float]) -> float:
         chosen = [r for r in runs if (r.director, r.requests, r.connections) == (name, kind, connections)]
         return statistics.median(of(run) for run in chosen)
@@ -227,7 +229,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--kinds", nargs="+", default=["plain", "browser", "changing"])
-    parser.add_argument("--json", type=Path, help="where to write every run; otherwise the medians' runs are printed")
+    parser.add_argument("--json", type=Path, help="where to write every run")
+    parser.add_argument("--write-results", action="store_true", help="renew the table in RESULTS.md")
     arguments = parser.parse_args()
     for tool in ("haproxy", "wrk"):
         if shutil.which(tool) is None:
@@ -244,12 +247,12 @@ def main() -> None:
                 for connections in arguments.connections:
                     for name, (pid, port) in directors.items():
                         runs.append(measure(name, pid, port, kind, script, connections, arguments.seconds))
-    print(table(runs, arguments.rounds))
-    encoded = json.dumps([asdict(run) for run in runs])
+    text = report(runs, arguments.rounds)
+    print(text)
+    if arguments.write_results:
+        write_section("director", text)
     if arguments.json:
-        arguments.json.write_text(encoded + "\n")
-    else:
-        print("\n" + encoded)
+        arguments.json.write_text(json.dumps([asdict(run) for run in runs]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The outbound token pool: against other pools in process, against a login for each call, and shared under kills.
 
-``python -m benchmarks.pool [--quick] [--json FILE]`` prints Markdown. Peers are measured in the same run, a round of
-each in turn; figures are medians of the rounds. Needs psycopg, psycopg_pool, SQLAlchemy, redis and redis-server.
+``python -m benchmarks.pool [--quick] [--write-results] [--json FILE]`` prints Markdown. Peers are measured in the same
+run, a round of each in turn; figures are medians of the rounds. Needs psycopg, psycopg_pool, SQLAlchemy, redis and
+redis-server.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 from sqlalchemy.pool import QueuePool
 
-from benchmarks.report import table
+from benchmarks.report import table, write_section
 from coatcheck.pool import AsyncTokenPool, TokenPool
 
 BORROWER = Path(__file__).resolve().parents[1] / "tests" / "pool" / "borrower.py"
@@ -313,15 +314,15 @@ def rows_of(found: list[dict[str, float]], names: tuple[str, ...]) -> list[list[
 
 def markdown(results: dict[str, Any]) -> str:
     rows = [[name, f"{micros:.2f}"] for name, micros in results["in_process_us"].items()]
-    call_heads = ["network, ms", "callers", "with the pool", "a login for each call", "ratio"]
-    calls = rows_of(results["calls"], ("network_ms", "callers", "pool", "logins", "ratio"))
+    call_heads = ["network, ms", "callers", "with the pool", "a login for each call", "ratio", "ratio to one caller"]
+    calls = rows_of(results["calls"], ("network_ms", "callers", "pool", "logins", "ratio", "ratio_to_one"))
     heads = ["a use takes, ms", "processes", "kills", "uses per s", "ratio to one", "double uses", "starved"]
     names = ("use_ms", "processes", "kills", "uses_per_s", "ratio", "double_uses", "starved")
     return "\n".join(
         [
             "Lease and release in process, median:\n",
             table(["pool", "µs"], rows),
-            "\nCalls per second; a login takes 100 ms:\n",
+            "\nCalls per second; a login takes 100 ms; last column: over one caller with a login for each call.\n",
             table(call_heads, calls),
             "\nOne Redis pool, one user, 8 slots:\n",
             table(heads, rows_of(results["shared"], names)),
@@ -333,7 +334,9 @@ def measure(quick: bool) -> dict[str, Any]:
     """All of it, as plain numbers."""
     results: dict[str, Any] = {"in_process_us": in_process(quick), "calls": calls(quick), "shared": shared(quick)}
     for row in results["calls"]:
+        alone = next(other for other in results["calls"] if other["network_ms"] == row["network_ms"])
         row["ratio"] = row["pool"] / row["logins"]
+        row["ratio_to_one"] = row["pool"] / alone["logins"]
     for row in results["shared"]:
         alone = next(other for other in results["shared"] if other["use_ms"] == row["use_ms"])
         row["ratio"] = row["uses_per_s"] / alone["uses_per_s"]
@@ -344,9 +347,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; figures for orientation")
     parser.add_argument("--json", type=Path, help="write the numbers there as well")
+    parser.add_argument("--write-results", action="store_true", help="renew the tables in RESULTS.md")
     arguments = parser.parse_args()
     results = measure(arguments.quick)
     print(markdown(results))
+    if arguments.write_results:
+        write_section("pool", markdown(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -14,16 +14,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 # A busy machine is slow to draw, and some draws are large or of no use; that says nothing about the code.
-settings.register_profile(
-    "coatcheck",
-    deadline=None,
-    suppress_health_check=[
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.filter_too_much,
-        HealthCheck.function_scoped_fixture,
-    ],
-)
+_NO_FAULTS = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.function_scoped_fixture,
+]
+# The same examples with every run: what stops a change is the change. Others: pytest --hypothesis-profile=fresh
+settings.register_profile("coatcheck", deadline=None, suppress_health_check=_NO_FAULTS, derandomize=True)
+settings.register_profile("fresh", deadline=None, suppress_health_check=_NO_FAULTS)
 settings.load_profile("coatcheck")
 
 # What a shell puts into the background ignores SIGINT, and so does every process that it starts: those that the tests

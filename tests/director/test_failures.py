@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from .harness import OK, Client, FakeServer, Received, answer_ok, farm, run, until
+from coatcheck.director import DirectorOptions
+
+from .harness import BUSY_S, LONGEST_S, OK, Client, FakeServer, Received, answer_ok, farm, run, until
 
 GET = b"GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 5\r\n\r\nhello"
@@ -38,7 +40,7 @@ async def die_after_head(request: Received, reader: asyncio.StreamReader, writer
 
 
 async def hang(request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(20)
+    await asyncio.sleep(LONGEST_S)
 
 
 @pytest.mark.parametrize("behave", [reset, close, die_after_head])
@@ -188,7 +190,7 @@ def test_without_a_server_for_too_long_a_request_is_refused() -> None:
     async def test() -> None:
         server = FakeServer()
         async with (
-            farm(server, no_server_wait_s=0.3, max_waiting=1, tick_s=0.02) as running,
+            farm(server, no_server_wait_s=1.5, max_waiting=1, tick_s=0.02) as running,
             running.client() as client,
         ):
             await server.stop()
@@ -198,10 +200,10 @@ def test_without_a_server_for_too_long_a_request_is_refused() -> None:
             async with running.client() as other:
                 answer = await other.ask(GET)
                 assert (answer.status, answer.values("retry-after")) == (503, [b"1"])
-                assert time.monotonic() - began < 0.25
+                assert running.director.status()["waiting"] == 1, "who may not wait is refused before"
             answer = await client.answer()
             assert (answer.status, answer.values("retry-after"), answer.values("connection")) == (503, [b"1"], [])
-            assert time.monotonic() - began >= 0.29
+            assert time.monotonic() - began >= 1.49
             assert running.director.status()["errors"]["no_server"] == 2
 
     run(test)
@@ -225,6 +227,10 @@ def test_waiting_clients_that_leave_are_forgotten() -> None:
 
 
 def test_a_frozen_server_costs_a_get_a_second_at_most() -> None:
+    promised = DirectorOptions(servers=())
+    suspected_s = promised.check_every_s + promised.check_timeout_s
+    assert max(promised.retry_after_s, suspected_s) + promised.tick_s <= 1.0
+
     async def test() -> None:
         first, second = FakeServer("web-1"), FakeServer("web-2")
         async with farm(first, second) as running:
@@ -237,15 +243,13 @@ def test_a_frozen_server_costs_a_get_a_second_at_most() -> None:
                 getter.writer.write(to_1(GET))
                 poster.writer.write(to_1(POST))
                 assert (await getter.answer()).status == 200
-                assert time.monotonic() - began < 1.2
                 assert (await poster.answer()).status == 504
-                assert time.monotonic() - began < 1.6
+                assert time.monotonic() - began < 1.0 + BUSY_S
                 assert [seen.line[:4] for seen in second.seen] == [b"GET "]
                 assert running.director.status()["errors"]["upstream_silent"] == 1
-                # Its sessions' next requests lose no time at all.
-                began = time.monotonic()
+                # Its sessions' next requests lose no time at all: they do not go there.
                 assert (await getter.ask(to_1(GET))).status == 200
-                assert time.monotonic() - began < 0.2
+                assert (len(first.seen), len(second.seen)) == (3, 2)
 
     run(test)
 

@@ -20,7 +20,7 @@ import websockets
 
 from ports import free_port
 
-from .harness import Client, run
+from .harness import BUSY_S, LONGEST_S, Client, run, until
 
 HERE = Path(__file__).parent
 
@@ -58,7 +58,7 @@ class Processes:
         if self.director is not None:
             self.director.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                out, _ = self.director.communicate(timeout=15)
+                out, _ = self.director.communicate(timeout=30)
                 status = json.loads(out)
             self.director.kill()
             self.director.wait()
@@ -74,7 +74,7 @@ async def processes(count: int, descriptors: int = 0) -> AsyncIterator[Processes
     running = Processes(count, descriptors)
     try:
         await asyncio.to_thread(running.start)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(LONGEST_S):
             while len(await pids(running, 2 * count)) < count:
                 await asyncio.sleep(0.1)
         yield running
@@ -102,10 +102,10 @@ async def pids(running: Processes, times: int) -> set[bytes]:
     return {answer.body.split()[0] for answer in answers if answer.status == 200}
 
 
-async def load(running: Processes, stop: asyncio.Event, browsers: int) -> tuple[Counter[int], list[float]]:
-    """GETs from many keep-alive clients, each bound to a server by its cookie."""
-    statuses: Counter[int] = Counter()
-    times: list[float] = []
+async def load(
+    running: Processes, stop: asyncio.Event, browsers: int, statuses: Counter[int], times: list[float]
+) -> None:
+    """GETs from many keep-alive clients, each bound to a server by its cookie; counts answers and their seconds."""
 
     async def browse(number: int) -> None:
         async with client(running) as one:
@@ -117,15 +117,14 @@ async def load(running: Processes, stop: asyncio.Event, browsers: int) -> tuple[
                 await asyncio.sleep(0.005)
 
     await asyncio.gather(*(browse(number) for number in range(browsers)))
-    return statuses, times
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
 def test_no_get_fails_and_none_takes_long_when_a_server_dies_or_freezes(blow: signal.Signals) -> None:
     async def test() -> None:
         async with processes(3) as running:
-            stop = asyncio.Event()
-            loading = asyncio.ensure_future(load(running, stop, 32))
+            stop, statuses, times = asyncio.Event(), Counter[int](), list[float]()
+            loading = asyncio.ensure_future(load(running, stop, 32, statuses, times))
             for victim in (0, 1):
                 await asyncio.sleep(0.7)
                 running.web[victim].send_signal(blow)
@@ -136,12 +135,11 @@ def test_no_get_fails_and_none_takes_long_when_a_server_dies_or_freezes(blow: si
                     await asyncio.to_thread(running.web[victim].wait)
                     running.web[victim] = running.start_web(victim)
                 await asyncio.sleep(1.0)
+            await until(lambda: loading.done() or statuses.total() > 500)
             stop.set()
-            statuses, times = await loading
+            await loading
             assert set(statuses) == {200}
-            assert statuses[200] > 500
-            # The promise is a second; the rest is for a busy test machine.
-            assert max(times) < 1.5
+            assert max(times) < 1.0 + BUSY_S  # the promise is a second
 
     run(test)
 
@@ -208,7 +206,7 @@ def test_the_command_refuses_nonsense_in_one_line() -> None:
         (["--server", "web-1=127.0.0.1:1", "--listen", "203.0.113.7:80"], "203.0.113.7"),
     ):
         command = [sys.executable, "-m", "coatcheck.director", *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode in (1, 2)
         assert complaint in ended.stderr
         assert "Traceback" not in ended.stderr

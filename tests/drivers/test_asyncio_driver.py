@@ -126,9 +126,9 @@ def test_a_turn_that_comes_in_the_moment_of_cancellation_is_passed_on() -> None:
         await asyncio.sleep(0)
         turns.give(KEY)  # first is due, but has not run yet
         first.cancel()
-        await asyncio.wait([first], timeout=1)
+        await asyncio.wait([first], timeout=60)
         assert first.cancelled()
-        await asyncio.wait_for(second, 1)
+        await asyncio.wait_for(second, 60)
         turns.give(KEY)
         assert free(driver, KEY)
 

@@ -124,7 +124,7 @@ def test_an_early_acknowledged_write_that_is_lost_is_reported() -> None:
             saved = await home.save(session)
             assert saved.written == Written(0, 2)
             assert saved.issue is None, "no token speaks of it yet"
-            await home.driver.settle(2)
+            await home.driver.settle(60)
             assert home.events[EventKind.EARLY_WRITE_LOST] == 1
             last = home.status()["last_events"]["copies.early_write_lost"]
             assert "no_session_server_answers" in last
@@ -163,12 +163,12 @@ def test_operators_find_show_and_close_a_session() -> None:
 @pytest.mark.parametrize("verb", ["close", "clear", "regenerate"])
 def test_who_closes_a_session_that_was_only_ever_here_waits_for_no_lease(verb: str) -> None:
     async def story() -> None:
-        async with trade(2, replication=ReplicationPolicy(lease_s=5.0)) as farm:
+        async with trade(2, replication=ReplicationPolicy(lease_s=60.0)) as farm:
             home, other = await farm.server(), await farm.server()
             issue = await begun(home, n=1)
             started = time.monotonic()
             await changed(home, issue, lambda session: getattr(session, verb)())
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 30
             assert await opened(other, issue) is None
 
     asyncio.run(story())

@@ -23,7 +23,7 @@ ENTRY = Entry(Version(1, b"AAA-0001", 0), (), False, 60_000, bytes(300_000))
 async def ask(method: Callable[..., None], *arguments: object) -> Any:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     method(*arguments, answer.set_result)
-    return await asyncio.wait_for(answer, 5)
+    return await asyncio.wait_for(answer, 60)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -35,7 +35,7 @@ def test_only_a_server_with_a_trusted_certificate_is_reachable(certificate: tupl
         server = SessionServer("s1", password="pass", tls=server_side)
         await server.start()
         store = SessionServerStore(
-            "s1", "127.0.0.1", server.port, password="pass", tls=client_side, timeout_s=2, on_event=lambda e: None
+            "s1", "127.0.0.1", server.port, password="pass", tls=client_side, timeout_s=20, on_event=lambda e: None
         )
         await store.open()
         assert store.reachable is trusted

@@ -125,4 +125,4 @@ def test_a_large_argument_in_many_pieces_takes_linear_time() -> None:
         parser.feed(data[at : at + 4])
         request = parser.next()
     assert request == [b"X", bytes(2**20)]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60

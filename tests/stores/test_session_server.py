@@ -31,7 +31,7 @@ PUT = resp.command(b"CC.PUT", KEY, b"", b"60000", ENTRY.encode())
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await story()
 
     asyncio.run(bounded())
@@ -64,9 +64,9 @@ class Peer:
     async def ask(self, *words: bytes) -> bytes:
         """Send a request; answers the first line of the reply, or what was read before the end."""
         self.writer.write(resp.command(*words))
-        return await asyncio.wait_for(self.reader.readline(), 5)
+        return await asyncio.wait_for(self.reader.readline(), 60)
 
-    async def until_closed(self, within_s: float = 10) -> bytes:
+    async def until_closed(self, within_s: float = 60) -> bytes:
         try:
             return await asyncio.wait_for(self.reader.read(-1), within_s)
         except ConnectionError:
@@ -79,7 +79,13 @@ class Peer:
 async def ask(method: Callable[..., None], *arguments: object) -> Any:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     method(*arguments, answer.set_result)
-    return await asyncio.wait_for(answer, 10)
+    return await asyncio.wait_for(answer, 60)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def test_without_the_password_nothing_but_logging_in() -> None:
@@ -138,7 +144,7 @@ def test_a_store_with_the_wrong_password_is_unreachable_and_the_password_is_not_
 
 
 def test_strangers_may_send_little_and_must_be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_connection, "LOGIN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(session_connection, "LOGIN_TIMEOUT_S", 0.6)
     monkeypatch.setattr(session_server, "CHECK_PERIOD_S", 0.05)
 
     async def story() -> None:
@@ -149,7 +155,7 @@ def test_strangers_may_send_little_and_must_be_quick(monkeypatch: pytest.MonkeyP
             idle = await Peer.of(server)
             assert await idle.until_closed() == b""
             quick = await Peer.of(server, PASSWORD)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.9)
             assert await quick.ask(b"PING") == b"+PONG\r\n"
 
     run(story)
@@ -165,7 +171,7 @@ def test_a_new_client_can_log_in_although_strangers_hold_many_connections(monkey
             late = await Peer.of(server, PASSWORD)
             assert await late.ask(b"PING") == await member.ask(b"PING") == b"+PONG\r\n"
             assert await strangers[0].until_closed() == b""
-            assert server.status()["connections"] <= 8
+            await until(lambda: server.status()["connections"] <= 8)
 
     run(story)
 
@@ -179,7 +185,7 @@ def test_more_connections_than_the_bound_are_told_and_closed() -> None:
             extra = await Peer.of(server)
             assert (await extra.until_closed()).startswith(b"-ERR max number of clients")
             peers[0].close()
-            await asyncio.sleep(0.1)
+            await until(lambda: server.status()["connections"] < 3)
             again = await Peer.of(server)
             assert await again.ask(b"PING") == b"+PONG\r\n"
 
@@ -217,8 +223,7 @@ def test_a_client_that_does_not_read_is_held_back_and_then_dropped(monkeypatch: 
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             assert grown < 64 * 1024, "kilobytes"
             assert await writer.ask(b"PING") == b"+PONG\r\n", "the others are served meanwhile"
-            await asyncio.sleep(1.0)
-            assert server.status()["connections"] == 1
+            await until(lambda: server.status()["connections"] == 1)
             stream.transport.abort()
             assert reader is not None
 
@@ -279,12 +284,12 @@ def test_the_memory_bound_refuses_and_evicts_nothing() -> None:
             assert server.status()["bytes"] <= 100_000
             for key in kept:
                 assert (await ask(store.get, key)).version == ENTRY.version
-            tombstone = Entry(ENTRY.version, (), True, 50, b"")
+            tombstone = Entry(ENTRY.version, (), True, 1000, b"")
             assert await ask(store.put, kept[0], None, tombstone) == ACCEPTED, "what does not grow is taken"
             assert server.status()["tombstones"] == 1
             assert store.reachable
-            await asyncio.sleep(0.1)
-            assert await ask(store.get, kept[0]) is None
+            while await ask(store.get, kept[0]) is not None:
+                await asyncio.sleep(0.05)
             assert await ask(store.put, b"room for one new", None, ENTRY) == ACCEPTED
             await store.aclose()
 
@@ -298,13 +303,11 @@ def test_expired_entries_free_their_memory() -> None:
             await store.open()
             short = Entry(ENTRY.version, (), False, 3000, b"x" * 500)
             answers = await asyncio.gather(
-                *[ask(store.put, number.to_bytes(16, "little"), None, short) for number in range(3000)]
+                *[ask(store.put, number.to_bytes(16, "little"), None, short) for number in range(1000)]
             )
             assert set(answers) == {ACCEPTED}
-            assert server.status()["entries"] == 3000
-            async with asyncio.timeout(20):
-                while server.status()["entries"]:
-                    await asyncio.sleep(0.05)
+            assert server.status()["entries"] == 1000
+            await until(lambda: not server.status()["entries"])
             assert server.status()["bytes"] == 0
             await store.aclose()
 
@@ -390,12 +393,12 @@ def test_random_bytes_from_many_clients_harm_nobody() -> None:
             with contextlib.suppress(ConnectionError):
                 await peer.writer.drain()
                 peer.writer.write_eof()
-                await asyncio.wait_for(peer.reader.read(-1), 10)
+                await asyncio.wait_for(peer.reader.read(-1), 60)
             peer.close()
 
     async def story() -> None:
         async with serving() as server:
-            store = SessionServerStore("s1", "127.0.0.1", server.port, timeout_s=5)
+            store = SessionServerStore("s1", "127.0.0.1", server.port, timeout_s=20)
             await store.open()
             healthy = b"healthy key 0000"
             assert await ask(store.put, healthy, None, ENTRY) == ACCEPTED
@@ -404,9 +407,8 @@ def test_random_bytes_from_many_clients_harm_nobody() -> None:
                 assert (await ask(store.get, healthy)).payload == ENTRY.payload, f"seed {seed}"
                 await asyncio.sleep(0.02)
             await asyncio.gather(*attackers)
-            await asyncio.sleep(0.1)
+            await until(lambda: server.status()["connections"] == 1)
             assert store.reachable
-            assert server.status()["connections"] == 1
             assert server._state._channels == {}
             await store.aclose()
 
@@ -428,7 +430,7 @@ def test_redis_cli_can_look_at_it() -> None:
                     cli, "-p", str(server.port), *words,
                     stdout=asyncio.subprocess.PIPE, env={**os.environ, "REDISCLI_AUTH": PASSWORD},
                 )  # fmt: skip
-                output, _ = await asyncio.wait_for(process.communicate(), 10)
+                output, _ = await asyncio.wait_for(process.communicate(), 60)
                 return output.decode(errors="replace").strip()
 
             assert await cli_says("PING") == "PONG"
@@ -465,7 +467,7 @@ def test_the_process_says_where_it_listens_and_stops_on_sigterm() -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(b"listening 127.0.0.1:")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -495,7 +497,7 @@ def test_bad_options_get_one_clear_line(options: list[str], complaint: str, stat
 
 def check_refusal(options: list[str], complaint: str, status: int) -> None:
     command = [sys.executable, "-m", "coatcheck.stores.session_server", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

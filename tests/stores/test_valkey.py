@@ -39,13 +39,13 @@ class Redis:
         command = [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         command += ["--unixsocket", str(self.path), "--loglevel", "warning", "--logfile", str(folder / "log")]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not self.path.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def ask(self, *words: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             connection.sendall(resp.command(*words) + resp.command(b"QUIT"))
             received = b""
             while chunk := connection.recv(65536):
@@ -64,17 +64,17 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
 async def ask(method: Callable[..., None], *arguments: object) -> Any:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     method(*arguments, answer.set_result)
-    return await asyncio.wait_for(answer, 5)
+    return await asyncio.wait_for(answer, 60)
 
 
 def with_store(where: str, story: Callable[[ValkeyStore], Awaitable[None]], **options: Any) -> list[StoreEvent]:
     events: list[StoreEvent] = []
 
     async def bounded() -> None:
-        store = ValkeyStore("v", where, on_event=events.append, **options)
+        store = ValkeyStore("v", where, timeout_s=20, on_event=events.append, **options)
         await store.open()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await story(store)
         finally:
             await store.aclose()

@@ -22,7 +22,7 @@ from .upstream import CHUNK, CHUNKS, HEADER, Upstream
 
 BY_HEADER = {"apply": header(HEADER), "extract": from_header(HEADER)}
 BY_COOKIE = {"apply": cookie("SID"), "extract": from_cookie("SID")}
-LIBRARIES = ["aiohttp", "httpx", "httpx2"]
+LIBRARIES = ["aiohttp", "httpx", "httpx2", "httpx_transport", "httpx2_transport"]
 FAILURES = (httpx.TransportError, httpx2.TransportError, aiohttp.ClientError, TimeoutError)
 
 
@@ -50,13 +50,17 @@ async def opened(library: str, pool: AsyncTokenPool, upstream: Upstream, **how: 
         pass
 
     if library == "aiohttp":
-        middleware = PoolMiddleware(pool, "ANN", **how)
+        middleware = PoolMiddleware(pool, "ANN", **{"origin": upstream.url, **how})
         async with aiohttp.ClientSession(upstream.url, middlewares=[middleware]) as session:
             yield Fetching(session, middleware.settle)
     else:
-        module, adapter = (httpx, httpx_adapter) if library == "httpx" else (httpx2, httpx2_adapter)
-        auth = adapter.AsyncPoolAuth(pool, "ANN", **how)
-        async with module.AsyncClient(base_url=upstream.url, auth=auth) as client:
+        name, _, placed = library.partition("_")
+        module, adapter = (httpx, httpx_adapter) if name == "httpx" else (httpx2, httpx2_adapter)
+        if placed:
+            put = {"transport": adapter.AsyncPoolTransport(pool, "ANN", **{"origin": upstream.url, **how})}
+        else:
+            put = {"auth": adapter.AsyncPoolAuth(pool, "ANN", **how)}
+        async with module.AsyncClient(base_url=upstream.url, **put) as client:
             yield Fetching(client, at_once)
 
 
@@ -166,7 +170,7 @@ def test_broken_and_late_answers_give_the_lease_back(library: str, upstream: Ups
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+@pytest.mark.parametrize("library", LIBRARIES[1:])
 def test_a_stream_holds_its_lease_until_it_is_read_or_closed(library: str, upstream: Upstream) -> None:
     async def run() -> None:
         async with new_pool(upstream) as pool, opened(library, pool, upstream, **BY_HEADER) as client:
@@ -200,15 +204,56 @@ def test_a_stream_of_aiohttp_holds_its_lease_until_it_is_read_or_closed(upstream
     assert upstream.double_uses == 0
 
 
-def test_redirects_of_aiohttp_to_another_origin_get_no_token(upstream: Upstream) -> None:
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("library", ["aiohttp", "httpx_transport", "httpx2_transport"])
+def test_redirects_to_another_origin_get_no_token(library: str, upstream: Upstream, status: int) -> None:
     async def run() -> None:
-        how = {**BY_HEADER, "origin": upstream.url}
-        async with new_pool(upstream) as pool, opened("aiohttp", pool, upstream, **how) as client:
-            assert await client.fetch("/away") == (200, b"elsewhere")
+        async with new_pool(upstream) as pool, opened(library, pool, upstream, **BY_HEADER) as client:
+            follow = {} if library == "aiohttp" else {"follow_redirects": True}
+            assert await client.fetch(f"/away?status={status}", **follow) == (status, b"elsewhere")
+            # And what that host says about a token is not believed.
+            assert await client.fetch("/me") == (200, b"ANN1")
+            assert await client.fetch("/home", **follow) == (200, b"ANN1")
             assert await free_and_leased(pool) == (1, 0)
 
     asyncio.run(run())
     assert upstream.stray_tokens == []
+    assert (upstream.logins, upstream.refusals) == (1, 0)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_a_token_that_httpx_took_to_another_host_is_not_used_again(
+    library: str, upstream: Upstream, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with new_pool(upstream) as pool, opened(library, pool, upstream, **BY_HEADER) as client:
+            assert (await client.fetch(f"/away?status={status}", follow_redirects=True))[0] == status
+            assert await free_and_leased(pool) == (0, 0)
+
+    asyncio.run(run())
+    assert "PoolTransport" in caplog.text
+    assert upstream.logins == 1
+
+
+@pytest.mark.parametrize("callback", ["extract", "is_expired"])
+def test_a_callback_that_fails_leaves_no_connection_open(upstream: Upstream, callback: str) -> None:
+    def fail(response: Any) -> Any:
+        raise LookupError("on purpose")
+
+    async def run() -> None:
+        how = {**BY_HEADER, callback: fail}
+        async with new_pool(upstream) as pool:
+            middleware = PoolMiddleware(pool, "ANN", origin=upstream.url, **how)
+            connector = aiohttp.TCPConnector(limit=1)
+            async with aiohttp.ClientSession(upstream.url, connector=connector, middlewares=[middleware]) as session:
+                for _ in range(3):
+                    # With the connection still taken, the second one would wait for ever.
+                    with pytest.raises(LookupError):
+                        await asyncio.wait_for(session.get("/stream"), 20)
+            assert await free_and_leased(pool) == (0, 0)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

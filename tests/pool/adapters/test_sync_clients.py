@@ -16,6 +16,8 @@ import coatcheck.pool.adapters.httpx as httpx_adapter
 import coatcheck.pool.adapters.httpx2 as httpx2_adapter
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolTimeout, TokenPool
+from coatcheck.pool.adapters.aiohttp import PoolMiddleware
+from coatcheck.pool.adapters.exchange import Exchange
 from coatcheck.pool.adapters.placing import cookie, from_cookie, from_header, header
 from coatcheck.pool.adapters.requests import PoolAdapter
 
@@ -42,6 +44,22 @@ def open_httpx(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
 @contextmanager
 def open_httpx2(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
     with httpx2.Client(base_url=upstream.url, auth=httpx2_adapter.PoolAuth(pool, "ANN", **how)) as client:
+        yield client
+
+
+@opener
+@contextmanager
+def open_httpx_transport(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
+    transport = httpx_adapter.PoolTransport(pool, "ANN", **{"origin": upstream.url, **how})
+    with httpx.Client(base_url=upstream.url, transport=transport) as client:
+        yield client
+
+
+@opener
+@contextmanager
+def open_httpx2_transport(pool: Any, upstream: Upstream, **how: Any) -> Iterator[Any]:
+    transport = httpx2_adapter.PoolTransport(pool, "ANN", **{"origin": upstream.url, **how})
+    with httpx2.Client(base_url=upstream.url, transport=transport) as client:
         yield client
 
 
@@ -201,12 +219,78 @@ def test_a_stream_of_requests_holds_its_lease_until_it_is_read_or_closed(pool: T
     assert upstream.double_uses == 0
 
 
-def test_a_redirect_to_another_host_takes_no_token_along(pool: TokenPool, upstream: Upstream) -> None:
-    with open_requests(pool, upstream, **BY_HEADER) as session:
-        assert session.get("/away").text == "elsewhere"
-    with OPENERS["httpx"](pool, upstream, extract=from_header(HEADER)) as session:
-        assert session.get("/away", follow_redirects=True).text == "elsewhere"
+def redirected(session: Any, path: str) -> Any:
+    if not isinstance(session, requests.Session):
+        session.follow_redirects = True
+    return session.get(path)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("how", [BY_HEADER, {"extract": from_header(HEADER)}], ids=["header", "bearer"])
+@pytest.mark.parametrize("library", ["httpx_transport", "httpx2_transport", "requests"])
+def test_a_redirect_to_another_host_takes_no_token_along(
+    library: str, pool: TokenPool, upstream: Upstream, how: dict[str, Any], status: int
+) -> None:
+    with OPENERS[library](pool, upstream, **how) as session:
+        answer = redirected(session, f"/away?status={status}")
+        assert (answer.status_code, answer.text) == (status, "elsewhere")
+        # And what that host says about a token is not believed.
+        assert session.get("/me").text == "ANN1"
     assert upstream.stray_tokens == []
+    assert (upstream.logins, upstream.refusals) == (1, 0)
+    assert free_and_leased(pool) == (1, 0)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_authorization_stays_at_home_when_httpx_is_redirected(
+    library: str, pool: TokenPool, upstream: Upstream, status: int
+) -> None:
+    with OPENERS[library](pool, upstream, extract=from_header(HEADER)) as session:
+        assert redirected(session, f"/away?status={status}").status_code == status
+        assert session.get("/me").text == "ANN1"
+    assert upstream.stray_tokens == []
+    assert (upstream.logins, upstream.refusals) == (1, 0)
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_a_token_that_httpx_took_to_another_host_is_not_used_again(
+    library: str, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone: list[str] = []
+    with TokenPool(login=upstream.sign_in, logout=lambda user, token: gone.append(token), per_user=2) as pool:
+        with OPENERS[library](pool, upstream, **BY_HEADER) as session:
+            assert redirected(session, "/away").text == "elsewhere"
+        assert free_and_leased(pool) == (0, 0)
+    assert gone == upstream.stray_tokens == ["ANN1.1"]
+    assert "PoolTransport" in caplog.text and "ANN1.1" not in caplog.text
+
+
+@pytest.mark.parametrize("how", [BY_HEADER, BY_COOKIE], ids=["header", "cookie"])
+@pytest.mark.parametrize("library", ["httpx_transport", "httpx2_transport", "requests"])
+def test_each_request_on_the_way_has_the_newest_token(
+    library: str, pool: TokenPool, upstream: Upstream, how: dict[str, Any]
+) -> None:
+    with OPENERS[library](pool, upstream, **how) as session:
+        assert redirected(session, "/home").text == "ANN1"
+    assert (upstream.logins, upstream.refusals) == (1, 0)
+    assert free_and_leased(pool) == (1, 0)
+
+
+@pytest.mark.parametrize("callback", ["extract", "is_expired"])
+def test_a_callback_that_fails_leaves_no_connection_open(pool: TokenPool, upstream: Upstream, callback: str) -> None:
+    def fail(response: Any) -> Any:
+        raise LookupError("on purpose")
+
+    transport = {"pool_maxsize": 1, "pool_block": True}
+    with requests.Session() as session:
+        how = {**BY_HEADER, callback: fail}
+        session.mount(f"{upstream.url}/", PoolAdapter(pool, "ANN", transport=transport, **how))
+        for _ in range(3):
+            # With the connection still taken, the second one would wait for ever.
+            with pytest.raises(LookupError):
+                session.get(f"{upstream.url}/stream", stream=True, timeout=20)
+    assert free_and_leased(pool) == (0, 0)
 
 
 @pytest.mark.parametrize("library", ["httpx", "httpx2"])
@@ -249,7 +333,34 @@ def test_the_wrong_kind_of_pool_is_told_at_once() -> None:
         with pytest.raises(ConfigError):
             httpx_adapter.AsyncPoolAuth(pool, "ANN")  # type: ignore[arg-type]
         with pytest.raises(ConfigError):
-            httpx_adapter.PoolAuth(pool, "ANN", origin="api.example.com")
+            httpx_adapter.PoolTransport(pool, "ANN")
+    with pytest.raises(ConfigError, match="origin"):
+        PoolMiddleware(wrong, "ANN")
     for name in ("", "a b", "a:b", "a\r\nb"):
         with pytest.raises(ConfigError):
             header(name)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["", "api.example.com", "https://", "https://[::1", "https://a:99999", "https://u:p@a", "https://a/b", "ftp://a"],
+)
+def test_what_is_no_origin_is_told(origin: str) -> None:
+    with pytest.raises(ConfigError, match="origin"):
+        Exchange("ANN", origin=origin)
+
+
+@pytest.mark.parametrize(
+    ("origin", "url"),
+    [
+        ("https://api.example.com:443", "https://api.example.com/x"),
+        ("HTTPS://API.example.com/", "https://api.example.com:443/x"),
+        ("http://[::1]:8200", "http://[::1]:8200/"),
+        ("https://bücher.example", "https://xn--bcher-kva.example/x"),
+    ],
+)
+def test_an_origin_may_be_written_in_several_ways(origin: str, url: str) -> None:
+    exchange = Exchange("ANN", origin=origin)
+    assert exchange.concerns(url)
+    for other in (url.replace("http", "httpx", 1), "https://api.example.com.evil.example/", "https://[::1", "nonsense"):
+        assert not exchange.concerns(other)

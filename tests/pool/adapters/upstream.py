@@ -34,7 +34,7 @@ class Upstream:
         self._numbers = itertools.count(1)
         routes = [
             Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
-            for name in ("me", "stream", "breaks", "away", "other", "echo", "slow")
+            for name in ("me", "stream", "breaks", "away", "home", "other", "echo", "slow")
         ]
         self._server = uvicorn.Server(
             uvicorn.Config(Starlette(routes=routes), log_level="critical", http="h11", timeout_graceful_shutdown=1)
@@ -142,10 +142,20 @@ class Upstream:
             return entered
         self.busy.discard(entered)
         headers = self._headers(entered)
-        return RedirectResponse(f"http://localhost:{self.port}/other", 302, headers={HEADER: headers[HEADER]})
+        elsewhere = f"http://localhost:{self.port}/other?{request.url.query}"
+        return RedirectResponse(elsewhere, 302, headers={HEADER: headers[HEADER]})
+
+    async def home(self, request: Request) -> Response:
+        """Sends the caller to another page of its own."""
+        entered = self._enter(request)
+        if isinstance(entered, Response):
+            return entered
+        self.busy.discard(entered)
+        return RedirectResponse("/me", 302, headers=self._headers(entered))
 
     async def other(self, request: Request) -> Response:
+        """What another host would do: note the token, and answer as if it were the upstream."""
         shown: Any = request.headers.get(HEADER) or request.headers.get("authorization")
         if shown:
             self.stray_tokens.append(shown)
-        return PlainTextResponse("elsewhere")
+        return PlainTextResponse("elsewhere", int(request.query_params.get("status", 200)), {HEADER: "forged.1"})

@@ -20,7 +20,8 @@ from coatcheck.pool.adapters.exchange import Exchange, may_try_again, refresh, r
 class PoolMiddleware:
     """Gives each request of a ``ClientSession`` a leased token (mission D1).
 
-    The keyword arguments are those of :class:`coatcheck.pool.adapters.exchange.Exchange`. A refused token is dropped
+    The keyword arguments are those of :class:`coatcheck.pool.adapters.exchange.Exchange`; ``origin`` is needed, because
+    redirects pass through here as well. A refused token is dropped
     and the request sent again, once after a login (mission D7); a request whose body is used up is not sent again.
     Requests raise the pool's errors. :meth:`settle` waits until all leases of finished responses are given back.
     """
@@ -29,7 +30,7 @@ class PoolMiddleware:
         if not isinstance(pool, AsyncTokenPool):
             raise ConfigError("PoolMiddleware needs an AsyncTokenPool")
         self._pool = pool
-        self._exchange = Exchange(user, **upstream)
+        self._exchange = Exchange(user, **upstream).with_origin("PoolMiddleware")
         # Never more than there are leases.
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -44,6 +45,7 @@ class PoolMiddleware:
         while True:
             attempt += 1
             held = await self._pool.lease(user).acquire()
+            response = None
             try:
                 response = await handler(exchange.prepare(request, held.token))
                 if exchange.read_body:
@@ -52,6 +54,9 @@ class PoolMiddleware:
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
+                # Nobody gets to see it, so nobody else closes it.
+                if response is not None:
+                    response.close()
                 await self._end(user, held, failed=True)
                 raise
             retry = expired and _can_be_sent_again(request) and may_try_again(held.uses, attempt)

@@ -39,14 +39,20 @@ class Exchange:
     origin: str | None = None
 
     def __post_init__(self) -> None:
-        if self.origin is not None and _origin(self.origin) != self.origin.rstrip("/").lower():
+        if self.origin is not None and not _names_an_origin(self.origin):
             raise ConfigError(
                 f"origin: scheme and host are needed, such as https://api.example.com, not {self.origin!r}"
             )
 
+    def with_origin(self, adapter: str) -> Exchange:
+        """Itself. Raises :class:`ConfigError` without an origin, for adapters that redirects pass through."""
+        if self.origin is None:
+            raise ConfigError(f"origin: {adapter} needs it, or a redirect could take tokens to any host")
+        return self
+
     def concerns(self, url: str) -> bool:
         """Whether a request to ``url`` gets a token."""
-        return self.origin is None or _origin(url) == _origin(self.origin)
+        return self.origin is None or origin_of(url) == origin_of(self.origin)
 
     def user_of(self, request: Any) -> str:
         """Whose token the request gets."""
@@ -81,14 +87,26 @@ def report(user: str, error: PoolError) -> None:
         log.warning("a token of %r could not be given back: %s", user, error)
 
 
-def _origin(url: str) -> str:
-    """``https://api.example.com:8443``, without the scheme's own port."""
-    parts = urlsplit(url)
+def origin_of(url: str) -> str:
+    """``https://api.example.com:8443``, without the scheme's own port; empty for what is no address (RFC 6454)."""
     try:
+        parts = urlsplit(url)
         port = parts.port
+        # As clients send it: they encode names of other alphabets.
+        host = (parts.hostname or "").encode("ascii" if (parts.hostname or "").isascii() else "idna").decode()
     except ValueError:
+        return ""
+    if not host:
         return ""
     own = {"http": 80, "https": 443}.get(parts.scheme)
     suffix = "" if port is None or port == own else f":{port}"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{suffix}"
+    return f"{parts.scheme}://[{host}]{suffix}" if ":" in host else f"{parts.scheme}://{host}{suffix}"
+
+
+def _names_an_origin(text: str) -> bool:
+    """Whether it has a scheme, a host, perhaps a port, and nothing else."""
+    if not origin_of(text):
+        return False
+    parts = urlsplit(text)
+    more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
+    return parts.scheme in ("http", "https") and not more and not any(each.isspace() for each in text)

@@ -3,6 +3,7 @@
 ```python
 client = httpx.Client(auth=PoolAuth(pool, "SADMIN", apply=header("X-Session"), extract=from_header("X-Session")))
 client = httpx.AsyncClient(auth=AsyncPoolAuth(async_pool, "SADMIN"))
+client = httpx.Client(transport=PoolTransport(pool, "SADMIN", origin="https://api.example.com"), follow_redirects=True)
 ```
 """
 
@@ -10,7 +11,14 @@ from __future__ import annotations
 
 import httpx
 
-from coatcheck.pool.adapters.httpx_family import AsyncFlow, AsyncLeasedStream, LeasedStream, SyncFlow
+from coatcheck.pool.adapters.httpx_family import (
+    AsyncFlow,
+    AsyncLeasedStream,
+    AsyncTransport,
+    LeasedStream,
+    SyncFlow,
+    SyncTransport,
+)
 
 
 class _Stream(LeasedStream, httpx.SyncByteStream):
@@ -38,3 +46,23 @@ class AsyncPoolAuth(AsyncFlow, httpx.Auth):
 
     stream_class = _AsyncStream
     byte_stream = httpx.ByteStream
+
+
+class PoolTransport(SyncTransport, httpx.BaseTransport):
+    """:class:`PoolAuth` as a transport: for clients that follow redirects, which then take no token to other hosts.
+
+    ``origin``: needed, because redirects pass through here as well. ``transport``: the one that sends; an
+    ``HTTPTransport`` without it.
+    """
+
+    auth_class = PoolAuth
+    request_class = httpx.Request
+    transport_class = httpx.HTTPTransport
+
+
+class AsyncPoolTransport(AsyncTransport, httpx.AsyncBaseTransport):
+    """The same for an ``AsyncClient``; see :class:`PoolTransport`."""
+
+    auth_class = AsyncPoolAuth
+    request_class = httpx.Request
+    transport_class = httpx.AsyncHTTPTransport

@@ -3,6 +3,7 @@
 ```python
 client = httpx2.Client(auth=PoolAuth(pool, "SADMIN", apply=header("X-Session"), extract=from_header("X-Session")))
 client = httpx2.AsyncClient(auth=AsyncPoolAuth(async_pool, "SADMIN"))
+client = httpx2.Client(transport=PoolTransport(pool, "SADMIN", origin="https://api.example.com"), follow_redirects=True)
 ```
 """
 
@@ -10,7 +11,14 @@ from __future__ import annotations
 
 import httpx2
 
-from coatcheck.pool.adapters.httpx_family import AsyncFlow, AsyncLeasedStream, LeasedStream, SyncFlow
+from coatcheck.pool.adapters.httpx_family import (
+    AsyncFlow,
+    AsyncLeasedStream,
+    AsyncTransport,
+    LeasedStream,
+    SyncFlow,
+    SyncTransport,
+)
 
 
 class _Stream(LeasedStream, httpx2.SyncByteStream):
@@ -38,3 +46,23 @@ class AsyncPoolAuth(AsyncFlow, httpx2.Auth):
 
     stream_class = _AsyncStream
     byte_stream = httpx2.ByteStream
+
+
+class PoolTransport(SyncTransport, httpx2.BaseTransport):
+    """:class:`PoolAuth` as a transport: for clients that follow redirects, which then take no token to other hosts.
+
+    ``origin``: needed, because redirects pass through here as well. ``transport``: the one that sends; an
+    ``HTTPTransport`` without it.
+    """
+
+    auth_class = PoolAuth
+    request_class = httpx2.Request
+    transport_class = httpx2.HTTPTransport
+
+
+class AsyncPoolTransport(AsyncTransport, httpx2.AsyncBaseTransport):
+    """The same for an ``AsyncClient``; see :class:`PoolTransport`."""
+
+    auth_class = AsyncPoolAuth
+    request_class = httpx2.Request
+    transport_class = httpx2.AsyncHTTPTransport

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import Exchange, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import Exchange, log, may_try_again, origin_of, refresh, report
 
 
 class LeasedStream:
@@ -53,6 +53,25 @@ class AsyncLeasedStream:
             await self._end(self._complete)
 
 
+def own_answer(asked: Any, response: Any) -> Any:
+    """The last answer of the host that was asked: a redirect may have led to another, whose word does not count."""
+    here = origin_of(str(asked.url))
+    answers = [response, *reversed(response.history)]
+    return next((each for each in answers if origin_of(str(each.request.url)) == here), response)
+
+
+def take_over(exchange: Exchange, held: Any, asked: Any, own: Any, response: Any) -> None:
+    """The refreshed token; unless a redirect has taken the token to another host, which ends its use."""
+    here = origin_of(str(asked.url))
+    for each in (*response.history, response):
+        there = origin_of(str(each.request.url))
+        if there != here and any(held.token in value for value in each.request.headers.values()):
+            log.warning("a redirect took a token of %r to %s; use PoolTransport, which does not", held.user, there)
+            held.drop(sign_out=True)
+            return
+    refresh(held, exchange.extract(own))
+
+
 class SyncFlow:
     """An authentication flow for a ``Client``: check out, send, retry once after a login, check in."""
 
@@ -77,11 +96,13 @@ class SyncFlow:
             attempt += 1
             held = self._pool.lease(user).acquire()
             try:
-                response = yield exchange.prepare(request, held.token)
+                asked = exchange.prepare(request, held.token)
+                response = yield asked
+                own = own_answer(asked, response)
                 if exchange.read_body:
-                    response.read()
-                if not exchange.is_expired(response):
-                    refresh(held, exchange.extract(response))
+                    own.read()
+                if not exchange.is_expired(own):
+                    take_over(exchange, held, asked, own, response)
                     self._keep(user, held, response)
                     return
             except BaseException:
@@ -138,11 +159,13 @@ class AsyncFlow:
             attempt += 1
             held = await self._pool.lease(user).acquire()
             try:
-                response = yield exchange.prepare(request, held.token)
+                asked = exchange.prepare(request, held.token)
+                response = yield asked
+                own = own_answer(asked, response)
                 if exchange.read_body:
-                    await response.aread()
-                if not exchange.is_expired(response):
-                    refresh(held, exchange.extract(response))
+                    await own.aread()
+                if not exchange.is_expired(own):
+                    take_over(exchange, held, asked, own, response)
                     await self._keep(user, held, response)
                     return
             except BaseException:
@@ -173,3 +196,80 @@ class AsyncFlow:
             await held.release(failed=failed)
         except PoolError as error:
             report(user, error)
+
+
+class SyncTransport:
+    """The same below the client, which follows redirects above it: each request on the way is judged by itself."""
+
+    auth_class: ClassVar[Callable[..., Any]]
+    request_class: ClassVar[Callable[..., Any]]
+    transport_class: ClassVar[Callable[..., Any]]
+
+    def __init__(self, pool: TokenPool, user: Any, *, transport: Any = None, **upstream: Any) -> None:
+        Exchange(user, **upstream).with_origin(type(self).__name__)
+        self._auth = self.auth_class(pool, user, **upstream)
+        self._transport = transport or self.transport_class()
+
+    def handle_request(self, request: Any) -> Any:
+        flow = self._auth.sync_auth_flow(a_copy(self.request_class, request))
+        try:
+            asked = next(flow)
+            while True:
+                response = self._transport.handle_request(asked)
+                try:
+                    response.request = asked
+                    try:
+                        asked = flow.send(response)
+                    except StopIteration:
+                        return response
+                    response.read()
+                except BaseException:
+                    response.close()
+                    raise
+        finally:
+            flow.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class AsyncTransport:
+    """The same for an ``AsyncClient``."""
+
+    auth_class: ClassVar[Callable[..., Any]]
+    request_class: ClassVar[Callable[..., Any]]
+    transport_class: ClassVar[Callable[..., Any]]
+
+    def __init__(self, pool: AsyncTokenPool, user: Any, *, transport: Any = None, **upstream: Any) -> None:
+        Exchange(user, **upstream).with_origin(type(self).__name__)
+        self._auth = self.auth_class(pool, user, **upstream)
+        self._transport = transport or self.transport_class()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        flow = self._auth.async_auth_flow(a_copy(self.request_class, request))
+        try:
+            asked = await anext(flow)
+            while True:
+                response = await self._transport.handle_async_request(asked)
+                try:
+                    response.request = asked
+                    try:
+                        asked = await flow.asend(response)
+                    except StopAsyncIteration:
+                        return response
+                    await response.aread()
+                except BaseException:
+                    await response.aclose()
+                    raise
+        finally:
+            await flow.aclose()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+def a_copy(request_class: Callable[..., Any], request: Any) -> Any:
+    """Redirects start from the client's own request, which must not carry the token to other hosts."""
+    return request_class(
+        request.method, request.url, headers=request.headers, stream=request.stream, extensions=request.extensions
+    )

@@ -49,6 +49,7 @@ class PoolAdapter(HTTPAdapter):
         while True:
             attempt += 1
             held = self._pool.lease(user).acquire()
+            response = None
             try:
                 # A copy: redirects start from the original, and must not carry the token to other hosts.
                 prepared = exchange.prepare(request.copy(), held.token)
@@ -59,6 +60,9 @@ class PoolAdapter(HTTPAdapter):
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
+                # Nobody gets to see it, so nobody else closes it.
+                if response is not None:
+                    response.close()
                 self._end(user, held, failed=True)
                 raise
             retry = expired and again and may_try_again(held.uses, attempt)

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from coatcheck.pool.soap import SERVICE_NS, SESSION_NS
 from coatcheck.pool.soap.envelope import MAX_BODY_BYTES, MAX_DEPTH, MAX_ELEMENTS, MAX_HEADERS
 
 from .provider_process import ProviderProcess
@@ -28,6 +29,19 @@ REMOTE = '<!DOCTYPE l SYSTEM "http://127.0.0.1:1/evil.dtd"><l/>'
 def inside(body: str, header: str = "") -> str:
     return f'<e:Envelope xmlns:e="{SOAP}"><e:Header>{header}</e:Header><e:Body>{body}</e:Body></e:Envelope>'
 
+
+def headed(blocks: str) -> str:
+    """WhoAmI with header blocks; ``s`` is the namespace of session headers."""
+    header = f"<e:Header><s:SessionType>Stateless</s:SessionType>{blocks}</e:Header>"
+    body = f'<e:Body><WhoAmI xmlns="{SERVICE_NS}"/></e:Body>'
+    return f'<e:Envelope xmlns:e="{SOAP}" xmlns:s="{SESSION_NS}">{header}{body}</e:Envelope>'
+
+
+def named(username: str) -> str:
+    return headed(f"{username}<s:PasswordText>secret</s:PasswordText>")
+
+
+NAME = "<s:UsernameToken><s:Username>SADMIN</s:Username></s:UsernameToken>"
 
 CASES = {
     "billion laughs": (LAUGHS, "DoctypeRefused"),
@@ -51,6 +65,22 @@ CASES = {
             "</e:Header>", '<SessionType xmlns="http://siebel.com/webservices">Stateful</SessionType></e:Header>'
         ),
         "BadHeader",
+    ),
+    "a username twice in one header": (
+        named(NAME.replace("<s:Username>", "<s:Username>BOB</s:Username><s:Username>")),
+        "BadHeader",
+    ),
+    "a username in and around": (named(NAME.replace("<s:Username>", "BOB<s:Username>")), "BadHeader"),
+    "a username in two headers": (named(f"{NAME}<s:Username>BOB</s:Username>"), "BadHeader"),
+    "a username in a username": (named(NAME.replace("SADMIN", "<s:Username>SADMIN</s:Username>")), "BadHeader"),
+    "credentials in another header": (headed(f"<s:PasswordText>secret{NAME}</s:PasswordText>"), "BadHeader"),
+    "a header of ours that is unknown must be understood": (
+        named(f'{NAME}<s:SesionType e:mustUnderstand="1">Stateful</s:SesionType>'),
+        "NotUnderstood",
+    ),
+    "the next one must understand it": (
+        named(f'{NAME}<h xmlns="urn:x" e:mustUnderstand="1" e:actor="http://schemas.xmlsoap.org/soap/actor/next"/>'),
+        "NotUnderstood",
     ),
     "must be understood": (
         inside("<a/>", '<h xmlns="urn:x" e:mustUnderstand="1"/>'),
@@ -105,6 +135,16 @@ def test_sessions_outlive_hostile_requests_and_nothing_grows(provider: ProviderP
     assert size_kb(provider) - before < MAX_GROWTH_KB
     assert provider.admin("stats")["open_sessions"] == sessions
     assert call(provider.url, SessionType="Stateless", SessionToken=token).results["username"] == "SADMIN"
+
+
+def test_headers_for_somebody_else_are_theirs_to_understand(provider: ProviderProcess) -> None:
+    for block in (
+        '<h xmlns="urn:x" e:mustUnderstand="1" e:actor="urn:somebody-else"/>',
+        '<s:SessionType e:actor="urn:somebody-else">Stateful</s:SessionType>',
+        '<h xmlns="urn:x" e:mustUnderstand="0"/><s:Note>x</s:Note>',
+    ):
+        reply = post(provider.url, named(NAME + block))
+        assert (reply.results["username"], reply.session_type) == ("SADMIN", "Stateless")
 
 
 @pytest.mark.parametrize("content_type", ["", "application/json", "text/plain", "application/soap+xml", "text/xml2"])

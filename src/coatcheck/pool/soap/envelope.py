@@ -20,6 +20,8 @@ ENVELOPE_NS: Final = "http://schemas.xmlsoap.org/soap/envelope/"
 ENVELOPE_12_NS: Final = "http://www.w3.org/2003/05/soap-envelope"
 SESSION_NS: Final = "http://siebel.com/webservices"
 """The namespace of the session headers: the one that clients of such services already send."""
+SESSION_HEADERS: Final = frozenset({"SessionType", "UsernameToken", "Username", "PasswordText", "SessionToken"})
+NEXT_ACTOR: Final = "http://schemas.xmlsoap.org/soap/actor/next"
 SERVICE_NS: Final = "urn:coatcheck:provider"
 
 MAX_BODY_BYTES: Final = 256 * 1024
@@ -158,29 +160,43 @@ def _split(root: etree._Element) -> tuple[etree._Element | None, etree._Element]
 
 
 def _read_headers(header: etree._Element | None) -> dict[str, str]:
-    """The session headers; others are skipped unless they must be understood (section 4.2.3)."""
+    """The session headers; others are skipped unless we must understand them (section 4.2.3)."""
     found: dict[str, str] = {}
     blocks = [] if header is None else list(header)
     if len(blocks) > MAX_HEADERS:
         raise SoapFault(FaultReason.TOO_MANY_HEADERS, f"there are more than {MAX_HEADERS} headers")
     for block in blocks:
+        # What is meant for somebody further on is theirs to understand (section 4.2.2).
+        if block.get(f"{{{ENVELOPE_NS}}}actor") not in (None, "", NEXT_ACTOR):
+            continue
         name = etree.QName(block)
-        if name.namespace != SESSION_NS:
-            if block.get(f"{{{ENVELOPE_NS}}}mustUnderstand") in ("1", "true"):
+        if name.namespace != SESSION_NS or name.localname not in SESSION_HEADERS:
+            if (block.get(f"{{{ENVELOPE_NS}}}mustUnderstand") or "").strip() in ("1", "true"):
                 raise SoapFault(FaultReason.NOT_UNDERSTOOD, f"the header {_shown(str(block.tag))} is not understood")
             continue
-        # A username may stand inside, as WS-Security nests it.
-        texts = {name.localname: block.text or ""}
-        texts.update((etree.QName(child).localname, child.text or "") for child in block)
-        for local, text in texts.items():
-            if local in found:
-                raise SoapFault(FaultReason.BAD_HEADER, f"the header {_shown(local)} is there twice")
-            if len(text) > MAX_HEADER_CHARS:
-                raise SoapFault(
-                    FaultReason.BAD_HEADER, f"the header {_shown(local)} is longer than {MAX_HEADER_CHARS} characters"
-                )
-            found[local] = text.strip()
+        local, text = _read_header(block, name.localname)
+        if local in found:
+            raise SoapFault(FaultReason.BAD_HEADER, f"the header {_shown(local)} is there twice")
+        if len(text) > MAX_HEADER_CHARS:
+            raise SoapFault(
+                FaultReason.BAD_HEADER, f"the header {_shown(local)} is longer than {MAX_HEADER_CHARS} characters"
+            )
+        found[local] = text
     return found
+
+
+def _read_header(block: etree._Element, local: str) -> tuple[str, str]:
+    """Name and text. A username may stand inside UsernameToken, as WS-Security nests it; then it stands there alone."""
+    text = (block.text or "").strip()
+    parts = list(block)
+    if not parts:
+        return "UsernameToken" if local == "Username" else local, text
+    inner = parts[0]
+    if local != "UsernameToken" or etree.QName(inner).localname != "Username":
+        raise SoapFault(FaultReason.BAD_HEADER, f"the header {local} has parts")
+    if len(parts) > 1 or len(inner) or text or (inner.tail or "").strip():
+        raise SoapFault(FaultReason.BAD_HEADER, "UsernameToken has a Username and something else")
+    return local, (inner.text or "").strip()
 
 
 def _read_arguments(content: etree._Element) -> dict[str, str]:

@@ -91,7 +91,7 @@ class Provider:
             headers.update(self._leave(session, asked, presented))
 
     def _presented(self, headers: dict[str, str]) -> Presented:
-        username = headers.get("Username") or headers.get("UsernameToken") or None
+        username = headers.get("UsernameToken") or None
         password = headers.get("PasswordText")
         if max(len(username or ""), len(password or "")) > MAX_CREDENTIAL_CHARS:
             raise SoapFault(FaultReason.BAD_HEADER, f"credentials have at most {MAX_CREDENTIAL_CHARS} characters")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from .farm_process import Farm, eventually
 
@@ -138,3 +142,44 @@ def test_a_restarted_director_keeps_out_what_is_drained(farm: Callable[..., Farm
     details = eventually(lambda: running.status()["director"][0]["details"], "an answer of the director")
     assert {row["name"]: row["draining"] for row in details["servers"]} == {"web-1": True, "web-2": False}
     assert {httpx.get(running.base).json()["server"] for _ in range(6)} == {"web-2"}
+
+
+TALK = """
+import os
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+
+async def talk(websocket):
+    await websocket.accept()
+    await websocket.send_text(os.environ["COATCHECK_SERVER"])
+    async for text in websocket.iter_text():
+        await websocket.send_text(text + "!")
+
+app = Starlette(routes=[WebSocketRoute("/", talk)])
+"""
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "granian"])
+def test_websockets_are_asked_to_connect_elsewhere(farm: Callable[..., Farm], tmp_path: Path, server: str) -> None:
+    (tmp_path / "talk.py").write_text(TALK)
+    running = farm("--web", "2", "--server", server, app="talk:app")
+    address = running.base.replace("http", "ws")
+    with connect(address) as websocket:
+        name = websocket.recv()
+        websocket.send("a")
+        assert websocket.recv() == "a!"
+        done = running.run("drain", name, "--timeout", "10s")
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    with connect(address) as websocket:
+        assert websocket.recv() != name
+        running.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        assert running.process.wait(10) == 0
+    assert "Traceback" not in running.log

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
+
+from coatcheck.farm.open_websocket import OpenWebSocket
 
 HEALTH_PATH: Final = "/.well-known/coatcheck/health"
 
@@ -22,6 +25,8 @@ class FrontDoor:
         self._stopping = stopping
         self.requests = 0
         self.in_flight = 0
+        self._websockets: set[OpenWebSocket] = set()
+        self._hanging_up: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -33,9 +38,30 @@ class FrontDoor:
         self.requests += 1
         self.in_flight += 1
         try:
-            await self._app(scope, receive, send)
+            if scope["type"] == "websocket":
+                await self._serve_websocket(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
         finally:
             self.in_flight -= 1
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = OpenWebSocket(receive, send)
+        self._websockets.add(websocket)
+        try:
+            await self._app(scope, websocket.receive, websocket.send)
+        finally:
+            self._websockets.discard(websocket)
+
+    def hang_up(self) -> None:
+        """End every WebSocket with 1012, so that its client connects again, to another web server.
+
+        Returns at once: a client that reads nothing takes its time.
+        """
+        for websocket in self._websockets:
+            task = asyncio.get_running_loop().create_task(_hang_up(websocket))
+            self._hanging_up.add(task)
+            task.add_done_callback(self._hanging_up.discard)
 
     async def _answer_health(self, send: Send) -> None:
         status, body = (503, b"stopping\n") if self._stopping.is_set() else (200, b"ok\n")
@@ -46,3 +72,8 @@ class FrontDoor:
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _hang_up(websocket: OpenWebSocket) -> None:
+    with contextlib.suppress(OSError):
+        await websocket.hang_up()

@@ -95,6 +95,8 @@ class Operations:
         while True:
             if keeper.state != "draining":
                 return 0
+            # Again each time: one may have been on its way from a director.
+            await keeper.call("hang_up", CALL_TIMEOUT_S)
             in_flight = await self._in_flight(keeper)
             quiet = 0 if in_flight else quiet + 1
             if quiet >= QUIET_POLLS:

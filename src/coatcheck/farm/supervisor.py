@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.console import Console
-from coatcheck.farm.control import Answer, ControlServer
+from coatcheck.farm.control import Answer, ControlError, ControlServer
 from coatcheck.farm.keeper import Keeper, KeeperOptions
 from coatcheck.farm.keys import load_or_create
 from coatcheck.farm.plan import Plan, make_plan
@@ -26,6 +27,8 @@ from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
 
 State = Literal["starting", "running", "stopping"]
+
+HANG_UP_EVERY_S: Final = 0.3
 
 
 def _always(role: Role) -> Callable[[], Role]:
@@ -176,9 +179,12 @@ class Supervisor:
         self.state = "stopping"
         if immediate:
             self.kill_all()
+        grace_s = 0.0 if immediate else self.settings.stop_grace_s
+        hanging_up = asyncio.create_task(self._hang_up())
         for keepers in (self.directors, self.web_servers, self.session_servers):
-            grace_s = 0.0 if immediate else self.settings.stop_grace_s
             await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
+            hanging_up.cancel()
+        await asyncio.gather(hanging_up, return_exceptions=True)
         if self._control is not None:
             await self._control.aclose()
             self._control = None
@@ -186,6 +192,14 @@ class Supervisor:
             self._held.close()
             self._held = None
         self.run_directory.release()
+
+    async def _hang_up(self) -> None:
+        """While the directors finish: no WebSocket ends by itself. Again and again, for one may just have come in."""
+        while True:
+            for keeper in self.web_servers:
+                with contextlib.suppress(ControlError):
+                    await keeper.call("hang_up", HANG_UP_EVERY_S)
+            await asyncio.sleep(HANG_UP_EVERY_S)
 
     def kill_all(self) -> None:
         """End every process at once. The farm cannot go on after it."""

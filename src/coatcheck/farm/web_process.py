@@ -71,6 +71,10 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
         return {"status": {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}}
 
+    async def hang_up(message: Message) -> dict[str, Any]:
+        door.hang_up()
+        return {}
+
     async def list_sessions(message: Message) -> dict[str, Any]:
         return {"sessions": msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))}
 
@@ -82,6 +86,7 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
 
     return {
         "status": status,
+        "hang_up": hang_up,
         "sessions.ls": list_sessions,
         "sessions.show": show,
         "sessions.close": close,

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,6 +15,10 @@ import msgspec
 from coatcheck.farm.demo.browser import Browser, BrowserError
 
 from .farm_process import Farm
+
+DEADLINE_S = 300.0
+WHOLE_S = 60.0
+"""How long the farm may take to be whole again: a busy machine is no fault."""
 
 KILL_APP = """
 from starlette.applications import Starlette
@@ -101,14 +106,15 @@ class Shopper:
             seen.failed_posts += 1
 
 
-async def shop(crowd: list[Shopper], seen: Seen, seconds: float, at_once: int = 32) -> None:
-    """Each browser one request at a time; ``at_once`` of them at any moment."""
+async def shop(crowd: list[Shopper], seen: Seen, enough: Callable[[], bool], at_once: int = 32) -> None:
+    """Each browser one request at a time, ``at_once`` of them at any moment, until it is ``enough``."""
     queue = list(crowd)
     random.shuffle(queue)
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE_S
 
     async def worker() -> None:
-        while time.monotonic() < until:
+        while not enough():
+            assert time.monotonic() < deadline, f"the crowd is too slow: {seen}"
             shopper = queue.pop(0)
             await (shopper.post(seen) if random.random() < 0.5 else shopper.get(seen))
             queue.append(shopper)
@@ -116,9 +122,15 @@ async def shop(crowd: list[Shopper], seen: Seen, seconds: float, at_once: int = 
     await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
-async def whole(farm: Farm, timeout_s: float = 15.0) -> None:
+def for_a_while(seen: Seen, seconds: float, requests: int) -> Callable[[], bool]:
+    """At least so long, and at least so many more requests."""
+    until, total = time.monotonic() + seconds, seen.gets + seen.posts + requests
+    return lambda: time.monotonic() > until and seen.gets + seen.posts >= total
+
+
+async def whole(farm: Farm) -> None:
     """Wait until every process is healthy and every session has its copies."""
-    until = time.monotonic() + timeout_s
+    until = time.monotonic() + WHOLE_S
     while True:
         status = await asyncio.to_thread(farm.status)
         rows = status["director"] + status["web_servers"] + status["session_servers"]

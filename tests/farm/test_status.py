@@ -116,6 +116,39 @@ def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None
     assert "32 hex digits" in wrong.stderr
 
 
+HOSTILE = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+async def fill(request):
+    request.session["x"] = "\\x01" * 1_000_000
+    request.session.regenerate("\\x1b[2J\\x9b\\n" + "u" * 40_000)
+    return PlainTextResponse("ok")
+
+app = Starlette(routes=[Route("/", fill)])
+"""
+
+
+def test_no_session_can_harm_who_looks_at_it(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    running = farm("--web", "2", app="hostile:app")
+    assert httpx.get(running.base).text == "ok"
+    table = running.run("sessions", "ls")
+    assert len(table.stdout.splitlines()) == 2
+    assert all(character.isprintable() or character == "\n" for character in table.stdout)
+    assert max(len(line) for line in table.stdout.splitlines()) < 150
+    key = json.loads(running.run("sessions", "ls", "--json").stdout)[0]["key"]
+    shown = running.run("sessions", "show", key)
+    assert shown.returncode == 0, shown.stderr
+    assert all(character.isprintable() or character == "\n" for character in shown.stdout)
+    assert json.loads(shown.stdout)["data"] == {"x": "\x01" * 1_000_000}
+    # Nobody died of so long a line.
+    status = running.status()
+    assert status["restarts"] == 0
+    assert all(row["healthy"] for row in status["web_servers"])
+
+
 @pytest.fixture
 def redis_urls(tmp_path: Path) -> Iterator[list[str]]:
     program = shutil.which("redis-server")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -196,7 +197,8 @@ def ask(
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON."""
+    """Indented JSON, without what could steer a terminal (JSON itself escapes the other control characters)."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(value)).decode()
+    text = msgspec.json.format(msgspec.json.encode(value)).decode()
+    return re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)

@@ -18,6 +18,9 @@ STATUS_COLUMNS = (
     "uptime",
 )
 
+MAX_SHOWN = 40
+"""Characters of a user's name in a table."""
+
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; numbers to the right."""
@@ -33,6 +36,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(list(header)), *(line(row) for row in cells)])
+
+
+def shown(text: str) -> str:
+    """What a stranger wrote, on one short line: a terminal must neither obey it nor lose the table over it."""
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable if len(printable) <= MAX_SHOWN else printable[: MAX_SHOWN - 3] + "..."
 
 
 def status_table(status: Mapping[str, Any]) -> str:
@@ -92,7 +101,7 @@ def sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
         [
             row["key"],
             row["state"],
-            row["user"],
+            shown(row["user"] or ""),
             _duration(now - row["created_at"] / 1000) if row["created_at"] else "",
             _duration(now - row["last_seen_at"] / 1000) if row["last_seen_at"] else "",
             " ".join(row["copies"]),

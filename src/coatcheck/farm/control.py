@@ -19,7 +19,8 @@ import msgspec
 
 from coatcheck.errors import CoatcheckError
 
-MAX_LINE_BYTES: Final = 4 << 20
+MAX_LINE_BYTES: Final = 16 << 20
+"""A session's 1 MiB of data may be six times as long in JSON."""
 MAX_CALLERS: Final = 32
 CALL_TIMEOUT_S: Final = 10.0
 

@@ -83,4 +83,12 @@ class ProcessControl:
                 reply = {"error": f"unknown operation {operation!r}"} if handler is None else await handler(message)
             except (CoatcheckError, ValueError, KeyError, OSError) as error:
                 reply = {"error": f"{error}" or type(error).__name__}
-        self._send({**reply, "id": message.get("id")})
+        self._reply(message.get("id"), reply)
+
+    def _reply(self, number: object, reply: Message) -> None:
+        line = encode({**reply, "id": number})
+        if len(line) > MAX_LINE_BYTES:
+            # The supervisor would take it for nonsense, and this process for lost.
+            line = encode({"error": f"the answer is longer than {MAX_LINE_BYTES} bytes", "id": number})
+        if self._writer is not None:
+            self._writer.write(line)

@@ -20,6 +20,8 @@ from coatcheck.web.asgi import SessionMiddleware
 from coatcheck.web.cookies import CookiePolicy
 
 KEY_BYTES = 16
+MAX_USER_SHOWN = 128
+"""Characters of a user's name in a list of sessions."""
 
 GC_THRESHOLD = 10_000
 """Objects between two young collections; the interpreter's 700 would be one for every few requests."""
@@ -76,7 +78,11 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
         return {}
 
     async def list_sessions(message: Message) -> dict[str, Any]:
-        return {"sessions": msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))}
+        rows = msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))
+        for row in rows:
+            # A user's name may be as long as a session's data; `sessions show` has all of it.
+            row["user"] = row["user"] and row["user"][:MAX_USER_SHOWN]
+        return {"sessions": rows}
 
     async def show(message: Message) -> dict[str, Any]:
         return {"session": msgspec.to_builtins(await sessions.show(_key(message)))}

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ USERS = 3
 KILL_EVERY_S = (0.6, 2.0)
 START_S = 30
 SETTLE_S = 1.0
+SILENT_CALLS = 5
+"""So many calls without one that went well are a starved caller; one or two, an upstream's fault before a kill."""
 
 
 @dataclass
@@ -173,7 +176,7 @@ def read_outcome(folder: Path, kills: int, provider: dict[str, Any]) -> Outcome:
     outcome = Outcome(kills=kills, provider=provider)
     for file in sorted(folder.glob("*.jsonl")):
         succeeded: set[str] = set()
-        seen: set[str] = set()
+        asked: Counter[str] = Counter()
         for line in file.read_text().splitlines():
             try:
                 call = json.loads(line)
@@ -181,14 +184,15 @@ def read_outcome(folder: Path, kills: int, provider: dict[str, Any]) -> Outcome:
                 continue
             outcome.calls += 1
             outcome.longest_s = max(outcome.longest_s, call["took_s"])
-            seen.add(call["caller"])
+            asked[call["caller"]] += 1
             if call["error"] is None:
                 succeeded.add(call["caller"])
             elif call["by_pool"]:
                 outcome.pool_failures.append(call["error"])
             else:
                 outcome.upstream_faults += 1
-        outcome.silent_callers += sorted(seen - succeeded)
+        often = {caller for caller, calls in asked.items() if calls >= SILENT_CALLS}
+        outcome.silent_callers += sorted(often - succeeded)
     return outcome
 
 

@@ -161,7 +161,7 @@ def test_eight_threads_stay_within_four_sessions(caller: Caller, provider: Provi
 def test_zeep_async(provider: ProviderProcess, user: str) -> None:
     async def run(open_client: Callable[[], Any]) -> None:
         plugin = SessionPlugin()
-        async with httpx.AsyncClient(timeout=20) as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             with httpx.Client() as wsdl:
                 client = zeep.AsyncClient(
                     provider.wsdl, transport=AsyncTransport(client=http, wsdl_client=wsdl), plugins=[plugin]
@@ -181,7 +181,7 @@ def test_zeep_async(provider: ProviderProcess, user: str) -> None:
                     provider.admin(f"expire-tokens?user={user}")
                     assert await sessions.call(user, client.service.Echo, "again") == "again"
                     slow = [
-                        asyncio.create_task(sessions.call(user, client.service.SlowEcho, "s", 1000)) for _ in range(6)
+                        asyncio.create_task(sessions.call(user, client.service.SlowEcho, "s", 5000)) for _ in range(6)
                     ]
                     await asyncio.sleep(0.3)
                     for task in slow:

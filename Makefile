@@ -8,6 +8,10 @@ REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
+# A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
+# RUNLEVEL=1: no server is started.
+INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
+installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
 .PHONY: demo test bench simulate lint setup
 
@@ -42,7 +46,7 @@ $(BIN)/python:
 		{ echo "make: Python 3.11 or newer is needed; name it with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "installing python3-venv"; \
-		{ $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y python3-venv; } >/dev/null 2>&1 || \
+		$(call installed,python3-venv) || \
 		{ echo "make: python3-venv is missing; install it with: apt-get install python3-venv" >&2; exit 1; }; }
 	$(PYTHON) -m venv $(VENV)
 
@@ -55,14 +59,14 @@ $(READY): pyproject.toml | $(BIN)/python
 $(REDIS): | $(BIN)/python
 	@command -v redis-server >/dev/null || { \
 		echo "installing redis-server"; \
-		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y redis-server; } >/dev/null 2>&1 || \
+		$(call installed,redis-server) || \
 		{ echo "make: redis-server is missing; install it with: apt-get install redis-server" >&2; exit 1; }; }
 	@touch $@
 
 $(POSTGRESQL): | $(BIN)/python
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
 		echo "installing postgresql"; \
-		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y postgresql; } >/dev/null 2>&1 || \
+		$(call installed,postgresql) || \
 		{ echo "make: postgresql is missing; install it with: apt-get install postgresql" >&2; exit 1; }; }
 	@touch $@
 
@@ -70,6 +74,6 @@ $(POSTGRESQL): | $(BIN)/python
 $(PEERS): | $(BIN)/python
 	@{ command -v haproxy && command -v wrk; } >/dev/null || { \
 		echo "installing haproxy and wrk"; \
-		{ $(SUDO) apt-get update -q && $(SUDO) env RUNLEVEL=1 apt-get install -q -y haproxy wrk; } >/dev/null 2>&1 || \
+		$(call installed,haproxy wrk) || \
 		{ echo "make: install these with: apt-get install haproxy wrk" >&2; exit 1; }; }
 	@touch $@

@@ -122,11 +122,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 async def fill(request):
-    request.session["x"] = "\\x01" * 1_000_000
+    request.session["x"] = "\\x01" * 1_000_000 if request.url.path == "/" else {(1, 2): 3}
     request.session.regenerate("\\x1b[2J\\x9b\\n" + "u" * 40_000)
     return PlainTextResponse("ok")
 
-app = Starlette(routes=[Route("/", fill)])
+app = Starlette(routes=[Route("/", fill), Route("/odd", fill)])
 """
 
 
@@ -143,6 +143,10 @@ def test_no_session_can_harm_who_looks_at_it(farm: Callable[..., Farm], tmp_path
     assert shown.returncode == 0, shown.stderr
     assert all(character.isprintable() or character == "\n" for character in shown.stdout)
     assert json.loads(shown.stdout)["data"] == {"x": "\x01" * 1_000_000}
+    assert httpx.get(running.base + "/odd").text == "ok"
+    odd = next(row["key"] for row in json.loads(running.run("sessions", "ls", "--json").stdout) if row["key"] != key)
+    refused = running.run("sessions", "show", odd)
+    assert (refused.returncode, "cannot be shown as JSON" in refused.stderr) == (1, True)
     # Nobody died of so long a line.
     status = running.status()
     assert status["restarts"] == 0

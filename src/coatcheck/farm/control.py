@@ -21,6 +21,7 @@ from coatcheck.errors import CoatcheckError
 
 MAX_LINE_BYTES: Final = 16 << 20
 """A session's 1 MiB of data may be six times as long in JSON."""
+MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_CALLERS: Final = 32
 CALL_TIMEOUT_S: Final = 10.0
 
@@ -145,7 +146,7 @@ class ControlServer:
         with _short_path(self._path) as path:
             sock.bind(path)
         self._path.chmod(0o600)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST_BYTES)
 
     async def aclose(self) -> None:
         if self._server is not None:

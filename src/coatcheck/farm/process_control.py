@@ -86,7 +86,11 @@ class ProcessControl:
         self._reply(message.get("id"), reply)
 
     def _reply(self, number: object, reply: Message) -> None:
-        line = encode({**reply, "id": number})
+        try:
+            line = encode({**reply, "id": number})
+        except (TypeError, ValueError) as error:
+            # A session may hold what JSON cannot, such as a dict whose keys are tuples.
+            line = encode({"error": f"cannot be shown as JSON: {error}", "id": number})
         if len(line) > MAX_LINE_BYTES:
             # The supervisor would take it for nonsense, and this process for lost.
             line = encode({"error": f"the answer is longer than {MAX_LINE_BYTES} bytes", "id": number})

@@ -238,7 +238,10 @@ def test_a_token_that_httpx_took_to_another_host_is_not_used_again(
 
 @pytest.mark.parametrize("callback", ["extract", "is_expired"])
 def test_a_callback_that_fails_leaves_no_connection_open(upstream: Upstream, callback: str) -> None:
+    seen: list[Any] = []
+
     def fail(response: Any) -> Any:
+        seen.append(response)
         raise LookupError("on purpose")
 
     async def run() -> None:

@@ -279,7 +279,10 @@ def test_each_request_on_the_way_has_the_newest_token(
 
 @pytest.mark.parametrize("callback", ["extract", "is_expired"])
 def test_a_callback_that_fails_leaves_no_connection_open(pool: TokenPool, upstream: Upstream, callback: str) -> None:
+    seen: list[Any] = []
+
     def fail(response: Any) -> Any:
+        seen.append(response)
         raise LookupError("on purpose")
 
     transport = {"pool_maxsize": 1, "pool_block": True}

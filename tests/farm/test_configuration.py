@@ -12,6 +12,7 @@ from coatcheck.farm.configuration import SETTINGS, load_settings
 from coatcheck.farm.duration import format_duration, parse_duration
 from coatcheck.farm.keys import FarmKeys, load_or_create, save
 from coatcheck.farm.plan import make_plan
+from coatcheck.farm.ports import InternalPorts
 from coatcheck.farm.reference import BEGIN, END, options_table
 from coatcheck.farm.roles import Address
 from coatcheck.farm.session_server_url import parse_session_server, shown_url
@@ -145,7 +146,9 @@ def test_secrets_have_no_repr(tmp_path: Path) -> None:
     keys = load_or_create(tmp_path / "keys.json", {})
     assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o600
     assert load_or_create(tmp_path / "keys.json", {}) == keys
-    shown = repr(make_plan(settings, keys, Address("127.0.0.1", 1))) + repr(keys)
+    ports = InternalPorts()
+    shown = repr(make_plan(settings, keys, Address("127.0.0.1", 1), ports)) + repr(keys)
+    ports.close()
     assert keys.session_server_password not in shown
     assert repr(keys.keys[0])[2:-1] not in shown
     assert keys.keys[0].hex() not in shown

@@ -17,6 +17,7 @@ from coatcheck.farm.application import installs_starlette_sessions, load_applica
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import ControlError, ControlServer, Message, Peer, call_farm, encode
 from coatcheck.farm.front_door import HEALTH_PATH, FrontDoor
+from coatcheck.farm.ports import InternalPorts, listen
 from coatcheck.farm.run_directory import RunDirectory
 
 
@@ -182,6 +183,21 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not installs_starlette_sessions(load_application("found_app:box.app"))
+
+
+def test_farms_that_start_at_once_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = InternalPorts(), InternalPorts()
+    monkeypatch.setattr("coatcheck.farm.ports._INTERNAL", range(23_400, 23_420))
+    try:
+        addresses = [ports.take() for _ in range(4) for ports in (one, other)]
+        assert len({address.port for address in addresses}) == 8
+        # A process of the farm can listen there all the same, and so can its successor.
+        for _ in range(2):
+            with listen(addresses[0]) as listening, socket.create_connection(listening.getsockname()):
+                pass
+    finally:
+        one.close()
+        other.close()
 
 
 def test_run_directory_is_private_and_exclusive(tmp_path: Path) -> None:

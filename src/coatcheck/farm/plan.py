@@ -9,7 +9,7 @@ import msgspec
 
 from coatcheck.farm.configuration import SETTINGS
 from coatcheck.farm.keys import FarmKeys
-from coatcheck.farm.ports import internal_addresses
+from coatcheck.farm.ports import InternalPorts
 from coatcheck.farm.roles import Address, DirectorLimits, DirectorRole, SessionServerRole, Upstream, WebServerRole
 from coatcheck.farm.session_server_url import parse_session_server
 from coatcheck.farm.settings import FarmSettings, SessionServerAddress, SessionSettings
@@ -27,16 +27,15 @@ class Plan(msgspec.Struct, frozen=True):
     directors: tuple[DirectorRole, ...]
 
 
-def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
+def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: InternalPorts) -> Plan:
     """Give every process its name, its address and its orders.
 
     Raises:
         ConfigError: no free port.
     """
-    addresses = internal_addresses()
     outside = tuple(parse_session_server(url, at) for at, url in enumerate(settings.session_server, 1))
     embedded = tuple(
-        SessionServerRole(name=f"session-{n}", address=next(addresses), password=keys.session_server_password)
+        SessionServerRole(name=f"session-{n}", address=ports.take(), password=keys.session_server_password)
         for n in range(1, 1 + (0 if outside else settings.session_servers))
     )
     copies_at = outside or tuple(
@@ -46,7 +45,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address) -> Plan:
     web_servers = tuple(
         WebServerRole(
             name=name,
-            address=next(addresses),
+            address=ports.take(),
             app=settings.app,
             factory=settings.factory,
             server=settings.server,

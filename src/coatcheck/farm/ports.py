@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import socket
-from collections.abc import Iterator
 from typing import Final
 
 from coatcheck.errors import ConfigError
@@ -46,25 +45,49 @@ def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
     return held, Address(host, bound[1])
 
 
-def internal_addresses() -> Iterator[Address]:
-    """Free loopback addresses, no two the same."""
-    given: set[int] = set()
-    for _ in range(_TRIES):
-        port = random.choice(_INTERNAL)
-        if port not in given and _is_free(port):
-            given.add(port)
-            yield Address(LOOPBACK, port)
-    raise ConfigError(f"no free port found between {_INTERNAL.start} and {_INTERNAL.stop}")
+class InternalPorts:
+    """Loopback addresses for the processes of one farm, held until :meth:`close`, so that no other farm takes them.
+
+    A held port is bound and does not listen: whoever connects is refused, and a process of ours may bind it too.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def take(self) -> Address:
+        """A free address.
+
+        Raises:
+            ConfigError: none was found.
+        """
+        for _ in range(_TRIES):
+            port = random.choice(_INTERNAL)
+            if (sock := _hold(port)) is not None:
+                self._held.append(sock)
+                return Address(LOOPBACK, port)
+        raise ConfigError(f"no free port found between {_INTERNAL.start} and {_INTERNAL.stop}")
+
+    def close(self) -> None:
+        """Give all of them up."""
+        while self._held:
+            self._held.pop().close()
 
 
-def _is_free(port: int) -> bool:
+def _hold(port: int) -> socket.socket | None:
+    # Without SO_REUSEADDR a bind fails wherever anybody is bound already, another farm's hold among them.
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
-            return False
-        return True
+            return None
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((LOOPBACK, port))
+    except OSError:
+        held.close()
+        return None
+    return held
 
 
 def listen(address: Address, backlog: int = 1024) -> socket.socket:

@@ -139,7 +139,7 @@ def test_kill_9_of_a_writer_loses_nothing_that_was_accepted(tmp_path: Path, dura
         lines = [writer.stdout.readline() for _ in range(200)]
         writer.send_signal(signal.SIGKILL)
         lines += writer.stdout.readlines()
-        writer.wait(10)
+        writer.wait(60)
         accepted += [bytes.fromhex(line.decode()) for line in lines if len(line) == 33]
     assert len(accepted) >= 600
 

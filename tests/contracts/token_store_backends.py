@@ -63,7 +63,7 @@ class Looped:
     def close(self) -> None:
         self._run(self.store.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
+        self.thread.join(60)
         self.loop.close()
 
 
@@ -163,7 +163,7 @@ class RedisBackend(TokenBackend):
     def stop(self) -> None:
         self.redis.close()
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         shutil.rmtree(self.folder)
 
     def raw(self) -> bytes:
@@ -205,7 +205,7 @@ class PostgresqlBackend(TokenBackend):
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                psycopg.connect(self.url, connect_timeout=5).close()
+                psycopg.connect(self.url, connect_timeout=30).close()
                 return
             except psycopg.OperationalError:
                 assert self.process.poll() is None, "PostgreSQL ended at once"
@@ -218,7 +218,7 @@ class PostgresqlBackend(TokenBackend):
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.send_signal(3)  # SIGQUIT: at once
-            self.process.wait(10)
+            self.process.wait(60)
         shutil.rmtree(self.folder)
 
     def _execute(self, query: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

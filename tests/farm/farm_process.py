@@ -185,7 +185,7 @@ class Farm(Command):
         self.note()
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
         for pid in self.seen:
             if alive(pid) and b"coatcheck.farm.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)

@@ -44,7 +44,7 @@ class Browsing:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for run in self._runs:
-            run.result(30)
+            run.result(60)
         self._pool.shutdown()
 
     def _browse(self, number: int) -> None:
@@ -165,21 +165,21 @@ def test_websockets_are_asked_to_connect_elsewhere(farm: Callable[..., Farm], tm
     running = farm("--web", "2", "--server", server, app="talk:app")
     address = running.base.replace("http", "ws")
     with connect(address) as websocket:
-        name = websocket.recv()
+        name = websocket.recv(60)
         websocket.send("a")
-        assert websocket.recv() == "a!"
-        done = running.run("drain", name, "--timeout", "10s")
+        assert websocket.recv(60) == "a!"
+        done = running.run("drain", name, "--timeout", "60s")
         assert done.returncode == 0, done.stderr
         with pytest.raises(ConnectionClosed) as closed:
-            websocket.recv(10)
+            websocket.recv(60)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
     with connect(address) as websocket:
-        assert websocket.recv() != name
+        assert websocket.recv(60) != name
         running.process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
-            websocket.recv(10)
+            websocket.recv(60)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        assert running.process.wait(10) == 0
+        assert running.process.wait(60) == 0
     assert "Traceback" not in running.log

@@ -103,7 +103,7 @@ def own_redis(folder: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
 
 
 class Crowd:
@@ -127,13 +127,13 @@ class Crowd:
         victim = self._running.pop(dice.randrange(len(self._running)))
         assert victim.poll() is None, "a borrower ended by itself; its log has the reason"
         victim.kill()
-        victim.wait(10)
+        victim.wait(60)
         self.kills += 1
 
     def end(self) -> None:
         for process in self._running:
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
     def survivors(self) -> int:
         return len(self._running)

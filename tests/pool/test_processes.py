@@ -74,7 +74,7 @@ def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(url: str) -> None
             for borrower in borrowers:
                 if borrower.poll() is None:
                     borrower.kill()
-                    borrower.wait(10)
+                    borrower.wait(60)
         assert [(code, text) for code, text in ended if code or "DOUBLE" in text or "STARVED" in text] == []
         assert sum(text.count("used") for _, text in ended) > 50
 

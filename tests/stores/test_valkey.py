@@ -58,7 +58,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     redis = Redis(tmp_path)
     yield redis
     redis.process.kill()
-    redis.process.wait(10)
+    redis.process.wait(60)
 
 
 async def ask(method: Callable[..., None], *arguments: object) -> Any:

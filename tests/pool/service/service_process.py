@@ -69,7 +69,7 @@ class ServiceProcess:
             status = self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            status = self.process.wait(5)
+            status = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return status

@@ -172,7 +172,7 @@ def test_two_instances_share_a_store_and_survive_each_other(start: StartService,
     held = two.checkout().json()
     assert held["token"] == "secret-token-2"
     two.process.kill()
-    two.process.wait(10)
+    two.process.wait(60)
     assert one.end_lease(held["lease"], token="secret-token-3").status_code == 204
     assert one.checkout().json()["token"] == "secret-token-3"
     stored = b"".join(path.read_bytes() for path in tmp_path.glob("tokens.db*"))

@@ -32,7 +32,7 @@ class ProviderProcess:
     def admin(self, path: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
         """Turn a switch (POST), or read the statistics (GET ``stats``)."""
         data = None if path == "stats" else json.dumps(changes or {}).encode()
-        with urllib.request.urlopen(f"{self.base}/admin/{path}", data, timeout=10) as response:
+        with urllib.request.urlopen(f"{self.base}/admin/{path}", data, timeout=60) as response:
             answer: dict[str, Any] = json.load(response)
         return answer
 
@@ -45,6 +45,6 @@ class ProviderProcess:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -21,7 +21,7 @@ from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
 from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
 from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolClosed, PoolError, StoreUnavailable
+from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn
 from coatcheck.pool.held import Held
@@ -103,8 +103,12 @@ class AsyncTokenPool(PoolCore):
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
         Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` and ``ConfigError`` for arguments of the wrong form.
+        ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password`` (``ValueError``) or ``wait``
+        (``ConfigError``) is refused at once.
         """
+        if password is not None or wait is not None:
+            check_password(password)
+            self.wait_s(wait)
         return AsyncLease(self, user, password, wait)
 
     async def acquire(self, held: AsyncLease) -> None:
@@ -161,7 +165,7 @@ class AsyncTokenPool(PoolCore):
         if token_object.token_id is None:
             return False
         try:
-            await self.run(flows.release(username, Release(token_object.token_id, keep=False, sign_out=False)))
+            await self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False)))
         except LeaseLost:
             return False
         return True
@@ -273,8 +277,7 @@ class AsyncTokenPool(PoolCore):
         return self._add_logouts(effect.user, effect.partings)
 
     async def _apply(self, effect: Apply, cancelled: builtins.list[asyncio.CancelledError]) -> Reply:
-        if self.closed and isinstance(effect.command, Acquire):
-            raise PoolClosed("the pool is closed")
+        self.must_be_open(effect.command)
         sent_at = self.clock()
         if isinstance(effect.command, Release):
             self.live.discard((effect.user, effect.command.fence))

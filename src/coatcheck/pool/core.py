@@ -11,10 +11,10 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.pool.classic import TokenObject
-from coatcheck.pool.commands import Granted, Reply
+from coatcheck.pool.commands import Acquire, Add, Command, Granted, Reply, TakeIdle
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LoginFailed
-from coatcheck.pool.events import PoolEvent, PoolEventKind
+from coatcheck.pool.errors import LoginFailed, PoolClosed
+from coatcheck.pool.events import PoolEvent, PoolEventKind, log_event
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.options import Login, PoolOptions, Settings
@@ -55,7 +55,16 @@ class PoolCore:
         return StateBox(self.settings.ring(), self.settings.name, self.settings.policy)
 
     def report(self, kind: PoolEventKind, user: str, detail: str = "") -> None:
-        self.settings.on_event(PoolEvent(kind, user, detail))
+        """Tell the observer. Its own failure is told in the log, and changes nothing else."""
+        try:
+            self.settings.on_event(PoolEvent(kind, user, detail))
+        except Exception as error:  # noqa: BLE001 - a callback's; what it was told of goes on
+            log_event(PoolEvent(kind, user, f"{detail} (on_event failed: {type(error).__name__})"))
+
+    def must_be_open(self, command: Command) -> None:
+        """A closed pool takes back what is out, and begins nothing. Raises ``PoolClosed``."""
+        if self.closed and isinstance(command, Acquire | Add | TakeIdle):
+            raise PoolClosed("the pool is closed")
 
     def login_arguments(self, user: str, password: str | None) -> tuple[str, ...] | tuple[str, str | None]:
         return (user, password) if self.settings.login_takes_password else (user,)

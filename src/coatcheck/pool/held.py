@@ -70,7 +70,10 @@ class Held:
         memory = self._pool.quick
         if memory is None or self.fencing:
             return False
-        state = memory.states.get(self.user)
+        try:
+            state = memory.states.get(self.user)
+        except TypeError:
+            return False  # what cannot be hashed is no user, as the whole way will say
         if state is None:
             return False
         with memory.lock:

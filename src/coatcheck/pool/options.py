@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool.duration import Duration, rate, seconds
+from coatcheck.pool.duration import MAX_S, Duration, rate, seconds
 from coatcheck.pool.events import PoolObserver, log_event
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.masking import check_token
@@ -30,7 +30,7 @@ class SignedIn(msgspec.Struct, frozen=True):
 
 LoginResult = str | SignedIn
 Login = Callable[..., LoginResult | Awaitable[LoginResult]]
-Key = str | bytes | Sequence[bytes] | KeyRing
+Key = str | bytes | Sequence[str | bytes] | KeyRing
 
 
 class PoolOptions(TypedDict, total=False):
@@ -87,6 +87,8 @@ class Settings:
         for name in ("login", "logout", "probe", "keepalive"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name}: must be a function")
+        self.on_event = _function("on_event", options.get("on_event", log_event))
+        self.clock = _function("clock", options.get("clock", time.monotonic))
         self.keepalive_every_s = seconds("keepalive_every", options.get("keepalive_every", "5m"), least=0.01)
         self.ttl_s = seconds("ttl", options.get("ttl", "15m"), least=0.001)
         self.wait_s = seconds("wait", options.get("wait", "10s"))
@@ -104,8 +106,6 @@ class Settings:
         self.name = options.get("name", "default")
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 200 or not self.name.isprintable():
             raise ConfigError("name: must be a string of 1 to 200 printable characters")
-        self.on_event = options.get("on_event", log_event)
-        self.clock = options.get("clock", time.monotonic)
 
     def ring(self) -> KeyRing:
         """The keys that seal what a shared store keeps. Raises ``ConfigError`` without any."""
@@ -114,9 +114,16 @@ class Settings:
             return key
         if key is None:
             raise ConfigError("key: a store outside the process needs a key of 32 random bytes or more, to seal tokens")
-        if isinstance(key, str):
-            return KeyRing([key.encode()])
-        return KeyRing([key] if isinstance(key, bytes) else list(key))
+        keys: list[Any] = list(key) if isinstance(key, (list, tuple)) else [key]
+        if not all(isinstance(secret, (str, bytes)) for secret in keys):
+            raise ConfigError("key: must be bytes, a string, or a list of them; the first one seals")
+        return KeyRing([secret.encode() if isinstance(secret, str) else secret for secret in keys])
+
+    def refuse_coroutines(self) -> None:
+        """Raises ``ConfigError`` for callbacks that only a loop could run: called in a thread they would do nothing."""
+        for name in ("login", "logout", "probe", "keepalive"):
+            if is_coroutine_function(getattr(self, name)):
+                raise ConfigError(f"{name}: a coroutine function needs an AsyncTokenPool")
 
     def life_s(self, dice: float) -> float:
         """A token's life after each use; ``dice``: uniform in 0..1."""
@@ -138,7 +145,12 @@ def span_of(expires_in_s: object) -> float:
         return FAR
     if isinstance(expires_in_s, bool) or not isinstance(expires_in_s, (int, float)) or not expires_in_s > 0:
         raise ValueError("expires_in_s must be a number of seconds above 0")
-    return float(expires_in_s)
+    return FAR if expires_in_s > MAX_S else float(expires_in_s)
+
+
+def is_coroutine_function(function: object) -> bool:
+    """Whether calling ``function`` makes a coroutine; also of objects that can be called."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _policy(options: PoolOptions) -> Policy:
@@ -147,7 +159,12 @@ def _policy(options: PoolOptions) -> Policy:
         uses = NO_LIMIT
     login_rate = options.get("login_rate", "60/1m")
     every_s, burst = (0.0, 1) if login_rate is None else rate("login_rate", login_rate)
-    first, longest = options.get("login_backoff", ("1s", "60s"))
+    backoff = options.get("login_backoff", ("1s", "60s"))
+    if not isinstance(backoff, (tuple, list)) or len(backoff) != 2:
+        raise ConfigError('login_backoff: write the first and the longest pause, as ("1s", "60s")')
+    first, longest = (seconds("login_backoff", pause) for pause in backoff)
+    if first > longest:
+        raise ConfigError("login_backoff: the first pause is longer than the longest")
     return Policy(
         per_user=_count("per_user", options.get("per_user", 4), 1_000),
         max_uses=uses,
@@ -157,11 +174,17 @@ def _policy(options: PoolOptions) -> Policy:
         login_timeout_s=seconds("login_timeout", options.get("login_timeout", "30s"), least=0.001),
         logout_timeout_s=seconds("logout_timeout", options.get("logout_timeout", "10s"), least=0.001),
         max_waiting=_count("max_waiting", options.get("max_waiting", 1_000), 100_000),
-        backoff_first_s=seconds("login_backoff", first),
-        backoff_max_s=seconds("login_backoff", longest),
+        backoff_first_s=first,
+        backoff_max_s=longest,
         login_every_s=every_s,
         login_burst=burst,
     )
+
+
+def _function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise ConfigError(f"{name}: must be a function")
+    return value
 
 
 def _count(name: str, value: object, most: int) -> int:

@@ -14,7 +14,7 @@ from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
 from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
 from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolClosed, PoolError, StoreUnavailable
+from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn
 from coatcheck.pool.held import Held
@@ -77,6 +77,7 @@ class TokenPool(PoolCore):
 
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
+        self.settings.refuse_coroutines()
         url = self.settings.store
         self._store: TokenStore = self.memory or open_store(str(url), self.box())
         self._logouts = _Logouts(self)
@@ -92,8 +93,12 @@ class TokenPool(PoolCore):
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
         Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` and ``ConfigError`` for arguments of the wrong form.
+        ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password`` (``ValueError``) or ``wait``
+        (``ConfigError``) is refused at once.
         """
+        if password is not None or wait is not None:
+            check_password(password)
+            self.wait_s(wait)
         return Lease(self, user, password, wait)
 
     def acquire(self, held: Lease) -> None:
@@ -146,7 +151,7 @@ class TokenPool(PoolCore):
         if token_object.token_id is None:
             return False
         try:
-            self.run(flows.release(username, Release(token_object.token_id, keep=False, sign_out=False)))
+            self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False)))
         except LeaseLost:
             return False
         return True
@@ -239,8 +244,7 @@ class TokenPool(PoolCore):
         return self._logouts.add(effect.user, effect.partings)
 
     def _apply(self, effect: Apply) -> Reply:
-        if self.closed and isinstance(effect.command, Acquire):
-            raise PoolClosed("the pool is closed")
+        self.must_be_open(effect.command)
         sent_at = self.clock()
         if isinstance(effect.command, Release):
             self.live.discard((effect.user, effect.command.fence))

@@ -173,7 +173,7 @@ class AsyncTokenPool(PoolCore):
     async def clean_up(self) -> int:
         """Drop expired tokens and overdue leases of all users; returns how many tokens. Call it at intervals."""
         count = 0
-        for user in await self._store.look():
+        for user in self.overdue(await self._store.look()):
             count += await self.run(flows.settle(user, CleanUp()))
         await self._store.forget()
         return count
@@ -281,6 +281,8 @@ class AsyncTokenPool(PoolCore):
         sent_at = self.clock()
         if isinstance(effect.command, Release):
             self.live.discard((effect.user, effect.command.fence))
+        if self.memory is not None and self.memory.wants_sweep(effect.user):
+            await self.clean_up()
         applying = self._store.apply(effect.user, effect.command)
         outcome = await (applying if self.memory is not None else _untorn(applying, cancelled))
         if outcome.partings:

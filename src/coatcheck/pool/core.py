@@ -18,6 +18,7 @@ from coatcheck.pool.events import PoolEvent, PoolEventKind, log_event
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.rules import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryStore
@@ -97,7 +98,11 @@ class PoolCore:
         """How many leases are out: of this process, if the store is shared."""
         if self.memory is None:
             return len(self.live)
-        return sum(len(state.leases) for state, _ in self.memory.look().values())
+        return sum(len(state.leases) for state in list(self.memory.states.values()))
+
+    def overdue(self, states: dict[str, tuple[UserState, float]]) -> list[str]:
+        """The users for whom cleaning up has something to do; the others need no command."""
+        return [user for user, (state, now) in states.items() if is_overdue(state, self.settings.policy, now)]
 
     def new_life_s(self) -> float:
         return self.settings.life_s(random.random())

@@ -80,6 +80,12 @@ def turns(state: UserState, policy: Policy, now: float) -> list[int]:
     return [ticket.number for ticket in state.tickets[:count]]
 
 
+def changes_at(state: UserState, policy: Policy, now: float) -> float:
+    """When a caller who waits may be served though nobody gives anything back: an overdue slot, an allowed login."""
+    limited_s = _limited_s(state, policy, now)
+    return min(state.next_deadline, now + limited_s) if limited_s else state.next_deadline
+
+
 # -- tokens and slots
 
 
@@ -143,6 +149,15 @@ def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> i
     if state.tickets and policy.ticket_life_s < FAR:
         state.tickets = [ticket for ticket in state.tickets if now < ticket.alive_until]
     return dropped + len(spent)
+
+
+def is_overdue(state: UserState, policy: Policy, now: float) -> bool:
+    """Whether a sweep would find something."""
+    return (
+        now >= state.next_deadline
+        or any(is_spent(token, policy, now) for token in state.free)
+        or any(now >= ticket.alive_until for ticket in state.tickets)
+    )
 
 
 def _lose(state: UserState, policy: Policy, now: float, fence: int, partings: Partings) -> int:
@@ -261,9 +276,7 @@ def _queue(state: UserState, policy: Policy, now: float, number: int, limited_s:
         state.next_ticket += 1
         state.tickets.append(Ticket(number, FAR))
     state.tickets[place].alive_until = now + policy.ticket_life_s
-    again_s = min(state.next_deadline - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
-    if limited_s:
-        again_s = min(again_s, limited_s)
+    again_s = min(changes_at(state, policy, now) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
     hopeless = limited_s > 0 and not state.free and not state.leases and not state.closing
     return Waiting(number, max(0.0, again_s), limited_s, hopeless)
 

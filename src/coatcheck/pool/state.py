@@ -122,6 +122,15 @@ class UserState:
         )
 
 
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(UserState)
+
+
+def copy_of(state: UserState) -> UserState:
+    """A copy that shares nothing; many times faster than ``copy.deepcopy``."""
+    return _DECODER.decode(_ENCODER.encode(state))
+
+
 def new_user(now_us: int) -> UserState:
     """``now_us``: the store's wall clock in microseconds, where fencing and ticket numbers start."""
     return UserState(now_us, now_us, now_us)

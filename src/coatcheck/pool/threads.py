@@ -159,7 +159,7 @@ class TokenPool(PoolCore):
     def clean_up(self) -> int:
         """Drop expired tokens and overdue leases of all users; returns how many tokens. Call it at intervals."""
         count = 0
-        for user in self._store.look():
+        for user in self.overdue(self._store.look()):
             count += self.run(flows.settle(user, CleanUp()))
         self._store.forget()
         return count
@@ -248,6 +248,8 @@ class TokenPool(PoolCore):
         sent_at = self.clock()
         if isinstance(effect.command, Release):
             self.live.discard((effect.user, effect.command.fence))
+        if self.memory is not None and self.memory.wants_sweep(effect.user):
+            self.clean_up()
         outcome = self._store.apply(effect.user, effect.command)
         if outcome.partings:
             self._logouts.add(effect.user, outcome.partings)

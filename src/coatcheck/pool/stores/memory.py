@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +14,10 @@ import msgspec
 from coatcheck.pool import rules
 from coatcheck.pool.commands import Command, Outcome
 from coatcheck.pool.errors import PoolFull
-from coatcheck.pool.state import FAR, Policy, UserState, new_user
+from coatcheck.pool.state import FAR, Policy, UserState, copy_of, new_user
 
 MAX_USERS: Final = 10_000
+SWEEP_WHEN_FULL_EVERY_S: Final = 1.0
 
 
 class MemoryStore:
@@ -32,7 +32,10 @@ class MemoryStore:
         self.clock = clock
         self.lock = threading.Lock()
         self.states: dict[str, UserState] = {}
-        self._wakers: dict[tuple[str, int], Callable[[], None]] = {}
+        # Who sleeps: how to wake it, and when it looks again by itself.
+        self._sleepers: dict[tuple[str, int], tuple[Callable[[], None], float]] = {}
+        self._closed = False
+        self._swept_at = -FAR
 
     def apply(self, user: str, command: Command) -> Outcome:
         with self.lock:
@@ -43,16 +46,27 @@ class MemoryStore:
         return outcome
 
     def wake_all(self) -> None:
-        """Wake every waiting caller: the pool closes."""
+        """Wake every waiting caller, and let nobody sleep any more: the pool closes."""
         with self.lock:
-            while self._wakers:
-                self._wakers.popitem()[1]()
+            self._closed = True
+            while self._sleepers:
+                self._sleepers.popitem()[1][0]()
 
     def start_anew(self) -> None:
         """After a fork the child must not use its parent's tokens."""
         self.lock = threading.Lock()
         self.states = {}
-        self._wakers = {}
+        self._sleepers = {}
+
+    def wants_sweep(self, user: str) -> bool:
+        """Whether ``user`` is new and there is no room: then the expired tokens of others should make it."""
+        with self.lock:
+            now = self.clock()
+            full = len(self.states) >= MAX_USERS and user not in self.states
+            if not full or now - self._swept_at < SWEEP_WHEN_FULL_EVERY_S:
+                return False
+            self._swept_at = now
+            return True
 
     def _new(self, user: str) -> UserState:
         if len(self.states) >= MAX_USERS:
@@ -64,39 +78,54 @@ class MemoryStore:
 
     def wake(self, user: str, state: UserState) -> None:
         """Wake the callers whose turn it is. Call it with the lock held."""
-        for number in rules.turns(state, self.policy, self.clock()):
-            waker = self._wakers.pop((user, number), None)
-            if waker is not None:
-                waker()
+        now = self.clock()
+        for number in rules.turns(state, self.policy, now):
+            self._rouse(user, number)
+        # The first of the others must not sleep past the moment when something changes by itself.
+        if state.tickets:
+            first = user, state.tickets[0].number
+            sleeper = self._sleepers.get(first)
+            if sleeper is not None and rules.changes_at(state, self.policy, now) < sleeper[1]:
+                self._rouse(*first)
 
-    def sleep_until_woken(self, user: str, ticket: int, waker: Callable[[], None]) -> bool:
-        """Register who to wake; ``False`` if it is the ticket's turn already (then nobody is woken)."""
+    def _rouse(self, user: str, ticket: int) -> None:
+        sleeper = self._sleepers.pop((user, ticket), None)
+        if sleeper is not None:
+            sleeper[0]()
+
+    def sleep_until_woken(self, user: str, ticket: int, waker: Callable[[], None], timeout_s: float) -> float:
+        """Register who to wake, and return how many seconds to sleep at most; 0: look again at once."""
         with self.lock:
-            state = self.states.get(user)
-            if state is None or ticket in rules.turns(state, self.policy, self.clock()):
-                return False
-            self._wakers[user, ticket] = waker
-            return True
+            state, now = self.states.get(user), self.clock()
+            if state is None or self._closed or ticket in rules.turns(state, self.policy, now):
+                return 0.0
+            again_at = now + timeout_s
+            if state.tickets and state.tickets[0].number == ticket:
+                again_at = min(again_at, rules.changes_at(state, self.policy, now))
+            self._sleepers[user, ticket] = waker, again_at
+            return again_at - now
 
     def stop_sleeping(self, user: str, ticket: int) -> None:
-        self._wakers.pop((user, ticket), None)
+        self._sleepers.pop((user, ticket), None)
 
     def wait(self, user: str, ticket: int, timeout_s: float) -> None:
         woken = threading.Lock()
         woken.acquire()
         try:
-            if self.sleep_until_woken(user, ticket, woken.release):
-                woken.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+            sleep_s = self.sleep_until_woken(user, ticket, woken.release, timeout_s)
+            if sleep_s > 0:
+                woken.acquire(timeout=min(sleep_s, threading.TIMEOUT_MAX))
         finally:
             self.stop_sleeping(user, ticket)
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
-        with self.lock:
-            now = self.clock()
-            chosen = (
-                self.states if user is None else {name: self.states[name] for name in [user] if name in self.states}
-            )
-            return {name: (copy.deepcopy(state), now) for name, state in chosen.items()}
+        found = {}
+        for name in list(self.states) if user is None else [user]:
+            with self.lock:  # one user at a time, so that no borrower waits for all of them
+                state = self.states.get(name)
+                if state is not None:
+                    found[name] = copy_of(state), self.clock()
+        return found
 
     def forget(self) -> None:
         with self.lock:
@@ -133,10 +162,10 @@ class AsyncMemoryStore:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(finish)
 
-        if not self.inner.sleep_until_woken(user, ticket, wake):
-            return
         try:
-            await asyncio.wait([woken], timeout=None if timeout_s == FAR else timeout_s)
+            sleep_s = self.inner.sleep_until_woken(user, ticket, wake, timeout_s)
+            if sleep_s > 0:
+                await asyncio.wait([woken], timeout=None if sleep_s == FAR else sleep_s)
         finally:
             self.inner.stop_sleeping(user, ticket)
 

@@ -177,3 +177,12 @@ def test_the_directors_bounds_are_settings(farm: Callable[..., Farm]) -> None:
         assert browser.get("/slow?s=0.1").status_code == 200
         assert browser.get("/slow?s=10").status_code == 504
         assert browser.get("/", headers={"X-Long": "x" * 2000}).status_code == 431
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "granian"])
+def test_the_access_log_has_the_visits_and_not_the_health_checks(farm: Callable[..., Farm], server: str) -> None:
+    running = farm("--web", "1", "--server", server, "--access-log")
+    assert httpx.get(running.base + "/?visit=1").status_code == 200
+    eventually(lambda: "GET /" in running.log, "the line about the visit")
+    time.sleep(0.6)  # two more health checks
+    assert "/health" not in running.log

@@ -17,6 +17,11 @@ GRANIAN_POLL_S = 0.02
 GRANIAN_START_TRIES = 500
 
 
+def is_a_visit(record: logging.LogRecord) -> bool:
+    """Keeps the directors' health checks, several a second, out of the access log."""
+    return HEALTH_PATH not in record.getMessage()
+
+
 async def serve_with_uvicorn(
     app: App, role: WebServerRole, stopping: asyncio.Event, started: Callable[[], None]
 ) -> None:
@@ -37,6 +42,7 @@ async def serve_with_uvicorn(
 
     if role.access_log:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        logging.getLogger("uvicorn.access").addFilter(is_a_visit)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -87,6 +93,7 @@ async def serve_with_granian(
         log_enabled=role.access_log,
         log_access=role.access_log,
     )
+    logging.getLogger("granian.access").addFilter(is_a_visit)
     serving = asyncio.create_task(server.serve())
     try:
         await _answers(role, serving)

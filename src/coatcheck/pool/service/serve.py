@@ -44,11 +44,11 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
             f"listen: {host} can be reached from other machines, and tokens would go there in the clear; "
             "give --tls-cert and --tls-key, or --allow-insecure"
         )
+    # A wrong setting is told now, not by the first request. Nothing is connected yet.
+    TokenPool(**options).close(0)
     login, logout = _callbacks(settings)
     if logout is not None:
         options = {**options, "logout": logout}
-    # A wrong setting is told now, not by the first request. Nothing is connected yet.
-    TokenPool(login, **options).close(0)
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
     stopping = app.state.endpoint.stop
     serve_app(app, settings.listen, started, settings.certificate, settings.private_key, stopping)

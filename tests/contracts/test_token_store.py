@@ -310,6 +310,26 @@ def test_pools_and_users_of_any_name_are_strangers(client: Open) -> None:
     assert set(other.look()) == {"a"}
 
 
+def test_asking_in_vain_leaves_nothing_behind(client: Open) -> None:
+    store = client()
+    assert store.look() == {}
+    for command in (CleanUp(), Remove(), Release(5), Extend(5), Closed(5), Acquire(may_wait=False, may_login=False)):
+        assert type(ask(store, command, "nobody")) in (Done, Lost, Nothing)
+    assert store.look() == {}
+    store.forget()
+
+
+def test_the_limits_of_whoever_borrows_are_told(client: Open, token_backend: TokenBackend) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "there is one pool, and it knows"
+        return
+    log_in(client())
+    operator = client(msgspec.structs.replace(POLICY, per_user=999, max_uses=888))
+    assert ask(operator, CleanUp()) == Done(0)
+    state, _ = operator.look()["SADMIN"]
+    assert state.limits == (POLICY.per_user, POLICY.max_uses)
+
+
 def test_idle_users_are_forgotten_and_others_are_not(client: Open) -> None:
     store = client()
     busy = log_in(store, "busy")
@@ -363,9 +383,11 @@ def test_every_store_is_the_rules_and_nothing_else(client: Open, script: list[tu
         per_user=3, max_uses=4, lease_s=3_000.0, signs_out=True, backoff_first_s=0.0, logout_timeout_s=3_000
     )
     store, user = client(policy), secrets.token_hex(8)
-    first = store.apply(user, CleanUp())
-    assert first.reply == Done(0)
-    model = new_user(store.look(user)[user][0].fence)
+    slot = ask(store, Acquire(), user)
+    model = new_user(slot.fence - 1)
+    assert rules.apply(model, policy, 1.0, Acquire()).reply == slot == MustLogIn(slot.fence)
+    end = LoginEnded(slot.fence, failed=False)
+    assert ask(store, end, user) == rules.apply(model, policy, 1.0, end).reply
     fences: list[int] = []
     tickets: list[int] = []
     partings: list[int] = []

@@ -192,7 +192,7 @@ def opened(target: dict[str, Any]) -> Iterator[Any]:
             if target["url"]:
                 asked: Any = stack.enter_context(open_service(target["url"], target["token_file"], target["ca_file"]))
             else:
-                asked = stack.enter_context(open_store(_store(target)))
+                asked = stack.enter_context(open_store(_existing(_store(target))))
         except ConfigError as error:
             fail(error, 2)
         except CoatcheckError as error:
@@ -209,6 +209,16 @@ def _store(flags: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError("key-file: it seals what a store keeps; give --store as well")
         return {"name": flags["name"]}
     return {"name": flags["name"], "store": flags["store"], "key": keys}
+
+
+def _existing(options: dict[str, Any]) -> dict[str, Any]:
+    """Whoever asks what is in a file, or drops something from it, means a file that is there."""
+    from coatcheck.pool.stores.address import sqlite_path
+
+    path = sqlite_path(options["store"])
+    if path is not None and not path.is_file():
+        raise ConfigError(f"store: there is no file {path}")
+    return options
 
 
 def told(question: Callable[[], Any]) -> Any:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import inspect
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from coatcheck.pool import flows
+from coatcheck.pool.background import Background, call, untorn
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
 from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
-from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
+from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
-from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn
+from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.masking import check_password, check_token, check_user
@@ -88,12 +89,13 @@ class AsyncTokenPool(PoolCore):
 
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
-        url = self.settings.store
+        self._open()
+
+    def _open(self) -> None:
+        url = str(self.settings.store)
         self._store: AsyncTokenStore
-        self._store = AsyncMemoryStore(self.memory) if self.memory else open_async_store(str(url), self.box())
-        self._background: set[asyncio.Task[Any]] = set()
-        self._logouts = 0
-        self._logging_out = asyncio.Semaphore(PARALLEL_LOGOUTS)
+        self._store = AsyncMemoryStore(self.memory) if self.memory else open_async_store(url, self.box())
+        self._background = Background(self, self._logged_out)
         self._ticker: asyncio.Task[None] | None = None
 
     # -- leases
@@ -222,11 +224,10 @@ class AsyncTokenPool(PoolCore):
             if self.memory is not None:
                 for user in self.memory.look():
                     await self.run(flows.settle(user, Remove()))
-            while self._background and time.monotonic() < until:
-                await asyncio.wait(list(self._background), timeout=max(0.0, until - time.monotonic()))
+            while self._background.tasks and time.monotonic() < until:
+                await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
-            for task in self._background:
-                task.cancel()
+            self._background.cancel()
             await self._store.close()
 
     async def __aenter__(self) -> Self:
@@ -258,6 +259,10 @@ class AsyncTokenPool(PoolCore):
             result: T = end.value
         except LoginGoesOn as departure:
             raise asyncio.CancelledError from departure
+        except Exception as error:
+            if cancelled:
+                raise cancelled[0] from error  # whatever else went wrong: the caller was told to stop
+            raise
         if cancelled:
             if undo is not None:
                 with contextlib.suppress(PoolError):
@@ -274,7 +279,7 @@ class AsyncTokenPool(PoolCore):
             return self._log_in(effect)
         if isinstance(effect, Ask):
             return self._ask(effect)
-        return self._add_logouts(effect.user, effect.partings)
+        return self._add_logouts(effect)
 
     async def _apply(self, effect: Apply, cancelled: builtins.list[asyncio.CancelledError]) -> Reply:
         self.must_be_open(effect.command)
@@ -284,13 +289,16 @@ class AsyncTokenPool(PoolCore):
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             await self.clean_up()
         applying = self._store.apply(effect.user, effect.command)
-        outcome = await (applying if self.memory is not None else _untorn(applying, cancelled))
+        outcome = await (applying if self.memory is not None else untorn(applying, cancelled))
         if outcome.partings:
-            await self._add_logouts(effect.user, outcome.partings)
+            self._background.add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
 
+    async def _add_logouts(self, effect: LogOut) -> None:
+        self._background.add_logouts(effect.user, effect.partings)
+
     async def _log_in(self, effect: LogIn) -> Fresh:
-        login = self._spawn(self._call_login(effect))
+        login = self._background.spawn(self._call_login(effect))
         try:
             return await asyncio.shield(login)
         except asyncio.CancelledError:
@@ -304,11 +312,16 @@ class AsyncTokenPool(PoolCore):
         if login is None:
             raise LoginFailed(effect.user, "the pool has no login function")
         try:
-            async with asyncio.timeout(self.settings.policy.login_timeout_s):
-                result = await _call(login, *self.login_arguments(effect.user, effect.password))
+            arguments = self.login_arguments(effect.user, effect.password)
+            late = partial(self._login_came_late, effect.user)
+            result = await call(login, arguments, self.settings.policy.login_timeout_s, late)
         except Exception as error:
             raise self.login_error(effect.user, error) from error
         return self.fresh(effect.user, result)
+
+    def _login_came_late(self, user: str, result: object) -> None:
+        with contextlib.suppress(LoginFailed):
+            self._background.add_logouts(user, (Parting(0, self.fresh(user, result).value),))
 
     def _finish_login(self, effect: LogIn, done: asyncio.Task[Fresh]) -> None:
         """The caller was cancelled meanwhile; what the login brought goes into the pool."""
@@ -322,14 +335,14 @@ class AsyncTokenPool(PoolCore):
                 self.report(PoolEventKind.LOGIN_FAILED, effect.user, type(trouble).__name__)
 
         if not asyncio.get_running_loop().is_closed():
-            self._spawn(finish())
+            self._background.spawn(finish())
 
     async def _ask(self, effect: Ask) -> Any:
         probing = effect.what == "probe"
         function = self.settings.probe if probing else self.settings.keepalive
         assert function is not None
         try:
-            answer = await _call(function, effect.user, effect.value)
+            answer = await call(function, (effect.user, effect.value))
             return bool(answer) if probing else None if answer is None else check_token(answer)
         except Exception as error:
             kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
@@ -346,65 +359,18 @@ class AsyncTokenPool(PoolCore):
             except PoolError as error:
                 self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
 
-    # -- the background
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
-
-    async def _add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
-        """Have dropped tokens logged out, without waiting for it."""
-        if self.settings.logout is None:
-            return
-        for parting in partings:
-            if self._logouts >= MAX_LOGOUTS:
-                self.report(PoolEventKind.LOGOUT_SKIPPED, user, "too many wait")
-                continue  # its slot is free again after logout_timeout
-            self._logouts += 1
-            self._spawn(self._log_out(user, parting))
-
-    async def _log_out(self, user: str, parting: Parting) -> None:
-        """Log one dropped token out, then free its slot."""
-        assert self.settings.logout is not None
-        try:
-            async with self._logging_out, asyncio.timeout(self.settings.policy.logout_timeout_s):
-                await _call(self.settings.logout, user, parting.value)
-        except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
-            self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
-        finally:
-            self._logouts -= 1
-        if not parting.fence:
-            return
+    async def _logged_out(self, user: str, parting: Parting) -> None:
         try:
             await self.run(flows.ask(user, Closed(parting.fence)))
         except StoreUnavailable as error:
             self.report(PoolEventKind.STORE_UNAVAILABLE, user, str(error))
 
+    def start_anew(self) -> None:
+        super().start_anew()
+        self.abandon(self._store)
+        self._open()
+
 
 def _undo(user: str, reply: Reply) -> Flow[Any]:
     if type(reply) is Granted:
         yield from flows.release(user, Release(reply.fence))
-
-
-async def _untorn(work: Coroutine[Any, Any, T], cancelled: list[asyncio.CancelledError]) -> T:
-    """Await ``work`` to its end even when cancelled; the cancellation is noted, for the flow's next step."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as cancellation:
-            if not task.done():
-                cancelled.append(cancellation)
-        except Exception:  # noqa: BLE001 - raised by result() below
-            break
-    return task.result()
-
-
-async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a callback: a coroutine function here, a plain one in a thread."""
-    if inspect.iscoroutinefunction(function):
-        return await function(*arguments)
-    answer = await asyncio.to_thread(function, *arguments)
-    return await answer if inspect.isawaitable(answer) else answer

@@ -6,7 +6,7 @@ import os
 import random
 import time
 import weakref
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -17,18 +17,15 @@ from coatcheck.pool.errors import LoginFailed, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind, log_event
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
+from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
 from coatcheck.pool.rules import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryStore
 
-MAX_LOGOUTS: Final = 1_000
-"""Logouts that may wait in one process; more are left to the upstream's own time-out."""
-
-PARALLEL_LOGOUTS: Final = 4
-
 _pools: weakref.WeakSet[PoolCore] = weakref.WeakSet()
+_abandoned: list[object] = []
 
 
 class PoolCore:
@@ -44,8 +41,8 @@ class PoolCore:
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory
         self.closed = False
-        # Leases that this process holds in a store that others share: (user, fencing number).
-        self.live: set[tuple[str, int]] = set()
+        self.live = LiveLeases(self.clock)
+        self.generation = 0  # how often this process was forked since
         _pools.add(self)
 
     def __repr__(self) -> str:
@@ -87,7 +84,7 @@ class PoolCore:
         """A reply with the deadline on our clock: counted from before the command left, so never too late."""
         if type(reply) is Granted:
             if self.memory is None:
-                self.live.add((user, reply.fence))
+                self.live.add(user, reply.fence, sent_at + reply.remaining_s)
             return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
         return reply
 
@@ -118,6 +115,12 @@ class PoolCore:
         if self.memory is not None:
             self.memory.start_anew()
         self.live.clear()
+        self.generation += 1
+
+    def abandon(self, store: object) -> None:
+        """Leave a store to the parent process: its connections are shared, so they must not even be closed here."""
+        if self.memory is None:
+            _abandoned.append(store)
 
 
 def token_object(granted: Granted, policy: Policy) -> TokenObject:

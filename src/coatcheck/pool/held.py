@@ -22,6 +22,7 @@ class Held:
     __slots__ = (
         "__weakref__",
         "_dropped",
+        "_generation",
         "_pool",
         "_renewed",
         "_sign_out",
@@ -39,6 +40,7 @@ class Held:
     token: str
     deadline: float
     uses: int
+    _generation: int
     _sign_out: bool
     _span_s: float | None
     _state: UserState | None
@@ -61,6 +63,7 @@ class Held:
         self.token = granted.value
         self.deadline = granted.deadline
         self.uses = granted.uses
+        self._generation = self._pool.generation
         self._state = None  # it is set in a lease that may be given back the fast way
 
     # The fast path: one lock, no command, no flow, for tokens in this process when nothing is out of the ordinary.
@@ -138,6 +141,9 @@ class Held:
     def _must_hold(self) -> None:
         if not self.fencing:
             raise PoolError(f"this lease of {self.user!r} is not held: use it inside `with`, or acquire() it")
+        if self._pool.memory is None and self._generation != self._pool.generation:
+            fencing, self.fencing = self.fencing, 0
+            raise LeaseLost(self.user, fencing)  # this process is a fork; the lease is its parent's
 
     def _must_be_free(self) -> None:
         if self.fencing:

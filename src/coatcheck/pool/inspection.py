@@ -11,7 +11,8 @@ from coatcheck.pool.state import FAR, NO_LIMIT, Policy, Token, UserState
 class UserStats(msgspec.Struct, frozen=True):
     """One user's pool in numbers. ``leased``: in borrowers' hands; ``logins`` and ``closing`` hold slots as well.
 
-    ``max_uses`` is ``None`` without such a limit. Names ending in ``_total`` only grow, until the user is forgotten.
+    ``per_user`` and ``max_uses`` (``None`` without such a limit) are those of the pool that borrowed last.
+    Names ending in ``_total`` only grow, until the user is forgotten.
     """
 
     free: int
@@ -45,14 +46,15 @@ class TokenRow(msgspec.Struct, frozen=True):
 def user_stats(state: UserState, policy: Policy) -> UserStats:
     logins = sum(holding.token is None for holding in state.leases.values())
     counters = state.counters
+    per_user, max_uses = state.limits or (policy.per_user, policy.max_uses)
     return UserStats(
         free=len(state.free),
         leased=len(state.leases) - logins,
         logins=logins,
         closing=len(state.closing),
         waiting=len(state.tickets),
-        per_user=policy.per_user,
-        max_uses=None if policy.max_uses == NO_LIMIT else policy.max_uses,
+        per_user=per_user,
+        max_uses=None if max_uses == NO_LIMIT else max_uses,
         leases_total=state.fence - state.first_fence - counters.not_leases - logins,
         logins_total=counters.logins,
         login_failures_total=counters.login_failures,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 MAX_TOKEN_CHARS = 65_536
-MAX_USER_CHARS = 1_024
+MAX_USER_CHARS = 1_024  # and bytes of UTF-8: what an index of PostgreSQL holds beside the pool's name
 MAX_PASSWORD_CHARS = 65_536
 
 
@@ -17,11 +17,13 @@ def masked(token: str) -> str:
 
 
 def check_user(user: object) -> str:
-    """Return ``user``; raises ``ValueError`` unless it is a string of 1 to 1024 characters without control codes."""
+    """Return ``user``; raises ``ValueError`` unless it is a string of 1 to 1024 bytes without control codes."""
     if not isinstance(user, str) or not 0 < len(user) <= MAX_USER_CHARS:
         raise ValueError(f"a user is a string of 1 to {MAX_USER_CHARS} characters")
     if not user.isprintable():
         raise ValueError("a user is a string of printable characters")
+    if len(user.encode()) > MAX_USER_CHARS:
+        raise ValueError(f"a user is a string of at most {MAX_USER_CHARS} bytes in UTF-8")
     return user
 
 

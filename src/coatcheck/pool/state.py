@@ -108,10 +108,16 @@ class UserState:
     retry_at: float = -FAR
     rate_at: float = -FAR  # when the last allowed login would have come, had they come evenly (GCRA)
     next_deadline: float = FAR  # nothing is overdue before
+    limits: tuple[int, int] | None = None  # per_user and max_uses of whoever borrowed last; None: ask the pool
     counters: Counters = field(default_factory=Counters)
 
     def slots_used(self) -> int:
         return len(self.free) + len(self.leases) + len(self.closing)
+
+    def ends_at(self) -> float:
+        """When the last of it ends, if nobody touches it any more: tokens expire, leases are overdue."""
+        holdings = [holding.deadline for holding in self.leases.values()]
+        return max([*(token.expires_at for token in self.free), *holdings], default=-FAR)
 
     def is_idle(self, now: float) -> bool:
         """Nothing in it that anybody could miss (except counters): no token, no caller, no back-off still running."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 import builtins
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from coatcheck.pool import flows
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
 from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
-from coatcheck.pool.core import MAX_LOGOUTS, PARALLEL_LOGOUTS, PoolCore, number, token_object
+from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.logouts import Logouts
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.stores.address import open_store
@@ -78,13 +78,16 @@ class TokenPool(PoolCore):
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
         self.settings.refuse_coroutines()
-        url = self.settings.store
-        self._store: TokenStore = self.memory or open_store(str(url), self.box())
-        self._logouts = _Logouts(self)
+        self._open()
+        self._see_to_keepalive()
+
+    def _open(self) -> None:
+        self._store: TokenStore = self.memory or open_store(str(self.settings.store), self.box())
+        patience_s = self.settings.policy.logout_timeout_s
+        self._logouts = Logouts(self.log_out, self._logout_skipped, patience_s)
         self._stop = threading.Event()
-        if self.settings.keepalive is not None:
-            self._ticker = threading.Thread(target=self._tick, name="coatcheck-pool-keepalive", daemon=True)
-            self._ticker.start()
+        self._starting = threading.Lock()
+        self._ticker: threading.Thread | None = None
 
     # -- leases
 
@@ -241,18 +244,19 @@ class TokenPool(PoolCore):
             return self._log_in(effect)
         if isinstance(effect, Ask):
             return self._ask(effect)
-        return self._logouts.add(effect.user, effect.partings)
+        return self._add_logouts(effect.user, effect.partings)
 
     def _apply(self, effect: Apply) -> Reply:
         self.must_be_open(effect.command)
         sent_at = self.clock()
         if isinstance(effect.command, Release):
             self.live.discard((effect.user, effect.command.fence))
+        self._see_to_keepalive()
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             self.clean_up()
         outcome = self._store.apply(effect.user, effect.command)
         if outcome.partings:
-            self._logouts.add(effect.user, outcome.partings)
+            self._add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
 
     def _log_in(self, effect: LogIn) -> Fresh:
@@ -279,19 +283,37 @@ class TokenPool(PoolCore):
                 return False
             raise
 
-    def _tick(self) -> None:
-        while not self._stop.wait(self.settings.keepalive_every_s / 2):
+    def _see_to_keepalive(self) -> None:
+        """Have the thread that keeps idle tokens alive; a fork starts its own with its first command."""
+        if self.settings.keepalive is None or self._ticker is not None or self.closed:
+            return
+        with self._starting:
+            if self._ticker is None:
+                self._ticker = threading.Thread(
+                    target=self._tick, args=[self._stop], name="coatcheck-pool-keepalive", daemon=True
+                )
+                self._ticker.start()
+
+    def _tick(self, stop: threading.Event) -> None:
+        while not stop.wait(self.settings.keepalive_every_s / 2):
             try:
                 self.keep_alive()
             except PoolError as error:
                 self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+
+    def _add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
+        if self.settings.logout is not None:
+            self._logouts.add(user, partings)
+
+    def _logout_skipped(self, user: str, why: str) -> None:
+        self.report(PoolEventKind.LOGOUT_SKIPPED, user, why)
 
     def log_out(self, user: str, parting: Parting) -> None:
         """Log one dropped token out, then free its slot; runs in the background."""
         assert self.settings.logout is not None
         try:
             self.settings.logout(user, parting.value)
-        except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
+        except BaseException as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
             self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
         if not parting.fence:
             return
@@ -302,46 +324,5 @@ class TokenPool(PoolCore):
 
     def start_anew(self) -> None:
         super().start_anew()
-        self._logouts = _Logouts(self)
-
-
-class _Logouts:
-    """Logs out in the background: at most ``PARALLEL_LOGOUTS`` at once, ``MAX_LOGOUTS`` waiting; never blocks."""
-
-    def __init__(self, pool: TokenPool) -> None:
-        self._pool = pool
-        self._pending = 0
-        self._none_left = threading.Condition()
-        self._threads = ThreadPoolExecutor(PARALLEL_LOGOUTS, "coatcheck-pool-logout")
-
-    def add(self, user: str, partings: tuple[Parting, ...]) -> None:
-        if self._pool.settings.logout is None:
-            return
-        for parting in partings:
-            with self._none_left:
-                if self._pending >= MAX_LOGOUTS:
-                    self._pool.report(PoolEventKind.LOGOUT_SKIPPED, user, "too many wait")
-                    continue  # its slot is free again after logout_timeout
-                self._pending += 1
-            try:
-                self._threads.submit(self._run, user, parting)
-            except RuntimeError:  # the interpreter is ending, or the pool was closed
-                self._done()
-                self._pool.report(PoolEventKind.LOGOUT_SKIPPED, user, "closing")
-
-    def _run(self, user: str, parting: Parting) -> None:
-        try:
-            self._pool.log_out(user, parting)
-        finally:
-            self._done()
-
-    def _done(self) -> None:
-        with self._none_left:
-            self._pending -= 1
-            self._none_left.notify_all()
-
-    def finish(self, timeout_s: float) -> None:
-        """Wait until all are done, at most ``timeout_s``; what is left then is not begun any more."""
-        with self._none_left:
-            self._none_left.wait_for(lambda: not self._pending, max(0.0, timeout_s))
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.abandon(self._store)
+        self._open()

@@ -23,9 +23,23 @@ def _sqlite_path(url: str) -> Path:
     parts = urlsplit(url)
     path = unquote(parts.path)
     # As SQLAlchemy reads it: three slashes are a relative path, four an absolute one.
-    if parts.netloc or not path.startswith("/") or len(path) < 2 or parts.query:
+    if parts.netloc or not path.startswith("/") or len(path) < 2 or parts.query or "\0" in path:
         raise ConfigError("store: write sqlite:///file.db or, with an absolute path, sqlite:////var/lib/tokens.db")
     return Path(path[1:])
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file that a URL names, if it names one. Raises ``ConfigError`` for a URL that names nothing."""
+    return _sqlite_path(url) if _scheme(url) == "sqlite" else None
+
+
+def _redis_url(url: str) -> str:
+    """The URL for redis-py, which would take a database that it cannot read for database 0."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ConfigError("store: write redis://host:6379/0; the last part is the number of a database")
+    return url.replace("valkey", "redis", 1) if parts.scheme.startswith("valkey") else url
 
 
 def _missing(library: str, extra: str, error: ImportError) -> ConfigError:
@@ -49,7 +63,7 @@ def open_store(url: str, box: StateBox) -> TokenStore:
         from coatcheck.pool.stores.redis import RedisStore
     except ImportError as error:
         raise _missing("redis", "pool-redis", error) from error
-    return RedisStore(url, box)
+    return RedisStore(_redis_url(url), box)
 
 
 def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
@@ -58,7 +72,7 @@ def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
     if scheme == "sqlite":
         from coatcheck.pool.stores.sqlite import AsyncSqliteStore, SqliteStore
 
-        return AsyncSqliteStore(SqliteStore(_sqlite_path(url), box), box)
+        return AsyncSqliteStore(SqliteStore(_sqlite_path(url), box))
     if scheme.startswith("postgres"):
         try:
             from coatcheck.pool.stores.postgresql import AsyncPostgresqlStore
@@ -69,4 +83,4 @@ def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
         from coatcheck.pool.stores.redis import AsyncRedisStore
     except ImportError as error:
         raise _missing("redis", "pool-redis", error) from error
-    return AsyncRedisStore(url, box)
+    return AsyncRedisStore(_redis_url(url), box)

@@ -13,7 +13,7 @@ import msgspec
 
 from coatcheck.errors import TokenRejected
 from coatcheck.pool import rules
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Acquire, Add, Command, LoginDone, Outcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import Policy, UserState, new_user
 from coatcheck.tokens.keyring import KeyRing
@@ -25,11 +25,15 @@ FORMAT: Final = b"\x01"
 
 
 class Changed(msgspec.Struct):
-    """What a command made of a state: the new bytes (``None``: unchanged), the outcome, and whose turn it is."""
+    """What a command made of a state: the new bytes (``None``: unchanged), the outcome, and whose turn it is.
+
+    ``ends_at``: when the last of the state ends by itself.
+    """
 
     sealed: bytes | None
     outcome: Outcome
     turns: list[int]
+    ends_at: float
 
 
 class StateBox:
@@ -63,9 +67,12 @@ class StateBox:
         before = self._encoder.encode(state)
         outcome = rules.apply(state, self.policy, now, command)
         after = self._encoder.encode(state)
-        changed = sealed is None or after != before
-        new = self._box.seal(FORMAT + after, user.encode()) if changed else None
-        return Changed(new, outcome, rules.turns(state, self.policy, now))
+        limits = self.policy.per_user, self.policy.max_uses
+        if after != before and isinstance(command, Acquire | LoginDone | Add) and limits != state.limits:
+            state.limits = limits
+            after = self._encoder.encode(state)
+        new = self._box.seal(FORMAT + after, user.encode()) if after != before else None
+        return Changed(new, outcome, rules.turns(state, self.policy, now), state.ends_at())
 
     def is_turn(self, state: UserState, now: float, ticket: int) -> bool:
         """Whether the caller with ``ticket`` should ask again: it is its turn, or something is overdue."""

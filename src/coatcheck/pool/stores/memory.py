@@ -39,7 +39,9 @@ class MemoryStore:
 
     def apply(self, user: str, command: Command) -> Outcome:
         with self.lock:
-            state = self.states.get(user) or self._new(user)
+            state = self.states.get(user)
+            if state is None:
+                return self._apply_to_new(user, command)
             outcome = rules.apply(state, self.policy, self.clock(), command)
             if state.tickets:
                 self.wake(user, state)
@@ -68,13 +70,16 @@ class MemoryStore:
             self._swept_at = now
             return True
 
-    def _new(self, user: str) -> UserState:
+    def _apply_to_new(self, user: str, command: Command) -> Outcome:
         if len(self.states) >= MAX_USERS:
             self._forget_idle()
             if len(self.states) >= MAX_USERS:
                 raise PoolFull(f"the pool has {MAX_USERS} users already")
-        state = self.states[user] = new_user(time.time_ns() // 1000)
-        return state
+        state = new_user(time.time_ns() // 1000)
+        outcome = rules.apply(state, self.policy, self.clock(), command)
+        if state.fence > state.first_fence or not state.is_idle(self.clock()):
+            self.states[user] = state  # who asked in vain for an unknown user leaves nothing behind
+        return outcome
 
     def wake(self, user: str, state: UserState) -> None:
         """Wake the callers whose turn it is. Call it with the lock held."""

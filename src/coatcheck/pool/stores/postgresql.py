@@ -1,18 +1,19 @@
 """The store in PostgreSQL: shared by machines. Needs the extra ``pool-postgresql`` (psycopg 3 and its pool).
 
 A user's state is one sealed row. A command locks the row (``FOR UPDATE``), applies the rules and writes it back, two
-round trips in all; callers of one user queue at the lock, others are not touched. Clean-up takes only rows that nobody
-is working on (``FOR UPDATE SKIP LOCKED``). Waiting callers poll: a connection each would use the server up.
+round trips in all; callers of one user queue at the lock, others are not touched. Looking takes no lock, and clean-up
+takes only rows that nobody is working on (``FOR UPDATE SKIP LOCKED``). Whose turn it is, the same write tells the other
+processes (``NOTIFY``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
 import threading
-import time
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -21,13 +22,27 @@ from coatcheck.pool.commands import Command, Outcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import Changed, StateBox
+from coatcheck.pool.stores.postgresql_connection import (
+    PATIENCE_S,
+    SETTINGS,
+    AsyncConnection,
+    Connection,
+    DeadConnection,
+    check_url,
+    unavailable,
+)
+from coatcheck.pool.stores.postgresql_listener import AsyncListener, Ear, Listener, key_of, message
+from coatcheck.pool.stores.wakers import Wakers, pauses, set_within
 
 MAX_CONNECTIONS: Final = 4
-PATIENCE_S: Final = 5.0
-STATEMENT_TIMEOUT_MS: Final = 5_000
+MAX_RACES: Final = 5
+"""A row that was inserted may be cleaned up before it is locked; so often we insert it again."""
 POLL_FIRST_S: Final = 0.005
 POLL_MAX_S: Final = 0.1
+POLL_LISTENING_S: Final = 0.5
+"""The longest pause between two looks while messages say when to look."""
 
+_HAS_TABLE: Final = "SELECT to_regclass('coatcheck_pool') IS NOT NULL"
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS coatcheck_pool (
     pool text NOT NULL, username text NOT NULL, state bytea, PRIMARY KEY (pool, username)
@@ -39,116 +54,152 @@ _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 _LOCK: Final = f"SELECT state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND username=%s FOR UPDATE"
 _NEW: Final = "INSERT INTO coatcheck_pool VALUES (%s, %s, NULL) ON CONFLICT DO NOTHING"
 _WRITE: Final = "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s"
+_WRITE_AND_TELL: Final = f"WITH written AS ({_WRITE}) SELECT pg_notify(%s, %s)"
+_DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s"
 _LOOK: Final = f"SELECT username, state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND state IS NOT NULL"
 _LOOK_AT: Final = _LOOK + " AND username=%s"
-_IDLE: Final = f"{_LOOK} FOR UPDATE SKIP LOCKED"
-_DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s"
+_UNLOCKED: Final = f"{_LOCK} SKIP LOCKED"
 
-Rows = list[tuple[Any, ...]]
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"PostgreSQL: {type(error).__name__}: {str(error).strip()}")
-
-
-class _Rows:
-    """What both clients make of rows."""
-
-    def __init__(self, box: StateBox) -> None:
-        self.box = box
-
-    def change(self, user: str, row: tuple[Any, ...], command: Command) -> Changed:
-        return self.box.change(user, None if row[0] is None else bytes(row[0]), row[1], command)
-
-    def shown(self, rows: Rows) -> dict[str, tuple[UserState, float]]:
-        return {user: (self.box.open(user, bytes(sealed)), now) for user, sealed, now in rows}
-
-    def idle(self, rows: Rows) -> list[str]:
-        return [user for user, (state, now) in self.shown(rows).items() if state.is_idle(now)]
-
-    def is_turn(self, found: dict[str, tuple[UserState, float]], user: str, ticket: int) -> bool:
-        return user not in found or self.box.is_turn(*found[user], ticket)
-
-
-def _pauses(timeout_s: float) -> Iterator[float]:
-    """How long to sleep before each look: at first short, then ten times a second, until the time is up."""
-    until = time.monotonic() + timeout_s
-    pause_s = POLL_FIRST_S
-    while (left_s := until - time.monotonic()) > 0:
-        yield min(left_s, pause_s * (0.5 + random.random()))
-        pause_s = min(pause_s * 1.5, POLL_MAX_S)
-
-
+_TROUBLE: Final = (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
 _OPTIONS: Final[dict[str, Any]] = {
     "min_size": 0,
     "max_size": MAX_CONNECTIONS,
     "timeout": PATIENCE_S,
     "max_waiting": 10_000,
     "open": False,
-    "kwargs": {"options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}", "connect_timeout": int(PATIENCE_S)},
+    "kwargs": SETTINGS,
 }
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+States = dict[str, tuple[UserState, float]]
+Steps = Generator[tuple[str, Row], list[Row], T]
+
+
+class _Rows:
+    """What both clients do, without doing it: which statements to send, and what their rows mean."""
+
+    def __init__(self, url: str, box: StateBox) -> None:
+        check_url(url)
+        self.url = url
+        self.box = box
+        self.wakers = Wakers()
+        self.ear = Ear(url, box.name, self.wakers)
+
+    def applying(self, user: str, command: Command) -> Steps[Changed]:
+        """The statements of one command, in one transaction; each is answered with its rows."""
+        key = (self.box.name, user)
+        rows = yield _LOCK, key
+        for _ in range(MAX_RACES):
+            if rows:
+                break
+            yield _NEW, key
+            rows = yield _LOCK, key
+        else:
+            raise StoreUnavailable(f"PostgreSQL: the row of {user!r} is deleted again and again")
+        sealed, now = rows[0]
+        changed = self.box.change(user, None if sealed is None else bytes(sealed), now, command)
+        if changed.sealed is not None:
+            elsewhere = self.wakers.elsewhere(key_of(user), changed.turns)
+            if elsewhere:
+                yield _WRITE_AND_TELL, (changed.sealed, *key, self.ear.channel, message(user, elsewhere))
+            else:
+                yield _WRITE, (changed.sealed, *key)
+        elif sealed is None:
+            yield _DELETE, key
+        return changed
+
+    def looking(self, user: str | None) -> Steps[States]:
+        name = self.box.name
+        rows = yield (_LOOK, (name,)) if user is None else (_LOOK_AT, (name, user))
+        return {user: (self.box.open(user, bytes(sealed)), now) for user, sealed, now in rows}
+
+    def idle(self, found: States) -> list[str]:
+        return [user for user, (state, now) in found.items() if state.is_idle(now)]
+
+    def forgetting(self, user: str) -> Steps[None]:
+        """Delete a user's row if it is still idle, and nobody is working on it."""
+        key = (self.box.name, user)
+        rows = yield _UNLOCKED, key
+        if rows and self.box.open(user, bytes(rows[0][0])).is_idle(rows[0][1]):
+            yield _DELETE, key
+
+    def is_turn(self, found: States, user: str, ticket: int) -> bool:
+        return user not in found or self.box.is_turn(*found[user], ticket)
+
+    def longest_pause_s(self) -> float:
+        return POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
 
 
 class PostgresqlStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._rows = _Rows(box)
-        self._pool = psycopg_pool.ConnectionPool(url, **_OPTIONS)
+        self._rows = _Rows(url, box)
+        self._pool = psycopg_pool.ConnectionPool(url, connection_class=Connection, **_OPTIONS)
         self._ready = False
         self._opening = threading.Lock()
+        self._listener = Listener(self._rows.ear)
 
-    def _connection(self) -> Any:
-        if not self._ready:
-            with self._opening:
-                if not self._ready:
-                    self._pool.open()
-                    with self._pool.connection() as connection:
-                        connection.execute(_ONE_CREATES)
-                        connection.execute(_SCHEMA)
-                    self._ready = True
-        return self._pool.connection()
+    def _open(self, *, create: bool) -> bool:
+        """Whether the table is there. Asked by a connection of its own, whose error says what is wrong."""
+        with self._opening:
+            if self._ready:
+                return True
+            with Connection.connect(self._rows.url, **SETTINGS) as connection:
+                if not connection.execute(_HAS_TABLE).fetchall()[0][0]:
+                    if not create:
+                        return False
+                    connection.execute(_ONE_CREATES)
+                    connection.execute(_SCHEMA)
+            self._pool.open()
+            self._ready = True
+            return True
+
+    def _run(self, begin: Callable[[], Steps[T]], nothing: T | None = None) -> T:
+        """Run steps in a transaction; ``nothing``: the answer when there is no table, which is then not created."""
+        try:
+            if not self._ready and not self._open(create=nothing is None) and nothing is not None:
+                return nothing
+            for _ in range(MAX_CONNECTIONS):
+                with contextlib.suppress(DeadConnection):
+                    return self._transact(begin())
+            return self._transact(begin())
+        except _TROUBLE as error:
+            raise unavailable(error) from error
+
+    def _transact(self, steps: Steps[T]) -> T:
+        with self._pool.connection() as connection:
+            rows = connection.execute_first(*next(steps))
+            try:
+                while True:
+                    cursor = connection.execute(*steps.send(rows))
+                    rows = cursor.fetchall() if cursor.description else []
+            except StopIteration as end:
+                result: T = end.value
+        return result
 
     def apply(self, user: str, command: Command) -> Outcome:
-        key = (self._rows.box.name, user)
-        try:
-            with self._connection() as connection:
-                row = connection.execute(_LOCK, key).fetchone()
-                if row is None:
-                    connection.execute(_NEW, key)
-                    row = connection.execute(_LOCK, key).fetchone()
-                changed = self._rows.change(user, row, command)
-                if changed.sealed is not None:
-                    connection.execute(_WRITE, (changed.sealed, *key))
-                return changed.outcome
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+        changed = self._run(lambda: self._rows.applying(user, command))
+        self._rows.wakers.wake(key_of(user), changed.turns)
+        return changed.outcome
 
     def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        for pause_s in _pauses(timeout_s):
-            time.sleep(pause_s)
-            if self._rows.is_turn(self.look(user), user, ticket):
-                return
+        self._listener.need()
+        with self._rows.wakers.sleeping(key_of(user), ticket) as woken:
+            for pause_s in pauses(timeout_s, POLL_FIRST_S, self._rows.longest_pause_s):
+                if woken.wait(pause_s) or self._rows.is_turn(self.look(user), user, ticket):
+                    return
 
-    def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
-        name = self._rows.box.name
-        query, key = (_LOOK, (name,)) if user is None else (_LOOK_AT, (name, user))
-        try:
-            with self._connection() as connection:
-                return self._rows.shown(connection.execute(query, key).fetchall())
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+    def look(self, user: str | None = None) -> States:
+        return self._run(lambda: self._rows.looking(user), {})
 
     def forget(self) -> None:
-        name = self._rows.box.name
-        try:
-            with self._connection() as connection:
-                for user in self._rows.idle(connection.execute(_IDLE, (name,)).fetchall()):
-                    connection.execute(_DELETE, (name, user))
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+        for user in self._rows.idle(self.look()):
+            self._run(partial(self._rows.forgetting, user))
 
     def close(self) -> None:
+        self._listener.close()
         self._pool.close(timeout=PATIENCE_S)
 
 
@@ -156,68 +207,67 @@ class AsyncPostgresqlStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._rows = _Rows(box)
-        self._pool = psycopg_pool.AsyncConnectionPool(url, **_OPTIONS)
+        self._rows = _Rows(url, box)
+        self._pool = psycopg_pool.AsyncConnectionPool(url, connection_class=AsyncConnection, **_OPTIONS)
         self._ready = False
         self._opening = asyncio.Lock()
+        self._listener = AsyncListener(self._rows.ear)
 
-    async def _open(self) -> None:
+    async def _open(self, *, create: bool) -> bool:
         async with self._opening:
-            if not self._ready:
-                await self._pool.open()
-                async with self._pool.connection() as connection:
+            if self._ready:
+                return True
+            async with await AsyncConnection.connect(self._rows.url, **SETTINGS) as connection:
+                if not (await (await connection.execute(_HAS_TABLE)).fetchall())[0][0]:
+                    if not create:
+                        return False
                     await connection.execute(_ONE_CREATES)
                     await connection.execute(_SCHEMA)
-                self._ready = True
+            await self._pool.open()
+            self._ready = True
+            return True
+
+    async def _run(self, begin: Callable[[], Steps[T]], nothing: T | None = None) -> T:
+        try:
+            if not self._ready and not await self._open(create=nothing is None) and nothing is not None:
+                return nothing
+            for _ in range(MAX_CONNECTIONS):
+                with contextlib.suppress(DeadConnection):
+                    return await self._transact(begin())
+            return await self._transact(begin())
+        except _TROUBLE as error:
+            raise unavailable(error) from error
+
+    async def _transact(self, steps: Steps[T]) -> T:
+        async with self._pool.connection() as connection:
+            rows = await connection.execute_first(*next(steps))
+            try:
+                while True:
+                    cursor = await connection.execute(*steps.send(rows))
+                    rows = await cursor.fetchall() if cursor.description else []
+            except StopIteration as end:
+                result: T = end.value
+        return result
 
     async def apply(self, user: str, command: Command) -> Outcome:
-        key = (self._rows.box.name, user)
-        try:
-            if not self._ready:
-                await self._open()
-            async with self._pool.connection() as connection:
-                row = await (await connection.execute(_LOCK, key)).fetchone()
-                if row is None:
-                    await connection.execute(_NEW, key)
-                    row = await (await connection.execute(_LOCK, key)).fetchone()
-                assert row is not None
-                changed = self._rows.change(user, row, command)
-                if changed.sealed is not None:
-                    await connection.execute(_WRITE, (changed.sealed, *key))
-                return changed.outcome
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+        changed = await self._run(lambda: self._rows.applying(user, command))
+        self._rows.wakers.wake(key_of(user), changed.turns)
+        return changed.outcome
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        for pause_s in _pauses(timeout_s):
-            await asyncio.sleep(pause_s)
-            if self._rows.is_turn(await self.look(user), user, ticket):
-                return
+        self._listener.need()
+        with self._rows.wakers.awaiting(key_of(user), ticket) as woken:
+            for pause_s in pauses(timeout_s, POLL_FIRST_S, self._rows.longest_pause_s):
+                if await set_within(woken, pause_s) or self._rows.is_turn(await self.look(user), user, ticket):
+                    return
 
-    async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
-        name = self._rows.box.name
-        try:
-            if not self._ready:
-                await self._open()
-            async with self._pool.connection() as connection:
-                if user is None:
-                    cursor = await connection.execute(_LOOK, (name,))
-                else:
-                    cursor = await connection.execute(_LOOK_AT, (name, user))
-                return self._rows.shown(await cursor.fetchall())
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+    async def look(self, user: str | None = None) -> States:
+        return await self._run(lambda: self._rows.looking(user), {})
 
     async def forget(self) -> None:
-        name = self._rows.box.name
-        try:
-            if not self._ready:
-                await self._open()
-            async with self._pool.connection() as connection:
-                for user in self._rows.idle(await (await connection.execute(_IDLE, (name,))).fetchall()):
-                    await connection.execute(_DELETE, (name, user))
-        except (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests) as error:
-            raise _unavailable(error) from error
+        for user in self._rows.idle(await self.look()):
+            await self._run(partial(self._rows.forgetting, user))
 
     async def close(self) -> None:
+        await self._listener.close()
         await self._pool.close(timeout=PATIENCE_S)

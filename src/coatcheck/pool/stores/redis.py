@@ -6,18 +6,20 @@ the same call brings the newest state, and the command is applied to that. So a 
 user was last touched by this process, two when by another one. A repeated call after a lost reply is recognised by its
 version and changes nothing twice.
 
-Whoever was too slow reserves the next swap with that same call, for ``RESERVED_MS`` at most: otherwise the process
+Whoever was too slow reserves the next swap with that same call, for ``RESERVED_S`` at most: otherwise the process
 that was fastest, which needs one round trip where the others need two, would stay the fastest for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from hashlib import blake2b
 from os import urandom
 from typing import Any, Final
@@ -42,13 +44,22 @@ MAX_WAITING_CONNECTIONS: Final = 64
 POLL_S: Final = 0.05
 MAX_TRIES: Final = 20
 """Each failed try means that somebody else's command was applied, although it was our turn."""
-MAX_LOOKS: Final = 500
+LOOK_PATIENCE_S: Final = 10.0
+"""For one's turn to swap, among processes that all want the same user."""
+TURN_PATIENCE_S: Final = 10.0
+"""For one's turn among the callers of this process; when the server stands still, they do not wait one by one."""
 PAUSE_S: Final = 0.0005
-RESERVED_MS: Final = 20
-MAX_CLOCK_ERROR_S: Final = 0.05
+RESERVED_S: Final = 0.02
+CLOCK_ERROR_S: Final = 0.05
+"""How far our idea of the server's clock may be off; round trips to the server are added to both."""
+MAX_ROUND_TRIPS_S: Final = 1.0
 KEEP_S: Final = 7 * 86_400
+"""How long a state is kept after all that is in it has ended."""
+MAX_KEEP_S: Final = 10 * 366 * 86_400
 MAX_REMEMBERED: Final = 1_000
 STRIPES: Final = 64
+BATCH: Final = 500
+"""States that are looked at with one round trip."""
 
 # KEYS: the user's state, its reservation, then a list per caller to wake. ARGV: the version that was seen, the version
 # and state to be ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds
@@ -86,10 +97,9 @@ if redis.call('HGET', KEYS[1], 'v') == ARGV[1] then return redis.call('DEL', KEY
 return 0
 """
 
-_NEVER_SEEN: Final = (b"", b"")
-
 Call = tuple[list[str], list[Any]]
 Step = Call | float  # a script call, or seconds to pause
+Seen = tuple[bytes, bytes]  # a version and its sealed state
 
 
 class _Swaps:
@@ -99,8 +109,9 @@ class _Swaps:
         self.box = box
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
-        self._seen: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()
+        self._seen: OrderedDict[str, Seen] = OrderedDict()
         self._ahead_s = 0.0  # the server's clock less ours
+        self._round_trips_s = 0.0  # a few of the last length
         self._name = urandom(8)
 
     def key(self, user: str) -> str:
@@ -111,37 +122,52 @@ class _Swaps:
 
     def steps(self, user: str, command: Command) -> Generator[Step, list[Any], Outcome]:
         keys = [self.key(user), f"{self._prefix}{{{_digest(user)}}}:next"]
-        always = [user, KEEP_S, self._name, RESERVED_MS]
-        look: list[Any] = [b"", b"?", b"", b"", 0, *always]
-        version, sealed = self._seen.get(user) or self._learn(user, (yield keys, look))
+        look: list[Any] = [b"", b"?", b"", b"", 0, *self._always(user)]
+        version, sealed = self._seen.get(user) or (yield from self._look(user, keys, look, until=-math.inf))
         for _ in range(MAX_TRIES):
             now = time.monotonic() + self._ahead_s
             changed = self.box.change(user, sealed or None, now, command)
             new, state = urandom(8), changed.sealed or b""
             wakes = [self.wake_key(user, ticket) for ticket in changed.turns]
-            reply = yield keys + wakes, [version, new, state, repr(now), MAX_CLOCK_ERROR_S, *always]
+            keep_s = int(min(KEEP_S + max(0.0, changed.ends_at - now), MAX_KEEP_S))
+            clock_error_s = CLOCK_ERROR_S + self._round_trips_s
+            swap = [version, new, state, repr(now), clock_error_s, *self._always(user, keep_s)]
+            asked_at = time.monotonic()
+            reply = yield keys + wakes, swap
             if reply[0] == 1:
                 if state:
                     self._remember(user, new, state)
                 return changed.outcome
-            # Whoever has the reservation decides on what this reply brought; the others only look until they have it.
-            for _ in range(MAX_LOOKS):
-                if reply[5]:
-                    break
-                yield random.random() * PAUSE_S
-                reply = yield keys, look
-            version, sealed = self._learn(user, reply)
+            version, sealed = self._learn(user, reply, asked_at)
+            if not reply[5]:
+                version, sealed = yield from self._look(user, keys, look, asked_at + LOOK_PATIENCE_S)
         raise StoreUnavailable(f"{MAX_TRIES} others were faster at {user!r}")
 
-    def _learn(self, user: str, reply: list[Any]) -> tuple[bytes, bytes]:
+    def _always(self, user: str, keep_s: int = KEEP_S) -> list[Any]:
+        return [user, keep_s, self._name, int(1000 * (RESERVED_S + self._round_trips_s))]
+
+    def _look(self, user: str, keys: list[str], look: list[Any], until: float) -> Generator[Step, list[Any], Seen]:
+        """Learn the newest state: whoever has the reservation decides on it, the others look until they have it."""
+        while True:
+            asked_at = time.monotonic()
+            reply = yield keys, look
+            seen = self._learn(user, reply, asked_at)
+            if reply[5] or asked_at >= until:
+                return seen
+            yield random.random() * PAUSE_S
+
+    def _learn(self, user: str, reply: list[Any], asked_at: float) -> Seen:
+        now = time.monotonic()
         # The server read its clock before it answered, so what we believe is never ahead of it by more than the call.
-        self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - time.monotonic()
+        self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - now
+        self._round_trips_s = min(3 * (now - asked_at), MAX_ROUND_TRIPS_S)
         self._remember(user, reply[3], reply[4])
         return reply[3], reply[4]
 
     def _remember(self, user: str, version: bytes, sealed: bytes) -> None:
+        # Each step by itself is safe among threads; another one may forget a user between any two.
+        self._seen.pop(user, None)
         self._seen[user] = (version, sealed)
-        self._seen.move_to_end(user)
         if len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
 
@@ -154,16 +180,26 @@ class _Swaps:
         return {user: (self.box.open(user, sealed), now) for user, sealed in found}
 
 
+def _batches(keys: list[Any]) -> list[list[Any]]:
+    return [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+
+
 def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=12, person=b"coatcheck-pool").hexdigest()
 
 
-def _redis_url(url: str) -> str:
-    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-
-
 def _unavailable(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def _turn(lock: threading.Lock) -> Iterator[None]:
+    if not lock.acquire(timeout=TURN_PATIENCE_S):
+        raise StoreUnavailable("Redis: the callers before this one got no answer")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RedisStore:
@@ -175,13 +211,13 @@ class RedisStore:
 
         def client(connections: int, patience_s: float) -> redis.Redis:
             pool = redis.BlockingConnectionPool.from_url(
-                _redis_url(url),
+                url,
                 max_connections=connections,
                 timeout=patience_s,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 # One more try, at once: for a connection that the server closed while it was idle.
-                retry=Retry(NoBackoff(), 1),
+                retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
             return redis.Redis(connection_pool=pool)
 
@@ -196,7 +232,7 @@ class RedisStore:
     def apply(self, user: str, command: Command) -> Outcome:
         steps = self._swaps.steps(user, command)
         # Callers of one process take turns here: they would only make each other's calls fail.
-        with self._turns[hash(user) % STRIPES]:
+        with _turn(self._turns[hash(user) % STRIPES]):
             try:
                 step = next(steps)
                 while True:
@@ -220,10 +256,15 @@ class RedisStore:
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
-            keys = (
+            found = (
                 [self._swaps.key(user)] if user is not None else self._client.scan_iter(self._swaps.pattern, count=500)
             )
-            rows: list[Any] = [self._client.hmget(key, ["u", "s"]) for key in keys]
+            rows: list[Any] = []
+            for keys in _batches(list(found)):
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.hmget(key, ["u", "s"])
+                    rows += pipeline.execute()
             return self._swaps.shown(rows, self._client.time())
         except RedisError as error:
             raise _unavailable(error) from error
@@ -253,12 +294,12 @@ class AsyncRedisStore:
 
         def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
-                _redis_url(url),
+                url,
                 max_connections=connections,
                 timeout=patience_s,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
-                retry=AsyncRetry(NoBackoff(), 1),
+                retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
             return redis.asyncio.Redis(connection_pool=pool)
 
@@ -272,7 +313,13 @@ class AsyncRedisStore:
 
     async def apply(self, user: str, command: Command) -> Outcome:
         steps = self._swaps.steps(user, command)
-        async with self._turns[hash(user) % STRIPES]:
+        turn = self._turns[hash(user) % STRIPES]
+        try:
+            async with asyncio.timeout(TURN_PATIENCE_S):
+                await turn.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("Redis: the callers before this one got no answer") from None
+        try:
             try:
                 step = next(steps)
                 while True:
@@ -286,6 +333,8 @@ class AsyncRedisStore:
                 return outcome
             except RedisError as error:
                 raise _unavailable(error) from error
+        finally:
+            turn.release()
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
         try:
@@ -295,11 +344,15 @@ class AsyncRedisStore:
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
-            if user is not None:
-                keys: list[Any] = [self._swaps.key(user)]
-            else:
-                keys = [key async for key in self._client.scan_iter(self._swaps.pattern, count=500)]
-            rows: list[Any] = [await self._client.hmget(key, ["u", "s"]) for key in keys]
+            found: list[Any] = [self._swaps.key(user)] if user is not None else []
+            if user is None:
+                found = [key async for key in self._client.scan_iter(self._swaps.pattern, count=500)]
+            rows: list[Any] = []
+            for keys in _batches(found):
+                async with self._client.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.hmget(key, ["u", "s"])
+                    rows += await pipeline.execute()
             return self._swaps.shown(rows, await self._client.time())
         except RedisError as error:
             raise _unavailable(error) from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +18,11 @@ from coatcheck.pool.commands import Command, Outcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.wakers import Wakers, pauses, set_within
 
 BUSY_TIMEOUT_S: Final = 10.0
+"""For the write lock that another process holds, and for this process's turn at its connection."""
+FORK_PATIENCE_S: Final = 1.0
 POLL_FIRST_S: Final = 0.002
 POLL_MAX_S: Final = 0.05
 
@@ -28,91 +31,114 @@ CREATE TABLE IF NOT EXISTS coatcheck_pool (
     pool TEXT NOT NULL, user TEXT NOT NULL, state BLOB NOT NULL, PRIMARY KEY (pool, user)
 ) WITHOUT ROWID
 """
+_HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE name='coatcheck_pool'"
+_READ: Final = "SELECT state FROM coatcheck_pool WHERE pool=? AND user=?"
+_LOOK: Final = "SELECT user, state FROM coatcheck_pool WHERE pool=?"
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_stopped: list[SqliteStore] = []
 
 
 class SqliteStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`. ``clock``: Unix seconds, of the one machine.
 
-    One connection and one lock per process; a fork opens its own. Between processes, SQLite's write lock is the
-    atom, taken before reading.
+    One connection and one lock per process. Between processes, SQLite's write lock is the atom, taken before reading.
     """
 
     def __init__(self, path: str | Path, box: StateBox, clock: Callable[[], float] = time.time) -> None:
-        self._path = str(path)
+        self._path = Path(path)
         self._box = box
         self._clock = clock
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._pid = 0
-        self._changed = threading.Condition()
+        self._writable = False  # the file is there, and the table in it
+        self.wakers = Wakers()
+        _stores.add(self)
 
-    def _open(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=16,
+        )
+
+    def _create(self) -> sqlite3.Connection:
         # It holds sessions, so a new file is for its owner's eyes only; -wal and -shm inherit the mode.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=16
-        )
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            # A power cut may undo the last commits, never tear one: a loss, which the port allows.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
+        connection = self._connection = self._connection or self._connect()
+        connection.execute("PRAGMA journal_mode=WAL")
+        # A power cut may undo the last commits, never tear one: a loss, which the port allows.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(_SCHEMA)
+        self._writable = True
         return connection
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+    def _turn(self) -> Iterator[None]:
+        """The one connection, for one thread at a time. All that goes wrong is ``StoreUnavailable``."""
+        if not self._lock.acquire(timeout=BUSY_TIMEOUT_S):
+            raise StoreUnavailable(f"SQLite file {self._path}: too many callers of this process wait for it")
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"SQLite file {self._path}: {error}") from error
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its first moment; rolled back on any error."""
-        with self._lock:
+        with self._turn():
+            connection = self._connection if self._writable and self._connection else self._create()
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                if self._connection is None or self._pid != os.getpid():
-                    self._connection, self._pid = self._open(), os.getpid()
-                connection = self._connection
-                connection.execute(begin)
-                try:
-                    yield connection
-                except BaseException:
-                    connection.rollback()
-                    raise
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            try:
                 connection.commit()
-            except (sqlite3.Error, OSError) as error:
-                raise StoreUnavailable(f"SQLite file {self._path}: {error}") from error
+            except BaseException:  # a full disk: the transaction is still open
+                connection.rollback()
+                raise
 
     def apply(self, user: str, command: Command) -> Outcome:
         key = (self._box.name, user)
         with self._transaction() as connection:
-            row = connection.execute("SELECT state FROM coatcheck_pool WHERE pool=? AND user=?", key).fetchone()
+            row = connection.execute(_READ, key).fetchone()
             changed = self._box.change(user, None if row is None else row[0], self._clock(), command)
             if changed.sealed is not None:
                 connection.execute("INSERT OR REPLACE INTO coatcheck_pool VALUES (?, ?, ?)", (*key, changed.sealed))
-        if changed.turns:
-            with self._changed:
-                self._changed.notify_all()
+        self.wakers.wake(user, changed.turns)
         return changed.outcome
 
     def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        """SQLite tells nobody; so look at the state, at first often, then 20 times a second."""
-        until = time.monotonic() + timeout_s
-        pause_s = POLL_FIRST_S
-        while (left_s := until - time.monotonic()) > 0:
-            with self._changed:
-                self._changed.wait(min(left_s, pause_s * (0.5 + random.random())))
-            pause_s = min(pause_s * 1.5, POLL_MAX_S)
-            found = self.look(user).get(user)
-            if found is None or self._box.is_turn(found[0], found[1], ticket):
-                return
+        """This process wakes its own callers; of other processes SQLite tells nothing, so look, often at first."""
+        with self.wakers.sleeping(user, ticket) as woken:
+            for pause_s in pauses(timeout_s, POLL_FIRST_S, lambda: POLL_MAX_S):
+                if woken.wait(pause_s) or self.is_turn(user, ticket):
+                    return
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        found = self.look(user).get(user)
+        return found is None or self._box.is_turn(found[0], found[1], ticket)
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
-        query: tuple[str, tuple[Any, ...]] = (
-            ("SELECT user, state FROM coatcheck_pool WHERE pool=?", (self._box.name,))
-            if user is None
-            else ("SELECT user, state FROM coatcheck_pool WHERE pool=? AND user=?", (self._box.name, user))
-        )
-        with self._transaction("BEGIN") as connection:
-            rows = connection.execute(*query).fetchall()
+        """Creates nothing: where there is no file, or no table in it, there are no users."""
+        with self._turn():
+            if self._connection is None and not self._path.exists():
+                return {}
+            connection = self._connection = self._connection or self._connect()
+            if not self._writable and connection.execute(_HAS_TABLE).fetchone() is None:
+                return {}
+            if user is None:
+                rows = connection.execute(_LOOK, (self._box.name,)).fetchall()
+            else:
+                rows = connection.execute(f"{_LOOK} AND user=?", (self._box.name, user)).fetchall()
         now = self._clock()
         return {name: (self._box.open(name, sealed), now) for name, sealed in rows}
 
@@ -121,23 +147,43 @@ class SqliteStore:
             if state.is_idle(self._clock()):
                 with self._transaction() as connection:
                     key = (self._box.name, user)
-                    row = connection.execute("SELECT state FROM coatcheck_pool WHERE pool=? AND user=?", key).fetchone()
+                    row = connection.execute(_READ, key).fetchone()
                     if row is not None and self._box.open(user, row[0]).is_idle(self._clock()):
                         connection.execute("DELETE FROM coatcheck_pool WHERE pool=? AND user=?", key)
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None and self._pid == os.getpid():
+        with self._turn():
+            if self._connection is not None:
                 self._connection.close()
-            self._connection = None
+            self._connection, self._writable = None, False
+
+    def stop_for_fork(self) -> None:
+        """Let no thread be inside SQLite while the process forks: the child could never take SQLite's own locks."""
+        if self._lock.acquire(timeout=FORK_PATIENCE_S):
+            _stopped.append(self)
+
+    def go_on(self) -> None:
+        self._lock.release()
+
+
+def _before_fork() -> None:
+    for store in list(_stores):
+        store.stop_for_fork()
+
+
+def _after_fork() -> None:
+    while _stopped:
+        _stopped.pop().go_on()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 class AsyncSqliteStore:
     """The same store for asyncio: the file is touched by one thread, waits sleep on the loop."""
 
-    def __init__(self, inner: SqliteStore, box: StateBox) -> None:
+    def __init__(self, inner: SqliteStore) -> None:
         self._inner = inner
-        self._box = box
         self._thread = ThreadPoolExecutor(1, "coatcheck-pool-sqlite")
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -148,14 +194,10 @@ class AsyncSqliteStore:
         return outcome
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
-        pause_s = POLL_FIRST_S
-        while (left_s := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, pause_s * (0.5 + random.random())))
-            pause_s = min(pause_s * 1.5, POLL_MAX_S)
-            found = (await self.look(user)).get(user)
-            if found is None or self._box.is_turn(found[0], found[1], ticket):
-                return
+        with self._inner.wakers.awaiting(user, ticket) as woken:
+            for pause_s in pauses(timeout_s, POLL_FIRST_S, lambda: POLL_MAX_S):
+                if await set_within(woken, pause_s) or await self._run(self._inner.is_turn, user, ticket):
+                    return
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         states: dict[str, tuple[UserState, float]] = await self._run(self._inner.look, user)

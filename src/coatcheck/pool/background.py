@@ -1,0 +1,106 @@
+"""What goes on behind the callers of the pool for asyncio: callbacks, logouts, and steps that nothing tears."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from coatcheck.pool.commands import Parting
+from coatcheck.pool.core import PoolCore
+from coatcheck.pool.events import PoolEventKind
+from coatcheck.pool.logouts import MAX_LOGOUTS, PARALLEL_LOGOUTS
+from coatcheck.pool.options import is_coroutine_function
+
+T = TypeVar("T")
+
+
+class Background:
+    """The tasks of one pool that nobody awaits. ``closed(user, parting)`` tells the store that a logout is done."""
+
+    def __init__(self, pool: PoolCore, closed: Callable[[str, Parting], Coroutine[Any, Any, None]]) -> None:
+        self._pool = pool
+        self._closed = closed
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._logouts = 0
+        self._logging_out = asyncio.Semaphore(PARALLEL_LOGOUTS)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def cancel(self) -> None:
+        for task in list(self.tasks):
+            task.cancel()
+
+    def add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
+        """Have dropped tokens logged out, without waiting for it."""
+        if self._pool.settings.logout is None:
+            return
+        for parting in partings:
+            if self._logouts >= MAX_LOGOUTS:
+                self._pool.report(PoolEventKind.LOGOUT_SKIPPED, user, "too many wait")
+                continue  # its slot is free again after logout_timeout
+            self._logouts += 1
+            self.spawn(self._log_out(user, parting))
+
+    async def _log_out(self, user: str, parting: Parting) -> None:
+        """Log one dropped token out, then free its slot."""
+        settings = self._pool.settings
+        assert settings.logout is not None
+        try:
+            async with self._logging_out:
+                await call(settings.logout, (user, parting.value), settings.policy.logout_timeout_s)
+        except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
+            self._pool.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+        finally:
+            self._logouts -= 1
+        if parting.fence:
+            await self._closed(user, parting)
+
+
+async def call(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    timeout_s: float | None = None,
+    late: Callable[[Any], None] | None = None,
+) -> Any:
+    """Call a callback: a coroutine function here, a plain one in a thread. Raises ``TimeoutError``, and its own errors.
+
+    A thread cannot be stopped: what a plain function brings after ``timeout_s`` goes to ``late``.
+    """
+    if is_coroutine_function(function):
+        async with asyncio.timeout(timeout_s):
+            return await function(*arguments)
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+
+    def finish(done: asyncio.Future[Any]) -> None:
+        if not done.cancelled() and done.exception() is None and late is not None:
+            late(done.result())
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await asyncio.shield(running)
+            return await answer if inspect.isawaitable(answer) else answer
+    except (TimeoutError, asyncio.CancelledError):
+        if not running.done():
+            running.add_done_callback(finish)
+        raise
+
+
+async def untorn(work: Coroutine[Any, Any, T], cancelled: list[asyncio.CancelledError]) -> T:
+    """Await ``work`` to its end even when cancelled; the cancellation is noted, for the flow's next step."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as cancellation:
+            # It may arrive together with the result. Only a cancellation of the work itself is not the caller's.
+            if not task.cancelled():
+                cancelled.append(cancellation)
+        except Exception:  # noqa: BLE001 - raised by result() below
+            break
+    return task.result()

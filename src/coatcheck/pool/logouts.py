@@ -1,0 +1,101 @@
+"""Logging dropped tokens out behind everybody's back, for the pool for threads."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from coatcheck.pool.commands import Parting
+
+MAX_LOGOUTS: Final = 1_000
+"""Logouts that may wait in one process; more are left to the upstream's own time-out."""
+
+PARALLEL_LOGOUTS: Final = 4
+
+_unfinished: weakref.WeakSet[Logouts] = weakref.WeakSet()
+
+
+class Logouts:
+    """At most ``PARALLEL_LOGOUTS`` at once, ``MAX_LOGOUTS`` waiting; adding never blocks.
+
+    The threads do not keep the process alive, because a logout may hang; at the end of the interpreter those that are
+    left get ``patience_s``. ``skipped(user, why)`` is told of a token that nobody logs out.
+    """
+
+    def __init__(
+        self, log_out: Callable[[str, Parting], None], skipped: Callable[[str, str], None], patience_s: float
+    ) -> None:
+        self._log_out = log_out
+        self._skipped = skipped
+        self._patience_s = patience_s
+        self._queue: deque[tuple[str, Parting]] = deque()
+        self._working = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self._pid = os.getpid()
+        _unfinished.add(self)
+
+    def add(self, user: str, partings: tuple[Parting, ...]) -> None:
+        for parting in partings:
+            refusal = self._put(user, parting)
+            if refusal:
+                self._skipped(user, refusal)  # its slot is free again after logout_timeout
+
+    def _put(self, user: str, parting: Parting) -> str:
+        with self._changed:
+            if self._ended:
+                return "closing"
+            if len(self._queue) >= MAX_LOGOUTS:
+                return "too many wait"
+            self._queue.append((user, parting))
+            if self._working >= PARALLEL_LOGOUTS:
+                return ""
+            try:
+                threading.Thread(target=self._work, name="coatcheck-pool-logout", daemon=True).start()
+            except RuntimeError:
+                if self._working:
+                    return ""
+                self._queue.remove((user, parting))
+                return "no thread"
+            self._working += 1
+            return ""
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    if not self._queue:
+                        return
+                    user, parting = self._queue.popleft()
+                self._log_out(user, parting)
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all are done, at most ``timeout_s``; what is left then is not begun any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue and not self._working, max(0.0, timeout_s))
+            self._ended = True
+            left, self._queue = self._queue, deque()
+        for user, _ in left:
+            self._skipped(user, "closing")
+
+    def finish_at_exit(self, until: float) -> None:
+        if self._pid == os.getpid():  # what a fork inherited is its parent's, and so are the threads
+            self.finish(min(until - time.monotonic(), self._patience_s))
+
+
+@atexit.register
+def _finish() -> None:
+    pending = list(_unfinished)
+    until = time.monotonic() + max((logouts._patience_s for logouts in pending), default=0.0)
+    for logouts in pending:
+        logouts.finish_at_exit(until)

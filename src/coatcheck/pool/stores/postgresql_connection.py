@@ -1,0 +1,93 @@
+"""Connections to PostgreSQL that answer in time or are given up, and the statements of the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, Final
+
+import psycopg
+
+from coatcheck.errors import ConfigError
+from coatcheck.pool.errors import StoreUnavailable
+
+PATIENCE_S: Final = 5.0
+"""For a connection."""
+STATEMENT_TIMEOUT_MS: Final = 5_000
+"""For a statement: the server ends it."""
+ANSWER_TIMEOUT_S: Final = 7.5
+"""For an answer: a server that stands still, or is cut off, ends nothing, so the connection is given up here."""
+
+SETTINGS: Final[dict[str, Any]] = {
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+    "connect_timeout": int(PATIENCE_S),
+}
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server did not answer in time."""
+
+
+class DeadConnection(psycopg.OperationalError):
+    """The connection had died while it was idle; the server has seen nothing of the transaction that was to begin."""
+
+
+def _bounded(connection: Any, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """The steps of one exchange with the server, as psycopg drives them; it reports several times a second."""
+    until = time.monotonic() + ANSWER_TIMEOUT_S
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= until:
+                connection.pgconn.finish()
+                raise NoAnswer(f"no answer within {ANSWER_TIMEOUT_S:g} s")
+            wanted = steps.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def _dead(connection: Any, error: psycopg.OperationalError) -> psycopg.OperationalError:
+    """What became of the first statement on a connection that may have died while it was idle."""
+    gone = connection.closed and not isinstance(error, NoAnswer)
+    return DeadConnection(str(error)) if gone else error
+
+
+class Connection(psycopg.Connection[Any]):
+    """For threads."""
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().wait(_bounded(self, gen), *args, **kwargs)
+
+    def execute_first(self, statement: Any, values: Any) -> list[tuple[Any, ...]]:
+        """The rows of a transaction's first statement. Raises ``DeadConnection`` if nothing can have happened."""
+        try:
+            return self.execute(statement, values).fetchall()
+        except psycopg.OperationalError as error:
+            raise _dead(self, error) from error
+
+
+class AsyncConnection(psycopg.AsyncConnection[Any]):
+    """For asyncio."""
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().wait(_bounded(self, gen), *args, **kwargs)
+
+    async def execute_first(self, statement: Any, values: Any) -> list[tuple[Any, ...]]:
+        """See :meth:`Connection.execute_first`."""
+        try:
+            return await (await self.execute(statement, values)).fetchall()
+        except psycopg.OperationalError as error:
+            raise _dead(self, error) from error
+
+
+def check_url(url: str) -> None:
+    """Raises ``ConfigError`` for what libpq cannot read. Its own message would show the password."""
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ConfigError("store: write postgresql://user:password@host:5432/database") from None
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"PostgreSQL: {type(error).__name__}: {' '.join(str(error).split())}")

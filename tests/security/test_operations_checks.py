@@ -107,14 +107,13 @@ def test_16_2_theft_close_and_expiry_leave_a_record_that_names_the_session() -> 
     asyncio.run(story())
 
 
-def test_14_2_7_expired_data_goes_away_by_itself() -> None:
+def test_14_2_7_expired_data_goes_away_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks for it again; the session servers' own clocks and sweepers do it."""
+    monkeypatch.setattr(SessionPolicy, "linger_ms", 0)
 
     async def story() -> None:
         policy = SessionPolicy(idle_timeout_ms=200, absolute_timeout_ms=200, leeway_ms=0)
         async with two_servers(policy) as servers:
-            for sessions in servers.sessions:
-                sessions.copies.policy = ReplicationPolicy(lease_s=0, linger_ms=0, tombstone_ms=100)
             await shopper(servers)
             assert all(store.table.entries == 1 for store in servers.stores)
             deadline = time.monotonic() + 20 * (SLOT_MS / 1000 + SWEEP_PERIOD_S)

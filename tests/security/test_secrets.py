@@ -143,7 +143,7 @@ async def eventful(servers: Servers) -> tuple[Browser, list[Secrets]]:
     seen.append(Secrets(other))
     await other.post(1, "/login")
     seen.append(Secrets(other, LOGIN))
-    damaged = Browser(servers, {COOKIE: browser.jar.get(COOKIE, "A" * 116)[:-1] + "A"})
+    damaged = Browser(servers, {COOKIE: browser.jar.get(COOKIE, "A" * 116).swapcase()})
     await damaged.get(1)
     await servers.stores[0].aclose()
     await other.put(1)

@@ -70,6 +70,8 @@ class WebServer(Process):
         self.skew_ms = 0
         self.server_id = self.random_bytes(SERVER_ID_BYTES)
         self.reach = dict.fromkeys(servers, True)
+        self._connected_to = {name: server.run for name, server in servers.items()}
+        """Which run of each session server: a connection does not outlive the process at its other end."""
         self.runner = Runner(self)
         self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
         """Per session: when its copies were last asked for, and the replies."""
@@ -172,6 +174,7 @@ class WebServer(Process):
 
     def _probe(self, server: str) -> None:
         if self._answers(server):
+            self._connected_to[server] = self.servers[server].run
             self.reach[server] = True
             self._changed(server)
         else:
@@ -180,6 +183,12 @@ class WebServer(Process):
     def _answers(self, server: str) -> bool:
         store, cut = self.servers[server], self.network.cut
         return store.alive and not store.frozen and (self.name, server) not in cut and (server, self.name) not in cut
+
+    def _ping(self) -> None:
+        """A link that is idle finds out by itself that the session server was restarted while it was cut off."""
+        for name, server in self.servers.items():
+            if self.reach[name] and server.run != self._connected_to[name]:
+                self.disconnected(name)
 
     def _changed(self, server: str) -> None:
         self.repair.lost_server(server)
@@ -200,6 +209,7 @@ class WebServer(Process):
             self.after(self.SCAN_DELAY_S * (1 + self.jitter()), self._scan)
 
     def _mend_regularly(self) -> None:
+        self._ping()
         self.copies.cache.drop_expired(self.now_ms(), 1000)
         self._mend()
         self.after(self.MENDING_S, self._mend_regularly)

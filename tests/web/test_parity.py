@@ -181,6 +181,25 @@ def test_what_cannot_be_stored_is_an_error_for_both_and_changes_nothing(name: st
         assert theirs(step) == [None, 500, DATA]
 
 
+def broken(session: Any) -> str:
+    session["half"] = "done"
+    raise RuntimeError("in the middle of it")
+
+
+def test_what_a_request_did_before_it_failed_is_not_kept_as_in_starlette() -> None:
+    app = endpoints(broken, "starlette")
+    app.add_middleware(StarletteMiddleware, secret_key="s" * 32, https_only=True)
+    assert ours(broken) == asyncio.run(visit(app)) == [None, 500, DATA]
+
+
+def test_a_logout_counts_even_if_the_request_fails_after_it() -> None:
+    def step(session: Any) -> str:
+        session.close()
+        raise RuntimeError("after the logout")
+
+    assert ours(step) == [None, 500, {}]
+
+
 @pytest.mark.parametrize(
     ("value", "back"),
     [(b"bytes", b"bytes"), ({1: "one"}, {1: "one"}), (datetime(2026, 1, 1, tzinfo=UTC),) * 2, (2**63, 2**63)],

@@ -54,6 +54,9 @@ class Sessions:
     that farms that share a key ring by mistake still refuse each other's tokens.
     """
 
+    LOOKS_AT_ONCE = 64
+    """Sessions that a listing asks for at once: it shares the event loop with the requests."""
+
     def __init__(
         self,
         *,
@@ -184,10 +187,11 @@ class Sessions:
     async def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
         """Up to ``limit`` sessions, found by scanning the session servers that answer."""
         found: list[SessionInfo] = []
-        for key in await self._keys(limit):
-            info = await self.show(key, with_data=False)
-            if info is not None:
-                found.append(info)
+        keys = await self._keys(limit)
+        for start in range(0, len(keys), self.LOOKS_AT_ONCE):
+            chunk = keys[start : start + self.LOOKS_AT_ONCE]
+            shown = await asyncio.gather(*(self.show(key, with_data=False) for key in chunk))
+            found += [info for info in shown if info is not None]
         return found
 
     async def _keys(self, limit: int) -> list[bytes]:

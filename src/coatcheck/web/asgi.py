@@ -183,6 +183,10 @@ class _Response:
 
     async def _start(self, message: Message) -> None:
         saved = NOTHING
+        if message["status"] == 500 and not self._session.closing:
+            # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
+            # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
+            self._failed = True
         if not self._failed:
             try:
                 saved = await self._save()

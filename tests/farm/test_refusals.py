@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,11 @@ def test_commands_without_a_farm(command: Command) -> None:
         assert done.returncode == 1
         assert done.stderr.startswith("coatcheck: no farm is running in")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "coatcheck.cli", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "coatcheck: [Errno 28] No space left on device\n"

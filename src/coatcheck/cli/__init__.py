@@ -14,4 +14,8 @@ def main() -> None:
             raise
         print(f"coatcheck: {error.name} is missing; pip install 'coatcheck[farm]'", file=sys.stderr)
         raise SystemExit(2) from None
-    coatcheck(prog_name="coatcheck")
+    try:
+        coatcheck(prog_name="coatcheck")
+    except OSError as error:  # a full disk behind a redirected output, say
+        print(f"coatcheck: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -12,7 +12,7 @@ from .mission_farm import MissionFarm
 VISITORS = 24
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def farm(start: StartFarm) -> MissionFarm:
     return start("--web", "3", "--session-servers", "2", "--no-restart")
 
@@ -48,8 +48,7 @@ def test_they_go_on_elsewhere_with_all_their_data(farm: MissionFarm) -> None:
 
 def test_and_they_live_on_there(farm: MissionFarm) -> None:
     with crowd_of(farm, VISITORS // 2) as crowd:
-        if all(farm.state(name) == "ready" for name in farm.names("web")):
-            farm.kill(crowd[0].server)  # it is the one dead server that counts, whoever killed it
+        farm.kill(crowd[0].server)
         for visitor in crowd:
             visitor.put("after", "the death")
             assert visitor.read() == visitor.server

@@ -1,6 +1,6 @@
 """Borrowers killed at random, an upstream that expires tokens and kills sessions at random, four sessions per user.
 
-    python tests/pool/chaos.py --seconds 60 [--store redis|sqlite|URL]
+    python tests/pool/chaos.py --seconds 60 [--store redis|postgresql|sqlite|URL]
 
 Exits 0 only if the limit was never exceeded, no token was in two hands, no waiter starved, and no call failed for a
 reason that is the pool's.
@@ -106,6 +106,20 @@ def own_redis(folder: Path) -> Iterator[str]:
         server.wait(60)
 
 
+@contextmanager
+def own_postgresql() -> Iterator[str]:
+    """A PostgreSQL of our own, as the contract suite starts it."""
+    sys.path.append(str(HERE.parent / "contracts"))
+    from token_store_backends import PostgresqlBackend
+
+    backend = PostgresqlBackend()
+    backend.start()
+    try:
+        yield backend.url
+    finally:
+        backend.stop()
+
+
 class Crowd:
     """The borrowers' processes; one that is killed is replaced."""
 
@@ -145,6 +159,8 @@ def run_chaos(seconds: float, store: str, folder: Path, seed: int) -> Outcome:
     with ExitStack() as stack:
         if store == "redis":
             store = stack.enter_context(own_redis(folder))
+        elif store == "postgresql":
+            store = stack.enter_context(own_postgresql())
         elif store == "sqlite":
             store = f"sqlite:///{folder / 'tokens.db'}"
         provider = ProviderProcess(
@@ -199,7 +215,7 @@ def read_outcome(folder: Path, kills: int, provider: dict[str, Any]) -> Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--store", default="redis", help="redis or sqlite (one of its own), or a URL")
+    parser.add_argument("--store", default="redis", help="redis, postgresql or sqlite (one of its own), or a URL")
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="coatcheck-chaos-"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from coatcheck.pool import (
     PoolFull,
     PoolTimeout,
 )
+from pool.conftest import running
 
 
 class Upstream:
@@ -220,10 +221,19 @@ def test_keepalive() -> None:
     run(story)
 
 
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.fixture(scope="module", params=["memory", "sqlite", "redis", "postgresql"])
+def kept(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The settings of a pool in each store."""
+    if request.param == "memory":
+        yield {}
+        return
+    for backend in running(request.param):
+        yield {"store": backend.url, "key": b"k" * 32}
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_cancelled_anywhere_nothing_leaks_and_nobody_starves(seed: int, store: str, tmp_path: Any) -> None:
-    shared = {} if store == "memory" else {"store": f"sqlite:///{tmp_path}/tokens.db", "key": b"k" * 32}
+def test_cancelled_anywhere_nothing_leaks_and_nobody_starves(seed: int, kept: dict[str, Any]) -> None:
+    shared = {**kept, "name": f"seed {seed}"}
 
     async def story() -> None:
         dice = random.Random(seed)
@@ -238,7 +248,7 @@ def test_cancelled_anywhere_nothing_leaks_and_nobody_starves(seed: int, store: s
             login_backoff=("1ms", "5ms"),
             wait="20s",
             on_event=lambda event: None,
-            **shared,  # type: ignore[typeddict-item]
+            **shared,
         )
         served = 0
 
@@ -273,7 +283,7 @@ def test_cancelled_anywhere_nothing_leaks_and_nobody_starves(seed: int, store: s
         async with pool.lease("ann"), pool.lease("ann"), pool.lease("ann", wait="5s"):
             assert (await pool.stats())["ann"].leased == 3, "every slot is usable"
         await pool.close()
-        if store == "memory":
+        if not kept:
             assert upstream.open == set()
 
     run(story)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from coatcheck.pool import TokenPool
 
@@ -23,32 +18,12 @@ BORROWERS = 4
 KILLS = 10
 
 
-def _backends() -> Any:
-    """The contract suite's backends; its folder is no package."""
-    name = "token_store_backends"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE.parent / "contracts" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture(params=["sqlite", "redis", "postgresql"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    backend = _backends().TOKEN_BACKENDS[request.param]()
-    backend.start()
-    yield backend.url
-    backend.stop()
-
-
-def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(url: str) -> None:
+def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(store_url: str) -> None:
     key = secrets.token_bytes(32)
     dice = random.Random(7)
     ended: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory() as books:
-        arguments = [url, key.hex(), books, str(RUN_S), "1s", "2", "0.01", "2"]
+        arguments = [store_url, key.hex(), books, str(RUN_S), "1s", "2", "0.01", "2"]
         command = [sys.executable, str(HERE / "borrower.py"), *arguments]
 
         def borrow() -> subprocess.Popen[str]:
@@ -78,7 +53,7 @@ def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(url: str) -> None
         assert [(code, text) for code, text in ended if code or "DOUBLE" in text or "STARVED" in text] == []
         assert sum(text.count("used") for _, text in ended) > 50
 
-    pool = TokenPool(lambda user: "fresh", store=url, key=key, per_user=2, lease="1s", login_timeout="1s")
+    pool = TokenPool(lambda user: "fresh", store=store_url, key=key, per_user=2, lease="1s", login_timeout="1s")
     time.sleep(1.1)
     pool.clean_up()
     for user, stats in pool.stats().items():

@@ -29,6 +29,7 @@ from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
+from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.address import open_async_store
 from coatcheck.pool.stores.memory import AsyncMemoryStore
 from coatcheck.pool.stores.port import AsyncTokenStore
@@ -175,20 +176,20 @@ class AsyncTokenPool(PoolCore):
     async def clean_up(self) -> int:
         """Drop expired tokens and overdue leases of all users; returns how many tokens. Call it at intervals."""
         count = 0
-        for user in self.overdue(await self._store.look()):
+        for user in self.overdue(await self._look()):
             count += await self.run(flows.settle(user, CleanUp()))
-        await self._store.forget()
+        await self._background.cancellable(self._store.forget())
         return count
 
     # -- for operators
 
     async def stats(self) -> dict[str, UserStats]:
         """Numbers per user: free, leased, waiting, logins, limits and counters."""
-        return self.stats_of(await self._store.look())
+        return self.stats_of(await self._look())
 
     async def list(self, user: str | None = None) -> builtins.list[TokenRow]:
         """Every slot of all users (or one), tokens masked."""
-        return self.rows_of(await self._store.look(user if user is None else check_user(user)))
+        return self.rows_of(await self._look(user if user is None else check_user(user)))
 
     async def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
@@ -201,7 +202,7 @@ class AsyncTokenPool(PoolCore):
         if self.settings.keepalive is None:
             return 0
         idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
-        return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._store.look()])
+        return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._look()])
 
     async def close(self, timeout: Duration = "10s") -> None:
         """Lease no more, wait for what is out, log out what the process alone has, let the store go.
@@ -235,6 +236,9 @@ class AsyncTokenPool(PoolCore):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
+        return await self._background.cancellable(self._store.look(user))
 
     # -- running flows
 
@@ -274,7 +278,7 @@ class AsyncTokenPool(PoolCore):
         if isinstance(effect, Apply):
             return self._apply(effect, cancelled)
         if isinstance(effect, Await):
-            return self._store.wait(effect.user, effect.ticket, effect.timeout_s)
+            return self._background.cancellable(self._store.wait(effect.user, effect.ticket, effect.timeout_s))
         if isinstance(effect, LogIn):
             return self._log_in(effect)
         if isinstance(effect, Ask):

@@ -32,6 +32,20 @@ class Background:
         task.add_done_callback(self.tasks.discard)
         return task
 
+    async def cancellable(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work`` in a task of its own, which is left behind on a cancellation.
+
+        Client libraries lose cancellations (``asyncio.wait_for`` does, up to Python 3.11); here none is lost.
+        """
+        task = self.spawn(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.cancel()
+            raise
+        return task.result()
+
     def cancel(self) -> None:
         for task in list(self.tasks):
             task.cancel()

@@ -1,0 +1,167 @@
+"""Forks, and the end of the interpreter: in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+LIMIT_S = 120
+
+
+def run(program: str, *arguments: str, folder: Path) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_parent_and_children_share_a_store_and_no_connection(store_url: str, tmp_path: Path) -> None:
+    """As gunicorn does with ``preload_app``: the pool was made, and used, before the fork."""
+    program = """
+        import os, sys, threading
+        from coatcheck.pool import TokenPool
+        pool = TokenPool(lambda user: f"{user} of {os.getpid()}", store=sys.argv[1], key=b"k" * 32, wait=60, per_user=2)
+        def work(count):
+            for number in range(count):
+                with pool.lease("ann") as held:
+                    page = os.path.join("held", held.token.replace(" ", "-"))
+                    os.close(os.open(page, os.O_CREAT | os.O_EXCL))
+                    os.unlink(page)
+        os.mkdir("held")
+        work(3)
+        busy = [threading.Thread(target=work, args=(60,)) for _ in range(2)]
+        for thread in busy:
+            thread.start()
+        children = []
+        for _ in range(4):
+            child = os.fork()
+            if not child:
+                status = 1
+                try:
+                    work(25)
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(child)
+        for thread in busy:
+            thread.join()
+        work(3)
+        print([os.waitpid(child, 0)[1] for child in children])
+        print(pool.stats()["ann"].logins_total <= 2)
+        pool.close()
+    """
+    assert run(program, store_url, folder=tmp_path) == "[0, 0, 0, 0]\nTrue\n"
+
+
+def test_forks_of_a_busy_process_do_not_hang_in_sqlite(tmp_path: Path) -> None:
+    program = """
+        import os, signal, threading
+        from coatcheck.pool import TokenPool
+        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"k" * 32, per_user=8, wait=60)
+        stop = threading.Event()
+        def work():
+            while not stop.is_set():
+                with pool.lease("ann"):
+                    pass
+        busy = [threading.Thread(target=work) for _ in range(3)]
+        for thread in busy:
+            thread.start()
+        ended = []
+        for _ in range(15):
+            child = os.fork()
+            if not child:
+                signal.alarm(30)
+                with pool.lease("bob"):
+                    pass
+                os._exit(0)
+            ended.append(os.waitpid(child, 0)[1])
+        stop.set()
+        print(set(ended))
+    """
+    assert run(program, folder=tmp_path) == "{0}\n"
+
+
+def test_a_lease_stays_its_parents(tmp_path: Path) -> None:
+    program = """
+        import os, sys
+        from coatcheck.pool import LeaseLost, TokenPool
+        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"k" * 32, on_event=lambda event: None)
+        with pool.lease("ann") as held:
+            child = os.fork()
+            if not child:
+                try:
+                    held.extend()
+                except LeaseLost:
+                    os.write(1, b"child: lost\\n")
+                try:
+                    held.__exit__(SystemExit, SystemExit(), None)
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+            held.renew("t+")
+        with pool.lease("ann") as held:
+            print("parent:", held.token)
+    """
+    assert run(program, folder=tmp_path) == "child: lost\nparent: t+\n"
+
+
+def test_a_child_keeps_its_own_tokens_alive(tmp_path: Path) -> None:
+    program = """
+        import os, threading
+        from coatcheck.pool import TokenPool
+        touched = threading.Event()
+        pool = TokenPool(lambda user: "t", keepalive=lambda user, token: touched.set(), keepalive_every="20ms")
+        child = os.fork()
+        if not child:
+            with pool.lease("ann"):
+                pass
+            os._exit(0 if touched.wait(60) else 1)
+        print(os.waitpid(child, 0)[1])
+    """
+    assert run(program, folder=tmp_path) == "0\n"
+
+
+def test_a_logout_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    program = """
+        import threading
+        from coatcheck.pool import TokenPool
+        pool = TokenPool(lambda user: "t", logout=lambda user, token: threading.Event().wait(), logout_timeout="300ms")
+        with pool.lease("ann") as held:
+            held.drop(sign_out=True)
+        pool.close("100ms")
+        print("closed")
+    """
+    assert run(program, folder=tmp_path) == "closed\n"
+
+
+def test_logouts_that_are_under_way_are_finished_at_the_end(tmp_path: Path) -> None:
+    program = """
+        import time
+        from coatcheck.pool import TokenPool
+        def sign_out(user, token):
+            time.sleep(0.05)
+            print("out", user, flush=True)
+        pool = TokenPool(lambda user: "t", logout=sign_out, logout_timeout=60)
+        for number in range(10):
+            with pool.lease(f"u{number}") as held:
+                held.drop(sign_out=True)
+    """
+    assert sorted(run(program, folder=tmp_path).split("\n")[:-1]) == [f"out u{number}" for number in range(10)]
+
+
+def test_a_logout_that_ends_its_thread_is_reported_and_the_next_ones_run(tmp_path: Path) -> None:
+    program = """
+        from coatcheck.pool import TokenPool
+        events = []
+        def sign_out(user, token):
+            raise SystemExit(3)
+        pool = TokenPool(lambda user: "t", logout=sign_out, on_event=lambda event: events.append(event.detail))
+        for number in range(10):
+            with pool.lease("ann") as held:
+                held.drop(sign_out=True)
+        pool.close(60)
+        print(events == ["SystemExit"] * 10)
+    """
+    assert run(program, folder=tmp_path) == "True\n"

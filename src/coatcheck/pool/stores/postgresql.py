@@ -1,7 +1,8 @@
 """The store in PostgreSQL: shared by machines. Needs the extra ``pool-postgresql`` (psycopg 3 and its pool).
 
 A user's state is one sealed row. A command locks the row (``FOR UPDATE``), applies the rules and writes it back, two
-round trips in all; callers of one user queue at the lock, others are not touched. Looking takes no lock, and clean-up
+round trips in all, because a transaction begins with the one statement and ends with the other; callers of one user
+queue at the lock, others are not touched. Looking takes no lock, and clean-up
 takes only rows that nobody is working on (``FOR UPDATE SKIP LOCKED``). Whose turn it is, the same write tells the other
 processes (``NOTIFY``).
 """
@@ -29,6 +30,8 @@ from coatcheck.pool.stores.postgresql_connection import (
     Connection,
     DeadConnection,
     check_url,
+    last_rows,
+    last_rows_of,
     unavailable,
 )
 from coatcheck.pool.stores.postgresql_listener import AsyncListener, Ear, Listener, key_of, message
@@ -51,11 +54,13 @@ CREATE TABLE IF NOT EXISTS coatcheck_pool (
 # Two processes that create the table at once would see each other's catalogue rows: one after the other.
 _ONE_CREATES: Final = "SELECT pg_advisory_xact_lock(7239411604)"
 _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
-_LOCK: Final = f"SELECT state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND username=%s FOR UPDATE"
+_READ: Final = f"SELECT state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND username=%s FOR UPDATE"
+_LOCK: Final = f"BEGIN; {_READ}"
 _NEW: Final = "INSERT INTO coatcheck_pool VALUES (%s, %s, NULL) ON CONFLICT DO NOTHING"
-_WRITE: Final = "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s"
-_WRITE_AND_TELL: Final = f"WITH written AS ({_WRITE}) SELECT pg_notify(%s, %s)"
-_DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s"
+_UPDATE: Final = "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s"
+_WRITE: Final = f"{_UPDATE}; COMMIT"
+_WRITE_AND_TELL: Final = f"WITH written AS ({_UPDATE}) SELECT pg_notify(%s, %s); COMMIT"
+_DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s; COMMIT"
 _LOOK: Final = f"SELECT username, state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND state IS NOT NULL"
 _LOOK_AT: Final = _LOOK + " AND username=%s"
 _UNLOCKED: Final = f"{_LOCK} SKIP LOCKED"
@@ -67,7 +72,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": PATIENCE_S,
     "max_waiting": 10_000,
     "open": False,
-    "kwargs": SETTINGS,
+    "kwargs": {**SETTINGS, "autocommit": True},
 }
 
 T = TypeVar("T")
@@ -94,7 +99,7 @@ class _Rows:
             if rows:
                 break
             yield _NEW, key
-            rows = yield _LOCK, key
+            rows = yield _READ, key
         else:
             raise StoreUnavailable(f"PostgreSQL: the row of {user!r} is deleted again and again")
         sealed, now = rows[0]
@@ -173,8 +178,7 @@ class PostgresqlStore:
             rows = connection.execute_first(*next(steps))
             try:
                 while True:
-                    cursor = connection.execute(*steps.send(rows))
-                    rows = cursor.fetchall() if cursor.description else []
+                    rows = last_rows(connection.execute(*steps.send(rows)))
             except StopIteration as end:
                 result: T = end.value
         return result
@@ -243,8 +247,7 @@ class AsyncPostgresqlStore:
             rows = await connection.execute_first(*next(steps))
             try:
                 while True:
-                    cursor = await connection.execute(*steps.send(rows))
-                    rows = await cursor.fetchall() if cursor.description else []
+                    rows = await last_rows_of(await connection.execute(*steps.send(rows)))
             except StopIteration as end:
                 result: T = end.value
         return result

@@ -54,7 +54,11 @@ def _dead(connection: Any, error: psycopg.OperationalError) -> psycopg.Operation
 
 
 class Connection(psycopg.Connection[Any]):
-    """For threads."""
+    """For threads. Values go into the statements here, so that one round trip can take several statements."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = psycopg.ClientCursor
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return super().wait(_bounded(self, gen), *args, **kwargs)
@@ -62,7 +66,7 @@ class Connection(psycopg.Connection[Any]):
     def execute_first(self, statement: Any, values: Any) -> list[tuple[Any, ...]]:
         """The rows of a transaction's first statement. Raises ``DeadConnection`` if nothing can have happened."""
         try:
-            return self.execute(statement, values).fetchall()
+            return last_rows(self.execute(statement, values))
         except psycopg.OperationalError as error:
             raise _dead(self, error) from error
 
@@ -70,15 +74,33 @@ class Connection(psycopg.Connection[Any]):
 class AsyncConnection(psycopg.AsyncConnection[Any]):
     """For asyncio."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cursor_factory = psycopg.AsyncClientCursor
+
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().wait(_bounded(self, gen), *args, **kwargs)
 
     async def execute_first(self, statement: Any, values: Any) -> list[tuple[Any, ...]]:
         """See :meth:`Connection.execute_first`."""
         try:
-            return await (await self.execute(statement, values)).fetchall()
+            return await last_rows_of(await self.execute(statement, values))
         except psycopg.OperationalError as error:
             raise _dead(self, error) from error
+
+
+def last_rows(cursor: psycopg.Cursor[Any]) -> list[tuple[Any, ...]]:
+    """The rows of the last of several statements."""
+    while cursor.nextset():
+        pass
+    return cursor.fetchall() if cursor.description else []
+
+
+async def last_rows_of(cursor: psycopg.AsyncCursor[Any]) -> list[tuple[Any, ...]]:
+    """The rows of the last of several statements."""
+    while cursor.nextset():
+        pass
+    return await cursor.fetchall() if cursor.description else []
 
 
 def check_url(url: str) -> None:

@@ -309,7 +309,7 @@ def shared_round(url: str, folder: str, use_ms: int, processes: int, kills: bool
 
 
 def rows_of(found: list[dict[str, float]], names: tuple[str, ...]) -> list[list[str]]:
-    return [[f"{row[name]:.4g}" for name in names] for row in found]
+    return [[f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.3g}" for name in names] for row in found]
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -20,13 +20,13 @@ def run(program: str, *arguments: str, folder: Path) -> str:
 def test_parent_and_children_share_a_store_and_no_connection(store_url: str, tmp_path: Path) -> None:
     """As gunicorn does with ``preload_app``: the pool was made, and used, before the fork."""
     program = """
-        import os, sys, threading
+        import os, sys, threading, uuid
         from coatcheck.pool import TokenPool
-        pool = TokenPool(lambda user: f"{user} of {os.getpid()}", store=sys.argv[1], key=b"k" * 32, wait=60, per_user=2)
+        pool = TokenPool(lambda user: str(uuid.uuid4()), store=sys.argv[1], key=b"k" * 32, wait=60, per_user=2)
         def work(count):
             for number in range(count):
                 with pool.lease("ann") as held:
-                    page = os.path.join("held", held.token.replace(" ", "-"))
+                    page = os.path.join("held", held.token)
                     os.close(os.open(page, os.O_CREAT | os.O_EXCL))
                     os.unlink(page)
         os.mkdir("held")

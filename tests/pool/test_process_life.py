@@ -138,11 +138,11 @@ def test_a_logout_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) -> 
 
 def test_logouts_that_are_under_way_are_finished_at_the_end(tmp_path: Path) -> None:
     program = """
-        import time
+        import os, time
         from coatcheck.pool import TokenPool
         def sign_out(user, token):
             time.sleep(0.05)
-            print("out", user, flush=True)
+            os.write(1, f"out {user}\\n".encode())
         pool = TokenPool(lambda user: "t", logout=sign_out, logout_timeout=60)
         for number in range(10):
             with pool.lease(f"u{number}") as held:
@@ -165,3 +165,46 @@ def test_a_logout_that_ends_its_thread_is_reported_and_the_next_ones_run(tmp_pat
         print(events == ["SystemExit"] * 10)
     """
     assert run(program, folder=tmp_path) == "True\n"
+
+
+def test_a_child_goes_on_in_the_same_sqlite_file_when_its_parent_closes_it(tmp_path: Path) -> None:
+    """A child inherits no lock of SQLite, but its memory of them: so whoever closed last would delete the journal."""
+    program = """
+        import os, subprocess, sys
+        from coatcheck.pool import TokenPool
+        def opened():
+            return TokenPool(lambda user: f"login of {os.getpid()}", store="sqlite:///tokens.db", key=b"k" * 32)
+        def renewed(pool, token):
+            with pool.lease("ann") as held:
+                seen = held.token
+                held.renew(token)
+            return seen
+        if len(sys.argv) > 1:
+            other = opened()
+            print(renewed(other, sys.argv[1]), flush=True)
+            other.close()
+            raise SystemExit
+        pool = opened()
+        renewed(pool, "parent's")
+        ready, go_on = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                print(renewed(pool, "child's"), flush=True)
+                os.write(ready[1], b"1")
+                os.read(go_on[0], 1)
+                print(renewed(pool, "child's again"), flush=True)
+            finally:
+                os._exit(0)
+        os.read(ready[0], 1)
+        print(renewed(pool, "parent's again"), flush=True)
+        pool.close()
+        subprocess.run([sys.executable, "again.py", "a third one's"], check=True)
+        os.write(go_on[1], b"1")
+        os.waitpid(child, 0)
+        subprocess.run([sys.executable, "again.py", "the end"], check=True)
+    """
+    (tmp_path / "again.py").write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
+    seen = ["parent's", "child's", "parent's again", "a third one's", "child's again"]
+    assert done.stdout.splitlines() == seen, done.stderr

@@ -153,14 +153,23 @@ class SqliteStore:
 
     def close(self) -> None:
         with self._turn():
-            if self._connection is not None:
-                self._connection.close()
-            self._connection, self._writable = None, False
+            self._disconnect()
 
     def stop_for_fork(self) -> None:
-        """Let no thread be inside SQLite while the process forks: the child could never take SQLite's own locks."""
+        """Let no thread be inside SQLite while the process forks, and nothing be open: it is opened again when needed.
+
+        The child could never take a mutex that another thread held, and it would believe in file locks that only its
+        parent has; then whoever closes the file deletes the journal that the child writes to.
+        """
         if self._lock.acquire(timeout=FORK_PATIENCE_S):
             _stopped.append(self)
+            with contextlib.suppress(sqlite3.Error):
+                self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._writable = self._connection, None, False
+        if connection is not None:
+            connection.close()
 
     def go_on(self) -> None:
         self._lock.release()

@@ -45,19 +45,17 @@ class AsyncLease(Held):
     __slots__ = ()
 
     async def __aenter__(self) -> Self:
-        if self._take_quickly():
-            return self
-        return await self.acquire()
+        entered = self._enter()
+        if entered is not self:
+            await entered
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.fencing:
-            return
-        if kind is not None:
-            await self._pool.give_up(self)
-        elif not self._give_back_quickly():
-            await self.release()
+        left = self._leave(kind, error, traceback)
+        if left is not None:
+            await left
 
     async def acquire(self) -> Self:
         """Get the lease. Raises as :meth:`AsyncTokenPool.lease` says."""

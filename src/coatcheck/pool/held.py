@@ -67,41 +67,55 @@ class Held:
         self._state = None  # it is set in a lease that may be given back the fast way
 
     # The fast path: one lock, no command, no flow, for tokens in this process when nothing is out of the ordinary.
+    # Otherwise the answer is that of the whole way, which for asyncio is to be awaited.
 
-    def _take_quickly(self) -> bool:
-        """Get the lease the fast way; ``False`` if it takes the whole way."""
+    def _enter(self) -> Any:
+        """The beginning of ``with``: the lease itself, or what :meth:`acquire` answers."""
         memory = self._pool.quick
         if memory is None or self.fencing:
-            return False
+            return self.acquire()
         try:
             state = memory.states.get(self.user)
         except TypeError:
-            return False  # what cannot be hashed is no user, as the whole way will say
+            state = None  # what cannot be hashed is no user, as the whole way will say
         if state is None:
-            return False
+            return self.acquire()
         with memory.lock:
             taken = take_quickly(state, memory.policy, memory.clock())
         if taken is None:
-            return False
+            return self.acquire()
         self.fencing, self.deadline, token = taken
         self._state = state
         self.token = token.value
         self.uses = token.uses
-        return True
+        return self
 
-    def _give_back_quickly(self) -> bool:
-        """Give the lease back the fast way; ``False`` if it takes the whole way."""
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> Any:
+        """The end of ``with``: ``None``, or what :meth:`release` or the pool's ``give_up`` answers."""
+        fencing = self.fencing
+        if not fencing:
+            return None
+        if kind is not None:
+            return self._pool.give_up(self)
         state = self._state
         if state is None:
-            return False
+            return self.release()
         memory = self._pool.memory
-        value = self.token if self._renewed else None
         with memory.lock:
-            if not give_back_quickly(state, memory.policy, memory.clock(), self.fencing, value):
-                return False
+            done = give_back_quickly(
+                state, memory.policy, memory.clock(), fencing, self.token if self._renewed else None
+            )
+        if not done:
+            return self.release()
         self.fencing = 0
         self._renewed = False
-        return True
+        return None
+
+    def acquire(self) -> Any:
+        raise NotImplementedError
+
+    def release(self, *, failed: bool = False, token: str | None = None) -> Any:
+        raise NotImplementedError
 
     def clock(self) -> float:
         """The clock on which :attr:`deadline` is a moment."""

@@ -6,7 +6,7 @@ import builtins
 import threading
 import time
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from coatcheck.pool import flows
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
@@ -32,20 +32,17 @@ class Lease(Held):
 
     __slots__ = ()
 
-    def __enter__(self) -> Self:
-        if self._take_quickly():
-            return self
-        return self.acquire()
+    if TYPE_CHECKING:
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if not self.fencing:
-            return
-        if kind is not None:
-            self._pool.give_up(self)
-        elif not self._give_back_quickly():
-            self.release()
+        def __enter__(self) -> Self: ...
+
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        ) -> None: ...
+
+    else:
+        __enter__ = Held._enter
+        __exit__ = Held._leave
 
     def acquire(self) -> Self:
         """Get the lease. Raises as :meth:`TokenPool.lease` says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -23,7 +24,7 @@ from click.testing import CliRunner
 
 from coatcheck.cli.pool_commands import pool as pool_command
 from coatcheck.errors import ConfigError
-from coatcheck.pool import StoreUnavailable, TokenPool
+from coatcheck.pool import AsyncTokenPool, StoreUnavailable, TokenPool
 from coatcheck.pool.stores import sqlite
 from pool.conftest import running
 
@@ -72,6 +73,26 @@ def stopped(pid: int) -> Iterator[None]:
         for each in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGCONT)
+
+
+def test_what_is_out_when_a_pool_closes_is_still_given_back(store_url: str) -> None:
+    pool = pool_on(store_url)
+    held = pool.lease("ann").acquire()
+    pool.close(timeout=0)
+    held.release(token="refreshed")
+    pool._store.close()
+    with pool_on(store_url) as other, other.lease("ann") as again:
+        assert again.token == "refreshed"
+
+    async def awaited() -> None:
+        theirs = AsyncTokenPool(lambda user: "t", store=store_url, key=KEY, name="awaited")
+        lent = await theirs.lease("ann").acquire()
+        await theirs.close(timeout=0)
+        await lent.release()
+        assert (await theirs.stats())["ann"].free == 1
+        await theirs._store.close()
+
+    asyncio.run(awaited())
 
 
 # -- PostgreSQL

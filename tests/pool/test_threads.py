@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.pool import (
     NULL_TOKEN,
+    AsyncTokenPool,
     LeaseLost,
     LoginFailed,
     LoginRateLimited,
@@ -305,6 +307,25 @@ def test_no_more_logins_than_the_rate() -> None:
     clock.now += 20
     with pool.lease("ann", wait=0) as held:
         assert held.token == "ann-3"
+
+
+@pytest.mark.parametrize("error", [StopIteration("x"), GeneratorExit(), ConnectionError(), AssertionError()])
+def test_a_login_that_raises_anything_keeps_no_slot(error: BaseException) -> None:
+    def sign_in(user: str) -> str:
+        raise error
+
+    async def awaited() -> None:
+        pool = AsyncTokenPool(sign_in, on_event=lambda event: None)
+        with pytest.raises(LoginFailed):
+            await pool.lease("ann").acquire()
+        assert await pool.list() == []
+
+    pool = TokenPool(sign_in, on_event=lambda event: None)
+    with pytest.raises(LoginFailed):
+        pool.lease("ann").acquire()
+    assert pool.list() == []
+    if not isinstance(error, StopIteration):  # which no future can hold
+        asyncio.run(awaited())
 
 
 @pytest.mark.parametrize("bad", [None, 7, b"bytes", "", "x" * 65_537, SignedIn("t", -1.0), SignedIn("", 5.0)])

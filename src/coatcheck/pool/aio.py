@@ -317,7 +317,7 @@ class AsyncTokenPool(PoolCore):
             arguments = self.login_arguments(effect.user, effect.password)
             late = partial(self._login_came_late, effect.user)
             result = await call(login, arguments, self.settings.policy.login_timeout_s, late)
-        except Exception as error:
+        except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
             raise self.login_error(effect.user, error) from error
         return self.fresh(effect.user, result)
 

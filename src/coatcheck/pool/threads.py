@@ -262,7 +262,7 @@ class TokenPool(PoolCore):
             raise LoginFailed(effect.user, "the pool has no login function")
         try:
             result = login(*self.login_arguments(effect.user, effect.password))
-        except Exception as error:
+        except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
             raise self.login_error(effect.user, error) from error
         return self.fresh(effect.user, result)
 

@@ -141,7 +141,7 @@ class PostgresqlStore:
 
     def __init__(self, url: str, box: StateBox) -> None:
         self._rows = _Rows(url, box)
-        self._pool = psycopg_pool.ConnectionPool(url, connection_class=Connection, **_OPTIONS)
+        self._pool = self._new_pool()
         self._ready = False
         self._opening = threading.Lock()
         self._listener = Listener(self._rows.ear)
@@ -204,7 +204,12 @@ class PostgresqlStore:
 
     def close(self) -> None:
         self._listener.close()
-        self._pool.close(timeout=PATIENCE_S)
+        # Whoever gives a lease back later still can, by a connection of its own.
+        closing, self._pool, self._ready = self._pool, self._new_pool(), False
+        closing.close(timeout=PATIENCE_S)
+
+    def _new_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
+        return psycopg_pool.ConnectionPool(self._rows.url, connection_class=Connection, **_OPTIONS)
 
 
 class AsyncPostgresqlStore:
@@ -212,7 +217,7 @@ class AsyncPostgresqlStore:
 
     def __init__(self, url: str, box: StateBox) -> None:
         self._rows = _Rows(url, box)
-        self._pool = psycopg_pool.AsyncConnectionPool(url, connection_class=AsyncConnection, **_OPTIONS)
+        self._pool = self._new_pool()
         self._ready = False
         self._opening = asyncio.Lock()
         self._listener = AsyncListener(self._rows.ear)
@@ -273,4 +278,8 @@ class AsyncPostgresqlStore:
 
     async def close(self) -> None:
         await self._listener.close()
-        await self._pool.close(timeout=PATIENCE_S)
+        closing, self._pool, self._ready = self._pool, self._new_pool(), False
+        await closing.close(timeout=PATIENCE_S)
+
+    def _new_pool(self) -> psycopg_pool.AsyncConnectionPool[AsyncConnection]:
+        return psycopg_pool.AsyncConnectionPool(self._rows.url, connection_class=AsyncConnection, **_OPTIONS)

@@ -193,7 +193,7 @@ class AsyncSqliteStore:
 
     def __init__(self, inner: SqliteStore) -> None:
         self._inner = inner
-        self._thread = ThreadPoolExecutor(1, "coatcheck-pool-sqlite")
+        self._thread = self._new_thread()
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -217,4 +217,9 @@ class AsyncSqliteStore:
 
     async def close(self) -> None:
         await self._run(self._inner.close)
-        self._thread.shutdown(wait=False)
+        # Whoever gives a lease back later still can, by a thread of its own.
+        closing, self._thread = self._thread, self._new_thread()
+        closing.shutdown(wait=False)
+
+    def _new_thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "coatcheck-pool-sqlite")

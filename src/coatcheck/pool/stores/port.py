@@ -12,7 +12,9 @@
   granted unknown to the caller ends at its deadline. A cancelled call has either not begun or runs to its end.
 * **Tokens are sealed** in everything that leaves the process, bound to their pool and user.
 * **Waking is a hint.** ``wait`` may return early or for nothing, and returns after ``timeout_s`` at the latest; the
-  caller asks again. A store without notifications polls at named intervals.
+  caller asks again. Callers of the same process are woken at once; a store without notifications polls for the others,
+  at named intervals.
+* **Forks share nothing.** After a fork the pool opens the store anew in the child, and never touches what it inherited.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class TokenStore(Protocol):
         ...
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
-        """The states of all users (or one), each with the store's time; for showing. A copy, or never to be changed."""
+        """The states of all users (or one), each with the store's time; for showing. A copy, or never to be changed.
+
+        It creates nothing, and neither waits for a borrower nor lets one wait.
+        """
         ...
 
     def forget(self) -> None:

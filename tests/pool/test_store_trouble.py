@@ -26,6 +26,7 @@ from coatcheck.cli.pool_commands import pool as pool_command
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, StoreUnavailable, TokenPool
 from coatcheck.pool.stores import sqlite
+from coatcheck.pool.stores.postgresql_connection import SETTINGS
 from pool.conftest import running
 
 KEY = b"k" * 32
@@ -160,6 +161,32 @@ def test_inspection_and_clean_up_do_not_wait_for_a_borrower(postgresql: Any) -> 
             borrower.execute("SELECT 1 FROM coatcheck_pool WHERE pool='busy' AND username='ann' FOR UPDATE")
             pool.clean_up()
             assert use(pool, "cleo") == "token of cleo"
+
+
+def test_clean_up_passes_by_what_a_borrower_works_on(postgresql: Any) -> None:
+    with pool_on(postgresql.url, name="overdue", ttl="20ms", lease="20ms", jitter=0) as pool:
+        for user in ("ann", "bob"):
+            held = pool.lease(user).acquire()
+            assert held.token == f"token of {user}"
+        until = time.monotonic() + IN_TIME_S
+        while any((row.deadline_in_s or 0) > 0 for row in pool.list()):
+            assert time.monotonic() < until
+        with psycopg.connect(postgresql.url) as borrower:
+            borrower.execute("SELECT 1 FROM coatcheck_pool WHERE pool='overdue' AND username='ann' FOR UPDATE")
+            assert pool.clean_up() == 1
+            assert {row.user for row in pool.list()} == {"ann"}
+        assert pool.clean_up() == 1
+
+
+def test_a_borrower_that_stands_still_in_the_middle_gives_the_user_up(postgresql: Any) -> None:
+    """Its machine may be suspended between two statements."""
+    with pool_on(postgresql.url, name="frozen") as pool:
+        use(pool)
+        with psycopg.connect(postgresql.url, **SETTINGS) as frozen:
+            frozen.execute("SELECT 1 FROM coatcheck_pool WHERE pool='frozen' FOR UPDATE")
+            assert use(pool) == "token of ann"
+            with pytest.raises(psycopg.Error, match="idle-in-transaction"):
+                frozen.execute("SELECT 1")
 
 
 def test_waiting_callers_are_told_by_the_other_process(postgresql: Any) -> None:

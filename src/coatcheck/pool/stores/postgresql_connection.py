@@ -18,8 +18,12 @@ STATEMENT_TIMEOUT_MS: Final = 5_000
 ANSWER_TIMEOUT_S: Final = 7.5
 """For an answer: a server that stands still, or is cut off, ends nothing, so the connection is given up here."""
 
+TRANSACTION_IDLE_MS: Final = 2_500
+"""Between the two statements of a command: whoever stands still there gives the user's row up to the others."""
+
 SETTINGS: Final[dict[str, Any]] = {
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
+    f" -c idle_in_transaction_session_timeout={TRANSACTION_IDLE_MS}",
     "connect_timeout": int(PATIENCE_S),
 }
 

@@ -54,7 +54,7 @@ def target_options(command: Command) -> Command:
 @store_options
 @click.option("--listen", default="127.0.0.1:8200", show_default=True, metavar="HOST:PORT")
 @click.option("--token-file", type=FILE, required=True, metavar="FILE", help="Bearer tokens of callers, one a line.")
-@click.option("--login-command", metavar="COMMAND", help="Logs in: JSON on its input, a token on its output.")
+@click.option("--login-command", metavar="COMMAND", help='Logs in: JSON in, {"token": "..."} out.')
 @click.option("--login-url", metavar="URL", help="Logs in. Without either, callers log in.")
 @click.option("--logout-command", metavar="COMMAND", help="Logs out: JSON on its input.")
 @click.option("--logout-url", metavar="URL", help="Logs out.")

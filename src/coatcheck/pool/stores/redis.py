@@ -51,8 +51,10 @@ TURN_PATIENCE_S: Final = 10.0
 PAUSE_S: Final = 0.0005
 RESERVED_S: Final = 0.02
 CLOCK_ERROR_S: Final = 0.05
-"""How far our idea of the server's clock may be off; round trips to the server are added to both."""
-MAX_ROUND_TRIPS_S: Final = 1.0
+"""How far our idea of the server's clock may be off."""
+ROUND_TRIPS: Final = 3
+"""So many are added to both: a far server's answers are old, and a reservation has to outlast the way."""
+MAX_ROUND_TRIP_S: Final = 0.5
 KEEP_S: Final = 7 * 86_400
 """How long a state is kept after all that is in it has ended."""
 MAX_KEEP_S: Final = 10 * 366 * 86_400
@@ -111,7 +113,7 @@ class _Swaps:
         self.pattern = f"{self._prefix}*:state"
         self._seen: OrderedDict[str, Seen] = OrderedDict()
         self._ahead_s = 0.0  # the server's clock less ours
-        self._round_trips_s = 0.0  # a few of the last length
+        self._round_trip_s = 0.0  # the fastest of late: what the network takes, without our own delays
         self._name = urandom(8)
 
     def key(self, user: str) -> str:
@@ -130,7 +132,7 @@ class _Swaps:
             new, state = urandom(8), changed.sealed or b""
             wakes = [self.wake_key(user, ticket) for ticket in changed.turns]
             keep_s = int(min(KEEP_S + max(0.0, changed.ends_at - now), MAX_KEEP_S))
-            clock_error_s = CLOCK_ERROR_S + self._round_trips_s
+            clock_error_s = CLOCK_ERROR_S + ROUND_TRIPS * self._round_trip_s
             swap = [version, new, state, repr(now), clock_error_s, *self._always(user, keep_s)]
             asked_at = time.monotonic()
             reply = yield keys + wakes, swap
@@ -144,7 +146,7 @@ class _Swaps:
         raise StoreUnavailable(f"{MAX_TRIES} others were faster at {user!r}")
 
     def _always(self, user: str, keep_s: int = KEEP_S) -> list[Any]:
-        return [user, keep_s, self._name, int(1000 * (RESERVED_S + self._round_trips_s))]
+        return [user, keep_s, self._name, int(1000 * (RESERVED_S + ROUND_TRIPS * self._round_trip_s))]
 
     def _look(self, user: str, keys: list[str], look: list[Any], until: float) -> Generator[Step, list[Any], Seen]:
         """Learn the newest state: whoever has the reservation decides on it, the others look until they have it."""
@@ -160,7 +162,8 @@ class _Swaps:
         now = time.monotonic()
         # The server read its clock before it answered, so what we believe is never ahead of it by more than the call.
         self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - now
-        self._round_trips_s = min(3 * (now - asked_at), MAX_ROUND_TRIPS_S)
+        most_s = 2 * self._round_trip_s + 0.001 if self._round_trip_s else MAX_ROUND_TRIP_S
+        self._round_trip_s = min(now - asked_at, most_s, MAX_ROUND_TRIP_S)
         self._remember(user, reply[3], reply[4])
         return reply[3], reply[4]
 

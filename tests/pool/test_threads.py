@@ -342,7 +342,9 @@ def test_a_login_slower_than_its_limit_is_too_late() -> None:
     pool = TokenPool(upstream.sign_in, logout=upstream.sign_out, login_timeout="50ms", per_user=1)
     with pytest.raises(LoginFailed, match="longer"):
         pool.lease("ann").acquire()
-    pool.close()
+    began = time.monotonic()
+    pool.close(timeout="60s")
+    assert time.monotonic() - began < 30, "an overdue slot is nobody's to wait for"
     assert upstream.open == set(), "what it brought was logged out"
 
 

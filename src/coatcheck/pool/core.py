@@ -95,7 +95,10 @@ class PoolCore:
         """How many leases are out: of this process, if the store is shared."""
         if self.memory is None:
             return len(self.live)
-        return sum(len(state.leases) for state in list(self.memory.states.values()))
+        with self.memory.lock:
+            now = self.memory.clock()
+            holdings = [holding for state in self.memory.states.values() for holding in state.leases.values()]
+        return sum(now < holding.deadline for holding in holdings)  # what is overdue is nobody's any more
 
     def overdue(self, states: dict[str, tuple[UserState, float]]) -> list[str]:
         """The users for whom cleaning up has something to do; the others need no command."""

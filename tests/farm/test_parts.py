@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from coatcheck.farm.application import installs_starlette_sessions, load_applica
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import ControlError, ControlServer, Message, Peer, call_farm, encode
 from coatcheck.farm.front_door import HEALTH_PATH, FrontDoor
+from coatcheck.farm.open_websocket import OpenWebSocket
 from coatcheck.farm.ports import InternalPorts, listen
 from coatcheck.farm.run_directory import RunDirectory
 
@@ -215,3 +217,35 @@ def test_run_directory_is_private_and_exclusive(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run_dir: "):
         RunDirectory(tmp_path / "file").acquire()
+
+
+def test_an_app_learns_that_its_websocket_ends_when_the_close_has_left() -> None:
+    """A server that sees the app end first closes without a code."""
+
+    async def story() -> None:
+        sent: list[Any] = []
+        gate = asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "websocket.close":
+                await gate.wait()
+            sent.append(message)
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        websocket = OpenWebSocket(receive, send)
+        await websocket.send({"type": "websocket.accept"})
+        app = asyncio.create_task(websocket.receive())
+        hanging_up = asyncio.create_task(websocket.hang_up())
+        await asyncio.sleep(0.05)
+        assert not app.done()
+        with pytest.raises(OSError, match="1012"):
+            await websocket.send({"type": "websocket.send", "text": "too late"})
+        gate.set()
+        await hanging_up
+        assert await app == {"type": "websocket.disconnect", "code": 1012, "reason": ""}
+        assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
+        assert sent[-1]["code"] == 1012
+
+    asyncio.run(story())

@@ -9,6 +9,9 @@ from typing import Any, Final
 SERVICE_RESTART: Final = 1012
 """The close code that asks a client to connect again (IANA registry of RFC 6455, 11.7)."""
 
+UNREAD_S: Final = 1.0
+"""A client that reads nothing keeps the app no longer than this."""
+
 Message = MutableMapping[str, Any]
 
 
@@ -19,6 +22,7 @@ class OpenWebSocket:
         self._receive = receive
         self._send = send
         self._accepted = False
+        self._closing: asyncio.Future[None] | None = None
         self._hung_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive(self) -> Message:
@@ -37,7 +41,7 @@ class OpenWebSocket:
 
     async def send(self, message: Message) -> None:
         """Pass on what the app sends; once we hung up, it learns so by OSError (ASGI, "Send after disconnect")."""
-        if self._hung_up.done():
+        if self._closing is not None:
             if message["type"] == "websocket.close":
                 return
             raise ConnectionAbortedError("the web server stops: WebSocket closed with 1012")
@@ -48,7 +52,16 @@ class OpenWebSocket:
             self._accepted = False
 
     async def hang_up(self) -> None:
-        """Close it with 1012; does nothing before it is accepted and after it is closed."""
-        if self._accepted and not self._hung_up.done():
+        """Close it with 1012; does nothing before it is accepted and after it is closed.
+
+        The app learns of it when the close has left: a server that sees the app end first closes without a code.
+        """
+        if not self._accepted or self._closing is not None:
+            return
+        close = {"type": "websocket.close", "code": SERVICE_RESTART, "reason": "service restart"}
+        self._closing = asyncio.ensure_future(self._send(close))
+        try:
+            await asyncio.wait([self._closing], timeout=UNREAD_S)
+        finally:
             self._hung_up.set_result(None)
-            await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "service restart"})
+        await self._closing

@@ -26,6 +26,19 @@ def mutation(name: str) -> Callable[[Patch], Patch]:
     return note
 
 
+def without_waiting(flow: Any, when: Callable[[Any], bool]) -> Any:
+    """A close that answers instead of pausing, ``when`` its local names say so."""
+    reply = None
+    while True:
+        try:
+            effect = flow.send(reply)
+        except StopIteration as end:
+            return end.value
+        if type(effect) is Pause and when(flow.gi_frame.f_locals):
+            return flow.gi_frame.f_locals["closed"]
+        reply = yield effect
+
+
 @mutation("a put is accepted whatever its writer saw")
 def unseen_put(monkeypatch: Any) -> None:
     def accepts(stored: Any, seen: Any, new: Any) -> bool:
@@ -165,15 +178,7 @@ def hasty_close(monkeypatch: Any) -> None:
     original = Copies.close
 
     def close(self: Copies, key: bytes) -> Any:
-        flow, reply = original(self, key), None
-        while True:
-            try:
-                effect = flow.send(reply)
-            except StopIteration as end:
-                return end.value
-            if type(effect) is Pause:
-                return flow.gi_frame.f_locals["closed"]
-            reply = yield effect
+        return (yield from without_waiting(original(self, key), lambda names: True))
 
     monkeypatch.setattr(Copies, "close", close)
 
@@ -289,15 +294,7 @@ def second_close_at_once(monkeypatch: Any) -> None:
     original = Copies.close
 
     def close(self: Copies, key: bytes) -> Any:
-        flow, reply = original(self, key), None
-        while True:
-            try:
-                effect = flow.send(reply)
-            except StopIteration as end:
-                return end.value
-            if type(effect) is Pause and "tombstone" not in flow.gi_frame.f_locals:
-                return flow.gi_frame.f_locals["closed"]
-            reply = yield effect
+        return (yield from without_waiting(original(self, key), lambda names: "tombstone" not in names))
 
     monkeypatch.setattr(Copies, "close", close)
 

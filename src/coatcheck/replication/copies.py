@@ -135,7 +135,7 @@ class Copies:
                 self._report(EventKind.SESSION_FORKED, key, f"went on with {newest.version}")
             owned = (yield from self.refresh(view)) if view.is_mine() else (yield from self.claim(view))
             if self.cache.is_closed(key):
-                return Gone.CLOSED  # the tombstone overtook our claim: its notice came first
+                return Gone.CLOSED  # we saw its tombstone once, though every server that answered has forgotten it
             if owned is not None:
                 return owned
         raise SessionUnavailable(UnavailableReason.CONTENDED)

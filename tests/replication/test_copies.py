@@ -238,16 +238,40 @@ def test_a_forged_notice_of_a_close_costs_a_look_and_no_more() -> None:
     assert web.copies.cached(KEY, promise(web)) is not None
 
 
-@pytest.mark.parametrize("late", [Version(1, b"w99RRRRR", 5), Version(0, b"w99RRRRR", 5)])
-def test_late_notices_and_echoes_of_our_own_claims_change_nothing(late: Version) -> None:
+def test_echoes_of_our_own_claims_and_notices_of_other_sessions_change_nothing() -> None:
     farm = Farm()
     one, two = farm.two_webs()
     store(one, b"one")
     copy = loaded(two)
-    assert two.copies.on_message(Notice(KEY, late, False)) is None
     assert two.copies.on_message(Notice(KEY, copy.version, False)) is None
+    assert two.copies.on_message(Notice(KEY, Version(9, two.server_id + b"RRRRR", 0), False)) is None
     assert two.copies.on_message(Notice(b"x" * 16, Version(9, b"w99RRRRR", 0), False)) is None
     assert two.copies.cached(KEY, copy.promised) is copy
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 9])
+def test_any_notice_of_another_owner_ends_the_lease_whatever_its_epoch(epoch: int) -> None:
+    """A close takes its epoch from an older look than our own claim may have had; a rival claims with the same."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    store(one, b"one")
+    copy = loaded(two)
+    assert copy.version.epoch == 2
+    assert two.copies.on_message(Notice(KEY, Version(epoch, b"w99RRRRR", 5), False)) is not None
+    assert two.copies.cached(KEY, copy.promised) is None
+    farm.wait(0.001)
+    assert loaded(two) is copy, "a look, and the lease is earned again"
+    assert two.copies.cached(KEY, copy.promised) is copy
+
+
+def test_a_lease_counts_from_sending_the_put_not_from_its_acknowledgement() -> None:
+    farm = Farm(lease_s=2.0)
+    web = farm.web()
+    web.during_put = [lambda: farm.wait(1.5)]
+    store(web, b"one")
+    assert web.copies.cached(KEY, promise(web)) is not None
+    farm.wait(0.5)
+    assert web.copies.cached(KEY, promise(web)) is None
 
 
 def test_of_two_rival_claims_one_wins_and_the_other_goes_on_from_it() -> None:

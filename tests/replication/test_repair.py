@@ -78,6 +78,25 @@ def test_b9_both_session_servers_lost_their_data_and_the_caches_bring_it_back() 
     assert [other.read(token) for token in tokens] == [{"n": number} for number in range(20)]
 
 
+def test_what_was_put_before_contact_was_lost_is_no_longer_taken_for_granted() -> None:
+    """The acknowledgement of one server arrives, that server restarts empty, then the other one answers."""
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+
+    def restarted_meanwhile() -> None:
+        farm.wait(0.001)
+        web.repairs.lost_server("s1")
+
+    web.during_put = [restarted_meanwhile]
+    token = web.write(token, n=2)
+    farm.servers["s1"].stored.clear()
+    assert web.lifecycle.open_cached(token, False) is None, "no lease was earned"
+    assert web.repairs.needs_repair() == [token.key]
+    assert repair(web, token) is Repaired.MENDED
+    assert is_whole(farm, token)
+
+
 def test_a_server_that_came_back_empty_is_filled_by_anyone_without_a_claim() -> None:
     farm = Farm()
     one, two = farm.two_webs()

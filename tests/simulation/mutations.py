@@ -10,8 +10,10 @@ import msgspec
 from coatcheck.replication import cache, copies, entry, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Accepted, Pause
+from coatcheck.replication.notice import Notice
 from coatcheck.replication.puts import Puts
 from coatcheck.sessions import delta, lifecycle
+from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens import chain
 
 Patch = Callable[[Any], None]
@@ -320,3 +322,91 @@ def retired_for_ever(monkeypatch: Any) -> None:
         return chain.Shown.CURRENT, links
 
     monkeypatch.setattr(lifecycle, "show", show)
+
+
+# -- subtle ones: each of them is one word or one line ---------------------------------------------------------------
+
+
+@mutation("a lease counts from the acknowledgement")
+def lease_from_acknowledgement(monkeypatch: Any) -> None:
+    original = Puts.earn_lease
+
+    def earn(self: Puts, copy: Any, sent_at: float, holders: int) -> None:
+        original(self, copy, sent_at, holders)
+        if copy.lease_until:
+            copy.lease_until = self._world.monotonic() + self._policy.lease_s
+
+    monkeypatch.setattr(Puts, "earn_lease", earn)
+
+
+@mutation("a notice of the same or an older epoch is ignored")
+def old_epochs_ignored(monkeypatch: Any) -> None:
+    original = Copies.on_message
+
+    def on_message(self: Copies, message: Any) -> Any:
+        copy = self._claiming.get(message.key) or self.cache.get(message.key)
+        if copy is not None and isinstance(message, Notice) and message.version.epoch <= copy.version.epoch:
+            return None
+        return original(self, message)
+
+    monkeypatch.setattr(Copies, "on_message", on_message)
+
+
+@mutation("what a lost server held keeps its lease")
+def lost_server_keeps_lease(monkeypatch: Any) -> None:
+    original = repair.Repair.lost_server
+
+    def lost_server(self: Any, server: str) -> None:
+        leases = [(copy, copy.lease_until) for copy in self._copies.cache]
+        original(self, server)
+        for copy, until in leases:
+            copy.lease_until = until
+
+    monkeypatch.setattr(repair.Repair, "lost_server", lost_server)
+
+
+@mutation("a put earns a lease though contact was lost meanwhile")
+def contact_lost_meanwhile(monkeypatch: Any) -> None:
+    monkeypatch.setattr(Puts, "lost_contact", lambda self, server: None)
+
+
+@mutation("a tombstone goes to the placed servers only")
+def narrow_close(monkeypatch: Any) -> None:
+    original = Copies.put_tombstone
+
+    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0) -> Any:
+        placed = self.placement.ranking(key)[: self.placement.wanted]
+        return (yield from original(self, key, tombstone, [name for name in servers if name in placed], holds))
+
+    monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
+
+
+@mutation("a tombstone lives half as long")
+def short_tombstone(monkeypatch: Any) -> None:
+    monkeypatch.setattr(SessionPolicy, "tombstone_ms", property(lambda self: self.max_token_age_ms // 2))
+
+
+@mutation("a tried epoch is forgotten")
+def epoch_forgotten(monkeypatch: Any) -> None:
+    original = Copies._next_epoch
+
+    def next_epoch(self: Copies, seen: Any) -> int:
+        self._tried.pop(seen.key, None)
+        return original(self, seen)
+
+    monkeypatch.setattr(Copies, "_next_epoch", next_epoch)
+
+
+# Not here, because no history can tell them apart from the rule:
+#
+# * "A view is mine though a session server shows a later write of my own claim" (`View.is_mine` without the comparison
+#   of seq). A later seq of the claim that is cached would have to be stored without being cached. Seqs are given out by
+#   `Copies.write` alone, one at a time (`Exclusive`), and whatever a write does not acknowledge leaves the cache in its
+#   `finally`: errors, refusals and cancellation alike. So the cached copy is the latest write of its claim, or there is
+#   none; and `claim` draws a fresh owner. The comparison is kept for what a hostile session server may show.
+# * "An unknown epoch counts as covered in a short history, too" (`covers`). A history is shortened only when it is full,
+#   so a short one begins with epoch 1, and no token promises less: `test_version.py` holds the rule by itself.
+#
+# And one that a test of its own holds: an expired cached copy is no witness
+# (`test_an_expired_copy_in_a_cache_is_no_witness_of_a_rollback`); in a history the newest copies expire in the same second, which
+# promise 6 excuses.

@@ -359,8 +359,9 @@ class Copies:
             if own:
                 copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
             return None
-        if own or message.version.server_id == self.server_id or message.version.epoch < copy.version.epoch:
-            return None  # our own claim or close, or a late notice
+        if own or message.version.server_id == self.server_id:
+            return None  # our own claim or close
+        # Whatever its epoch: a close takes its epoch from an older look than our claim may have had.
         copy.no_lease_before = now
         copy.lease_until = 0.0
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)

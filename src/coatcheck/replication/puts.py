@@ -27,6 +27,9 @@ class Puts:
         self._linger_ms = policy.linger_ms
         self.under_replicated: set[bytes] = set()
         """Sessions with fewer copies than wanted."""
+        self._lost_at: dict[str, float] = {}
+        self._lost_last = 0.0
+        """When contact with a session server, and with any, was last lost or found again: monotonic seconds."""
 
     def to_placed(
         self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), early: bool = False
@@ -83,7 +86,8 @@ class Puts:
         refused = False
         for server, reply in settled.replies.items():
             if isinstance(reply, Accepted):
-                copy.seen[server] = copy.version
+                if settled.sent_at >= self._lost_at.get(server, 0.0):
+                    copy.seen[server] = copy.version
             elif isinstance(reply, Refused):
                 refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
         return refused
@@ -99,6 +103,10 @@ class Puts:
             return True
         return False
 
+    def lost_contact(self, server: str) -> None:
+        """A session server went away or came back: what was put there until now may be gone, and notices with it."""
+        self._lost_at[server] = self._lost_last = self._world.monotonic()
+
     def check_level(self, copy: Copy, level: int) -> None:
         copy.under_replicated = level < self._placement.wanted
         if not copy.under_replicated:
@@ -111,7 +119,8 @@ class Puts:
             raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
 
     def earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:
-        enough = holders >= self._placement.wanted and sent_at >= copy.no_lease_before
+        unbroken = sent_at >= copy.no_lease_before and sent_at >= self._lost_last
+        enough = unbroken and holders >= self._placement.wanted
         copy.lease_until = sent_at + self._policy.lease_s if enough else 0.0
 
     def _report(self, kind: EventKind, key: bytes, detail: str) -> None:

@@ -45,6 +45,7 @@ class Repair:
 
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted."""
+        self._copies.puts.lost_contact(server)
         for copy in self._copies.cache:
             if copy.seen.get(server) == copy.version:
                 del copy.seen[server]

@@ -12,14 +12,13 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.events import EventKind
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.lifecycle import Issue, Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.simulation.application import Attempt, Operation
 from coatcheck.simulation.content import check_content
-from coatcheck.simulation.judge import Judge
+from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
@@ -30,7 +29,7 @@ SLACK_S = 0.6
 """A token counts as shown when the app has answered, not when the request came; longer than any app thinks."""
 
 
-class Ledger(Judge):
+class Ledger(LeaseJudge):
     """Sees everything, forgets nothing, and says which invariant broke."""
 
     # -- what web servers put -----------------------------------------------------------------------
@@ -50,8 +49,11 @@ class Ledger(Judge):
                 self.fail("I4", f"two payloads carry version {self.trace.version(entry.version)}")
             return
         log.payloads[identity] = entry.payload
+        if entry.version.seq == 0:
+            self._check_epoch(web, log, entry.version)
         if entry.closed:
             log.tombstones += 1
+            self._check_tombstone_life(log, entry)
             return
         body = self._body(web, effect.key, entry)
         try:
@@ -67,6 +69,23 @@ class Ledger(Judge):
             return
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
+
+    def _check_epoch(self, web: WebServer, log: SessionLog, version: Version) -> None:
+        """Invariant 4: whoever claims or closes takes an epoch above all that it has tried before."""
+        tried = log.tried.get(web.server_id, 0)
+        if version.epoch <= tried:
+            self.fail("I4", f"{web.name} tries epoch {version.epoch} of {self.trace.key(log.key)} after {tried}")
+        log.tried[web.server_id] = version.epoch
+
+    def _check_tombstone_life(self, log: SessionLog, tombstone: Entry) -> None:
+        """Invariant 2: a tombstone outlives the session's tokens, and every entry that it forbids."""
+        if not log.created_ms:
+            return  # the creation was never acknowledged, nor is anything known of it
+        scenario = self.scenario
+        ends_ms = EPOCH_MS + self.schedule.now * 1000 + tombstone.expires_in_ms + self.skew_range_ms
+        lingering_ms = scenario.session_policy().linger_ms if scenario.lingering else 0
+        if ends_ms < log.created_ms + scenario.absolute_timeout_ms + lingering_ms:
+            self.fail("I2", f"the tombstone {self.trace.version(tombstone.version)} ends before what it forbids")
 
     def _note_write(self, log: SessionLog, entry: Entry, blob: bytes, attempt: Attempt | None) -> None:
         version = entry.version
@@ -146,13 +165,6 @@ class Ledger(Judge):
                 if server.name in close.holders and (entry is None or not entry.closed):
                     close.lost.add(server.name)
 
-    def heard(self, web: WebServer, notice: Notice, before: Any) -> None:
-        if self.trace.on:
-            version = self.trace.version(notice.version)
-            self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
-        if before is not None and before.version[:2] != notice.version[:2]:
-            web.noticed[notice.key] = (self.schedule.now, notice)
-
     def repairing(self, web: WebServer, key: bytes) -> None:
         if self.trace.on:
             self.say(f"{web.name} repairs {self.trace.key(key)}")
@@ -197,7 +209,7 @@ class Ledger(Judge):
         if log.closes:
             self._check_closed(web, log, copy, by_lease, attempt.moment)
         if by_lease:
-            self._check_lease(web, log, copy)
+            self.check_lease(web, log, copy)
         data_version = newest_write(copy.history)
         if data_version is not None and log.blobs.get(data_version) != session.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
@@ -249,26 +261,6 @@ class Ledger(Judge):
             else:
                 self.excuse("promise 3: holders of the tombstone unreachable")
 
-    def _check_lease(self, web: WebServer, log: SessionLog, copy: Any) -> None:
-        heard_at, notice = web.noticed.get(log.key, (0.0, None))
-        if notice is not None and copy.version.epoch < notice.version.epoch and web.checked[log.key] < heard_at:
-            self.fail("lease", f"{web.name} serves {self.trace.version(copy.version)} after a notice")
-        if len(log.accepted_by.get(copy.version, ())) < self.scenario.wanted:
-            self.fail("lease", f"{self.trace.version(copy.version)} is served from a lease that no full put has earned")
-        since = self.schedule.now - self.scenario.lease_s
-        for version, ack in log.acks.items():
-            if ack.at < since and ack.owner != web.server_id and not holds(copy.history, version):
-                if forgotten(copy.history, version):
-                    continue
-                if log.below_target or log.data_lost or log.forked_by or self.scenario.durability != "all":
-                    self.excuse("promise 1: stale lease of a rival cut off, below target")
-                elif self.scenario.wanted * 2 <= self.scenario.session_servers:
-                    self.excuse("promise 1: stale lease of a rival cut off, copies <= N/2")
-                elif not self.scenario.lingering and self.scenario.idle_timeout_ms < 60_000:
-                    self.excuse("promise 6: the newest copy expired before an older one (clocks differ)")
-                else:
-                    self.fail("lease", f"{web.name} misses {self.trace.version(version)} for longer than a lease")
-
     def saved(self, web: WebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None) -> None:
         """What was acknowledged, and how well."""
         now = self.schedule.now
@@ -318,6 +310,8 @@ class Ledger(Judge):
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
             self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
+        if not self.disturbed and len(holders) < len(self.servers):
+            self.fail("I2", f"the close of {self.trace.key(log.key)} reached {sorted(holders)} only, without any fault")
         log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(self.servers)))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")

@@ -63,6 +63,8 @@ class SessionLog:
         self.closes: list[Close] = []
         self.claimed_at: dict[bytes, float] = {}
         """By the owner of a claim: when the first server stored it."""
+        self.tried: dict[bytes, int] = {}
+        """By web server: the highest epoch that it has claimed or closed with."""
         self.tombstones = 0
         self.tombstone_on: set[str] = set()
         self.events: list[tuple[float, bytes, Any]] = []

@@ -35,6 +35,8 @@ class Watch(Protocol):
 
     def heard(self, web: WebServer, notice: Notice, before: Any) -> None: ...
 
+    def lost_contact(self, web: WebServer, server: str) -> None: ...
+
     def reported(self, web: WebServer, event: Event) -> None: ...
 
     def crashed(self, web: WebServer, error: Exception) -> None: ...
@@ -77,7 +79,12 @@ class WebServer(Process):
         """Per session: when its copies were last asked for, and the replies."""
         self.checked: dict[bytes, float] = {}
         """Per session: when the last get or put was sent."""
-        self.noticed: dict[bytes, tuple[float, Notice]] = {}
+        self.noticed: dict[bytes, float] = {}
+        """Per session: when the last notice came that was not of an own claim."""
+        self.unsure: dict[bytes, float] = {}
+        """Per session: when contact with a server that holds it was last lost or found again."""
+        self.stalled_at = -1.0
+        """When this process went on after it had not run for longer than a lease may be trusted."""
         self._mending_due = False
         self._scan_due = False
 
@@ -191,6 +198,7 @@ class WebServer(Process):
                 self.disconnected(name)
 
     def _changed(self, server: str) -> None:
+        self.watch.lost_contact(self, server)
         self.repair.lost_server(server)
         self._alarm()
 

@@ -404,9 +404,9 @@ def epoch_forgotten(monkeypatch: Any) -> None:
 #   `Copies.write` alone, one at a time (`Exclusive`), and whatever a write does not acknowledge leaves the cache in its
 #   `finally`: errors, refusals and cancellation alike. So the cached copy is the latest write of its claim, or there is
 #   none; and `claim` draws a fresh owner. The comparison is kept for what a hostile session server may show.
-# * "An unknown epoch counts as covered in a short history, too" (`covers`). A history is shortened only when it is full,
-#   so a short one begins with epoch 1, and no token promises less: `test_version.py` holds the rule by itself.
+# * "An unknown epoch counts as covered in a short history, too" (`covers`). A history is shortened only when it is
+#   full, so a short one begins with epoch 1, and no token promises less: `test_version.py` holds the rule by itself.
 #
 # And one that a test of its own holds: an expired cached copy is no witness
-# (`test_an_expired_copy_in_a_cache_is_no_witness_of_a_rollback`); in a history the newest copies expire in the same second, which
-# promise 6 excuses.
+# (`test_an_expired_copy_in_a_cache_is_no_witness_of_a_rollback`); in a history the newest copies expire in the same
+# second, which promise 6 excuses.

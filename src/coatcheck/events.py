@@ -20,6 +20,7 @@ class EventKind(Enum):
     SESSION_THEFT = "session.theft"
     DEAD_TOKEN = "session.dead_token"
     SESSION_CLOSED = "session.closed"
+    SESSION_HIDDEN = "session.hidden"
     CLOSE_INCOMPLETE = "session.close_incomplete"
     BELOW_TARGET = "copies.below_target"
     EARLY_WRITE_LOST = "copies.early_write_lost"

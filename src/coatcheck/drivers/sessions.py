@@ -221,6 +221,10 @@ class Sessions:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def report(self, event: Event) -> None:
+        """Tell operators what the layer above has noticed."""
+        self._report(event)
+
     def _report(self, event: Event) -> None:
         self.events[event.kind] += 1
         self._last_event[event.kind] = event

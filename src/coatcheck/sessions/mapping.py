@@ -89,6 +89,11 @@ class Session(dict[str, Any]):
         self.cleared = True
         super().clear()
 
+    def replace(self, content: dict[str, Any]) -> None:
+        """Take ``content`` for all that the session holds; with nothing in it, this is :meth:`clear`."""
+        self.clear()
+        super().update(content)
+
     def __iter__(self) -> Iterator[str]:
         self.accessed = True
         return super().__iter__()

@@ -11,10 +11,12 @@ from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.events import Event, EventKind
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.tokens.sealed import SealedToken
 from coatcheck.web.cookies import CookieJar, CookiePolicy
+from coatcheck.web.replaced import ABSENT, MAX_LAYERS_NAMED, content_of, other_layer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -55,6 +57,7 @@ class SessionMiddleware:
         self._login_name = self._login.name
         self._read_anonymous = self._anonymous.read
         self._read_route = self._route.read
+        self._layers_named: set[str] = set()
         self._route_tag = route_tag.encode() if route_tag is not None else None
         self._route_shown = b"; %b=%b" % (self._route.name, self._route_tag or b"")
         """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
@@ -83,7 +86,7 @@ class SessionMiddleware:
                 await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return
         scope["session"] = session
-        response = _Response(self, session, header, send)
+        response = _Response(self, scope, session, header, send)
         await self.app(scope, receive, response.send if kind == "http" else response.send_websocket)
 
     def _tokens(self, header: bytes) -> list[tuple[SealedToken, bool]]:
@@ -124,6 +127,13 @@ class SessionMiddleware:
                 headers.append(self._route.set_cookie(tag))
         return headers
 
+    def name_layer(self, layer: str) -> None:
+        """Warn, once for each: what the app does to ``scope["session"]`` there does not reach our session."""
+        if layer not in self._layers_named and len(self._layers_named) < MAX_LAYERS_NAMED:
+            self._layers_named.add(layer)
+            detail = f"{layer} keeps sessions of its own inside the app: there, ours is out of sight and left as it was"
+            self.sessions.report(Event(EventKind.SESSION_HIDDEN, detail=detail))
+
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def receive_opening() -> Message:
             message = await receive()
@@ -150,10 +160,13 @@ class SessionMiddleware:
 class _Response:
     """One answer on its way out: saves the session before the head leaves."""
 
-    __slots__ = ("_failed", "_header", "_middleware", "_replaced", "_send", "_session", "_streaming")
+    __slots__ = ("_failed", "_header", "_middleware", "_replaced", "_scope", "_send", "_session", "_streaming")
 
-    def __init__(self, middleware: SessionMiddleware, session: Session, header: bytes, send: Send) -> None:
+    def __init__(
+        self, middleware: SessionMiddleware, scope: Scope, session: Session, header: bytes, send: Send
+    ) -> None:
         self._middleware = middleware
+        self._scope = scope
         self._session = session
         self._header = header
         self._send = send
@@ -165,12 +178,34 @@ class _Response:
         """What needs no waiting is passed straight on, without a coroutine of our own."""
         kind = message["type"]
         if kind == "http.response.start":
+            if self._scope.get("session", ABSENT) is not self._session:
+                self._adopt_unless_failed(message["status"])
             if self._middleware.is_settled(self._session):
                 return self._send(self._with_headers(message, NOTHING))
             return self._start(message)
         if self._streaming or self._replaced or message.get("more_body"):
             return self._continue(message)
         return self._send(message)
+
+    def _adopt_unless_failed(self, status: int) -> None:
+        if status != 500:
+            self._adopt()
+        elif not self._session.closing:
+            self._failed = True
+
+    def _adopt(self) -> None:
+        """Frameworks replace ``scope["session"]`` instead of changing it; other session layers do so for themselves."""
+        found = self._scope.get("session", ABSENT)
+        layer = other_layer(found, self._scope)
+        if layer is not None:
+            self._middleware.name_layer(layer)
+            return
+        try:
+            content = content_of(found)
+        except SessionDataError:
+            self._failed = True  # the app's own error page may pass, without a session
+            raise
+        self._session.replace(content)
 
     async def _continue(self, message: Message) -> None:
         if self._replaced:
@@ -222,6 +257,8 @@ class _Response:
     async def _save_late(self) -> None:
         """Changes made while the body was streamed: stored before the last piece leaves."""
         sessions, session = self._middleware.sessions, self._session
+        if self._scope.get("session", ABSENT) is not session and not self._failed:
+            self._adopt()
         if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
             if session.is_new or session.new_login:
                 raise CoatcheckError(TOO_LATE)
@@ -236,6 +273,8 @@ class _Response:
         if self._replaced:
             return
         if message["type"] == "websocket.accept":
+            if self._scope.get("session", ABSENT) is not self._session:
+                self._adopt()
             try:
                 saved = await self._save()
             except (SessionUnavailable, SessionClosed, ConflictError):

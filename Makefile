@@ -13,7 +13,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
 installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
-.PHONY: demo test bench simulate lint setup
+.PHONY: demo test bench simulate mutants lint setup
 
 ## Start a farm with the demo shop; Ctrl-C stops it.
 demo: $(READY)
@@ -23,6 +23,10 @@ demo: $(READY)
 test: $(READY) $(REDIS) $(POSTGRESQL) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
+
+## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
+mutants: $(READY) $(REDIS) $(POSTGRESQL)
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ def test_use_puts_the_idle_timeout_off_but_never_the_absolute_one(policy: Sessio
             created_at = token.timestamp
             while (session := await clock.open(token)) is not None:
                 assert session == {"cart": "tea"}
+                assert clock.now_ms - created_at < policy.absolute_timeout_ms + MAXIMUM_MS, "it has no end"
                 token = await clock.use(token)
                 clock.now_ms += MAXIMUM_MS * 9 // 10
             return clock.now_ms - created_at

@@ -6,6 +6,7 @@ log in. The token is an encrypted string of session ID, user credentials and tim
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,12 @@ def test_stateful_is_tied_to_its_server(tmp_path: Path) -> None:
 
 def test_the_token_is_an_encrypted_string(provider: ProviderProcess) -> None:
     tokens = [signed_in(provider, "Stateless", "EVE") for _ in range(2)]
+    assert ask(provider.url, SessionType="Stateless", SessionToken=tokens[0]).username == "EVE", "the provider can"
     assert tokens[0] != tokens[1]
     for token in tokens:
         assert re.fullmatch(r"[A-Za-z0-9_-]{80,}", token)
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        assert b"EVE" not in raw and PASSWORD.encode() not in raw, "nobody can read what it carries"
         flipped = token[:-2] + ("A" if token[-2] != "A" else "B") + token[-1]
         assert ask(provider.url, SessionType="Stateless", SessionToken=flipped).reason == "TokenInvalid"
 

@@ -66,8 +66,8 @@ def put_token(request: httpx.Request, token: str) -> httpx.Request:
 class HttpxCaller:
     """Calls WhoAmI with httpx and envelopes by hand; the adapter puts the tokens in."""
 
-    def __init__(self, url: str, user: str, **options: Any) -> None:
-        self.pool = TokenPool(**{"login": lambda user: self._sign_in(url, user), **options})
+    def __init__(self, url: str, user: str, pool: TokenPool | None = None, **options: Any) -> None:
+        self.pool = pool or TokenPool(**{"login": lambda user: self._sign_in(url, user), **options})
         auth = PoolAuth(
             self.pool,
             user,
@@ -96,10 +96,12 @@ class HttpxCaller:
 class ZeepCaller:
     """Calls WhoAmI with zeep; the plugin puts the tokens in."""
 
-    def __init__(self, url: str, user: str, session_type: str = "Stateless", **options: Any) -> None:
+    def __init__(
+        self, url: str, user: str, session_type: str = "Stateless", pool: TokenPool | None = None, **options: Any
+    ) -> None:
         self.plugin = SessionPlugin(SessionHeaders(session_type))
         self.service = zeep.Client(f"{url}?wsdl", plugins=[self.plugin]).service
-        self.pool = TokenPool(**{"login": self.sign_in, **options})
+        self.pool = pool or TokenPool(**{"login": self.sign_in, **options})
         self.sessions = ZeepSessions(self.plugin, self.pool)
         self.user = user
 

@@ -1,0 +1,193 @@
+"""Known answers, made from docs/formats.md and primitives alone: nothing of coatcheck is imported here.
+
+``python tests/vectors/generate.py`` prints the JSON that stands in ``known_answers.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+from base64 import urlsafe_b64encode
+from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+FORMAT = b"\x01"
+FARM = "farm-1"
+SECRETS = [bytes(range(32)), bytes(range(100, 148))]
+PRIMARY = 1
+NOW = 1_763_700_000_123
+
+
+# -- section 1: keys
+
+
+def derive(secret: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-SHA-256 (RFC 5869), written out: extract with a salt of zeros, then expand."""
+    pseudorandom = hmac.digest(bytes(32), secret, "sha256")
+    made, block, info = b"", b"", b"coatcheck/1/" + info
+    while len(made) < length:
+        block = hmac.digest(pseudorandom, block + info + bytes([len(made) // 32 + 1]), "sha256")
+        made += block
+    return made[:length]
+
+
+def key_id(secret: bytes) -> bytes:
+    return derive(secret, b"key-id", 4)
+
+
+def credential(secret: bytes, name: str) -> str:
+    return derive(secret, b"credential\x00" + name.encode(), 24).hex()
+
+
+# -- section 2: a sealed thing
+
+
+def seal(secret: bytes, purpose: str, audience: str, nonce: bytes, plain: bytes, context: bytes = b"") -> bytes:
+    scope = purpose.encode() + b"\x00" + audience.encode()
+    head = FORMAT + key_id(secret)
+    return head + nonce + AESGCMSIV(derive(secret, scope, 32)).encrypt(nonce, plain, head + scope + context)
+
+
+def base64url(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+# -- MessagePack, as far as it is needed here, every value in its shortest form
+
+
+def pack(value: Any) -> bytes:
+    if value is None:
+        return b"\xc0"
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
+    if isinstance(value, int):
+        for limit, code, form in ((1 << 7, b"", ">B"), (1 << 8, b"\xcc", ">B"), (1 << 16, b"\xcd", ">H")):
+            if 0 <= value < limit:
+                return code + struct.pack(form, value)
+        return b"\xce" + struct.pack(">I", value) if value < 1 << 32 else b"\xcf" + struct.pack(">Q", value)
+    if isinstance(value, bytes):
+        size = len(value)
+        return (b"\xc4" + bytes([size]) if size < 256 else b"\xc5" + struct.pack(">H", size)) + value
+    if isinstance(value, str):
+        raw = value.encode()
+        return (bytes([0xA0 | len(raw)]) if len(raw) < 32 else b"\xd9" + bytes([len(raw)])) + raw
+    if isinstance(value, dict):
+        return bytes([0x80 | len(value)]) + b"".join(pack(each) for pair in value.items() for each in pair)
+    head = bytes([0x90 | len(value)]) if len(value) < 16 else b"\xdc" + struct.pack(">H", len(value))
+    return head + b"".join(pack(each) for each in value)
+
+
+# -- randomness, so that no two things here are alike and every run makes the same
+
+
+def drawn(label: str, size: int) -> bytes:
+    return hashlib.shake_256(label.encode()).digest(size)
+
+
+def version(epoch: int, owner: bytes, seq: int) -> bytes:
+    return struct.pack(">I8sI", epoch, owner, seq)
+
+
+# -- sections 3 to 6
+
+
+def token(name: str, secret: int, purpose: str, timestamp: int, told: bytes) -> dict[str, Any]:
+    key, session_id, nonce = drawn(f"{name} key", 16), drawn(f"{name} ID", 16), drawn(f"{name} nonce", 12)
+    plain = key + session_id + timestamp.to_bytes(6, "big") + told
+    text = base64url(seal(SECRETS[secret], f"token/{purpose}", FARM, nonce, plain))
+    return {
+        "name": name, "secret": secret, "purpose": purpose, "key": key.hex(), "session_id": session_id.hex(),
+        "timestamp": timestamp, "version": told.hex(), "nonce": nonce.hex(), "text": text,
+    }  # fmt: skip
+
+
+def record(data: dict[str, Any], created: int, seen: int, user: str | None, chain: list[Any]) -> bytes:
+    return pack([pack(data), created, seen, user, chain])
+
+
+def entry(
+    name: str, secret: int, mark: tuple[int, bytes, int], history: list[Any], body: bytes | None
+) -> dict[str, Any]:
+    key, nonce = drawn(f"{name} key", 16), drawn(f"{name} nonce", 12)
+    closed = body is None
+    header = FORMAT + bytes([closed]) + version(*mark) + bytes([len(history)])
+    header += b"".join(version(*each) for each in history)
+    sealed = seal(SECRETS[secret], "entry", FARM, nonce, body or b"", key + header)
+    return {
+        "name": name, "secret": secret, "key": key.hex(), "nonce": nonce.hex(), "closed": closed,
+        "version": [mark[0], mark[1].hex(), mark[2]], "history": [[e, o.hex(), s] for e, o, s in history],
+        "record": (body or b"").hex(), "entry": (header + sealed).hex(),
+    }  # fmt: skip
+
+
+def soap(name: str, user: str, password: str, issued: int, serial: int, server: str, kind: str) -> dict[str, Any]:
+    session_id, nonce = drawn(f"{name} ID", 16), drawn(f"{name} nonce", 12)
+    plain = pack([session_id, user, password, issued, serial, server, kind])
+    return {
+        "name": name, "session_id": session_id.hex(), "username": user, "password": password, "issued_at": issued,
+        "serial": serial, "server": server, "session_type": kind, "nonce": nonce.hex(),
+        "text": base64url(seal(SECRETS[PRIMARY], "soap-session", "provider", nonce, plain)),
+    }  # fmt: skip
+
+
+def creation() -> dict[str, Any]:
+    """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
+    server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
+    key, session_id = drawn("created key", 16), drawn("created ID", 16)
+    entry_nonce, token_nonce = drawn("created entry nonce", 12), drawn("created token nonce", 12)
+    mark = version(1, server_id + owner_tail, 1)
+    body = record({"cart": "tea"}, NOW, NOW, None, [[session_id, NOW], None, [], 0])
+    header = FORMAT + b"\x00" + mark + b"\x01" + mark
+    stored = header + seal(SECRETS[PRIMARY], "entry", FARM, entry_nonce, body, key + header)
+    plain = key + session_id + NOW.to_bytes(6, "big") + mark
+    cookie = base64url(seal(SECRETS[PRIMARY], "token/anonymous", FARM, token_nonce, plain))
+    draws = [server_id, key, session_id, owner_tail, entry_nonce, token_nonce]
+    return {"now": NOW, "data": {"cart": "tea"}, "draws": [each.hex() for each in draws], "key": key.hex(),
+            "entry": stored.hex(), "cookie": cookie}  # fmt: skip
+
+
+def known_answers() -> dict[str, Any]:
+    one, other = drawn("owner one", 8), drawn("owner other", 8)
+    link, older = [drawn("link", 16), NOW - 60_000], [drawn("older link", 16), NOW - 190_000]
+    chain = [link, [drawn("next link", 16), NOW], [[older, NOW - 120_000, None]], NOW - 10_000_000]
+    moved = [link, None, [[older, NOW - 120_000, NOW - 1]], 0]
+    small = record({"cart": "tea"}, NOW - 5, NOW, None, [link, None, [], 0])
+    large = record({"cart": ["tea", 3, True, None], "words": "x" * 40}, NOW - 9, NOW - 1, "ann@example.org", chain)
+    epochs = [(n, drawn(f"epoch {n}", 8), n * 300) for n in range(5, 21)]
+    key = drawn("told key", 16)
+    return {
+        "farm": FARM, "secrets": [secret.hex() for secret in SECRETS], "primary": PRIMARY,
+        "key_ids": [key_id(secret).hex() for secret in SECRETS],
+        "credentials": {name: credential(SECRETS[PRIMARY], name) for name in ("session-server", "director é")},
+        "tokens": [
+            token("anonymous", PRIMARY, "anonymous", NOW, version(3, one, 7)),
+            token("logged in", PRIMARY, "login", NOW + 1, version(2**32 - 1, other, 2**32 - 1)),
+            token("promised nothing", PRIMARY, "anonymous", (1 << 48) - 1, bytes(16)),
+            token("of the former key", 0, "login", (1 << 32) - 1, version(1, one, 1)),
+        ],
+        "entries": [
+            entry("just created", PRIMARY, (1, one, 1), [(1, one, 1)], small),
+            entry("claimed", PRIMARY, (2, other, 0), [(1, one, 9)], record({}, 1, 2, "", moved)),
+            entry("rotated", PRIMARY, (7, other, 2), [(3, one, 1), (7, other, 2)], large),
+            entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
+            entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
+        ],
+        "messages": {
+            "key": key.hex(), "epoch": 9, "owner": one.hex(), "seq": 0, "others_ms": 1999,
+            "notice": (b"\x01" + key + version(9, one, 0) + b"\x00").hex(),
+            "notice_of_a_close": (b"\x01" + key + version(9, one, 0) + b"\x01").hex(),
+            "answer": (b"\x02" + key + version(9, one, 0) + (1999).to_bytes(4, "big")).hex(),
+        },
+        "soap": [
+            soap("stateless", "SADMIN", "secret", NOW, 1, "one", "Stateless"),
+            soap("stateful", "björn", "pässword " * 5, NOW, 70_000, "", "Stateful"),
+        ],
+        "creation": creation(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(known_answers(), indent=1, ensure_ascii=False))

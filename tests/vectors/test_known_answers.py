@@ -1,0 +1,198 @@
+"""Known answers, computed outside the product from docs/formats.md: it opens each, and makes exactly the same."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+from coatcheck.drivers import asyncio_driver
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.pool.soap.session_types import SessionType
+from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
+from coatcheck.replication.entry import Entry, decode_entry
+from coatcheck.replication.notice import Answer, Notice, decode_message
+from coatcheck.replication.version import Version
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.record import decode_record, encode_record
+from coatcheck.stores.memory import MemoryStore
+from coatcheck.tokens.keyring import KeyRing, PayloadSealer
+from coatcheck.tokens.sealed import SealedToken, TokenCodec
+
+HERE = Path(__file__).parent
+KNOWN: dict[str, Any] = json.loads((HERE / "known_answers.json").read_text())
+SECRETS = [bytes.fromhex(text) for text in KNOWN["secrets"]]
+FARM: str = KNOWN["farm"]
+WHOLE_RING = KeyRing(SECRETS, KNOWN["primary"])
+
+
+def ring_that_seals_with(secret: int) -> KeyRing:
+    return KeyRing(SECRETS, secret)
+
+
+def always(nonce: str) -> Callable[[int], bytes]:
+    """Randomness that is known: one nonce, of the length that is asked for."""
+    raw = bytes.fromhex(nonce)
+
+    def random_bytes(count: int) -> bytes:
+        assert count == len(raw)
+        return raw
+
+    return random_bytes
+
+
+def named(kind: str) -> Any:
+    return pytest.mark.parametrize("known", KNOWN[kind], ids=lambda known: known["name"])
+
+
+def unhexed(mark: list[Any]) -> Version:
+    return Version(mark[0], bytes.fromhex(mark[1]), mark[2])
+
+
+def test_the_answers_are_what_the_generator_makes_and_it_knows_nothing_of_coatcheck() -> None:
+    source = (HERE / "generate.py").read_text()
+    imported = {
+        name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+    }
+    assert not [name for name in imported if name.startswith("coatcheck")]
+    namespace: dict[str, Any] = {"__name__": "generate"}
+    exec(compile(source, "generate.py", "exec"), namespace)
+    assert namespace["known_answers"]() == KNOWN, "python tests/vectors/generate.py > tests/vectors/known_answers.json"
+
+
+@pytest.mark.parametrize(
+    ("plain", "associated", "sealed"),
+    [
+        ("", "", "07f5f4169bbf55a8400cd47ea6fd400f"),
+        ("0100000000000000", "", "c2ef328e5c71c83b843122130f7364b761e0b97427e3df28"),
+        ("0200000000000000", "01", "1de22967237a813291213f267e3b452f02d01ae33e4ec854"),
+    ],
+)
+def test_the_primitive_is_that_of_rfc_8452(plain: str, associated: str, sealed: str) -> None:
+    """Appendix C.2, AEAD_AES_256_GCM_SIV."""
+    key, nonce = bytes([1]) + bytes(31), bytes([3]) + bytes(11)
+    made = AESGCMSIV(key).encrypt(nonce, bytes.fromhex(plain), bytes.fromhex(associated))
+    assert made.hex() == sealed
+
+
+def test_keys_and_credentials() -> None:
+    assert [f"primary {name}>" in repr(ring_that_seals_with(n)) for n, name in enumerate(KNOWN["key_ids"])] == [
+        True
+    ] * 2
+    for name, credential in KNOWN["credentials"].items():
+        assert WHOLE_RING.credential(name) == credential
+
+
+@named("tokens")
+def test_a_token_is_opened_and_made(known: dict[str, Any]) -> None:
+    texts = (known["key"], known["session_id"], known["version"])
+    key, session_id, version = (bytes.fromhex(text) for text in texts)
+    token = SealedToken(key, session_id, known["timestamp"], version)
+    text = known["text"].encode()
+    writer = TokenCodec(ring_that_seals_with(known["secret"]), known["purpose"], FARM, always(known["nonce"]))
+    assert writer.seal_token(token) == text
+    assert writer.seal(*token) == text
+    reader = TokenCodec(WHOLE_RING, known["purpose"], FARM, always(""))
+    assert reader.open(text) == token, "opened by a codec that has sealed nothing"
+
+
+@named("entries")
+def test_an_entry_is_opened_and_made(known: dict[str, Any]) -> None:
+    key, body, raw = (bytes.fromhex(known[name]) for name in ("key", "record", "entry"))
+    version, history = unhexed(known["version"]), tuple(unhexed(mark) for mark in known["history"])
+    found = decode_entry(raw, 77_000)
+    assert (found.version, found.history, found.closed) == (version, history, known["closed"])
+    assert found.expires_in_ms == 77_000
+    writer = PayloadSealer(ring_that_seals_with(known["secret"]), FARM, always(known["nonce"]))
+    header = Entry(version, history, known["closed"], 1, b"").header()
+    assert Entry(version, history, known["closed"], 1, writer.seal(key, header, body)).encode() == raw
+    reader = PayloadSealer(WHOLE_RING, FARM, always(""))
+    assert reader.unseal(key, found.header(), found.payload) == body
+    if not known["closed"]:
+        assert encode_record(decode_record(body)) == body
+
+
+def test_the_fields_of_a_record() -> None:
+    rotated = next(known for known in KNOWN["entries"] if known["name"] == "rotated")
+    now = KNOWN["creation"]["now"]
+    record = decode_record(bytes.fromhex(rotated["record"]))
+    assert (record.created_at, record.last_seen_at, record.user) == (now - 9, now - 1, "ann@example.org")
+    chain = record.chain
+    assert chain.next is not None
+    assert (chain.current.minted_at, chain.next.minted_at, chain.forgotten_at) == (now - 60_000, now, now - 10_000_000)
+    (retired,) = chain.retired
+    assert (retired.link.minted_at, retired.retired_at, retired.moved_on_at) == (now - 190_000, now - 120_000, None)
+
+
+def test_messages() -> None:
+    known = KNOWN["messages"]
+    key, version = bytes.fromhex(known["key"]), Version(known["epoch"], bytes.fromhex(known["owner"]), known["seq"])
+    messages = {
+        "notice": Notice(key, version, False),
+        "notice_of_a_close": Notice(key, version, True),
+        "answer": Answer(key, version, known["others_ms"]),
+    }
+    for name, message in messages.items():
+        assert message.encode().hex() == known[name]
+        assert decode_message(bytes.fromhex(known[name])) == message
+
+
+@named("soap")
+def test_a_soap_token_is_opened_and_made(known: dict[str, Any]) -> None:
+    token = SessionToken(
+        bytes.fromhex(known["session_id"]),
+        known["username"],
+        known["password"],
+        known["issued_at"],
+        known["serial"],
+        known["server"],
+        SessionType(known["session_type"]),
+    )
+    assert SessionTokenCodec(WHOLE_RING, "provider", always(known["nonce"])).seal(token) == known["text"]
+    assert SessionTokenCodec(WHOLE_RING, "provider", always("")).open(known["text"]) == token
+
+
+def test_a_session_that_begins_is_made_of_what_was_drawn_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and session ID are 16 bytes of randomness each, every bit of them; so are cookie and entry, bit by bit."""
+    known = KNOWN["creation"]
+    draws = [bytes.fromhex(text) for text in known["draws"]]
+
+    def random_bytes(count: int) -> bytes:
+        """The next known draw of this length."""
+        found = next(at for at, draw in enumerate(draws) if len(draw) == count)
+        return draws.pop(found)
+
+    monkeypatch.setattr(asyncio_driver, "RandomPool", lambda: random_bytes)
+
+    async def story() -> tuple[bytes, list[Entry | None]]:
+        stores = [MemoryStore(name, time.monotonic) for name in ("one", "two")]
+        sessions = Sessions(farm=FARM, server_name="web-1", stores=stores, ring=WHOLE_RING)
+        sessions.copies.world.now_ms = lambda: known["now"]  # type: ignore[method-assign]
+        await sessions.open()
+        try:
+            session = Session()
+            session.update(known["data"])
+            assert sessions.needs_save(session)
+            issue = (await sessions.save(session)).issue
+            assert issue is not None
+            found: list[Entry | None] = []
+            for store in stores:
+                store.get(bytes.fromhex(known["key"]), found.append)
+            return sessions.seal(issue), found
+        finally:
+            await sessions.aclose()
+
+    cookie, found = asyncio.run(story())
+    assert cookie.decode() == known["cookie"]
+    assert [entry.encode().hex() for entry in found if entry is not None] == [known["entry"]] * 2
+    assert draws == [], "nothing was drawn that is in neither"

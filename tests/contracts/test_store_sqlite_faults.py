@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sqlite3
 import subprocess
@@ -17,8 +18,9 @@ from store_backends import ask, entry, new_key, opened, run, until, version
 from coatcheck.errors import ConfigError
 from coatcheck.replication.entry import Entry
 from coatcheck.stores.port import ACCEPTED, Unreachable
+from coatcheck.stores.put_rule import Verdict
 from coatcheck.stores.sqlite import SqliteStore
-from coatcheck.stores.sqlite_file import Durability
+from coatcheck.stores.sqlite_file import Durability, Offer, SqliteFile
 
 V1 = version(1)
 
@@ -162,6 +164,134 @@ def test_processes_share_a_file_and_the_rule_holds_between_them(tmp_path: Path) 
     async def story() -> None:
         async with opened(store_at(path)) as store:
             assert (await ask(store.get, bytes(16))).payload == b"300", "no accepted put was overwritten unseen"
+
+    run(story)
+
+
+PASSER_BY = """
+    import sqlite3, sys
+    connection = sqlite3.connect(sys.argv[1])
+    connection.execute("SELECT count(*) FROM entries").fetchone()
+    connection.close()
+"""
+
+
+def pass_by(path: Path) -> None:
+    """A process that opens the database and closes it: it deletes the journal if it is alone, as far as it can see."""
+    assert spawn(PASSER_BY, str(path)).wait(60) == 0
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def offer(key: bytes) -> Offer:
+    new = entry(V1, life_ms=600_000)
+    return Offer(key, b"", new.expires_in_ms, new.encode())
+
+
+def test_the_look_at_the_files_health_gives_no_lock_away(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    file = SqliteFile(path, Durability.NORMAL, 5.0)
+    file.put_all([offer(bytes(16))], lambda: 0)
+    journal = path.with_name("shared.db-wal").stat().st_ino
+    descriptors = open_descriptors()
+    for _ in range(50):
+        assert file.damage() is None
+    assert open_descriptors() <= descriptors + 1, "SQLite keeps one descriptor to use it again"
+    pass_by(path)
+    assert path.with_name("shared.db-wal").stat().st_ino == journal, "the passer-by saw that it was not alone"
+    file.close()
+
+
+def test_nobody_is_told_of_a_write_to_a_journal_that_was_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    file = SqliteFile(path, Durability.NORMAL, 5.0)
+    file.put_all([offer(bytes(16))], lambda: 0)
+    path.read_bytes()  # what an app's own backup does: this process's locks are gone
+    pass_by(path)
+    with pytest.raises(sqlite3.DatabaseError, match="journal was removed"):
+        file.put_all([offer(b"1" * 16)], lambda: 0)
+    file.close()
+
+    async def story() -> None:
+        async with opened(store_at(path)) as store:
+            path.read_bytes()
+            pass_by(path)
+            assert isinstance(await ask(store.put, bytes(16), None, entry(V1)), Unreachable)
+            await until(lambda: store.reachable)
+            key = new_key()
+            assert await ask(store.put, key, None, entry(V1)) == ACCEPTED
+            async with opened(store_at(path)) as other:
+                for each in (store, other):
+                    assert (await ask(each.get, key)).version == V1
+
+    run(story)
+
+
+def test_a_forked_child_has_locks_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+    file = SqliteFile(path, Durability.NORMAL, 5.0)
+    file.put_all([offer(b"parent----------")], lambda: 0)
+    (wait_here, go), (told_here, told) = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        done = 1
+        try:
+            assert file.find(b"parent----------", 0) is not None
+            os.write(told, b"1")
+            os.read(wait_here, 1)
+            assert file.put_all([offer(b"child-----------")], lambda: 0)[0].verdict is Verdict.ACCEPTED
+            done = 0
+        finally:
+            os._exit(done)
+    os.close(told)
+    assert os.read(told_here, 1) == b"1"
+    file.close()
+    pass_by(path)
+    os.write(go, b"1")
+    assert os.waitpid(child, 0)[1] == 0
+    for end in (wait_here, go, told_here):
+        os.close(end)
+    again = SqliteFile(path, Durability.NORMAL, 5.0)
+    assert again.find(b"child-----------", 0) is not None, "what the child wrote is in the file"
+    again.close()
+
+
+def test_two_stores_of_one_process_and_a_passer_by(tmp_path: Path) -> None:
+    path = tmp_path / "shared.db"
+
+    async def story() -> None:
+        async with opened(store_at(path)) as one:
+            async with opened(store_at(path)):
+                assert await ask(one.put, bytes(16), None, entry(V1)) == ACCEPTED
+            pass_by(path)
+            assert await ask(one.put, b"1" * 16, None, entry(V1)) == ACCEPTED
+            counted = spawn(COUNT_ENTRIES, str(path))
+            assert counted.communicate(timeout=60)[0].split() == [b"2"]
+
+    run(story)
+
+
+COUNT_ENTRIES = """
+    import sqlite3, sys
+    print(sqlite3.connect(sys.argv[1]).execute("SELECT count(*) FROM entries").fetchone()[0])
+"""
+
+
+def test_a_reader_that_could_not_open_the_file_tries_again(tmp_path: Path) -> None:
+    class Unlucky(SqliteStore):
+        failures = 1
+
+        def _open_reader(self) -> str | None:
+            if self.failures:
+                self.failures -= 1
+                return "database is locked"
+            return super()._open_reader()
+
+    async def story() -> None:
+        store = Unlucky("sqlite", tmp_path / "shared.db", time.time, on_event=lambda event: None)
+        async with opened(store):
+            assert await ask(store.put, bytes(16), None, entry(V1)) == ACCEPTED
 
     run(story)
 

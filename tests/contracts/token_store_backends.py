@@ -134,7 +134,8 @@ class SqliteBackend(TokenBackend):
         shutil.rmtree(self.folder)
 
     def raw(self) -> bytes:
-        return b"".join(file.read_bytes() for file in self.folder.iterdir())
+        # By another process: if this one closed the file, it would lose its locks on it.
+        return subprocess.run(["cat", *map(str, self.folder.iterdir())], check=True, stdout=subprocess.PIPE).stdout
 
     def _execute(self, query: str, arguments: tuple[Any, ...] = ()) -> None:
         with contextlib.closing(sqlite3.connect(self.file)) as connection, connection:

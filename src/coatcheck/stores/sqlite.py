@@ -169,8 +169,8 @@ class SqliteStore:
             return
         if why is None or not readable:
             self._close_reader()
-        if why is None:
-            why = self._open_reader()
+        if why is None and (why := self._open_reader()) is not None:
+            self._worker.doubt()  # so that it opens the file anew, and the reader with it
         if why is not None:
             self._down = Unreachable(why)
         self._reachability.set(why is None, why or f"writing to {self._path}")

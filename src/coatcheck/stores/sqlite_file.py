@@ -1,11 +1,20 @@
-"""One SQLite file of entries: schema, transactions, sweeps. Synchronous; each object belongs to one thread."""
+"""One SQLite file of entries: schema, transactions, sweeps. Synchronous; each object is used by one thread.
+
+**Nothing here may open the database, its journal (``-wal``) or its index (``-shm``) but SQLite itself.** POSIX drops
+all locks that a process holds on a file as soon as the process closes any descriptor of that file (fcntl(2), "Advisory
+record locking"). Then the next process to close the database believes itself alone and deletes the journal under the
+others, and what they write afterwards is in a deleted file. SQLite knows its own descriptors and puts their closing
+off; ``stat`` opens nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -30,7 +39,8 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
-_MAGIC: Final = b"SQLite format 3\0"
+PAUSE_PATIENCE_S: Final = 1.0
+"""How long a fork, or a new connection, waits for a commit that is running."""
 _FIND: Final = "SELECT entry, expires_at_ms FROM entries WHERE key = ?"
 _STORE: Final = (
     "INSERT INTO entries (key, expires_at_ms, entry) VALUES (?, ?, ?) "
@@ -69,132 +79,244 @@ class NotOurs(sqlite3.DatabaseError):
 
 
 class SqliteFile:
-    """A connection to the file. Every method may raise ``sqlite3.Error``; nothing is half done then."""
+    """A connection to the file. Every method may raise ``sqlite3.Error``; nothing is half done then.
+
+    ``busy_timeout_s`` (seconds) is how long a call may wait for another process's lock.
+    """
 
     def __init__(self, path: Path, durability: Durability, busy_timeout_s: float) -> None:
         with contextlib.suppress(FileExistsError, OSError):  # SQLite itself says best why it cannot open a file
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        self._path = path
-        self._connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
+        self.path = path
+        self._journal = path.with_name(f"{path.name}-wal")
+        self._durability = durability
+        self._busy_timeout_s = busy_timeout_s
+        self._lock = threading.Lock()
         self._swept_to = 0
+        self._closed = False
+        _close_stale(path)
+        self._connection: sqlite3.Connection | None = self._connect()
         try:
-            self._prepare(durability)
-            self._inode = path.stat().st_ino
+            self._file_seen, self._journal_seen = _identity(path), _identity(self._journal)
         except BaseException:
             self._connection.close()
             raise
+        _open_files.add(self)
 
     def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
+        with self._lock:
+            self._closed = True
+            self._disconnect()
 
     def find(self, key: bytes, now_ms: int) -> tuple[bytes, int] | None:
         """The stored bytes and the life left; raises :class:`CorruptEntry` if somebody else wrote them."""
-        row = self._connection.execute(_FIND, (key,)).fetchone()
-        if row is None:
-            return None
-        entry, expires_at_ms = row
-        if not isinstance(entry, bytes) or not isinstance(expires_at_ms, int):
-            raise CorruptEntry("columns of the wrong type")
-        return (entry, expires_at_ms - now_ms) if expires_at_ms > now_ms else None
+        with self._turn() as connection:
+            return _find(connection, key, now_ms)
 
     def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[Outcome]:
         """Judge and store all offers, in order, in one transaction that has taken the write lock first."""
-        execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
-        try:
-            now_ms = clock_ms()  # not before: the wait for the lock would lengthen what the others stored meanwhile
-            outcomes = [self._put(offer, now_ms) for offer in offers]
-            execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
+        with self._turn() as connection:
+            with _writing(connection):
+                now_ms = clock_ms()  # not before: the wait for the lock would lengthen what the others stored meanwhile
+                outcomes = [_put(connection, offer, now_ms) for offer in offers]
+            # Nobody is told of a write that is in a deleted file.
+            if (moved := self._moved()) is not None:
+                raise sqlite3.DatabaseError(moved)
         return outcomes
 
     def scan(self, cursor: int, limit: int, now_ms: int) -> tuple[int, list[bytes]]:
         """The next cursor (0: the end) and at most ``limit`` keys, in the order of their first put."""
-        rows = self._connection.execute(_SCAN, (cursor, now_ms, limit)).fetchall()
+        with self._turn() as connection:
+            rows = connection.execute(_SCAN, (cursor, now_ms, limit)).fetchall()
         return (rows[-1][0] if len(rows) == limit else 0), [row[1] for row in rows]
 
     def sweep(self, now_ms: int) -> int:
         """Look at the next :data:`SWEEP_ROWS` rows and delete the expired; answers how many those were."""
-        rows = self._connection.execute(
-            "SELECT rowid, expires_at_ms <= ? FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?",
-            (now_ms, self._swept_to, SWEEP_ROWS),
-        ).fetchall()
-        self._swept_to = rows[-1][0] if len(rows) == SWEEP_ROWS else 0
-        expired = [(rowid, now_ms) for rowid, is_expired in rows if is_expired]
-        if expired:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.executemany("DELETE FROM entries WHERE rowid = ? AND expires_at_ms <= ?", expired)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
-            self._connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        with self._turn() as connection:
+            rows = connection.execute(
+                "SELECT rowid, expires_at_ms <= ? FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?",
+                (now_ms, self._swept_to, SWEEP_ROWS),
+            ).fetchall()
+            self._swept_to = rows[-1][0] if len(rows) == SWEEP_ROWS else 0
+            expired = [(rowid, now_ms) for rowid, is_expired in rows if is_expired]
+            if expired:
+                with _writing(connection):
+                    connection.executemany("DELETE FROM entries WHERE rowid = ? AND expires_at_ms <= ?", expired)
+                connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
         return len(expired)
 
     def damage(self) -> str | None:
         """What has been done to the file behind our back, if anything.
 
         An open connection does not notice by itself: it goes on with its cached pages, or in a removed file,
-        and accepts puts that nobody else can ever read.
+        and accepts puts that nobody else can ever read. The head of the file is read past the cache by a second
+        connection, which takes no locks (``immutable``); to open the file without SQLite would cost us ours.
         """
+        if (moved := self._moved()) is not None:
+            return moved
         try:
-            with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_ino != self._inode:
-                    return "the file was replaced"
-                if file.read(len(_MAGIC)) != _MAGIC:
-                    return "the file was overwritten"
-        except FileNotFoundError:
-            return "the file was removed"
+            with contextlib.closing(sqlite3.connect(f"{_uri(self.path)}?mode=ro&immutable=1", uri=True)) as other:
+                other.execute("PRAGMA application_id").fetchone()
+        except sqlite3.Error as broken:
+            # Without locks it may see half a checkpoint, which is no damage; the head stays what it is all the time.
+            if broken.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                return "the file was overwritten"
         return None
 
     def probe(self, now_ms: int) -> None:
         """Write something: proves that the file is neither locked for long, nor corrupt, nor the disk full."""
-        self._connection.execute("INSERT OR REPLACE INTO probes (id, probed_at_ms) VALUES (1, ?)", (now_ms,))
+        with self._turn() as connection:
+            connection.execute("INSERT OR REPLACE INTO probes (id, probed_at_ms) VALUES (1, ?)", (now_ms,))
 
-    def _prepare(self, durability: Durability) -> None:
-        execute = self._connection.execute
-        application_id = execute("PRAGMA application_id").fetchone()[0]
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and application_id != APPLICATION_ID:
-            raise NotOurs("the file is a database of another program")
-        if tables and execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-            raise NotOurs("the file was written by another version of coatcheck")
-        if not tables:
-            execute("PRAGMA auto_vacuum = INCREMENTAL")
-        if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if mode != "wal":
-                raise sqlite3.OperationalError(f"the file system allows no write-ahead log (mode {mode})")
-        execute(f"PRAGMA synchronous = {durability.value}")
-        if not tables:
-            execute("BEGIN IMMEDIATE")
-            try:
-                for statement in _SCHEMA:
-                    execute(statement)
-                execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+    def pause(self) -> bool:
+        """Close the connection, and let nobody in until :meth:`go_on`; ``False`` if a call takes too long for that.
 
-    def _put(self, offer: Offer, now_ms: int) -> Outcome:
+        For a fork: the child would believe in file locks that only its parent has. The next call opens the file again.
+        """
+        if not self._lock.acquire(timeout=PAUSE_PATIENCE_S):
+            return False
+        self._disconnect()
+        return True
+
+    def go_on(self) -> None:
+        """End a pause; after a fork in parent and child."""
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[sqlite3.Connection]:
+        """The connection, which no fork takes away meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("the file is closed")
+            if self._connection is None:
+                self._connection = self._connect()
+                self._journal_seen = _identity(self._journal)
+            yield self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
+        )
         try:
-            found = self.find(offer.key, now_ms)
-            if found is not None:
-                check_entry(found[0])
-        except CorruptEntry as corrupt:
-            return Outcome(Verdict.REFUSED, corrupt=str(corrupt))
-        stored, left_ms = found or (None, 0)
-        verdict = judge(stored, offer.seen, offer.new)
-        if verdict is not Verdict.REFUSED:
-            expires_at_ms = now_ms + bounded_life_ms(offer.life_ms)
-            self._connection.execute(_STORE, (offer.key, expires_at_ms, offer.new))
-        return Outcome(verdict, stored, left_ms)
+            _prepare(connection, self._durability)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    def _roll_back(self) -> None:
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def is_stale(self) -> bool:
+        """Whether there is a connection, and it is not to the files that the names lead to."""
+        return self._connection is not None and self._moved() is not None
+
+    def _moved(self) -> str | None:
+        """Why the names no longer lead to the files that the connection has open, if so."""
+        try:
+            if _identity(self.path) != self._file_seen:
+                return "the file was replaced"
+        except FileNotFoundError:
+            return "the file was removed"
+        try:
+            if _identity(self._journal) != self._journal_seen:
+                return "the file's journal was replaced"
+        except FileNotFoundError:
+            return "the file's journal was removed"
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another one of the same name; opens nothing."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _uri(path: Path) -> str:
+    return path.absolute().as_uri()
+
+
+@contextlib.contextmanager
+def _writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that has the write lock from its first moment; rolled back on any error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
         with contextlib.suppress(sqlite3.Error):
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _prepare(connection: sqlite3.Connection, durability: Durability) -> None:
+    execute = connection.execute
+    application_id = execute("PRAGMA application_id").fetchone()[0]
+    tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and application_id != APPLICATION_ID:
+        raise NotOurs("the file is a database of another program")
+    if tables and execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+        raise NotOurs("the file was written by another version of coatcheck")
+    if not tables:
+        execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"the file system allows no write-ahead log (mode {mode})")
+    execute(f"PRAGMA synchronous = {durability.value}")
+    if not tables:
+        with _writing(connection):
+            for statement in _SCHEMA:
+                execute(statement)
+
+
+def _find(connection: sqlite3.Connection, key: bytes, now_ms: int) -> tuple[bytes, int] | None:
+    row = connection.execute(_FIND, (key,)).fetchone()
+    if row is None:
+        return None
+    entry, expires_at_ms = row
+    if not isinstance(entry, bytes) or not isinstance(expires_at_ms, int):
+        raise CorruptEntry("columns of the wrong type")
+    return (entry, expires_at_ms - now_ms) if expires_at_ms > now_ms else None
+
+
+def _put(connection: sqlite3.Connection, offer: Offer, now_ms: int) -> Outcome:
+    try:
+        found = _find(connection, offer.key, now_ms)
+        if found is not None:
+            check_entry(found[0])
+    except CorruptEntry as corrupt:
+        return Outcome(Verdict.REFUSED, corrupt=str(corrupt))
+    stored, left_ms = found or (None, 0)
+    verdict = judge(stored, offer.seen, offer.new)
+    if verdict is not Verdict.REFUSED:
+        expires_at_ms = now_ms + bounded_life_ms(offer.life_ms)
+        connection.execute(_STORE, (offer.key, expires_at_ms, offer.new))
+    return Outcome(verdict, stored, left_ms)
+
+
+_open_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+_paused: list[SqliteFile] = []
+
+
+def _close_stale(path: Path) -> None:
+    """Close this process's connections to deleted files: SQLite would let new ones share their state."""
+    for file in list(_open_files):
+        if file.path == path and file.is_stale() and file.pause():
+            file.go_on()
+
+
+def _before_fork() -> None:
+    _paused.extend(file for file in list(_open_files) if file.pause())
+
+
+def _after_fork() -> None:
+    while _paused:
+        _paused.pop().go_on()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.duration import format_duration, parse_duration
 from coatcheck.errors import ConfigError
 from coatcheck.farm.configuration import SETTINGS, load_settings
-from coatcheck.farm.duration import format_duration, parse_duration
 from coatcheck.farm.keys import FarmKeys, load_or_create, save
 from coatcheck.farm.plan import make_plan
 from coatcheck.farm.ports import InternalPorts
@@ -26,7 +26,7 @@ def test_later_ways_in_win(tmp_path: Path) -> None:
     file = tmp_path / "farm.toml"
     file.write_text('[farm]\nweb = 3\nport = 8100\nname = "shop"\n[session]\nidle_timeout = "15m"\n')
     settings = load_settings(file, {"COATCHECK_PORT": "8200", "COATCHECK_NAME": "till"}, {"port": "8300", "web": None})
-    assert (settings.web, settings.port, settings.name, settings.idle_timeout_s) == (3, 8300, "till", 900.0)
+    assert (settings.web, settings.port, settings.name, settings.session.idle_timeout_s) == (3, 8300, "till", 900.0)
     assert load_settings() == load_settings(None, {}, {})
 
 
@@ -37,25 +37,27 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
         "conflict": "reject", "theft": "report",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
-        "cookie_name": "c", "insecure_localhost": "1", "session_servers": "4", "copies": "1",
+        "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
+        "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
         "max_head_bytes": "4096", "max_connections": "7",
     }  # fmt: skip
     for setting in SETTINGS:
-        text = samples.get(setting.field, "7s" if setting.option.duration else "4")
+        text = samples.get(setting.parameter, "7s" if setting.option.duration else "4")
         more = {
             "tls_certificate": {"COATCHECK_TLS_KEY": "k"},
             "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
+            "cookie_partitioned": {"COATCHECK_COOKIE_SAME_SITE": "none"},
             "hsts_s": {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"},
-        }.get(setting.field, {})
+        }.get(setting.parameter, {})
         by_environment = load_settings(None, {setting.env: text} | more)
         value = text.split() if setting.is_list else text
-        by_flag = load_settings(None, more, {setting.field: value})
+        by_flag = load_settings(None, more, {setting.parameter: value})
         quoted = "[" + ", ".join(f'"{v}"' for v in value) + "]" if setting.is_list else f'"{value}"'
         file = tmp_path / "farm.toml"
-        file.write_text(f"[{setting.option.table}]\n{setting.key} = {quoted}\n")
+        file.write_text(f"[{setting.table}]\n{setting.key} = {quoted}\n")
         by_file = load_settings(file, more)
-        assert by_environment == by_flag == by_file, setting.field
-        assert getattr(by_flag, setting.field) != setting.default, setting.field
+        assert by_environment == by_flag == by_file, setting.parameter
+        assert setting.of(by_flag) != setting.default, setting.parameter
 
 
 @pytest.mark.parametrize(
@@ -82,12 +84,14 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[session]\ncopies = 3", "copies: 3 copies need as many session servers, not 2; set copies to 2 or less"),
         ("[session]\ncopies = 'some'", '[session] copies: write a whole number or "all"'),
         ("[session]\nrotate_after = 0\ngrace = 0", 'theft = "refuse"'),
-        ("[session]\nrotate_after = 0\ngrace = 0", "rotate_after 0 with grace 0"),
+        ("[session]\ndurability = 'async'\nbelow_target = 'refuse'", 'below_target: "refuse" needs durability'),
+        ("[session]\ncookie_name = 'a'", "[session] has no setting 'cookie_name'; it is 'name' in [cookie]"),
+        ("[cookie]\nname = 'a b'", "cookie_name: letters, digits and -_. only"),
         ("[session]\ngrace = 0", 'needs theft = "refuse"'),
         ("[session]\nidle_timeout = '2d'", "idle_timeout: longer than absolute_timeout"),
-        ("[farm]\nhost = '0.0.0.0'\n[session]\ninsecure_localhost = true", "insecure_localhost: only for a loopback"),
+        ("[farm]\nhost = '0.0.0.0'\n[cookie]\ninsecure_localhost = true", "insecure_localhost: only for a loopback"),
         ("[farm]\nsession_server = ['http://a']", "the URL begins with one of redis://"),
-        ("[farm]\nsession_server = ['redis://']", "write redis://[:PASSWORD@]HOST[:PORT]"),
+        ("[farm]\nsession_server = ['redis://']", "the host is missing; write redis://[:PASSWORD@]HOST[:PORT]"),
         ("[farm]\nsession_server = ['a=redis://x', 'a=redis://y']", "two have the same name"),
         ("[farm]\nsession_servers = 2\nsession_server = ['redis://x']", "drop one of the two"),
         ("[farm]\ntls_key = 'k'", "give both or none"),
@@ -97,7 +101,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\ntrusted_proxy = ['10.0.0.1/8']", "trusted_proxy: 10.0.0.1/8 has host bits set; write a network"),
         ("[session]\nabsolute_timeout = '3651d'", "[session] absolute_timeout: must be at most 3650d"),
         ("[session]\ngrace = 1e300", "[session] grace: must be at most 3650d"),
-        ("[farm]\nsession_server = ['redis://x']", "set copies to 1, or give 2 of them"),
+        ("[farm]\nsession_server = ['redis://x']\n[session]\ncopies = 2", "set copies to 1, or give 2 of them"),
         ("[farm", "not valid TOML"),
     ],
 )
@@ -134,7 +138,7 @@ def test_durations() -> None:
 def test_operations_documents_every_option() -> None:
     text = OPERATIONS.read_text()
     found = text[text.index(BEGIN) : text.index(END) + len(END)]
-    assert found == options_table(), "run: python -m coatcheck.farm.reference, and paste it into docs/operations.md"
+    assert found == options_table(), "run: python -m coatcheck.farm.reference docs/operations.md"
 
 
 def test_the_example_file_is_valid() -> None:
@@ -182,7 +186,7 @@ def test_session_server_urls() -> None:
     assert parse_session_server("redis://:a=b@h:1", 2).name == "session-2"
     named = parse_session_server("cache.a=valkey://:p@[::1]:7000", 1)
     assert (named.name, shown_url(named.url)) == ("cache.a", "valkey://[::1]:7000")
-    assert shown_url("unix:///run/valkey.sock?password=x") == "unix:///run/valkey.sock"
+    assert shown_url("unix://me:x@/run/valkey.sock?db=1") == "unix:///run/valkey.sock"
     for wrong in ("redis://h:99999", "redis://[", "=redis://h", "a b=redis://h", "sqlite://", ""):
         with pytest.raises(ConfigError) as caught:
             parse_session_server("redis://:hush@h:x" if wrong == "" else wrong, 3)

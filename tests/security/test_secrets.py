@@ -15,8 +15,9 @@ from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, Tok
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.roles import Address, SessionServerRole
+from coatcheck.farm.session_server_url import SessionServerAddress
 from coatcheck.farm.sessions import connect, log_event
-from coatcheck.farm.settings import SessionServerAddress, SessionSettings
+from coatcheck.farm.settings import SessionAccess
 from coatcheck.replication.effects import Acknowledge, Detach, Exclusive, Get, Put, Tell
 from coatcheck.replication.notice import Answer, Notice
 from coatcheck.replication.version import Version
@@ -228,7 +229,7 @@ def test_errors_name_reasons_and_no_secrets() -> None:
 
 def test_settings_and_roles_show_no_keys_and_no_passwords() -> None:
     server = SessionServerAddress("one", "redis://user:hunter2@localhost:6379")
-    settings = SessionSettings(farm="farm", server="web-1", session_servers=(server,), keys=(SECRET,))
+    settings = SessionAccess(farm="farm", server="web-1", session_servers=(server,), keys=(SECRET,))
     role = SessionServerRole(name="one", address=Address("127.0.0.1", 1), password="hunter2")
     shown = [repr(one) for one in (settings, server, settings.session_servers, FarmKeys((SECRET,), 0, "hunter2"), role)]
     for text in shown:

@@ -21,8 +21,8 @@ def test_the_defaults_are_sound() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"grace_ms": 0}, "grace 0 needs theft = 'refuse'"),
-        ({"grace_ms": 0, "theft": "report"}, "grace 0 needs theft = 'refuse'"),
+        ({"grace_ms": 0}, 'grace: 0 needs theft = "refuse"'),
+        ({"grace_ms": 0, "theft": "report"}, 'grace: 0 needs theft = "refuse"'),
         ({"grace_ms": -1}, "grace_ms must not be negative"),
         ({"rotate_after_ms": -1}, "rotate_after_ms must not be negative"),
         ({"leeway_ms": -1}, "leeway_ms must not be negative"),

@@ -167,6 +167,8 @@ def test_the_apps_own_headers_stand() -> None:
         (CookiePolicy(domain="a.example"), "__Secure-coatcheck", {"Secure", "Domain=a.example"}, set()),
         (CookiePolicy(name="shop", same_site="strict"), "__Host-shop", {"SameSite=Strict"}, set()),
         (CookiePolicy(max_age_s=60, same_site="none"), "__Host-coatcheck", {"Max-Age=60", "SameSite=None"}, set()),
+        (CookiePolicy(path="/shop"), "__Secure-coatcheck", {"Secure", "Path=/shop"}, {"Domain"}),
+        (CookiePolicy(same_site="none", partitioned=True), "__Host-coatcheck", {"Partitioned", "Secure"}, set()),
     ],
 )
 def test_cookie_attributes(policy: CookiePolicy, name: str, has: set[str], lacks: set[str]) -> None:
@@ -182,20 +184,32 @@ def test_cookie_attributes(policy: CookiePolicy, name: str, has: set[str], lacks
 
 
 @pytest.mark.parametrize(
-    "policy",
+    ("wrong", "line"),
     [
-        CookiePolicy(name=""),
-        CookiePolicy(name="a b"),
-        CookiePolicy(name="a;b"),
-        CookiePolicy(name="a" * 65),
-        CookiePolicy(domain="x; HttpOnly=no"),
-        CookiePolicy(domain=""),
-        CookiePolicy(same_site="none", insecure_localhost=True),
+        ({"name": ""}, "cookie_name: letters, digits"),
+        ({"name": "a b"}, "cookie_name: letters, digits"),
+        ({"name": "a;b"}, "cookie_name: letters, digits"),
+        ({"name": "a" * 65}, "cookie_name: letters, digits"),
+        ({"name": "__Host-shop"}, "cookie_name: the prefix is made from domain and path"),
+        ({"domain": "x; HttpOnly=no"}, "cookie_domain: a host name of two labels or more"),
+        ({"domain": ".shop.example"}, "cookie_domain: a host name of two labels or more"),
+        ({"domain": "localhost"}, "cookie_domain: a host name of two labels or more"),
+        ({"domain": "127.0.0.1"}, "cookie_domain: a host name of two labels or more"),
+        ({"path": "shop"}, "cookie_path: begins with /"),
+        ({"path": "/shop; Domain=x"}, "cookie_path: begins with /"),
+        ({"max_age_s": "401d"}, "cookie_max_age_s: must be at most 400d"),
+        ({"max_age_s": -1}, "cookie_max_age_s: a duration is finite and not negative"),
+        ({"same_site": "None"}, "cookie_same_site: choose one of lax, strict, none (got 'None')"),
+        ({"same_site": "none", "insecure_localhost": True}, 'browsers refuse cookie_same_site "none" without Secure'),
+        ({"domain": "shop.example", "insecure_localhost": True}, "browsers refuse cookie_domain without Secure"),
+        ({"partitioned": True}, 'cookie_partitioned: needs same_site = "none"'),
     ],
 )
-def test_cookies_that_no_browser_takes_are_refused(policy: CookiePolicy) -> None:
-    with pytest.raises(ConfigError):
-        policy.check()
+def test_cookies_that_no_browser_takes_are_refused(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        CookiePolicy(**wrong)
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_route_cookie_follows_the_session() -> None:

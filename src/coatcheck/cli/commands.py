@@ -136,7 +136,7 @@ def sessions_close(key: str, run_dir: str | None) -> None:
 @click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="How long to wait for open requests.")
 def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
     """Take a web server out: no new requests, the open ones are finished, then it stops."""
-    from coatcheck.farm.duration import parse_duration
+    from coatcheck.duration import parse_duration
 
     try:
         wait_s = parse_duration(timeout_s) if timeout_s is not None else None

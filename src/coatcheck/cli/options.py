@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from coatcheck.farm.configuration import SETTINGS, Setting
+from coatcheck.farm.configuration import SETTINGS, FarmSetting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,21 +23,21 @@ def setting_options(command: Command) -> Command:
     return command
 
 
-def _option(setting: Setting) -> Callable[[Command], Command]:
+def _option(setting: FarmSetting) -> Callable[[Command], Command]:
     words = setting.option.words.replace("`", "")
     if setting.default_text and not setting.is_bool:
         words += f"  [default: {setting.default_text}]"
     if setting.is_bool:
-        flag = f"{setting.flag}/--no-{setting.key.replace('_', '-')}"
+        flag = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
         words += f"  [default: {'on' if setting.default else 'off'}]"
-        return click.option(flag, setting.field, default=None, help=words)
+        return click.option(flag, setting.parameter, default=None, help=words)
     metavar = setting.option.metavar or ("|".join(setting.choices) if setting.choices else _metavar(setting))
     return click.option(
-        setting.flag, setting.field, default=None, multiple=setting.is_list, metavar=metavar, help=words
+        setting.flag, setting.parameter, default=None, multiple=setting.is_list, metavar=metavar, help=words
     )
 
 
-def _metavar(setting: Setting) -> str:
+def _metavar(setting: FarmSetting) -> str:
     if setting.option.duration:
         return "TIME"
     return "TEXT" if setting.kind is str else "N"

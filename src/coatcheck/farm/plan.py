@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from coatcheck.farm.configuration import SETTINGS
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.ports import InternalPorts
-from coatcheck.farm.roles import Address, DirectorLimits, DirectorRole, SessionServerRole, Upstream, WebServerRole
-from coatcheck.farm.session_server_url import parse_session_server
-from coatcheck.farm.settings import FarmSettings, SessionServerAddress, SessionSettings
+from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
+from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
+from coatcheck.farm.settings import FarmSettings, SessionAccess
 
 ROUTE_SUFFIX: Final = "-route"
 
@@ -33,7 +32,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: In
     Raises:
         ConfigError: no free port.
     """
-    outside = tuple(parse_session_server(url, at) for at, url in enumerate(settings.session_server, 1))
+    outside = parse_session_servers(settings.session_server)
     embedded = tuple(
         SessionServerRole(name=f"session-{n}", address=ports.take(), password=keys.session_server_password)
         for n in range(1, 1 + (0 if outside else settings.session_servers))
@@ -52,7 +51,8 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: In
             access_log=settings.access_log,
             route_tag=_route_tag(settings.name, name, keys),
             stop_grace_s=settings.stop_grace_s,
-            sessions=_session_settings(settings, name, copies_at, keys),
+            sessions=_session_access(settings, name, copies_at, keys),
+            cookies=settings.cookie,
             trusted_proxies=settings.trusted_proxy,
         )
         for name in names
@@ -63,33 +63,29 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: In
             name=f"director-{n}",
             address=public,
             upstreams=upstreams,
-            route_cookie=settings.cookie_name + ROUTE_SUFFIX,
+            route_cookie=settings.cookie.name + ROUTE_SUFFIX,
             stop_grace_s=settings.stop_grace_s,
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
             trusted_proxies=settings.trusted_proxy,
-            limits=DirectorLimits(**_of_table(settings, "director")),
+            limits=settings.director,
         )
         for n in range(1, settings.director_workers + 1)
     )
     return Plan(embedded, outside, web_servers, directors)
 
 
-def _session_settings(
+def _session_access(
     settings: FarmSettings, server: str, copies_at: tuple[SessionServerAddress, ...], keys: FarmKeys
-) -> SessionSettings:
-    return SessionSettings(
+) -> SessionAccess:
+    return SessionAccess(
         farm=settings.name,
         server=server,
         session_servers=copies_at,
         keys=keys.keys,
         primary_key=keys.primary,
-        **_of_table(settings, "session"),
+        settings=settings.session,
     )
-
-
-def _of_table(settings: FarmSettings, table: str) -> dict[str, Any]:
-    return {each.field: getattr(settings, each.field) for each in SETTINGS if each.option.table == table}
 
 
 def _route_tag(farm: str, server: str, keys: FarmKeys) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from coatcheck.farm.settings import HttpServer, SessionSettings
+from coatcheck.farm.settings import DirectorSettings, HttpServer, SessionAccess
+from coatcheck.web.cookies import CookiePolicy
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,7 +43,8 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     route_tag: str
     """The opaque name that the route cookie holds; it stays the same over restarts."""
     stop_grace_s: float
-    sessions: SessionSettings
+    sessions: SessionAccess
+    cookies: CookiePolicy = CookiePolicy()
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose addresses are skipped where the app asks who its client is."""
 
@@ -53,18 +55,6 @@ class Upstream(msgspec.Struct, frozen=True):
     name: str
     address: Address
     tag: str
-
-
-class DirectorLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set of a director's bounds; the fields are named as in the settings."""
-
-    first_byte_timeout_s: float = 30.0
-    body_timeout_s: float = 60.0
-    keep_alive_timeout_s: float = 60.0
-    websocket_timeout_s: float = 3600.0
-    max_connections: int = 4096
-    max_head_bytes: int = 32768
-    hsts_s: float = 0.0
 
 
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
@@ -80,7 +70,7 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
-    limits: DirectorLimits = DirectorLimits()
+    limits: DirectorSettings = DirectorSettings()
 
 
 Role = SessionServerRole | WebServerRole | DirectorRole

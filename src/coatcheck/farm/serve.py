@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.configuration import is_loopback
 from coatcheck.farm.console import Console
 from coatcheck.farm.operations import Operations
-from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.settings import FarmSettings, is_loopback
 from coatcheck.farm.supervisor import FarmFailed, Supervisor
 
 EXIT_OK: Final = 0
@@ -104,11 +103,11 @@ def _announce(farm: Supervisor) -> None:
     say(f"serving {settings.app} on {farm.url}")
     for row in farm.processes_now():
         say(f"  {row['name']:<12} {row['address']:<22} pid {row['pid']}")
-    if settings.insecure_localhost:
+    if settings.cookie.insecure_localhost:
         say("development mode: cookies are not Secure. In production give --tls-certificate, or name the proxy")
         say("that speaks TLS in front with --trusted-proxy (or say --no-insecure-localhost)")
     elif not settings.tls_certificate:
         say("cookies are Secure: browsers must come by HTTPS, through a proxy in front of this farm")
-    elif not settings.hsts_s and not is_loopback(settings.host):
+    elif not settings.director.hsts_s and not is_loopback(settings.host):
         say("browsers are not told to come by HTTPS only: give --hsts 365d once this host name serves nothing else")
     say("Ctrl-C stops it")

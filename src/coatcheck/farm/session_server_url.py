@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
+
+import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.settings import SessionServerAddress
+from coatcheck.url import REDIS, StoreUrl, parse_store_url
 
-SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys", "unix", "coatcheck", "sqlite")
-_FILES: Final = ("sqlite", "unix")
+OUTSIDE: Final = (*REDIS, "coatcheck", "sqlite")
+"""What several processes can share."""
+
+SCHEMES: Final = (*OUTSIDE, "memory")
 
 
-def parse_session_server(text: str, position: int) -> SessionServerAddress:
+class SessionServerAddress(msgspec.Struct, frozen=True):
+    """One session server: ``name`` decides the placement, ``url`` may hold a password and is never shown."""
+
+    name: str
+    url: str
+
+    def __repr__(self) -> str:
+        return f"SessionServerAddress(name={self.name!r})"
+
+    @property
+    def parts(self) -> StoreUrl:
+        return parse_store_url(self.url, SCHEMES)
+
+
+def parse_session_servers(texts: Sequence[str], schemes: Sequence[str] = OUTSIDE) -> tuple[SessionServerAddress, ...]:
+    """Read ``[NAME=]URL`` each; see :func:`parse_session_server`.
+
+    Raises:
+        ConfigError: one is wrong, or two have the same name.
+    """
+    addresses = tuple(parse_session_server(text, position, schemes) for position, text in enumerate(texts, 1))
+    if len({address.name for address in addresses}) != len(addresses):
+        raise ConfigError("session_server: two have the same name; give each its own, as NAME=URL")
+    return addresses
+
+
+def parse_session_server(text: str, position: int, schemes: Sequence[str] = OUTSIDE) -> SessionServerAddress:
     """Read ``[NAME=]URL``; without a name it is ``session-POSITION``.
 
     Raises:
         ConfigError: unknown scheme, no host, or a bad port. The line never holds the password.
     """
+    shown = f"session_server: number {position}"
+    if not isinstance(text, str):
+        raise ConfigError(f"{shown}: write [NAME=]URL")
     name, equals, url = text.partition("=")
     if not equals or "://" in name:
         name, url = f"session-{position}", text
-    shown = f"session_server: number {position}"
     if not name or len(name) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         raise ConfigError(f"{shown}: the name before = is 1 to 64 letters, digits, - _ or .")
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        parts = parse_store_url(url, schemes)
     except ValueError as error:
-        raise ConfigError(f"{shown}: {error}; write redis://[:PASSWORD@]HOST[:PORT]") from None
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(f"{shown}: the URL begins with one of " + ", ".join(f"{s}://" for s in SCHEMES))
-    if parts.scheme in _FILES:
-        if not parts.path.strip("/"):
-            raise ConfigError(f"{shown}: name the file, as {parts.scheme}:///FILE")
-    elif not host or port == 0:
-        raise ConfigError(f"{shown}: write {parts.scheme}://[:PASSWORD@]HOST[:PORT]")
+        raise ConfigError(f"{shown}: {error}") from None
+    if parts.scheme == "coatcheck" and parts.port is None:
+        raise ConfigError(f"{shown}: the port is missing; write coatcheck://:PASSWORD@HOST:PORT")
     return SessionServerAddress(name, url)
 
 
 def shown_url(url: str) -> str:
     """The URL without user and password, for logs and ``status``."""
-    parts = urlsplit(url)
-    if parts.scheme in _FILES:
-        return f"{parts.scheme}://{parts.path}"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+    return str(parse_store_url(url, SCHEMES))

@@ -8,16 +8,18 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Unpack
+
+import msgspec
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
 from coatcheck.events import Event, EventKind
-from coatcheck.farm.session_server_url import parse_session_server
-from coatcheck.farm.settings import SessionServerAddress, SessionSettings
-from coatcheck.replication.policy import ReplicationPolicy
-from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.farm.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
+from coatcheck.farm.settings import SessionAccess, check_name
+from coatcheck.options import refuse_unknown, settings_of
+from coatcheck.sessions.policy import Merge
+from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
 
@@ -25,32 +27,23 @@ log = logging.getLogger("coatcheck.sessions")
 _QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION_CLOSED, EventKind.BELOW_TARGET}
 
 
-def open_sessions(settings: SessionSettings) -> Sessions:
+def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions:
     """The sessions of one web server, not yet connected: ``await sessions.open()`` does that."""
-    stores = [open_store(address, settings) for address in settings.session_servers]
-    checked_locally = all(urlsplit(address.url).scheme in ("sqlite", "memory") for address in settings.session_servers)
+    settings = access.settings
+    stores = [open_store(address, access.farm, settings) for address in access.session_servers]
+    checked_locally = all(address.parts.scheme in ("sqlite", "memory") for address in access.session_servers)
+    replication = settings.replication()
+    if checked_locally:
+        # Where a check is cheap nobody need be trusted for two seconds (protocol 5).
+        replication = msgspec.structs.replace(replication, lease_s=0.0)
     return Sessions(
-        farm=settings.farm,
-        server_name=settings.server,
+        farm=access.farm,
+        server_name=access.server,
         stores=stores,
-        ring=KeyRing(settings.keys, settings.primary_key),
+        ring=KeyRing(access.keys, access.primary_key),
         copies=settings.copies,
-        replication=ReplicationPolicy(
-            durability=settings.durability,
-            below_target=settings.below_target,
-            too_few_answers=settings.too_few_answers,
-            # Where a check is cheap nobody need be trusted for two seconds (protocol 5).
-            lease_s=0.0 if checked_locally else settings.lease_s,
-        ),
-        policy=SessionPolicy(
-            rotate_after_ms=_ms(settings.rotate_after_s),
-            grace_ms=_ms(settings.grace_s),
-            theft=settings.theft,
-            rolled_back=settings.rolled_back,
-            conflict=settings.conflict,
-            idle_timeout_ms=_ms(settings.idle_timeout_s),
-            absolute_timeout_ms=_ms(settings.absolute_timeout_s),
-        ),
+        replication=replication,
+        policy=settings.policy(merge),
         observer=log_event,
     )
 
@@ -60,31 +53,36 @@ def connect(
     key: str | bytes | Sequence[str | bytes],
     farm: str = "farm",
     server: str = "",
-    **options: Any,
+    **settings: Unpack[SessionArguments],
 ) -> Sessions:
     """Sessions on one or more session servers, for :class:`coatcheck.SessionMiddleware`.
 
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
-    ``unix:///SOCKET``. ``key``: 32 random bytes or more, or their base64url text; of several, the first one seals.
-    ``server``: this web server's name, for logs. ``options``: the other fields of :class:`SessionSettings`,
-    durations in seconds (``copies=2``, ``idle_timeout_s=1800``). Raises :class:`ConfigError`.
+    ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
+    base64url text; of several, the first one seals. ``server``: this web server's name, for logs. ``settings``: the
+    settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end in ``_s``
+    (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
+    Raises :class:`ConfigError`: one line, the same as the farm's.
     """
-    keys = [key] if isinstance(key, str | bytes) else list(key)
-    addresses = [parse_session_server(text, number) for number, text in enumerate(session_servers, 1)]
+    refuse_unknown(settings, (each.field for each in settings_of(SessionSettings)), "connect")
+    addresses = parse_session_servers(session_servers, SCHEMES)
     if not addresses:
         raise ConfigError("connect: name at least one session server, such as 'sqlite:///sessions.db'")
-    options.setdefault("copies", min(2, len(addresses)))
-    try:
-        settings = SessionSettings(
-            farm=farm,
-            server=server or f"{socket.gethostname()}-{os.getpid()}",
-            session_servers=tuple(addresses),
-            keys=tuple(_secret(each) for each in keys),
-            **options,
-        )
-    except TypeError as error:
-        raise ConfigError(f"connect: {error}") from None
-    return open_sessions(settings)
+    check_name("farm", farm)
+    conflict = settings.get("conflict")
+    values: dict[str, Any] = {"copies": default_copies(len(addresses)), **settings}
+    if callable(conflict):
+        del values["conflict"]
+    judged = SessionSettings(**values)
+    check_copies(judged.copies, len(addresses))
+    access = SessionAccess(
+        farm=farm,
+        server=server or f"{socket.gethostname()}-{os.getpid()}",
+        session_servers=addresses,
+        keys=tuple(_secret(each) for each in ([key] if isinstance(key, str | bytes) else key)),
+        settings=judged,
+    )
+    return open_sessions(access, conflict if callable(conflict) else None)
 
 
 def _secret(key: str | bytes) -> bytes:
@@ -96,39 +94,30 @@ def _secret(key: str | bytes) -> bytes:
         raise ConfigError("connect: the key is not base64url text") from None
 
 
-def open_store(address: SessionServerAddress, settings: SessionSettings) -> Store:
-    """The adapter for a session server's URL; raises :class:`ConfigError` for an unknown scheme."""
-    parts = urlsplit(address.url)
-    timeout_s = settings.store_timeout_s
+def open_store(address: SessionServerAddress, farm: str, settings: SessionSettings) -> Store:
+    """The adapter for a session server's URL."""
+    parts, timeout_s = address.parts, settings.store_timeout_s
     match parts.scheme:
         case "coatcheck":
             from coatcheck.stores.session_server_store import SessionServerStore
 
-            if parts.hostname is None or parts.port is None:
-                raise ConfigError(f"session server {address.name}: coatcheck://HOST:PORT is needed")
             return SessionServerStore(
-                address.name, parts.hostname, parts.port, password=parts.password or "", timeout_s=timeout_s
+                address.name, parts.host, parts.port or 0, password=parts.password, timeout_s=timeout_s
             )
-        case "redis" | "rediss" | "valkey" | "valkeys" | "unix":
-            from coatcheck.stores.valkey import ValkeyStore
-
-            return ValkeyStore(address.name, address.url, farm=settings.farm, timeout_s=timeout_s)
         case "sqlite":
             from coatcheck.stores.sqlite import SqliteStore
 
-            return SqliteStore(address.name, parts.path.removeprefix("/"), time.time)
+            return SqliteStore(address.name, parts.path, time.time)
         case "memory":
             from coatcheck.stores.memory import MemoryStore
 
             return MemoryStore(address.name, time.monotonic)
-    raise ConfigError(f"session server {address.name}: unknown scheme {parts.scheme!r} in its URL")
+    from coatcheck.stores.valkey import ValkeyStore
+
+    return ValkeyStore(address.name, address.url, farm=farm, timeout_s=timeout_s)
 
 
 def log_event(event: Event) -> None:
     """Events in the log: one line each, no secrets; what an operator must see is a warning."""
     level = logging.DEBUG if event.kind in _QUIET else logging.WARNING
     log.log(level, "%s session=%s %s", event.kind.value, event.session or "-", event.detail)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

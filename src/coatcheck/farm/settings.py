@@ -1,51 +1,104 @@
-"""Every setting of a farm, in one typed place.
+"""Every setting of a farm that is not a session's (``sessions/settings.py``) or a cookie's (``web/cookies.py``).
 
-:class:`FarmSettings` is what ``coatcheck serve`` was asked for: each field is one option with its default,
-its bounds and the sentence that the documentation shows. :class:`SessionSettings` is what a web process
-needs to open its sessions; the supervisor derives it. Where the values come from is in ``configuration.py``.
+Each field is one option with its default, its bounds and the sentence that the documentation shows. Where the
+values come from is in ``configuration.py``.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Final, Literal
 
 import msgspec
 
-Copies = int | Literal["all"]
-Durability = Literal["async", "one", "all"]
-BelowTarget = Literal["degrade", "refuse"]
-TooFewAnswers = Literal["refuse", "serve"]
-RolledBack = Literal["close", "accept"]
-Conflict = Literal["last_write", "reject"]
-Theft = Literal["close", "refuse", "report"]
+from coatcheck.errors import ConfigError
+from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
+from coatcheck.options import LONGEST_S, Option, judge
+from coatcheck.sessions.settings import SessionSettings, check_copies
+from coatcheck.web.cookies import CookiePolicy
+
 HttpServer = Literal["uvicorn", "granian"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
 
-LONGEST_S: Final = 3650 * 86400.0
-"""Ten years: longer than any session, and far from what the stored format's times can hold."""
 
+class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set of a director's bounds; durations in seconds. Judged where it is built."""
 
-class Option(msgspec.Struct, frozen=True):
-    """What the configuration needs to know about a field beside its type."""
+    first_byte_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a web server may take to begin its answer; then the browser gets 504.",
+            duration=True,
+            minimum=0.1,
+            maximum=86400,
+        ),
+    ] = 30.0
+    body_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a body may pause, either way; a stream of events must send something more often.",
+            duration=True,
+            minimum=0.1,
+            maximum=86400,
+        ),
+    ] = 60.0
+    keep_alive_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a browser's connection may be idle between two requests.",
+            duration=True,
+            minimum=0.1,
+            maximum=3600,
+        ),
+    ] = 60.0
+    websocket_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a WebSocket may be silent in both directions.",
+            duration=True,
+            minimum=1,
+            maximum=604800,
+        ),
+    ] = 3600.0
+    max_connections: Annotated[
+        int,
+        Option(
+            "Connections of browsers to each director; for one more an idle one is closed. The system's limit of "
+            "open files (`ulimit -n`) may allow fewer.",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    ] = 4096
+    max_head_bytes: Annotated[
+        int,
+        Option(
+            "Of a request's line and headers, cookies included; more is refused with 431.",
+            minimum=1024,
+            maximum=1 << 20,
+        ),
+    ] = 32768
+    hsts_s: Annotated[
+        float,
+        Option(
+            "With TLS: tell browsers for so long to come to this host name by HTTPS only (`365d`, say), on every "
+            "port; 0 tells them nothing.",
+            duration=True,
+            maximum=LONGEST_S,
+        ),
+    ] = 0.0
 
-    words: str
-    """One sentence for ``--help`` and the reference table."""
-    table: str = "farm"
-    minimum: float | None = None
-    maximum: float | None = None
-    duration: bool = False
-    """The value is a length of time; the option's name is the field's without ``_s``."""
-    metavar: str = ""
-    flag: str = ""
-    """The flag, where it is not made from the name."""
-    env: str = ""
-    """The environment variable, where it is not made from the name."""
+    def __post_init__(self) -> None:
+        judge(self)
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that ``coatcheck serve`` can be told; see docs/operations.md for the table."""
+    """Everything that ``coatcheck serve`` can be told; docs/operations.md has the table. Judged where it is built.
+
+    Raises:
+        ConfigError: a value is wrong, or two contradict each other.
+    """
 
     app: Annotated[str, Option("The ASGI app to serve, as `module:attribute`.", metavar="MODULE:ATTR")] = ""
     factory: Annotated[bool, Option("`app` names a function that makes the app.")] = False
@@ -122,180 +175,21 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 10.0
 
-    first_byte_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a web server may take to begin its answer; then the browser gets 504.",
-            "director",
-            duration=True,
-            minimum=0.1,
-            maximum=86400,
-        ),
-    ] = 30.0
-    body_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a body may pause, either way; a stream of events must send something more often.",
-            "director",
-            duration=True,
-            minimum=0.1,
-            maximum=86400,
-        ),
-    ] = 60.0
-    keep_alive_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a browser's connection may be idle between two requests.",
-            "director",
-            duration=True,
-            minimum=0.1,
-            maximum=3600,
-        ),
-    ] = 60.0
-    websocket_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a WebSocket may be silent in both directions.",
-            "director",
-            duration=True,
-            minimum=1,
-            maximum=604800,
-        ),
-    ] = 3600.0
-    max_connections: Annotated[
-        int,
-        Option(
-            "Connections of browsers to each director; for one more an idle one is closed. The system's limit of "
-            "open files (`ulimit -n`) may allow fewer.",
-            "director",
-            minimum=1,
-            maximum=1_000_000,
-        ),
-    ] = 4096
-    max_head_bytes: Annotated[
-        int,
-        Option(
-            "Of a request's line and headers, cookies included; more is refused with 431.",
-            "director",
-            minimum=1024,
-            maximum=1 << 20,
-        ),
-    ] = 32768
-    hsts_s: Annotated[
-        float,
-        Option(
-            "With TLS: tell browsers for so long to come to this host name by HTTPS only (`365d`, say), on every "
-            "port; 0 tells them nothing.",
-            "director",
-            duration=True,
-            maximum=LONGEST_S,
-        ),
-    ] = 0.0
+    director: DirectorSettings = DirectorSettings()
+    session: SessionSettings = SessionSettings()
+    cookie: CookiePolicy = CookiePolicy()
 
-    copies: Annotated[
-        Copies, Option("Session servers that hold each session: a number, or `all`.", "session", minimum=1)
-    ] = 2
-    durability: Annotated[
-        Durability, Option("How many copies a write waits for before the response leaves.", "session")
-    ] = "all"
-    below_target: Annotated[
-        BelowTarget, Option("What happens to writes when too few session servers answer.", "session")
-    ] = "degrade"
-    too_few_answers: Annotated[
-        TooFewAnswers,
-        Option(
-            "With three or more session servers: what happens while fewer than servers - copies + 1 answer, so that "
-            "the newest copy may not be among the answers. With one copy that is as soon as one server is away.",
-            "session",
-        ),
-    ] = "refuse"
-    rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.", "session")] = (
-        "close"
-    )
-    conflict: Annotated[Conflict, Option("Two parallel writes of the same key: which one is kept.", "session")] = (
-        "last_write"
-    )
-    theft: Annotated[Theft, Option("What a replayed old token does.", "session")] = "close"
-    rotate_after_s: Annotated[
-        float,
-        Option(
-            "A token older than this is replaced; 0 replaces it at every response.",
-            "session",
-            duration=True,
-            maximum=LONGEST_S,
-        ),
-    ] = 60.0
-    grace_s: Annotated[
-        float,
-        Option(
-            "How long a replaced token is still accepted, for parallel requests.",
-            "session",
-            duration=True,
-            maximum=LONGEST_S,
-        ),
-    ] = 60.0
-    idle_timeout_s: Annotated[
-        float, Option("A session unused for so long is closed.", "session", duration=True, minimum=1, maximum=LONGEST_S)
-    ] = 1800.0
-    absolute_timeout_s: Annotated[
-        float,
-        Option(
-            "A session older than this is closed, used or not.",
-            "session",
-            duration=True,
-            minimum=1,
-            maximum=LONGEST_S,
-        ),
-    ] = 43200.0
-    lease_s: Annotated[
-        float,
-        Option(
-            "How long a web server serves a cached session without asking a session server.",
-            "session",
-            duration=True,
-            maximum=3600,
-        ),
-    ] = 2.0
-    store_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a session server may take to answer.",
-            "session",
-            duration=True,
-            minimum=0.01,
-            maximum=60,
-        ),
-    ] = 0.3
-
-    cookie_name: Annotated[str, Option("The session cookie's name, without the `__Host-` prefix.", "session")] = (
-        "coatcheck"
-    )
-    insecure_localhost: Annotated[
-        bool,
-        Option(
-            "Development mode: cookies without `Secure`, for plain HTTP on this machine only. If not said, it is on "
-            "for a loopback host without TLS and without a trusted proxy.",
-            "session",
-        ),
-    ] = False
+    def __post_init__(self) -> None:
+        judge(self)
+        check(self)
 
     def __repr__(self) -> str:
         # ``session_server`` may hold passwords.
         return f"FarmSettings(app={self.app!r}, name={self.name!r}, run_dir={self.run_dir!r})"
 
 
-class SessionServerAddress(msgspec.Struct, frozen=True):
-    """One session server: ``name`` decides the placement, ``url`` may hold a password and is never shown."""
-
-    name: str
-    url: str
-
-    def __repr__(self) -> str:
-        return f"SessionServerAddress(name={self.name!r})"
-
-
-class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one web process needs to open its sessions (durations in seconds)."""
+class SessionAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """What one web process needs to open its sessions."""
 
     farm: str
     server: str
@@ -306,21 +200,50 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The key ring's secrets, 32 random bytes or more each. All are accepted."""
     primary_key: int = 0
     """The index of the key that seals."""
-    copies: Copies = 2
-    durability: Durability = "all"
-    below_target: BelowTarget = "degrade"
-    too_few_answers: TooFewAnswers = "refuse"
-    rolled_back: RolledBack = "close"
-    conflict: Conflict = "last_write"
-    theft: Theft = "close"
-    rotate_after_s: float = 60.0
-    grace_s: float = 60.0
-    idle_timeout_s: float = 1800.0
-    absolute_timeout_s: float = 43200.0
-    lease_s: float = 2.0
-    store_timeout_s: float = 0.3
-    cookie_name: str = "coatcheck"
-    insecure_localhost: bool = False
+    settings: SessionSettings = SessionSettings()
 
     def __repr__(self) -> str:
-        return f"SessionSettings(farm={self.farm!r}, server={self.server!r})"
+        return f"SessionAccess(farm={self.farm!r}, server={self.server!r})"
+
+
+def check(settings: FarmSettings) -> None:
+    """Refuse values that cannot work together.
+
+    Raises:
+        ConfigError: the first such pair, and the mend.
+    """
+    parse_session_servers(settings.session_server)
+    servers = len(settings.session_server) or settings.session_servers
+    if servers == 0:
+        raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
+    check_copies(settings.session.copies, servers, "give" if settings.session_server else "start")
+    if settings.cookie.insecure_localhost and not is_loopback(settings.host):
+        raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
+    if settings.director.hsts_s and not settings.tls_certificate:
+        raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
+    check_name("name", settings.name)
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
+    if not settings.host:
+        raise ConfigError("host: name an address, such as 127.0.0.1 or 0.0.0.0")
+    if not settings.run_dir:
+        raise ConfigError("run_dir: name a directory")
+    for network in settings.trusted_proxy:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(f"trusted_proxy: {error}; write a network such as 10.0.0.0/8, or an address") from None
+
+
+def check_name(field: str, value: str) -> None:
+    """Raises ConfigError for what is no plain name of 1 to 64 characters."""
+    if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
+        raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {value!r})")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

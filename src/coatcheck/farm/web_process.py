@@ -17,7 +17,6 @@ from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import WebServerRole
 from coatcheck.farm.sessions import open_sessions
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
 
 KEY_BYTES = 16
 MAX_USER_SHOWN = 128
@@ -39,9 +38,8 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
             "so sessions are not shared; remove it from the app"
         )
     sessions = open_sessions(role.sessions)
-    cookies = CookiePolicy(name=role.sessions.cookie_name, insecure_localhost=role.sessions.insecure_localhost)
     await sessions.open()
-    inner: App = SessionMiddleware(app, sessions, cookies=cookies, route_tag=role.route_tag)
+    inner: App = SessionMiddleware(app, sessions, cookies=role.cookies, route_tag=role.route_tag)
     door = FrontDoor(inner, control.stopping)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn

@@ -9,6 +9,9 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 
+Theft = Literal["close", "refuse", "report"]
+RolledBack = Literal["close", "accept"]
+Conflict = Literal["last_write", "reject"]
 Merge = Callable[[str, Any, Any, Any], Any]
 """``merge(key, base, theirs, mine)`` returns the value to keep; an absent value is :data:`ABSENT`."""
 
@@ -27,9 +30,9 @@ class SessionPolicy(msgspec.Struct, frozen=True):
 
     rotate_after_ms: int = MINUTE_MS
     grace_ms: int = MINUTE_MS
-    theft: Literal["close", "refuse", "report"] = "close"
-    rolled_back: Literal["close", "accept"] = "close"
-    conflict: Literal["last_write", "reject"] | Merge = "last_write"
+    theft: Theft = "close"
+    rolled_back: RolledBack = "close"
+    conflict: Conflict | Merge = "last_write"
     idle_timeout_ms: int = 30 * MINUTE_MS
     absolute_timeout_ms: int = 12 * HOUR_MS
     leeway_ms: int = 5_000
@@ -38,7 +41,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
     def check(self) -> None:
         """Raises :class:`ConfigError` for values that cannot work together."""
         if self.grace_ms == 0 and self.theft != "refuse":
-            raise ConfigError("grace 0 needs theft = 'refuse': without a grace, parallel requests look like theft")
+            raise ConfigError('grace: 0 needs theft = "refuse", or honest parallel requests are taken for theft')
         for name in ("rotate_after_ms", "grace_ms", "leeway_ms"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative")

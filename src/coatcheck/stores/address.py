@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ssl
 from typing import Final
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.url import REDIS, TLS_OF, parse_store_url
 
 DEFAULT_PORT: Final = 6379
-_TCP_SCHEMES: Final = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -39,47 +38,19 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> Address:
     whose text never repeats the URL, because it may hold a password.
     """
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as wrong:
-        raise ConfigError(f"store URL: {_without_credentials(str(wrong))}") from None
-    base = Address(
-        username=unquote(parts.username or ""),
-        password=unquote(parts.password or ""),
-        db=_database(parts),
-    )
-    if parts.scheme == "unix":
-        path = unquote(parts.path)
-        if not path:
-            raise ConfigError("store URL: unix:// needs the path of a socket, as in unix:///run/valkey.sock")
-        return msgspec.structs.replace(base, path=path)
-    if parts.scheme not in _TCP_SCHEMES:
-        raise ConfigError("store URL: must begin with redis://, rediss://, valkey://, valkeys:// or unix://")
-    if not parts.hostname:
-        raise ConfigError("store URL: the host is missing, as in valkey://127.0.0.1:6379")
-    if _TCP_SCHEMES[parts.scheme]:
+        parts = parse_store_url(url, REDIS)
+    except ValueError as error:
+        raise ConfigError(f"store URL: {error}") from None
+    if TLS_OF.get(parts.scheme):
         tls = tls or ssl.create_default_context()
-    elif tls is not None:
+    elif tls is not None and parts.scheme != "unix":
         raise ConfigError("store URL: a TLS context was given, so the URL must begin with rediss:// or valkeys://")
-    return msgspec.structs.replace(base, host=parts.hostname, port=port or DEFAULT_PORT, tls=tls)
-
-
-def _database(parts: SplitResult) -> int:
-    query = parse_qs(parts.query, keep_blank_values=True)
-    unknown = sorted(set(query) - {"db"})
-    if unknown:
-        raise ConfigError(f"store URL: unknown option {unknown[0]!r}; only db is known")
-    texts = query.get("db", [])
-    if parts.scheme != "unix" and parts.path.strip("/"):
-        texts = [*texts, parts.path.strip("/")]
-    if len(set(texts)) > 1:
-        raise ConfigError("store URL: two different databases are given")
-    if not texts:
-        return 0
-    if not (texts[0].isascii() and texts[0].isdigit() and len(texts[0]) <= 6):
-        raise ConfigError("store URL: the database must be a number")
-    return int(texts[0])
-
-
-def _without_credentials(text: str) -> str:
-    return text.rpartition("@")[2] if "@" in text else text
+    return Address(
+        host=parts.host,
+        port=parts.port or DEFAULT_PORT,
+        path=parts.path,
+        username=parts.username,
+        password=parts.password,
+        db=parts.database,
+        tls=None if parts.scheme == "unix" else tls,
+    )

@@ -47,13 +47,12 @@ class SessionMiddleware:
         self, app: ASGIApp, sessions: Sessions, cookies: CookiePolicy | None = None, route_tag: str | None = None
     ) -> None:
         cookies = cookies or CookiePolicy()
-        cookies.check()
         self.app = app
         self.sessions = sessions
         self.requests = 0
         self._anonymous = CookieJar(cookies)
         self._login = CookieJar(cookies, "-login")
-        self._route = CookieJar(cookies, "-route")
+        self._route = CookieJar(cookies.for_whole_host(), "-route")
         self._login_name = self._login.name
         self._read_anonymous = self._anonymous.read
         self._read_route = self._route.read

@@ -2,54 +2,131 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.options import Option, judge
 
-_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-MAX_COOKIE_BYTES = 4096
+SameSite = Literal["lax", "strict", "none"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_PREFIXED: Final = re.compile(r"__(secure|host|http|host-http)-", re.IGNORECASE)
+_PATH: Final = re.compile(r"/[!#-+\--:<-\[\]-~]*")
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+MAX_COOKIE_BYTES: Final = 4096
+MAX_PATH: Final = 1024
+"""Bytes of a Path or Domain attribute; browsers ignore longer ones (RFC 6265bis section 5.6)."""
+MAX_AGE_S: Final = 400 * 86400.0
+"""Browsers keep no cookie longer than 400 days (RFC 6265bis section 5.5)."""
 
 
-class CookiePolicy(msgspec.Struct, frozen=True):
-    """How the browser keeps its token.
+class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How the browser keeps its token. Judged where it is built.
 
-    ``insecure_localhost`` is the development mode for plain HTTP on one's own machine: no ``Secure``, no ``__Host-``.
-    ``domain`` shares the session among subdomains, and gives up ``__Host-``. ``max_age_s``: ``None`` forgets the cookie
-    with the browser's session.
+    Raises:
+        ConfigError: what no browser would take, or would take otherwise than it says.
     """
 
-    name: str = "coatcheck"
-    domain: str | None = None
-    same_site: Literal["lax", "strict", "none"] = "lax"
-    max_age_s: int | None = None
-    insecure_localhost: bool = False
+    name: Annotated[str, Option("The session cookie's name, without the `__Host-` prefix.")] = "coatcheck"
+    max_age_s: Annotated[
+        float,
+        Option(
+            "How long browsers keep the cookie; 0 forgets it with the browser's session.",
+            duration=True,
+            maximum=MAX_AGE_S,
+        ),
+    ] = 0.0
+    same_site: Annotated[
+        SameSite, Option("Which requests from other sites carry the cookie; `none` lets all, and needs `Secure`.")
+    ] = "lax"
+    domain: Annotated[
+        str,
+        Option(
+            "Share the session with this domain and its subdomains; the prefix is `__Secure-` then.",
+            metavar="DOMAIN",
+        ),
+    ] = ""
+    path: Annotated[
+        str, Option("Only requests below this path carry the cookie; the prefix is `__Secure-` then.", metavar="PATH")
+    ] = "/"
+    partitioned: Annotated[
+        bool, Option("Each top-level site gets sessions of its own (CHIPS), for apps embedded in other sites.")
+    ] = False
+    insecure_localhost: Annotated[
+        bool,
+        Option(
+            "Development mode: cookies without `Secure`, for plain HTTP on this machine only. If not said, it is on "
+            "for a loopback host without TLS and without a trusted proxy.",
+            flag="--insecure-localhost",
+            env="COATCHECK_INSECURE_LOCALHOST",
+        ),
+    ] = False
 
-    def check(self) -> None:
-        """Raises :class:`ConfigError` for what no browser would take."""
+    def __post_init__(self) -> None:
+        judge(self, "cookie_")
         if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"cookie name {self.name!r}: letters, digits and -_. only, at most 64")
-        if self.same_site == "none" and self.insecure_localhost:
-            raise ConfigError("same_site 'none' needs Secure cookies, so not the insecure localhost mode")
-        if self.domain is not None and not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", self.domain):
-            raise ConfigError(f"cookie domain {self.domain!r} is no host name")
+            raise ConfigError(f"cookie_name: letters, digits and -_. only, 1 to 64 (got {self.name!r})")
+        if _PREFIXED.match(self.name):
+            raise ConfigError("cookie_name: the prefix is made from domain and path; write the name without it")
+        if self.domain:
+            _check_domain(self.domain)
+        if len(self.path) > MAX_PATH or not _PATH.fullmatch(self.path):
+            raise ConfigError(f"cookie_path: begins with /, without spaces, quotes and semicolons (got {self.path!r})")
+        if self.partitioned and self.same_site != "none":
+            raise ConfigError('cookie_partitioned: needs same_site = "none", or no embedded page sees the cookie')
+        if self.insecure_localhost and self.needs_secure:
+            what = 'cookie_same_site "none"' if self.same_site == "none" else "cookie_domain"
+            raise ConfigError(f"insecure_localhost: browsers refuse {what} without Secure cookies; drop one of the two")
+
+    @property
+    def needs_secure(self) -> bool:
+        """Whether browsers would refuse such a cookie without ``Secure``, or on ``localhost``."""
+        return self.same_site == "none" or bool(self.domain)
+
+    @property
+    def prefix(self) -> str:
+        """``__Host-`` wherever the browser allows it: no subdomain and no plain HTTP can set such a cookie."""
+        if self.insecure_localhost:
+            return ""
+        return "__Secure-" if self.domain or self.path != "/" else "__Host-"
+
+    def for_whole_host(self) -> CookiePolicy:
+        """The same without Domain, Path and Max-Age: for a cookie that steers the requests of one host."""
+        return msgspec.structs.replace(self, domain="", path="/", max_age_s=0.0)
 
     def full_name(self, suffix: str = "") -> bytes:
-        prefix = "" if self.insecure_localhost else "__Secure-" if self.domain else "__Host-"
-        return f"{prefix}{self.name}{suffix}".encode()
+        return f"{self.prefix}{self.name}{suffix}".encode()
 
-    def attributes(self) -> bytes:
-        parts = ["; Path=/; HttpOnly"]
+    def attributes(self, max_age_s: float | None = None) -> bytes:
+        """What follows the value in ``Set-Cookie``; ``max_age_s`` instead of the policy's own, 0 deletes."""
+        parts = [f"; Path={self.path}; HttpOnly"]
         if not self.insecure_localhost:
             parts.append("; Secure")
         if self.domain:
             parts.append(f"; Domain={self.domain}")
-        if self.max_age_s is not None:
-            parts.append(f"; Max-Age={self.max_age_s}")
+        if max_age_s is not None or self.max_age_s:
+            parts.append(f"; Max-Age={int(self.max_age_s if max_age_s is None else max_age_s)}")
         parts.append(f"; SameSite={self.same_site.capitalize()}")
+        if self.partitioned:
+            parts.append("; Partitioned")
         return "".join(parts).encode()
+
+
+def _check_domain(domain: str) -> None:
+    labels = domain.split(".")
+    try:
+        ipaddress.ip_address(domain)
+    except ValueError:
+        if len(domain) <= 253 and len(labels) > 1 and all(_LABEL.fullmatch(label) for label in labels):
+            return
+    raise ConfigError(
+        f"cookie_domain: a host name of two labels or more, without a dot in front and no address (got {domain!r})"
+    )
 
 
 class CookieJar:
@@ -62,8 +139,7 @@ class CookieJar:
         self._prefix = self.name + b"="
         self._length = len(self._prefix)
         self._attributes = policy.attributes()
-        forget = msgspec.structs.replace(policy, max_age_s=0).attributes()
-        self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + forget
+        self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + policy.attributes(max_age_s=0)
 
     def read(self, header: bytes) -> bytes | None:
         """The first value of this cookie in a Cookie header (RFC 6265 section 5.4), or ``None``."""

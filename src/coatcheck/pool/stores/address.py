@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Final
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.port import AsyncTokenStore, TokenStore
+from coatcheck.url import REDIS, StoreUrl, parse_store_url
 
-SCHEMES = ("sqlite", "redis", "rediss", "valkey", "valkeys", "unix", "postgresql", "postgres")
+POSTGRESQL: Final = ("postgresql", "postgres")
+SCHEMES: Final = ("sqlite", *REDIS, *POSTGRESQL)
+REDIS_OPTIONS: Final = (
+    "db",
+    "protocol",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+)
+"""What may follow ``?`` in a URL for redis-py; the pool itself sets everything else."""
 
 
-def _scheme(url: str) -> str:
+def _parsed(url: str) -> StoreUrl:
+    """The URL's parts; of PostgreSQL's the scheme alone, for libpq has a grammar of its own."""
     scheme = url.partition(":")[0] if isinstance(url, str) else ""
+    if scheme in POSTGRESQL:
+        return StoreUrl(scheme=scheme)
     if scheme not in SCHEMES:
         raise ConfigError("store: write sqlite:///file.db, redis://host:6379/0 or postgresql://host/database")
-    return scheme
-
-
-def _sqlite_path(url: str) -> Path:
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    # As SQLAlchemy reads it: three slashes are a relative path, four an absolute one.
-    if parts.netloc or not path.startswith("/") or len(path) < 2 or parts.query or "\0" in path:
-        raise ConfigError("store: write sqlite:///file.db or, with an absolute path, sqlite:////var/lib/tokens.db")
-    return Path(path[1:])
+    try:
+        return parse_store_url(url, SCHEMES, options=() if scheme == "sqlite" else REDIS_OPTIONS)
+    except ValueError as error:
+        raise ConfigError(f"store: {error}") from None
 
 
 def sqlite_path(url: str) -> Path | None:
     """The file that a URL names, if it names one. Raises ``ConfigError`` for a URL that names nothing."""
-    return _sqlite_path(url) if _scheme(url) == "sqlite" else None
+    parts = _parsed(url)
+    return Path(parts.path) if parts.scheme == "sqlite" else None
 
 
 def _redis_url(url: str) -> str:
-    """The URL for redis-py, which would take a database that it cannot read for database 0."""
-    parts = urlsplit(url)
-    database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        raise ConfigError("store: write redis://host:6379/0; the last part is the number of a database")
-    return url.replace("valkey", "redis", 1) if parts.scheme.startswith("valkey") else url
+    """The URL for redis-py, which knows no Valkey."""
+    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
 
 
 def _missing(library: str, extra: str, error: ImportError) -> ConfigError:
@@ -48,12 +54,12 @@ def _missing(library: str, extra: str, error: ImportError) -> ConfigError:
 
 def open_store(url: str, box: StateBox) -> TokenStore:
     """The store for threads. Raises ``ConfigError`` for a URL that names none; connects at the first use."""
-    scheme = _scheme(url)
-    if scheme == "sqlite":
+    parts = _parsed(url)
+    if parts.scheme == "sqlite":
         from coatcheck.pool.stores.sqlite import SqliteStore
 
-        return SqliteStore(_sqlite_path(url), box)
-    if scheme.startswith("postgres"):
+        return SqliteStore(Path(parts.path), box)
+    if parts.scheme in POSTGRESQL:
         try:
             from coatcheck.pool.stores.postgresql import PostgresqlStore
         except ImportError as error:
@@ -68,12 +74,12 @@ def open_store(url: str, box: StateBox) -> TokenStore:
 
 def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
     """The store for asyncio; see :func:`open_store`."""
-    scheme = _scheme(url)
-    if scheme == "sqlite":
+    parts = _parsed(url)
+    if parts.scheme == "sqlite":
         from coatcheck.pool.stores.sqlite import AsyncSqliteStore, SqliteStore
 
-        return AsyncSqliteStore(SqliteStore(_sqlite_path(url), box))
-    if scheme.startswith("postgres"):
+        return AsyncSqliteStore(SqliteStore(Path(parts.path), box))
+    if parts.scheme in POSTGRESQL:
         try:
             from coatcheck.pool.stores.postgresql import AsyncPostgresqlStore
         except ImportError as error:

@@ -1,0 +1,136 @@
+"""Every setting of sessions, once: for the farm's file, flags and environment, and for ``connect()`` in Python."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypedDict
+
+import msgspec
+
+from coatcheck.duration import Duration
+from coatcheck.errors import ConfigError
+from coatcheck.options import LONGEST_S, Option, judge
+from coatcheck.replication.placement import Copies
+from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
+from coatcheck.sessions.policy import Conflict, Merge, RolledBack, SessionPolicy, Theft
+
+
+class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator decides about sessions; judged where it is built. Durations are seconds.
+
+    A new setting is one field here, and its name in :class:`SessionArguments`.
+
+    Raises:
+        ConfigError: a value is wrong, or two contradict each other.
+    """
+
+    copies: Annotated[
+        Copies,
+        Option(
+            "Session servers that hold each session: a number, or `all`. Not said, 1 if there is but one.", minimum=1
+        ),
+    ] = 2
+    durability: Annotated[Durability, Option("How many copies a write waits for before the response leaves.")] = "all"
+    below_target: Annotated[BelowTarget, Option("What happens to writes when too few session servers answer.")] = (
+        "degrade"
+    )
+    too_few_answers: Annotated[
+        TooFewAnswers,
+        Option(
+            "With three or more session servers: what happens while fewer than servers - copies + 1 answer, so that "
+            "the newest copy may not be among the answers. With one copy that is as soon as one server is away."
+        ),
+    ] = "refuse"
+    rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.")] = "close"
+    conflict: Annotated[Conflict, Option("Two parallel writes of the same key: which one is kept.")] = "last_write"
+    theft: Annotated[Theft, Option("What a replayed old token does.")] = "close"
+    rotate_after_s: Annotated[
+        float,
+        Option(
+            "A token older than this is replaced; 0 replaces it at every response.", duration=True, maximum=LONGEST_S
+        ),
+    ] = 60.0
+    grace_s: Annotated[
+        float,
+        Option("How long a replaced token is still accepted, for parallel requests.", duration=True, maximum=LONGEST_S),
+    ] = 60.0
+    idle_timeout_s: Annotated[
+        float, Option("A session unused for so long is closed.", duration=True, minimum=1, maximum=LONGEST_S)
+    ] = 1800.0
+    absolute_timeout_s: Annotated[
+        float, Option("A session older than this is closed, used or not.", duration=True, minimum=1, maximum=LONGEST_S)
+    ] = 43200.0
+    lease_s: Annotated[
+        float,
+        Option(
+            "How long a web server serves a cached session without asking a session server.",
+            duration=True,
+            maximum=3600,
+        ),
+    ] = 2.0
+    store_timeout_s: Annotated[
+        float, Option("How long a session server may take to answer.", duration=True, minimum=0.01, maximum=60)
+    ] = 0.3
+
+    def __post_init__(self) -> None:
+        judge(self)
+        if self.idle_timeout_s > self.absolute_timeout_s:
+            raise ConfigError("idle_timeout: longer than absolute_timeout; shorten it or raise absolute_timeout")
+        if self.durability == "async" and self.below_target == "refuse":
+            raise ConfigError('below_target: "refuse" needs durability "one" or "all"; "async" waits for no copy')
+        self.policy().check()
+
+    def policy(self, merge: Merge | None = None) -> SessionPolicy:
+        """The same as the rules of sessions read it; ``merge`` decides conflicts instead of ``conflict``."""
+        return SessionPolicy(
+            rotate_after_ms=_ms(self.rotate_after_s),
+            grace_ms=_ms(self.grace_s),
+            theft=self.theft,
+            rolled_back=self.rolled_back,
+            conflict=merge or self.conflict,
+            idle_timeout_ms=_ms(self.idle_timeout_s),
+            absolute_timeout_ms=_ms(self.absolute_timeout_s),
+        )
+
+    def replication(self) -> ReplicationPolicy:
+        """The same as the rules of copies read it."""
+        return ReplicationPolicy(
+            durability=self.durability,
+            below_target=self.below_target,
+            too_few_answers=self.too_few_answers,
+            lease_s=self.lease_s,
+        )
+
+
+class SessionArguments(TypedDict, total=False):
+    """The same names as keyword arguments; a duration is seconds, text such as ``"30m"``, or a ``timedelta``."""
+
+    copies: Copies
+    durability: Durability
+    below_target: BelowTarget
+    too_few_answers: TooFewAnswers
+    rolled_back: RolledBack
+    conflict: Conflict | Merge
+    theft: Theft
+    rotate_after_s: Duration
+    grace_s: Duration
+    idle_timeout_s: Duration
+    absolute_timeout_s: Duration
+    lease_s: Duration
+    store_timeout_s: Duration
+
+
+def default_copies(session_servers: int) -> int:
+    """What ``copies`` is if nobody says: two, or one where there is but one session server."""
+    return 1 if session_servers == 1 else 2
+
+
+def check_copies(copies: Copies, session_servers: int, more: str = "give") -> None:
+    """Raises ConfigError for more copies than session servers; ``more`` is how one comes to more of them."""
+    if copies != "all" and copies > session_servers:
+        fewer = f"set copies to {session_servers}{' or less' if session_servers > 1 else ''}"
+        need = f"{copies} copies need as many session servers, not {session_servers}"
+        raise ConfigError(f"copies: {need}; {fewer}, or {more} {copies} of them")
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

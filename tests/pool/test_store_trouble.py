@@ -140,7 +140,7 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_shown() -> None:
             pool_on(url)
         assert "hunter2" not in str(refusal.value)
     for url in ("redis://127.0.0.1/first", "redis://127.0.0.1:6379/0x1"):
-        with pytest.raises(ConfigError, match="number of a database"):
+        with pytest.raises(ConfigError, match="the database must be a number"):
             pool_on(url)
     with pytest.raises(ConfigError, match="sqlite:///"):
         pool_on("sqlite:///%00")

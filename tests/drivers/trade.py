@@ -14,7 +14,7 @@ from coatcheck.events import Event
 from coatcheck.replication.entry import Entry, encode_header
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import Version
-from coatcheck.sessions.lifecycle import Issue
+from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import MemoryStore

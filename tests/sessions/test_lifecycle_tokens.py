@@ -93,16 +93,53 @@ def test_a_successor_leaves_only_after_it_is_stored() -> None:
     assert farm.web().read(first) == {"n": 1}
 
 
-def test_parallel_tabs_with_one_old_token_are_all_served_and_told_the_newest() -> None:
+def test_parallel_tabs_with_one_old_token_are_all_served_and_told_the_newest_if_they_write() -> None:
+    """Who only reads has the newest token already, or has no right to it; who writes must learn the new version."""
     farm = Farm()
     webs = farm.two_webs()
     first = webs[0].create(n=1)
     farm.wait(ROTATE_S)
     second = request(webs[0], first)
     request(webs[0], second)
-    for web in (*webs, *webs):
+    for n, web in enumerate((*webs, *webs)):
         farm.wait(1)
-        assert request(web, first)[:3] == second[:3]
+        assert request(web, first) == first
+        told = web.write(first, n=n)
+        assert told[:3] == second[:3]
+        assert told.version != second.version
+
+
+def test_whoever_writes_with_a_token_that_was_replaced_long_ago_learns_the_version_and_no_newer_token() -> None:
+    farm = Farm()
+    web = farm.web()
+    first = web.create(n=1)
+    farm.wait(ROTATE_S)
+    second = request(web, first)
+    request(web, second)
+    farm.wait(GRACE_S)
+    request(web, second)
+    farm.wait(1)
+    told = web.write(first, n=2)
+    assert told[:3] == first[:3]
+    assert told.version != first.version
+    assert farm.web().read(told) == {"n": 2}
+
+
+def test_a_browser_whose_newer_cookie_was_overwritten_gets_a_token_of_its_own() -> None:
+    """And whoever has the newer one meanwhile is found: only one of the two can be honest."""
+    farm = Farm()
+    web = farm.web()
+    first = web.create(n=1)
+    farm.wait(ROTATE_S)
+    second = request(web, first)
+    request(web, second)
+    farm.wait(GRACE_S + 1)
+    own = request(web, first)
+    assert own.session_id not in (first.session_id, second.session_id)
+    farm.wait(GRACE_S + 1)
+    assert web.kinds().count(EventKind.SESSION_THEFT) == 0
+    assert web.read(second) is None
+    assert web.kinds().count(EventKind.SESSION_THEFT) == 1
 
 
 # -- theft ---------------------------------------------------------------------------------------

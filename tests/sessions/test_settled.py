@@ -68,16 +68,19 @@ class Story:
         copy = self.sessions.copies.cache.get(token.key)
         assert copy is not None
         record = self.sessions.lifecycle._record(copy)
-        verdict, _ = show(record.chain, token.session_id, token.timestamp, self.now_ms, self.policy.grace_ms)
+        policy, newest_shown_at = self.policy, copy.shown_at or self.now_ms
+        shown = token.session_id, token.timestamp
+        verdict, _ = show(record.chain, *shown, self.now_ms, policy.grace_ms, newest_shown_at)
         return verdict
 
     async def request(self) -> None:
         self.now_ms += self.random.choice([0, 1, 50, 400, 900, 2_500, 4_000])
         token = self.tokens[-1] if self.random.random() < 0.8 else self.random.choice(self.tokens)
+        expected = self.judged(token)
         session = self.sessions.open_cached(token, False)
         if session is None:
             return
-        assert session.verdict is self.judged(token)
+        assert session.verdict is expected
         parallel = self.sessions.open_cached(token, False) if self.random.random() < 0.2 else None
         act = self.random.random()
         if act < 0.4:

@@ -14,16 +14,47 @@ OLD, NOW, SOON = Link(b"old" * 4, 1), Link(b"now" * 4, 1_000), Link(b"soon" * 4,
 T = 10_000
 
 
-def shown(chain: Chain, link: Link, now: int = T, grace: int = GRACE) -> tuple[Shown, Chain]:
-    return show(chain, link.session_id, link.minted_at, now, grace)
+def shown(
+    chain: Chain, link: Link, now: int = T, grace: int = GRACE, newest_shown_at: int | None = None
+) -> tuple[Shown, Chain]:
+    return show(chain, link.session_id, link.minted_at, now, grace, newest_shown_at)
 
 
 def test_current_is_accepted_and_changes_nothing() -> None:
     chain = Chain(NOW, SOON)
-    verdict, after = shown(chain, NOW)
+    now = SOON.minted_at + GRACE
+    verdict, after = shown(chain, NOW, now)
     assert verdict is Shown.CURRENT
     assert after is chain
-    assert after.newest is SOON, "the loser of a race gets the winner's token"
+    assert after.told(now, GRACE) is SOON, "the loser of a race gets the winner's token"
+
+
+def test_a_successor_that_does_not_come_back_is_told_for_one_grace_and_given_up_after_two() -> None:
+    """The last answer that told it may be under way for one grace more."""
+    chain, told_until = Chain(NOW, SOON), SOON.minted_at + GRACE
+    assert chain.told(told_until + 1, GRACE) is NOW
+    given_up_at = told_until + GRACE + 1
+    assert shown(chain, NOW, given_up_at - 1)[1] is chain
+    after = shown(chain, NOW, given_up_at)[1]
+    assert after == Chain(NOW, None, (Retired(SOON, given_up_at, given_up_at),))
+    assert needs_successor(after, Shown.CURRENT, given_up_at, GRACE)
+    assert shown(after, SOON, given_up_at)[0] is Shown.IN_GRACE, "if it does come back, nobody is accused at once"
+    assert shown(chain, NOW, T + 9 * GRACE, grace=0)[1] is chain, "without a grace it is told for ever"
+
+
+def test_a_browser_that_lost_its_newer_cookies_goes_on_from_the_one_it_has() -> None:
+    chain = Chain(NOW, SOON, (Retired(OLD, T - 3 * GRACE),))
+    assert shown(chain, OLD, T, newest_shown_at=T - GRACE)[0] is Shown.LATE, "the newer ones may be in use"
+    verdict, after = shown(chain, OLD, T, newest_shown_at=T - GRACE - 1)
+    assert verdict is Shown.RETURNED
+    assert after == Chain(OLD, None, (Retired(NOW, T, T), Retired(SOON, T, T)))
+    assert needs_successor(after, verdict, T, 1)
+    assert mint(after, b"x", 5).next == Link(b"x", SOON.minted_at), "no timestamp goes back, nor behind a lost one"
+
+
+def test_a_dead_token_does_not_return_however_silent_the_newer_ones_are() -> None:
+    chain = Chain(NOW, None, (Retired(OLD, T - 9 * GRACE, T - 5 * GRACE),))
+    assert shown(chain, OLD, T, newest_shown_at=T - 5 * GRACE)[0] is Shown.STOLEN
 
 
 def test_shown_next_becomes_current_and_retires_the_old_one() -> None:
@@ -62,9 +93,10 @@ def test_when_a_successor_is_due(chain: Chain, verdict: Shown, age: int, rotate_
 # A retired link, when it is shown at T: (retired_at, moved_on_at) -> verdict.
 RETIRED = [
     ("just replaced", T, None, Shown.IN_GRACE),
-    ("long ago, but nobody moved on: the browser slept", T - 100 * GRACE, None, Shown.IN_GRACE),
-    ("moved on within the grace", T - 3 * GRACE, T - GRACE + 1, Shown.IN_GRACE),
-    ("moved on exactly one grace ago", T - 3 * GRACE, T - GRACE, Shown.IN_GRACE),
+    ("replaced exactly one grace ago", T - GRACE, None, Shown.IN_GRACE),
+    ("long ago, but nobody moved on: the browser slept", T - 100 * GRACE, None, Shown.LATE),
+    ("moved on within the grace", T - 3 * GRACE, T - GRACE + 1, Shown.LATE),
+    ("moved on exactly one grace ago", T - 3 * GRACE, T - GRACE, Shown.LATE),
     ("moved on longer ago", T - 3 * GRACE, T - GRACE - 1, Shown.STOLEN),
 ]
 
@@ -77,7 +109,7 @@ def test_a_retired_token_is_theft_only_after_the_browser_moved_on(
     found, after = shown(chain, OLD)
     assert found is verdict
     assert after is chain, "a thief changes nothing"
-    assert found.accepted is (verdict is Shown.IN_GRACE)
+    assert found.accepted is (verdict is not Shown.STOLEN)
 
 
 def test_moving_on_is_marked_once_and_only_after_the_grace() -> None:
@@ -102,9 +134,10 @@ def test_an_overwritten_cookie_of_a_sleeping_browser_accuses_nobody() -> None:
     """A slow answer overwrites the newer cookie, and the browser sleeps for a week."""
     chain = shown(Chain(NOW, SOON), SOON, T)[1]
     week = 7 * 24 * 3600 * 1000
-    verdict, chain = shown(chain, NOW, T + week)
-    assert verdict is Shown.IN_GRACE
-    assert shown(chain, chain.newest, T + week + 1)[0] is Shown.CURRENT
+    assert shown(chain, NOW, T + week)[0] is Shown.LATE
+    verdict, chain = shown(chain, NOW, T + week, newest_shown_at=T)
+    assert verdict is Shown.RETURNED
+    assert shown(chain, NOW, T + week + 1)[0] is Shown.CURRENT
 
 
 @pytest.mark.parametrize("link", [NOW, SOON, OLD])
@@ -160,19 +193,22 @@ STEPS = st.lists(st.tuples(st.integers(0, 2 * ROTATE_AFTER), st.integers(0, 3), 
 def test_an_honest_browser_is_never_accused(steps: list[tuple[int, int, bool]]) -> None:
     now = T
     chain = Chain(Link(b"first", now))
-    cookie, minted = chain.current, 0
+    cookie, minted, newest_shown_at = chain.current, 0, now
     for pause, parallel, lost in steps:
         now += pause
         cookies_sent, answers = [cookie] * (parallel + 1), []
         for sent in cookies_sent:  # all carry the cookie as it was when the page began to load
             now += GRACE // 8
-            verdict, chain = shown(chain, sent, now)
+            verdict, chain = shown(chain, sent, now, newest_shown_at=newest_shown_at)
             assert verdict.accepted, verdict
+            if verdict not in (Shown.IN_GRACE, Shown.LATE):
+                newest_shown_at = now
             if needs_successor(chain, verdict, now, ROTATE_AFTER):
                 minted += 1
                 chain = mint(chain, b"%d" % minted, now)
-            answers.append(chain.newest)
-        if not lost:
+            if verdict not in (Shown.IN_GRACE, Shown.LATE):
+                answers.append(chain.told(now, GRACE))
+        if not lost and answers:
             cookie = answers[-1] if pause % 2 else answers[0]
         assert len(chain.retired) <= MAX_RETIRED
         assert len({link.session_id for link in links_of(chain)}) == len(links_of(chain))
@@ -186,12 +222,12 @@ def test_a_thief_who_comes_after_the_victim_moved_on_is_found(
     used: list[Link] = []
     for pause, _, _ in [*steps, (ROTATE_AFTER, 0, False), (ROTATE_AFTER, 0, False)]:
         now += pause
-        used.append(chain.newest)
-        verdict, chain = shown(chain, chain.newest, now)
+        used.append(chain.next or chain.current)
+        verdict, chain = shown(chain, used[-1], now)
         if needs_successor(chain, verdict, now, ROTATE_AFTER):
             minted += 1
             chain = mint(chain, b"%d" % minted, now)
-    victim = chain.newest
+    victim = chain.next or chain.current
     for _ in range(2):  # once to make it current, once more than the grace later to show that it moved on
         now += GRACE + 1
         chain = shown(chain, victim, now)[1]

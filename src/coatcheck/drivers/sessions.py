@@ -22,7 +22,8 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.replication.view import View
-from coatcheck.sessions.lifecycle import Issue, Lifecycle, Saved
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import Lifecycle, Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, decode_record

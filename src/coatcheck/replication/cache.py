@@ -23,7 +23,7 @@ class Copy:
 
     __slots__ = (
         "alone_at", "body", "expires_at", "history", "key", "lease_until", "no_lease_before",
-        "promised", "record", "review_at", "seen", "under_replicated", "version",
+        "promised", "record", "review_at", "seen", "shown_at", "under_replicated", "version",
     )  # fmt: skip
 
     def __init__(self, key: bytes, version: Version, history: History, body: bytes) -> None:
@@ -44,6 +44,8 @@ class Copy:
         self.record: Any = None
         self.review_at = 0
         """Unix ms, kept by the layer above: until then a plain read of the session calls for nothing."""
+        self.shown_at = 0
+        """Unix ms, kept by the layer above: when the newest token was last shown here; 0 if that is not known."""
         written = newest_write(history)
         self.promised = written.pack() if written else NO_VERSION
         """The data version that tokens carry, packed."""

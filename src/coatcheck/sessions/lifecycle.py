@@ -13,6 +13,7 @@ from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability
 from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.delta import merge
+from coatcheck.sessions.issuing import Issue, token_to_tell
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.record import (
@@ -26,13 +27,6 @@ from coatcheck.sessions.record import (
 )
 from coatcheck.tokens.chain import Chain, Link, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
-
-
-class Issue(msgspec.Struct, frozen=True):
-    """What the browser must be given: a token's content, and under which of the two cookies."""
-
-    token: SealedToken
-    login: bool
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -131,6 +125,7 @@ class Lifecycle:
             session.verdict = verdict
             session.unsettled = True
             return session
+        copy.shown_at = now
         session = self._opened(copy, token, login)
         if token.version != copy.promised:
             session.unsettled = True  # the browser lacks the newest token
@@ -149,12 +144,19 @@ class Lifecycle:
     def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
         """What the token is to its chain; also says when the chain needs judging again."""
         record = self._record(copy)
-        verdict, after = show(record.chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+        if not copy.shown_at:
+            copy.shown_at = now  # others may have shown it elsewhere until now
+        verdict, after = self._shown(record.chain, token, copy, now)
+        if verdict is Shown.CURRENT or verdict is Shown.NEXT:
+            copy.shown_at = now
         if verdict is Shown.CURRENT and after is not record.chain:
             # "Moved on" marks are soft: they are stored with the next write.
             record = copy.record = msgspec.structs.replace(record, chain=after)
         copy.review_at = self._review_at(record)
         return verdict
+
+    def _shown(self, chain: Chain, token: SealedToken, copy: Copy, now: int) -> tuple[Shown, Chain]:
+        return show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms, copy.shown_at or now)
 
     def _review_at(self, record: Record) -> int:
         """Until when (Unix ms) whoever shows the current token and only reads changes nothing: no successor is
@@ -172,8 +174,7 @@ class Lifecycle:
 
     def _refuse(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Flow[Session | None]:
         """A token of a live session that its chain does not accept: rolled back, dead, or theft."""
-        chain = self._record(copy).chain
-        verdict, _ = show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms)
+        verdict, _ = self._shown(self._record(copy).chain, token, copy, now)
         rolled_back = not copy.covers(token.version)
         stolen = verdict is Shown.STOLEN and not rolled_back
         age_s = (now - token.timestamp) // 1000
@@ -183,7 +184,7 @@ class Lifecycle:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old")
         if rolled_back or (stolen and self.policy.theft == "report"):
             session = self._opened(copy, token, login)
-            session.verdict = Shown.IN_GRACE
+            session.verdict = Shown.TOLERATED
             session.unsettled = True
             return session
         if stolen and self.policy.theft == "close":
@@ -216,7 +217,13 @@ class Lifecycle:
             check_data(session, blob)
             return True
         verdict = session.verdict
-        if verdict is Shown.NEXT or session.rotating or session.closing or session.new_login:
+        if (
+            verdict is Shown.NEXT
+            or verdict is Shown.RETURNED
+            or session.rotating
+            or session.closing
+            or session.new_login
+        ):
             return True
         record: Record = copy.record
         now = self._world.now_ms()
@@ -227,15 +234,16 @@ class Lifecycle:
         )
 
     def issue(self, session: Session) -> Issue | None:
-        """The token for a response that needs no save: the newest, if the browser showed another one."""
-        copy, shown = session.copy_held, session.shown
-        if copy is None or shown is None:
+        """The token for a response that needs no save, if the browser must be told one."""
+        copy = session.copy_held
+        return None if copy is None else self._tell(session, self.copies.cache.get(copy.key) or copy, wrote=False)
+
+    def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
+        if session.shown is None:
             return None
-        current = self.copies.cache.get(copy.key) or copy
-        newest = self._record(current).chain.newest
-        if newest.session_id == shown.session_id and current.promised == shown.version:
-            return None
-        return Issue(SealedToken(copy.key, newest.session_id, newest.minted_at, current.promised), session.login)
+        told = self._record(copy).chain.told(self._world.now_ms(), self.policy.grace_ms)
+        token = token_to_tell(session.shown, session.verdict, told, copy.promised, wrote)
+        return None if token is None else Issue(token, session.login)
 
     def save(self, session: Session) -> Flow[Saved]:
         """Store what the request did; acknowledged at the durability asked for.
@@ -270,9 +278,7 @@ class Lifecycle:
         copy = self.copies.cache.get(session.copy_held.key)
         if copy is None:
             return Saved(written=outcome)
-        newest = self._record(copy).chain.newest
-        token = SealedToken(copy.key, newest.session_id, newest.minted_at, copy.promised)
-        return Saved(self._unless_shown(session, token), written=outcome)
+        return Saved(self._tell(session, copy, wrote=True), written=outcome)
 
     def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
         shown = session.shown
@@ -290,7 +296,7 @@ class Lifecycle:
             rotated = record.chain is not before.chain
             if not rotated and record.data == before.data and not self._touch_due(before, record):
                 session.copy_held = copy  # a parallel request has stored all that this one would
-                return Saved(self.issue(session))
+                return Saved(self._tell(session, copy, wrote=True))
             # A successor leaves only after its put is acknowledged at target (protocol 7).
             level: Durability = "all" if rotated else durability
             offered.append(copy.version.next_write())
@@ -301,13 +307,12 @@ class Lifecycle:
                 if stored is None:
                     raise SessionClosed("the session was closed while it was saved")
                 stored.record = record
+                stored.shown_at = copy.shown_at
                 if not rotated:
                     stored.review_at = copy.review_at  # a later touch and timeout only put it off
                 session.copy_held = stored
                 session.blob = session.saved_blob
-                newest = record.chain.next or record.chain.current
-                token = SealedToken(key, newest.session_id, newest.minted_at, stored.promised)
-                return Saved(self._unless_shown(session, token), written=written)
+                return Saved(self._tell(session, stored, wrote=True), written=written)
         raise ConflictError("other requests changed this session faster than this one could save it")
 
     def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:
@@ -334,7 +339,7 @@ class Lifecycle:
                 data = encode_data(merged)
         chain = record.chain
         if now >= copy.review_at or session.verdict is not Shown.CURRENT or session.rotating:
-            chain = self._next_chain(session, chain, now)
+            chain = self._next_chain(session, chain, copy, now)
         return Record(data, record.created_at, max(record.last_seen_at, now), record.user, chain)
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
@@ -345,11 +350,15 @@ class Lifecycle:
         moved = held is not None and held.version[:2] != copy.version[:2]
         return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
-    def _next_chain(self, session: Session, chain: Chain, now: int) -> Chain:
+    def _next_chain(self, session: Session, chain: Chain, copy: Copy, now: int) -> Chain:
         shown = session.shown
         if shown is None:
             return chain  # the browser has not been given a token yet
-        verdict, chain = show(chain, shown.session_id, shown.timestamp, now, self.policy.grace_ms)
+        verdict, chain = self._shown(chain, shown, copy, now)
+        if session.verdict is Shown.RETURNED:
+            session.verdict = verdict  # a newer token may have been shown meanwhile
+        if verdict is Shown.RETURNED:
+            copy.shown_at = now
         rotate_after_ms = 0 if session.rotating else self.policy.rotate_after_ms
         if needs_successor(chain, verdict, now, rotate_after_ms):
             chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
@@ -391,9 +400,6 @@ class Lifecycle:
         saved = yield from self._create(session, session.new_user or record.user)
         yield from self.copies.close(old_key)
         return saved
-
-    def _unless_shown(self, session: Session, token: SealedToken) -> Issue | None:
-        return None if token == session.shown else Issue(token, session.login)
 
     def _report(self, kind: EventKind, key: bytes, detail: str) -> None:
         self._world.report(Event(kind, public_id(key), detail))

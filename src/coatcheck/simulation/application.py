@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from coatcheck.replication.effects import Flow, Pause
-from coatcheck.sessions.lifecycle import Issue, Saved
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.simulation.schedule import Act
 from coatcheck.simulation.web_server import WebServer

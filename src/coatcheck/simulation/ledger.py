@@ -13,7 +13,8 @@ from coatcheck.events import EventKind
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version, newest_write
-from coatcheck.sessions.lifecycle import Issue, Saved
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.simulation.application import Attempt, Operation
@@ -317,13 +318,14 @@ class Ledger(LeaseJudge):
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 
     def issued(self, web: WebServer, attempt: Attempt, issue: Issue) -> None:
-        """Invariant 5: at most one unshown successor per chain; no ID twice."""
+        """Invariant 5: at most one unshown successor per chain within a grace (an older one was lost); no ID twice."""
         token = issue.token
         log = self.log(token.key)
         if self._ids.setdefault(token.session_id, token.key) != token.key:
             self.fail("I5", "one session ID in two sessions")
         log.issued.setdefault(token.session_id, self.schedule.now)
-        unshown = [one for one in log.issued if one not in log.shown]
+        lost_before = self.schedule.now - max(0.0, self.scenario.grace_ms / 1000 - SLACK_S)
+        unshown = [one for one, at in log.issued.items() if one not in log.shown and at > lost_before]
         if len(unshown) > 1:
             if log.data_lost or log.forked_by or log.below_target or self.scenario.wanted * 2 <= len(self.servers):
                 self.excuse("promise 1: two successors after a loss or a fork")

@@ -45,10 +45,11 @@ class Chain(msgspec.Struct, frozen=True, array_like=True):
     retired: tuple[Retired, ...] = ()
     forgotten_at: int = 0
 
-    @property
-    def newest(self) -> Link:
-        """What the next answer carries."""
-        return self.next or self.current
+    def told(self, now: int, grace_ms: int) -> Link:
+        """What an answer carries: the successor, unless that is about to be given up as lost (:func:`show`)."""
+        if self.next is None or (grace_ms and now - self.next.minted_at > grace_ms):
+            return self.current
+        return self.next
 
 
 class Shown(Enum):
@@ -56,7 +57,10 @@ class Shown(Enum):
 
     CURRENT = "current"
     NEXT = "next"
-    IN_GRACE = "retired, in grace"
+    IN_GRACE = "retired within the last grace"
+    LATE = "retired longer ago, and not dead yet"
+    RETURNED = "retired, but the newer ones are silent: its browser has lost them"
+    TOLERATED = "none of the chain, served by policy"
     STOLEN = "stolen"
     DEAD = "dead"
 
@@ -65,13 +69,16 @@ class Shown(Enum):
         return self is not Shown.STOLEN and self is not Shown.DEAD
 
 
-def show(chain: Chain, session_id: bytes, minted_at: int, now: int, grace_ms: int) -> tuple[Shown, Chain]:
+def show(
+    chain: Chain, session_id: bytes, minted_at: int, now: int, grace_ms: int, newest_shown_at: int | None = None
+) -> tuple[Shown, Chain]:
     """Judge a shown token; ID and timestamp must both match the record (A6).
 
+    ``newest_shown_at``: when ``current`` was last shown, as far as is known; ``None``: just now.
     Returns the verdict and the chain afterwards (the same object if nothing changed).
     """
     if session_id == chain.current.session_id and minted_at == chain.current.minted_at:
-        return Shown.CURRENT, _mark_moved_on(chain, now, grace_ms)
+        return Shown.CURRENT, _mark_moved_on(_without_lost_successor(chain, now, grace_ms), now, grace_ms)
     following = chain.next
     if following is not None and session_id == following.session_id and minted_at == following.minted_at:
         retired = (*chain.retired, Retired(chain.current, now))
@@ -79,13 +86,17 @@ def show(chain: Chain, session_id: bytes, minted_at: int, now: int, grace_ms: in
         return Shown.NEXT, _mark_moved_on(promoted, now, grace_ms)
     for old in reversed(chain.retired):
         if session_id == old.link.session_id and minted_at == old.link.minted_at:
-            return (Shown.STOLEN if _is_dead(old, now, grace_ms) else Shown.IN_GRACE), chain
+            if _is_dead(old, now, grace_ms):
+                return Shown.STOLEN, chain
+            if newest_shown_at is not None and now - newest_shown_at > grace_ms:
+                return Shown.RETURNED, _brought_back(chain, old, now, grace_ms)
+            return (Shown.IN_GRACE if now - old.retired_at <= grace_ms else Shown.LATE), chain
     return (Shown.DEAD if minted_at <= chain.forgotten_at else Shown.STOLEN), chain
 
 
 def needs_successor(chain: Chain, shown: Shown, now: int, rotate_after_ms: int) -> bool:
     """Whether this answer must mint: only when ``current`` or ``next`` was shown, never a second successor."""
-    if chain.next is not None or shown not in (Shown.CURRENT, Shown.NEXT):
+    if chain.next is not None or shown not in (Shown.CURRENT, Shown.NEXT, Shown.RETURNED):
         return False
     return now - chain.current.minted_at >= rotate_after_ms
 
@@ -95,13 +106,46 @@ def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
     if chain.next is not None:
         raise ValueError("the chain has a successor that was not shown yet")
     # The timestamp never goes back, whatever the clocks of two servers say.
-    return Chain(chain.current, Link(session_id, max(now, chain.current.minted_at)), chain.retired, chain.forgotten_at)
+    minted_at = max(now, chain.current.minted_at, *(old.link.minted_at for old in chain.retired))
+    return Chain(chain.current, Link(session_id, minted_at), chain.retired, chain.forgotten_at)
 
 
 def _is_dead(old: Retired, now: int, grace_ms: int) -> bool:
     if grace_ms == 0:
         return True
     return old.moved_on_at is not None and now - old.moved_on_at > grace_ms
+
+
+def _without_lost_successor(chain: Chain, now: int, grace_ms: int) -> Chain:
+    """A successor that never came back was lost with its answer: it is retired, so that another one can be minted.
+
+    Were it told again and again instead, two browsers that take turns at a slower pace than the grace would get the
+    same tokens for ever, as if they were one. For one grace it is told (:meth:`Chain.told`), and for one more grace the
+    last answer that told it may be under way: then nobody honest can still receive it.
+    """
+    lost = chain.next
+    if lost is None or grace_ms == 0 or now - lost.minted_at <= 2 * grace_ms:
+        return chain
+    retired = (*chain.retired, _lost(lost, now))
+    return _trim(Chain(chain.current, None, retired, chain.forgotten_at), now, grace_ms)
+
+
+def _lost(link: Link, now: int) -> Retired:
+    """A link that its browser cannot have any more: whoever shows it after the grace is somebody else."""
+    return Retired(link, now, moved_on_at=now)
+
+
+def _brought_back(chain: Chain, returned: Retired, now: int, grace_ms: int) -> Chain:
+    """A late answer has overwritten the newer cookies of this browser: it goes on from the link that it has.
+
+    If somebody else holds one of the links that it lost, only one of the two can be honest: that is found when the
+    other comes back after the grace.
+    """
+    lost = [_lost(chain.current, now)]
+    if chain.next is not None:
+        lost.append(_lost(chain.next, now))
+    retired = (*(old for old in chain.retired if old is not returned), *lost)
+    return _trim(Chain(returned.link, None, retired, chain.forgotten_at), now, grace_ms)
 
 
 def _mark_moved_on(chain: Chain, now: int, grace_ms: int) -> Chain:

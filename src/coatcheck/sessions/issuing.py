@@ -1,0 +1,32 @@
+"""Which token an answer tells its browser (protocol section 7)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.tokens.chain import Link, Shown
+from coatcheck.tokens.sealed import SealedToken
+
+
+class Issue(msgspec.Struct, frozen=True):
+    """What the browser must be given: a token's content, and under which of the two cookies."""
+
+    token: SealedToken
+    login: bool
+
+
+def token_to_tell(shown: SealedToken, verdict: Shown, told: Link, promised: bytes, wrote: bool) -> SealedToken | None:
+    """The token for an answer to ``shown``; ``None`` if the browser needs none. ``told``: :meth:`Chain.told`.
+
+    The browser that showed a replaced token holds a newer one already, and a thief must not get that: so the answer to
+    a replaced token tells nothing, unless the request wrote (``wrote``). Then the browser must learn the version of
+    what was acknowledged (``promised``, packed): within the grace with the newest token, as any parallel tab; later
+    with the token that it showed, which is what its jar holds by then.
+    """
+    replaced = verdict is Shown.IN_GRACE or verdict is Shown.LATE
+    if replaced and not wrote:
+        return None
+    link = Link(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
+    if link.session_id == shown.session_id and promised == shown.version:
+        return None
+    return SealedToken(shown.key, link.session_id, link.minted_at, promised)

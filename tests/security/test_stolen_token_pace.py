@@ -65,11 +65,11 @@ def found_after_s(seed: int, victim_s: float, thief_s: float, thief_writes: bool
 FIGURES = [
     (20, 20, False, 0, 5 * 60),
     (60, 60, False, 0, 7 * 60),
-    (120, 120, False, 0, 8 * 60),
+    (120, 120, False, 0, 9 * 60),
     (60, 300, False, 0, 10 * 60),
-    (300, 60, False, 0, 9 * 60),
+    (300, 60, False, 0, 10 * 60),
     (20, 20, True, 0, 7 * 60),
-    (60, 60, True, 0, 7 * 60),
+    (60, 60, True, 0, 8 * 60),
 ]
 
 
@@ -80,9 +80,6 @@ def test_a_thief_beside_an_active_victim_is_found(
     outcomes = [found_after_s(seed, victim_s, thief_s, writes) for seed in range(COUPLES)]
     found = sorted(each for each in outcomes if each is not None)
     never = 100 * (COUPLES - len(found)) / COUPLES
-    print(
-        f"victim {victim_s} s, thief {thief_s} s: never {never:.0f} %, median {median(found):.0f}, worst {found[-1]:.0f}"
-    )
     assert never <= never_percent
     assert median(found) <= median_s
 
@@ -90,7 +87,7 @@ def test_a_thief_beside_an_active_victim_is_found(
 @pytest.mark.parametrize("victim_s", [20, 60, 90])
 def test_a_thief_who_only_reads_with_the_replaced_token_is_served_at_most_so_long(victim_s: float) -> None:
     """After the victim has moved on: two graces and the victim's next pause. If the victim pauses for longer than the
-    grace, the thief's token counts as the one in use for a while: one grace more, until the victim shows the other."""
+    grace, the thief's token counts as the one in use for a while: two graces more, until the victim shows the other."""
     farm = Farm()
     web = farm.web()
     booty = web.create(n=0)
@@ -112,4 +109,4 @@ def test_a_thief_who_only_reads_with_the_replaced_token_is_served_at_most_so_lon
                 break
             served_s = elapsed_s
     assert web.kinds().count(EventKind.SESSION_THEFT) == 1
-    assert served_s <= (2 if victim_s <= 60 else 3) * 60 + victim_s
+    assert served_s <= (2 if victim_s <= 60 else 4) * 60 + victim_s

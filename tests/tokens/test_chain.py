@@ -44,8 +44,8 @@ def test_a_successor_that_does_not_come_back_is_told_for_one_grace_and_given_up_
 
 def test_a_browser_that_lost_its_newer_cookies_goes_on_from_the_one_it_has() -> None:
     chain = Chain(NOW, SOON, (Retired(OLD, T - 3 * GRACE),))
-    assert shown(chain, OLD, T, newest_shown_at=T - GRACE)[0] is Shown.LATE, "the newer ones may be in use"
-    verdict, after = shown(chain, OLD, T, newest_shown_at=T - GRACE - 1)
+    assert shown(chain, OLD, T, newest_shown_at=T - 2 * GRACE)[0] is Shown.LATE, "the newer ones may be in use"
+    verdict, after = shown(chain, OLD, T, newest_shown_at=T - 2 * GRACE - 1)
     assert verdict is Shown.RETURNED
     assert after == Chain(OLD, None, (Retired(NOW, T, T), Retired(SOON, T, T)))
     assert needs_successor(after, verdict, T, 1)

@@ -24,6 +24,7 @@ from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.web_server import WebServer
+from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
 SLACK_S = 0.6
@@ -206,7 +207,10 @@ class Ledger(LeaseJudge):
             how = "from its lease" if by_lease else "after asking"
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
         self._check_promise(web, log, token, copy, began)
-        self._check_dead(log, token)
+        if session.verdict is Shown.IN_GRACE or session.verdict is Shown.LATE:
+            self._check_dead(log, token)
+        else:
+            log.current_at[token.session_id] = now
         if log.closes:
             self._check_closed(web, log, copy, by_lease, attempt.moment)
         if by_lease:
@@ -229,14 +233,15 @@ class Ledger(LeaseJudge):
             self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")
 
     def _check_dead(self, log: SessionLog, token: SealedToken) -> None:
-        """Invariant 5: a token that its browser has moved on from is dead one grace later. Marks are soft, so this
-        is judged where nothing loses them."""
+        """Invariant 5: a token that its browser has moved on from is dead one grace later, unless it became current
+        again meanwhile. Marks are soft, so this is judged where nothing loses them."""
         if not log.thief or self.scenario.theft == "report" or self.scenario.web_servers > 1 or self.disturbed:
             return
         order = list(log.issued)
         newer = set(order[order.index(token.session_id) + 1 :]) if token.session_id in log.issued else set()
         grace_s = self.scenario.grace_ms / 1000
-        times = [at for at, shown in log.shows if shown in newer]
+        current_at = log.current_at.get(token.session_id, 0.0)
+        times = [at for at, shown in log.shows if shown in newer and at > current_at]
         moved_on = [at for at in times if at > times[0] + grace_s + SLACK_S]
         if moved_on and self.schedule.now > moved_on[0] + grace_s + self.scenario.lease_s + SLACK_S:
             self.fail("I5", f"a stolen token of {self.trace.key(log.key)} is still taken")

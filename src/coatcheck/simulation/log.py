@@ -76,6 +76,8 @@ class SessionLog:
         self.shown: set[bytes] = set()
         self.shows: list[tuple[float, bytes]] = []
         """When which session ID was shown, in order."""
+        self.current_at: dict[bytes, float] = {}
+        """When each session ID was last taken as the current one."""
         self.last_active: float | None = None
         self.created_ms = 0
 

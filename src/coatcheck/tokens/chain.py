@@ -88,7 +88,8 @@ def show(
         if session_id == old.link.session_id and minted_at == old.link.minted_at:
             if _is_dead(old, now, grace_ms):
                 return Shown.STOLEN, chain
-            if newest_shown_at is not None and now - newest_shown_at > grace_ms:
+            # Within the grace it may have been told the newest token, and for one grace more that answer is under way.
+            if newest_shown_at is not None and now - newest_shown_at > 2 * grace_ms:
                 return Shown.RETURNED, _brought_back(chain, old, now, grace_ms)
             return (Shown.IN_GRACE if now - old.retired_at <= grace_ms else Shown.LATE), chain
     return (Shown.DEAD if minted_at <= chain.forgotten_at else Shown.STOLEN), chain

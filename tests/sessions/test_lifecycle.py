@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.events import EventKind
 from coatcheck.replication.copies import Closed, Written
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
-from replication.tiny_farm import Farm
+from coatcheck.tokens.sealed import SealedToken
+from replication.tiny_farm import Farm, WebServer
 
 # -- create and save -----------------------------------------------------------------------------
 
@@ -340,3 +342,84 @@ def test_of_two_logins_at_once_one_wins_and_the_other_invents_nothing() -> None:
     assert one.save(first).issue is not None
     with pytest.raises(SessionClosed):
         two.save(second)
+
+
+def logged_in(web: WebServer, token: SealedToken, user: str | None, login: bool = True, **data: Any) -> SealedToken:
+    """One request that sets ``data``, then regenerates."""
+    session = web.opened(token, login=login)
+    session.update(data)
+    session.regenerate(user)
+    saved = web.save(session)
+    assert saved.issue is not None
+    return saved.issue.token
+
+
+def test_a_login_as_another_user_inherits_nothing_of_the_former_ones() -> None:
+    web = Farm().web()
+    token = logged_in(web, web.create(cart=["tea"]), "ada", login=False, name="Ada", role="admin", visits=[1])
+    session = web.opened(token, login=True)
+    session["visits"].append(2)  # the former user's own list, changed in place
+    session["name"] = "Bob"
+    session["theme"] = ["dark"]
+    session.regenerate("bob")
+    assert session == {"name": "Bob", "theme": ["dark"]}, "gone at once, not only when it is saved"
+    session["later"] = 1
+    saved = web.save(session)
+    assert saved.issue is not None
+    assert web.read(saved.issue.token, login=True) == {"name": "Bob", "theme": ["dark"], "later": 1}
+    assert web.opened(saved.issue.token, login=True).user == "bob"
+
+
+def test_nor_what_a_parallel_request_of_the_former_user_stores_meanwhile() -> None:
+    web = Farm().web()
+    token = logged_in(web, web.create(a=1), "ada", login=False)
+    session = web.opened(token, login=True)
+    other = web.opened(token, login=True)
+    other["secret"] = "Ada's"
+    web.save(other)
+    session.regenerate("bob")
+    saved = web.save(session)
+    assert saved.issue is not None
+    assert web.read(saved.issue.token, login=True) == {}
+
+
+def test_of_three_users_in_one_request_the_last_has_a_session_of_its_own() -> None:
+    web = Farm().web()
+    session = web.opened(logged_in(web, web.create(a=1), "ada", login=False), login=True)
+    session.regenerate("bob")
+    session["b"] = 1
+    session.regenerate("cy")
+    assert session == {}
+    assert session.user == "cy"
+
+
+@pytest.mark.parametrize("user", [None, "ada"])
+def test_regenerating_for_the_same_user_does_not_put_the_absolute_timeout_off(user: str | None) -> None:
+    farm = Farm(policy=SessionPolicy(idle_timeout_ms=3_600_000, absolute_timeout_ms=12 * 3_600_000))
+    web = farm.web()
+    token = logged_in(web, web.create(a=1), "ada", login=False)
+    for _ in range(23):
+        farm.wait(1800)
+        token = logged_in(web, token, user)
+        assert web.opened(token, login=True).user == "ada"
+    farm.wait(1799)
+    assert web.read(token, login=True) == {"a": 1}
+    farm.wait(2)
+    other = farm.web()
+    assert other.read(token, login=True) is None
+    assert EventKind.SESSION_EXPIRED in other.kinds()
+
+
+@pytest.mark.parametrize("former", [None, "ada"])
+def test_a_login_of_somebody_else_starts_the_absolute_timeout_anew(former: str | None) -> None:
+    farm = Farm(policy=SessionPolicy(idle_timeout_ms=2 * 3_600_000, absolute_timeout_ms=2 * 3_600_000))
+    web = farm.web()
+    token = web.create(a=1)
+    if former is not None:
+        token = logged_in(web, token, former, login=False)
+    farm.wait(3500)
+    assert web.read(token, login=former is not None) is not None
+    farm.wait(3500)
+    token = logged_in(web, token, "bob", login=former is not None)
+    farm.wait(3500)
+    assert web.read(token, login=True) is not None

@@ -364,13 +364,13 @@ class Lifecycle:
             chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
         return chain
 
-    def _create(self, session: Session, user: str | None) -> Flow[Saved]:
+    def _create(self, session: Session, user: str | None, created_at: int | None = None) -> Flow[Saved]:
         """A session that exists nowhere yet. A successor leaves only after its put is acknowledged."""
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
         chain = Chain(Link(self._world.random_bytes(SESSION_ID_BYTES), now))
-        record = Record(session.saved_blob, now, now, user, chain)
-        life_ms = record.expires_at(self.policy) - now
+        record = Record(session.saved_blob, now if created_at is None else created_at, now, user, chain)
+        life_ms = max(1, record.expires_at(self.policy) - now)
         new = self.copies.create(key)
         written: Written | None = yield Exclusive(key, self.copies.write(new, encode_record(record), life_ms, "all"))
         stored = self.copies.cache.get(key)
@@ -391,13 +391,14 @@ class Lifecycle:
     def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
         promised = session.shown.version if session.shown is not None else None
         old = yield from self._owned(old_key, promised)
-        record = self._next_record(
-            session, old, self._record(old), self._world.now_ms()
-        )  # with what parallel requests have stored meanwhile
-        session.saved_blob = record.data
+        before = self._record(old)
+        if not session.flushed:  # with what parallel requests have stored meanwhile
+            session.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
         session.login = True
         session.new_login = False
-        saved = yield from self._create(session, session.new_user or record.user)
+        user = session.new_user or before.user
+        # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
+        saved = yield from self._create(session, user, before.created_at if user == before.user else None)
         yield from self.copies.close(old_key)
         return saved
 

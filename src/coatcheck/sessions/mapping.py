@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from coatcheck.replication.cache import Copy
-from coatcheck.sessions.record import EMPTY_DATA
+from coatcheck.sessions.record import EMPTY_DATA, decode_data
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -41,6 +41,8 @@ class Session(dict[str, Any]):
     cleared: bool = False
     new_login: bool = False
     new_user: str | None = None
+    flushed: bool = False
+    """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
 
     # -- the verbs -------------------------------------------------------------------------------
 
@@ -50,11 +52,29 @@ class Session(dict[str, Any]):
         self.accessed = self.unsettled = True
 
     def regenerate(self, user: str | None = None) -> None:
-        """Call on login and on any change of privilege: a new session with the same data, under the logged-in
-        cookie; the old session is closed at once (ASVS 7.2.4). ``user`` is kept for operators to find."""
+        """Call on login and on any change of privilege: a new session key, under the logged-in cookie; the old session
+        is closed at once (ASVS 7.2.4).
+
+        ``user`` is kept for operators to find; ``None`` keeps the one named before. The data stays, and the absolute
+        timeout goes on, unless this is the login of somebody: then the timeout starts anew, and if the session was
+        another user's, it is emptied of all that was in it when the request began, but for plain values that this
+        request has already replaced.
+        """
+        former = self.user
+        if user is not None and former is not None and user != former:
+            self._flush()
         self.new_login = True
-        self.new_user = user
+        self.new_user = user if user is not None else self.new_user
         self.mark_modified()
+
+    def _flush(self) -> None:
+        opened = {} if self.flushed else decode_data(self.blob)
+        for key in list(dict.keys(self)):
+            value = _getitem(self, key)
+            # A list or dict may be the former user's own, changed in place.
+            if self.flushed or (key in opened and (type(value) not in _IMMUTABLE or value == opened[key])):
+                dict.pop(self, key)
+        self.flushed = True
 
     def close(self) -> None:
         """End the session on every server (logout). Its data and its tokens are dead from then on."""
@@ -70,7 +90,7 @@ class Session(dict[str, Any]):
     @property
     def user(self) -> str | None:
         """Whom :meth:`regenerate` named, in this request or before."""
-        if self.new_login:
+        if self.new_user is not None:
             return self.new_user
         record = self.copy_held.record if self.copy_held is not None else None
         return record.user if record is not None else None

@@ -179,6 +179,6 @@ def act(attempt: Attempt, session: Session) -> None:
     elif kind == "rotate":
         session.rotate()
     elif kind == "login":
-        session.regenerate(f"user{number}")
+        session.regenerate(f"user{number % 2}")
     elif kind == "logout" and not session.is_new:
         session.close()

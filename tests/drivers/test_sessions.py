@@ -8,11 +8,11 @@ import time
 import pytest
 
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.drivers.stall_guard import StallGuard
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.events import EventKind
 from coatcheck.replication.copies import Written
 from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
 

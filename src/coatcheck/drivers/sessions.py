@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,6 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
-from coatcheck.drivers.stall_guard import StallGuard
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
@@ -20,6 +20,7 @@ from coatcheck.replication.notice import decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.replication.view import View
 from coatcheck.sessions.issuing import Issue
@@ -129,7 +130,7 @@ class Sessions:
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
         mending.start()
-        self._stall_guard = StallGuard(self.copies.cache)
+        self._stall_guard = StallGuard(self.copies, time.monotonic, asyncio.get_running_loop().call_later)
         self._driver, self._mending = driver, mending
         self.is_open = True
 

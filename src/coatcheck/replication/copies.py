@@ -105,6 +105,12 @@ class Copies:
             return None
         return copy if copy.promised == promised or copy.covers(promised) else None
 
+    def void_leases(self) -> None:
+        """Ask again before serving anything: this process was not running, and has heard no notices. What was sent
+        before now earns no lease either."""
+        self.cache.revoke_leases()
+        self.puts.distrust()
+
     def load(self, key: bytes, promised: bytes | None, accept_rollback: bool = False) -> Flow[Copy | Gone]:
         """Become (or stay) the owner of a session and return a copy with everything that was promised.
 

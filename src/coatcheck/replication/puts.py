@@ -28,8 +28,9 @@ class Puts:
         self.under_replicated: set[bytes] = set()
         """Sessions with fewer copies than wanted."""
         self._lost_at: dict[str, float] = {}
-        self._lost_last = 0.0
-        """When contact with a session server, and with any, was last lost or found again: monotonic seconds."""
+        """When contact with a session server was last lost or found again: monotonic seconds."""
+        self._no_lease_before = 0.0
+        """What was sent before this moment earns no lease: notices may have been missed since."""
 
     def to_placed(
         self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), early: bool = False
@@ -105,7 +106,12 @@ class Puts:
 
     def lost_contact(self, server: str) -> None:
         """A session server went away or came back: what was put there until now may be gone, and notices with it."""
-        self._lost_at[server] = self._lost_last = self._world.monotonic()
+        self._lost_at[server] = self._world.monotonic()
+        self.distrust()
+
+    def distrust(self) -> None:
+        """Notices may have been missed: only what is sent from now on earns a lease."""
+        self._no_lease_before = self._world.monotonic()
 
     def check_level(self, copy: Copy, level: int) -> None:
         copy.under_replicated = level < self._placement.wanted
@@ -119,7 +125,7 @@ class Puts:
             raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
 
     def earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:
-        unbroken = sent_at >= copy.no_lease_before and sent_at >= self._lost_last
+        unbroken = sent_at >= max(copy.no_lease_before, self._no_lease_before)
         enough = unbroken and holders >= self._placement.wanted
         copy.lease_until = sent_at + self._policy.lease_s if enough else 0.0
 

@@ -42,7 +42,10 @@ class Farm:
         self.sealer, self.codecs = seals(scenario.real_seal, self.rng)
         self.app = App(self.ledger, self.codecs)
         self.placement = Placement([f"store-{n + 1}" for n in range(scenario.session_servers)], scenario.copies)
-        self.servers = {name: SessionServer(name, self.schedule, self.ledger, self) for name in self.placement.servers}
+        """The newest list of session servers; a web server learns it when it is restarted."""
+        self.placements = [self.placement] * scenario.web_servers
+        """By web server: the list that it knows, or is to know at its next start."""
+        self.servers = {name: self.new_server(name) for name in self.placement.servers}
         self.ledger.servers = self.servers
         self.replication = scenario.replication_policy()
         self.policy = scenario.session_policy()
@@ -63,24 +66,38 @@ class Farm:
         self._in_hand: dict[Attempt, None] = {}
 
     def _new_web(self, index: int, run: int) -> WebServer:
+        placement = self.placements[index]
+        servers = {name: self.servers[name] for name in placement.servers}
         web = WebServer(
-            f"web-{index + 1}", run, self.schedule, self.network, self.servers, self.rng, self.ledger, self.sealer
+            f"web-{index + 1}", run, self.schedule, self.network, servers, self.rng, self.ledger, self.sealer
         )
         web.skew_ms = self.skews_ms[index]
         web.post = self._post
-        web.equip(self.placement, self.replication, self.policy)
+        web.equip(placement, self.replication, self.policy)
         self.by_id[web.server_id] = web
         self.trace.name_server(web.server_id, web.name if not run else f"{web.name}#{run}")
-        for server in self.servers.values():
+        for server in servers.values():
             web.reach[server.name] = server.alive
             if not server.alive:
                 web.after(web.PROBE_S, web._probe, server.name)
         self.start_web(web)
         return web
 
+    def new_server(self, name: str) -> SessionServer:
+        return SessionServer(name, self.schedule, self.ledger, self)
+
     def start_web(self, web: WebServer) -> None:
         """A web server comes up."""
         web.begin()
+
+    def change_list(self, index: int, placement: Placement) -> None:
+        """A web server is restarted with another list of session servers."""
+        self.placements[index] = placement
+        web = self.webs[index]
+        if web.alive:
+            web.kill()
+            self.web_died(web)
+            self.restart_web(index)
 
     def restart_web(self, index: int) -> None:
         if not self.webs[index].alive:

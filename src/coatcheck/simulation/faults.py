@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coatcheck.replication.placement import Placement
 from coatcheck.simulation.farm import Farm
 
 SPAN_S = 6.0
@@ -9,6 +10,19 @@ KINDS = (
     "kill web", "kill web", "kill store", "empty store", "stale store", "cut", "cut one way", "freeze web",
     "freeze store", "clock jump", "close", "close",
 )  # fmt: skip
+WIDE_KINDS = (
+    *KINDS, "partition", "partition", "partition", "evict", "evict", "flush", "read-only store", "read-only store",
+    "freeze web",
+)  # fmt: skip
+"""Those of the wide histories: what befalls groups and single keys."""
+LISTS_KINDS = (*WIDE_KINDS, "add server", "remove server", "add server", "remove server")
+WATCH_S = 0.15
+"""The heart-beat of a web server runs for so long before it is frozen."""
+STEP_S = 1.5
+"""A web server learns a changed list of session servers up to so much later than the one before."""
+GIVE_UP_S = 3.0
+"""A session server that is off every list is shut down so much later."""
+MOST_SERVERS = 6
 
 
 class Faults:
@@ -17,11 +31,14 @@ class Faults:
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
         self._stopped = False
+        self._changing = False
+        self._added = 0
 
     def plan(self) -> None:
         farm, rng = self._farm, self._farm.rng
         span = min(SPAN_S, max(0.3, farm.scenario.requests * farm.scenario.gap_s))
-        kinds = (*KINDS, *["close"] * len(KINDS)) if farm.scenario.closes else KINDS
+        kinds = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS}[farm.scenario.damage]
+        kinds = (*kinds, *["close"] * len(kinds)) if farm.scenario.closes else kinds
         for _ in range(farm.scenario.faults):
             farm.schedule.after(rng.random() * span, self._strike, rng.choice(kinds))
         if farm.scenario.thief:
@@ -42,21 +59,43 @@ class Faults:
             self._kill_web(web, length)
         elif kind in ("kill store", "empty store", "stale store"):
             self._kill_store(store, kind, length)
-        elif kind == "cut":
-            self._cut(web, store, length, True)
-        elif kind == "cut one way":
-            self._cut(web, store, length, False)
+        elif kind in ("cut", "cut one way"):
+            self._cut(web, store, length, kind == "cut")
+        elif kind == "partition":
+            self._partition(length, rng.choice((0, 0, 1, 2)))
         elif kind == "freeze web":
-            process = farm.webs[web]
-            process.freeze()
-            farm.schedule.after(length, process.thaw)
+            farm.webs[web].watch_for_stalls()
+            farm.schedule.after(WATCH_S, self._freeze_web, web, length)
         elif kind == "freeze store":
             farm.servers[store].freeze()
             farm.schedule.after(length, farm.servers[store].thaw)
         elif kind == "clock jump":
             self._jump(web)
-        elif kind == "close" and farm.ledger.logs:
-            farm.close_by_operator(web, rng.choice(list(farm.ledger.logs)))
+        elif kind == "close":
+            if farm.ledger.logs:
+                farm.close_by_operator(web, rng.choice(list(farm.ledger.logs)))
+        else:
+            self._strike_store(kind, store, length)
+
+    def _strike_store(self, kind: str, name: str, length: float) -> None:
+        """What befalls the data of a session server, or its place on the list; no connection breaks."""
+        farm, rng = self._farm, self._farm.rng
+        server = farm.servers[name]
+        if kind == "evict" and server.entries:
+            server.evict(rng.choice(list(server.entries)))
+        elif kind == "flush":
+            server.forget_all()
+        elif kind == "read-only store":
+            server.read_only = True
+            farm.schedule.after(length, self._writable, name)
+        elif kind in ("add server", "remove server"):
+            self._change_list(None if kind == "add server" else name)
+
+    def _freeze_web(self, index: int, length: float) -> None:
+        web = self._farm.webs[index]
+        if not self._stopped and web.alive:
+            web.freeze()
+            self._farm.schedule.after(length, web.thaw)
 
     def _kill_web(self, index: int, length: float) -> None:
         farm = self._farm
@@ -73,19 +112,25 @@ class Faults:
             return
         server.kill()
         for web in farm.webs:
-            if (name, web.name) not in farm.network.cut:
+            if name in web.servers and (name, web.name) not in farm.network.cut:
                 web.after(farm.network.LATENCY_S, web.disconnected, name)
         farm.schedule.after(length, self._restart_store, name, kind, farm.rng.randint(1, 8))
 
     def _restart_store(self, name: str, kind: str, puts: int) -> None:
-        server = self._farm.servers[name]
-        if server.alive:
+        server = self._farm.servers.get(name)
+        if server is None or server.alive:
             return
         server.restart()
         if kind == "empty store":
             server.forget_all()
         elif kind == "stale store":
             server.forget_some(puts)
+
+    def _writable(self, name: str) -> None:
+        if name in self._farm.servers:
+            self._farm.servers[name].read_only = False
+
+    # -- the network -----------------------------------------------------------------------------
 
     def _cut(self, web: int, store: str, length: float, both: bool) -> None:
         farm = self._farm
@@ -95,6 +140,59 @@ class Faults:
             links = [links[farm.rng.randrange(2)]]
         farm.network.cut.update(links)
         farm.schedule.after(length, farm.network.cut.difference_update, links)
+
+    def _partition(self, length: float, again: int) -> None:
+        """Two camps of web and session servers; nothing passes between them. Later it may tear along another line."""
+        if self._stopped:
+            return
+        farm, rng = self._farm, self._farm.rng
+        names = [*farm.servers, *(web.name for web in farm.webs)]
+        camps = {name: rng.random() < 0.5 for name in names}
+        links = [(one, other) for one in names for other in names if camps[one] != camps[other]]
+        if farm.trace.on:
+            farm.ledger.say(
+                f"camps: {[one for one in names if camps[one]]} | {[one for one in names if not camps[one]]}"
+            )
+        farm.network.cut.update(links)
+        farm.schedule.after(length, farm.network.cut.difference_update, links)
+        if again:
+            farm.schedule.after(length + rng.random(), self._partition, length, again - 1)
+
+    # -- the list of session servers -------------------------------------------------------------
+
+    def _change_list(self, remove: str | None) -> None:
+        """One server more or less, one change at a time; the web servers are restarted with the new list in turn."""
+        farm, rng = self._farm, self._farm.rng
+        servers = list(farm.placement.servers)
+        if self._changing or (remove is None and len(servers) >= MOST_SERVERS):
+            return
+        if remove is None:
+            self._added += 1
+            name = f"added-{self._added}"
+            farm.servers[name] = farm.new_server(name)
+            servers.append(name)
+        elif len(servers) > max(1, farm.scenario.wanted):
+            servers.remove(remove)
+            farm.ledger.given_up(farm.servers[remove])
+        else:
+            return
+        self._changing = True
+        farm.placement = Placement(servers, farm.scenario.copies)
+        farm.ledger.list_changed(farm.placement)
+        if farm.trace.on:
+            farm.ledger.say(f"the list of session servers becomes {servers}")
+        delay_s = 0.0
+        for index in rng.sample(range(len(farm.webs)), len(farm.webs)):
+            delay_s += rng.random() * STEP_S
+            farm.schedule.after(delay_s, farm.change_list, index, farm.placement)
+        farm.schedule.after(delay_s + GIVE_UP_S, self._changed, remove)
+
+    def _changed(self, removed: str | None) -> None:
+        self._changing = False
+        if removed is not None:
+            self._farm.servers.pop(removed).kill()
+
+    # -- clocks ----------------------------------------------------------------------------------
 
     def _jump(self, index: int) -> None:
         farm = self._farm
@@ -116,6 +214,7 @@ class Faults:
             if not server.alive:
                 server.restart()
             server.thaw()
+            server.read_only = False
         for index, web in enumerate(farm.webs):
             web.thaw()
             farm.restart_web(index)

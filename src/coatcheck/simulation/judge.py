@@ -137,7 +137,7 @@ class Judge:
     def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
         """A session that some server still has must not be declared absent."""
         scenario = self.scenario
-        keepers = [name for name, server in self.servers.items() if _alive(server.look(log.key))]
+        keepers = [name for name, server in web.servers.items() if _alive(server.look(log.key))]
         if not keepers:
             self._judge_expiry(log)
         elif scenario.session_servers < 3:

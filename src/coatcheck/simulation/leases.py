@@ -43,7 +43,7 @@ class LeaseJudge(Judge):
             self.fail("lease", f"{web.name} serves {version} though it has lost contact with a holder")
         if earned_at < web.stalled_at:
             self.fail("lease", f"{web.name} serves {version} after a stall, unchecked")
-        if len(log.accepted_by.get(copy.version, ())) < self.scenario.wanted:
+        if len(log.accepted_by.get(copy.version, ())) < web.copies.placement.wanted:
             self.fail("lease", f"{version} is served from a lease that no full put has earned")
         self._check_age(web, log, copy)
 

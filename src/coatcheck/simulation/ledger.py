@@ -6,12 +6,16 @@ prints how often it was used: a check that never bites is seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events import EventKind
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry
+from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Saved
@@ -156,9 +160,10 @@ class Ledger(LeaseJudge):
     def _told(self, log: SessionLog, version: Version) -> bool:
         return version in log.acks
 
-    def forgot(self, server: SessionServer) -> None:
-        """A server restarted empty or stale: what it alone had is excused, what others have is not."""
-        for log in self.logs.values():
+    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None) -> None:
+        """A server restarted empty or stale, or dropped these keys: what it alone had is excused, what others have
+        is not."""
+        for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
             entry = server.look(log.key)
             for versions in log.accepted_by.values():
                 if server.name in versions:
@@ -166,6 +171,23 @@ class Ledger(LeaseJudge):
             for close in log.closes:
                 if server.name in close.holders and (entry is None or not entry.closed):
                     close.lost.add(server.name)
+
+    def list_changed(self, placement: Placement) -> None:
+        """Web servers learn a new list of session servers, one after another."""
+        most = max(self.scenario.session_servers, len(placement.servers))
+        self.scenario = msgspec.structs.replace(self.scenario, session_servers=most)
+
+    def given_up(self, server: SessionServer) -> None:
+        """The operator takes this one off the list: what it alone has is given up with it."""
+        others = [one for one in self.servers.values() if one is not server]
+        for log in self.logs.values():
+            had = server.look(log.key)
+            if had is None:
+                continue
+            kept = [entry for one in others if (entry := one.look(log.key)) is not None]
+            written = newest_write(had.history)
+            if not any(entry.closed or written is None or holds(entry.history, written) for entry in kept):
+                log.data_lost = True
 
     def repairing(self, web: WebServer, key: bytes) -> None:
         if self.trace.on:
@@ -283,7 +305,7 @@ class Ledger(LeaseJudge):
         level, scenario = saved.written.level, self.scenario
         if len(log.accepted_by.get(version, ())) < level:
             self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, but fewer have it")
-        if scenario.below_target == "refuse" and scenario.durability == "all" and level < scenario.wanted:
+        if scenario.below_target == "refuse" and scenario.durability == "all" and level < web.copies.placement.wanted:
             self.fail("I1", f"{self.trace.version(version)} acknowledged below target against the policy")
         if level == 0:
             self.excuse("async: acknowledged with no copy")
@@ -318,7 +340,7 @@ class Ledger(LeaseJudge):
             self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
         if not self.disturbed and len(holders) < len(self.servers):
             self.fail("I2", f"the close of {self.trace.key(log.key)} reached {sorted(holders)} only, without any fault")
-        log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(self.servers)))
+        log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(web.servers)))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 

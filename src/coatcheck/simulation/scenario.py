@@ -13,10 +13,11 @@ from coatcheck.sessions.policy import SessionPolicy
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
-Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves"]
+Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists"]
 """Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
 many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
-grace. ``thieves``: stolen cookies, one web server, no fault."""
+grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers, camps that are cut
+off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session servers that changes."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -58,6 +59,7 @@ class Scenario(msgspec.Struct, frozen=True):
     real_seal: bool
     sleep_s: float = 4.0
     closes: bool = False
+    damage: Literal["narrow", "wide", "lists"] = "narrow"
 
     @property
     def faultless(self) -> bool:
@@ -122,6 +124,13 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         return msgspec.structs.replace(
             draw(seed, "calm"), grace_ms=300, rotate_after_ms=0, theft="close", thief=True, web_servers=1, gap_s=0.2,
             tabs=1, logins=False, idle_timeout_ms=HOUR_MS, absolute_timeout_ms=12 * HOUR_MS,
+        )  # fmt: skip
+    if profile in ("wide", "lists"):
+        dice = Random(f"wide {seed}")
+        return msgspec.structs.replace(
+            draw(seed, "storm"), damage=profile, web_servers=dice.choice((2, 2, 3, 3)),
+            session_servers=dice.choice((1, 2, 2, 3, 3, 3, 4, 5, 6)), copies=dice.choice((1, 2, 2, 2, 3)),
+            faults=dice.randint(1, 6),
         )  # fmt: skip
     rng = Random(seed * 2 + 1)
     pick = rng.choice

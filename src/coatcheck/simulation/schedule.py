@@ -73,6 +73,9 @@ class Process:
     def thaw(self) -> None:
         """Everything that waited happens now, in order."""
         self.frozen = False
-        waiting, self._backlog = self._backlog, []
+        waiting, self._backlog = self._in_order(self._backlog), []
         for act, args in waiting:
             self.after(0.0, act, *args)
+
+    def _in_order(self, waiting: list[tuple[Act, tuple[Any, ...]]]) -> list[tuple[Act, tuple[Any, ...]]]:
+        return waiting

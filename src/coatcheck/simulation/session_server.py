@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from coatcheck.replication import entry as rule
-from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused
+from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused, Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import Version
 from coatcheck.simulation.schedule import Process, Schedule
 
 ACCEPTED = Accepted()
+READ_ONLY = Unreachable("writes are refused")
 
 
 class Witness(Protocol):
@@ -19,7 +21,7 @@ class Witness(Protocol):
 
     def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
 
-    def forgot(self, server: SessionServer) -> None: ...
+    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None) -> None: ...
 
 
 class Post(Protocol):
@@ -29,7 +31,7 @@ class Post(Protocol):
 
 
 class SessionServer(Process):
-    """Entries by key, with the moment of their end in simulated seconds (the store's own clock never jumps)."""
+    """Entries by key, with the moment of their end on this server's own clock."""
 
     MAX_UNDO = 64
 
@@ -41,6 +43,8 @@ class SessionServer(Process):
         self._undo: list[tuple[bytes, tuple[Entry, float] | None]] = []
         self.run = 0
         """Counts restarts."""
+        self.read_only = False
+        """It answers, and refuses every write: a replica that was promoted away, or a full memory."""
 
     def look(self, key: bytes) -> Entry | None:
         """What is stored and has not expired."""
@@ -58,6 +62,8 @@ class SessionServer(Process):
 
     def put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
         """Atomic: judged by the product's own rule, stored, and the old owner told."""
+        if self.read_only:
+            return READ_ONLY
         old = self.look(key)
         if not rule.accepts(old, seen, new):
             return Refused(None if old is None else self._with_life_left(key, old))
@@ -86,6 +92,12 @@ class SessionServer(Process):
         self.entries.clear()
         self._undo.clear()
         self._witness.forgot(self)
+
+    def evict(self, key: bytes) -> None:
+        """One entry vanishes, and no connection breaks."""
+        if self.entries.pop(key, None) is not None:
+            self._undo = [one for one in self._undo if one[0] != key]
+            self._witness.forgot(self, [key])
 
     def forget_some(self, puts: int) -> None:
         """Restarted with an older state: the last ``puts`` never reached the disk."""

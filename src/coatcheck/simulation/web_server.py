@@ -15,12 +15,13 @@ from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.repair import Repair, Repaired
+from coatcheck.replication.stall_guard import StallGuard, Timer
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
-from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
+from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
 from coatcheck.simulation.session_server import SessionServer
 
 UNREACHABLE = Unreachable("no connection")
@@ -40,6 +41,20 @@ class Watch(Protocol):
     def reported(self, web: WebServer, event: Event) -> None: ...
 
     def crashed(self, web: WebServer, error: Exception) -> None: ...
+
+
+class Beat:
+    """A timer of the heart-beat."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act: Callable[[], None] | None = act
+
+    def __call__(self) -> None:
+        if self._act is not None:
+            self._act()
+
+    def cancel(self) -> None:
+        self._act = None
 
 
 class WebServer(Process):
@@ -65,6 +80,7 @@ class WebServer(Process):
         self.run = run
         self.network = network
         self.servers = servers
+        """Those of its own list of session servers: another web server may know another list for a while."""
         self.watch = watch
         self.sealer = sealer
         self.random_bytes: Callable[[int], bytes] = rng.randbytes
@@ -85,6 +101,8 @@ class WebServer(Process):
         """Per session: when contact with a server that holds it was last lost or found again."""
         self.stalled_at = -1.0
         """When this process went on after it had not run for longer than a lease may be trusted."""
+        self._frozen_at = 0.0
+        self._guard: StallGuard | None = None
         self._mending_due = False
         self._scan_due = False
 
@@ -112,6 +130,40 @@ class WebServer(Process):
 
     def report(self, event: Event) -> None:
         self.watch.reported(self, event)
+
+    # -- stalls ----------------------------------------------------------------------------------
+
+    def watch_for_stalls(self) -> None:
+        """Start the heart-beat. Costly in simulated time, so it runs only around a freeze."""
+        if self._guard is None and self.alive:
+            self._guard = StallGuard(self.copies, self.monotonic, self._call_later)
+
+    def _call_later(self, delay_s: float, act: Callable[[], None]) -> Timer:
+        timer = Beat(act)
+        self.after(delay_s, timer)
+        return timer
+
+    def freeze(self) -> None:
+        if not self.frozen:
+            self._frozen_at = self.schedule.now
+        super().freeze()
+
+    def thaw(self) -> None:
+        if self.frozen and self.schedule.now - self._frozen_at > StallGuard.STALL_S + StallGuard.BEAT_S:
+            self.stalled_at = self.schedule.now
+        super().thaw()
+        if self._guard is not None:
+            self.after(4 * StallGuard.BEAT_S, self._stop_guard)
+
+    def _stop_guard(self) -> None:
+        if self._guard is not None and not self.frozen:
+            self._guard.stop()
+            self._guard = None
+
+    def _in_order(self, waiting: list[tuple[Act, tuple[Any, ...]]]) -> list[tuple[Act, tuple[Any, ...]]]:
+        """Timers first, as on an event loop: what arrived meanwhile is read in the same turn, but the requests in it
+        become tasks that run in the next one."""
+        return sorted(waiting, key=lambda one: not isinstance(one[0], Beat))
 
     # -- calls -----------------------------------------------------------------------------------
 

@@ -274,6 +274,24 @@ def test_a_lease_counts_from_sending_the_put_not_from_its_acknowledgement() -> N
     assert web.copies.cached(KEY, promise(web)) is None
 
 
+def test_after_a_stall_nothing_is_served_unchecked_and_what_was_sent_before_it_earns_no_lease() -> None:
+    farm = Farm()
+    web = farm.web()
+    store(web, b"one")
+    web.copies.void_leases()
+    assert web.copies.cached(KEY, promise(web)) is None
+
+    def stall() -> None:
+        farm.wait(0.3)
+        web.copies.void_leases()
+
+    web.during_put = [stall]
+    store(web, b"two")
+    assert web.copies.cached(KEY, promise(web)) is None
+    store(web, b"three")
+    assert web.copies.cached(KEY, promise(web)) is not None
+
+
 def test_of_two_rival_claims_one_wins_and_the_other_goes_on_from_it() -> None:
     farm = Farm()
     one, two = farm.two_webs()

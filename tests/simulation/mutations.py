@@ -402,11 +402,6 @@ def stalls_unnoticed(monkeypatch: Any) -> None:
     monkeypatch.setattr(Copies, "void_leases", lambda self: None)
 
 
-@mutation("what was sent before a stall earns a lease")
-def sent_before_stall(monkeypatch: Any) -> None:
-    monkeypatch.setattr(Copies, "void_leases", lambda self: self.cache.revoke_leases())
-
-
 # Not here, because no history can tell them apart from the rule:
 #
 # * "A view is mine though a session server shows a later write of my own claim" (`View.is_mine` without the comparison

@@ -18,7 +18,6 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "a second close is complete at once": ("leases", 1, 400),
     "a retired token is taken for ever": ("thieves", 500, 600),
     "a stall ends no lease": ("wide", 1, 400),
-    "what was sent before a stall earns a lease": ("wide", 1, 600),
 }
 """Which kind of histories shows the trace that a rule forbids, from which seed, and how many are tried at most."""
 

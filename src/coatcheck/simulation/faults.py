@@ -150,9 +150,8 @@ class Faults:
         camps = {name: rng.random() < 0.5 for name in names}
         links = [(one, other) for one in names for other in names if camps[one] != camps[other]]
         if farm.trace.on:
-            farm.ledger.say(
-                f"camps: {[one for one in names if camps[one]]} | {[one for one in names if not camps[one]]}"
-            )
+            sides = [", ".join(name for name in names if camps[name] is side) for side in (True, False)]
+            farm.ledger.say(f"camps: {sides[0]} | {sides[1]}")
         farm.network.cut.update(links)
         farm.schedule.after(length, farm.network.cut.difference_update, links)
         if again:

@@ -17,7 +17,8 @@ Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases", "sleepers"
 """Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
 many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
 grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers, camps that are cut
-off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session servers that changes."""
+off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session
+servers that changes."""
 
 
 class Scenario(msgspec.Struct, frozen=True):

@@ -58,6 +58,26 @@ def serve(app: str | None, config: Path | None, **flags: Any) -> None:
 
 
 @coatcheck.command()
+@click.argument("app", required=False)
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
+@JSON
+@setting_options
+def check(app: str | None, config: Path | None, as_json: bool, **flags: Any) -> None:
+    """Say what is wrong or weak about a configuration, without starting anything.
+
+    Takes what `serve` takes. A line per finding; exit code 2 if something is wrong, 1 if something is weak, else 0.
+    """
+    from coatcheck.farm.check import check_configuration, exit_code
+
+    findings = list(check_configuration(config, os.environ, {"app": app, **flags}))
+    if as_json:
+        click.echo(json_text([{"level": finding.level, "line": finding.line} for finding in findings]))
+    else:
+        click.echo("\n".join(map(str, findings)) or "nothing is wrong or weak")
+    raise SystemExit(exit_code(findings))
+
+
+@coatcheck.command()
 @click.option("--tour", is_flag=True, help="Tell the story without hands, and exit 0 only if nothing was lost.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--shoppers", type=click.IntRange(1, 500), default=40, show_default=True, help="For --tour.")

@@ -73,9 +73,6 @@ def _settings() -> tuple[FarmSetting, ...]:
 SETTINGS: Final = _settings()
 """All options, in the order of the documentation."""
 
-Values = dict[str, tuple[FarmSetting, Any]]
-"""What was given, by parameter."""
-
 
 def load_settings(
     config: Path | None = None,
@@ -87,18 +84,35 @@ def load_settings(
     Raises:
         ConfigError: one line that names the setting and the mend.
     """
-    values: Values = {}
+    settings, mistakes = try_settings(config, environ, flags)
+    if settings is None:
+        raise mistakes[0]
+    return settings
+
+
+def try_settings(
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> tuple[FarmSettings | None, list[ConfigError]]:
+    """The same; instead of raising the first mistake, return all that were found and no settings."""
+    reading = _Reading()
     if config is not None:
-        values |= _from_file(config)
-    values |= _from_environment(environ or {})
+        reading.file(config)
+    reading.environment(environ or {})
     for setting in SETTINGS:
         value = (flags or {}).get(setting.parameter)
         if value is not None and value != ():
-            values[setting.parameter] = (setting, read_value(setting, value, setting.flag))
-    return _build(values)
+            reading.take(setting, value, setting.flag)
+    if reading.mistakes:
+        return None, reading.mistakes
+    try:
+        return _build(reading.values), []
+    except ConfigError as error:
+        return None, [error]
 
 
-def _build(values: Values) -> FarmSettings:
+def _build(values: Mapping[str, tuple[FarmSetting, Any]]) -> FarmSettings:
     tables: dict[str, dict[str, Any]] = {table: {} for table in GROUPS}
     for setting, value in values.values():
         tables[setting.table][setting.field] = value
@@ -121,41 +135,62 @@ def _development_mode(farm: Mapping[str, Any], cookie: Mapping[str, Any]) -> boo
     return plain and is_loopback(farm.get("host", FarmSettings().host)) and not CookiePolicy(**cookie).needs_secure
 
 
-def _from_file(path: Path) -> Values:
+class _Reading:
+    """What was given so far, and what of it was wrong."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[FarmSetting, Any]] = {}
+        """By parameter."""
+        self.mistakes: list[ConfigError] = []
+
+    def take(self, setting: FarmSetting, value: object, where: str) -> None:
+        try:
+            self.values[setting.parameter] = (setting, read_value(setting, value, where))
+        except ConfigError as error:
+            self.mistakes.append(error)
+
+    def file(self, path: Path) -> None:
+        try:
+            document = _read_toml(path)
+        except ConfigError as error:
+            self.mistakes.append(error)
+            return
+        for table, content in document.items():
+            if table not in GROUPS or not isinstance(content, dict):
+                self.mistakes.append(ConfigError(f"{path}: unknown table or key {table!r}{nearest(table, GROUPS)}"))
+                continue
+            known = {setting.key: setting for setting in SETTINGS if setting.table == table}
+            for key, value in content.items():
+                if key in known:
+                    self.take(known[key], value, f"{path}: [{table}] {key}")
+                    continue
+                meant = _elsewhere(key) or nearest(key, known)
+                self.mistakes.append(ConfigError(f"{path}: [{table}] has no setting {key!r}{meant}"))
+
+    def environment(self, environ: Mapping[str, str]) -> None:
+        known = {setting.env: setting for setting in SETTINGS}
+        for name, text in environ.items():
+            if not name.startswith(ENV_PREFIX) or name in OTHER_ENV:
+                continue
+            if name in known:
+                self.take(known[name], text.split() if known[name].is_list else text, name)
+                continue
+            meant = nearest(name, [*known, *OTHER_ENV])
+            self.mistakes.append(ConfigError(f"{name}: no setting has this name{meant}"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing TOML file") from None
     if len(raw) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; this is no farm.toml")
     try:
-        document = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    values: Values = {}
-    for table, content in document.items():
-        if table not in GROUPS or not isinstance(content, dict):
-            raise ConfigError(f"{path}: unknown table or key {table!r}{nearest(table, GROUPS)}")
-        known = {setting.key: setting for setting in SETTINGS if setting.table == table}
-        for key, value in content.items():
-            if key not in known:
-                raise ConfigError(f"{path}: [{table}] has no setting {key!r}{_elsewhere(key) or nearest(key, known)}")
-            setting = known[key]
-            values[setting.parameter] = (setting, read_value(setting, value, f"{path}: [{table}] {key}"))
-    return values
-
-
-def _from_environment(environ: Mapping[str, str]) -> Values:
-    known = {setting.env: setting for setting in SETTINGS}
-    values: Values = {}
-    for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX) or name in OTHER_ENV:
-            continue
-        if name not in known:
-            raise ConfigError(f"{name}: no setting has this name{nearest(name, [*known, *OTHER_ENV])}")
-        value: object = text.split() if known[name].is_list else text
-        values[known[name].parameter] = (known[name], read_value(known[name], value, name))
-    return values
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {str(error) or 'nested too deep'}") from None
 
 
 def _elsewhere(key: str) -> str:

@@ -24,7 +24,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             host=role.address.host,
             port=role.address.port,
             route_cookie=role.route_cookie,
-            tls=_tls(role),
+            tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
             trusted_proxies=role.trusted_proxies,
             first_byte_s=role.limits.first_byte_timeout_s,
             between_bytes_s=role.limits.body_timeout_s,
@@ -56,17 +56,20 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     await director.stop(role.stop_grace_s)
 
 
-def _tls(role: DirectorRole) -> ssl.SSLContext | None:
-    if not role.tls_certificate:
-        return None
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """What the director speaks HTTPS with.
+
+    Raises:
+        ConfigError: the two files cannot be loaded, or do not belong together.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
         # An empty password: a locked key must fail, not ask a terminal that nobody watches.
-        context.load_cert_chain(role.tls_certificate, role.tls_key, password="")
+        context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        files = f"{role.tls_certificate} with tls_key {role.tls_key}"
+        files = f"{certificate} with tls_key {key}"
         raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
     return context

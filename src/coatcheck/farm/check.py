@@ -1,0 +1,184 @@
+"""``coatcheck check``: what is wrong or weak about a configuration, before a farm is started with it."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from cryptography import x509
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.application import installs_starlette_sessions, load_application
+from coatcheck.farm.configuration import try_settings
+from coatcheck.farm.director_process import tls_context
+from coatcheck.farm.keys import ENV as KEYS_VARIABLE
+from coatcheck.farm.keys import load_or_create
+from coatcheck.farm.run_directory import KEYS_FILE
+from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.weaknesses import weaknesses
+
+EXIT_CLEAN: Final = 0
+EXIT_WEAK: Final = 1
+EXIT_WRONG: Final = 2
+
+CERTIFICATE_DAYS: Final = 14
+"""A certificate that ends sooner is weak."""
+
+GIT_TIMEOUT_S: Final = 5.0
+NOT_IGNORED: Final = 1
+"""What `git check-ignore` exits with; 128 is an error of its own."""
+DESCRIPTORS_A_CONNECTION: Final = 2
+"""A browser's connection, and one to a web server."""
+CAP_NET_BIND_SERVICE: Final = 10
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """``wrong`` keeps a farm from starting or from working; ``weak`` protects less than it could."""
+
+    level: Literal["wrong", "weak"]
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.line}"
+
+
+def check_configuration(
+    config: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]
+) -> Iterator[Finding]:
+    """Everything that can be found without starting a process; imports the app, changes nothing."""
+    settings, mistakes = try_settings(config, environ, flags)
+    for mistake in mistakes:
+        yield Finding("wrong", str(mistake))
+    if settings is None:
+        return
+    yield from _app(settings)
+    yield from _tls(settings)
+    yield from _keys(settings, environ)
+    yield from _run_directory(settings)
+    yield from _address(settings)
+    if config is not None and _others_may(config, stat.S_IRGRP | stat.S_IROTH) and _holds_password(settings):
+        yield Finding(
+            "weak", f"{config}: others can read it, and it may hold session servers' passwords; run chmod 600"
+        )
+    yield from (Finding("weak", line) for line in weaknesses(settings))
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """2 if something is wrong (as ``serve`` would exit), 1 if something is weak, else 0."""
+    levels = {finding.level for finding in findings}
+    return EXIT_WRONG if "wrong" in levels else EXIT_WEAK if "weak" in levels else EXIT_CLEAN
+
+
+def _app(settings: FarmSettings) -> Iterator[Finding]:
+    if not settings.app:
+        yield Finding("wrong", "app: name the app to serve, such as app:app")
+        return
+    try:
+        app = load_application(settings.app, settings.factory)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
+        return
+    except SystemExit as error:
+        yield Finding("wrong", f"app: importing {settings.app!r} ends the process (exit code {error.code})")
+        return
+    if installs_starlette_sessions(app):
+        yield Finding("wrong", f"app: {settings.app} installs Starlette's SessionMiddleware, which hides our session")
+
+
+def _tls(settings: FarmSettings) -> Iterator[Finding]:
+    if not settings.tls_certificate:
+        return
+    try:
+        tls_context(settings.tls_certificate, settings.tls_key)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
+        return
+    if _others_may(Path(settings.tls_key), stat.S_IROTH):
+        yield Finding("weak", f"tls_key: everybody on this machine can read {settings.tls_key}; run chmod 600 on it")
+    certificate = x509.load_pem_x509_certificate(Path(settings.tls_certificate).read_bytes())
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    if left.total_seconds() <= 0:
+        yield Finding("wrong", f"tls_certificate: it ended on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
+    elif left.days < CERTIFICATE_DAYS:
+        yield Finding("weak", f"tls_certificate: it ends on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
+
+
+def _keys(settings: FarmSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    path = Path(settings.keys_file) if settings.keys_file else Path(settings.run_dir) / KEYS_FILE
+    from_environment = bool(environ.get(KEYS_VARIABLE))
+    if not from_environment and not path.exists():
+        return  # the first start makes it
+    try:
+        load_or_create(path, environ)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
+    if not from_environment and (tree := _in_git(path)):
+        yield Finding("weak", f"keys_file: git in {tree} does not ignore {path}; whoever has it can forge sessions")
+
+
+def _run_directory(settings: FarmSettings) -> Iterator[Finding]:
+    path = Path(settings.run_dir)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        yield Finding("wrong", f"run_dir: {path} is no directory; choose another")
+    elif _others_may(path, stat.S_IRWXG | stat.S_IRWXO):
+        yield Finding("weak", f"run_dir: others can look into {path}; run chmod 700 on it")
+
+
+def _address(settings: FarmSettings) -> Iterator[Finding]:
+    try:
+        socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        yield Finding("wrong", f"host: {settings.host!r} is no address of this machine ({error})")
+    if settings.port and not _may_bind(settings.port):
+        yield Finding("wrong", f"port: {settings.port} is for the administrator; choose one from 1024 on, or grant it")
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = settings.director.max_connections * DESCRIPTORS_A_CONNECTION
+    if allowed != resource.RLIM_INFINITY and wanted > allowed:
+        fits = allowed // DESCRIPTORS_A_CONNECTION
+        line = f"max_connections: the system allows {allowed} open files, so about {fits} connections; raise ulimit -n"
+        yield Finding("weak", line)
+
+
+def _may_bind(port: int) -> bool:
+    """Whether this user may listen on a port below 1024 (man 7 capabilities, man 7 ip)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+    first_free = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    return port >= first_free or bool(effective >> CAP_NET_BIND_SERVICE & 1)
+
+
+def _holds_password(settings: FarmSettings) -> bool:
+    return any("@" in text for text in settings.session_server)
+
+
+def _others_may(path: Path, bits: int) -> bool:
+    try:
+        return bool(stat.S_IMODE(path.stat().st_mode) & bits)
+    except OSError:
+        return False
+
+
+def _in_git(path: Path) -> str:
+    """The work tree whose next commit may take the file along; empty if there is none, or git cannot tell."""
+    git = shutil.which("git")
+    trees = [parent for parent in path.absolute().parents if (parent / ".git").exists()]
+    if git is None or not trees:
+        return ""
+    command = [git, "-C", str(path.absolute().parent), "check-ignore", "-q", path.name]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return str(trees[0]) if done.returncode == NOT_IGNORED else ""

@@ -1,0 +1,106 @@
+"""What works but protects less than it could: rules about settings, without a look at the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from coatcheck.duration import format_duration
+from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
+from coatcheck.farm.settings import FarmSettings, is_loopback
+from coatcheck.url import TLS_OF
+
+CLOCK_SKEW_S: Final = 5.0
+"""What clocks of one farm may differ by without anybody noticing (``SessionPolicy.leeway_ms``)."""
+
+LONG_IDLE_S: Final = 12 * 3600.0
+LONG_LIFE_S: Final = 30 * 86400.0
+"""NIST SP 800-63B asks for a new login after 30 days at its lowest level (ASVS 7.3)."""
+
+
+def weaknesses(settings: FarmSettings) -> Iterator[str]:
+    """One line each: the setting, what it costs, and the mend."""
+    yield from _of_the_way_in(settings)
+    yield from _of_cookies(settings)
+    yield from _of_copies(settings)
+    yield from _of_times(settings)
+    yield from _of_promises(settings)
+
+
+def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
+    public = not is_loopback(settings.host)
+    if public and not settings.tls_certificate and not settings.trusted_proxy:
+        yield (
+            f"host: others reach {settings.host} by plain HTTP, which can be read and changed on the way, and to which "
+            "browsers send no Secure cookie; give tls_certificate, or trusted_proxy for the proxy that speaks TLS"
+        )
+    if public and settings.tls_certificate and not settings.director.hsts_s:
+        yield 'hsts: browsers are not told to come by HTTPS only; set "365d" once the host name serves nothing else'
+    if "0.0.0.0/0" in settings.trusted_proxy or "::/0" in settings.trusted_proxy:
+        yield "trusted_proxy: everybody may claim any address and HTTPS; name the network of your proxies"
+    if settings.web == 1:
+        yield "web: with one web server nothing is served while it restarts; start 2 or more"
+
+
+def _of_cookies(settings: FarmSettings) -> Iterator[str]:
+    cookie = settings.cookie
+    if cookie.insecure_localhost:
+        yield "insecure_localhost: cookies are not Secure, and any port of this machine can set them; for development"
+    if cookie.same_site == "none" and not cookie.partitioned:
+        yield "cookie_same_site: other sites may send requests as your users; check Origin, or set cookie_partitioned"
+    if cookie.domain:
+        yield f"cookie_domain: every host below {cookie.domain} gets the cookie and can set it; one host needs none"
+
+
+def _of_copies(settings: FarmSettings) -> Iterator[str]:
+    servers = parse_session_servers(settings.session_server)
+    count = len(servers) or settings.session_servers
+    if settings.session.copies == 1:
+        mend = "set it to 2" if count > 1 else "start 2 session servers"
+        yield f"copies: with 1 copy, a session server that dies or is restarted takes its sessions along; {mend}"
+    elif settings.session.copies == "all" and count > 3:
+        yield f"copies: every write waits for {count} session servers, and one that is slow slows all; 2 or 3 will do"
+    for server in servers:
+        yield from _of_server(server)
+
+
+def _of_server(server: SessionServerAddress) -> Iterator[str]:
+    parts = server.parts
+    if parts.scheme not in TLS_OF or is_loopback(parts.host):
+        return
+    if not parts.password:
+        yield f"session_server: {server.name} asks for no password; whoever reaches it can delete sessions"
+    if not TLS_OF[parts.scheme]:
+        yield f"session_server: {server.name} is reached without TLS, its password in clear; use rediss:// or valkeys://"
+
+
+def _of_times(settings: FarmSettings) -> Iterator[str]:
+    session = settings.session
+    needed = session.lease_s + 2 * session.store_timeout_s + CLOCK_SKEW_S
+    if session.theft != "refuse" and session.grace_s < needed:
+        yield (
+            f"grace: {format_duration(session.grace_s)} is shorter than lease, two store_timeouts and "
+            f"{CLOCK_SKEW_S:g} s of clock skew, so that honest parallel requests are taken for theft; "
+            f"set it to {format_duration(math.ceil(needed))} or more"
+        )
+    if session.rotate_after_s >= session.idle_timeout_s:
+        yield "rotate_after: as long as idle_timeout: stolen tokens are hardly ever replaced; set it to minutes"
+    if session.idle_timeout_s > LONG_IDLE_S:
+        yield f"idle_timeout: a browser left open stays logged in for {format_duration(session.idle_timeout_s)}"
+    if session.absolute_timeout_s > LONG_LIFE_S:
+        yield f"absolute_timeout: nobody is asked to log in again for {format_duration(session.absolute_timeout_s)}"
+
+
+def _of_promises(settings: FarmSettings) -> Iterator[str]:
+    session = settings.session
+    if session.durability == "async":
+        yield 'durability: with "async" an answer leaves before a copy is written, and a crash takes it back; use "all"'
+    elif session.durability == "one" and session.copies != 1:
+        yield 'durability: with "one" a write is acknowledged at one copy, which may die with its server; use "all"'
+    if session.theft != "close":
+        yield f'theft: with "{session.theft}" whoever stole a token is not logged out; use "close"'
+    if session.rolled_back == "accept":
+        yield 'rolled_back: with "accept" a logout or an order that was acknowledged may come back undone; use "close"'
+    if session.too_few_answers == "serve":
+        yield 'too_few_answers: with "serve" an old state may be served while session servers are away; use "refuse"'

@@ -16,6 +16,13 @@ class ConfigError(CoatcheckError):
     """A setting is wrong; the message is one line that names the setting and the mend."""
 
 
+class ForeignPeer(CoatcheckError, ConnectionError):
+    """Another user is at the other end of an internal connection, or one who does not know the farm's credential.
+
+    Also a ``ConnectionError``: whoever tries to connect fails as if nobody were there.
+    """
+
+
 class TokenReason(Enum):
     """Why a sealed token was refused before any session was looked at."""
 

@@ -1,6 +1,7 @@
 """Where a store is, from its URL: one parser for session servers and token pools.
 
-``SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/DATABASE][?OPTION=VALUE]``, ``unix:///SOCKET``, ``sqlite:///FILE``
+``SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/DATABASE][?OPTION=VALUE]``, ``unix:///SOCKET``,
+``coatcheck://[:PASSWORD@]/SOCKET``, ``sqlite:///FILE``
 (four slashes for an absolute path, as SQLAlchemy reads it) and ``memory://``.
 """
 
@@ -34,7 +35,7 @@ class StoreUrl(msgspec.Struct, frozen=True, kw_only=True):
     database: int = 0
 
     def __str__(self) -> str:
-        if self.scheme in ("unix", "sqlite"):
+        if self.scheme in ("unix", "sqlite") or self.path:
             return f"{self.scheme}://{'/' if self.scheme == 'sqlite' else ''}{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}" + (f":{self.port}" if self.port else "")
@@ -63,13 +64,16 @@ def parse_store_url(url: object, schemes: Iterable[str], options: Iterable[str] 
         return StoreUrl(scheme="memory")
     if parts.scheme == "sqlite":
         return StoreUrl(scheme="sqlite", path=_file(parts))
+    is_socket = parts.scheme == "unix" or bool(
+        parts.scheme == "coatcheck" and not parts.hostname and parts.path.strip("/")
+    )
     found = StoreUrl(
         scheme=parts.scheme,
         username=unquote(parts.username or ""),
         password=unquote(parts.password or ""),
-        database=_database(parts),
+        database=_database(parts) if parts.scheme == "unix" or not is_socket else 0,
     )
-    if parts.scheme == "unix":
+    if is_socket:
         path = unquote(parts.path)
         if not path.strip("/") or "\0" in path or parts.hostname:
             raise ValueError(f"unix:// needs the path of a socket, as {_EXAMPLES['unix']}")

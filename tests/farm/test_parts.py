@@ -191,7 +191,7 @@ def test_farms_that_start_at_once_share_no_port(monkeypatch: pytest.MonkeyPatch)
     one, other = InternalPorts(), InternalPorts()
     monkeypatch.setattr("coatcheck.farm.ports._INTERNAL", range(23_400, 23_420))
     try:
-        addresses = [ports.take() for _ in range(4) for ports in (one, other)]
+        addresses = [ports.take(f"web-{n}") for n in range(4) for ports in (one, other)]
         assert len({address.port for address in addresses}) == 8
         # A process of the farm can listen there all the same, and so can its successor.
         for _ in range(2):

@@ -117,8 +117,23 @@ class MissionFarm(Farm):
         """The names of all processes of a group: ``web``, ``session`` or ``director``."""
         return [row["name"] for row in self.note()["processes"] if row["name"].startswith(f"{group}-")]
 
-    def address(self, name: str) -> str:
-        return str(next(row["address"] for row in self.note()["processes"] if row["name"] == name))
+    def socket_of(self, name: str) -> str:
+        """The path of the Unix socket that a process of the farm listens on."""
+        address = str(next(row["address"] for row in self.note()["processes"] if row["name"] == name))
+        assert address.startswith("unix:"), address
+        return address.removeprefix("unix:")
+
+    def url_of(self, server: str) -> str:
+        """Where a client of :meth:`client` reaches one web server, past the director.
+
+        All have one host, so that a browser shows its cookies to each; the port is the web server's number.
+        """
+        return f"http://127.0.0.1:{server.removeprefix('web-')}"
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A client that reaches the director and, at :meth:`url_of`, each web server by its socket."""
+        mounts = {self.url_of(name): httpx.HTTPTransport(uds=self.socket_of(name)) for name in self.names("web")}
+        return httpx.Client(mounts=mounts, **options)
 
     def status(self) -> dict[str, Any]:
         """The status, once every process that is ready has answered (in time, which a busy one need not at once)."""
@@ -171,8 +186,9 @@ class MissionFarm(Farm):
         return dict(zip(servers, await asyncio.gather(*(self._read(server) for server in servers)), strict=True))
 
     async def _read(self, server: str) -> dict[bytes, Stored]:
-        host, port = self.address(server).rsplit(":", 1)
-        store = SessionServerStore(server, host, int(port), password=self._password, timeout_s=READ_TIMEOUT_S)
+        store = SessionServerStore(
+            server, path=self.socket_of(server), password=self._password, timeout_s=READ_TIMEOUT_S
+        )
         await store.open()
         try:
             held: dict[bytes, Stored] = {}
@@ -206,8 +222,8 @@ class Browser:
 
     def __init__(self, farm: MissionFarm, server: str | None = None, timeout_s: float = 60.0) -> None:
         self._farm = farm
-        base = farm.base if server is None else f"http://{farm.address(server)}"
-        self.client = httpx.Client(base_url=base, timeout=timeout_s, **PLAIN)
+        base = farm.base if server is None else farm.url_of(server)
+        self.client = farm.client(base_url=base, timeout=timeout_s, **PLAIN)
 
     def __enter__(self) -> Browser:
         return self
@@ -252,8 +268,9 @@ class Browser:
 
 def show(farm: MissionFarm, cookie: str, server: str | None = None) -> httpx.Response:
     """One GET of a browser that holds this cookie and nothing else, at the director or at one web server."""
-    base = farm.base if server is None else f"http://{farm.address(server)}"
-    return httpx.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"}, timeout=60.0, **PLAIN)
+    base = farm.base if server is None else farm.url_of(server)
+    with farm.client(timeout=60.0, **PLAIN) as client:
+        return client.get(f"{base}/", headers={"Cookie": f"{COOKIE}={cookie}"})
 
 
 def new_cookie(response: httpx.Response) -> str | None:

@@ -34,8 +34,8 @@ def farm(start: StartFarm) -> MissionFarm:
 def straight(farm: MissionFarm, visitor: Visitor, server: str) -> httpx.Response:
     """The visitor's cookies at this very web server, without the director."""
     cookies = "; ".join(f"{each.name}={each.value}" for each in visitor.browser.client.cookies.jar)
-    with httpx.Client(verify=False, trust_env=False, timeout=60.0) as client:
-        return client.get(f"http://{farm.address(server)}/", headers={"Cookie": cookies})
+    with farm.client(verify=False, trust_env=False, timeout=60.0) as client:
+        return client.get(f"{farm.url_of(server)}/", headers={"Cookie": cookies})
 
 
 def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm) -> None:

@@ -31,5 +31,5 @@ def test_each_has_a_part_and_together_they_have_all(farm: MissionFarm) -> None:
         # Whoever hosts a session, its copy is found: the other web server reads every one of them.
         for visitor in crowd:
             other = next(name for name in farm.names("web") if name != visitor.server)
-            visitor.browser.client.base_url = f"http://{farm.address(other)}"
+            visitor.browser.client.base_url = farm.url_of(other)
             assert visitor.read() == other

@@ -28,5 +28,5 @@ def test_no_session_is_on_two_session_servers(farm: MissionFarm) -> None:
             if not round_number:
                 # Changes, from either web server, leave them where they are.
                 for number, visitor in enumerate(crowd):
-                    visitor.browser.client.base_url = f"http://{farm.address(farm.names('web')[number % 2])}"
+                    visitor.browser.client.base_url = farm.url_of(farm.names("web")[number % 2])
                     visitor.put("changed", number)

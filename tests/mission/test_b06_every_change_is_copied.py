@@ -32,13 +32,14 @@ def farm(start: StartFarm) -> MissionFarm:
 def put_and_freeze(farm: MissionFarm, server: str, cookie: str, value: str) -> int:
     """Send a change straight to a web server and stop it with the response's first byte; returns its pid."""
     pid = farm.pid(server)
-    host, port = farm.address(server).rsplit(":", 1)
     body = f'"{value}"'
     request = (
         f"PUT /change HTTP/1.1\r\nHost: localhost\r\nCookie: {COOKIE}={cookie}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     )
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(farm.socket_of(server))
         connection.sendall(request.encode())
         first = connection.recv(1)
         os.kill(pid, signal.SIGSTOP)

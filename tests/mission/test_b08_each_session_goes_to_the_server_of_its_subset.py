@@ -34,7 +34,7 @@ def test_also_after_it_has_moved_to_another_web_server(farm: MissionFarm) -> Non
     with crowd_of(farm, 8) as crowd:
         for visitor in crowd:
             other = next(name for name in farm.names("web") if name != visitor.server)
-            visitor.browser.client.base_url = f"http://{farm.address(other)}"
+            visitor.browser.client.base_url = farm.url_of(other)
             visitor.put("moved", other)
         holdings = farm.holdings()
         for visitor in crowd:

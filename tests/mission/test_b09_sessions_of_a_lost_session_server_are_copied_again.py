@@ -46,7 +46,7 @@ def whole(farm: MissionFarm) -> Callable[[], dict[str, Any] | None]:
 def move(farm: MissionFarm, visitor: Visitor) -> None:
     """From now on the visitor goes straight to the web server that does not host its session."""
     (elsewhere,) = {"web-1", "web-2"} - {visitor.server}
-    visitor.browser.client.base_url = f"http://{farm.address(elsewhere)}"
+    visitor.browser.client.base_url = farm.url_of(elsewhere)
 
 
 def test_from_the_caches_to_another_session_server(start: StartFarm) -> None:

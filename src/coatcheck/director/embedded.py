@@ -99,7 +99,7 @@ class EmbeddedDirector:
         servers = [
             {
                 "name": server.name,
-                "address": f"{server.host}:{server.port}",
+                "address": str(server.door),
                 "healthy": state.healthy,
                 "draining": state.draining,
                 "in_flight": state.in_flight,

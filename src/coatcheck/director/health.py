@@ -10,6 +10,7 @@ from coatcheck.director.options import DirectorOptions
 from coatcheck.director.relay import OWN_SHORTAGES, Relay
 from coatcheck.director.routing import Check, HealthPolicy, Verdict, checked
 from coatcheck.director.upstream import UpstreamPool
+from coatcheck.peers.dial import open_streams
 
 _MIN_GAP_S: Final = 0.05
 """Between two checks of one server, however often one is asked for."""
@@ -73,9 +74,9 @@ class HealthWatch:
 async def _ask(pool: UpstreamPool, path: str) -> int | None:
     """The status of the health resource; ``None``: the connection ended, or what came was no HTTP."""
     server = pool.server
-    reader, writer = await asyncio.open_connection(server.host, server.port, limit=_MAX_STATUS_LINE_BYTES)
+    reader, writer = await open_streams(server.door, limit=_MAX_STATUS_LINE_BYTES)
     try:
-        request = f"GET {path} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nConnection: close\r\n\r\n"
+        request = f"GET {path} HTTP/1.1\r\nHost: {server.name}\r\nConnection: close\r\n\r\n"
         writer.write(request.encode("ascii"))
         try:
             line = await reader.readline()

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.peers.dial import Door
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._~!-]{1,128}")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
@@ -19,12 +20,26 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class WebServer(msgspec.Struct, frozen=True):
-    """One web server: its name, its address, and the opaque tag that the route cookie carries for it."""
+    """One web server: its name, its address, and the opaque tag that the route cookie carries for it.
+
+    The address is a host and a port, or the path of a Unix socket, which must be our own user's. With a
+    ``credential`` no request is sent over TCP before both ends have proved that they know it.
+    """
 
     name: str
     host: str
     port: int
     tag: str
+    path: str = ""
+    credential: str = ""
+
+    @property
+    def door(self) -> Door:
+        """Where, and as whom, it is reached."""
+        return Door(self.name, path=self.path, host=self.host, port=self.port, credential=self.credential)
+
+    def __repr__(self) -> str:
+        return f"WebServer({self.name!r}, {self.door})"
 
 
 class DirectorOptions(msgspec.Struct, frozen=True):
@@ -108,7 +123,7 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
     for server in options.servers:
         if not _TAG.fullmatch(server.tag):
             raise ConfigError(f"director: the tag of {server.name!r} is not 1 to 128 cookie-safe characters")
-        if not 0 < server.port < 65536:
+        if not server.path and not 0 < server.port < 65536:
             raise ConfigError(f"director: the port of {server.name!r} is not between 1 and 65535")
     if not _COOKIE_NAME.fullmatch(options.route_cookie):
         raise ConfigError(f"director: route_cookie {options.route_cookie!r} is no cookie name")

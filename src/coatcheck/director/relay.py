@@ -16,6 +16,7 @@ from coatcheck.director.options import DirectorOptions, trusted_networks
 from coatcheck.director.request_head import RequestReader
 from coatcheck.director.routing import Balancer, ServerState, eject, servers_of
 from coatcheck.director.upstream import Upstream, UpstreamPool
+from coatcheck.peers.dial import open_connection
 
 if TYPE_CHECKING:
     from coatcheck.director.downstream import Downstream
@@ -109,7 +110,7 @@ class Relay:
         server = pool.server
         try:
             async with asyncio.timeout(self.options.connect_s):
-                _, upstream = await self.loop.create_connection(lambda: Upstream(self, pool), server.host, server.port)
+                upstream = await open_connection(server.door, lambda: Upstream(self, pool))
         except (OSError, TimeoutError) as error:
             if not (isinstance(error, OSError) and error.errno in OWN_SHORTAGES):
                 self.eject(pool.state, f"cannot connect: {error or 'no answer'}")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.farm.control import ControlError, Message, Peer, encode
-from coatcheck.farm.keys import ENV
-from coatcheck.farm.roles import Role
+from coatcheck.farm.roles import Role, WebServerRole
 
 MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
@@ -31,9 +31,25 @@ class StartFailed(CoatcheckError):
         self.config = config
 
 
-def _environment() -> dict[str, str]:
-    """Ours, without the key ring: whoever needs it is told on the control channel."""
-    inherited = {name: value for name, value in os.environ.items() if name != ENV}
+_OWN_PREFIX: Final = "COATCHECK_"
+_FOR_PYTHON: Final = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TZDIR|TMPDIR|VIRTUAL_ENV|PYTHON.*|LD_.*|DYLD_.*|SSL_CERT_.*|OPENSSL_.*|"
+    r"MALLOC_.*|COVERAGE_.*|SYSTEMROOT"
+)
+"""What an interpreter, its loader and its libraries look at; none of it is a secret."""
+
+
+def environment_of(role: Role, ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process of the farm: what it must know is told to it on the control channel.
+
+    None of our own variables is passed on: they may hold the key ring, and passwords in the URLs of session servers,
+    which the app's own subprocesses would inherit in their turn. A web server gets the rest, for the app; a process
+    that runs no app gets nothing that may be the app's secret.
+    """
+    if isinstance(role, WebServerRole):
+        inherited = {name: value for name, value in ours.items() if not name.startswith(_OWN_PREFIX)}
+    else:
+        inherited = {name: value for name, value in ours.items() if _FOR_PYTHON.fullmatch(name)}
     return inherited | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -71,7 +87,7 @@ class Child:
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=_environment(),
+                env=environment_of(self.role, os.environ),
             )
         except BaseException:
             ours.close()

@@ -15,7 +15,14 @@ from coatcheck.farm.roles import DirectorRole
 async def run(role: DirectorRole, control: ProcessControl) -> None:
     """Route requests until told to stop, then finish the open ones."""
     servers = tuple(
-        WebServer(upstream.name, upstream.address.host, upstream.address.port, upstream.tag)
+        WebServer(
+            upstream.name,
+            upstream.address.host,
+            upstream.address.port,
+            upstream.tag,
+            path=upstream.address.path,
+            credential=role.credential,
+        )
         for upstream in role.upstreams
     )
     director = EmbeddedDirector(

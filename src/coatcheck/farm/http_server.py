@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.front_door import HEALTH_PATH, App
-from coatcheck.farm.ports import listen
+from coatcheck.farm.guard import Guard
+from coatcheck.farm.ports import BACKLOG, FRESH_SUFFIX, listen, move_into_place
 from coatcheck.farm.roles import LOOPBACK, WebServerRole
+from coatcheck.farm.told_by_director import FromDirector
 
 GRANIAN_POLL_S = 0.02
 GRANIAN_START_TRIES = 500
@@ -32,8 +35,15 @@ async def serve_with_uvicorn(
     """
     try:
         import uvicorn
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
         raise ConfigError("server: uvicorn is not installed; pip install 'coatcheck[farm]'") from None
+
+    guard = Guard(role.name, role.credential, unix=bool(role.address.path))
+
+    def guarded(**made_for: Any) -> asyncio.Protocol:
+        return guard.protocol(lambda: HttpToolsProtocol(**made_for))
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -43,15 +53,15 @@ async def serve_with_uvicorn(
     if role.access_log:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         logging.getLogger("uvicorn.access").addFilter(is_a_visit)
+    trusted = ProxyHeadersMiddleware(cast(Any, app), trusted_hosts=[LOOPBACK, *role.trusted_proxies])
     config = uvicorn.Config(
-        app,
-        http="httptools",
+        cast(Any, FromDirector(cast(App, trusted))),
+        http=cast(Any, guarded),
         loop="none",
         log_config=None,
         access_log=role.access_log,
         server_header=False,
-        proxy_headers=True,
-        forwarded_allow_ips=[LOOPBACK, *role.trusted_proxies],
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(role.stop_grace_s)),
         # The director keeps connections open for reuse; it must be the one to close them.
         timeout_keep_alive=75,
@@ -85,10 +95,14 @@ async def serve_with_granian(
         from granian.utils.proxies import wrap_asgi_with_proxy_headers
     except ImportError:
         raise ConfigError("server: granian is not installed; pip install 'coatcheck[granian]'") from None
+    if not role.address.path:
+        raise ConfigError("server: granian takes connections of a Unix socket only: it cannot check who comes by TCP")
+    fresh = Path(role.address.path + FRESH_SUFFIX)
+    fresh.unlink(missing_ok=True)
     server = Server(
-        wrap_asgi_with_proxy_headers(app, trusted_hosts=[LOOPBACK, *role.trusted_proxies]),
-        address=role.address.host,
-        port=role.address.port,
+        FromDirector(wrap_asgi_with_proxy_headers(app, trusted_hosts=[LOOPBACK, *role.trusted_proxies])),
+        uds=fresh,
+        backlog=BACKLOG,
         interface=Interfaces.ASGI,
         log_enabled=role.access_log,
         log_access=role.access_log,
@@ -96,7 +110,9 @@ async def serve_with_granian(
     logging.getLogger("granian.access").addFilter(is_a_visit)
     serving = asyncio.create_task(server.serve())
     try:
-        await _answers(role, serving)
+        await _answers(fresh, serving)
+        move_into_place(role.address)
+        server.bind_uds = None  # It would remove the socket, which may be its successor's by then.
         started()
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -107,13 +123,13 @@ async def serve_with_granian(
             await asyncio.wait_for(serving, role.stop_grace_s + 1)
 
 
-async def _answers(role: WebServerRole, serving: asyncio.Task[None]) -> None:
+async def _answers(path: Path, serving: asyncio.Task[None]) -> None:
     """Wait until a health check is answered: granian does not tell when it listens."""
     for _ in range(GRANIAN_START_TRIES):
         if serving.done():
             break
         try:
-            reader, writer = await asyncio.open_connection(role.address.host, role.address.port)
+            reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(f"GET {HEALTH_PATH} HTTP/1.1\r\nhost: health\r\nconnection: close\r\n\r\n".encode())
             answered = await reader.readline()
             writer.close()

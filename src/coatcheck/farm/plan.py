@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
 from coatcheck.farm.keys import FarmKeys
-from coatcheck.farm.ports import InternalPorts
+from coatcheck.farm.ports import InternalAddresses
 from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
 from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
 from coatcheck.farm.settings import FarmSettings, SessionAccess
@@ -26,25 +27,24 @@ class Plan(msgspec.Struct, frozen=True):
     directors: tuple[DirectorRole, ...]
 
 
-def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: InternalPorts) -> Plan:
+def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal: InternalAddresses) -> Plan:
     """Give every process its name, its address and its orders.
 
     Raises:
         ConfigError: no free port.
     """
     outside = parse_session_servers(settings.session_server)
+    credential = _internal_credential(keys)
     embedded = tuple(
-        SessionServerRole(name=f"session-{n}", address=ports.take(), password=keys.session_server_password)
-        for n in range(1, 1 + (0 if outside else settings.session_servers))
+        SessionServerRole(name=name, address=internal.take(name), password=keys.session_server_password)
+        for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
-    copies_at = outside or tuple(
-        SessionServerAddress(role.name, f"coatcheck://:{role.password}@{role.address}") for role in embedded
-    )
+    copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
         WebServerRole(
             name=name,
-            address=ports.take(),
+            address=internal.take(name),
             app=settings.app,
             factory=settings.factory,
             server=settings.server,
@@ -53,6 +53,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: In
             stop_grace_s=settings.stop_grace_s,
             sessions=_session_access(settings, name, copies_at, keys),
             cookies=settings.cookie,
+            credential=credential,
             trusted_proxies=settings.trusted_proxy,
         )
         for name in names
@@ -63,6 +64,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, ports: In
             name=f"director-{n}",
             address=public,
             upstreams=upstreams,
+            credential=credential,
             route_cookie=settings.cookie.name + ROUTE_SUFFIX,
             stop_grace_s=settings.stop_grace_s,
             tls_certificate=settings.tls_certificate,
@@ -86,6 +88,16 @@ def _session_access(
         primary_key=keys.primary,
         settings=settings.session,
     )
+
+
+def _url(role: SessionServerRole) -> str:
+    where = quote(role.address.path) if role.address.path else str(role.address)
+    return f"coatcheck://:{quote(role.password, safe='')}@{where}"
+
+
+def _internal_credential(keys: FarmKeys) -> str:
+    """What directors and web servers prove to each other; whoever learns it has not learned the password."""
+    return blake2b(b"director to web server", key=keys.session_server_password.encode()[:64]).hexdigest()
 
 
 def _route_tag(farm: str, server: str, keys: FarmKeys) -> str:

@@ -1,11 +1,15 @@
-"""Ports: the public one that must be free, and internal ones that a farm keeps over restarts."""
+"""Where the processes of a farm listen: the public port, and the internal links that a farm keeps over restarts.
+
+Internal links are Unix sockets in a private directory, or ports of the loopback interface.
+"""
 
 from __future__ import annotations
 
 import errno
 import random
 import socket
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.roles import LOOPBACK, Address
@@ -14,6 +18,13 @@ _INTERNAL: Final = range(15_000, 30_000)
 """Below what Linux gives to outgoing connections, so that none of those takes the port of a dead process."""
 
 _TRIES: Final = 200
+
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted by one process of the farm."""
+
+SOCKET_SUFFIX: Final = ".sock"
+FRESH_SUFFIX: Final = ".new"
+"""Behind the name of a Unix socket that is not in its place yet."""
 
 
 def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
@@ -45,16 +56,43 @@ def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
     return held, Address(host, bound[1])
 
 
-class InternalPorts:
-    """Loopback addresses for the processes of one farm, held until :meth:`close`, so that no other farm takes them.
+class InternalAddresses(Protocol):
+    """Gives each process of a farm the address that it keeps over its restarts."""
 
-    A held port is bound and does not listen: whoever connects is refused, and a process of ours may bind it too.
+    def take(self, name: str) -> Address:
+        """A free address for the process of this name; raises ConfigError if there is none."""
+        ...
+
+    def close(self) -> None:
+        """Give all of them up."""
+        ...
+
+
+class InternalSockets:
+    """Unix sockets in a private directory: only the farm's own user can reach them, or put others in their place."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def take(self, name: str) -> Address:
+        """The socket's path, for the process of this name."""
+        return Address(path=str(self._directory / (name + SOCKET_SUFFIX)))
+
+    def close(self) -> None:
+        """The sockets go with their directory."""
+
+
+class InternalPorts:
+    """Loopback addresses for the processes of one farm, held until :meth:`close`, so that nobody else takes them.
+
+    A held port is bound and does not listen: whoever connects is refused. It is bound with SO_REUSEPORT alone, so that
+    processes of our user may bind it too (socket(7)), and no other user's, with whichever option.
     """
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
 
-    def take(self) -> Address:
+    def take(self, name: str) -> Address:
         """A free address.
 
         Raises:
@@ -74,14 +112,14 @@ class InternalPorts:
 
 
 def _hold(port: int) -> socket.socket | None:
-    # Without SO_REUSEADDR a bind fails wherever anybody is bound already, another farm's hold among them.
+    # Without an option a bind fails wherever anybody is bound already, another farm's hold among them.
     with socket.socket() as probe:
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
             return None
     held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         held.bind((LOOPBACK, port))
     except OSError:
@@ -90,11 +128,32 @@ def _hold(port: int) -> socket.socket | None:
     return held
 
 
-def listen(address: Address, backlog: int = 1024) -> socket.socket:
-    """A listening socket for a process of the farm; it may take over the address of its dead predecessor."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((address.host, address.port))
-    sock.listen(backlog)
-    sock.setblocking(False)
+def listen(address: Address, backlog: int = BACKLOG) -> socket.socket:
+    """A listening socket for a process of the farm; it takes over the address of its dead predecessor.
+
+    The file of a Unix socket is replaced in one step: whoever connects reaches the old one or the new one.
+    """
+    sock = socket.socket(socket.AF_UNIX) if address.path else socket.socket()
+    try:
+        if address.path:
+            fresh = address.path + FRESH_SUFFIX
+            Path(fresh).unlink(missing_ok=True)
+            sock.bind(fresh)
+            sock.listen(backlog)
+            move_into_place(address)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((address.host, address.port))
+            sock.listen(backlog)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
     return sock
+
+
+def move_into_place(address: Address) -> None:
+    """Put the Unix socket that listens under its fresh name in the place of its predecessor."""
+    fresh = Path(address.path + FRESH_SUFFIX)
+    fresh.chmod(0o600)
+    fresh.replace(address.path)

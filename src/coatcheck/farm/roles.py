@@ -11,12 +11,15 @@ LOOPBACK = "127.0.0.1"
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a process listens."""
+    """Where a process listens: a host and a port, or the path of a Unix socket."""
 
-    host: str
-    port: int
+    host: str = ""
+    port: int = 0
+    path: str = ""
 
     def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -44,9 +47,14 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     """The opaque name that the route cookie holds; it stays the same over restarts."""
     stop_grace_s: float
     sessions: SessionAccess
+    credential: str
+    """What directors prove to know, and this web server to them, where they are connected by TCP."""
     cookies: CookiePolicy = CookiePolicy()
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose addresses are skipped where the app asks who its client is."""
+
+    def __repr__(self) -> str:
+        return f"WebServerRole({self.name!r}, {self.address})"
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -63,6 +71,8 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     name: str
     address: Address
     upstreams: tuple[Upstream, ...]
+    credential: str
+    """What the web servers prove to know, and this director to them, where they are connected by TCP."""
     route_cookie: str
     drained: tuple[str, ...] = ()
     """Web servers that get no requests from the start."""
@@ -71,6 +81,9 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
     limits: DirectorSettings = DirectorSettings()
+
+    def __repr__(self) -> str:
+        return f"DirectorRole({self.name!r}, {self.address})"
 
 
 Role = SessionServerRole | WebServerRole | DirectorRole

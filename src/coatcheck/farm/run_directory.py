@@ -1,7 +1,7 @@
 """The run directory: where a farm can be found, and what it may not lose between two starts.
 
 It holds ``lock`` (held while a farm lives here), ``farm.json`` (pids and addresses), ``control.sock`` and
-``keys.json``. Only its owner may read it.
+``keys.json``, and the link ``sockets`` to the directory of the internal sockets. Only its owner may read it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.farm.socket_directory import make_socket_directory, remove_socket_directory
 
 FARM_FILE: Final = "farm.json"
 CONTROL_SOCKET: Final = "control.sock"
 KEYS_FILE: Final = "keys.json"
 LOCK_FILE: Final = "lock"
+SOCKETS_LINK: Final = "sockets"
+IGNORE_FILE: Final = ".gitignore"
 
 
 class RunDirectory:
@@ -29,6 +32,14 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._lock: int | None = None
+        self._sockets: Path | None = None
+
+    @property
+    def sockets(self) -> Path:
+        """The private directory of the internal sockets: made when it is first asked for, gone with the farm."""
+        if self._sockets is None:
+            self._sockets = make_socket_directory(self.path / SOCKETS_LINK)
+        return self._sockets
 
     @property
     def control_socket(self) -> Path:
@@ -48,12 +59,10 @@ class RunDirectory:
             ConfigError: a live farm is here, or the directory cannot be used.
         """
         try:
+            if self.path.is_symlink():
+                raise ConfigError(f"run_dir: {self.path} is a symbolic link; name the directory itself")
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            info = self.path.stat()
-            if info.st_uid != os.geteuid():
-                raise ConfigError(f"run_dir: {self.path} belongs to another user; choose another --run-dir")
-            if stat.S_IMODE(info.st_mode) & 0o077:
-                self.path.chmod(0o700)
+            _make_private(self.path)
             lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             raise ConfigError(f"run_dir: {self.path} is no directory; choose another --run-dir") from None
@@ -70,6 +79,8 @@ class RunDirectory:
         self._lock = lock
         for left in (FARM_FILE, CONTROL_SOCKET):
             (self.path / left).unlink(missing_ok=True)
+        remove_socket_directory(self.path / SOCKETS_LINK)
+        _ignore_in_git(self.path / IGNORE_FILE)
 
     def release(self) -> None:
         """Give it up; the keys stay, so that the next start opens today's cookies."""
@@ -79,6 +90,11 @@ class RunDirectory:
             # The directory may have been deleted, or made read-only, under a running farm.
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
+        if self._sockets is not None:
+            remove_socket_directory(self._sockets)
+            with contextlib.suppress(OSError):
+                remove_socket_directory(self.path / SOCKETS_LINK)
+            self._sockets = None
         os.close(self._lock)
         self._lock = None
 
@@ -93,6 +109,25 @@ class RunDirectory:
         except (OSError, msgspec.DecodeError):
             return {}
         return found
+
+
+def _make_private(path: Path) -> None:
+    """Take the directory for ourselves: what is checked is what was opened, and no link is followed."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(directory)
+        if info.st_uid != os.geteuid():
+            raise ConfigError(f"run_dir: {path} belongs to another user; choose another --run-dir")
+        if stat.S_IMODE(info.st_mode) & 0o077:
+            os.fchmod(directory, 0o700)
+    finally:
+        os.close(directory)
+
+
+def _ignore_in_git(path: Path) -> None:
+    """Keep the keys out of commits, even out of those of ``git add --all``; an existing file is the user's."""
+    with contextlib.suppress(OSError), path.open("x") as file:
+        file.write("# Made by coatcheck: this directory holds secrets.\n*\n")
 
 
 def replace_private(path: Path, content: bytes, durable: bool = True) -> None:

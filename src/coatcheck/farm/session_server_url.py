@@ -21,6 +21,8 @@ class SessionServerAddress(msgspec.Struct, frozen=True):
 
     name: str
     url: str
+    proves_its_name: bool = False
+    """An embedded one of this farm, which proves that it is the one of this name."""
 
     def __repr__(self) -> str:
         return f"SessionServerAddress(name={self.name!r})"
@@ -60,7 +62,7 @@ def parse_session_server(text: str, position: int, schemes: Sequence[str] = OUTS
         parts = parse_store_url(url, schemes)
     except ValueError as error:
         raise ConfigError(f"{shown}: {error}") from None
-    if parts.scheme == "coatcheck" and parts.port is None:
+    if parts.scheme == "coatcheck" and not parts.path and parts.port is None:
         raise ConfigError(f"{shown}: the port is missing; write coatcheck://:PASSWORD@HOST:PORT")
     return SessionServerAddress(name, url)
 

@@ -102,7 +102,13 @@ def open_store(address: SessionServerAddress, farm: str, settings: SessionSettin
             from coatcheck.stores.session_server_store import SessionServerStore
 
             return SessionServerStore(
-                address.name, parts.host, parts.port or 0, password=parts.password, timeout_s=timeout_s
+                address.name,
+                parts.host,
+                parts.port or 0,
+                path=parts.path,
+                server_name=address.name if address.proves_its_name else "",
+                password=parts.password,
+                timeout_s=timeout_s,
             )
         case "sqlite":
             from coatcheck.stores.sqlite import SqliteStore

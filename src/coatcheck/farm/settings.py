@@ -18,6 +18,7 @@ from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.web.cookies import CookiePolicy
 
 HttpServer = Literal["uvicorn", "granian"]
+InternalLinks = Literal["unix", "tcp"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
@@ -128,6 +129,14 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
 
+    internal_links: Annotated[
+        InternalLinks,
+        Option(
+            "How the farm's own processes reach each other: by Unix sockets that only its user can open, or by TCP on "
+            "loopback, where both ends prove that they know the farm's credential."
+        ),
+    ] = "unix"
+
     web: Annotated[int, Option("Web servers, each a process.", minimum=1, maximum=MAX_PROCESSES)] = 2
     server: Annotated[HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")] = (
         "uvicorn"
@@ -219,6 +228,10 @@ def check(settings: FarmSettings) -> None:
     check_copies(settings.session.copies, servers, "give" if settings.session_server else "start")
     if settings.cookie.insecure_localhost and not is_loopback(settings.host):
         raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
+    if settings.internal_links == "tcp" and settings.server == "granian":
+        raise ConfigError(
+            'internal_links: granian cannot check who comes by TCP; use internal_links = "unix", or server = "uvicorn"'
+        )
     if settings.director.hsts_s and not settings.tls_certificate:
         raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
     check_name("name", settings.name)

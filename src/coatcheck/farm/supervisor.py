@@ -21,7 +21,7 @@ from coatcheck.farm.control import Answer, ControlError, ControlServer
 from coatcheck.farm.keeper import Keeper, KeeperOptions
 from coatcheck.farm.keys import load_or_create
 from coatcheck.farm.plan import Plan, make_plan
-from coatcheck.farm.ports import InternalPorts, hold_public_address
+from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, hold_public_address
 from coatcheck.farm.roles import Address, DirectorRole, Role
 from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
@@ -57,7 +57,7 @@ class Supervisor:
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
         self._held: socket.socket | None = None
-        self._ports = InternalPorts()
+        self._internal: InternalAddresses | None = None
         self._control: ControlServer | None = None
         self._plan: Plan | None = None
         self._public: Address | None = None
@@ -140,7 +140,11 @@ class Supervisor:
         keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
         keys = load_or_create(keys_file, self._environ)
         self._held, self._public = hold_public_address(settings.host, settings.port)
-        self._plan = plan = make_plan(settings, keys, self._public, self._ports)
+        if settings.internal_links == "tcp":
+            self._internal = InternalPorts()
+        else:
+            self._internal = InternalSockets(self.run_directory.sockets)
+        self._plan = plan = make_plan(settings, keys, self._public, self._internal)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
         self.session_servers = tuple(keeper(role.name, _always(role)) for role in plan.session_servers)
@@ -192,7 +196,8 @@ class Supervisor:
         if self._held is not None:
             self._held.close()
             self._held = None
-        self._ports.close()
+        if self._internal is not None:
+            self._internal.close()
         self.run_directory.release()
 
     async def _hang_up(self) -> None:

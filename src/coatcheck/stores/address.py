@@ -23,6 +23,11 @@ class Address(msgspec.Struct, frozen=True):
     password: str = ""
     db: int = 0
     tls: ssl.SSLContext | None = None
+    ours: bool = False
+    """A session server of coatcheck's own: the password is proved by both ends and never sent; and a Unix socket must
+    be our own user's."""
+    name: str = ""
+    """Whose proof is taken: that of the server of this name; empty: any server's that knows the password."""
 
     def __str__(self) -> str:
         return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")

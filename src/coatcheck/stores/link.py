@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +17,9 @@ from typing import Any, Final
 
 import hiredis
 
+from coatcheck.peers.credentials import check_same_user
+from coatcheck.peers.dial import connect_unix
+from coatcheck.peers.proof import NONCE_BYTES, Service, Side, is_proof, proof
 from coatcheck.stores import resp
 from coatcheck.stores.address import Address
 from coatcheck.stores.bulletin import Bulletin, OnMessage
@@ -199,14 +203,23 @@ class Link:
         assert self._loop is not None
         address = self.address
         if address.path:
-            await self._loop.create_unix_connection(lambda: connection, address.path)
+            sock = await connect_unix(address.path)
+            try:
+                if address.ours:
+                    check_same_user(sock)
+                await self._loop.create_unix_connection(lambda: connection, sock=sock)
+            except BaseException:
+                sock.close()
+                raise
         else:
             await self._loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
 
     async def _handshake(self, connection: Connection) -> list[bytes]:
         """Authenticate, prepare, subscribe, PING; answers the server IDs that were subscribed to."""
         hello = [b"HELLO", b"3"]
-        if self.address.password:
+        if self.address.password and self.address.ours:
+            await self._prove(connection)
+        elif self.address.password:
             user = self.address.username or "default"
             hello += [b"AUTH", user.encode(), self.address.password.encode()]
         await self._ask(connection, resp.command(*hello))
@@ -220,7 +233,30 @@ class Link:
         await self._ask(connection, _PING)
         return server_ids
 
-    async def _ask(self, connection: Connection, request: bytes) -> None:
+    async def _prove(self, connection: Connection) -> None:
+        """Have the server prove that it knows the password, then prove the same; see :mod:`coatcheck.peers.proof`."""
+        address, nonce = self.address, os.urandom(NONCE_BYTES)
+        challenged = await self._ask(connection, resp.command(b"CC.CHALLENGE", address.name.encode(), nonce))
+        try:
+            name, theirs, shown = (bytes(part) for part in challenged)
+            mine, expected = (
+                proof(
+                    address.password,
+                    Service.SESSION_SERVER,
+                    side,
+                    address.name or name.decode(),
+                    client_nonce=nonce,
+                    server_nonce=theirs,
+                )
+                for side in (Side.CLIENT, Side.SERVER)
+            )
+        except (TypeError, ValueError):
+            raise _Refused("not the answer of a session server of ours") from None
+        if not is_proof(shown, expected):
+            raise _Refused("it does not know the password")
+        await self._ask(connection, resp.command(b"CC.ANSWER", mine))
+
+    async def _ask(self, connection: Connection, request: bytes) -> Any:
         assert self._loop is not None
         answered: asyncio.Future[Any] = self._loop.create_future()
         connection.call(request, partial(_settle, answered))
@@ -229,6 +265,7 @@ class Link:
             raise ConnectionError(reply.why)
         if isinstance(reply, hiredis.ReplyError):
             raise _Refused(str(reply))
+        return reply
 
     def _go_live(self, connection: Connection, subscribed: list[bytes]) -> None:
         assert self._loop is not None

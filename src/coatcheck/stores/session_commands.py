@@ -1,16 +1,19 @@
 """The commands of the session server: two of our own, and enough of RESP for ``redis-cli``.
 
 ``CC.PUT key seen life_ms entry`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
-``CC.GET key`` answers the latter. All other commands only look: nothing but the put rule changes an entry.
+``CC.GET key`` answers the latter. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends prove that they know the password,
+without sending it; ``AUTH`` is for tools. All other commands only look: nothing but the put rule changes an entry.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Final
 
 from coatcheck.errors import CorruptEntry
+from coatcheck.peers.proof import NONCE_BYTES, is_proof
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.version import PACKED_BYTES
 from coatcheck.stores import resp
@@ -105,6 +108,34 @@ def _auth(state: SessionState, client: Client, request: list[bytes]) -> bytes:
     client.failed_logins += 1
     client.closing = client.failed_logins >= MAX_FAILED_LOGINS
     return resp.error("WRONGPASS", "invalid username-password pair")
+
+
+def _challenge(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    """``CC.CHALLENGE name nonce``: our name, our nonce, and our proof; the client's is due next.
+
+    ``name`` is whom the client means to reach; empty: whoever we are.
+    """
+    if not state.needs_password:
+        return resp.error("ERR", "no password is set")
+    if request[1] not in (b"", state.name.encode()):
+        return resp.error("NOTME", f"this is {state.name}")
+    nonce = os.urandom(NONCE_BYTES)
+    try:
+        ours, client.awaited_proof = state.proofs(request[2], nonce)
+    except ValueError as wrong:
+        raise _BadRequest(str(wrong)) from None
+    return resp.array(resp.bulk(state.name.encode()), resp.bulk(nonce), resp.bulk(ours))
+
+
+def _answer_challenge(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    """``CC.ANSWER proof``: the client knows the password, without having sent it."""
+    awaited, client.awaited_proof = client.awaited_proof, b""
+    if awaited and is_proof(request[1], awaited):
+        client.authenticated = True
+        return resp.OK
+    client.failed_logins += 1
+    client.closing = client.failed_logins >= MAX_FAILED_LOGINS
+    return resp.error("WRONGPASS", "not the answer to this connection's challenge")
 
 
 def _hello(state: SessionState, client: Client, request: list[bytes]) -> bytes:
@@ -230,6 +261,8 @@ COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
     # name: what it does, fewest and most arguments, whether a client without password may
     b"CC.PUT": (_put, 4, 4, False),
     b"CC.GET": (_get, 1, 1, False),
+    b"CC.CHALLENGE": (_challenge, 2, 2, True),
+    b"CC.ANSWER": (_answer_challenge, 1, 1, True),
     b"AUTH": (_auth, 1, 2, True),
     b"HELLO": (_hello, 0, 6, True),
     b"PING": (_ping, 0, 1, True),

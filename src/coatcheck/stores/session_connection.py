@@ -34,16 +34,23 @@ class SessionConnection(asyncio.Protocol):
     """Parses requests, writes replies, and gives up clients that ask too much of us."""
 
     def __init__(
-        self, state: SessionState, clock: Callable[[], float], admit: Callable[[SessionConnection], bool]
+        self,
+        state: SessionState,
+        clock: Callable[[], float],
+        admit: Callable[[SessionConnection], bool],
+        foreign: Callable[[asyncio.BaseTransport], bool] = lambda transport: False,
     ) -> None:
+        """``foreign`` says whether another user is at the other end, who gets no word from us."""
         self.authenticated = not state.needs_password
         self.resp3 = False
         self.closing = False
         self.failed_logins = 0
+        self.awaited_proof = b""
         self.channels: set[bytes] = set()
         self._state = state
         self._clock = clock
         self._admit = admit
+        self._foreign = foreign
         self._parser = RequestParser(MEMBER_LIMITS if self.authenticated else STRANGER_LIMITS)
         self._transport: asyncio.Transport | None = None
         self._paused = False
@@ -77,7 +84,10 @@ class SessionConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=PAUSE_AT_BYTES)
-        if self._admit(self):
+        if self._foreign(transport):
+            self.closing = True
+            self._transport.abort()
+        elif self._admit(self):
             self._state.clients[self] = None
         else:
             self._transport.write(resp.error("ERR", "max number of clients reached"))

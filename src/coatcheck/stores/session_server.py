@@ -9,15 +9,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import logging
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from coatcheck.errors import ConfigError
+from coatcheck.errors import ConfigError, ForeignPeer
+from coatcheck.peers.credentials import check_same_user
+from coatcheck.seldom import Seldom
 from coatcheck.stores.session_connection import SessionConnection
 from coatcheck.stores.session_state import SessionState
 
@@ -32,12 +36,16 @@ SWEEP_STEPS: Final = 2000
 SWEEP_AGAIN_S: Final = 0.005
 
 
+log = logging.getLogger("coatcheck.session_server")
+
+
 class SessionServer:
     """A session server in this event loop.
 
     ``port`` 0 takes a free one; :attr:`port` says which. With a password, clients may do nothing before AUTH. When
     ``max_bytes`` are kept, new entries are refused with an error and nothing is evicted. Raises ``OSError`` from
-    :meth:`start` if the address cannot be had.
+    :meth:`start` if the address cannot be had. ``sock``: a socket that listens already, instead of an address; behind
+    a Unix socket only clients of our own user are served.
     """
 
     def __init__(
@@ -50,12 +58,15 @@ class SessionServer:
         tls: ssl.SSLContext | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_connections: int = MAX_CONNECTIONS,
+        sock: socket.socket | None = None,
     ) -> None:
         self.name = name
         self.host = host
         self.port = port
         self._tls = tls
         self._max_connections = max_connections
+        self._sock = sock
+        self._seldom = Seldom(log, time.monotonic)
         self._state = SessionState(name, password, time.monotonic, time.time(), max_bytes)
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -63,14 +74,21 @@ class SessionServer:
     async def start(self) -> None:
         """Listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: SessionConnection(self._state, time.monotonic, self._admit),
-            self.host,
-            self.port,
-            ssl=self._tls,
-            backlog=BACKLOG,
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        if self._sock is not None and self._sock.family == socket.AF_UNIX:
+            self._server = await loop.create_unix_server(
+                lambda: SessionConnection(self._state, time.monotonic, self._admit, self._is_foreign),
+                sock=self._sock,
+                backlog=BACKLOG,
+            )
+        else:
+            where: dict[str, Any] = {"sock": self._sock} if self._sock else {"host": self.host, "port": self.port}
+            self._server = await loop.create_server(
+                lambda: SessionConnection(self._state, time.monotonic, self._admit),
+                ssl=self._tls,
+                backlog=BACKLOG,
+                **where,
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
         self._check()
         self._sweep()
 
@@ -98,6 +116,14 @@ class SessionServer:
         if len(strangers) >= MAX_STRANGERS:
             strangers[0].abort()
         return True
+
+    def _is_foreign(self, transport: asyncio.BaseTransport) -> bool:
+        try:
+            check_same_user(transport.get_extra_info("socket"))
+        except ForeignPeer as error:
+            self._seldom.warning("a client was refused: %s", error)
+            return True
+        return False
 
     def _check(self) -> None:
         now = time.monotonic()

@@ -11,18 +11,21 @@ from coatcheck.stores.networked import NetworkedStore
 
 
 class SessionServerStore(NetworkedStore):
-    """Keeps entries in a :class:`coatcheck.stores.session_server.SessionServer` at ``host`` and ``port``.
+    """Keeps entries in a :class:`coatcheck.stores.session_server.SessionServer`, at ``host`` and ``port`` or ``path``.
 
     Every call is answered within ``timeout_s`` (seconds). With ``tls`` the server's certificate is verified
-    as the context says.
+    as the context says. The ``password`` is proved by both ends and never sent; ``server_name``: take the proof of the
+    server of this name alone. Behind a Unix socket only a server of our own user is believed.
     """
 
     def __init__(
         self,
         name: str,
-        host: str,
-        port: int,
+        host: str = "",
+        port: int = 0,
         *,
+        path: str = "",
+        server_name: str = "",
         password: str = "",
         tls: ssl.SSLContext | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -31,7 +34,7 @@ class SessionServerStore(NetworkedStore):
     ) -> None:
         link = Link(
             name,
-            Address(host=host, port=port, password=password, tls=tls),
+            Address(host=host, port=port, path=path, password=password, tls=tls, ours=True, name=server_name),
             timeout_s=timeout_s,
             idle_ping_s=idle_ping_s,
             on_event=on_event,

@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from coatcheck.peers.proof import Service, Side, proof
 from coatcheck.stores import resp
 from coatcheck.stores.table import EntryTable
 
@@ -21,6 +22,8 @@ class Client(Protocol):
     resp3: bool
     closing: bool
     failed_logins: int
+    awaited_proof: bytes
+    """What it has to answer to our challenge; empty if it was not challenged."""
     channels: set[bytes]
 
     def push(self, message: bytes) -> None:
@@ -63,6 +66,24 @@ class SessionState:
 
     def is_password(self, shown: bytes) -> bool:
         return hmac.compare_digest(shown, self._password)
+
+    def proofs(self, client_nonce: bytes, server_nonce: bytes) -> tuple[bytes, bytes]:
+        """Our proof that we know the password, and the one that the client has to show.
+
+        Raises ``ValueError`` for nonces of a wrong length.
+        """
+        ours, theirs = (
+            proof(
+                self._password.decode(),
+                Service.SESSION_SERVER,
+                side,
+                self.name,
+                client_nonce=client_nonce,
+                server_nonce=server_nonce,
+            )
+            for side in (Side.SERVER, Side.CLIENT)
+        )
+        return ours, theirs
 
     def subscribe(self, client: Client, channel: bytes) -> None:
         self._channels.setdefault(channel, {})[client] = None

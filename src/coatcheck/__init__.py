@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from coatcheck.events import Event, EventKind
     from coatcheck.farm.sessions import connect
+    from coatcheck.sessions.ending import SessionEnd
     from coatcheck.sessions.mapping import Session
     from coatcheck.tokens.keyring import KeyRing
     from coatcheck.web.asgi import SessionMiddleware
@@ -35,6 +36,7 @@ _HOMES = {
     "Session": "sessions.mapping",
     "SessionClosed": "errors",
     "SessionDataError": "errors",
+    "SessionEnd": "sessions.ending",
     "SessionInfo": "drivers.sessions",
     "SessionMiddleware": "web.asgi",
     "SessionUnavailable": "errors",
@@ -53,6 +55,7 @@ __all__ = [
     "Session",
     "SessionClosed",
     "SessionDataError",
+    "SessionEnd",
     "SessionInfo",
     "SessionMiddleware",
     "SessionUnavailable",

@@ -35,7 +35,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "app": "a:b", "factory": "true", "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
         "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
-        "conflict": "reject", "theft": "report", "internal_links": "tcp",
+        "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",

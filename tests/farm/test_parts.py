@@ -18,9 +18,9 @@ from coatcheck.farm.application import installs_starlette_sessions, load_applica
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import ControlError, ControlServer, Message, Peer, call_farm, encode
 from coatcheck.farm.front_door import HEALTH_PATH, FrontDoor
-from coatcheck.farm.open_websocket import OpenWebSocket
 from coatcheck.farm.ports import InternalPorts, listen
 from coatcheck.farm.run_directory import RunDirectory
+from coatcheck.web.open_websocket import OpenWebSocket
 
 
 def test_console_names_and_defuses_lines() -> None:
@@ -244,7 +244,7 @@ def test_an_app_learns_that_its_websocket_ends_when_the_close_has_left() -> None
             await websocket.send({"type": "websocket.send", "text": "too late"})
         gate.set()
         await hanging_up
-        assert await app == {"type": "websocket.disconnect", "code": 1012, "reason": ""}
+        assert await app == {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
         assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
         assert sent[-1]["code"] == 1012
 

@@ -12,17 +12,19 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
+from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Exclusive, Tell
-from coatcheck.replication.notice import decode_message
+from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.replication.view import View
+from coatcheck.sessions.ending import OpenStreams, SessionEnd
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle, Saved
 from coatcheck.sessions.mapping import Session
@@ -69,11 +71,14 @@ class Sessions:
         copies: CopiesWanted = 2,
         replication: ReplicationPolicy | None = None,
         policy: SessionPolicy | None = None,
+        open_streams: OpenStreams = "end",
         observer: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.server_name = server_name
         self._stores: Mapping[str, Store] = {store.name: store for store in stores}
         self._observer = observer
+        self.ends_streams = open_streams == "end"
+        """Whether what is open is ended with its session; else the app is told (:meth:`Session.ended`) and no more."""
         self.events: Counter[EventKind] = Counter()
         self._last_event: dict[EventKind, Event] = {}
         policy = policy or SessionPolicy()
@@ -93,6 +98,7 @@ class Sessions:
         self._driver: AsyncioDriver | None = None
         self._mending: Mending | None = None
         self._stall_guard: StallGuard | None = None
+        self._watching_ends: Watching | None = None
         self._opening: asyncio.Future[None] | None = None
         self._watching = False
         self.is_open = False
@@ -131,6 +137,7 @@ class Sessions:
             store.subscribe(self.server_id, self._on_message)
         mending.start()
         self._stall_guard = StallGuard(self.copies, time.monotonic, asyncio.get_running_loop().call_later)
+        self._watching_ends = Watching(self.copies, driver)
         self._driver, self._mending = driver, mending
         self.is_open = True
 
@@ -139,6 +146,8 @@ class Sessions:
         self.is_open = False
         if self._stall_guard is not None:
             self._stall_guard.stop()
+        if self._watching_ends is not None:
+            self._watching_ends.stop()
         if self._mending is not None:
             await self._mending.stop()
         if self._driver is not None:
@@ -151,6 +160,12 @@ class Sessions:
         if self._driver is None:
             raise CoatcheckError("the sessions are not open yet: await open() first")
         return self._driver
+
+    @property
+    def watching(self) -> Watching:
+        if self._watching_ends is None:
+            raise CoatcheckError("the sessions are not open yet: await open() first")
+        return self._watching_ends
 
     # -- the life of a request -------------------------------------------------------------------
 
@@ -173,6 +188,18 @@ class Sessions:
     def seal(self, issue: Issue) -> bytes:
         """The text of a token for the browser."""
         return self._codecs[issue.login].seal_token(issue.token)
+
+    async def ended(self, session: Session) -> SessionEnd:
+        """Wait until the session is over, wherever it is ended, and return why."""
+        over: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
+        copy = session.copy_held
+        if copy is None:
+            return await over  # what does not exist does not end
+        watch = self.watching.watch(copy.key, lambda end: None if over.done() else over.set_result(end))
+        try:
+            return await over
+        finally:
+            self.watching.forget(watch)
 
     # -- for operators ---------------------------------------------------------------------------
 
@@ -243,6 +270,8 @@ class Sessions:
             self._report(Event(EventKind.CORRUPT_ENTRY, detail=f"notice: {corrupt}"))
             return
         answer: Tell | None = self.copies.on_message(message)
+        if isinstance(message, Notice) and self._watching_ends is not None:
+            self._watching_ends.noticed(message.key)
         if answer is not None and self._driver is not None:
             self._driver.tell(answer)
 

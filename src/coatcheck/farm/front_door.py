@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from coatcheck.farm.open_websocket import OpenWebSocket
+from coatcheck.web.open_websocket import SCOPE_KEY, OpenWebSocket
 
 HEALTH_PATH: Final = "/.well-known/coatcheck/health"
 
@@ -47,6 +47,7 @@ class FrontDoor:
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = OpenWebSocket(receive, send)
+        scope[SCOPE_KEY] = websocket
         self._websockets.add(websocket)
         try:
             await self._app(scope, websocket.receive, websocket.send)

@@ -44,6 +44,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions
         copies=settings.copies,
         replication=replication,
         policy=settings.policy(merge),
+        open_streams=settings.open_streams,
         observer=log_event,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from coatcheck.replication.entry import Entry
@@ -70,6 +70,8 @@ class Cache:
         self._copies: dict[bytes, Copy] = {}
         self._closed: dict[bytes, None] = {}
         self.get = self._copies.get
+        self.on_closed: Callable[[bytes], None] = lambda key: None
+        """Told of each key that :meth:`mark_closed` is given."""
 
     def __len__(self) -> int:
         return len(self._copies)
@@ -99,6 +101,7 @@ class Cache:
         if len(self._closed) >= self.max_closed:
             self._closed.pop(next(iter(self._closed)))
         self._closed[key] = None
+        self.on_closed(key)
 
     def is_closed(self, key: bytes) -> bool:
         return key in self._closed

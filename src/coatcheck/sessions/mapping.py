@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.replication.cache import Copy
+from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.record import EMPTY_DATA, decode_data
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
@@ -43,6 +45,8 @@ class Session(dict[str, Any]):
     new_user: str | None = None
     flushed: bool = False
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
+    ended_by: Callable[[Session], Awaitable[SessionEnd]] | None = None
+    """Who knows when a session ends; set by whoever hands it to the app."""
 
     # -- the verbs -------------------------------------------------------------------------------
 
@@ -81,6 +85,16 @@ class Session(dict[str, Any]):
         self.closing = True
         self.mark_modified()
         super().clear()
+
+    async def ended(self) -> SessionEnd:
+        """Wait until the session is over (logout anywhere, timeout, loss) and return why; for what stays open.
+
+        Of a session that nothing was ever stored in, the end never comes. Raises :class:`CoatcheckError` outside a
+        request.
+        """
+        if self.ended_by is None:
+            raise CoatcheckError("session.ended() can be awaited for the session of a request or a WebSocket only")
+        return await self.ended_by(self)
 
     @property
     def is_new(self) -> bool:

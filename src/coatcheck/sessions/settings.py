@@ -11,6 +11,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.options import LONGEST_S, Option, judge
 from coatcheck.replication.placement import Copies
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
+from coatcheck.sessions.ending import OpenStreams
 from coatcheck.sessions.policy import Conflict, Merge, RolledBack, SessionPolicy, Theft
 
 
@@ -42,6 +43,13 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "refuse"
     rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.")] = "close"
     conflict: Annotated[Conflict, Option("Two parallel writes of the same key: which one is kept.")] = "last_write"
+    open_streams: Annotated[
+        OpenStreams,
+        Option(
+            "What happens to WebSockets and streamed responses whose session ends: `end` closes them (WebSockets with "
+            "1008), `tell` leaves that to the app, which awaits `session.ended()`."
+        ),
+    ] = "end"
     theft: Annotated[Theft, Option("What a replayed old token does.")] = "close"
     rotate_after_s: Annotated[
         float,
@@ -110,6 +118,7 @@ class SessionArguments(TypedDict, total=False):
     too_few_answers: TooFewAnswers
     rolled_back: RolledBack
     conflict: Conflict | Merge
+    open_streams: OpenStreams
     theft: Theft
     rotate_after_s: Duration
     grace_s: Duration

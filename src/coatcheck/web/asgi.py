@@ -6,16 +6,22 @@ did is acknowledged; a cookie is set only when the browser must learn something 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.watching import Watch
 from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.events import Event, EventKind
+from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.tokens.sealed import SealedToken
 from coatcheck.web.cookies import CookieJar, CookiePolicy
+from coatcheck.web.open_stream import OpenStream, has_length, may_read_later
+from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, OpenWebSocket, is_caused_by_hang_up
 from coatcheck.web.replaced import ABSENT, MAX_LAYERS_NAMED, content_of, other_layer
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +34,8 @@ Header = tuple[bytes, bytes]
 NOTHING = Saved()
 NO_TOKENS: list[tuple[SealedToken, bool]] = []
 RETRY_AFTER_S = 1
+TRY_AGAIN_LATER = 1013
+"""The close code of a WebSocket whose session cannot be had just now (IANA registry of RFC 6455)."""
 TOO_LATE = (
     "a session cannot be begun or regenerated while the response is streamed: its head has left, and the browser "
     "cannot be given the cookie any more; do it before the response starts"
@@ -63,6 +71,7 @@ class SessionMiddleware:
         self._unseal = sessions.unseal
         self._open_cached = sessions.open_cached
         self.is_settled = sessions.is_settled
+        self._ended = sessions.ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -85,8 +94,19 @@ class SessionMiddleware:
                 await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return
         scope["session"] = session
+        session.ended_by = self._ended
         response = _Response(self, scope, session, header, send)
-        await self.app(scope, receive, response.send if kind == "http" else response.send_websocket)
+        try:
+            if kind == "http":
+                await self.app(scope, receive, response.send)
+            else:
+                receive = response.stand_between(receive)
+                await self.app(scope, receive, response.send_websocket)
+        except Exception as error:
+            if not response.was_ended or not is_caused_by_hang_up(error):
+                raise
+        finally:
+            response.finish()
 
     def _tokens(self, header: bytes) -> list[tuple[SealedToken, bool]]:
         """The tokens that the browser shows and that are ours, with whether it is the logged-in cookie's, which is
@@ -159,7 +179,10 @@ class SessionMiddleware:
 class _Response:
     """One answer on its way out: saves the session before the head leaves."""
 
-    __slots__ = ("_failed", "_header", "_middleware", "_replaced", "_scope", "_send", "_session", "_streaming")
+    __slots__ = (
+        "_closed", "_ending", "_failed", "_header", "_headers", "_middleware", "_replaced", "_scope", "_send",
+        "_session", "_stream", "_streaming", "_watch", "_websocket",
+    )  # fmt: skip
 
     def __init__(
         self, middleware: SessionMiddleware, scope: Scope, session: Session, header: bytes, send: Send
@@ -172,6 +195,24 @@ class _Response:
         self._streaming = False
         self._replaced = False
         self._failed = False
+        self._closed = False
+        """Whether this very response closed its session: it may well say good-bye in many pieces."""
+        self._headers: Iterable[Header] = ()
+        self._stream: OpenStream | None = None
+        self._websocket: OpenWebSocket | None = None
+        self._watch: Watch | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether its session ended while it was open, so that the web server ended it."""
+        return self._ending is not None
+
+    def finish(self) -> None:
+        """The app is done: nobody need be told any more when the session ends."""
+        if self._watch is not None:
+            self._middleware.sessions.watching.forget(self._watch)
+            self._watch = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """What needs no waiting is passed straight on, without a coroutine of our own."""
@@ -210,10 +251,39 @@ class _Response:
         if self._replaced:
             return
         if message.get("more_body"):
-            self._streaming = True
+            if not self._streaming:
+                self._streaming = True
+                self._watch_stream()
         elif message["type"] == "http.response.body":
+            if self.was_ended:
+                return
+            self.finish()
             await self._save_late()
-        await self._send(message)
+        await (self._send(message) if self._stream is None else self._stream.send(message))
+
+    def _watch_stream(self) -> None:
+        if self._may_watch() and not has_length(self._headers):
+            self._stream = OpenStream(self._send)
+            self._watch_session()
+
+    def _may_watch(self) -> bool:
+        return self._session.copy_held is not None and not self._closed and self._middleware.sessions.ends_streams
+
+    def _watch_session(self) -> None:
+        assert self._session.copy_held is not None
+        self._watch = self._middleware.sessions.watching.watch(self._session.copy_held.key, self._end)
+
+    def _end(self, end: SessionEnd) -> None:
+        self._watch = None
+        self._ending = asyncio.get_running_loop().create_task(self._end_now(end))
+
+    async def _end_now(self, end: SessionEnd) -> None:
+        with contextlib.suppress(OSError):  # the client was faster
+            if self._stream is not None:
+                await self._stream.end()
+            elif self._websocket is not None:
+                code = TRY_AGAIN_LATER if end is SessionEnd.UNKNOWN else POLICY_VIOLATION
+                await self._websocket.hang_up(code, f"session {end.value}")
 
     async def _start(self, message: Message) -> None:
         saved = NOTHING
@@ -235,9 +305,11 @@ class _Response:
     def _with_headers(self, message: Message, saved: Saved) -> Message:
         """``Set-Cookie`` where needed; and where the session was touched, what keeps caches away."""
         session = self._session
+        self._closed = saved.clear
+        self._headers = message.get("headers", ())
         # A logged-out or dead cookie is deleted by close alone; the session is in copy_held from here on.
         cookies = self._middleware.cookies_for(session, saved, self._header)
-        if session.accessed or cookies:
+        if session.accessed or cookies or may_read_later(message["status"], self._headers):
             message["headers"] = _guard(message.get("headers", ()), cookies)
         return message
 
@@ -268,22 +340,38 @@ class _Response:
         self._replaced = True
         await _refuse("http", self._send, status, why)
 
+    def stand_between(self, receive: Receive) -> Receive:
+        """Where the web server is to end a WebSocket itself, something must stand between it and the app."""
+        if not self._middleware.sessions.ends_streams:
+            return receive
+        self._websocket = self._scope.get(SCOPE_KEY)
+        if self._websocket is not None:
+            return receive
+        self._websocket = OpenWebSocket(receive, self._send)
+        self._send = self._websocket.send
+        return self._websocket.receive
+
     async def send_websocket(self, message: Message) -> None:
         if self._replaced:
             return
-        if message["type"] == "websocket.accept":
-            if self._scope.get("session", ABSENT) is not self._session:
-                self._adopt()
-            try:
-                saved = await self._save()
-            except (SessionUnavailable, SessionClosed, ConflictError):
-                self._replaced = True  # the app finds its connection closed when it next receives
-                await _refuse("websocket", self._send, 503, "")
-                return
-            cookies = self._middleware.cookies_for(self._session, saved, self._header)
-            if cookies:
-                message["headers"] = [*message.get("headers", ()), *cookies]
+        if message["type"] != "websocket.accept":
+            await self._send(message)
+            return
+        if self._scope.get("session", ABSENT) is not self._session:
+            self._adopt()
+        try:
+            saved = await self._save()
+        except (SessionUnavailable, SessionClosed, ConflictError):
+            self._replaced = True  # the app finds its connection closed when it next receives
+            await _refuse("websocket", self._send, 503, "")
+            return
+        self._closed = saved.clear
+        cookies = self._middleware.cookies_for(self._session, saved, self._header)
+        if cookies:
+            message["headers"] = [*message.get("headers", ()), *cookies]
         await self._send(message)
+        if self._may_watch():
+            self._watch_session()
 
 
 def _guard(headers: Iterable[Header], cookies: list[Header]) -> list[Header]:
@@ -316,7 +404,7 @@ def _guard_beside(headers: list[Header], sets_cookie: bool) -> list[Header]:
 async def _refuse(kind: str, send: Send, status: int, why: str) -> None:
     """Fail closed, in one line of text that says nothing secret."""
     if kind == "websocket":
-        await send({"type": "websocket.close", "code": 1013, "reason": "session unavailable"})
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "session unavailable"})
         return
     body = f"{why}\n".encode()
     headers = [

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from coatcheck.director.routing import (
-    Attempt,
     Balancer,
     Check,
+    Health,
     HealthPolicy,
     ServerState,
-    Verdict,
     checked,
     eject,
-    may_send_again,
+    heard,
     servers_of,
+    stalled,
 )
 
 P, R, U, S, N = Check.PASSED, Check.REFUSED, Check.UNFIT, Check.SILENT, Check.INCONCLUSIVE
+WELL, BUSY, GONE = Health.HEALTHY, Health.BUSY, Health.GONE
 
 
 def three(**changes: dict[str, object]) -> list[ServerState]:
     states = servers_of((f"web-{n}", f"tag-{n}") for n in range(3))
     for state in states:
-        state.healthy = True
+        state.health = WELL
     for name, values in changes.items():
         for key, value in values.items():
             setattr(states[int(name[-1])], key, value)
@@ -38,20 +37,39 @@ def three(**changes: dict[str, object]) -> list[ServerState]:
         (b"tag-1", (), {}, 1),
         (b"tag-1", (), {"s1": {"in_flight": 99}}, 1),
         (b"tag-1", (1,), {}, 0),
-        (b"tag-1", (), {"s1": {"healthy": False}}, 0),
+        (b"tag-1", (), {"s1": {"health": GONE}}, 0),
         (b"tag-1", (), {"s1": {"draining": True}}, 0),
         (b"unknown", (), {"s0": {"in_flight": 1}}, 1),
         (None, (), {"s0": {"in_flight": 1}, "s1": {"in_flight": 1}}, 2),
         (None, (2,), {"s0": {"in_flight": 1}, "s1": {"in_flight": 2}}, 0),
-        (None, (), {"s0": {"healthy": False}, "s1": {"draining": True}}, 2),
-        (None, (0, 1, 2), {}, None),
-        (b"tag-0", (0, 1), {"s2": {"draining": True}}, None),
-        (None, (), {"s0": {"healthy": False}, "s1": {"healthy": False}, "s2": {"healthy": False}}, None),
+        (None, (), {"s0": {"health": GONE}, "s1": {"draining": True}}, 2),
+        (None, (0, 1), {"s2": {"health": GONE}}, 0),
+        (None, (0, 1), {"s2": {"health": BUSY}}, 2),
+        (b"tag-0", (0, 1), {"s2": {"draining": True}}, 0),
+        (b"tag-1", (), {"s1": {"health": BUSY}}, 1),
+        (b"tag-1", (), {"s1": {"health": BUSY, "draining": True}}, 0),
+        (None, (), {"s0": {"health": BUSY}, "s1": {"in_flight": 9}, "s2": {"in_flight": 8}}, 2),
+        (None, (), {"s0": {"health": BUSY, "in_flight": 1}, "s1": {"health": BUSY}, "s2": {"health": GONE}}, 1),
+        (None, (), {"s0": {"health": GONE}, "s1": {"health": GONE}, "s2": {"health": GONE}}, None),
     ],
 )
 def test_the_choice(tag, tried, changes, expected) -> None:  # type: ignore[no-untyped-def]
     states = three(**changes)
     chosen = Balancer(states).choose(tag, [states[n] for n in tried])
+    assert chosen is (None if expected is None else states[expected])
+
+
+@pytest.mark.parametrize(
+    ("tag", "changes", "expected"),
+    [
+        (b"tag-1", {"s1": {"health": BUSY}}, 0),
+        (b"tag-1", {"s0": {"health": GONE}, "s1": {"health": BUSY}, "s2": {"health": BUSY}}, None),
+        (b"tag-1", {}, 1),
+    ],
+)
+def test_without_patience_no_busy_server_is_chosen(tag, changes, expected) -> None:  # type: ignore[no-untyped-def]
+    states = three(**changes)
+    chosen = Balancer(states).choose(tag, (), patient=False)
     assert chosen is (None if expected is None else states[expected])
 
 
@@ -73,53 +91,52 @@ def test_load_evens_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checks", "policy", "verdicts"),
+    ("checks", "policy", "healths"),
     [
-        ([P], (1, 2), [Verdict.ADMITTED]),
-        ([P, P], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED]),
-        ([P, P], (2, 2), [Verdict.UNCHANGED, Verdict.ADMITTED]),
-        ([P, U, P], (2, 2), [Verdict.UNCHANGED] * 3),
-        ([P, S, P, S], (1, 2), [Verdict.ADMITTED] + [Verdict.UNCHANGED] * 3),
-        ([P, S, S], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.ABANDONED]),
-        ([P, S, S, S], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.ABANDONED, Verdict.UNCHANGED]),
-        ([P, R, R], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.EJECTED]),
-        ([P, U, S], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.ABANDONED]),
-        ([P, S, N, S], (1, 2), [Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.UNCHANGED, Verdict.ABANDONED]),
-        ([P, R, P, R, R, P], (1, 2), [
-            Verdict.ADMITTED, Verdict.UNCHANGED, Verdict.UNCHANGED, Verdict.UNCHANGED, Verdict.EJECTED,
-            Verdict.ADMITTED]),
-        ([P, R], (1, 1), [Verdict.ADMITTED, Verdict.EJECTED]),
+        ([P], (1, 2), [WELL]),
+        ([P, P], (1, 2), [WELL, WELL]),
+        ([P, P], (2, 2), [GONE, WELL]),
+        ([P, U, P], (2, 2), [GONE, GONE, GONE]),
+        ([P, S, P, S], (1, 2), [WELL] * 4),
+        ([P, S, S], (1, 2), [WELL, WELL, BUSY]),
+        ([P, S, S, S, P], (1, 2), [WELL, WELL, BUSY, BUSY, WELL]),
+        ([P, P, S, S, P], (2, 2), [GONE, WELL, WELL, BUSY, WELL]),
+        ([P, R, R], (1, 2), [WELL, WELL, GONE]),
+        ([P, U, S], (1, 2), [WELL, WELL, BUSY]),
+        ([P, S, U], (1, 2), [WELL, WELL, GONE]),
+        ([P, S, S, R], (1, 2), [WELL, WELL, BUSY, GONE]),
+        ([P, R, R, S, S], (1, 2), [WELL, WELL, GONE, GONE, GONE]),
+        ([S, S, S], (1, 2), [GONE] * 3),
+        ([P, S, N, S], (1, 2), [WELL, WELL, WELL, BUSY]),
+        ([P, R, P, R, R, P], (1, 2), [WELL, WELL, WELL, WELL, GONE, WELL]),
+        ([P, R], (1, 1), [WELL, GONE]),
     ],
-)  # fmt: skip
-def test_health(checks, policy, verdicts) -> None:  # type: ignore[no-untyped-def]
+)
+def test_health(checks, policy, healths) -> None:  # type: ignore[no-untyped-def]
     state = ServerState(0, "web-1", b"t")
     rise, fall = policy
-    assert [checked(state, check, HealthPolicy(rise, fall)) for check in checks] == verdicts
+    before = [GONE, *healths]
+    for check, was, expected in zip(checks, before, healths, strict=False):
+        assert checked(state, check, HealthPolicy(rise, fall)) == (expected is not was)
+        assert state.health is expected
 
 
-def test_an_ejected_server_comes_back_by_a_check_and_silence_still_frees_what_waits() -> None:
+def test_an_ejected_server_comes_back_by_a_check_alone() -> None:
     state = three()[0]
     assert eject(state)
     assert not eject(state)
-    assert (state.healthy, state.suspect) == (False, True)
-    assert [checked(state, S, HealthPolicy()) for _ in range(2)] == [Verdict.UNCHANGED, Verdict.ABANDONED]
-    assert state.silent
-    assert checked(state, P, HealthPolicy()) is Verdict.ADMITTED
-    assert (state.healthy, state.suspect, state.silent) == (True, False, False)
+    assert not heard(state), "bytes of a connection that it still finishes prove nothing"
+    assert not stalled(state)
+    assert state.health is GONE
+    assert checked(state, P, HealthPolicy())
+    assert state.health is WELL
 
 
-def test_what_may_be_sent_again_every_case() -> None:
-    methods = [b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE", b"POST", b"PATCH", b"get", b"BREW"]
-    yes = no = 0
-    for method, sent, kept, begun, tries in itertools.product(
-        methods, (False, True), (False, True), (False, True), (0, 1, 2, 3)
-    ):
-        allowed = may_send_again(Attempt(method, sent, kept, begun, tries), max_tries=3)
-        if begun or not kept:
-            assert not allowed
-        elif not sent:
-            assert allowed
-        else:
-            assert allowed == (method in methods[:6] and tries < 3)
-        yes, no = yes + allowed, no + (not allowed)
-    assert (yes, no) == (58, 262)
+def test_a_busy_server_is_well_again_when_anything_is_heard_of_it() -> None:
+    state = three()[0]
+    assert stalled(state)
+    assert not stalled(state)
+    assert state.health is BUSY
+    assert heard(state)
+    assert (state.health, state.failed_checks) == (WELL, 0)
+    assert not heard(state)

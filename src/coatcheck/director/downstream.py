@@ -367,7 +367,7 @@ class Downstream(asyncio.Protocol):
             exchange.upstream.flush_held()
             self.deadline = now + options.between_bytes_s
         elif exchange.is_parked:
-            self.fail(503, Fault.NO_SERVER)
+            exchange.waited_too_long()
         elif not self.body_done and not self._pauses & _BODY_HELD:
             self.fail(408, Fault.CLIENT_TIMEOUT)
         else:

@@ -12,7 +12,7 @@ from coatcheck.director.downstream import Downstream
 from coatcheck.director.health import HealthWatch
 from coatcheck.director.options import DirectorOptions, checked_options
 from coatcheck.director.relay import Relay
-from coatcheck.director.routing import Check, ServerState, Verdict
+from coatcheck.director.routing import Check, Health, ServerState
 from coatcheck.director.upstream import UpstreamPool
 from coatcheck.errors import ConfigError
 
@@ -82,15 +82,28 @@ class EmbeddedDirector:
         self._set_draining(name, draining=False)
 
     def _set_draining(self, name: str, *, draining: bool) -> None:
+        state = self._state(name)
+        (self._draining.add if draining else self._draining.discard)(name)
+        if self._relay is None or state is None:
+            return
+        was_draining, state.draining = state.draining, draining
+        if was_draining != draining:
+            self._relay.wake(None if draining else state)
+
+    def server_died(self, name: str) -> None:
+        """Whoever keeps the web servers alive says that this one's process has ended.
+
+        What it had is delivered elsewhere, or fails, at once, even if something still holds its connections open.
+        Raises ConfigError for an unknown name.
+        """
+        state = self._state(name)
+        if self._relay is not None and state is not None:
+            self._relay.server_died(state)
+
+    def _state(self, name: str) -> ServerState | None:
         if name not in {server.name for server in self._options.servers}:
             raise ConfigError(f"director: there is no web server {name!r}")
-        (self._draining.add if draining else self._draining.discard)(name)
-        if self._relay is None:
-            return
-        state = next(state for state in self._relay.states if state.name == name)
-        was_draining, state.draining = state.draining, draining
-        if was_draining and not draining and state.healthy:
-            self._relay.admitted(state)
+        return next((state for state in self._relay.states if state.name == name), None) if self._relay else None
 
     def status(self) -> dict[str, Any]:
         """The counters since the start, and the state of each web server; all zero before the start."""
@@ -100,7 +113,8 @@ class EmbeddedDirector:
             {
                 "name": server.name,
                 "address": str(server.door),
-                "healthy": state.healthy,
+                "healthy": state.health is Health.HEALTHY,
+                "health": state.health.value,
                 "draining": state.draining,
                 "in_flight": state.in_flight,
                 "requests": state.requests,
@@ -150,15 +164,8 @@ class EmbeddedDirector:
     def _nudge(self, state: ServerState) -> None:
         self._watches[state.index].nudge()
 
-    def _report(self, pool: UpstreamPool, verdict: Verdict, check: Check) -> None:
-        pool.close_idle(float("inf"))
-        if verdict is Verdict.ADMITTED:
-            if not pool.state.draining:
-                pool.relay.admitted(pool.state)
-            return
-        _log.warning("web server %s is out: health check %s", pool.state.name, check.value)
-        if verdict is Verdict.ABANDONED:
-            pool.relay.abandoned(pool.state)
+    def _report(self, pool: UpstreamPool, check: Check) -> None:
+        pool.relay.health_changed(pool.state, f"health check {check.value}")
 
 
 def _within_descriptors(connections: int) -> int:

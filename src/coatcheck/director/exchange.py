@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from coatcheck.director.delivery import Delivery, Failure, Pause, Step
 from coatcheck.director.http_framing import CHUNKED, UNTIL_CLOSE
 from coatcheck.director.relay import Fault, Relay
 from coatcheck.director.request_head import RequestHead
-from coatcheck.director.routing import IDEMPOTENT_METHODS, Attempt, ServerState, may_send_again
+from coatcheck.director.routing import ServerState
 from coatcheck.director.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from coatcheck.director.downstream import Downstream
     from coatcheck.director.upstream import Upstream, UpstreamPool
 
+_FAULTS: Final = {
+    Failure.REFUSED: Fault.UPSTREAM_LOST,
+    Failure.STALLED: Fault.UPSTREAM_BUSY,
+    Failure.LOST: Fault.UPSTREAM_LOST,
+    Failure.SILENT: Fault.UPSTREAM_SILENT,
+    Failure.LATE: Fault.UPSTREAM_TIMEOUT,
+    Failure.NONSENSE: Fault.BAD_RESPONSE,
+}
+
 
 class Exchange:
     """A request and the attempts to have it answered."""
 
     __slots__ = (
-        "_connecting",
-        "_continued",
-        "_dispatches",
-        "_fresh_only",
-        "_kept",
-        "_kept_bytes",
-        "_parked",
-        "_request",
-        "_sent",
-        "_sent_at",
-        "_tag",
-        "_tried",
-        "_tries",
-        "client",
-        "close",
-        "fields",
-        "head",
-        "idempotent",
-        "pool",
-        "relay",
-        "replied",
-        "upstream",
+        "_connecting", "_continued", "_fresh_only", "_kept", "_kept_bytes", "_no_server_since", "_pause", "_request",
+        "_sent_at", "_waiting_since", "client", "close", "delivery", "fields", "head", "pool", "relay", "upstream",
     )  # fmt: skip
 
     def __init__(self, relay: Relay, client: Downstream, head: RequestHead, request: bytes, tag: bytes | None) -> None:
@@ -49,43 +39,39 @@ class Exchange:
         self.client = client
         self.head = head
         self.fields = head.fields
-        self.idempotent = head.method in IDEMPOTENT_METHODS
+        self.delivery = Delivery(head.method, tag)
         self.pool: UpstreamPool | None = None
         self.upstream: Upstream | None = None
-        self.replied = False
-        """Whether a byte of the final response has left for the client."""
         self.close = not head.fields.keep_alive
         """Whether the client's connection ends with this response."""
         self._request = request
-        self._tag = tag
         # Pieces of the body as they go over the wire; None once they are no longer held.
         self._kept: list[bytes] | None = []
         self._kept_bytes = 0
-        self._tried: list[ServerState] | tuple[()] = ()
-        self._tries = 0
-        self._dispatches = 0
-        self._sent = False
         self._sent_at = 0.0
         self._fresh_only = False
         self._continued = False
         self._connecting: asyncio.Task[None] | None = None
-        self._parked = False
+        self._pause: Pause | None = None
+        self._waiting_since: float | None = None
+        self._no_server_since = 0.0
 
     # Towards the web server
 
     def dispatch(self) -> None:
         """Choose a web server and send the request there, or wait for one."""
-        relay = self.relay
-        state = relay.balancer.choose(self._tag, self._tried)
-        if state is None:
-            self._wait_for_server()
+        relay, waiting_since = self.relay, self._waiting_since
+        waited_s = 0.0 if waiting_since is None else relay.now - waiting_since
+        chosen = self.delivery.next_server(relay.balancer, waited_s, relay.delivery_policy)
+        if isinstance(chosen, Pause):
+            self._wait(chosen)
             return
-        state.in_flight += 1
-        state.requests += 1
-        self._dispatches += 1
+        self._pause = None
+        chosen.in_flight += 1
+        chosen.requests += 1
         self.client.deadline = relay.now + relay.options.first_byte_s
-        pool = self.pool = relay.pools[state.index]
-        upstream = None if self._fresh_only else pool.take(certain=not self.idempotent)
+        pool = self.pool = relay.pools[chosen.index]
+        upstream = None if self._fresh_only else pool.take()
         if upstream is not None:
             self._attach(upstream)
         else:
@@ -99,26 +85,24 @@ class Exchange:
         """A connection was opened for this request."""
         self._connecting = None
         if upstream.is_gone:
-            self.connect_failed()
+            self.not_connected(Failure.REFUSED)
         else:
             self._attach(upstream)
 
-    def connect_failed(self) -> None:
+    def not_connected(self, failure: Failure) -> None:
         """No connection: nothing was sent, so another server may get the request, whatever it is."""
         self._connecting = None
-        self._failed_there(try_elsewhere=True)
-        self._send_again_or_fail(502, Fault.UPSTREAM_LOST)
+        self._failed(failure)
 
     def _attach(self, upstream: Upstream) -> None:
         self.upstream = upstream
         upstream.exchange = self
-        kept = self._kept
+        delivery, kept = self.delivery, self._kept
+        delivery.write()
         upstream.transport.write(self._request + b"".join(kept) if kept else self._request)
-        self._sent = True
         self._sent_at = self.relay.now
-        self._tries += 1
-        if not self.idempotent or self._kept_bytes > self.relay.options.kept_body_bytes:
-            self._kept = None
+        if not delivery.idempotent or self._kept_bytes > self.relay.options.kept_body_bytes:
+            self._forget_body()
         client = self.client
         if client.write_paused:
             upstream.pause_reading()
@@ -126,6 +110,10 @@ class Exchange:
             client.deadline = self.relay.now + client.answer_timeout_s()
             if not upstream.write_paused:
                 client.release_body()
+
+    def _forget_body(self) -> None:
+        self._kept = None
+        self.delivery.whole = False
 
     def feed(self, piece: bytes) -> None:
         """Send on a piece of the body, framed as on the wire; before there is a connection, keep it."""
@@ -138,28 +126,42 @@ class Exchange:
         self._kept_bytes += len(piece)
         if self._kept_bytes > self.relay.options.kept_body_bytes:
             if upstream is not None:
-                self._kept = None
+                self._forget_body()
             else:
                 self.client.hold_body()
 
-    # When it goes wrong
+    # Waiting for a web server
 
-    def _wait_for_server(self) -> None:
-        relay = self.relay
-        # With a fit server left, all that are fit were tried: waiting would bring nothing new.
-        if relay.balancer.has_fit_server() and self._tried:
-            self.client.fail(502, Fault.UPSTREAM_LOST)
-        elif not relay.park(self):
-            self.client.fail(503, Fault.NO_SERVER)
-        else:
-            self._parked = True
-            self.client.deadline = relay.now + relay.options.no_server_wait_s
+    def _wait(self, pause: Pause) -> None:
+        relay, options = self.relay, self.relay.options
+        if self._waiting_since is None:
+            self._waiting_since = relay.now
+        if pause is Pause.NO_SERVER and self._pause is not pause:
+            self._no_server_since = relay.now
+        self._pause = pause
+        if not relay.park(self):
+            self.waited_too_long()
+            return
+        self.client.deadline = self._waiting_since + options.first_byte_s
+        if pause is Pause.NO_SERVER:
+            self.client.deadline = min(self.client.deadline, self._no_server_since + options.no_server_wait_s)
 
-    def server_admitted(self, state: ServerState) -> None:
-        """A web server came back, maybe as a new process, while this request waited."""
-        self._parked = False
-        self._tried = [tried for tried in self._tried if tried is not state]
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits in the director for a web server."""
+        return self._pause is not None
+
+    def wake(self, admitted: ServerState | None) -> None:
+        """The health of a web server changed while this request waited."""
+        if admitted is not None:
+            self.delivery.admitted(admitted)
         self.dispatch()
+
+    def waited_too_long(self) -> None:
+        """It was never sent, or its only try ended without an answer; the client may come again."""
+        self.client.fail(503, Fault.UPSTREAM_BUSY if self._pause is Pause.BUSY else Fault.NO_SERVER)
+
+    # When it goes wrong
 
     def lost(self, upstream: Upstream, *, reset: bool) -> None:
         """The connection ended before the response did."""
@@ -169,75 +171,55 @@ class Exchange:
             relay.eject(pool.state, "it reset a new connection")
         else:
             relay.nudge(pool.state)
-        # A connection that had been waiting in the pool may just have ended its life; the server gets another
-        # chance, with a new one.
-        self._failed_there(try_elsewhere=not upstream.is_reused)
-        self._fresh_only = True
-        self._send_again_or_fail(502, Fault.UPSTREAM_LOST)
+        self._failed(Failure.LOST)
 
     def bad_response(self, upstream: Upstream) -> None:
-        """What the web server sent is no HTTP. It was carried out all the same, so nobody else is asked."""
+        """What the web server sent is no HTTP."""
         upstream.drop()
-        self._failed_there(try_elsewhere=True)
-        self.client.fail(502, Fault.BAD_RESPONSE)
-
-    def server_silent(self, now: float) -> None:
-        """The health checks gave the server up: move on if that is allowed."""
-        if self.replied or self._parked or (self._sent and not self._may_send_again()):
-            self.reconsider(now)
-        else:
-            self._move_on(Fault.UPSTREAM_SILENT)
+        self._failed(Failure.NONSENSE)
 
     def reconsider(self, now: float) -> None:
-        """While the server is suspect: move on after ``retry_after_s``, or give a sent write up, with 504."""
-        if self.replied or self.pool is None or self._connecting is not None or not self.pool.state.suspect:
-            return
-        waited, options = now - self._sent_at, self.relay.options
-        if self._may_send_again():
-            if waited >= options.retry_after_s and self.client.body_done:
-                self._move_on(Fault.UPSTREAM_SILENT)
-        elif self.pool.state.silent and self.client.body_done and waited >= options.abandon_write_after_s:
-            self._move_on(Fault.UPSTREAM_SILENT)
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether it waits for a web server to come back."""
-        return self._parked
+        """Some web server is busy: has this request waited for it long enough?"""
+        policy = self.relay.delivery_policy
+        if self._pause is Pause.BUSY:
+            if self._waiting_since is not None and 0 < policy.resend_after_s <= now - self._waiting_since:
+                self.relay.unpark(self)
+                self.dispatch()
+        elif (
+            self.pool is not None
+            and self._connecting is None
+            and self.client.body_done
+            and self.delivery.is_impatient(now - self._sent_at, self.pool.state.health, policy)
+        ):
+            self._leave()
+            self._failed(Failure.SILENT)
 
     def timed_out(self) -> None:
         """No answer, or no more of it, within the longest time allowed."""
         self._leave()
-        self._failed_there(try_elsewhere=True)
-        self.client.fail(504, Fault.UPSTREAM_TIMEOUT)
+        self._failed(Failure.LATE)
 
-    def _move_on(self, fault: Fault) -> None:
-        self._leave()
-        self._failed_there(try_elsewhere=True)
-        self._send_again_or_fail(504, fault)
+    def server_died(self) -> None:
+        """Its web server is dead, whatever its connection says: a child of the dead one may still hold it open."""
+        if self._connecting is None:
+            self._leave()
+            self._failed(Failure.LOST)
 
-    def _may_send_again(self) -> bool:
-        attempt = Attempt(self.head.method, self._sent, self._kept is not None, self.replied, self._tries)
-        options = self.relay.options
-        bound = 2 * len(options.servers) + options.max_tries
-        return self._dispatches < bound and may_send_again(attempt, options.max_tries)
-
-    def _send_again_or_fail(self, status: int, fault: Fault) -> None:
-        if not self._may_send_again():
-            self.client.fail(status, fault)
-            return
-        if self._sent:
-            self.relay.retries += 1
-            self._sent = False
-        self.dispatch()
-
-    def _failed_there(self, *, try_elsewhere: bool) -> None:
-        pool = self.pool
-        if pool is None:
-            return
-        pool.state.failures += 1
-        if try_elsewhere:
-            self._tried = [*self._tried, pool.state]
+    def _failed(self, failure: Failure) -> None:
+        pool, delivery = self.pool, self.delivery
+        assert pool is not None
+        if failure is not Failure.STALLED:
+            pool.state.failures += 1
+        was_written = delivery.written
+        step = delivery.failed(pool.state, failure, self.relay.delivery_policy)
         self.release_server()
+        # A connection of the pool may end at any moment; a new one that fails as well says more.
+        self._fresh_only = True
+        if step is Step.DELIVER:
+            self.relay.retries += was_written
+            self.dispatch()
+        else:
+            self.client.fail(504 if step is Step.GATEWAY_TIMEOUT else 502, _FAULTS[failure])
 
     def _leave(self) -> None:
         if self.upstream is not None:
@@ -254,13 +236,22 @@ class Exchange:
 
     def abandon(self) -> None:
         """The client is gone, or was answered by us."""
-        if self._parked:
-            self._parked = False
+        if self._pause is not None:
+            self._pause = None
             self.relay.unpark(self)
         self._leave()
         self.release_server()
 
     # Towards the client
+
+    @property
+    def replied(self) -> bool:
+        """Whether a byte of the final response has left for the client."""
+        return self.delivery.replied
+
+    @replied.setter
+    def replied(self, value: bool) -> None:
+        self.delivery.replied = value
 
     def begin_response(self, length: int) -> bool:
         """The final response begins; answers whether the client's connection ends with it."""

@@ -14,7 +14,9 @@ from coatcheck.peers.dial import Door
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._~!-]{1,128}")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_MAY_BE_ZERO: Final = frozenset({"port", "hsts_s"})
+_MAY_BE_ZERO: Final = frozenset({"port", "hsts_s", "resend_after_s"})
+_MOST_SENDS: Final = 2
+"""Of an idempotent request. It has the effect of one (RFC 9110, 9.2.2), and still costs each server its work."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -65,10 +67,10 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     max_response_head_bytes: int = 64 * 1024
     max_idle_upstream: int = 512
     """Unused connections kept to each web server."""
-    max_waiting: int = 1024
-    """Requests that wait for a web server to come back."""
-    max_tries: int = 3
-    """How often one request is sent in all."""
+    max_waiting: int = 4096
+    """Requests that wait for a web server to come back, or to be busy no more; one more is answered 503."""
+    max_sends: int = 2
+    """How often one idempotent request is sent in all, 1 or 2. Others are sent once."""
     kept_body_bytes: int = 64 * 1024
     """Of a request body, kept for sending it again; also what is taken before a web server is connected."""
     buffer_bytes: int = 64 * 1024
@@ -79,7 +81,8 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     # Time-outs
     header_read_s: float = 10.0
     idle_s: float = 60.0
-    connect_s: float = 0.5
+    connect_s: float = 1.0
+    """A web server that accepts no connection for so long is busy."""
     first_byte_s: float = 30.0
     between_bytes_s: float = 60.0
     """Within a body, either way; a stream of events must send something more often."""
@@ -91,12 +94,9 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     tunnel_drain_s: float = 60.0
     """How long WebSockets of a web server that drains may go on."""
     no_server_wait_s: float = 2.0
-    retry_after_s: float = 0.5
-    """A request without an answer for so long moves on, if its web server fails its health checks too."""
-
-    abandon_write_after_s: float = 0.9
-    """A non-idempotent request that was sent to a web server which fell silent is answered 504 after so long: it
-    may have been carried out, so it is not sent again; and a server that was only blocked may still answer it."""
+    resend_after_s: float = 20.0
+    """A request without an answer for so long goes to another web server, if its own answers no health check either
+    and it may be sent twice, or was not sent yet. 0: never."""
     hsts_s: float = 0.0
     """With ``tls``: the ``max-age`` of Strict-Transport-Security (RFC 6797) where the app sets none; 0: not sent."""
     tick_s: float = 0.1
@@ -133,6 +133,10 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
         value = getattr(options, field.name)
         if field.type in (int, float, "int", "float") and field.name not in _MAY_BE_ZERO and value <= 0:
             raise ConfigError(f"director: {field.name} is {value}; it must be above 0")
+        if field.name in _MAY_BE_ZERO and value < 0:
+            raise ConfigError(f"director: {field.name} is {value}; it must be 0 or above")
+    if options.max_sends > _MOST_SENDS:
+        raise ConfigError(f"director: max_sends is {options.max_sends}; it must be 1 or {_MOST_SENDS}")
     trusted_networks(options)
     return options
 

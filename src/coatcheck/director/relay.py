@@ -6,15 +6,15 @@ import asyncio
 import errno
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from coatcheck.director.delivery import DeliveryPolicy, Failure
 from coatcheck.director.forwarding import route_tag_reader
 from coatcheck.director.options import DirectorOptions, trusted_networks
 from coatcheck.director.request_head import RequestReader
-from coatcheck.director.routing import Balancer, ServerState, eject, servers_of
+from coatcheck.director.routing import Balancer, Health, ServerState, eject, heard, servers_of, stalled
 from coatcheck.director.upstream import Upstream, UpstreamPool
 from coatcheck.peers.dial import open_connection
 
@@ -40,6 +40,7 @@ class Fault(Enum):
     TOO_MANY_CONNECTIONS = "too_many_connections"
     NO_SERVER = "no_server"
     UPSTREAM_LOST = "upstream_lost"
+    UPSTREAM_BUSY = "upstream_busy"
     UPSTREAM_SILENT = "upstream_silent"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     BAD_RESPONSE = "bad_response"
@@ -67,7 +68,9 @@ class Relay:
             self.hsts = b"Strict-Transport-Security: max-age=%d" % options.hsts_s
         self.clients: set[Downstream] = set()
         self.tunnels: set[Tunnel] = set()
-        self.waiting: deque[Exchange] = deque()
+        self.delivery_policy = DeliveryPolicy(max_sends=options.max_sends, resend_after_s=options.resend_after_s)
+        self.waiting: dict[Exchange, None] = {}
+        """Requests that wait for a web server, in the order in which they came."""
         self.requests = 0
         self.retries = 0
         self.evicted = 0
@@ -111,59 +114,87 @@ class Relay:
         try:
             async with asyncio.timeout(self.options.connect_s):
                 upstream = await open_connection(server.door, lambda: Upstream(self, pool))
-        except (OSError, TimeoutError) as error:
-            if not (isinstance(error, OSError) and error.errno in OWN_SHORTAGES):
-                self.eject(pool.state, f"cannot connect: {error or 'no answer'}")
+        except (TimeoutError, BlockingIOError):
+            # Its queue is full: it is alive, and behind with its work.
+            self.stalled(pool.state)
+            failure = Failure.STALLED
+        except OSError as error:
+            if error.errno not in OWN_SHORTAGES:
+                self.eject(pool.state, f"cannot connect: {error}")
+            failure = Failure.REFUSED
+        else:
             if exchange.is_connecting(asyncio.current_task()):
-                exchange.connect_failed()
+                exchange.connected(upstream)
+            else:
+                pool.release(upstream)
             return
         if exchange.is_connecting(asyncio.current_task()):
-            exchange.connected(upstream)
-        else:
-            pool.release(upstream)
+            exchange.not_connected(failure)
 
     def eject(self, state: ServerState, why: str) -> None:
         """Send a server no more requests until a health check passes, and ask for one now."""
         if eject(state):
-            _log.warning("web server %s is out: %s", state.name, why)
+            self.health_changed(state, why)
         self.nudge(state)
+
+    def stalled(self, state: ServerState) -> None:
+        """A server accepted no connection in time."""
+        if stalled(state):
+            self.health_changed(state, "it accepts no connection in time")
+        self.nudge(state)
+
+    def heard(self, state: ServerState) -> None:
+        """Bytes came from a server that was thought busy."""
+        if heard(state):
+            self.health_changed(state, "it answers again")
 
     def park(self, exchange: Exchange) -> bool:
         """Let a request wait for a web server; ``False``: the queue is full."""
         if len(self.waiting) >= self.options.max_waiting:
             return False
-        self.waiting.append(exchange)
+        self.waiting[exchange] = None
         return True
 
     def unpark(self, exchange: Exchange) -> None:
         """Forget a request that waits no more."""
-        try:
-            self.waiting.remove(exchange)
-        except ValueError:
-            return
+        self.waiting.pop(exchange, None)
 
-    def admitted(self, state: ServerState) -> None:
-        """A server takes requests again: send it what waits. It may be a new process, so old failures don't count."""
-        _log.info("web server %s is in", state.name)
-        waiting, self.waiting = self.waiting, deque()
+    def health_changed(self, state: ServerState, why: str) -> None:
+        """What waits is thought over: a server takes requests again, or there is nothing to wait for any more."""
+        if state.health is Health.HEALTHY:
+            _log.info("web server %s is in: %s", state.name, why)
+        else:
+            _log.warning("web server %s is %s: %s", state.name, state.health.value, why)
+        if state.health is Health.GONE:
+            self.pools[state.index].close_idle(float("inf"))
+        if state.health is not Health.BUSY:
+            self.wake(state if state.health is Health.HEALTHY else None)
+
+    def wake(self, admitted: ServerState | None) -> None:
+        """Think over where each request that waits may go."""
+        waiting, self.waiting = self.waiting, {}
         for exchange in waiting:
-            exchange.server_admitted(state)
+            exchange.wake(admitted)
 
-    def abandoned(self, state: ServerState) -> None:
-        """A server fell silent: what waits there moves, where it may."""
+    def server_died(self, state: ServerState) -> None:
+        """The supervisor says that a server's process has ended: its connections are worth nothing."""
+        self.eject(state, "its process has ended")
         for client in list(self.clients):
             exchange = client.exchange
             if exchange is not None and exchange.pool is not None and exchange.pool.state is state:
-                exchange.server_silent(self.now)
+                exchange.server_died()
+        for tunnel in list(self.tunnels):
+            if tunnel.state is state:
+                tunnel.abort()
 
     def tick(self, now: float) -> None:
         """Look at every deadline."""
         self.now = now
-        suspects = any(state.suspect and state.in_flight for state in self.states)
+        any_busy = any(state.health is Health.BUSY for state in self.states)
         for client in list(self.clients):
             if client.deadline <= now:
                 client.expired(now)
-            elif suspects and client.exchange is not None:
+            elif any_busy and client.exchange is not None:
                 client.exchange.reconsider(now)
         for tunnel in list(self.tunnels):
             tunnel.tick(now)

@@ -1,4 +1,4 @@
-"""Which web server gets a request, which servers are fit, and which requests may be sent again: rules only.
+"""Which web server gets a request, and which servers are fit: rules only.
 
 Nothing here reads a clock, a socket or chance. The shells report what happened and do what the rules answer.
 """
@@ -7,19 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
-from typing import Final
 
 import msgspec
 
-IDEMPOTENT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
-"""Methods that may be sent twice with the effect of once (RFC 9110, 9.2.2)."""
-
 
 class HealthPolicy(msgspec.Struct, frozen=True):
-    """How many checks in a row change a verdict: ``rise`` passed ones admit, ``fall`` failed ones eject."""
+    """How many checks in a row change what is thought of a server: ``rise`` passed ones, ``fall`` failed ones."""
 
     rise: int = 1
     fall: int = 2
+
+
+class Health(Enum):
+    """What the director thinks of a web server."""
+
+    HEALTHY = "healthy"
+    BUSY = "busy"
+    """It takes connections and answers nothing in time: its event loop is blocked, or it is frozen. That is no death:
+    what it was sent it may still carry out. Requests of its sessions wait; others go elsewhere if they can."""
+    GONE = "gone"
+    """It takes no connections, or says that it wants no requests (it starts, or it stops)."""
 
 
 class Check(Enum):
@@ -31,30 +38,17 @@ class Check(Enum):
     UNFIT = "unfit"
     """It answered, but not with 2xx: it wants no requests (it starts, or it drains)."""
     SILENT = "silent"
-    """Nothing came in time: frozen, or cut off."""
+    """Nothing came in time: blocked, frozen, or cut off."""
     INCONCLUSIVE = "inconclusive"
     """Nothing came in time, but others were answered meanwhile, or the director itself was late."""
-
-
-class Verdict(Enum):
-    """What a check changed, and so what the shell has to do."""
-
-    UNCHANGED = "unchanged"
-    ADMITTED = "admitted"
-    """Requests may go there again: dispatch those that wait."""
-    EJECTED = "ejected"
-    """No new requests. Those in flight go on: a process that died has closed its connections, and
-    one that stops in order still finishes them."""
-    ABANDONED = "abandoned"
-    """No new requests, and nothing will come for those in flight: move them, or fail them."""
 
 
 class ServerState:
     """What the director knows of one web server."""
 
     __slots__ = (
-        "draining", "failed_checks", "failures", "healthy", "in_flight", "index", "name", "passed_checks",
-        "requests", "silent", "tag",
+        "draining", "failed_checks", "failures", "health", "in_flight", "index", "name", "passed_checks",
+        "requests", "tag",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str, tag: bytes) -> None:
@@ -62,51 +56,59 @@ class ServerState:
         self.name = name
         self.tag = tag
         # Unproven until the first check has passed: a server that still starts gets no request.
-        self.healthy = False
+        self.health = Health.GONE
         self.draining = False
-        self.silent = False
-        """Whether it was given up because nothing came from it any more."""
         self.passed_checks = 0
         self.failed_checks = 0
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
 
-    @property
-    def suspect(self) -> bool:
-        """Whether it failed its last check, or was ejected: a request that waits there may be waiting in vain."""
-        return self.failed_checks > 0 or not self.healthy
 
-
-def checked(state: ServerState, check: Check, policy: HealthPolicy) -> Verdict:
-    """Count one health check and say what it changes."""
+def checked(state: ServerState, check: Check, policy: HealthPolicy) -> bool:
+    """Count one health check; answers whether it changed the server's health."""
     if check is Check.INCONCLUSIVE:
-        return Verdict.UNCHANGED
-    state.silent = check is Check.SILENT and state.failed_checks + 1 >= policy.fall
+        return False
+    before = state.health
     if check is Check.PASSED:
         state.failed_checks = 0
         state.passed_checks += 1
-        if state.healthy or state.passed_checks < policy.rise:
-            return Verdict.UNCHANGED
-        state.healthy = True
-        return Verdict.ADMITTED
+        # An answer is all that a busy server lacked.
+        if before is Health.BUSY or state.passed_checks >= policy.rise:
+            state.health = Health.HEALTHY
+        return state.health is not before
     state.passed_checks = 0
     state.failed_checks += 1
-    if state.failed_checks < policy.fall:
-        return Verdict.UNCHANGED
-    was_healthy, state.healthy = state.healthy, False
-    # Silence is acted upon at the count itself, also where a failed connect had ejected the server before:
-    # requests sent earlier may still wait there.
-    if check is Check.SILENT and state.failed_checks == policy.fall:
-        return Verdict.ABANDONED
-    return Verdict.EJECTED if was_healthy else Verdict.UNCHANGED
+    if state.failed_checks >= policy.fall:
+        if check is not Check.SILENT:
+            state.health = Health.GONE
+        elif before is Health.HEALTHY:
+            state.health = Health.BUSY
+    return state.health is not before
 
 
 def eject(state: ServerState) -> bool:
-    """Take a server out after a failed connect or a reset; only a passed check brings it back."""
+    """Take a server out after a refused connection or a reset; only a passed check brings it back."""
     state.passed_checks = 0
-    was_healthy, state.healthy = state.healthy, False
-    return was_healthy
+    before, state.health = state.health, Health.GONE
+    return before is not Health.GONE
+
+
+def stalled(state: ServerState) -> bool:
+    """A connection was not accepted in time: as telling as silent health checks."""
+    before = state.health
+    if before is Health.HEALTHY:
+        state.health = Health.BUSY
+    return state.health is not before
+
+
+def heard(state: ServerState) -> bool:
+    """Bytes came from a server: it is busy no more. One that is gone, or going, still needs a passed check."""
+    if state.health is not Health.BUSY:
+        return False
+    state.failed_checks = 0
+    state.health = Health.HEALTHY
+    return True
 
 
 class Balancer:
@@ -120,20 +122,30 @@ class Balancer:
         self._turn = 0
         self._turns = [self.servers[first:] + self.servers[:first] for first in range(len(servers))]
 
-    def choose(self, tag: bytes | None, tried: Collection[ServerState]) -> ServerState | None:
-        """The server for a request whose route cookie says ``tag``; ``None``: none is fit and untried."""
-        if tag is not None:
-            named = self._by_tag.get(tag)
-            if named is not None and named.healthy and not named.draining and named not in tried:
-                return named
-        return self._least_busy(tried)
+    def choose(self, tag: bytes | None, tried: Collection[ServerState], *, patient: bool = True) -> ServerState | None:
+        """The server for a request whose route cookie says ``tag``; ``None``: none takes requests.
 
-    def _least_busy(self, tried: Collection[ServerState]) -> ServerState | None:
+        The answer may be busy: then the request is to wait for it, unless it is not ``patient`` any more. Servers that
+        were ``tried`` come last.
+        """
+        named = self._by_tag.get(tag) if tag is not None else None
+        if named is not None and not named.draining and named not in tried:
+            fit = named.health is Health.HEALTHY or (patient and named.health is Health.BUSY)
+            if fit:
+                return named
+        chosen = self._least_busy(Health.HEALTHY, tried)
+        if chosen is None and patient:
+            chosen = self._least_busy(Health.BUSY, tried)
+        if chosen is None and tried:
+            chosen = self._least_busy(Health.HEALTHY, ())
+        return chosen
+
+    def _least_busy(self, health: Health, tried: Collection[ServerState]) -> ServerState | None:
         best: ServerState | None = None
         # Beginning behind the server that was chosen last breaks ties by turns.
         for server in self._turns[self._turn]:
             if (
-                server.healthy
+                server.health is health
                 and not server.draining
                 and (best is None or server.in_flight < best.in_flight)
                 and server not in tried
@@ -147,36 +159,9 @@ class Balancer:
         """Whether a server of this farm has this tag."""
         return tag in self._by_tag
 
-    def has_fit_server(self) -> bool:
-        """Whether any server takes requests, tried or not."""
-        return any(server.healthy and not server.draining for server in self.servers)
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """How far a request had come when its attempt failed."""
-
-    method: bytes
-    sent: bool
-    """Whether a byte of it was written to the web server."""
-    body_kept: bool
-    """Whether all of the body so far is still held, so that it can be sent once more."""
-    response_begun: bool
-    """Whether a byte of the final response has left for the client."""
-    tries: int
-    """How often it was sent, this attempt included."""
-
-
-def may_send_again(attempt: Attempt, max_tries: int) -> bool:
-    """Whether a failed request may go to a web server once more (RFC 9110, 9.2.2).
-
-    A request of which no byte was written is not a repeat at all. One that was written may have been carried
-    out, answer or no answer, so only an idempotent one is repeated, and only while its body is still held.
-    """
-    if attempt.response_begun or not attempt.body_kept:
-        return False
-    if not attempt.sent:
-        return True
-    return attempt.method in IDEMPOTENT_METHODS and attempt.tries < max_tries
+    def waits_for_busy(self) -> bool:
+        """Whether a server that is only busy may still take requests."""
+        return any(server.health is Health.BUSY and not server.draining for server in self.servers)
 
 
 def servers_of(names_and_tags: Iterable[tuple[str, str]]) -> list[ServerState]:

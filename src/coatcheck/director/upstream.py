@@ -10,7 +10,7 @@ from coatcheck.director.http_body import ChunkedReader
 from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.options import WebServer
 from coatcheck.director.response_head import ResponseHead, parse_response_head
-from coatcheck.director.routing import ServerState
+from coatcheck.director.routing import Health, ServerState
 
 if TYPE_CHECKING:
     from coatcheck.director.exchange import Exchange
@@ -35,8 +35,8 @@ class UpstreamPool:
         self.answers = 0
         """How often bytes came from this server: proof of life for the health checks."""
 
-    def take(self, *, certain: bool) -> Upstream | None:
-        """An open connection; ``certain`` also asks the kernel, for a request that must not be sent twice.
+    def take(self) -> Upstream | None:
+        """An open connection on which nothing has come, by the kernel's own word.
 
         The web server may close a connection at any moment. The event loop tells us, but only in its next round;
         the kernel knows at once. What is left is the time that the close itself is under way.
@@ -45,7 +45,7 @@ class UpstreamPool:
         while idle:
             upstream = idle.pop()
             upstream.is_idle = False
-            if not certain or upstream.is_quiet():
+            if upstream.is_quiet():
                 upstream.is_reused = True
                 return upstream
             upstream.transport.close()
@@ -160,7 +160,10 @@ class Upstream(asyncio.Protocol):
     # Responses
 
     def data_received(self, data: bytes) -> None:
-        self.pool.answers += 1
+        pool = self.pool
+        pool.answers += 1
+        if pool.state.health is Health.BUSY:
+            self.relay.heard(pool.state)
         exchange = self.exchange
         if exchange is None:
             # Nobody asked: whatever this is, it must not become the answer to the next request.

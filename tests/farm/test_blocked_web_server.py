@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .farm_process import Farm
+from .farm_process import Farm, eventually
 
 BLOCKED_S = 0.7
 BLOCKING_APP = """
@@ -89,3 +91,25 @@ def test_with_the_default_farm_nothing_fails_and_nothing_runs_twice(start: Start
     asyncio.run(story())
     details = farm.healthy_status()["director"][0]["details"]
     assert details["retries"] == 0
+
+
+def test_a_frozen_web_server_is_killed_and_what_waited_for_it_is_served_elsewhere(start: StartFarm) -> None:
+    farm = start("--unresponsive-after", "1s")
+
+    async def story() -> None:
+        async with browser(farm) as reader, browser(farm) as writer:
+            home = (await reader.get("/quick")).text
+            route = {"cookie": f"coatcheck-route={reader.cookies['coatcheck-route']}"}
+            pid = farm.pid(home)
+            os.kill(pid, signal.SIGSTOP)
+            reads = [asyncio.create_task(reader.get("/quick")) for _ in range(4)]
+            await asyncio.to_thread(eventually, lambda: f"{home} is busy" in farm.log, "the notice")
+            # Not sent to the frozen one, so even what must not be repeated is safe.
+            writes = [asyncio.create_task(writer.post(f"/block/{n}", params={"s": 0}, headers=route)) for n in range(4)]
+            answers = await asyncio.gather(*reads, *writes)
+            assert [answer.status_code for answer in answers] == [200] * 8
+            assert home not in {answer.text for answer in answers}
+            assert executed(farm) == {f"POST {n}": 1 for n in range(4)}
+            await asyncio.to_thread(farm.wait_replaced, home, pid)
+
+    asyncio.run(story())

@@ -39,7 +39,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
-        "max_head_bytes": "4096", "max_connections": "7",
+        "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5", "kept_body_bytes": "2048",
     }  # fmt: skip
     for setting in SETTINGS:
         text = samples.get(setting.parameter, "7s" if setting.option.duration else "4")
@@ -69,6 +69,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nweb = 'two'", "[farm] web: write a whole number (got 'two')"),
         ("[farm]\nweb = 2.5", "[farm] web: write a whole number"),
         ("[farm]\nweb = true", "[farm] web: write a whole number"),
+        ("[director]\nresend_after = '30s'", "resend_after: not below first_byte_timeout"),
+        ("[director]\nmax_sends = 3", "[director] max_sends: must be at most 2"),
         ("[farm]\nweb = 0", "[farm] web: must be at least 1"),
         ("[farm]\nport = 70000", "[farm] port: must be at most 65535"),
         ("[farm]\nrestart = 3", "[farm] restart: write true or false"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
+import msgspec
+
 from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control import Message
+from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import DirectorRole
 
@@ -33,13 +36,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             route_cookie=role.route_cookie,
             tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
             trusted_proxies=role.trusted_proxies,
-            first_byte_s=role.limits.first_byte_timeout_s,
-            between_bytes_s=role.limits.body_timeout_s,
-            idle_s=role.limits.keep_alive_timeout_s,
-            tunnel_idle_s=role.limits.websocket_timeout_s,
-            max_connections=role.limits.max_connections,
-            max_head_bytes=role.limits.max_head_bytes,
-            hsts_s=role.limits.hsts_s,
+            **_limits(role.limits),
         )
     )
 
@@ -54,13 +51,33 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         director.admit(message["server"])
         return {}
 
-    control.on({"status": status, "drain": drain, "admit": admit})
+    async def died(message: Message) -> dict[str, Any]:
+        director.server_died(message["server"])
+        return {}
+
+    control.on({"status": status, "drain": drain, "admit": admit, "died": died})
     for name in role.drained:
         director.drain(name)
     await director.start()
     control.ready()
     await control.stopping.wait()
     await director.stop(role.stop_grace_s)
+
+
+def _limits(limits: DirectorSettings) -> dict[str, Any]:
+    """The director's own names for what the operator set."""
+    other_names = {
+        "first_byte_timeout_s": "first_byte_s",
+        "body_timeout_s": "between_bytes_s",
+        "keep_alive_timeout_s": "idle_s",
+        "websocket_timeout_s": "tunnel_idle_s",
+        "connect_timeout_s": "connect_s",
+        "check_interval_s": "check_every_s",
+        "checks_to_fail": "fall",
+        "checks_to_admit": "rise",
+        "hold_response_s": "held_response_s",
+    }
+    return {other_names.get(name, name): value for name, value in msgspec.structs.asdict(limits).items()}
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:

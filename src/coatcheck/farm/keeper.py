@@ -40,8 +40,12 @@ class Keeper:
         options: KeeperOptions,
         console: Console,
         on_change: Callable[[], None],
+        on_death: Callable[[], None] = lambda: None,
     ) -> None:
-        """``role`` is asked at each start, so that a restarted director knows who is drained by then."""
+        """``role`` is asked at each start, so that a restarted director knows who is drained by then.
+
+        ``on_death`` is called when the process has ended, before it is started again.
+        """
         self.name = name
         self.state: State = "stopped"
         self.restarts = 0
@@ -52,6 +56,7 @@ class Keeper:
         self._options = options
         self._console = console
         self._on_change = on_change
+        self._on_death = on_death
         self._backoff = Backoff()
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
@@ -121,6 +126,7 @@ class Keeper:
             await child.wait_end()
             watcher.cancel()
             self._child = None
+            self._on_death()
             if not self._wanted:
                 return
             self.last_end = child.end

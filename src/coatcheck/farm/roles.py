@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from coatcheck.farm.settings import DirectorSettings, HttpServer, SessionAccess
+from coatcheck.farm.director_settings import DirectorSettings
+from coatcheck.farm.settings import HttpServer, SessionAccess
 from coatcheck.web.cookies import CookiePolicy
 
 LOOPBACK = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Every setting of a farm that is not a session's (``sessions/settings.py``) or a cookie's (``web/cookies.py``).
+"""Every setting of a farm but those of sessions (``sessions/settings.py``), cookies (``web/cookies.py``) and directors.
 
 Each field is one option with its default, its bounds and the sentence that the documentation shows. Where the
 values come from is in ``configuration.py``.
@@ -12,8 +12,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
-from coatcheck.options import LONGEST_S, Option, judge
+from coatcheck.options import Option, judge
 from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.web.cookies import CookiePolicy
 
@@ -22,76 +23,6 @@ InternalLinks = Literal["unix", "tcp"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
-
-
-class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set of a director's bounds; durations in seconds. Judged where it is built."""
-
-    first_byte_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a web server may take to begin its answer; then the browser gets 504.",
-            duration=True,
-            minimum=0.1,
-            maximum=86400,
-        ),
-    ] = 30.0
-    body_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a body may pause, either way; a stream of events must send something more often.",
-            duration=True,
-            minimum=0.1,
-            maximum=86400,
-        ),
-    ] = 60.0
-    keep_alive_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a browser's connection may be idle between two requests.",
-            duration=True,
-            minimum=0.1,
-            maximum=3600,
-        ),
-    ] = 60.0
-    websocket_timeout_s: Annotated[
-        float,
-        Option(
-            "How long a WebSocket may be silent in both directions.",
-            duration=True,
-            minimum=1,
-            maximum=604800,
-        ),
-    ] = 3600.0
-    max_connections: Annotated[
-        int,
-        Option(
-            "Connections of browsers to each director; for one more an idle one is closed. The system's limit of "
-            "open files (`ulimit -n`) may allow fewer.",
-            minimum=1,
-            maximum=1_000_000,
-        ),
-    ] = 4096
-    max_head_bytes: Annotated[
-        int,
-        Option(
-            "Of a request's line and headers, cookies included; more is refused with 431.",
-            minimum=1024,
-            maximum=1 << 20,
-        ),
-    ] = 32768
-    hsts_s: Annotated[
-        float,
-        Option(
-            "With TLS: tell browsers for so long to come to this host name by HTTPS only (`365d`, say), on every "
-            "port; 0 tells them nothing.",
-            duration=True,
-            maximum=LONGEST_S,
-        ),
-    ] = 0.0
-
-    def __post_init__(self) -> None:
-        judge(self)
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,8 @@ from coatcheck.farm.settings import FarmSettings
 State = Literal["starting", "running", "stopping"]
 
 HANG_UP_EVERY_S: Final = 0.3
+TELL_TIMEOUT_S: Final = 1.0
+"""How long a director may take to hear of a web server's death."""
 
 
 def _always(role: Role) -> Callable[[], Role]:
@@ -62,6 +64,7 @@ class Supervisor:
         self._plan: Plan | None = None
         self._public: Address | None = None
         self._note_failed = False
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def plan(self) -> Plan:
@@ -148,13 +151,28 @@ class Supervisor:
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
         self.session_servers = tuple(keeper(role.name, _always(role)) for role in plan.session_servers)
-        self.web_servers = tuple(keeper(role.name, _always(role)) for role in plan.web_servers)
+        self.web_servers = tuple(
+            keeper(role.name, _always(role), on_death=functools.partial(self._tell_of_death, role.name))
+            for role in plan.web_servers
+        )
         self.directors = tuple(
             keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
         )
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         return msgspec.structs.replace(role, drained=tuple(sorted(self.drained)))
+
+    def _tell_of_death(self, web_server: str) -> None:
+        """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
+        for keeper in self.directors:
+            task = asyncio.create_task(self._tell(keeper, web_server))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, director: Keeper, web_server: str) -> None:
+        # One that is not running, or frozen, finds out by itself.
+        with contextlib.suppress(ControlError):
+            await director.call("died", TELL_TIMEOUT_S, server=web_server)
 
     async def _start_all(self, keepers: Sequence[Keeper]) -> None:
         """Start them side by side; the first failure ends the others."""

@@ -48,7 +48,7 @@ def test_port_in_use(command: Command) -> None:
 
 
 def test_port_in_use_by_another_farm_of_ours(command: Command) -> None:
-    # Directors share a port by SO_REUSEPORT, which must not let a second farm in.
+    # Not even where the other one would share it.
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))

@@ -70,7 +70,8 @@ def test_back_off_grows_to_a_bound_and_forgets() -> None:
     delays = [backoff.delay_s(lived_s=0.0, jitter=0.0) for _ in range(8)]
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
     assert backoff.delay_s(lived_s=0.0, jitter=1.0) == 1.0
-    assert backoff.delay_s(lived_s=60.0, jitter=0.0) == 0.1
+    assert backoff.delay_s(lived_s=60.0, jitter=0.0) == 0.0, "at once"
+    assert backoff.delay_s(lived_s=0.0, jitter=0.0) == 0.1, "and the count starts again"
 
 
 def test_a_supervisor_that_slept_blames_nobody(farm: Callable[..., Farm]) -> None:

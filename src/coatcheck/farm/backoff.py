@@ -14,7 +14,13 @@ class Backoff(msgspec.Struct):
     deaths: int = 0
 
     def delay_s(self, lived_s: float, jitter: float) -> float:
-        """The wait after a death; ``jitter`` (0 to 1, random) takes up to half of it away."""
-        self.deaths = 1 if lived_s >= self.healthy_after_s else self.deaths + 1
+        """The wait after a death; ``jitter`` (0 to 1, random) takes up to half of it away.
+
+        There is none after a first death in a long time: that process will not die at once again.
+        """
+        if lived_s >= self.healthy_after_s:
+            self.deaths = 0
+            return 0.0
+        self.deaths += 1
         longest = min(self.most_s, self.first_s * 2.0 ** min(self.deaths - 1, 30))
         return longest * (1 - jitter / 2)

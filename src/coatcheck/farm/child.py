@@ -17,7 +17,7 @@ import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.farm.control import ControlError, Message, Peer, encode
-from coatcheck.farm.roles import Role, WebServerRole
+from coatcheck.farm.roles import DirectorRole, Role, WebServerRole
 
 MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
@@ -53,6 +53,11 @@ def environment_of(role: Role, ours: Mapping[str, str]) -> dict[str, str]:
     return inherited | {"PYTHONUNBUFFERED": "1"}
 
 
+def _inherited(role: Role) -> tuple[int, ...]:
+    """The descriptors that a process inherits besides its control channel."""
+    return (role.listener,) if isinstance(role, DirectorRole) else ()
+
+
 class Child:
     """A process from its start to its end. It leads a group of its own: a Ctrl-C reaches only its supervisor."""
 
@@ -85,7 +90,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *_inherited(self.role)),
                 start_new_session=True,
                 env=environment_of(self.role, os.environ),
             )

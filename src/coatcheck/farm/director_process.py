@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Any
 
@@ -58,7 +59,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     control.on({"status": status, "drain": drain, "admit": admit, "died": died})
     for name in role.drained:
         director.drain(name)
-    await director.start()
+    await director.start(socket.socket(fileno=role.listener))
     control.ready()
     await control.stopping.wait()
     await director.stop(role.stop_grace_s)

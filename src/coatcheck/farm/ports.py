@@ -27,22 +27,32 @@ FRESH_SUFFIX: Final = ".new"
 """Behind the name of a Unix socket that is not in its place yet."""
 
 
-def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
-    """Bind the director's address without listening; its workers share it by SO_REUSEPORT, nobody else can.
+PUBLIC_BACKLOG: Final = 4096
+"""Connections that wait to be accepted by a director; the system may allow fewer (``net.core.somaxconn``)."""
+
+
+def listen_on_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
+    """Listen on the farm's address, for its directors, which inherit the socket; nobody else can listen there.
+
+    It outlives them: who connects while one is dead waits in the kernel's queue until another one, or its successor,
+    accepts. One queue for all, so that no connection waits for a dead worker while others live, and a busy worker
+    takes fewer than an idle one.
 
     Raises:
         ConfigError: the port is in use or not allowed, or the host is none of ours.
     """
     try:
         family, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # SO_REUSEPORT alone would share the port with another farm of ours: ask first without it.
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen(1)
-        held = socket.socket(family, socket.SOCK_STREAM)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(target)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            # The port may have been ours a moment ago, with connections of then in TIME_WAIT.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+            listener.listen(PUBLIC_BACKLOG)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
     except socket.gaierror as error:
         raise ConfigError(f"host: {host!r} is no address of this machine ({error.strerror})") from None
     except OSError as error:
@@ -52,8 +62,8 @@ def hold_public_address(host: str, port: int) -> tuple[socket.socket, Address]:
         if error.errno == errno.EACCES:
             raise ConfigError(f"port: {port} needs privileges; choose one from 1024 on") from None
         raise ConfigError(f"host: cannot listen on {host}:{port}: {error.strerror}") from None
-    bound = held.getsockname()
-    return held, Address(host, bound[1])
+    bound = listener.getsockname()
+    return listener, Address(host, bound[1])
 
 
 class InternalAddresses(Protocol):

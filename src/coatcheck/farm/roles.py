@@ -67,10 +67,12 @@ class Upstream(msgspec.Struct, frozen=True):
 
 
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
-    """A director worker; all workers of a farm share one address."""
+    """A director worker; all workers of a farm accept from one socket."""
 
     name: str
     address: Address
+    listener: int = -1
+    """The descriptor of the socket that listens there, inherited from the supervisor."""
     upstreams: tuple[Upstream, ...]
     credential: str
     """What the web servers prove to know, and this director to them, where they are connected by TCP."""

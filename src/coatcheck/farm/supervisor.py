@@ -21,7 +21,7 @@ from coatcheck.farm.control import Answer, ControlError, ControlServer
 from coatcheck.farm.keeper import Keeper, KeeperOptions
 from coatcheck.farm.keys import load_or_create
 from coatcheck.farm.plan import Plan, make_plan
-from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, hold_public_address
+from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
 from coatcheck.farm.roles import Address, DirectorRole, Role
 from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
@@ -58,7 +58,7 @@ class Supervisor:
         self.directors: tuple[Keeper, ...] = ()
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
-        self._held: socket.socket | None = None
+        self._listener: socket.socket | None = None
         self._internal: InternalAddresses | None = None
         self._control: ControlServer | None = None
         self._plan: Plan | None = None
@@ -142,7 +142,7 @@ class Supervisor:
         settings = self.settings
         keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
         keys = load_or_create(keys_file, self._environ)
-        self._held, self._public = hold_public_address(settings.host, settings.port)
+        self._listener, self._public = listen_on_public_address(settings.host, settings.port)
         if settings.internal_links == "tcp":
             self._internal = InternalPorts()
         else:
@@ -160,7 +160,9 @@ class Supervisor:
         )
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
-        return msgspec.structs.replace(role, drained=tuple(sorted(self.drained)))
+        if self._listener is None:
+            raise StartFailed("the farm stops")
+        return msgspec.structs.replace(role, listener=self._listener.fileno(), drained=tuple(sorted(self.drained)))
 
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
@@ -202,6 +204,10 @@ class Supervisor:
         self.state = "stopping"
         if immediate:
             self.kill_all()
+        # The directors close theirs when they are told to stop: from then on connections are refused.
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         grace_s = 0.0 if immediate else self.settings.stop_grace_s
         hanging_up = asyncio.create_task(self._hang_up())
         for keepers in (self.directors, self.web_servers, self.session_servers):
@@ -211,9 +217,6 @@ class Supervisor:
         if self._control is not None:
             await self._control.aclose()
             self._control = None
-        if self._held is not None:
-            self._held.close()
-            self._held = None
         if self._internal is not None:
             self._internal.close()
         self.run_directory.release()

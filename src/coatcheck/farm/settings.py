@@ -157,6 +157,7 @@ def check(settings: FarmSettings) -> None:
     if servers == 0:
         raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
     check_copies(settings.session.copies, servers, "give" if settings.session_server else "start")
+    settings.cookie.check_lifetime(settings.session.absolute_timeout_s)
     if settings.cookie.insecure_localhost and not is_loopback(settings.host):
         raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
     if settings.internal_links == "tcp" and settings.server == "granian":

@@ -16,6 +16,10 @@ _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
 """Whoever is handed one of these cannot change the session behind our back."""
 
 
+REMEMBER: Final = "_remember"
+"""The key of the session that says whether its cookie outlives the browser; Django and scs keep it there too."""
+
+
 class Session(dict[str, Any]):
     """A dict that can be changed freely, nested values included; it is saved with the response.
 
@@ -55,7 +59,7 @@ class Session(dict[str, Any]):
         self.rotating = True
         self.accessed = self.unsettled = True
 
-    def regenerate(self, user: str | None = None) -> None:
+    def regenerate(self, user: str | None = None, *, remember: bool | None = None) -> None:
         """Call on login and on any change of privilege: a new session key, under the logged-in cookie; the old session
         is closed at once (ASVS 7.2.4).
 
@@ -63,12 +67,17 @@ class Session(dict[str, Any]):
         timeout goes on, unless this is the login of somebody: then the timeout starts anew, and if the session was
         another user's, it is emptied of all that was in it when the request began, but for plain values that this
         request has already replaced.
+
+        ``remember``: whether the browser keeps the cookie when it ends ("remember me"); ``None`` leaves it as it was,
+        and at first to the cookie's ``max_age``. It is kept in the session, under :data:`REMEMBER`.
         """
         former = self.user
         if user is not None and former is not None and user != former:
             self._flush()
         self.new_login = True
         self.new_user = user if user is not None else self.new_user
+        if remember is not None:
+            _setitem(self, REMEMBER, bool(remember))
         self.mark_modified()
 
     def _flush(self) -> None:
@@ -95,6 +104,12 @@ class Session(dict[str, Any]):
         if self.ended_by is None:
             raise CoatcheckError("session.ended() can be awaited for the session of a request or a WebSocket only")
         return await self.ended_by(self)
+
+    @property
+    def remember(self) -> bool | None:
+        """What :meth:`regenerate` was told, in this request or before; ``None``: nothing."""
+        found = _get(self, REMEMBER, None)
+        return found if isinstance(found, bool) else None
 
     @property
     def is_new(self) -> bool:

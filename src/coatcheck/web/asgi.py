@@ -58,8 +58,10 @@ class SessionMiddleware:
         self.app = app
         self.sessions = sessions
         self.requests = 0
+        absolute_timeout_s = sessions.lifecycle.policy.absolute_timeout_ms / 1000
+        cookies.check_lifetime(absolute_timeout_s)
         self._anonymous = CookieJar(cookies)
-        self._login = CookieJar(cookies, "-login")
+        self._login = CookieJar(cookies, "-login", absolute_timeout_s)
         self._route = CookieJar(cookies.for_whole_host(), "-route")
         self._login_name = self._login.name
         self._read_anonymous = self._anonymous.read
@@ -136,7 +138,7 @@ class SessionMiddleware:
             headers.append((self._login if session.login else self._anonymous).delete_cookie())
         elif saved.issue is not None:
             jar = self._login if saved.issue.login else self._anonymous
-            headers.append(jar.set_cookie(self.sessions.seal(saved.issue)))
+            headers.append(jar.set_cookie(self.sessions.seal(saved.issue), session.remember))
             if saved.issue.login and self._anonymous.read(header):
                 headers.append(self._anonymous.delete_cookie())
         tag = self._route_tag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from typing import Annotated, Final, Literal
 
@@ -102,19 +103,27 @@ class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
     def full_name(self, suffix: str = "") -> bytes:
         return f"{self.prefix}{self.name}{suffix}".encode()
 
-    def attributes(self, max_age_s: float | None = None) -> bytes:
-        """What follows the value in ``Set-Cookie``; ``max_age_s`` instead of the policy's own, 0 deletes."""
+    def attributes(self, max_age_s: float | None) -> bytes:
+        """What follows the value in ``Set-Cookie``. ``max_age_s``: 0 deletes, ``None`` forgets it with the browser."""
         parts = [f"; Path={self.path}; HttpOnly"]
         if not self.insecure_localhost:
             parts.append("; Secure")
         if self.domain:
             parts.append(f"; Domain={self.domain}")
-        if max_age_s is not None or self.max_age_s:
-            parts.append(f"; Max-Age={int(self.max_age_s if max_age_s is None else max_age_s)}")
+        if max_age_s is not None:
+            parts.append(f"; Max-Age={math.ceil(max_age_s)}")
         parts.append(f"; SameSite={self.same_site.capitalize()}")
         if self.partitioned:
             parts.append("; Partitioned")
         return "".join(parts).encode()
+
+    def check_lifetime(self, absolute_timeout_s: float) -> None:
+        """Raises ConfigError for a cookie that outlives every session."""
+        if self.max_age_s > absolute_timeout_s:
+            raise ConfigError(
+                "cookie_max_age: longer than absolute_timeout, so the cookie would outlive its session; "
+                "shorten it or raise absolute_timeout (and idle_timeout)"
+            )
 
 
 def _check_domain(domain: str) -> None:
@@ -134,12 +143,18 @@ class CookieJar:
 
     __slots__ = ("_attributes", "_length", "_prefix", "deletion", "name")
 
-    def __init__(self, policy: CookiePolicy, suffix: str = "") -> None:
+    def __init__(self, policy: CookiePolicy, suffix: str = "", remembered_s: float = 0.0) -> None:
+        """``remembered_s``: the Max-Age of a remembered session's cookie, where the policy says none."""
         self.name = policy.full_name(suffix)
         self._prefix = self.name + b"="
         self._length = len(self._prefix)
-        self._attributes = policy.attributes()
-        self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + policy.attributes(max_age_s=0)
+        kept_s = policy.max_age_s or remembered_s
+        self._attributes = {
+            None: policy.attributes(policy.max_age_s or None),
+            False: policy.attributes(None),
+            True: policy.attributes(min(kept_s, MAX_AGE_S) or None),
+        }
+        self.deletion = self._prefix + b'""; Expires=Thu, 01 Jan 1970 00:00:00 GMT' + policy.attributes(0)
 
     def read(self, header: bytes) -> bytes | None:
         """The first value of this cookie in a Cookie header (RFC 6265 section 5.4), or ``None``."""
@@ -163,8 +178,9 @@ class CookieJar:
             at += len(part) + 1
         return -1
 
-    def set_cookie(self, value: bytes) -> tuple[bytes, bytes]:
-        return (b"set-cookie", self._prefix + value + self._attributes)
+    def set_cookie(self, value: bytes, remember: bool | None = None) -> tuple[bytes, bytes]:
+        """``remember``: whether the browser keeps it when it ends; ``None``: as the policy says."""
+        return (b"set-cookie", self._prefix + value + self._attributes[remember])
 
     def delete_cookie(self) -> tuple[bytes, bytes]:
         return (b"set-cookie", self.deletion)

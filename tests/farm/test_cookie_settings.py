@@ -25,6 +25,7 @@ def taken(lines: list[str]) -> dict[str, str]:
 
 
 def attributes(lines: list[str], name: str) -> list[str]:
+    assert name in taken(lines)
     line = next(line for line in lines if line.startswith(f"{name}="))
     return line.split("; ")[1:]
 

@@ -23,12 +23,12 @@ class OwnClock:
         self.now_ms = 1_763_700_000_000
         self.events: list[Event] = []
         self.stores = [MemoryStore(f"session-{n}", time.monotonic) for n in range(1, servers + 1)]
-        ring = KeyRing([os.urandom(32)])
+        self.ring = KeyRing([os.urandom(32)])
         self.sessions = Sessions(
             farm="farm",
             server_name="web-1",
             stores=self.stores,
-            ring=ring,
+            ring=self.ring,
             policy=policy,
             observer=self.events.append,
         )
@@ -42,9 +42,23 @@ class OwnClock:
         assert issue is not None
         return issue.token
 
-    async def open(self, token: SealedToken) -> Session | None:
+    @asynccontextmanager
+    async def another_server(self) -> AsyncIterator[Sessions]:
+        """A web server that has cached nothing: all that it knows, it has from the session servers."""
+        sessions = Sessions(
+            farm="farm", server_name="web-2", stores=self.stores, ring=self.ring, policy=self.sessions.lifecycle.policy
+        )
+        sessions.copies.world.now_ms = lambda: self.now_ms  # type: ignore[method-assign]
+        await sessions.open()
+        try:
+            yield sessions
+        finally:
+            await sessions.aclose()
+
+    async def open(self, token: SealedToken, sessions: Sessions | None = None) -> Session | None:
         """As the middleware does it: from the cache, else with the session servers."""
-        return self.sessions.open_cached(token, False) or await self.sessions.open_session(token, False)
+        sessions = sessions or self.sessions
+        return sessions.open_cached(token, False) or await sessions.open_session(token, False)
 
     async def use(self, token: SealedToken) -> SealedToken:
         """One request; returns what the browser holds afterwards."""

@@ -6,13 +6,19 @@ one is shown for the first time. From then on the old one is in no record and op
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
 
-from coatcheck.tokens.chain import Chain, Link
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.record import decode_record
+from coatcheck.tokens.chain import Chain, Link, Retired
 from coatcheck.tokens.sealed import SealedToken
 
 from .conftest import StartFarm
 from .mission_farm import Browser, MissionFarm, show
+from .own_clock import own_clock
 from .strict_mode import STRICT
 
 
@@ -75,3 +81,97 @@ def test_a_token_whose_successor_was_lost_on_the_way_still_opens(farm: MissionFa
         assert chain.current == link(token)
         assert chain.next is not None
         assert chain.retired == ()
+
+
+# -- with a grace, as by default: the old one opens for parallel requests only, and for so long
+
+
+GRACE_MS = 10_000
+ROTATE_MS = 60_000
+LENIENT = SessionPolicy(rotate_after_ms=ROTATE_MS, grace_ms=GRACE_MS, theft="refuse")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["where it was replaced", "on another web server"])
+def test_with_a_grace_one_millisecond_decides(elsewhere: bool) -> None:
+    async def story() -> None:
+        async with own_clock(LENIENT) as clock, clock.another_server() as other:
+            judge = other if elsewhere else clock.sessions
+            old = await clock.create()
+            clock.now_ms += ROTATE_MS
+            new = await clock.use(old)
+            assert new.session_id != old.session_id, "it is old enough for a successor"
+            replaced_at = clock.now_ms
+            new = await clock.use(new)  # shown: from now on the old one is replaced
+            clock.now_ms = replaced_at + GRACE_MS + 1
+            # The first request after the grace marks that the browser has moved on; this one stores it with a change.
+            session = await clock.open(new)
+            assert session is not None
+            session["cart"] = "coffee"
+            assert clock.sessions.needs_save(session)
+            issue = (await clock.sessions.save(session)).issue
+            newest = new if issue is None else issue.token
+            moved_on_at = clock.now_ms
+            clock.now_ms = moved_on_at + GRACE_MS
+            assert await clock.open(old, judge) == {"cart": "coffee"}, "a request that was late all along"
+            clock.now_ms += 1
+            assert await clock.open(old, judge) is None
+            assert await clock.open(newest, judge) == {"cart": "coffee"}
+
+    asyncio.run(story())
+
+
+def test_with_a_grace_the_record_tells_the_new_one_from_the_old_one() -> None:
+    async def story() -> list[Chain]:
+        async with own_clock(LENIENT) as clock:
+            found: list[Chain] = []
+
+            async def look() -> None:
+                entries: list[object] = []
+                for store in clock.stores:
+                    store.get(first.key, entries.append)
+                records = [
+                    decode_record(clock.sessions.copies.sealer.unseal(first.key, entry.header(), entry.payload))  # type: ignore[attr-defined]
+                    for entry in entries
+                ]
+                assert records[0] == records[1], "each session server holds the same"
+                found.append(records[0].chain)
+
+            first = await clock.create()
+            await look()
+            clock.now_ms += ROTATE_MS
+            second = await clock.use(first)
+            await look()
+            await clock.use(second)
+            await look()
+            clock.now_ms += ROTATE_MS
+            third = await clock.use(second)
+            clock.now_ms += GRACE_MS + 1
+            await clock.use(third)
+            await look()
+            one, two, three = link(first), link(second), link(third)
+            assert found[0] == Chain(one)
+            assert found[1] == Chain(one, two), "the old one is current until the new one has come back"
+            assert found[2] == Chain(two, None, (Retired(one, one.minted_at + ROTATE_MS),))
+            assert found[3].current == three and found[3].next is None
+            assert one not in (found[3].current, found[3].next)
+            return found
+
+    asyncio.run(story())
+
+
+def test_a_farm_with_a_grace_refuses_the_old_one_when_it_is_over(start: StartFarm) -> None:
+    """Each response is a second after the last one; the grace is half of that."""
+    rhythm = ("--rotate-after", "1s", "--grace", "500ms", "--theft", "refuse")
+    farm = start("--web", "2", "--session-servers", "2", *rhythm)
+    with Browser(farm) as browser:
+        browser.put("cart", "tea")
+        old, old_link = browser.cookie, link(browser.token)
+        for number in range(4):
+            time.sleep(1.01)
+            browser.put("n", number)
+        assert link(browser.token) != old_link
+        for chain in chains(farm, browser.key):
+            assert old_link not in (chain.current, chain.next)
+        for server in farm.names("web"):
+            assert show(farm, old, server).json()["data"] == {}, f"replaced, at {server} too"
+        assert browser.read()["data"] == {"cart": "tea", "n": 3}

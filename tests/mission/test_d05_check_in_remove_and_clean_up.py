@@ -4,11 +4,16 @@ drops expired tokens from both tables." """
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from coatcheck.pool import NULL_TOKEN, LeaseLost, SessionPool, TokenObject
+from coatcheck.pool import NULL_TOKEN, LeaseLost, SessionPool, TokenObject, TokenPool
 
 
 class Clock:
@@ -92,30 +97,97 @@ def test_a_check_in_that_does_not_fit_changes_nothing(pool: SessionPool) -> None
 
 
 def test_from_several_threads_a_token_is_in_one_hand(pool: SessionPool) -> None:
+    """Borrowers hold what they have while others ask, and threads change places in the middle of every line."""
     for number in range(3):
         pool.check_in("SADMIN", NULL_TOKEN, f"token {number}")
-    in_use: set[int | None] = set()
-    problems: list[str] = []
+    interval_s = sys.getswitchinterval()
+    held, most_held, together = Counter[int | None](), Counter[int | None](), Counter[str]()
     lock = threading.Lock()
 
-    def call() -> None:
-        for _ in range(300):
+    def call(name: str) -> None:
+        for number in range(60):
             token = pool.check_out("SADMIN")
             if token is NULL_TOKEN:
                 continue
             with lock:
-                if token.token_id in in_use:
-                    problems.append("in two hands")
-                in_use.add(token.token_id)
+                held[token.token_id] += 1
+                most_held[token.token_id] = max(most_held[token.token_id], held[token.token_id])
+                together["most"] = max(together["most"], held.total())
+            time.sleep(0.0002)
             with lock:
-                in_use.discard(token.token_id)
-            pool.check_in("SADMIN", token, token.token + "+")
+                held[token.token_id] -= 1
+            pool.check_in("SADMIN", token, f"{name}, call {number}")
+            pool.clean_up()
 
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert problems == []
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(call, f"thread {number}") for number in range(4)]
+        for each in calls:
+            each.result(0)
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert together["most"] == 3, "all three were out at one time, or the test proves nothing"
+    assert set(most_held.values()) == {1}, "each in one hand"
     assert pool.users["SADMIN"].locked == {}
-    assert len(pool.users["SADMIN"].unlocked) <= 3
+    assert len(pool.users["SADMIN"].unlocked) == 3
+
+
+# -- the pool of leases, by the same calls
+
+
+@pytest.fixture
+def leases(clock: Clock) -> Iterator[TokenPool]:
+    found = TokenPool(None, ttl=60, jitter=0, lease="30s", clock=clock)
+    yield found
+    found.close(timeout=0)  # what is out stays out: the clock stands still
+
+
+def test_leases_check_out_first_drops_expired_tokens(leases: TokenPool, clock: Clock) -> None:
+    leases.check_in("SADMIN", NULL_TOKEN, "old")
+    clock.now += 30
+    leases.check_in("SADMIN", NULL_TOKEN, "young")
+    clock.now += 30
+    assert leases.check_out("SADMIN").token == "young"
+    assert leases.stats()["SADMIN"].free == 0, "the old one was dropped, although it was not needed"
+    assert leases.check_out("SADMIN") is NULL_TOKEN
+
+
+def test_leases_check_in_stores_the_refreshed_string_renews_and_unlocks(leases: TokenPool, clock: Clock) -> None:
+    leases.check_in("SADMIN", NULL_TOKEN, "token")
+    token = leases.check_out("SADMIN")
+    assert leases.check_out("SADMIN") is NULL_TOKEN, "locked"
+    clock.now += 20
+    leases.check_in("SADMIN", token, "refreshed")
+    clock.now += 59
+    again = leases.check_out("SADMIN")
+    assert (again.token, again.token_id) != ("token", token.token_id)
+    assert again.token == "refreshed", "79 s after its beginning, 59 s after its renewal"
+    with pytest.raises(LeaseLost):
+        leases.check_in("SADMIN", token, "replayed")
+    leases.check_in("SADMIN", again, "refreshed again")
+    clock.now += 60
+    assert leases.check_out("SADMIN") is NULL_TOKEN
+
+
+def test_leases_remove_drops_from_locked(leases: TokenPool) -> None:
+    leases.check_in("SADMIN", NULL_TOKEN, "token")
+    token = leases.check_out("SADMIN")
+    assert leases.remove("SADMIN", token)
+    assert not leases.remove("SADMIN", token)
+    with pytest.raises(LeaseLost):
+        leases.check_in("SADMIN", token, "refreshed")
+    assert leases.check_out("SADMIN") is NULL_TOKEN
+
+
+def test_leases_clean_up_drops_expired_tokens_from_both_tables(leases: TokenPool, clock: Clock) -> None:
+    for number in range(4):
+        leases.check_in("SADMIN", NULL_TOKEN, f"token {number}")
+    in_use = [leases.check_out("SADMIN") for _ in range(2)]
+    clock.now += 29
+    assert leases.clean_up() == 0
+    clock.now += 31
+    assert leases.clean_up() == 4, "two whose lease is over, two that nobody used"
+    for token in in_use:
+        with pytest.raises(LeaseLost):
+            leases.check_in("SADMIN", token, "refreshed")

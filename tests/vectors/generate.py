@@ -123,6 +123,20 @@ def entry(
     }  # fmt: skip
 
 
+def ranking(key: bytes, names: list[str]) -> list[str]:
+    """The session servers for a session, first those that hold it."""
+
+    def weight(name: str) -> bytes:
+        return hashlib.blake2b(key, key=name.encode()[:64], digest_size=8).digest()
+
+    return sorted(names, key=weight, reverse=True)
+
+
+def placement(names: list[str]) -> list[dict[str, Any]]:
+    keys = [drawn(f"placed {number}", 16) for number in range(6)]
+    return [{"names": names, "key": key.hex(), "ranking": ranking(key, names)} for key in keys]
+
+
 def soap(name: str, user: str, password: str, issued: int, serial: int, server: str, kind: str) -> dict[str, Any]:
     session_id, nonce = drawn(f"{name} ID", 16), drawn(f"{name} nonce", 12)
     plain = pack([session_id, user, password, issued, serial, server, kind])
@@ -174,6 +188,10 @@ def known_answers() -> dict[str, Any]:
             entry("rotated", PRIMARY, (7, other, 2), [(3, one, 1), (7, other, 2)], large),
             entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
             entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
+        ],
+        "placements": [
+            *placement(["session-1", "session-2", "session-3"]),
+            *placement([f"{number} of the ördinary names" * 3 for number in range(5)]),
         ],
         "messages": {
             "key": key.hex(), "epoch": 9, "owner": one.hex(), "seq": 0, "others_ms": 1999,

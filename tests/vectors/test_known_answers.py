@@ -19,6 +19,7 @@ from coatcheck.pool.soap.session_types import SessionType
 from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.notice import Answer, Notice, decode_message
+from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_record, encode_record
@@ -132,6 +133,13 @@ def test_the_fields_of_a_record() -> None:
     assert (chain.current.minted_at, chain.next.minted_at, chain.forgotten_at) == (now - 60_000, now, now - 10_000_000)
     (retired,) = chain.retired
     assert (retired.link.minted_at, retired.retired_at, retired.moved_on_at) == (now - 190_000, now - 120_000, None)
+
+
+@pytest.mark.parametrize("known", KNOWN["placements"], ids=lambda known: f"{len(known['names'])}-{known['key'][:6]}")
+def test_where_a_session_is_placed(known: dict[str, Any]) -> None:
+    names, key, ranking = known["names"], bytes.fromhex(known["key"]), tuple(known["ranking"])
+    assert Placement(names, 1).ranking(key) == ranking
+    assert Placement(names[::-1], 2).ranking(key) == ranking, "whatever the order of the settings"
 
 
 def test_messages() -> None:

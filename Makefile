@@ -13,7 +13,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
 installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
-.PHONY: demo test bench simulate mutants lint setup
+.PHONY: demo test bench simulate mutants network-test lint setup
 
 ## Start a farm with the demo shop; Ctrl-C stops it.
 demo: $(READY)
@@ -27,6 +27,10 @@ test: $(READY) $(REDIS) $(POSTGRESQL) lint
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
 mutants: $(READY) $(REDIS) $(POSTGRESQL)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
+
+## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
+network-test: $(READY) $(REDIS)
+	@PYTHONPATH=tests $(BIN)/python -m network --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
 
 lint: $(READY)
 	$(BIN)/ruff check .

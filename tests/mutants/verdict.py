@@ -22,12 +22,18 @@ _reports: list[dict[str, Any]] = []
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
     if report.outcome == "failed" or report.when == "call":
-        kinds = [kind.__name__ for kind in call.excinfo.type.__mro__] if call.excinfo is not None else []
-        words = str(call.excinfo.value).splitlines()[:1] if call.excinfo is not None else []
+        kinds, words = _described(call.excinfo.value) if call.excinfo is not None else ([], [])
         _reports.append(
             {"test": item.nodeid, "when": report.when, "outcome": report.outcome, "kinds": kinds, "words": words}
         )
     return report
+
+
+def _described(error: BaseException) -> tuple[list[str], list[str]]:
+    """Its kinds and its first line; of several at once, those of the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return [kind.__name__ for kind in type(error).__mro__], str(error).splitlines()[:1]
 
 
 def pytest_sessionstart() -> None:

@@ -46,6 +46,7 @@ class UnavailableReason(Enum):
     NO_SERVER = "no_session_server_answers"
     TOO_FEW_SERVERS = "too_few_session_servers_answer"
     BELOW_TARGET = "fewer_copies_than_asked_for"
+    UNHEARD = "a_session_server_that_may_hold_the_session_is_away"
     CONTENDED = "too_many_rival_claims"
 
 

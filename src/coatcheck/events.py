@@ -16,6 +16,7 @@ class EventKind(Enum):
     SESSION_NOT_FOUND = "session.not_found"
     SESSION_EXPIRED = "session.expired"
     SESSION_ROLLED_BACK = "session.rolled_back"
+    SESSION_UNHEARD = "session.unheard"
     SESSION_FORKED = "session.forked"
     SESSION_THEFT = "session.theft"
     DEAD_TOKEN = "session.dead_token"

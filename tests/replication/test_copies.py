@@ -335,18 +335,22 @@ def test_a_server_that_came_back_empty_or_stale_does_not_make_us_forget() -> Non
     assert EventKind.SESSION_ROLLED_BACK not in one.kinds() + two.kinds()
 
 
-def test_a_lost_write_is_reported_and_not_served() -> None:
+@pytest.mark.parametrize("accept", [False, True])
+def test_a_lost_write_is_reported_and_served_only_if_the_operator_says_so(accept: bool) -> None:
     farm = Farm()
     one, two = farm.two_webs()
     store(one, b"one")
     backup = farm.backup()
     store(one, b"two")
     farm.restore(backup)
-    assert load(two, promise(one)) is Gone.ROLLED_BACK
+    found = two.run(two.copies.load(KEY, promise(one), accept_rollback=accept))
     assert EventKind.SESSION_ROLLED_BACK in two.kinds()
-    accepted = two.run(two.copies.load(KEY, promise(one), accept_rollback=True))
-    assert isinstance(accepted, Copy)
-    assert accepted.body == b"one"
+    if accept:
+        assert isinstance(found, Copy)
+        assert found.body == b"one"
+    else:
+        assert found is Gone.ROLLED_BACK
+        assert load(two, promise(one)) is Gone.CLOSED
 
 
 def test_a_session_whose_copies_were_all_lost_comes_back_from_the_cache() -> None:

@@ -36,7 +36,8 @@ def test_no_answer_at_all_fails_closed() -> None:
         (3, 1, 1, True),
         (5, 2, 1, False),
         (5, 2, 2, True),
-        (5, "all", 4, False),
+        (5, "all", 2, False),
+        (5, "all", 3, True),
     ],
 )
 def test_how_many_must_answer(servers: int, copies: CopiesWanted, silent: int, too_few: bool) -> None:

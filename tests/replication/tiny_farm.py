@@ -62,7 +62,7 @@ class SessionServer:
         left = expires_at - self.farm.now_ms
         if entry is None or left <= 0:
             return None
-        return Entry(entry.version, entry.history, entry.closed, left, entry.payload)
+        return Entry(entry.version, entry.history, entry.closed, left, entry.payload, entry.provisional)
 
     def get(self, key: bytes) -> GetReply:
         return Unreachable() if self.down or self.silent else self.entry(key)
@@ -94,6 +94,8 @@ class WebServer:
         """What others do while each of the next puts is on its way."""
         self.background: list[_Run] = []
         self.running: set[bytes] = set()
+        self.cut: set[str] = set()
+        """The session servers that this web server cannot reach, and it knows."""
         sealer = PayloadSealer(farm.ring, "farm", self.random_bytes)
         self.copies = Copies(self.server_id, farm.placement, farm.replication, sealer, self)
         self.lifecycle = Lifecycle(self.copies, farm.policy)
@@ -114,7 +116,7 @@ class WebServer:
         return 0.5
 
     def reachable(self, server: str) -> bool:
-        return not self.farm.servers[server].down
+        return server not in self.cut and not self.farm.servers[server].down
 
     def report(self, event: Event) -> None:
         self.events.append(event)
@@ -272,13 +274,13 @@ class _Run:
     def _do(self, effect: Any) -> None:
         web, farm = self.web, self.web.farm
         if isinstance(effect, Get):
-            self.answer = Gotten(web.monotonic(), {name: farm.servers[name].get(effect.key) for name in effect.servers})
+            self.answer = Gotten(web.monotonic(), {name: self._get(name, effect.key) for name in effect.servers})
         elif isinstance(effect, Put):
             self.answer = self._put(effect)
         elif isinstance(effect, Rest):
             settled = effect.settled
             for put, name in settled.pending:
-                settled.replies[name] = farm.servers[name].put(put.key, put.seen[name], put.entry)
+                settled.replies[name] = self._offer(put, name)
             settled.pending = None
             self.answer = settled
         elif isinstance(effect, Pause):
@@ -292,12 +294,20 @@ class _Run:
             except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
                 self.failure = error
 
+    def _get(self, name: str, key: bytes) -> GetReply:
+        return Unreachable() if name in self.web.cut else self.web.farm.servers[name].get(key)
+
+    def _offer(self, put: Put, name: str) -> PutReply:
+        if name in self.web.cut:
+            return Unreachable()
+        return self.web.farm.servers[name].put(put.key, put.seen[name], put.entry)
+
     def _put(self, effect: Put) -> Settled:
         settled, waiting = Settled(self.web.monotonic(), {}), list(effect.seen)
         if self.web.during_put:
             self.web.during_put.pop(0)()
         while waiting and (effect.enough is None or settled.accepted() < effect.enough):
             name = waiting.pop(0)
-            settled.replies[name] = self.web.farm.servers[name].put(effect.key, effect.seen[name], effect.entry)
+            settled.replies[name] = self._offer(effect, name)
         settled.pending = [(effect, name) for name in waiting] or None
         return settled

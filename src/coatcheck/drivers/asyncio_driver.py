@@ -265,9 +265,9 @@ class AsyncioDriver:
         return await asyncio.shield(acknowledged)
 
     def tell(self, effect: Tell) -> None:
-        """Publish through every session server that is reachable; at most once each."""
-        for store in self._stores.values():
-            if store.reachable:
+        """Publish through every session server that is reachable and asked for; at most once each."""
+        for name, store in self._stores.items():
+            if store.reachable and (effect.through is None or name in effect.through):
                 store.publish(effect.server_id, effect.message)
 
     async def settle(self, timeout_s: float) -> None:

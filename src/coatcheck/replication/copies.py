@@ -6,7 +6,7 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import msgspec
@@ -28,10 +28,19 @@ from coatcheck.replication.effects import (
 )
 from coatcheck.replication.entry import Entry, Sealer, encode_header
 from coatcheck.replication.notice import Answer, Notice
-from coatcheck.replication.placement import Placement
+from coatcheck.replication.placement import Placement, is_newer_list
 from coatcheck.replication.policy import Durability, ReplicationPolicy
 from coatcheck.replication.puts import Puts
-from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES, Version, covers, with_write
+from coatcheck.replication.resolution import contains
+from coatcheck.replication.version import (
+    OWNER_BYTES,
+    SERVER_ID_BYTES,
+    History,
+    Version,
+    covers,
+    newest_write,
+    with_write,
+)
 from coatcheck.replication.view import View, Viewer
 
 FAR = float("inf")
@@ -43,6 +52,8 @@ class Gone(Enum):
     ABSENT = "absent"
     CLOSED = "closed"
     ROLLED_BACK = "rolled back"
+    UNHEARD = "unheard"
+    """A session server that may have what the token promises has been away for longer than the patience."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -111,13 +122,18 @@ class Copies:
         self.cache.revoke_leases()
         self.puts.distrust()
 
-    def load(self, key: bytes, promised: bytes | None, accept_rollback: bool = False) -> Flow[Copy | Gone]:
+    def load(
+        self, key: bytes, promised: bytes | None, accept_rollback: bool = False, list_number: int | None = None
+    ) -> Flow[Copy | Gone]:
         """Become (or stay) the owner of a session and return a copy with everything that was promised.
 
-        ``promised``: the packed version of the token that asks; ``None`` if nothing was promised.
+        ``promised``: the packed version of the token that asks; ``None`` if nothing was promised. ``list_number``: of
+        the list of session servers when it was issued. What is not found is lost only when all session servers of a
+        list that is no older say so, twice; until then it is unheard: nothing is claimed and nothing closed.
         Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
         """
         wanted = Version.unpack(promised) if promised is not None and any(promised) else None
+        looked_twice = False
         for attempt in range(self.policy.max_tries):
             if attempt:
                 yield Pause(self._backoff(attempt))
@@ -125,19 +141,34 @@ class Copies:
                 return copy  # somebody else's load, while we waited for our turn
             view = yield from self.viewer.look(key, wanted)
             newest = view.newest
-            if newest is not None and newest.closed:
+            if newest is not None and newest.final:
                 self.cache.mark_closed(key)
                 yield from self.spread(view)
                 return Gone.CLOSED
             if not self.viewer.enough_answered(view):
                 raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
+            lacking = newest is None or not covers(newest.history, wanted)
+            if lacking and wanted is not None:
+                if self._is_unheard(view, wanted, list_number):
+                    if newest is None or newest.closed or not accept_rollback:
+                        return Gone.UNHEARD
+                elif not looked_twice and not view.covered_somewhere(wanted):
+                    looked_twice = True  # a copy may have moved from a server not yet asked to one already asked
+                    continue
+            else:
+                self.viewer.absences.heard(key)
             if newest is None:
                 return Gone.ABSENT
-            if not covers(newest.history, wanted):
+            if newest.closed:
+                self.cache.drop(key)
+                yield from self.spread(view)
+                return Gone.CLOSED
+            if lacking and not view.covered_somewhere(wanted):
                 self._report(EventKind.SESSION_ROLLED_BACK, key, f"token {wanted}, newest copy {newest.version}")
                 if not accept_rollback:
+                    yield from self._put_provisional(view)
                     return Gone.ROLLED_BACK
-            if view.forked:
+            if view.forked or (lacking and view.covered_somewhere(wanted)):
                 self._report(EventKind.SESSION_FORKED, key, f"went on with {newest.version}")
             owned = (yield from self.refresh(view)) if view.is_mine() else (yield from self.claim(view))
             if self.cache.is_closed(key):
@@ -145,6 +176,22 @@ class Copies:
             if owned is not None:
                 return owned
         raise SessionUnavailable(UnavailableReason.CONTENDED)
+
+    def _is_unheard(self, view: View, wanted: Version, list_number: int | None) -> bool:
+        """Whether what the token promises may be on a session server that did not answer, or that is not in our list.
+
+        Raises :class:`SessionUnavailable` while it pays to wait for it.
+        """
+        missing = self.viewer.missing(view)
+        outdated = list_number is not None and is_newer_list(list_number, self.placement.list_number)
+        if not missing and not outdated:
+            return False
+        waited_s = self.viewer.absences.waited_s(view.key, missing)
+        who = ", ".join(missing) or "a newer list of session servers"
+        self._report(EventKind.SESSION_UNHEARD, view.key, f"token {wanted}, no answer from {who} for {waited_s:.1f} s")
+        if waited_s < self.policy.patience_s:
+            raise SessionUnavailable(UnavailableReason.UNHEARD)
+        return True
 
     def refresh(self, view: View) -> Flow[Copy | None]:
         """The own copy was checked and is the newest: bring the placed servers up to it, renew the lease."""
@@ -160,8 +207,8 @@ class Copies:
                 self.cache.drop(copy.key)
                 return None
         holders = sum(copy.seen.get(server) == copy.version for server in view.seen)
-        self.puts.check_level(copy, holders)
         self.puts.earn_lease(copy, view.sent_at, holders)
+        self.puts.check_level(copy, holders, quorum=self.policy.too_few_answers == "refuse")
         return copy
 
     def claim(self, view: View) -> Flow[Copy | None]:
@@ -178,6 +225,9 @@ class Copies:
         self._claiming[key] = copy
         try:
             claimed = yield from self._put_claim(copy, view)
+        except SessionUnavailable:
+            self._keep_survivor(view)
+            raise
         finally:
             del self._claiming[key]
         if not claimed:
@@ -186,6 +236,13 @@ class Copies:
             copy.alone_at = min(copy.alone_at, view.cached.alone_at)
         copy.alone_at = min(copy.alone_at, self.world.monotonic() + self.policy.lease_s)
         return copy
+
+    def _keep_survivor(self, view: View) -> None:
+        """The claim was not acknowledged: if our own cached copy was the newest, it may be the only one left."""
+        own = view.cached
+        if own is not None and view.newest is not None and own.version == view.newest.version:
+            own.lease_until = 0.0
+            self.cache.add(own)
 
     def _put_claim(self, copy: Copy, view: View) -> Flow[bool]:
         """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
@@ -209,11 +266,21 @@ class Copies:
         settled, refused = yield from self.puts.to_placed(copy, entry, holders, showed)
         if refused:
             return False
+        yield from self._notify_others(view, copy.version, [*holders, *settled.replies], closed=False)
         level = settled.accepted() + 1
+        # Who serves with too few answers serves with too few copies of a claim, which carries no data.
+        self.puts.check_level(copy, level, quorum=self.policy.too_few_answers == "refuse")
         self.cache.add(copy)
-        self.puts.check_level(copy, level)
         self.puts.earn_lease(copy, sent_at, level)
         return True
+
+    def _notify_others(self, view: View, version: Version, put_to: Iterable[str], closed: bool) -> Flow[None]:
+        """A session server notifies the owner that it has stored; through those that had nothing stored, we notify
+        the owners that the others showed."""
+        through = tuple(name for name in put_to if view.seen.get(name) is None and name in view.seen)
+        owners = {entry.version.server_id for entry in view.entries.values() if not entry.closed} - {self.server_id}
+        for server_id in sorted(owners) if through else ():
+            yield Tell(server_id, Notice(view.key, version, closed).encode(), through)
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -252,9 +319,11 @@ class Copies:
             if not level:
                 acknowledged = False
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
+            acknowledged = False
+            self.puts.check_level(new, level, quorum=durability == "all")
+            acknowledged = True
             new.promised = promised
             self.cache.add(new)
-            self.puts.check_level(new, level)
             self.puts.earn_lease(new, settled.sent_at, level)
             return Written(level, target)
         finally:
@@ -287,7 +356,7 @@ class Copies:
         """
         view = yield from self.viewer.look(key, None, every=True)
         newest = view.newest
-        if newest is not None and newest.closed:
+        if newest is not None and newest.final:
             # Somebody else's close may still be waiting for leases: so do we, for what is left of it.
             self.cache.mark_closed(key)
             closed = yield from self.spread(view)
@@ -305,9 +374,10 @@ class Copies:
         if own is not None:
             self._claiming[key] = own  # still ours to hear that a rival was faster than the tombstone
         try:
-            closed = yield from self.put_tombstone(key, tombstone, self.placement.servers)
+            closed = yield from self.put_tombstone(key, tombstone, dict.fromkeys(self.placement.servers))
         finally:
             self._claiming.pop(key, None)
+        yield from self._notify_others(view, version, self.placement.servers, closed=True)
         if not closed.holds:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         # An owner that is not us may have renewed its lease until the tombstone reached it.
@@ -319,28 +389,57 @@ class Copies:
         while (left_s := moment_s - self.world.monotonic()) > 0:
             yield Pause(left_s)
 
+    def lapse(self, key: bytes, judged: History) -> Flow[None]:
+        """Close a session that has timed out, by the state that has the history ``judged``.
+
+        Nobody willed it: only if all session servers answer and none shows another write. Raises
+        :class:`SessionUnavailable` when nobody answers.
+        """
+        view = yield from self.viewer.look(key, None, every=True)
+        newest = view.newest
+        if newest is None:
+            return
+        if newest.closed:
+            yield from self.spread(view)
+        elif not view.forked and not self.viewer.missing(view) and newest_write(newest.history) == newest_write(judged):
+            yield from self._put_provisional(view)
+
+    def _put_provisional(self, view: View) -> Flow[None]:
+        """Put a tombstone that closes what it covers and no more: by compare-and-set, on what this view showed."""
+        newest, key = view.newest, view.key
+        assert newest is not None
+        version = Version(self._next_epoch(view), self._fresh_owner(), 0)
+        payload = self.sealer.seal(key, encode_header(version, newest.history, True, True), b"")
+        tombstone = Entry(version, newest.history, True, self.policy.tombstone_ms, payload, True)
+        self.cache.drop(key)
+        self.under_replicated.discard(key)
+        yield from self.put_tombstone(key, tombstone, view.seen)
+        yield from self._notify_others(view, version, view.seen, closed=True)
+
     def spread(self, view: View) -> Flow[Closed]:
-        """Whoever sees a tombstone puts it on every session server that lacks it."""
+        """Whoever sees a tombstone puts it on every session server that lacks it; a provisional one only over what it
+        covers, by compare-and-set."""
         tombstone = view.newest
         assert tombstone is not None
         assert tombstone.closed
-        lacking = [
-            name for name, version in view.seen.items() if name not in view.entries or not view.entries[name].closed
-        ]
+        lacking = {name: version for name, version in view.seen.items() if _lacks(view.entries.get(name), tombstone)}
         return (yield from self.put_tombstone(view.key, tombstone, lacking, len(view.seen) - len(lacking)))
 
-    def put_tombstone(self, key: bytes, tombstone: Entry, servers: Iterable[str], holds: int = 0) -> Flow[Closed]:
-        """Put a tombstone on ``servers``; ``holds`` others have it already."""
-        servers = list(servers)
-        if servers:
-            settled: Settled = yield Put(key, tombstone, dict.fromkeys(servers))
+    def put_tombstone(
+        self, key: bytes, tombstone: Entry, seen: Mapping[str, Version | None], holds: int = 0
+    ) -> Flow[Closed]:
+        """Put a tombstone on the servers of ``seen``; ``holds`` others have it already."""
+        if seen:
+            settled: Settled = yield Put(key, tombstone, seen)
             for reply in settled.replies.values():
                 stored_closed = isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
                 holds += isinstance(reply, Accepted) or stored_closed
         closed = Closed(holds, len(self.placement.servers))
+        if tombstone.provisional:
+            return closed
         if closed.complete:
             self.closing.pop(key, None)
-        elif len(servers) == len(self.placement.servers):
+        elif len(seen) == len(self.placement.servers):
             self._report(EventKind.CLOSE_INCOMPLETE, key, f"closing, {holds} of {closed.servers}")
         return closed
 
@@ -392,3 +491,12 @@ class Copies:
 
     def _report(self, kind: EventKind, key: bytes, detail: str) -> None:
         self.world.report(Event(kind, public_id(key), detail))
+
+
+def _lacks(stored: Entry | None, tombstone: Entry) -> bool:
+    """Whether a session server that holds ``stored`` must be given the tombstone."""
+    if stored is None:
+        return True
+    if not tombstone.provisional:
+        return not stored.final
+    return not stored.closed and contains(tombstone, stored)

@@ -122,10 +122,12 @@ class Detach(msgspec.Struct, frozen=True):
 
 
 class Tell(msgspec.Struct, frozen=True):
-    """Publish ``message`` to the web server ``server_id`` through all session servers, at most once each."""
+    """Publish ``message`` to the web server ``server_id``, at most once through each of the session servers ``through``
+    (``None``: all of them)."""
 
     server_id: bytes
     message: bytes
+    through: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Tell {self.server_id.hex()}: {len(self.message)} bytes>"

@@ -17,6 +17,9 @@ from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, History, Ve
 KEY_BYTES = 16
 FORMAT = 1
 FLAG_CLOSED = 1
+FLAG_PROVISIONAL = 2
+FLAGS = frozenset({0, FLAG_CLOSED, FLAG_CLOSED | FLAG_PROVISIONAL})
+"""All that an entry may be: live, a tombstone, or a provisional tombstone."""
 MAX_ENTRY_BYTES = 1024 * 1024
 """A session larger than this is refused with a clear error, by web server and session server alike."""
 
@@ -31,6 +34,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     ``expires_in_ms`` counts on the store's clock from the moment that the entry is put; an entry
     that was read says how much of it is left, so that copying an entry never lengthens its life.
+
+    ``closed``: a tombstone. ``provisional``: one that nobody willed (a time-out, a loss); it closes only what its
+    history covers, and yields to a live entry with a write that it lacks (protocol section 6).
     """
 
     version: Version
@@ -38,19 +44,25 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     closed: bool
     expires_in_ms: int
     payload: bytes
+    provisional: bool = False
 
     def header(self) -> bytes:
         """The clear part, authenticated together with the payload."""
-        return encode_header(self.version, self.history, self.closed)
+        return encode_header(self.version, self.history, self.closed, self.provisional)
+
+    @property
+    def final(self) -> bool:
+        """Whether this is a tombstone that somebody willed: nothing is ever put over it."""
+        return self.closed and not self.provisional
 
     def encode(self) -> bytes:
         """Header and payload: what is stored. The expiry travels beside it, as the store's own TTL."""
         return self.header() + self.payload
 
 
-def encode_header(version: Version, history: History, closed: bool) -> bytes:
+def encode_header(version: Version, history: History, closed: bool, provisional: bool = False) -> bytes:
     """``format, flags, version (16), count, count x version (16)``: 19 bytes plus 16 per epoch."""
-    flags = FLAG_CLOSED if closed else 0
+    flags = (FLAG_CLOSED if closed else 0) | (FLAG_PROVISIONAL if provisional else 0)
     if len(history) == 1:
         return _HEAD_OF_ONE.pack(FORMAT, flags, *version, 1, *history[0])
     return _HEAD.pack(FORMAT, flags, version.pack(), len(history)) + b"".join([mark.pack() for mark in history])
@@ -62,10 +74,11 @@ def decode_entry(raw: bytes, expires_in_ms: int) -> Entry:
         raise CorruptEntry(f"an entry of {len(raw)} bytes")
     fmt, flags, version, count = _HEAD.unpack_from(raw)
     body = HEAD_BYTES + count * PACKED_BYTES
-    if fmt != FORMAT or flags > FLAG_CLOSED or count > MAX_HISTORY or len(raw) < body:
+    if fmt != FORMAT or flags not in FLAGS or count > MAX_HISTORY or len(raw) < body:
         raise CorruptEntry("not an entry of this format")
     history = tuple(Version.unpack(raw[at : at + PACKED_BYTES]) for at in range(HEAD_BYTES, body, PACKED_BYTES))
-    return Entry(Version.unpack(version), history, flags == FLAG_CLOSED, expires_in_ms, raw[body:])
+    closed, provisional = bool(flags & FLAG_CLOSED), bool(flags & FLAG_PROVISIONAL)
+    return Entry(Version.unpack(version), history, closed, expires_in_ms, raw[body:], provisional)
 
 
 def accepts(stored: Entry | None, seen: Version | None, new: Entry) -> bool:
@@ -75,15 +88,17 @@ def accepts(stored: Entry | None, seen: Version | None, new: Entry) -> bool:
     ``None`` if it saw nothing stored.
     """
     if stored is None:
-        return seen is None or new.closed
-    if stored.version == new.version and stored.closed == new.closed:
+        return seen is None or new.final
+    if stored.version == new.version and (stored.closed, stored.provisional) == (new.closed, new.provisional):
         return True  # the exact repeat of a retry
-    if stored.closed:
-        return False  # a tombstone is never overwritten
-    if new.closed:
+    if stored.final:
+        return False  # a willed tombstone is never overwritten
+    if new.final:
         return True
     if stored.version == seen:
-        return True
+        return True  # a provisional tombstone is put, and overwritten, by who knows what is stored here
+    if stored.closed or new.closed:
+        return False
     return (
         stored.version.epoch == new.version.epoch
         and stored.version.owner == new.version.owner

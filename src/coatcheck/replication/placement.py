@@ -14,6 +14,28 @@ def copies_wanted(copies: Copies, servers: int) -> int:
     return servers if copies == "all" else min(copies, servers)
 
 
+def write_quorum(wanted: int, servers: int) -> int:
+    """How many session servers must hold a change before it is acknowledged: more than half of the servers, or all
+    wanted copies where those are fewer; one where there are fewer than three servers."""
+    return min(wanted, servers // 2 + 1) if servers >= QUORUM_FROM else 1
+
+
+def read_quorum(wanted: int, servers: int) -> int:
+    """How many answers are sure to hold one from a server of any write quorum; with fewer than three servers
+    answers are not counted."""
+    return servers - write_quorum(wanted, servers) + 1 if servers >= QUORUM_FROM else 1
+
+
+QUORUM_FROM = 3
+MAX_LIST_NUMBER = 63
+"""A token has six bits for the number of the list of session servers; numbers go round."""
+
+
+def is_newer_list(one: int, other: int) -> bool:
+    """Whether list number ``one`` came after ``other``: serial number arithmetic (RFC 1982) of six bits."""
+    return 0 < (one - other) % (MAX_LIST_NUMBER + 1) <= MAX_LIST_NUMBER // 2
+
+
 class Placement:
     """Ranks the session servers for a key.
 
@@ -23,7 +45,8 @@ class Placement:
 
     MAX_CACHED = 65_536
 
-    def __init__(self, servers: Sequence[str], copies: Copies) -> None:
+    def __init__(self, servers: Sequence[str], copies: Copies, list_number: int = 0) -> None:
+        """``list_number``: which list of session servers this is; the operator raises it with each change."""
         if not servers:
             raise ValueError("at least one session server is needed")
         if len(set(servers)) != len(servers):
@@ -31,7 +54,12 @@ class Placement:
         if copies != "all" and copies < 1:
             raise ValueError(f"copies must be at least 1 or 'all', not {copies!r}")
         self.servers = tuple(servers)
+        if not 0 <= list_number <= MAX_LIST_NUMBER:
+            raise ValueError(f"the number of a list is 0 to {MAX_LIST_NUMBER}, not {list_number!r}")
+        self.list_number = list_number
         self.wanted = copies_wanted(copies, len(servers))
+        self.write_quorum = write_quorum(self.wanted, len(servers))
+        self.read_quorum = read_quorum(self.wanted, len(servers))
         self._salts = [(name, name.encode()) for name in servers]
         self._ranked: dict[bytes, tuple[str, ...]] = {}
 

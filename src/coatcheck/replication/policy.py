@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 Durability = Literal["async", "one", "all"]
-BelowTarget = Literal["degrade", "refuse"]
+BelowTarget = Literal["quorum", "degrade", "refuse"]
 TooFewAnswers = Literal["refuse", "serve"]
 
 HOUR_MS = 3_600_000
@@ -16,16 +16,19 @@ HOUR_MS = 3_600_000
 class ReplicationPolicy(msgspec.Struct, frozen=True):
     """``durability``: when a write is acknowledged (``async`` promises nothing).
 
-    ``below_target``: what to do when fewer servers than wanted hold a copy. ``too_few_answers``: whether to
-    serve when, of three or more session servers, fewer than ``N - copies + 1`` answer. ``lease_s``: how long a
+    ``below_target``: what to do when fewer servers than wanted hold a copy: go on while they are a quorum, go on with
+    any number, or refuse. ``too_few_answers``: whether to serve when, of three or more session servers, fewer
+    than a read quorum answer. ``patience_s``: how long a request is refused while a session server that may have
+    what its token promises is away; then it is anonymous. ``lease_s``: how long a
     cached session is served without asking; 0 where a check is cheap. ``tombstone_ms``: how long a
     closed session is remembered: the longest life of a token plus leeway. ``linger_ms``: how long session servers
     keep a session that has timed out, so that who comes back finds it expired, and closes it (mission A8).
     """
 
     durability: Durability = "all"
-    below_target: BelowTarget = "degrade"
+    below_target: BelowTarget = "quorum"
     too_few_answers: TooFewAnswers = "refuse"
+    patience_s: float = 30.0
     lease_s: float = 2.0
     tombstone_ms: int = 13 * HOUR_MS
     linger_ms: int = 0

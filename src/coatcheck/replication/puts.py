@@ -113,15 +113,20 @@ class Puts:
         """Notices may have been missed: only what is sent from now on earns a lease."""
         self._no_lease_before = self._world.monotonic()
 
-    def check_level(self, copy: Copy, level: int) -> None:
+    def check_level(self, copy: Copy, level: int, quorum: bool) -> None:
+        """Note whether ``level`` servers are as many as wanted.
+
+        ``quorum``: whether what is to be acknowledged needs one, where the policy asks for it. Raises
+        :class:`SessionUnavailable` if they are too few.
+        """
         copy.under_replicated = level < self._placement.wanted
         if not copy.under_replicated:
             self.under_replicated.discard(copy.key)
             return
         self.under_replicated.add(copy.key)
         self._report(EventKind.BELOW_TARGET, copy.key, f"{level} of {self._placement.wanted} copies")
-        if self._policy.below_target == "refuse":
-            self._cache.drop(copy.key)
+        lacks_quorum = self._policy.below_target == "quorum" and level < self._placement.write_quorum
+        if self._policy.below_target == "refuse" or (quorum and lacks_quorum):
             raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
 
     def earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:

@@ -46,6 +46,7 @@ class Repair:
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted."""
         self._copies.puts.lost_contact(server)
+        self._copies.viewer.absences.note(server, self._copies.world.reachable(server))
         for copy in self._copies.cache:
             if copy.seen.get(server) == copy.version:
                 del copy.seen[server]
@@ -61,20 +62,25 @@ class Repair:
         tombstone = copies.closing.get(key)
         view = yield from copies.viewer.look(key, None, every=True)
         newest = view.newest
-        if tombstone is not None and (newest is None or not newest.closed):
-            closed = yield from copies.put_tombstone(key, tombstone, copies.placement.servers)
+        if tombstone is not None and (newest is None or not newest.final):
+            closed = yield from copies.put_tombstone(key, tombstone, dict.fromkeys(copies.placement.servers))
             return Repaired.MENDED if closed.complete else Repaired.PARTIAL
         if newest is None:
             copies.under_replicated.discard(key)
             return Repaired.NOTHING
         if newest.closed:
-            copies.cache.mark_closed(key)
+            if newest.final:
+                copies.cache.mark_closed(key)
+            else:
+                copies.cache.drop(key)
             copies.under_replicated.discard(key)
             closed = yield from copies.spread(view)
             return Repaired.MENDED if closed.complete else Repaired.PARTIAL
         if view.is_mine() or (view.cached is not None and not view.entries):
             return self._outcome(key, (yield from copies.refresh(view)) is not None)
         if view.forked or not any(entry == newest for entry in view.entries.values()):
+            if not copies.viewer.enough_answered(view):
+                return Repaired.PARTIAL  # who has not answered may have the entry that covers all
             copies.world.report(Event(EventKind.SESSION_FORKED, public_id(key), "found by repair"))
             return self._outcome(key, (yield from copies.claim(view)) is not None)
         copies.cache.drop(key)

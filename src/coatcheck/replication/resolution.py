@@ -1,7 +1,8 @@
 """Two servers disagree: who wins (protocol section 3).
 
-A tombstone if there is one; else the copy that covers all others; else it is a fork, and the highest
-data version wins (the claim that follows supersedes both).
+A tombstone that somebody willed, if there is one. Else a provisional tombstone that covers all live copies; else the
+live copy that covers all others; else it is a fork, and the highest data version wins (the claim that follows
+supersedes both).
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ def resolve(entries: Iterable[Entry]) -> Resolution | None:
     entries = list(entries)
     if not entries:
         return None
-    tombstones = [entry for entry in entries if entry.closed]
-    if tombstones:
-        return Resolution(max(tombstones, key=_rank), forked=False)
-    whole = [entry for entry in entries if all(contains(entry, other) for other in entries)]
+    willed = [entry for entry in entries if entry.final]
+    if willed:
+        return Resolution(max(willed, key=_rank), forked=False)
+    live = [entry for entry in entries if not entry.closed]
+    provisional = [entry for entry in entries if entry.closed and all(contains(entry, other) for other in live)]
+    if provisional:
+        return Resolution(max(provisional, key=_rank), forked=False)
+    whole = [entry for entry in live if all(contains(entry, other) for other in live)]
     if whole:
         return Resolution(max(whole, key=lambda entry: entry.version), forked=False)
-    return Resolution(max(entries, key=_rank), forked=True)
+    return Resolution(max(live, key=_rank), forked=True)

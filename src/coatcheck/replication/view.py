@@ -6,6 +6,7 @@ import msgspec
 
 from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
+from coatcheck.replication.absences import Absences
 from coatcheck.replication.cache import Cache, Copy
 from coatcheck.replication.effects import Flow, Get, Gotten, Surroundings, Unreachable
 from coatcheck.replication.entry import Entry, Sealer
@@ -34,6 +35,13 @@ class View(msgspec.Struct):
 
     def __repr__(self) -> str:
         return f"<View of session {public_id(self.key)}: {self.seen}>"
+
+    def covered_somewhere(self, promised: Version | None) -> bool:
+        """Whether any live copy that took part has the write ``promised``, be it the newest or not."""
+        histories = [entry.history for entry in self.entries.values() if not entry.closed]
+        if self.cached is not None:
+            histories.append(self.cached.history)
+        return any(covers(history, promised) for history in histories)
 
     def highest_epoch(self) -> int:
         epochs = [entry.version.epoch for entry in self.entries.values()]
@@ -70,6 +78,7 @@ class Viewer:
         self._sealer = sealer
         self._world = world
         self._cache = cache
+        self.absences = Absences(world, policy.patience_s)
 
     def look(self, key: bytes, promised: Version | None, every: bool = False) -> Flow[View]:
         """Ask the session servers (all of them with ``every``).
@@ -90,15 +99,18 @@ class Viewer:
 
     def enough_answered(self, view: View) -> bool:
         """Whether so many answered that at least one of them must have the newest acknowledged write."""
-        servers = len(self._placement.servers)
-        if servers < 3 or self._policy.too_few_answers == "serve":
-            return True
-        return len(view.seen) >= servers - self._placement.wanted + 1
+        return self._policy.too_few_answers == "serve" or len(view.seen) >= self._placement.read_quorum
+
+    def missing(self, view: View) -> list[str]:
+        """The session servers that did not answer. One with a forged tombstone did: there is nothing else to come."""
+        return [name for name in self._placement.servers if name not in view.seen and name not in view.avoid]
 
     def _ask(self, view: View, servers: tuple[str, ...]) -> Flow[View]:
         gotten: Gotten = yield Get(view.key, servers)
         view.sent_at = min(view.sent_at, gotten.sent_at)
         for server, reply in gotten.replies.items():
+            answers = not isinstance(reply, Unreachable)
+            self.absences.note(server, answers)
             if isinstance(reply, Unreachable):
                 continue
             view.seen[server] = reply.version if reply is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coatcheck.replication.placement import is_newer_list
 from coatcheck.tokens.chain import Link, Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -15,13 +16,16 @@ class Issue(msgspec.Struct, frozen=True):
     login: bool
 
 
-def token_to_tell(shown: SealedToken, verdict: Shown, told: Link, promised: bytes, wrote: bool) -> SealedToken | None:
+def token_to_tell(
+    shown: SealedToken, verdict: Shown, told: Link, promised: bytes, wrote: bool, list_number: int
+) -> SealedToken | None:
     """The token for an answer to ``shown``; ``None`` if the browser needs none. ``told``: :meth:`Chain.told`.
 
     The browser that showed a replaced token holds a newer one already, and a thief must not get that: so the answer to
     a replaced token tells nothing, unless the request wrote (``wrote``). Then the browser must learn the version of
     what was acknowledged (``promised``, packed): within the grace with the newest token, as any parallel tab; later
-    with the token that it showed, which is what its jar holds by then.
+    with the token that it showed, which is what its jar holds by then. ``list_number``: of the list of session servers
+    here; what was promised on a newer one stays promised on it.
     """
     replaced = verdict is Shown.IN_GRACE or verdict is Shown.LATE
     if replaced and not wrote:
@@ -29,4 +33,6 @@ def token_to_tell(shown: SealedToken, verdict: Shown, told: Link, promised: byte
     link = Link(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
     if link.session_id == shown.session_id and promised == shown.version:
         return None
-    return SealedToken(shown.key, link.session_id, link.minted_at, promised)
+    newer = is_newer_list(shown.list_number, list_number)
+    number = shown.list_number if newer else list_number
+    return SealedToken(shown.key, link.session_id, link.minted_at, promised, number)

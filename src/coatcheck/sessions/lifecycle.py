@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from coatcheck.errors import ConflictError, SessionClosed
+from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Closed, Copies, Gone, Written
@@ -51,6 +51,7 @@ class Lifecycle:
         self._world = copies.world
         self._hosted = copies.cache.get
         self._touch_ms = policy.touch_ms
+        self._list_number = copies.placement.list_number
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -64,27 +65,30 @@ class Lifecycle:
     def open(self, token: SealedToken, login: bool) -> Flow[Session | None]:
         """The session of a token, or ``None`` if the token opens none (closed, expired, dead, stolen, lost).
 
+        A session that was not heard of for longer than the patience gives an empty one with :attr:`Session.unheard`.
         Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
         """
         if self.copies.cache.is_closed(token.key):
             return None
         accept = self.policy.rolled_back == "accept"
-        found: Copy | Gone = yield Exclusive(token.key, self.copies.load(token.key, token.version, accept))
+        load = self.copies.load(token.key, token.version, accept, token.list_number)
+        found: Copy | Gone = yield Exclusive(token.key, load)
         if found is Gone.ABSENT:
             # Session servers forget a timed out session after a while; a younger one should have been there.
             old = self._world.now_ms() - token.timestamp >= self.policy.idle_timeout_ms
             kind = EventKind.SESSION_EXPIRED if old else EventKind.SESSION_NOT_FOUND
             self._report(kind, token.key, "forgotten long after its timeout" if old else "lost: no copy anywhere")
             return None
-        if found is Gone.ROLLED_BACK:
-            yield Exclusive(token.key, self.copies.close(token.key))
-            return None
+        if found is Gone.UNHEARD:
+            anonymous = Session()
+            anonymous.unheard = (token.key,)
+            return anonymous
         if isinstance(found, Gone):
             return None
         now = self._world.now_ms()
         if self._timed_out(found, token, now):
             self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout")
-            yield Exclusive(token.key, self.copies.close(token.key))  # A8
+            yield Exclusive(token.key, self.copies.lapse(token.key, found.history))  # A8
             return None
         session = self._admit(found, token, login, now)
         if session is None:
@@ -212,6 +216,8 @@ class Lifecycle:
         blob = session.saved_blob = encode_data(session)
         copy = session.copy_held
         if copy is None:
+            if session.unheard and self._is_logout(session):
+                return True
             return (blob != EMPTY_DATA or session.new_login) and not session.closing
         if blob != session.blob:
             check_data(session, blob)
@@ -242,7 +248,7 @@ class Lifecycle:
         if session.shown is None:
             return None
         told = self._record(copy).chain.told(self._world.now_ms(), self.policy.grace_ms)
-        token = token_to_tell(session.shown, session.verdict, told, copy.promised, wrote)
+        token = token_to_tell(session.shown, session.verdict, told, copy.promised, wrote, self._list_number)
         return None if token is None else Issue(token, session.login)
 
     def save(self, session: Session) -> Flow[Saved]:
@@ -252,14 +258,15 @@ class Lifecycle:
         a logout) and :class:`ConflictError`.
         """
         copy = session.copy_held
+        if self._is_logout(session):
+            return (yield from self._log_out(session))
         if copy is None:
             check_data(session, session.saved_blob)
             session.login, session.new_login = session.new_login, False
-            return (yield from self._create(session, session.new_user))
-        if session.closing or (session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA):
-            closed: Closed = yield Exclusive(copy.key, self.copies.close(copy.key))
-            self._report(EventKind.SESSION_CLOSED, copy.key, f"{closed.holds} of {closed.servers}")
-            return Saved(clear=True, closed=closed)
+            created = yield from self._create(session, session.new_user)
+            if session.login:
+                yield from self._close_unheard(session)
+            return created
         if session.new_login:
             return (yield from self._regenerate(session, copy.key))
         durability = self.copies.policy.durability
@@ -268,6 +275,25 @@ class Lifecycle:
             saved: Saved = yield flow
             return saved
         return (yield from self._early(session, flow))
+
+    def _is_logout(self, session: Session) -> bool:
+        return session.closing or (
+            session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA and not session.is_nothing
+        )
+
+    def _log_out(self, session: Session) -> Flow[Saved]:
+        """Close the session, and those unheard that this browser shows: a logout is willed, seen or not."""
+        keys = session.unheard if session.copy_held is None else (session.copy_held.key, *session.unheard)
+        closed: Closed | None = None
+        for key in keys:
+            closed = yield Exclusive(key, self.copies.close(key))
+            self._report(EventKind.SESSION_CLOSED, key, f"{closed.holds} of {closed.servers}")
+        return Saved(clear=True, closed=closed)
+
+    def _close_unheard(self, session: Session) -> Flow[None]:
+        """A login takes the place of sessions that we cannot see: nobody may come back to them."""
+        for key in session.unheard:
+            yield Exclusive(key, self.copies.close(key))
 
     def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
         """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
@@ -282,10 +308,9 @@ class Lifecycle:
 
     def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
         shown = session.shown
-        promised = shown.version if shown is not None else None
         base, offered = session.blob, list[Version]()
         for _ in range(self.policy.max_tries):
-            copy = self._hosted(key) or (yield from self._owned(key, promised))
+            copy = self._hosted(key) or (yield from self._owned(key, shown))
             if offered:
                 # If the refused put had reached one server and the claim went on from there, what this request did is
                 # in, perhaps with later changes on top: doing it again would undo those.
@@ -315,13 +340,15 @@ class Lifecycle:
                 return Saved(self._tell(session, stored, wrote=True), written=written)
         raise ConflictError("other requests changed this session faster than this one could save it")
 
-    def _owned(self, key: bytes, promised: bytes | None) -> Flow[Copy]:
+    def _owned(self, key: bytes, shown: SealedToken | None) -> Flow[Copy]:
         """The acknowledged copy to write on top of, asked for if our lease of it is over."""
-        found: Copy | Gone = yield from self.copies.load(key, promised, self.policy.rolled_back == "accept")
+        promised, number = (shown.version, shown.list_number) if shown is not None else (None, None)
+        accept = self.policy.rolled_back == "accept"
+        found: Copy | Gone = yield from self.copies.load(key, promised, accept, number)
         if isinstance(found, Copy):
             return found
-        if found is Gone.ROLLED_BACK:
-            yield from self.copies.close(key)
+        if found is Gone.UNHEARD:
+            raise SessionUnavailable(UnavailableReason.UNHEARD)
         raise SessionClosed(f"the session is {found.value}")
 
     def _touch_due(self, before: Record, after: Record) -> bool:
@@ -379,18 +406,18 @@ class Lifecycle:
         stored.record = record
         session.copy_held = stored
         session.blob = session.saved_blob
-        token = SealedToken(key, chain.current.session_id, now, stored.promised)
+        token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)
         session.shown = token
         return Saved(Issue(token, session.login), written=written)
 
     def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:
         """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""
         saved: Saved = yield Exclusive(old_key, self._replace(session, old_key))
+        yield from self._close_unheard(session)
         return saved
 
     def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
-        promised = session.shown.version if session.shown is not None else None
-        old = yield from self._owned(old_key, promised)
+        old = yield from self._owned(old_key, session.shown)
         before = self._record(old)
         if not session.flushed:  # with what parallel requests have stored meanwhile
             session.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data

@@ -34,6 +34,8 @@ class Session(dict[str, Any]):
     """The mapping as it is to be stored; set when the response leaves."""
     copy_held: Copy | None = None
     """The acknowledged copy that this mapping was opened from; ``None``: it exists nowhere yet."""
+    unheard: tuple[bytes, ...] = ()
+    """Keys of sessions that this browser shows and that could be neither found nor declared lost (protocol 6)."""
     shown: SealedToken | None = None
     verdict: Shown = Shown.CURRENT
     login: bool = False
@@ -115,6 +117,11 @@ class Session(dict[str, Any]):
     def is_new(self) -> bool:
         """Whether this session exists nowhere yet."""
         return self.copy_held is None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the browser has shown no session at all: there is nothing to end."""
+        return self.copy_held is None and not self.unheard
 
     @property
     def user(self) -> str | None:

@@ -119,6 +119,7 @@ class App:
 
     def _open(self, attempt: Attempt, web: WebServer) -> Flow[Session]:
         cookies = attempt.cookies
+        unheard: tuple[bytes, ...] = ()
         for sealed, login in ((cookies.login, True), (cookies.anonymous, False)):
             if sealed is None:
                 continue
@@ -130,16 +131,25 @@ class App:
             if session is None:
                 self._judge.asking(web, attempt, token)
                 session = yield from web.lifecycle.open(token, login)
+            if session is not None and session.unheard:
+                self._judge.unheard(web, attempt, token)
+                unheard += session.unheard
+                continue
             self._judge.opened(web, attempt, token, session, by_lease, began_at)
             if session is not None:
+                session.unheard = unheard
                 return session
-        return Session()
+        session = Session()
+        session.unheard = unheard
+        return session
 
     def _respond(self, attempt: Attempt, web: WebServer, session: Session, saved: Saved) -> Response:
         """The cookies of :meth:`coatcheck.web.asgi.SessionMiddleware.cookies_for`."""
         response = Response()
         if saved.clear:
             response.clear_login, response.clear_anonymous = session.login, not session.login
+            if session.unheard:
+                response.clear_login = response.clear_anonymous = True
         elif saved.issue is not None:
             issue: Issue = saved.issue
             self._judge.issued(web, attempt, issue)
@@ -180,5 +190,5 @@ def act(attempt: Attempt, session: Session) -> None:
         session.rotate()
     elif kind == "login":
         session.regenerate(f"user{number % 2}")
-    elif kind == "logout" and not session.is_new:
+    elif kind == "logout" and not session.is_nothing:
         session.close()

@@ -78,7 +78,7 @@ class SessionServer(Process):
 
     def _with_life_left(self, key: bytes, entry: Entry) -> Entry:
         left_ms = int((self.entries[key][1] - self.schedule.now) * 1000)
-        return Entry(entry.version, entry.history, entry.closed, left_ms, entry.payload)
+        return Entry(entry.version, entry.history, entry.closed, left_ms, entry.payload, entry.provisional)
 
     # -- faults ----------------------------------------------------------------------------------
 

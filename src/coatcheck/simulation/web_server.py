@@ -199,7 +199,7 @@ class WebServer(Process):
 
     def tell(self, effect: Tell) -> None:
         for name, up in self.reach.items():
-            if up:
+            if up and (effect.through is None or name in effect.through):
                 store = self.servers[name]
                 self.network.send(self.name, store, self._pass_on, store, effect)
 

@@ -14,6 +14,7 @@ from typing import Final
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.entry import (
     FLAG_CLOSED,
+    FLAGS,
     FORMAT,
     HEAD_BYTES,
     MAX_ENTRY_BYTES,
@@ -49,13 +50,15 @@ def judge(stored: bytes | None, seen: bytes, new: bytes) -> Verdict:
     version or :data:`NOTHING_SEEN`.
     """
     if stored is None:
-        return Verdict.ACCEPTED if not seen or new[_FLAGS] else Verdict.REFUSED
+        return Verdict.ACCEPTED if not seen or new[_FLAGS] == FLAG_CLOSED else Verdict.REFUSED
     if stored[_FLAGS:_VERSION_END] == new[_FLAGS:_VERSION_END]:
         return Verdict.ACCEPTED  # the exact repeat of a retry
-    if stored[_FLAGS]:
+    if stored[_FLAGS] == FLAG_CLOSED:
         return Verdict.REFUSED
-    if new[_FLAGS]:
+    if new[_FLAGS] == FLAG_CLOSED:
         return Verdict.ACCEPTED_NOTIFY
+    if stored[_FLAGS] or new[_FLAGS]:
+        return Verdict.ACCEPTED_NOTIFY if stored[2:_VERSION_END] == seen else Verdict.REFUSED
     same_owner = stored[2:_OWNER_END] == new[2:_OWNER_END]
     if stored[2:_VERSION_END] == seen:
         return Verdict.ACCEPTED if same_owner else Verdict.ACCEPTED_NOTIFY
@@ -70,7 +73,7 @@ def check_entry(raw: bytes) -> None:
     if size < HEAD_BYTES or size > MAX_ENTRY_BYTES:
         raise CorruptEntry(f"an entry of {size} bytes")
     count = raw[HEAD_BYTES - 1]
-    if raw[0] != FORMAT or raw[_FLAGS] > FLAG_CLOSED or count > MAX_HISTORY or size < HEAD_BYTES + count * PACKED_BYTES:
+    if raw[0] != FORMAT or raw[_FLAGS] not in FLAGS or count > MAX_HISTORY or size < HEAD_BYTES + count * PACKED_BYTES:
         raise CorruptEntry("not an entry of this format")
 
 

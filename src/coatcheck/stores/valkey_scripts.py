@@ -10,22 +10,24 @@ from typing import Final
 PUT: Final = rb"""
 local key, seen, life, new, channel = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local old = redis.call('GETRANGE', key, 0, 17)
-local closing = string.byte(new, 2) == 1
+local new_flags = string.byte(new, 2)
+local willed = new_flags == 1
 if old == '' then
   if redis.call('EXISTS', key) == 1 then return redis.error_reply('CORRUPT an empty value is stored') end
-  if seen ~= '' and not closing then return {} end
+  if seen ~= '' and not willed then return {} end
 else
   local flags = string.byte(old, 2)
-  if #old < 18 or string.byte(old, 1) ~= 1 or flags > 1 then
+  if #old < 18 or string.byte(old, 1) ~= 1 or (flags > 1 and flags ~= 3) then
     return redis.error_reply('CORRUPT what is stored is no entry')
   end
   if string.sub(old, 2, 18) ~= string.sub(new, 2, 18) then
     local same_owner = string.sub(old, 3, 14) == string.sub(new, 3, 14)
-    local accepted = flags == 0 and (closing or string.sub(old, 3, 18) == seen
-      or (same_owner and struct.unpack('>I4', old, 15) < struct.unpack('>I4', new, 15)))
+    local later = flags == 0 and new_flags == 0 and same_owner
+      and struct.unpack('>I4', old, 15) < struct.unpack('>I4', new, 15)
+    local accepted = flags ~= 1 and (willed or string.sub(old, 3, 18) == seen or later)
     if not accepted then return {redis.call('GET', key), redis.call('PTTL', key)} end
-    if closing or not same_owner then
-      local notice = '\1' .. string.sub(key, -16) .. string.sub(new, 3, 18) .. (closing and '\1' or '\0')
+    if flags ~= 0 or new_flags ~= 0 or not same_owner then
+      local notice = '\1' .. string.sub(key, -16) .. string.sub(new, 3, 18) .. (new_flags ~= 0 and '\1' or '\0')
       redis.call('PUBLISH', channel .. string.sub(old, 7, 9), notice)
     end
   end

@@ -14,6 +14,9 @@ from coatcheck.tokens.keyring import OVERHEAD_BYTES, KeyRing, RandomBytes
 SESSION_ID_BYTES = 16
 
 _BODY = struct.Struct(">16s16sHI16s")
+"""Key, session ID, list number (6 bits) and timestamp (42 bits: Unix ms until the year 2109), version."""
+_TIME_BITS_HIGH = 10
+MAX_TIMESTAMP = (1 << 42) - 1
 TOKEN_CHARS = (OVERHEAD_BYTES + _BODY.size) * 4 // 3
 """116: a multiple of four, so that base64 leaves no bit that could be flipped unnoticed."""
 
@@ -26,13 +29,15 @@ class SealedToken(NamedTuple):
 
     ``key``: which session (16 bytes). ``session_id``: which link of its rotation chain (16 bytes).
     ``timestamp``: when that link was minted, Unix ms. ``version``: the newest data version that this
-    browser was told about, packed (16 bytes; zeros: none).
+    browser was told about, packed (16 bytes; zeros: none). ``list_number``: of the list of session servers on which
+    that was acknowledged, 0 to 63.
     """
 
     key: bytes
     session_id: bytes
     timestamp: int
     version: bytes
+    list_number: int = 0
 
     def __repr__(self) -> str:
         return f"<SealedToken of session {public_id(self.key)}>"
@@ -54,13 +59,14 @@ class TokenCodec:
         self._remembered: dict[bytes, SealedToken] = {}
         self._remembered_before: dict[bytes, SealedToken] = {}
 
-    def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes) -> bytes:
+    def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes, list_number: int = 0) -> bytes:
         """116 characters of base64url, no padding."""
-        return self.seal_token(SealedToken(key, session_id, timestamp, version))
+        return self.seal_token(SealedToken(key, session_id, timestamp, version, list_number))
 
     def seal_token(self, token: SealedToken) -> bytes:
         """The same for a token's content at hand."""
-        high, low = token.timestamp >> 32, token.timestamp & 0xFFFFFFFF
+        timestamp = min(token.timestamp, MAX_TIMESTAMP)
+        high, low = token.list_number << _TIME_BITS_HIGH | timestamp >> 32, timestamp & 0xFFFFFFFF
         body = _BODY.pack(token.key, token.session_id, high, low, token.version)
         text = b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
         self._remember(text, token)
@@ -87,4 +93,5 @@ class TokenCodec:
         except BinasciiError:
             raise TokenRejected(TokenReason.MALFORMED) from None
         key, session_id, high, low, version = _BODY.unpack(self._open(sealed))
-        return SealedToken(key, session_id, high << 32 | low, version)
+        number, high = high >> _TIME_BITS_HIGH, high & ((1 << _TIME_BITS_HIGH) - 1)
+        return SealedToken(key, session_id, high << 32 | low, version, number)

@@ -125,17 +125,27 @@ class SessionMiddleware:
 
     async def _open(self, tokens: list[tuple[SealedToken, bool]]) -> Session:
         """The session of the first token that opens one, else a fresh one."""
+        unheard: tuple[bytes, ...] = ()
         for token, login in tokens:
             session = self._open_cached(token, login) or await self.sessions.open_session(token, login)
-            if session is not None:
+            if session is None:
+                continue
+            if not session.unheard:
+                session.unheard = unheard
                 return session
-        return Session()
+            unheard += session.unheard
+        session = Session()
+        session.unheard = unheard
+        return session
 
     def cookies_for(self, session: Session, saved: Saved, header: bytes) -> list[Header]:
         """The Set-Cookie headers that this answer needs; none if the browser knows everything."""
         headers: list[Header] = []
         if saved.clear:
-            headers.append((self._login if session.login else self._anonymous).delete_cookie())
+            if session.login or session.unheard:
+                headers.append(self._login.delete_cookie())
+            if not session.login or session.unheard:
+                headers.append(self._anonymous.delete_cookie())
         elif saved.issue is not None:
             jar = self._login if saved.issue.login else self._anonymous
             headers.append(jar.set_cookie(self.sessions.seal(saved.issue), session.remember))

@@ -1,0 +1,148 @@
+"""Not seen is not gone: no session that a session server still holds ends because others could not see it.
+
+Protocol section 6. A farm of two web servers and three session servers is cut in two; both sides go on; then
+the cut heals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coatcheck.errors import SessionUnavailable
+from coatcheck.events import EventKind
+from coatcheck.replication.version import Version, holds
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.tokens.sealed import SealedToken
+from replication.tiny_farm import Farm, WebServer
+
+IDLE = SessionPolicy(idle_timeout_ms=60_000, absolute_timeout_ms=3_600_000)
+
+
+def cut(farm: Farm, near: WebServer, far: WebServer, key: bytes, alone: int) -> None:
+    """``near`` is left with the session server at place ``alone`` of the ranking, ``far`` with the two others."""
+    names = [server.name for server in farm.ranked(key)]
+    far.cut = {names[alone]}
+    near.cut = set(names) - far.cut
+
+
+def heal(*webs: WebServer) -> None:
+    for web in webs:
+        web.cut = set()
+
+
+def ask(web: WebServer, token: SealedToken) -> Any:
+    """What the browser gets: the data, ``None`` for an anonymous request, or the refusal's reason."""
+    try:
+        return web.read(token)
+    except SessionUnavailable as unavailable:
+        return unavailable.reason.value
+
+
+@pytest.mark.parametrize("alone", [0, 1, 2])
+def test_a_partition_of_the_default_farm_ends_no_session(alone: int) -> None:
+    farm = Farm(servers=3)
+    a, b = farm.two_webs()
+    tokens = [a.create(n=0) for _ in range(6)]
+    kept = []
+    for token in tokens:
+        cut(farm, a, b, token.key, alone)
+        try:
+            kept.append((a.write(token, n=1), {"n": 1}))
+        except SessionUnavailable:
+            kept.append((token, {"n": 0}))
+        farm.wait(3)
+        ask(b, kept[-1][0])
+        heal(a, b)
+    for token, data in kept:
+        for web in (b, a):
+            assert ask(web, token) in (data, {"n": 1})
+
+
+@pytest.mark.parametrize("alone", [0, 1, 2])
+def test_a_write_acknowledged_on_one_side_survives_a_look_from_the_other(alone: int) -> None:
+    farm = Farm(servers=3, below_target="degrade")
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    cut(farm, a, b, token.key, alone)
+    newer = a.write(token, n=1)
+    farm.wait(3)
+    assert ask(b, newer) != {"n": 0}
+    assert EventKind.SESSION_ROLLED_BACK not in b.kinds()
+    heal(a, b)
+    assert ask(b, newer) == {"n": 1}
+    assert ask(a, newer) == {"n": 1}
+
+
+def test_with_two_session_servers_and_two_cuts_neither() -> None:
+    farm = Farm(servers=2)
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    a.cut, b.cut = {"s1"}, {"s2"}
+    newer = a.write(token, n=1)
+    farm.wait(3)
+    assert ask(b, newer) != {"n": 0}
+    heal(a, b)
+    assert ask(b, newer) == {"n": 1}
+
+
+def test_an_old_copy_that_expires_takes_no_newer_one_with_it() -> None:
+    """The time-out is judged on an old copy, while another session server holds later activity."""
+    farm = Farm(servers=3, policy=IDLE, below_target="degrade")
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    farm.wait(40)
+    assert ask(a, token) == {"n": 0}  # asks, and earns a lease
+    cut(farm, a, b, token.key, 2)
+    newer = a.write(token, n=1)
+    farm.wait(40)
+    assert ask(b, token) != {"n": 0}
+    heal(a, b)
+    assert ask(b, newer) == {"n": 1}
+
+
+def test_of_two_branches_the_one_that_covers_the_token_makes_a_fork_and_no_loss() -> None:
+    farm = Farm(servers=3, below_target="degrade", too_few_answers="serve")
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    cut(farm, a, b, token.key, 2)
+    ours = a.write(token, a=1)
+    theirs = b.write(token, b=1)
+    heal(a, b)
+    c = farm.web()
+    for newest in (ours, theirs):
+        assert ask(c, newest) is not None
+    assert EventKind.SESSION_FORKED in c.kinds()
+    assert EventKind.SESSION_ROLLED_BACK not in c.kinds()
+    assert not any(entry is not None and entry.closed for entry in farm.entries(token.key))
+
+
+def test_what_really_is_lost_is_still_reported_and_closed() -> None:
+    farm = Farm(servers=3)
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    backup = farm.backup()
+    newer = a.write(token, n=1)
+    farm.restore(backup)
+    assert ask(b, newer) is None
+    assert EventKind.SESSION_ROLLED_BACK in b.kinds()
+    assert ask(b, token) is None, "the old state is not served to anyone"
+
+
+def test_a_close_that_nobody_willed_yields_to_a_write_that_it_did_not_know() -> None:
+    farm = Farm(servers=3)
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    backup = farm.backup()
+    newer = a.write(token, n=1)
+    names = [server.name for server in farm.ranked(token.key)]
+    kept = farm.servers[names[0]].stored[token.key]
+    farm.restore(backup)
+    assert ask(b, newer) is None  # closed: all three answered, none had it
+    farm.servers[names[0]].stored[token.key] = kept  # a stale reply, a lie, a server restored from its backup
+    assert ask(b, newer) == {"n": 1}
+    promised = Version.unpack(newer.version)
+    for server in farm.ranked(token.key):
+        entry = server.entry(token.key)
+        assert entry is None or (not entry.closed and holds(entry.history, promised))

@@ -56,6 +56,14 @@ class Gone(Enum):
     """A session server that may have what the token promises has been away for longer than the patience."""
 
 
+class Lapsed(Enum):
+    """What became of a session that was judged timed out."""
+
+    CLOSED = "closed"
+    USED = "used since then, elsewhere"
+    UNHEARD = "a session server that may know of a later use is away"
+
+
 class Written(msgspec.Struct, frozen=True):
     """An acknowledged write: ``level`` servers have it, ``target`` were wanted."""
 
@@ -389,7 +397,7 @@ class Copies:
         while (left_s := moment_s - self.world.monotonic()) > 0:
             yield Pause(left_s)
 
-    def lapse(self, key: bytes, judged: History) -> Flow[None]:
+    def lapse(self, key: bytes, judged: History) -> Flow[Lapsed]:
         """Close a session that has timed out, by the state that has the history ``judged``.
 
         Nobody willed it: only if all session servers answer and none shows another write. Raises
@@ -398,11 +406,16 @@ class Copies:
         view = yield from self.viewer.look(key, None, every=True)
         newest = view.newest
         if newest is None:
-            return
+            return Lapsed.CLOSED
         if newest.closed:
             yield from self.spread(view)
-        elif not view.forked and not self.viewer.missing(view) and newest_write(newest.history) == newest_write(judged):
-            yield from self._put_provisional(view)
+            return Lapsed.CLOSED
+        if view.forked or newest_write(newest.history) != newest_write(judged):
+            return Lapsed.USED
+        if self.viewer.missing(view):
+            return Lapsed.UNHEARD
+        yield from self._put_provisional(view)
+        return Lapsed.CLOSED
 
     def _put_provisional(self, view: View) -> Flow[None]:
         """Put a tombstone that closes what it covers and no more: by compare-and-set, on what this view showed."""

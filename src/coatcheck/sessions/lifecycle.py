@@ -7,7 +7,7 @@ import msgspec
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Copy
-from coatcheck.replication.copies import Closed, Copies, Gone, Written
+from coatcheck.replication.copies import Closed, Copies, Gone, Lapsed, Written
 from coatcheck.replication.effects import Detach, Exclusive, Flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability
@@ -62,7 +62,7 @@ class Lifecycle:
             return None
         return self._admit(copy, token, login, self._world.now_ms())
 
-    def open(self, token: SealedToken, login: bool) -> Flow[Session | None]:
+    def open(self, token: SealedToken, login: bool, tries: int = 2) -> Flow[Session | None]:
         """The session of a token, or ``None`` if the token opens none (closed, expired, dead, stolen, lost).
 
         A session that was not heard of for longer than the patience gives an empty one with :attr:`Session.unheard`.
@@ -87,13 +87,22 @@ class Lifecycle:
             return None
         now = self._world.now_ms()
         if self._timed_out(found, token, now):
-            self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout")
-            yield Exclusive(token.key, self.copies.lapse(token.key, found.history))  # A8
-            return None
+            return (yield from self._lapse(found, token, login, tries))
         session = self._admit(found, token, login, now)
         if session is None:
             return (yield from self._refuse(found, token, login, now))
         return session
+
+    def _lapse(self, found: Copy, token: SealedToken, login: bool, tries: int) -> Flow[Session | None]:
+        """What was found has timed out: close it (A8), unless it is used elsewhere or that cannot be known."""
+        lapsed: Lapsed = yield Exclusive(token.key, self.copies.lapse(token.key, found.history))
+        if lapsed is Lapsed.CLOSED:
+            self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout")
+        elif lapsed is Lapsed.USED and tries:
+            return (yield from self.open(token, login, tries - 1))
+        else:
+            self._report(EventKind.SESSION_UNHEARD, token.key, f"timed out by what answers; {lapsed.value}")
+        return None
 
     def _timed_out(self, copy: Copy, token: SealedToken, now: int) -> bool:
         """By the record's own times, and by the timestamp of the token itself (A7).
@@ -286,8 +295,9 @@ class Lifecycle:
         keys = session.unheard if session.copy_held is None else (session.copy_held.key, *session.unheard)
         closed: Closed | None = None
         for key in keys:
-            closed = yield Exclusive(key, self.copies.close(key))
-            self._report(EventKind.SESSION_CLOSED, key, f"{closed.holds} of {closed.servers}")
+            one: Closed = yield Exclusive(key, self.copies.close(key))
+            closed = closed or one
+            self._report(EventKind.SESSION_CLOSED, key, f"{one.holds} of {one.servers}")
         return Saved(clear=True, closed=closed)
 
     def _close_unheard(self, session: Session) -> Flow[None]:

@@ -26,11 +26,20 @@ def check_convergence(farm: Farm) -> None:
         if any(server.entries[log.key][1] < farm.schedule.now + 10.0 for server in farm.servers.values()
                if log.key in server.entries):  # fmt: skip
             continue  # about to expire
-        if any(entry.closed for entry in present.values()):
+        live = {name: entry for name, entry in present.items() if not entry.closed}
+        if any(entry.final for entry in present.values()):
+            _check_tombstones(farm, log, {name: entry for name, entry in present.items() if entry.final})
+        elif not live or any(_covers_all(entry, live) for entry in present.values() if entry.closed):
             _check_tombstones(farm, log, present)
         else:
-            _check_live(farm, log, present)
+            _check_live(farm, log, live)
     _check_gauges(farm)
+
+
+def _covers_all(tombstone: Entry, live: dict[str, Entry]) -> bool:
+    """Whether a provisional tombstone has every write that the live copies have; then it counts."""
+    written = [newest_write(entry.history) for entry in live.values()]
+    return all(one is None or holds(tombstone.history, one) or forgotten(tombstone.history, one) for one in written)
 
 
 def _check_tombstones(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
@@ -70,7 +79,7 @@ def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
             continue
         if any(log.reported(kind) for kind in REPORTS):
             ledger.excuse("promise 2: lost and reported")
-        elif log.data_lost:
+        elif version in log.lost:
             ledger.excuse("promise 1: lost with a server that forgot")
         else:
             ledger.fail("I1", f"the acknowledged {farm.trace.version(version)} is gone, and nobody was told")

@@ -203,6 +203,7 @@ class Farm:
     def close_by_operator(self, index: int, key: bytes) -> None:
         web, now = self.webs[index], self.schedule.now
         if web.alive:
+            self.ledger.log(key).willed = True
             web.runner.start(_closing(web, key), lambda closed, error: self._closed(web, key, now, closed, error))
 
     def _closed(self, web: WebServer, key: bytes, began: float, closed: Any, error: Exception | None) -> None:

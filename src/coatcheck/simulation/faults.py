@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coatcheck.replication.placement import Placement
+from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
 from coatcheck.simulation.farm import Farm
 
 SPAN_S = 6.0
@@ -176,7 +176,8 @@ class Faults:
         else:
             return
         self._changing = True
-        farm.placement = Placement(servers, farm.scenario.copies)
+        number = (farm.placement.list_number + 1) % (MAX_LIST_NUMBER + 1)
+        farm.placement = Placement(servers, farm.scenario.copies, number)
         farm.ledger.list_changed(farm.placement)
         if farm.trace.on:
             farm.ledger.say(f"the list of session servers becomes {servers}")

@@ -10,7 +10,7 @@ from collections import Counter
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.simulation.log import SessionLog
+from coatcheck.simulation.log import SessionLog, holds
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import EPOCH_MS, Schedule
 from coatcheck.simulation.session_server import SessionServer
@@ -31,6 +31,8 @@ class Judge:
         self._moments = 0
         self.counts: Counter[str] = Counter()
         self.servers: dict[str, SessionServer] = {}
+        self.leaving: set[str] = set()
+        """Session servers that the operator has taken off the list."""
         self.longest_trip_s = 0.0
         self.skew_range_ms = 0
         self.disturbed = not scenario.faultless
@@ -64,14 +66,12 @@ class Judge:
         scenario = self.scenario
         if scenario.wanted * 2 <= scenario.session_servers:
             self.excuse("promise 1: fork, copies <= N/2")
-        elif log.below_target or log.acks[lost].level < scenario.wanted:
-            self.excuse("promise 1: fork, written below target")
+        elif not scenario.keeps_quorums:
+            self.excuse("promise 1: fork, acknowledged or served without a quorum")
         elif log.data_lost:
             self.excuse("promise 1: fork, a server forgot")
-        elif scenario.too_few_answers == "serve":
-            self.excuse("promise 1: fork, served with too few answers")
         else:
-            self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached its target")
+            self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached a quorum")
 
     # -- what web servers report ---------------------------------------------------------------------
 
@@ -103,6 +103,7 @@ class Judge:
 
     def _judge_theft(self, log: SessionLog) -> None:
         """Promise 4: no honest browser is accused if the grace is long enough."""
+        log.willed = log.willed or self.scenario.theft == "close"
         if log.thief:
             self.excuse("promise 4: there is a thief")
             return
@@ -118,34 +119,29 @@ class Judge:
             self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
 
     def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
+        """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
-        ack = log.acks.get(wanted)
-        scenario = self.scenario
-        if ack is None or ack.level < scenario.wanted or log.below_target:
-            self.excuse("promise 2: rollback reported, written below target")
-        elif log.data_lost:
-            self.excuse("promise 2: rollback reported, a server forgot")
-        elif log.forked_by:
-            self.excuse("promise 2: rollback reported, forked")
-        elif scenario.wanted * 2 <= scenario.session_servers or scenario.too_few_answers == "serve":
-            self.excuse("promise 2: rollback reported, too few servers asked")
-        elif not scenario.lingering and self._is_expiring(log):
+        if holders := self._holders(web, log, wanted):
+            self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
+        elif wanted in log.lost:
+            self.excuse("promise 2: rollback reported, every holder forgot")
+        elif wanted in log.forked_away:
+            self.excuse("promise 2: rollback reported, forked away")
+        elif self._is_expiring(log):
             self.excuse("promise 6: the newest copy has just expired")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 
+    def _holders(self, web: WebServer, log: SessionLog, version: Version) -> list[str]:
+        """The session servers of a web server's list that have a write in a live entry, be they up or not."""
+        entries = {name: server.look(log.key) for name, server in web.servers.items()}
+        return [name for name, entry in entries.items() if _alive(entry) and entry and holds(entry.history, version)]
+
     def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
         """A session that some server still has must not be declared absent."""
-        scenario = self.scenario
         keepers = [name for name, server in web.servers.items() if _alive(server.look(log.key))]
         if not keepers:
             self._judge_expiry(log)
-        elif scenario.session_servers < 3:
-            self.excuse("promise 1: not found, only holder unreachable (fewer than 3 servers)")
-        elif log.below_target or log.data_lost or any(ack.level < scenario.wanted for ack in log.acks.values()):
-            self.excuse("promise 1: not found, below target or forgotten")
-        elif scenario.too_few_answers == "serve":
-            self.excuse("promise 1: not found, served with too few answers")
         elif self._is_expiring(log):
             self.excuse("promise 6: expiring")
         else:
@@ -155,18 +151,14 @@ class Judge:
         """No session ends before its time, clock skew apart (promise 6)."""
         if log.tombstones:
             self.excuse("promise 3: closing, holders of the tombstone unreachable")
-        elif log.data_lost:
+        elif log.lost:
             self.excuse("promise 1: every holder forgot")
         elif self.scenario.durability == "async":
             self.excuse("async: nothing was promised")
-        elif log.reported(EventKind.SESSION_ROLLED_BACK) or log.forked_by:
-            self.excuse("promise 2: the last activity was rolled back")
+        elif log.forked_away or log.reported(EventKind.SESSION_ROLLED_BACK):
+            self.excuse("promise 2: the last activity was rolled back or forked away")
         elif self._is_expiring(log):
             self.excuse("promise 6: in time, clock skew apart")
-        elif log.below_target or self.scenario.too_few_answers == "serve":
-            self.excuse("promise 1: an older copy expired, newer ones unreachable (below target)")
-        elif self.scenario.wanted * 2 <= self.scenario.session_servers:
-            self.excuse("promise 1: an older copy expired, newer ones unreachable (copies <= N/2)")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
 

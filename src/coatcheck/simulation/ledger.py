@@ -7,7 +7,7 @@ prints how often it was used: a check that never bites is seen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -21,7 +21,7 @@ from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
-from coatcheck.simulation.application import Attempt, Operation
+from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
@@ -31,6 +31,7 @@ from coatcheck.simulation.web_server import WebServer
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
+WILLED: tuple[Kind, ...] = ("login", "logout")
 SLACK_S = 0.6
 """A token counts as shown when the app has answered, not when the request came; longer than any app thinks."""
 
@@ -58,8 +59,8 @@ class Ledger(LeaseJudge):
         if entry.version.seq == 0:
             self._check_epoch(web, log, entry.version)
         if entry.closed:
-            log.tombstones += 1
             self._check_tombstone_life(log, entry)
+            self._closing(log, entry, context)
             return
         body = self._body(web, effect.key, entry)
         try:
@@ -92,6 +93,15 @@ class Ledger(LeaseJudge):
         lingering_ms = scenario.session_policy().linger_ms if scenario.lingering else 0
         if ends_ms < log.created_ms + scenario.absolute_timeout_ms + lingering_ms:
             self.fail("I2", f"the tombstone {self.trace.version(tombstone.version)} ends before what it forbids")
+
+    def _closing(self, log: SessionLog, entry: Entry, attempt: Attempt | None) -> None:
+        """A new tombstone: final only if somebody willed it."""
+        if entry.provisional:
+            log.lapses += 1
+            return
+        log.tombstones += 1
+        if not log.willed and (attempt is None or attempt.kind not in WILLED):
+            self.fail("I2", f"{self.trace.key(log.key)} is closed for good, though nobody willed it")
 
     def _note_write(self, log: SessionLog, entry: Entry, blob: bytes, attempt: Attempt | None) -> None:
         version = entry.version
@@ -129,16 +139,27 @@ class Ledger(LeaseJudge):
         log.accepted_by.setdefault(new.version, set()).add(server.name)
         log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:
-            self.say(f"{server.name} stores {self.trace.version(new.version)}{' CLOSED' if new.closed else ''}")
-        if new.closed:
+            what = " LAPSED" if new.provisional else " CLOSED" if new.closed else ""
+            self.say(f"{server.name} stores {self.trace.version(new.version)}{what}")
+        log.on[server.name] = new
+        if new.final:
             log.tombstone_on.add(server.name)
+            return
+        if old is not None and old.final:
+            self.fail("I2", f"{server.name} overwrites a tombstone with {self.trace.version(new.version)}")
+            return
+        if new.closed:
+            self._check_lapse(server, log, old, new)
             return
         if old is None:
             self._check_life(log, new)
             return
         if old.closed:
-            self.fail("I2", f"{server.name} overwrites a tombstone with {self.trace.version(new.version)}")
+            self._check_revival(server, log, old, new)
             return
+        if new.version.server_id in log.forked_by:
+            kept = self._kept(log)
+            log.forked_away.update(one for one in log.blobs if holds(old.history, one) and one not in kept)
         had = newest_write(old.history)
         if had is None or holds(new.history, had) or forgotten(new.history, had):
             return
@@ -147,6 +168,31 @@ class Ledger(LeaseJudge):
             self.fail("I4", f"{server.name} loses {versions} and no fork was reported")
         elif had in log.acks or self._told(log, had):
             self._judge_fork(log, had)
+
+    def _check_lapse(self, server: SessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
+        """A close that nobody willed destroys nothing that a session server still holds as acknowledged."""
+        if old is None or old.closed:
+            return
+        for version in log.acks:
+            if holds(old.history, version) and not holds(new.history, version) and not forgotten(new.history, version):
+                text = f"{self.trace.version(version)}, which {server.name} held"
+                self.fail("I1", f"a close that nobody willed destroys the acknowledged {text}")
+
+    def _check_revival(self, server: SessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
+        """A provisional tombstone yields only to a write that it lacks."""
+        had = newest_write(new.history)
+        if had is None or holds(old.history, had) or forgotten(old.history, had):
+            self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
+        else:
+            self.counts["lapses undone by a write that they lacked"] += 1
+
+    def _kept(self, log: SessionLog) -> set[Version]:
+        """The writes that some session server has in a live entry, be it up or not, but for those that the operator
+        gives up."""
+        staying = [server for server in self.servers.values() if server.name not in self.leaving]
+        entries = [server.look(log.key) for server in staying]
+        histories = [entry.history for entry in entries if _live(entry)]
+        return {one for one in log.blobs if any(holds(history, one) for history in histories)}
 
     def _check_life(self, log: SessionLog, new: Entry) -> None:
         """An entry never lives longer than its session may (clock skew apart)."""
@@ -165,11 +211,17 @@ class Ledger(LeaseJudge):
         is not."""
         for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
             entry = server.look(log.key)
+            before = log.on.pop(server.name, None)
+            if entry is not None:
+                log.on[server.name] = entry
+            if before is not None and not before.closed:
+                kept = self._kept(log)
+                log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
             for versions in log.accepted_by.values():
                 if server.name in versions:
                     log.data_lost = True
             for close in log.closes:
-                if server.name in close.holders and (entry is None or not entry.closed):
+                if server.name in close.holders and (entry is None or not entry.final):
                     close.lost.add(server.name)
 
     def list_changed(self, placement: Placement) -> None:
@@ -179,11 +231,15 @@ class Ledger(LeaseJudge):
 
     def given_up(self, server: SessionServer) -> None:
         """The operator takes this one off the list: what it alone has is given up with it."""
+        self.leaving.add(server.name)
         others = [one for one in self.servers.values() if one is not server]
         for log in self.logs.values():
             had = server.look(log.key)
             if had is None:
                 continue
+            if not had.closed:
+                kept_writes = self._kept(log)
+                log.lost.update(one for one in log.blobs if holds(had.history, one) and one not in kept_writes)
             kept = [entry for one in others if (entry := one.look(log.key)) is not None]
             written = newest_write(had.history)
             if not any(entry.closed or written is None or holds(entry.history, written) for entry in kept):
@@ -220,7 +276,11 @@ class Ledger(LeaseJudge):
         log.shows.append((now, token.session_id))
         self.longest_trip_s = max(self.longest_trip_s, now - attempt.sent_at)
         if session is None:
-            if not log.tombstones and not any(event[0] >= began and event[1] == web.server_id for event in log.events):
+            if (
+                not log.tombstones
+                and not log.lapses
+                and not any(event[0] >= began and event[1] == web.server_id for event in log.events)
+            ):
                 self.fail("I1", f"{self.trace.key(log.key)} refused to #{attempt.number} without a reason")
             return
         copy = session.copy_held
@@ -241,6 +301,12 @@ class Ledger(LeaseJudge):
         if data_version is not None and log.blobs.get(data_version) != session.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
 
+    def unheard(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
+        """The patience is over: the request is anonymous, the session is left alone."""
+        self.counts["unheard: anonymous"] += 1
+        if self.trace.on:
+            self.say(f"#{attempt.number} {web.name} goes on without {self.trace.key(token.key)}, of which nobody heard")
+
     def _check_promise(self, web: WebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
         if not any(token.version):
             return
@@ -251,6 +317,8 @@ class Ledger(LeaseJudge):
             self.excuse("16 epochs: forgotten")
         elif log.reported(EventKind.SESSION_ROLLED_BACK, began):
             self.excuse("promise 2: answered after a rollback report")
+        elif promised in log.forked_away or web.server_id in log.forked_by:
+            self.excuse("promise 2: answered after a fork was reported")
         else:
             self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")
 
@@ -294,6 +362,9 @@ class Ledger(LeaseJudge):
         now = self.schedule.now
         if saved.closed is not None and before is not None:
             self.closed(web, self.log(before), saved.closed.holds, attempt.began_at)
+        if saved.closed is not None or (attempt.kind == "login" and session.login):
+            for key in session.unheard:
+                self.closed(web, self.log(key), 1, attempt.began_at)
         if attempt.kind == "login" and session.login and before is not None:
             self.closed(web, self.log(before), 1, attempt.began_at)
         operation = attempt.operation
@@ -312,6 +383,11 @@ class Ledger(LeaseJudge):
             return
         operation.acked_at = now
         log.acks[version] = Ack(now, level, web.server_id)
+        if version not in self._kept(log):
+            log.lost.add(version)  # who took it has forgotten it before the acknowledgement left
+        quorum = self.scenario.below_target == "quorum" and self.scenario.durability == "all"
+        if quorum and level < self.scenario.write_quorum:
+            self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, which is no quorum")
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} acknowledges {self.trace.version(version)} at {level}")
 
@@ -382,7 +458,11 @@ def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Opera
 
 
 def _closed(entry: Entry | None) -> bool:
-    return entry is not None and entry.closed
+    return entry is not None and entry.final
+
+
+def _live(entry: Entry | None) -> TypeGuard[Entry]:
+    return entry is not None and not entry.closed
 
 
 def _answered(reply: Any) -> bool:

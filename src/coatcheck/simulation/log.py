@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from coatcheck.events import public_id
+from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import MAX_HISTORY, History, Version
 from coatcheck.simulation.application import Operation
 
@@ -67,6 +68,16 @@ class SessionLog:
         """By web server: the highest epoch that it has claimed or closed with."""
         self.tombstones = 0
         self.tombstone_on: set[str] = set()
+        self.lapses = 0
+        """Provisional tombstones: nobody willed them."""
+        self.willed = False
+        """Whether somebody wanted this session closed: a logout, a login, an operator, a theft."""
+        self.on: dict[str, Entry] = {}
+        """What each session server was seen to store last."""
+        self.lost: set[Version] = set()
+        """Writes that no session server has any more, for those that had them forgot."""
+        self.forked_away: set[Version] = set()
+        """Writes that no session server has any more, for the other branch of a reported fork won."""
         self.events: list[tuple[float, bytes, Any]] = []
         self.forked_by: set[bytes] = set()
         self.below_target = False

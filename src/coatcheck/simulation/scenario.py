@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from coatcheck.replication.placement import write_quorum
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
 from coatcheck.sessions.policy import SessionPolicy
 
@@ -58,6 +59,7 @@ class Scenario(msgspec.Struct, frozen=True):
     lost_responses: float
     cancelled: float
     real_seal: bool
+    patience_s: float = 30.0
     sleep_s: float = 4.0
     closes: bool = False
     damage: Literal["narrow", "wide", "lists"] = "narrow"
@@ -79,12 +81,27 @@ class Scenario(msgspec.Struct, frozen=True):
     def wanted(self) -> int:
         return self.session_servers if self.copies == "all" else min(self.copies, self.session_servers)
 
+    @property
+    def write_quorum(self) -> int:
+        return write_quorum(self.wanted, self.session_servers)
+
+    @property
+    def keeps_quorums(self) -> bool:
+        """Whether any two acknowledged writes, and any look, have a session server in common (copies above N/2)."""
+        return (
+            self.session_servers >= 3
+            and self.below_target != "degrade"
+            and self.durability == "all"
+            and self.too_few_answers == "refuse"
+        )
+
     def replication_policy(self) -> ReplicationPolicy:
         return ReplicationPolicy(
             durability=self.durability,
             below_target=self.below_target,
             too_few_answers=self.too_few_answers,
             lease_s=self.lease_s,
+            patience_s=self.patience_s,
             tombstone_ms=self.session_policy().tombstone_ms,
             linger_ms=self.session_policy().linger_ms if self.lingering else 0,
         )
@@ -140,13 +157,16 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
     grace_ms = pick((0, 300, 2_000, 10_000, 60_000))
     short = profile == "expiry" or rng.random() < 0.15
     storm = profile == "storm" or rng.random() < 0.15
+    later = Random(seed * 2 + 1 << 32)
+    """For what was thought of later, so that older seeds keep the rest of their scenario."""
+    below_target: BelowTarget = later.choice(("quorum", "quorum", "quorum", "degrade", "refuse"))
     return Scenario(
         seed=seed,
         web_servers=pick((1, 2, 2, 3)),
         session_servers=session_servers,
         copies=pick((1, 2, 2, 2, "all")),
         durability=pick(("all", "all", "all", "one", "async")),
-        below_target=pick(("degrade", "degrade", "refuse")),
+        below_target=below_target if pick(("degrade", "degrade", "refuse")) == "degrade" else "refuse",
         too_few_answers=pick(("refuse", "refuse", "refuse", "serve")),
         lease_s=pick((0.0, 0.5, 2.0, 2.0)),
         rotate_after_ms=pick((0, 200, 1_000, MINUTE_MS)),
@@ -175,4 +195,5 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         lost_responses=0.0 if calm else pick((0.0, 0.0, 0.1)),
         cancelled=0.0 if calm else pick((0.0, 0.0, 0.05)),
         real_seal=seed % 64 == 0,
+        patience_s=later.choice((0.3, 2.0, 30.0)),
     )

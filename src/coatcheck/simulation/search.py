@@ -56,7 +56,7 @@ def small_scenario(**changes: object) -> Scenario:
     """Two web servers, two session servers, two copies, the defaults; ``changes`` replace fields."""
     base = msgspec.structs.replace(
         draw(2, "calm"),
-        seed=0, web_servers=2, session_servers=2, copies=2, durability="all", below_target="degrade",
+        seed=0, web_servers=2, session_servers=2, copies=2, durability="all", below_target="quorum",
         too_few_answers="refuse", lease_s=2.0, rotate_after_ms=60_000, grace_ms=60_000, theft="close",
         rolled_back="close", conflict="last_write", idle_timeout_ms=1_800_000, absolute_timeout_ms=43_200_000,
         leeway_ms=5_000, browsers=1, tabs=2, skew_ms=0, real_seal=False, thief=False,

@@ -39,8 +39,10 @@ def version(epoch: int, owner: bytes = OWNER_A, seq: int = 0) -> Version:
     return Version(epoch, owner, seq)
 
 
-def entry(v: Version, payload: bytes = b"payload", *, closed: bool = False, life_ms: int = 60_000) -> Entry:
-    return Entry(v, (v,), closed, life_ms, payload)
+def entry(
+    v: Version, payload: bytes = b"payload", *, closed: bool = False, lapsed: bool = False, life_ms: int = 60_000
+) -> Entry:
+    return Entry(v, (v,), closed or lapsed, life_ms, payload, lapsed)
 
 
 def new_key() -> bytes:

@@ -61,6 +61,27 @@ PUT_RULE = {
     "claim over a tombstone": (entry(V1, closed=True), V1, entry(TAKEN), False),
     "tombstone over another tombstone": (entry(V1, closed=True), V1, entry(TAKEN, closed=True), False),
     "the tombstone's version alive again": (entry(V1, closed=True), V1, entry(V1), False),
+    "provisional tombstone where nothing was seen nor stored": (None, None, entry(TAKEN, lapsed=True), True),
+    "provisional tombstone where what was seen is gone": (None, V1, entry(TAKEN, lapsed=True), False),
+    "provisional tombstone over what was seen": (entry(V1), V1, entry(TAKEN, lapsed=True), True),
+    "provisional tombstone over a later write": (entry(V1_NEXT), V1, entry(TAKEN, lapsed=True), False),
+    "provisional tombstone that saw nothing": (entry(V1), None, entry(TAKEN, lapsed=True), False),
+    "provisional tombstone as a later write of the owner": (entry(V1), None, entry(V1_NEXT, lapsed=True), False),
+    "provisional tombstone of the stored version, unseen": (entry(V1), None, entry(V1, lapsed=True), False),
+    "provisional tombstone over a tombstone": (entry(V1, closed=True), V1, entry(TAKEN, lapsed=True), False),
+    "provisional tombstone over the tombstone of its version": (
+        entry(V1, closed=True),
+        V1,
+        entry(V1, lapsed=True),
+        False,
+    ),
+    "exact repeat of a provisional tombstone": (entry(V1, lapsed=True), None, entry(V1, lapsed=True), True),
+    "provisional tombstone over another that was seen": (entry(V1, lapsed=True), V1, entry(TAKEN, lapsed=True), True),
+    "tombstone over a provisional one": (entry(V2, lapsed=True), None, entry(RIVAL, closed=True), True),
+    "tombstone over the provisional one of its version": (entry(V1, lapsed=True), None, entry(V1, closed=True), True),
+    "claim over a provisional tombstone that was seen": (entry(V1, lapsed=True), V1, entry(TAKEN), True),
+    "claim over a provisional tombstone that was not seen": (entry(V1, lapsed=True), None, entry(TAKEN), False),
+    "write over a provisional tombstone of its own owner": (entry(V1, lapsed=True), None, entry(V1_NEXT), False),
 }
 
 
@@ -108,7 +129,7 @@ VERSIONS = st.builds(
 PUTS = st.tuples(
     st.one_of(st.none(), st.just("stored"), VERSIONS),
     VERSIONS,
-    st.booleans() | st.just(False),
+    st.sampled_from(["", "", "closed", "lapsed"]),
     st.binary(max_size=40),
 )
 
@@ -120,9 +141,9 @@ def test_any_series_of_puts_is_answered_as_the_rule_says(backend: Backend, puts:
         async with opened(backend.client()) as store:
             key = new_key()
             stored: Entry | None = None
-            for saw, v, closed, payload in puts:
+            for saw, v, kind, payload in puts:
                 seen = (stored.version if stored is not None else None) if saw == "stored" else saw
-                new = entry(v, payload, closed=closed)
+                new = entry(v, payload, closed=kind == "closed", lapsed=kind == "lapsed")
                 answer = await ask(store.put, key, seen, new)
                 if accepts(stored, seen, new):
                     assert answer == ACCEPTED
@@ -240,6 +261,11 @@ def test_notices_go_to_the_old_owner(backend: Backend) -> None:
             assert decode_message(heard[0]) == Notice(key, TAKEN, closed=False)
             assert decode_message(heard[1].removeprefix(b"to B: ")) == Notice(key, TAKEN, closed=True)
             assert len(heard) == 2, "writes of the same owner, refused puts and repeats are no news"
+            lapsed = new_key()
+            await ask(writer.put, lapsed, None, entry(V1))
+            assert await ask(writer.put, lapsed, V1, entry(TAKEN, lapsed=True)) == ACCEPTED
+            await until(lambda: len(heard) >= 3)
+            assert decode_message(heard[2]) == Notice(lapsed, TAKEN, closed=True)
 
     run(story)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,11 +30,11 @@ ENTRIES = st.builds(
     closed=st.booleans(),
     expires_in_ms=st.integers(1, 2**40),
     payload=st.binary(max_size=100),
-)
+).flatmap(lambda one: st.sampled_from([one, msgspec.structs.replace(one, closed=True, provisional=True)]))
 
 
-def entry(epoch: int, owner: bytes = A, seq: int = 0, closed: bool = False) -> Entry:
-    return Entry(Version(epoch, owner, seq), (), closed, 1000, b"payload")
+def entry(epoch: int, owner: bytes = A, seq: int = 0, closed: bool = False, lapsed: bool = False) -> Entry:
+    return Entry(Version(epoch, owner, seq), (), closed or lapsed, 1000, b"payload", lapsed)
 
 
 # -- the codec -----------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def test_round_trip(one: Entry) -> None:
 def test_the_header_has_the_stated_size_whichever_way_it_was_packed(one: Entry) -> None:
     assert len(one.header()) == 19 + 16 * len(one.history) == HEAD_BYTES + PACKED_BYTES * len(one.history)
     assert one.encode() == one.header() + one.payload
-    assert encode_header(one.version, one.history, one.closed) == one.header()
+    assert encode_header(one.version, one.history, one.closed, one.provisional) == one.header()
 
 
 @given(st.binary(max_size=400))
@@ -84,10 +85,20 @@ GOOD = Entry(Version(1, A, 1), (Version(1, A, 1),), False, 1000, b"payload")
         (GOOD.encode()[: HEAD_BYTES + 3], "not an entry"),
         (b"\x02" + GOOD.encode()[1:], "not an entry"),
         (GOOD.encode()[:1] + b"\x02" + GOOD.encode()[2:], "not an entry"),
+        (GOOD.encode()[:1] + b"\x05" + GOOD.encode()[2:], "not an entry"),
         (GOOD.encode()[: HEAD_BYTES - 1] + bytes([MAX_HISTORY + 1]) + bytes(1000), "not an entry"),
         (GOOD.header() + bytes(MAX_ENTRY_BYTES), "bytes"),
     ],
-    ids=["empty", "head cut", "history cut", "other format", "unknown flag", "long history", "too large"],
+    ids=[
+        "empty",
+        "head cut",
+        "history cut",
+        "other format",
+        "provisional but alive",
+        "unknown flag",
+        "long history",
+        "too large",
+    ],
 )
 def test_malformed_bytes_get_a_clear_error(raw: bytes, message: str) -> None:
     with pytest.raises(CorruptEntry, match=message):
@@ -124,6 +135,13 @@ CASES = [
     (entry(1, A, closed=True), None, entry(1, A, closed=True), True, "but it may be repeated"),
     (entry(1, A, closed=True), Version(1, A, 0), entry(1, A), False, "and is not brought back to life"),
     (entry(1, A), None, entry(1, A, closed=True), True, "a close with the number of a claim is no repeat of it"),
+    (entry(1, A, 1), Version(1, A, 1), entry(2, B, lapsed=True), True, "a time-out of what was seen"),
+    (entry(1, A, 2), Version(1, A, 1), entry(2, B, lapsed=True), False, "a time-out after a write unseen"),
+    (None, Version(1, A, 1), entry(2, B, lapsed=True), False, "nobody willed it: no exception for a restart"),
+    (entry(2, B, lapsed=True), Version(2, B, 0), entry(3, A), True, "a claim by who saw the time-out"),
+    (entry(2, B, lapsed=True), Version(1, A, 1), entry(1, A, 2), False, "a write by who did not"),
+    (entry(2, B, lapsed=True), None, entry(1, A, closed=True), True, "a willed close over a time-out"),
+    (entry(1, A, closed=True), Version(1, A, 0), entry(2, B, lapsed=True), False, "never the reverse"),
 ]
 
 

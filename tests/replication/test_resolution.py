@@ -16,8 +16,8 @@ from coatcheck.replication.version import History, Version, with_write
 A, B = b"serverAA", b"serverBB"
 
 
-def copy(version: Version, *history: Version, closed: bool = False) -> Entry:
-    return Entry(version, history, closed, 1000, b"")
+def copy(version: Version, *history: Version, closed: bool = False, lapsed: bool = False) -> Entry:
+    return Entry(version, history, closed or lapsed, 1000, b"", lapsed)
 
 
 W1 = Version(1, A, 1)
@@ -29,6 +29,9 @@ BRANCH_A = copy(Version(3, A, 1), W1, Version(3, A, 1))
 CLAIMED_BRANCH_B = copy(Version(9, A, 0), W1, Version(2, B, 1))
 JOINED = copy(Version(4, B, 1), W1, Version(2, B, 1), Version(3, A, 1), Version(4, B, 1))
 CLOSED = copy(Version(2, B, 0), W1, closed=True)
+CLAIMED = copy(Version(9, A, 0), W1)
+LAPSED = copy(Version(2, B, 0), W1, lapsed=True)
+LAPSED_LATER = copy(Version(3, B, 0), Version(1, A, 2), lapsed=True)
 
 CASES = [
     ("one copy", [BASE], BASE, False),
@@ -41,6 +44,13 @@ CASES = [
     ("what covers both ends the fork", [BRANCH_B, JOINED, BRANCH_A], JOINED, False),
     ("a tombstone beats everything", [LATER, CLOSED, BRANCH_A], CLOSED, False),
     ("a tombstone alone", [CLOSED], CLOSED, False),
+    ("a provisional tombstone beats what it covers", [BASE, LAPSED], LAPSED, False),
+    ("and a claim of what it covers", [CLAIMED, LAPSED], LAPSED, False),
+    ("a write that it lacks beats it", [BASE, LAPSED, LATER], LATER, False),
+    ("in a fork as well", [LAPSED, BRANCH_B, BRANCH_A], BRANCH_A, True),
+    ("of two, the one that covers all counts", [LAPSED, LATER, LAPSED_LATER], LAPSED_LATER, False),
+    ("a willed one beats it whatever it covers", [LAPSED_LATER, CLOSED, LATER], CLOSED, False),
+    ("alone it counts", [LAPSED], LAPSED, False),
 ]
 
 

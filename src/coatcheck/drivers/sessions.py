@@ -55,7 +55,8 @@ class Sessions:
 
     Build it anywhere; :meth:`open` must run on the event loop that serves the requests. ``server_name`` is
     unique in the farm; ``stores`` are the session servers; ``audience`` is authenticated in every token, so
-    that farms that share a key ring by mistake still refuse each other's tokens.
+    that farms that share a key ring by mistake still refuse each other's tokens. ``list_number``: of this list of
+    session servers, 0 to 63, raised with each change of it.
     """
 
     LOOKS_AT_ONCE = 64
@@ -69,6 +70,7 @@ class Sessions:
         stores: Sequence[Store],
         ring: KeyRing,
         copies: CopiesWanted = 2,
+        list_number: int = 0,
         replication: ReplicationPolicy | None = None,
         policy: SessionPolicy | None = None,
         open_streams: OpenStreams = "end",
@@ -87,7 +89,7 @@ class Sessions:
         self._world = World(self._stores, self._report)
         self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
         sealer = PayloadSealer(ring, farm, self._world.random_bytes)
-        placement = Placement([store.name for store in stores], copies)
+        placement = Placement([store.name for store in stores], copies, list_number)
         self.copies = Copies(self.server_id, placement, replication, sealer, self._world)
         self.lifecycle = Lifecycle(self.copies, policy)
         self._codecs = {

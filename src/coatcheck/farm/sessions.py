@@ -42,6 +42,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions
         stores=stores,
         ring=KeyRing(access.keys, access.primary_key),
         copies=settings.copies,
+        list_number=settings.session_server_list,
         replication=replication,
         policy=settings.policy(merge),
         open_streams=settings.open_streams,

@@ -9,7 +9,7 @@ import msgspec
 from coatcheck.duration import Duration
 from coatcheck.errors import ConfigError
 from coatcheck.options import LONGEST_S, Option, judge
-from coatcheck.replication.placement import Copies
+from coatcheck.replication.placement import MAX_LIST_NUMBER, Copies
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
 from coatcheck.sessions.ending import OpenStreams
 from coatcheck.sessions.policy import Conflict, Merge, RolledBack, SessionPolicy, Theft
@@ -31,16 +31,40 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 2
     durability: Annotated[Durability, Option("How many copies a write waits for before the response leaves.")] = "all"
-    below_target: Annotated[BelowTarget, Option("What happens to writes when too few session servers answer.")] = (
-        "degrade"
-    )
+    below_target: Annotated[
+        BelowTarget,
+        Option(
+            "What happens to logins and writes with fewer copies than wanted: go on while they are a quorum (with "
+            "three or more session servers: as many as copies, or more than half of them if that is less), go on with "
+            "any number, or refuse."
+        ),
+    ] = "quorum"
     too_few_answers: Annotated[
         TooFewAnswers,
         Option(
-            "With three or more session servers: what happens while fewer than servers - copies + 1 answer, so that "
-            "the newest copy may not be among the answers. With one copy that is as soon as one server is away."
+            "With three or more session servers: what happens while so few answer that the newest copy may not be "
+            "among the answers (with two copies, two of three must answer). With one copy that is as soon as one "
+            "server is away."
         ),
     ] = "refuse"
+    patience_s: Annotated[
+        float,
+        Option(
+            "How long a request is refused (503) when what its token promises may be on a session server that is away; "
+            "after that it is anonymous, and its session is left alone.",
+            duration=True,
+            maximum=86400,
+        ),
+    ] = 30.0
+    session_server_list: Annotated[
+        int,
+        Option(
+            "The number of this list of session servers: raise it by one with every change of the list, after 63 comes "
+            "0. A web server that was started with an older list than a token's never calls its session lost.",
+            minimum=0,
+            maximum=MAX_LIST_NUMBER,
+        ),
+    ] = 0
     rolled_back: Annotated[RolledBack, Option("What happens to a session whose newest data was lost.")] = "close"
     conflict: Annotated[Conflict, Option("Two parallel writes of the same key: which one is kept.")] = "last_write"
     open_streams: Annotated[
@@ -105,6 +129,7 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
             durability=self.durability,
             below_target=self.below_target,
             too_few_answers=self.too_few_answers,
+            patience_s=self.patience_s,
             lease_s=self.lease_s,
         )
 
@@ -116,6 +141,8 @@ class SessionArguments(TypedDict, total=False):
     durability: Durability
     below_target: BelowTarget
     too_few_answers: TooFewAnswers
+    patience_s: Duration
+    session_server_list: int
     rolled_back: RolledBack
     conflict: Conflict | Merge
     open_streams: OpenStreams

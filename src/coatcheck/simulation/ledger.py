@@ -276,11 +276,8 @@ class Ledger(LeaseJudge):
         log.shows.append((now, token.session_id))
         self.longest_trip_s = max(self.longest_trip_s, now - attempt.sent_at)
         if session is None:
-            if (
-                not log.tombstones
-                and not log.lapses
-                and not any(event[0] >= began and event[1] == web.server_id for event in log.events)
-            ):
+            told = any(event[0] >= began and event[1] == web.server_id for event in log.events)
+            if not (log.tombstones or log.lapses or told):
                 self.fail("I1", f"{self.trace.key(log.key)} refused to #{attempt.number} without a reason")
             return
         copy = session.copy_held

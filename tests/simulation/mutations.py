@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.replication import cache, copies, entry, repair, resolution, version, view
+from coatcheck.replication import cache, copies, entry, placement, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Accepted, Pause
 from coatcheck.replication.notice import Notice
@@ -197,9 +197,43 @@ def alone_too_soon(monkeypatch: Any) -> None:
     monkeypatch.setattr(Copies, "_put_claim", put_claim)
 
 
-@mutation("too few answers are enough")
+@mutation("one copy is a quorum")
 def no_quorum(monkeypatch: Any) -> None:
-    monkeypatch.setattr(view.Viewer, "enough_answered", lambda self, seen: True)
+    monkeypatch.setattr(placement, "write_quorum", lambda wanted, servers: 1)
+
+
+@mutation("what some session servers do not show is lost")
+def not_seen_is_gone(monkeypatch: Any) -> None:
+    monkeypatch.setattr(view.Viewer, "missing", lambda self, seen: [])
+
+
+@mutation("a close that nobody willed is as good as any")
+def absolute_lapse(monkeypatch: Any) -> None:
+    def put(self: Copies, seen: Any) -> Any:
+        closed = yield from self.close(seen.key)
+        return closed
+
+    monkeypatch.setattr(Copies, "_put_provisional", put)
+
+
+@mutation("a provisional tombstone is put over what its closer did not see")
+def blind_lapse(monkeypatch: Any) -> None:
+    def accepts(stored: Any, seen: Any, new: Any) -> bool:
+        return original(stored, stored.version if stored is not None and new.provisional else seen, new)
+
+    original = entry.accepts
+    monkeypatch.setattr(entry, "accepts", accepts)
+
+
+@mutation("a provisional tombstone beats a write that it lacks")
+def lapse_is_trump(monkeypatch: Any) -> None:
+    original = resolution.resolve
+
+    def resolve(entries: Any) -> Any:
+        entries = list(entries)
+        return original([one for one in entries if one.provisional] or entries)
+
+    monkeypatch.setattr(view, "resolve", resolve)
 
 
 @mutation("a fork is not reported")
@@ -376,7 +410,8 @@ def narrow_close(monkeypatch: Any) -> None:
 
     def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0) -> Any:
         placed = self.placement.ranking(key)[: self.placement.wanted]
-        return (yield from original(self, key, tombstone, [name for name in servers if name in placed], holds))
+        seen = {name: version for name, version in servers.items() if name in placed}
+        return (yield from original(self, key, tombstone, seen, holds))
 
     monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
 

@@ -94,13 +94,13 @@ def version(epoch: int, owner: bytes, seq: int) -> bytes:
 # -- sections 3 to 6
 
 
-def token(name: str, secret: int, purpose: str, timestamp: int, told: bytes) -> dict[str, Any]:
+def token(name: str, secret: int, purpose: str, timestamp: int, told: bytes, number: int = 0) -> dict[str, Any]:
     key, session_id, nonce = drawn(f"{name} key", 16), drawn(f"{name} ID", 16), drawn(f"{name} nonce", 12)
-    plain = key + session_id + timestamp.to_bytes(6, "big") + told
+    plain = key + session_id + (number << 42 | timestamp).to_bytes(6, "big") + told
     text = base64url(seal(SECRETS[secret], f"token/{purpose}", FARM, nonce, plain))
     return {
         "name": name, "secret": secret, "purpose": purpose, "key": key.hex(), "session_id": session_id.hex(),
-        "timestamp": timestamp, "version": told.hex(), "nonce": nonce.hex(), "text": text,
+        "timestamp": timestamp, "version": told.hex(), "list_number": number, "nonce": nonce.hex(), "text": text,
     }  # fmt: skip
 
 
@@ -109,15 +109,20 @@ def record(data: dict[str, Any], created: int, seen: int, user: str | None, chai
 
 
 def entry(
-    name: str, secret: int, mark: tuple[int, bytes, int], history: list[Any], body: bytes | None
+    name: str,
+    secret: int,
+    mark: tuple[int, bytes, int],
+    history: list[Any],
+    body: bytes | None,
+    provisional: bool = False,
 ) -> dict[str, Any]:
     key, nonce = drawn(f"{name} key", 16), drawn(f"{name} nonce", 12)
     closed = body is None
-    header = FORMAT + bytes([closed]) + version(*mark) + bytes([len(history)])
+    header = FORMAT + bytes([closed | provisional << 1]) + version(*mark) + bytes([len(history)])
     header += b"".join(version(*each) for each in history)
     sealed = seal(SECRETS[secret], "entry", FARM, nonce, body or b"", key + header)
     return {
-        "name": name, "secret": secret, "key": key.hex(), "nonce": nonce.hex(), "closed": closed,
+        "name": name, "secret": secret, "key": key.hex(), "nonce": nonce.hex(), "closed": closed, "provisional": provisional,
         "version": [mark[0], mark[1].hex(), mark[2]], "history": [[e, o.hex(), s] for e, o, s in history],
         "record": (body or b"").hex(), "entry": (header + sealed).hex(),
     }  # fmt: skip
@@ -179,7 +184,7 @@ def known_answers() -> dict[str, Any]:
         "tokens": [
             token("anonymous", PRIMARY, "anonymous", NOW, version(3, one, 7)),
             token("logged in", PRIMARY, "login", NOW + 1, version(2**32 - 1, other, 2**32 - 1)),
-            token("promised nothing", PRIMARY, "anonymous", (1 << 48) - 1, bytes(16)),
+            token("promised nothing", PRIMARY, "anonymous", (1 << 42) - 1, bytes(16), 63),
             token("of the former key", 0, "login", (1 << 32) - 1, version(1, one, 1)),
         ],
         "entries": [
@@ -188,6 +193,7 @@ def known_answers() -> dict[str, Any]:
             entry("rotated", PRIMARY, (7, other, 2), [(3, one, 1), (7, other, 2)], large),
             entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
             entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
+            entry("provisional tombstone", PRIMARY, (4, other, 0), [(1, one, 1)], None, True),
         ],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),

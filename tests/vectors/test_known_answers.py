@@ -98,7 +98,7 @@ def test_keys_and_credentials() -> None:
 def test_a_token_is_opened_and_made(known: dict[str, Any]) -> None:
     texts = (known["key"], known["session_id"], known["version"])
     key, session_id, version = (bytes.fromhex(text) for text in texts)
-    token = SealedToken(key, session_id, known["timestamp"], version)
+    token = SealedToken(key, session_id, known["timestamp"], version, known["list_number"])
     text = known["text"].encode()
     writer = TokenCodec(ring_that_seals_with(known["secret"]), known["purpose"], FARM, always(known["nonce"]))
     assert writer.seal_token(token) == text
@@ -113,10 +113,12 @@ def test_an_entry_is_opened_and_made(known: dict[str, Any]) -> None:
     version, history = unhexed(known["version"]), tuple(unhexed(mark) for mark in known["history"])
     found = decode_entry(raw, 77_000)
     assert (found.version, found.history, found.closed) == (version, history, known["closed"])
+    assert found.provisional == known["provisional"]
     assert found.expires_in_ms == 77_000
     writer = PayloadSealer(ring_that_seals_with(known["secret"]), FARM, always(known["nonce"]))
-    header = Entry(version, history, known["closed"], 1, b"").header()
-    assert Entry(version, history, known["closed"], 1, writer.seal(key, header, body)).encode() == raw
+    closed, provisional = known["closed"], known["provisional"]
+    header = Entry(version, history, closed, 1, b"", provisional).header()
+    assert Entry(version, history, closed, 1, writer.seal(key, header, body), provisional).encode() == raw
     reader = PayloadSealer(WHOLE_RING, FARM, always(""))
     assert reader.unseal(key, found.header(), found.payload) == body
     if not known["closed"]:

@@ -122,7 +122,8 @@ def entry(
     header += b"".join(version(*each) for each in history)
     sealed = seal(SECRETS[secret], "entry", FARM, nonce, body or b"", key + header)
     return {
-        "name": name, "secret": secret, "key": key.hex(), "nonce": nonce.hex(), "closed": closed, "provisional": provisional,
+        "name": name, "secret": secret, "key": key.hex(), "nonce": nonce.hex(), "closed": closed,
+        "provisional": provisional,
         "version": [mark[0], mark[1].hex(), mark[2]], "history": [[e, o.hex(), s] for e, o, s in history],
         "record": (body or b"").hex(), "entry": (header + sealed).hex(),
     }  # fmt: skip

@@ -121,7 +121,9 @@ class Judge:
     def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
         """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
-        if holders := self._holders(web, log, wanted):
+        if self.scenario.rolled_back == "accept":
+            self.excuse("promise 2: rollback reported, and accepted by the operator")
+        elif holders := self._holders(web, log, wanted):
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
         elif wanted in log.lost:
             self.excuse("promise 2: rollback reported, every holder forgot")

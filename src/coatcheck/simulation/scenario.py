@@ -87,12 +87,16 @@ class Scenario(msgspec.Struct, frozen=True):
 
     @property
     def keeps_quorums(self) -> bool:
-        """Whether any two acknowledged writes, and any look, have a session server in common (copies above N/2)."""
+        """Whether any two acknowledged writes, and any look, have a session server in common (copies above N/2).
+
+        And whether nobody goes on from an older state.
+        """
         return (
             self.session_servers >= 3
             and self.below_target != "degrade"
             and self.durability == "all"
             and self.too_few_answers == "refuse"
+            and self.rolled_back == "close"
         )
 
     def replication_policy(self) -> ReplicationPolicy:

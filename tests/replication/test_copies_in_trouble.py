@@ -288,3 +288,27 @@ def test_what_is_remembered_of_tries_and_closes_is_bounded(monkeypatch: pytest.M
         web.run(web.copies.close(number.to_bytes(16, "big")))
     assert len(web.copies._tried) == 5
     assert list(web.copies.closing) == [number.to_bytes(16, "big") for number in range(15, 20)]
+
+
+def test_a_write_of_less_than_a_quorum_is_refused_by_default() -> None:
+    farm = Farm(servers=3)
+    web = farm.web()
+    store(web, b"one")
+    promised = promise(web)
+    for server in farm.ranked(KEY)[1:]:
+        server.silent = True
+    with pytest.raises(SessionUnavailable) as caught:
+        store(web, b"two")
+    assert caught.value.reason is UnavailableReason.BELOW_TARGET
+    for server in farm.ranked(KEY)[1:]:
+        server.silent = False
+    assert loaded(farm.web(), promised).body in (b"one", b"two"), "nothing was promised, nothing is lost"
+
+
+def test_who_acknowledges_early_does_not_wait_for_a_quorum() -> None:
+    farm = Farm(servers=3, durability="one")
+    web = farm.web()
+    store(web, b"one")
+    for server in farm.ranked(KEY)[1:]:
+        server.silent = True
+    assert store(web, b"two", "one") is not None

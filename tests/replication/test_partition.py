@@ -12,9 +12,11 @@ import pytest
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
+from coatcheck.replication.copies import Gone, Lapsed
 from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken
+from replication.one_session import KEY, load, loaded, promise, store
 from replication.tiny_farm import Farm, WebServer
 
 IDLE = SessionPolicy(idle_timeout_ms=60_000, absolute_timeout_ms=3_600_000)
@@ -146,3 +148,108 @@ def test_a_close_that_nobody_willed_yields_to_a_write_that_it_did_not_know() -> 
     for server in farm.ranked(token.key):
         entry = server.entry(token.key)
         assert entry is None or (not entry.closed and holds(entry.history, promised))
+
+
+# -- compare-and-set, and who hears of it ----------------------------------------------------------
+
+
+def test_a_time_out_that_a_write_overtakes_closes_nothing() -> None:
+    """Between the look and the tombstone another web server stores a write."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    judged = loaded(one).history
+    two.during_put = [lambda: store(one, b"two")]
+    assert two.exclusively(KEY, two.copies.lapse(KEY, judged)) is Lapsed.CLOSED
+    assert one.copies.cache.get(KEY) is not None
+    assert loaded(farm.web(), promise(one)).body == b"two"
+
+
+def test_a_time_out_is_judged_again_on_what_all_show() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    judged = loaded(one).history
+    store(one, b"two")
+    assert two.exclusively(KEY, two.copies.lapse(KEY, judged)) is Lapsed.USED
+    assert not any(entry is not None and entry.closed for entry in farm.entries(KEY))
+
+
+def test_a_provisional_tombstone_is_spread_only_over_what_it_covers() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    judged = loaded(one).history
+    last = farm.ranked(KEY)[2].name
+    assert two.exclusively(KEY, two.copies.lapse(KEY, judged)) is Lapsed.CLOSED
+    tombstone = farm.servers[last].stored.pop(KEY)
+    assert load(two) is Gone.CLOSED
+    assert farm.servers[last].stored[KEY][0].version == tombstone[0].version, "where nothing is, it is put"
+    assert not two.copies.cache.is_closed(KEY), "who closes only what it covers has not closed for ever"
+
+
+def test_a_willed_close_takes_the_place_of_a_provisional_one() -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    assert two.exclusively(KEY, two.copies.lapse(KEY, loaded(one).history)) is Lapsed.CLOSED
+    assert one.exclusively(KEY, one.copies.close(KEY)).complete
+    assert all(entry is not None and entry.final for entry in farm.entries(KEY))
+
+
+def test_a_claim_put_where_nothing_was_is_told_to_the_owner_that_others_showed() -> None:
+    """The owner is cut off from the servers that hold its copy, and hears through the one that held nothing."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    first, second, third = farm.ranked(KEY)
+    heard: list[tuple[str, ...] | None] = []
+    original = farm.tell
+    farm.tell = lambda effect: (heard.append(effect.through), original(effect))[1]  # type: ignore[method-assign]
+    two.cut = {first.name}
+    assert loaded(two).body == b"one"
+    assert heard == [(third.name,)]
+    assert one.copies.cached(KEY, promise(one)) is None
+    assert second.entry(KEY) is not None
+
+
+def test_a_claim_that_fails_keeps_the_last_copy_there_is() -> None:
+    """All session servers went back to an older state; the newest one is in a cache alone, and its claim fails."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    loaded(two)
+    backup = farm.backup()
+    loaded(one)
+    store(one, b"two")
+    promised = promise(one)
+    farm.restore(backup)
+
+    def all_fall_silent() -> None:
+        for server in farm.servers.values():
+            server.silent = True
+
+    one.during_put = [all_fall_silent]
+    farm.wait(10)
+    with pytest.raises(SessionUnavailable):
+        load(one, promised)
+    for server in farm.servers.values():
+        server.silent = False
+    assert loaded(one, promised).body == b"two"
+
+
+def test_what_moves_between_two_looks_is_not_lost() -> None:
+    """A copy is on its way from a server that was asked late to one that was asked early: neither showed it."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    promised = promise(one)
+    kept = [server.stored.pop(KEY) for server in farm.ranked(KEY)[:2]]
+
+    def arrive() -> None:
+        for server, row in zip(farm.ranked(KEY)[:2], kept, strict=True):
+            server.stored[KEY] = row
+
+    two.during_pause = [arrive]
+    assert loaded(two, promised).body == b"one"
+    assert EventKind.SESSION_NOT_FOUND not in two.kinds()

@@ -92,6 +92,8 @@ class WebServer:
         self._random = random.Random(number)
         self.during_put: list[Callable[[], object]] = []
         """What others do while each of the next puts is on its way."""
+        self.during_pause: list[Callable[[], object]] = []
+        """What others do while each of its next pauses lasts."""
         self.background: list[_Run] = []
         self.running: set[bytes] = set()
         self.cut: set[str] = set()
@@ -211,6 +213,9 @@ class Farm:
     def entries(self, key: bytes) -> list[Entry | None]:
         return [server.entry(key) for server in self.ranked(key)]
 
+    def tell(self, effect: Tell) -> None:
+        self.deliver(effect.server_id, effect.message)
+
     def deliver(self, server_id: bytes, raw: bytes) -> None:
         for web in self.webs:
             if web.server_id == server_id and self.notices:
@@ -285,8 +290,10 @@ class _Run:
             self.answer = settled
         elif isinstance(effect, Pause):
             farm.wait(effect.seconds)
+            if web.during_pause:
+                web.during_pause.pop(0)()
         elif isinstance(effect, Tell):
-            farm.deliver(effect.server_id, effect.message)
+            farm.tell(effect)
         else:
             assert isinstance(effect, Detach)
             try:

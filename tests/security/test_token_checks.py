@@ -20,7 +20,7 @@ from coatcheck.tokens.sealed import SESSION_ID_BYTES, TokenCodec
 from .two_servers import COOKIE, LOGIN, Browser, Servers, shopper, two_servers
 
 RING = KeyRing([os.urandom(32)])
-CONTENT = (b"k" * 16, b"i" * 16, 1_763_700_000_000, b"v" * 16)
+CONTENT = (b"k" * 16, b"i" * 16, 1_763_700_000_000, b"v" * 16, 0)
 
 
 def codec(ring: KeyRing = RING, purpose: str = "anonymous", audience: str = "farm") -> TokenCodec:

@@ -216,26 +216,6 @@ def absolute_lapse(monkeypatch: Any) -> None:
     monkeypatch.setattr(Copies, "_put_provisional", put)
 
 
-@mutation("a provisional tombstone is put over what its closer did not see")
-def blind_lapse(monkeypatch: Any) -> None:
-    def accepts(stored: Any, seen: Any, new: Any) -> bool:
-        return original(stored, stored.version if stored is not None and new.provisional else seen, new)
-
-    original = entry.accepts
-    monkeypatch.setattr(entry, "accepts", accepts)
-
-
-@mutation("a provisional tombstone beats a write that it lacks")
-def lapse_is_trump(monkeypatch: Any) -> None:
-    original = resolution.resolve
-
-    def resolve(entries: Any) -> Any:
-        entries = list(entries)
-        return original([one for one in entries if one.provisional] or entries)
-
-    monkeypatch.setattr(view, "resolve", resolve)
-
-
 @mutation("a fork is not reported")
 def silent_fork(monkeypatch: Any) -> None:
     original = resolution.resolve

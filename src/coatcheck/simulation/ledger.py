@@ -383,7 +383,7 @@ class Ledger(LeaseJudge):
         if version not in self._kept(log):
             log.lost.add(version)  # who took it has forgotten it before the acknowledgement left
         quorum = self.scenario.below_target == "quorum" and self.scenario.durability == "all"
-        if quorum and level < self.scenario.write_quorum:
+        if quorum and level < web.copies.placement.write_quorum:
             self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, which is no quorum")
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} acknowledges {self.trace.version(version)} at {level}")

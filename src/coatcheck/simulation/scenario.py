@@ -7,7 +7,6 @@ from typing import Literal
 
 import msgspec
 
-from coatcheck.replication.placement import write_quorum
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
 from coatcheck.sessions.policy import SessionPolicy
 
@@ -80,10 +79,6 @@ class Scenario(msgspec.Struct, frozen=True):
     @property
     def wanted(self) -> int:
         return self.session_servers if self.copies == "all" else min(self.copies, self.session_servers)
-
-    @property
-    def write_quorum(self) -> int:
-        return write_quorum(self.wanted, self.session_servers)
 
     @property
     def keeps_quorums(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.simulation.search import SCRIPTS, explore
+from coatcheck.simulation.search import SCRIPTS, explore, small_scenario
 
 from .mutations import MUTATIONS
 
@@ -31,3 +31,22 @@ def test_the_search_misses_a_rule_that_is_switched_off(monkeypatch: pytest.Monke
     found = explore("write-write", max_states=30_000, max_faults=1, disorder=0)
     assert found.violations
     assert any("FAULT" in line for line in found.lines), "the path is told, with its fault"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("servers", [2, 3])
+@pytest.mark.parametrize("script", ["write-read", "write-logout-read", "timeout-write-read", "timeout-read-write"])
+def test_a_cut_at_any_point(script: str, servers: int) -> None:
+    scenario = small_scenario(session_servers=servers, patience_s=0.0)
+    found = explore(script, max_states=1_500, max_faults=1, disorder=0, scenario=scenario, cuts=True)
+    assert found.violations == [], "\n".join(found.lines)
+    assert found.states >= 1_500 or found.whole
+
+
+@pytest.mark.parametrize("script", ["write-read", "timeout-write-read"])
+def test_the_search_meets_a_cut(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTATIONS["what some session servers do not show is lost"](monkeypatch)
+    scenario = small_scenario(patience_s=0.0)
+    found = explore(script, max_states=20_000, max_faults=1, disorder=0, scenario=scenario, cuts=True)
+    assert found.violations
+    assert any("FAULT cut" in line for line in found.lines), "the path is told, with its cut"

@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--disorder", type=int, default=2, metavar="N", help="... messages that overtake (2)")
     options.add_argument("--parallel", type=_positive, default=2, metavar="N", help="... requests at once (2)")
     options.add_argument("--faults", type=int, default=1, metavar="N", help="with --exhaustive: faults at most (1)")
+    options.add_argument("--cuts", action="store_true", help="... faults are cuts and lost data, at no patience")
+    options.add_argument("--session-servers", type=_positive, default=2, metavar="N", help="... session servers (2)")
     return options
 
 
@@ -113,7 +115,14 @@ def _exhaustive(options: argparse.Namespace) -> int:
         if word not in search.SCRIPTS:
             say(f"coatcheck simulate: no script {word!r}; there are {', '.join(search.SCRIPTS)}")
             return 2
-        found = search.explore(word, options.steps, options.faults, options.disorder, options.parallel)
+        scenario = search.small_scenario(
+            rotate_after_ms=0 if word.startswith("rotate") else 60_000,
+            session_servers=options.session_servers,
+            patience_s=0.0 if options.cuts else 30.0,
+        )
+        found = search.explore(
+            word, options.steps, options.faults, options.disorder, options.parallel, scenario, options.cuts
+        )
         say(found.summary())
         for line in found.lines:
             say(line)

@@ -23,7 +23,9 @@ from coatcheck.simulation.schedule import EPOCH_MS, Process
 from coatcheck.tokens.sealed import SealedToken
 
 PAST_S = -3.0
-"""Moments longer ago than any lease are all the same."""
+"""Moments longer ago than any lease are all the same, unless sessions time out."""
+LONG_PAST_S = -10_000.0
+"""Where they do: longer ago than any timeout."""
 _STAMP = 10**11
 """Whole numbers from here on are Unix milliseconds."""
 _PLAIN = (int, str, bytes, bool, Version)
@@ -33,8 +35,9 @@ _COPY = [name for name in Copy.__slots__ if name != "record"]
 class Fingerprint:
     """Turns one state into a number; use a new one for each state. Numbers compare within one process only."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, past_s: float = PAST_S) -> None:
         self._now = now
+        self._past_s = past_s
         self._open: set[int] = set()
 
     def digest(self, parts: Any) -> int:
@@ -44,13 +47,13 @@ class Fingerprint:
         """A hashable stand-in."""
         kind = type(value)
         if kind is float:
-            return value if value in (float("inf"), 0.0) else round(max(value - self._now, PAST_S), 3)
+            return value if value in (float("inf"), 0.0) else round(max(value - self._now, self._past_s), 3)
         if kind is int and value > _STAMP:
-            return ("ms", max(round((value - EPOCH_MS) / 1000 - self._now, 2), PAST_S))
+            return ("ms", max(round((value - EPOCH_MS) / 1000 - self._now, 2), self._past_s))
         if value is None or kind in _PLAIN:
             return value
         if kind is Entry:
-            return (value.version, value.history, value.closed, value.payload)
+            return (value.version, value.history, value.closed, value.provisional, value.payload)
         if id(value) in self._open:
             return "again"
         self._open.add(id(value))

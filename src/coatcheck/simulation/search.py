@@ -11,13 +11,12 @@ from random import Random
 
 import msgspec
 
-from coatcheck.simulation.application import Kind
 from coatcheck.simulation.convergence import check_convergence
 from coatcheck.simulation.scenario import Scenario, draw
-from coatcheck.simulation.small_farm import SmallFarm
+from coatcheck.simulation.small_farm import Script, SmallFarm
 from coatcheck.simulation.trace import Trace
 
-SCRIPTS: dict[str, tuple[Kind, ...]] = {
+SCRIPTS: dict[str, Script] = {
     "write-read": ("write", "read"),
     "write-write": ("write", "write"),
     "write-read-write": ("write", "read", "write"),
@@ -27,6 +26,9 @@ SCRIPTS: dict[str, tuple[Kind, ...]] = {
     "login-write": ("login", "write"),
     "count-count": ("count", "count"),
     "rotate-rotate": ("rotate", "rotate", "read"),
+    "write-logout-read": ("write", "logout", "read"),
+    "timeout-write-read": ("wait", "write", "wait", "read"),
+    "timeout-read-write": ("wait", "wait", "read", "write"),
 }
 MAX_DEPTH = 400
 
@@ -71,6 +73,7 @@ def explore(
     disorder: int = 2,
     parallel: int = 2,
     scenario: Scenario | None = None,
+    cuts: bool = False,
 ) -> Found:
     """Follow every path of a script; stops at the first violation or after ``max_states`` states."""
     scenario = scenario or small_scenario(rotate_after_ms=0 if script.startswith("rotate") else 60_000)
@@ -84,7 +87,7 @@ def explore(
         at = order.randrange(len(stack))
         stack[at], stack[-1] = stack[-1], stack[at]
         prefix = stack.pop()
-        farm = SmallFarm(scenario, SCRIPTS[script], max_faults, disorder, Trace(False), parallel)
+        farm = SmallFarm(scenario, SCRIPTS[script], max_faults, disorder, Trace(False), parallel, cuts)
         _follow(farm, list(prefix), seen, stack, found)
     found.states = len(seen)
     found.whole = not stack and not found.violations
@@ -125,7 +128,9 @@ def _fail(farm: SmallFarm, path: list[int], found: Found) -> None:
     """Run the path once more, with its trace."""
     found.violations = list(farm.ledger.violations)
     trace = Trace(True)
-    again = SmallFarm(farm.scenario, farm.script, farm.budget_given, farm.disorder_given, trace, farm.parallel)
+    again = SmallFarm(
+        farm.scenario, farm.script, farm.budget_given, farm.disorder_given, trace, farm.parallel, farm.cuts
+    )
     for index in path:
         label, act = again.choices()[index]
         again.ledger.say(f"-- {label}")

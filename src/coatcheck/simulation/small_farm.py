@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
+from coatcheck.replication.copies import Copies
 from coatcheck.simulation.application import Attempt, Cookies, Kind
 from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.fingerprint import Fingerprint
+from coatcheck.simulation.fingerprint import LONG_PAST_S, PAST_S, Fingerprint
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.scenario import Scenario
@@ -20,6 +22,9 @@ from coatcheck.simulation.web_server import WebServer
 BEGIN_S = 10.0
 
 Choice = tuple[str, Callable[[], None]]
+Timer = tuple[float, int, Act, tuple[Any, ...]]
+Script = tuple[Kind | Literal["wait"], ...]
+"""What the browser does, in order."""
 
 
 class Message:
@@ -89,6 +94,8 @@ class ChosenNetwork(Network):
 
     def send(self, sender: str, to: Process, act: Act, *args: Any) -> None:
         owner = getattr(act, "__self__", None)
+        if (sender, to.name) in self.cut:
+            return
         if isinstance(owner, Collector):
             if not self.lose_reply:
                 to.deliver(act, *args)
@@ -104,11 +111,22 @@ class ChosenNetwork(Network):
 class SmallFarm(Farm):
     """``script``: the requests of one browser. At most ``parallel`` of them are under way at once.
 
-    ``disorder``: how often a message may overtake others. ``faults``: how many faults there may be.
+    ``disorder``: how often a message may overtake others. ``faults``: how many faults there may be. ``cuts``: the
+    faults are cuts between web and session servers, and session servers restarted without their data.
     """
 
+    WAIT_S = 1000.0
+    """How long the browser does nothing where its script says "wait"."""
+
     def __init__(
-        self, scenario: Scenario, script: tuple[Kind, ...], faults: int, disorder: int, trace: Trace, parallel: int
+        self,
+        scenario: Scenario,
+        script: Script,
+        faults: int,
+        disorder: int,
+        trace: Trace,
+        parallel: int,
+        cuts: bool = False,
     ) -> None:
         self.chosen = ChosenSchedule()
         self.flying = ChosenNetwork()
@@ -118,6 +136,7 @@ class SmallFarm(Farm):
         self.disorder = self.disorder_given = disorder
         self.budget = self.budget_given = faults
         self.parallel = parallel
+        self.cuts = cuts
         self.ledger.disturbed = True
         self.browser = self.browsers[0]
         self._begin()
@@ -164,27 +183,39 @@ class SmallFarm(Farm):
     def choices(self) -> list[Choice]:
         """Every possible next step, the undisturbed ones first."""
         self.chosen.forget_idle()
+        self.chosen.timers = [timer for timer in self.chosen.timers if not self._is_vain(timer)]
         found: list[Choice] = []
         messages = self.flying.messages
         for index, message in enumerate(messages):
             if not index or self.disorder:
                 found.append((f"deliver {message.label}", lambda index=index: self._choose(index)))  # type: ignore[misc]
-        if self.position < len(self.script) and len(self.browser.outstanding) < self.parallel:
-            for web in range(len(self.webs)):
-                kind = self.script[self.position]
-                found.append((f"request {kind} to web-{web + 1}", lambda web=web: self._next_request(web)))  # type: ignore[misc]
+        kind = self.script[self.position] if self.position < len(self.script) else None
+        if kind == "wait":
+            if not messages and not self.browser.outstanding:
+                found.append(("the browser waits", self._wait_long))
+        elif kind is not None and len(self.browser.outstanding) < self.parallel:
+            webs = range(len(self.webs))
+            found += [(f"request {kind} to web-{web + 1}", partial(self._next_request, web)) for web in webs]
         if not messages and self.chosen.timers:
             found.append(("time passes", self._tick))
         if not messages and not self.chosen.timers and self._leased():
             found.append(("leases run out", self._wait))
+        if self.flying.cut:
+            found.append(("the cuts heal", self._mend_cuts))
         if self.budget > 0:
-            found += self._faults()
+            found += self._cuts() if self.cuts else self._faults()
         return found
 
     def _next_request(self, web: int) -> None:
         kind = self.script[self.position]
+        assert kind != "wait"
         self.position += 1
         self._request(kind, web)
+
+    def _wait_long(self) -> None:
+        self.position += 1
+        self.chosen.now += self.WAIT_S
+        self.chosen.settle()
 
     def _tick(self) -> None:
         self.chosen.fire_next()
@@ -197,6 +228,46 @@ class SmallFarm(Farm):
     def _wait(self) -> None:
         self.chosen.now += self.scenario.lease_s + 0.1
 
+    def _cuts(self) -> list[Choice]:
+        """Partitions: each session server is left to one web server. Cuts of a single link. Restarts."""
+        found: list[Choice] = []
+        names = list(self.servers)
+        for kept in range(1, 1 << len(names)):
+            mine = {name for place, name in enumerate(names) if kept >> place & 1}
+            lost = [(0, name) for name in names if name not in mine] + [(1, name) for name in sorted(mine)]
+            label = f"FAULT cut in two: {self.webs[0].name} keeps {', '.join(sorted(mine))}"
+            found.append((label, lambda lost=lost: self._cut(lost)))  # type: ignore[misc]
+        for index, web in enumerate(self.webs):
+            for name in names:
+                if (web.name, name) not in self.flying.cut:
+                    label = f"FAULT cut {web.name} from {name}"
+                    found.append((label, lambda index=index, name=name: self._cut([(index, name)])))  # type: ignore[misc]
+        return found + self._restarts()
+
+    def _cut(self, links: list[tuple[int, str]]) -> None:
+        """Nothing passes any more, either way; both ends notice."""
+        self.budget -= 1
+        for index, name in links:
+            web = self.webs[index]
+            self.flying.cut |= {(web.name, name), (name, web.name)}
+            self.flying.messages = [one for one in self.flying.messages if not _crosses(one, web, self.servers[name])]
+            web.disconnected(name)
+        self.chosen.settle()
+
+    def _is_vain(self, timer: Timer) -> bool:
+        """Whether a web server would only find out once more that it is cut off."""
+        probe, *rest = timer[3] or (None,)
+        if getattr(probe, "__func__", None) is not WebServer._probe:
+            return False
+        return (probe.__self__.name, rest[0]) in self.flying.cut
+
+    def _mend_cuts(self) -> None:
+        self.flying.cut.clear()
+        for web in self.webs:
+            for name in [name for name, up in web.reach.items() if not up]:
+                web._probe(name)
+        self.chosen.settle()
+
     def _faults(self) -> list[Choice]:
         found: list[Choice] = []
         for index, message in enumerate(self.flying.messages):
@@ -208,6 +279,10 @@ class SmallFarm(Farm):
             found.append(("FAULT messages are late", self._late))
         for index, web in enumerate(self.webs):
             found.append((f"FAULT kill {web.name}", lambda index=index: self._kill(index)))  # type: ignore[misc]
+        return found + self._restarts()
+
+    def _restarts(self) -> list[Choice]:
+        found: list[Choice] = []
         for name, server in self.servers.items():
             if server.entries:
                 found.append((f"FAULT {name} restarts empty", lambda server=server: self._restart(server, 0)))  # type: ignore[misc]
@@ -258,6 +333,7 @@ class SmallFarm(Farm):
 
     def heal(self) -> None:
         """Everything settles; then both web servers look through all that is stored, twice."""
+        self._mend_cuts()
         self._drain()
         for _ in range(2):
             for web in self.webs:
@@ -277,6 +353,11 @@ class SmallFarm(Farm):
             else:
                 return
 
+    def _waited(self, copies: Copies) -> Any:
+        """How long browsers have waited, where that decides anything."""
+        absences = copies.viewer.absences
+        return (absences._away_since, absences._unheard) if self.scenario.patience_s else ()
+
     def fingerprint(self) -> int:
         """The state: what servers hold, what flies, where every flow stands, and what was promised."""
         now = self.schedule.now
@@ -286,6 +367,7 @@ class SmallFarm(Farm):
             webs.append((
                 web.run, list(copies.cache), copies.cache._closed, copies.closing, copies._tried, copies._claiming,
                 sorted(copies.under_replicated), web.reach, list(web.runner.running),
+                self._waited(copies),
                 [(turns.busy, list(turns.waiting)) for turns in web.runner.turns.values()],
             ))  # fmt: skip
         servers = [
@@ -295,7 +377,16 @@ class SmallFarm(Farm):
         flying = [(one.to, one.act, one.args) for one in self.flying.messages]
         timers = [(due, act, args) for due, _, act, args in sorted(self.chosen.timers, key=lambda one: one[:2])]
         logs = [
-            (key, list(log.acks), [(close.holders, close.lost) for close in log.closes], log.forked_by, log.data_lost)
+            (
+                key,
+                list(log.acks),
+                [(close.holders, close.lost) for close in log.closes],
+                log.forked_by,
+                log.data_lost,
+                log.lost,
+                log.forked_away,
+                log.willed,
+            )
             for key, log in self.ledger.logs.items()
         ]
         jar = self.browser.jar
@@ -307,4 +398,12 @@ class SmallFarm(Farm):
             jar.login,
             [one.number for one in self.browser.outstanding],
         )
-        return Fingerprint(now).digest((webs, servers, flying, timers, logs, mine))
+        past_s = LONG_PAST_S if "wait" in self.script else PAST_S
+        return Fingerprint(now, past_s).digest((webs, servers, flying, timers, logs, mine, sorted(self.flying.cut)))
+
+
+def _crosses(message: Message, web: WebServer, server: SessionServer) -> bool:
+    """Whether a message is under way between the two. (One from a session server says so in its label.)"""
+    return (message.to is server and message.label.startswith(f"{web.name} ")) or (
+        message.to is web and message.label.startswith(f"{server.name} ")
+    )

@@ -58,6 +58,13 @@ def test_within_the_patience_it_is_refused_and_after_it_anonymous() -> None:
     assert EventKind.SESSION_ROLLED_BACK not in web.kinds()
 
 
+def test_nobody_waits_for_a_session_that_must_have_timed_out_long_ago() -> None:
+    policy = SessionPolicy(idle_timeout_ms=60_000, absolute_timeout_ms=600_000)
+    farm, web, token = behind(policy)
+    farm.wait(700)
+    assert web.opened(token).unheard
+
+
 def test_the_patience_counts_from_when_the_server_went_away_not_from_the_first_request() -> None:
     farm, web, token = behind()
     other = next(iter(web.cut))

@@ -34,7 +34,9 @@ def test_fresh_seeds() -> None:
     assert answers > 5 * FRESH_HISTORIES, "histories in which hardly any request is answered prove nothing"
 
 
-@pytest.mark.parametrize("profile", ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide"])
+@pytest.mark.parametrize(
+    "profile", ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists"]
+)
 def test_profiles(profile: str) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000
     for seed in range(base, base + 25):

@@ -131,13 +131,19 @@ class Copies:
         self.puts.distrust()
 
     def load(
-        self, key: bytes, promised: bytes | None, accept_rollback: bool = False, list_number: int | None = None
+        self,
+        key: bytes,
+        promised: bytes | None,
+        accept_rollback: bool = False,
+        list_number: int | None = None,
+        patient: bool = True,
     ) -> Flow[Copy | Gone]:
         """Become (or stay) the owner of a session and return a copy with everything that was promised.
 
         ``promised``: the packed version of the token that asks; ``None`` if nothing was promised. ``list_number``: of
         the list of session servers when it was issued. What is not found is lost only when all session servers of a
         list that is no older say so, twice; until then it is unheard: nothing is claimed and nothing closed.
+        ``patient``: whether it pays to wait for who may have it.
         Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
         """
         wanted = Version.unpack(promised) if promised is not None and any(promised) else None
@@ -157,7 +163,7 @@ class Copies:
                 raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
             lacking = newest is None or not covers(newest.history, wanted)
             if lacking and wanted is not None:
-                if self._is_unheard(view, wanted, list_number):
+                if self._is_unheard(view, wanted, list_number, patient):
                     if newest is None or newest.closed or not accept_rollback:
                         return Gone.UNHEARD
                 elif not looked_twice and not view.covered_somewhere(wanted):
@@ -185,10 +191,10 @@ class Copies:
                 return owned
         raise SessionUnavailable(UnavailableReason.CONTENDED)
 
-    def _is_unheard(self, view: View, wanted: Version, list_number: int | None) -> bool:
+    def _is_unheard(self, view: View, wanted: Version, list_number: int | None, patient: bool) -> bool:
         """Whether what the token promises may be on a session server that did not answer, or that is not in our list.
 
-        Raises :class:`SessionUnavailable` while it pays to wait for it.
+        Raises :class:`SessionUnavailable` while the patience lasts, if there is any.
         """
         missing = self.viewer.missing(view)
         outdated = list_number is not None and is_newer_list(list_number, self.placement.list_number)
@@ -197,7 +203,7 @@ class Copies:
         waited_s = self.viewer.absences.waited_s(view.key, missing)
         who = ", ".join(missing) or "a newer list of session servers"
         self._report(EventKind.SESSION_UNHEARD, view.key, f"token {wanted}, no answer from {who} for {waited_s:.1f} s")
-        if waited_s < self.policy.patience_s:
+        if patient and waited_s < self.policy.patience_s:
             raise SessionUnavailable(UnavailableReason.UNHEARD)
         return True
 

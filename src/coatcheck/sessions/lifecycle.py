@@ -71,7 +71,10 @@ class Lifecycle:
         if self.copies.cache.is_closed(token.key):
             return None
         accept = self.policy.rolled_back == "accept"
-        load = self.copies.load(token.key, token.version, accept, token.list_number)
+        # No session outlives its oldest token by more than this: nobody need wait to be told that.
+        alive_ms = self.policy.absolute_timeout_ms + self.policy.leeway_ms
+        patient = self._world.now_ms() - token.timestamp <= alive_ms
+        load = self.copies.load(token.key, token.version, accept, token.list_number, patient)
         found: Copy | Gone = yield Exclusive(token.key, load)
         if found is Gone.ABSENT:
             # Session servers forget a timed out session after a while; a younger one should have been there.

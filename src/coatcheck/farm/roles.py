@@ -24,12 +24,33 @@ class Address(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session server needs to hand its entries over at a planned stop, and to take its predecessors' over."""
+
+    farm: str
+    run: str
+    """Names this run of the farm; a file says at the end of which run it was written."""
+    secrets: tuple[bytes, ...]
+    primary: int
+    give: str
+    """The file to write."""
+    take: tuple[str, ...]
+    """Files to take over at this start."""
+    last_run: str
+    """The run that they must be of."""
+    limit_s: float
+
+    def __repr__(self) -> str:
+        return f"Handover({self.give!r})"
+
+
 class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_field="role", kw_only=True):
     """An embedded session server."""
 
     name: str
     address: Address
     password: str
+    handover: Handover | None = None
 
     def __repr__(self) -> str:
         return f"SessionServerRole({self.name!r}, {self.address})"

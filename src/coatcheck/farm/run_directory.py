@@ -17,6 +17,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.socket_directory import make_socket_directory, remove_socket_directory
+from coatcheck.stores.handover import sync_directory
 
 FARM_FILE: Final = "farm.json"
 CONTROL_SOCKET: Final = "control.sock"
@@ -141,6 +142,8 @@ def replace_private(path: Path, content: bytes, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         fresh.replace(path)
+        if durable:
+            sync_directory(path.parent)
     except OSError:
         # Half a file of secrets is of no use to anybody.
         fresh.unlink(missing_ok=True)

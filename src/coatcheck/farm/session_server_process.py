@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from coatcheck.farm.control import Message
 from coatcheck.farm.ports import listen
 from coatcheck.farm.process_control import ProcessControl
-from coatcheck.farm.roles import SessionServerRole
+from coatcheck.farm.roles import Handover, SessionServerRole
+from coatcheck.stores.handover import HandoverRefused, handover_box
 from coatcheck.stores.session_server import SessionServer
 
 
 async def run(role: SessionServerRole, control: ProcessControl) -> None:
-    """Keep copies until told to stop."""
+    """Keep copies until told to stop; take over those of the last stop, and hand ours over when asked."""
     server = SessionServer(role.name, password=role.password, sock=listen(role.address))
 
     async def status(message: Message) -> dict[str, Any]:
         return {"status": server.status()}
 
     control.on({"status": status})
+    if role.handover is not None:
+        await _take_over(server, role.handover, control)
+        control.on({"hand_over": _hand_over(server, role.handover)})
     await server.start()
     control.ready()
     await control.stopping.wait()
     await server.stop()
+
+
+async def _take_over(server: SessionServer, handover: Handover, control: ProcessControl) -> None:
+    for path in map(Path, handover.take):
+        box = handover_box(handover.secrets, handover.primary, handover.farm)
+        try:
+            taken = await server.take_over(path, handover.last_run, box, handover.limit_s)
+        except HandoverRefused as refused:
+            control.warn(f"{server.name}: the sessions in {path.name} are not taken over: {refused}")
+        else:
+            control.warn(f"{server.name}: took over {taken} sessions of the last stop from {path.name}")
+
+
+def _hand_over(server: SessionServer, handover: Handover) -> Any:
+    async def hand_over(message: Message) -> dict[str, Any]:
+        box = handover_box(handover.secrets, handover.primary, handover.farm)
+        return {"entries": await server.hand_over(Path(handover.give), handover.run, box)}
+
+    return hand_over

@@ -114,6 +114,16 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             maximum=3600,
         ),
     ] = 10.0
+    handover_timeout_s: Annotated[
+        float,
+        Option(
+            "How long an embedded session server may take at a stop to write its sessions down for the next start, and "
+            "to read them there; 0: nothing is written, and a stop logs everyone out.",
+            duration=True,
+            minimum=0,
+            maximum=3600,
+        ),
+    ] = 10.0
 
     director: DirectorSettings = DirectorSettings()
     session: SessionSettings = SessionSettings()

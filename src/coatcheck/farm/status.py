@@ -17,7 +17,7 @@ STATUS_TIMEOUT_S: Final = 1.0
 OUTSIDE_TIMEOUT_S: Final = 0.5
 
 WEB_FIELDS: Final = ("sessions", "requests", "in_flight", "under_replicated", "recopy", "events")
-SESSION_SERVER_FIELDS: Final = ("entries",)
+SESSION_SERVER_FIELDS: Final = ("entries", "taken_over")
 
 
 def _base(keeper: Keeper, address: object) -> dict[str, Any]:
@@ -86,7 +86,8 @@ async def _outside(name: str, url: str, seen: Sequence[bool]) -> dict[str, Any]:
     While none of them answers (``seen`` is empty), an open port must do.
     """
     row: dict[str, Any] = {"name": name, "pid": None, "address": shown_url(url), "healthy": True}
-    row |= {"state": "outside", "restarts": 0, "uptime_s": None, "last_end": None, "next_try_s": None, "entries": None}
+    row |= {"state": "outside", "restarts": 0, "uptime_s": None, "last_end": None, "next_try_s": None}
+    row |= dict.fromkeys(SESSION_SERVER_FIELDS)
     row["healthy"] = all(seen) if seen else await _port_is_open(url)
     return row
 

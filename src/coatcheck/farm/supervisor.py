@@ -18,11 +18,12 @@ from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import Answer, ControlError, ControlServer
+from coatcheck.farm.handover import Handovers, discard
 from coatcheck.farm.keeper import Keeper, KeeperOptions
-from coatcheck.farm.keys import load_or_create
+from coatcheck.farm.keys import FarmKeys, load_or_create
 from coatcheck.farm.plan import Plan, make_plan
 from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
-from coatcheck.farm.roles import Address, DirectorRole, Role
+from coatcheck.farm.roles import Address, DirectorRole, Role, SessionServerRole
 from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
 
@@ -65,6 +66,7 @@ class Supervisor:
         self._public: Address | None = None
         self._note_failed = False
         self._telling: set[asyncio.Task[None]] = set()
+        self._handovers: Handovers | None = None
 
     @property
     def plan(self) -> Plan:
@@ -150,7 +152,10 @@ class Supervisor:
         self._plan = plan = make_plan(settings, keys, self._public, self._internal)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
-        self.session_servers = tuple(keeper(role.name, _always(role)) for role in plan.session_servers)
+        self._handovers = self._begin_handovers(keys)
+        self.session_servers = tuple(
+            keeper(role.name, functools.partial(self._session_server_role, role)) for role in plan.session_servers
+        )
         self.web_servers = tuple(
             keeper(role.name, _always(role), on_death=functools.partial(self._tell_of_death, role.name))
             for role in plan.web_servers
@@ -158,6 +163,33 @@ class Supervisor:
         self.directors = tuple(
             keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
         )
+
+    def _begin_handovers(self, keys: FarmKeys) -> Handovers | None:
+        """Name this run, so that no later start takes what is older; ``None`` if nothing is handed over."""
+        directory, limit_s = self.run_directory.path, self.settings.handover_timeout_s
+        names = [role.name for role in self.plan.session_servers]
+        try:
+            handovers = Handovers(directory, self.settings.name, keys, limit_s)
+        except OSError as error:
+            self.console.say(f"sessions are not handed over from stop to start: {directory}: {error.strerror}")
+        else:
+            if names and limit_s:
+                handovers.assign(names)
+                return handovers
+        try:
+            if unused := discard(directory):
+                self.console.say(f"what {unused} session servers left at the last stop is not taken over, and removed")
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: {directory}: {error.strerror}: the sessions of an older stop would come back at the next "
+                f"start; remove the files *.handover there"
+            ) from None
+        return None
+
+    def _session_server_role(self, role: SessionServerRole) -> SessionServerRole:
+        if self._handovers is None:
+            return role
+        return msgspec.structs.replace(role, handover=self._handovers.orders(role.name))
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
@@ -199,20 +231,24 @@ class Supervisor:
     async def stop(self, immediate: bool = False) -> None:
         """Stop in the order of a request's way: directors finish theirs, then web servers, then session servers.
 
-        Takes at most ``stop_grace_s`` for each kind; ``immediate`` takes none and kills.
+        Takes at most ``stop_grace_s`` for each kind; ``immediate`` takes none and kills. Session servers hand over
+        what they hold once no web server can write any more, in ``handover_timeout_s`` at most.
         """
         self.state = "stopping"
         if immediate:
-            self.kill_all()
+            for keeper in self.directors + self.web_servers:
+                keeper.kill()
         # The directors close theirs when they are told to stop: from then on connections are refused.
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         grace_s = 0.0 if immediate else self.settings.stop_grace_s
         hanging_up = asyncio.create_task(self._hang_up())
-        for keepers in (self.directors, self.web_servers, self.session_servers):
+        for keepers in (self.directors, self.web_servers):
             await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
             hanging_up.cancel()
+        await self._hand_over()
+        await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers))
         await asyncio.gather(hanging_up, return_exceptions=True)
         if self._control is not None:
             await self._control.aclose()
@@ -220,6 +256,21 @@ class Supervisor:
         if self._internal is not None:
             self._internal.close()
         self.run_directory.release()
+
+    async def _hand_over(self) -> None:
+        """Let every session server leave what it holds to the next start; one that cannot loses it, as in a crash."""
+        if self._handovers is None:
+            return
+        ready = [keeper for keeper in self.session_servers if keeper.state == "ready"]
+        limit_s = self.settings.handover_timeout_s
+        answers = await asyncio.gather(*(keeper.call("hand_over", limit_s) for keeper in ready), return_exceptions=True)
+        for keeper, answer in zip(ready, answers, strict=True):
+            if isinstance(answer, ControlError):
+                self.console.say(f"{keeper.name}: its sessions are not handed over: {answer}")
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                self.console.say(f"{keeper.name}: {answer['entries']} sessions are handed over to the next start")
 
     async def _hang_up(self) -> None:
         """While the directors finish: no WebSocket ends by itself. Again and again, for one may just have come in."""

@@ -17,13 +17,16 @@ import ssl
 import sys
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.seldom import Seldom
+from coatcheck.stores.handover import Clocks, Stamp, take_handover, write_handover
 from coatcheck.stores.session_connection import SessionConnection
 from coatcheck.stores.session_state import SessionState
+from coatcheck.tokens.keyring import SealedBox
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
 MAX_CONNECTIONS: Final = 1024
@@ -103,6 +106,27 @@ class SessionServer:
             client.abort()
         await self._server.wait_closed()
         self._server = None
+
+    async def hand_over(self, path: Path, run: str, box: SealedBox) -> int:
+        """Stop, so that nothing is written any more, and write what is kept into a file for the next start.
+
+        Answers the number of entries; raises ``OSError`` if the file cannot be written. ``run`` names the farm's run.
+        """
+        await self.stop()
+        stamp = Stamp(run, self.name, int(time.time() * 1000))
+        rows = self._state.table.hand_over(self._state.now_ms())
+        return await asyncio.to_thread(write_handover, path, stamp, rows, box)
+
+    async def take_over(self, path: Path, run: str, box: SealedBox, limit_s: float) -> int:
+        """Before :meth:`start`: take the file away and keep what is in it; answers the number of entries.
+
+        Raises :class:`coatcheck.stores.handover.HandoverRefused`, also when ``limit_s`` is over; nothing is kept then.
+        """
+        until = time.monotonic() + limit_s
+        clocks = Clocks(self._state.now_ms, lambda: int(time.time() * 1000), lambda: time.monotonic() > until)
+        taken = await asyncio.to_thread(take_handover, path, run, self._state.table, box, clocks)
+        self._state.taken_over += taken
+        return taken
 
     def status(self) -> dict[str, str | int | float]:
         """See :meth:`coatcheck.stores.session_state.SessionState.status`."""

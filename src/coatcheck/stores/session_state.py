@@ -49,6 +49,8 @@ class SessionState:
         self.name = name
         self.started_at = started_at
         self.table = EntryTable(self.publish, max_bytes)
+        self.taken_over = 0
+        """Entries that were a predecessor's."""
         self.puts = 0
         self.gets = 0
         self.refused = 0
@@ -118,6 +120,7 @@ class SessionState:
             "tombstones": self.table.tombstones,
             "bytes": self.table.bytes,
             "connections": len(self.clients),
+            "taken_over": self.taken_over,
             "puts": self.puts,
             "gets": self.gets,
             "refused": self.refused,

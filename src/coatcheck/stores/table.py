@@ -7,17 +7,19 @@ both are thin shells around it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.replication.entry import KEY_BYTES, decode_entry
+from coatcheck.replication.resolution import resolve
 from coatcheck.stores.put_rule import (
     Verdict,
     bounded_life_ms,
     check_entry,
+    is_take_once,
     is_tombstone,
     judge,
     notice_of,
@@ -112,6 +114,29 @@ class EntryTable:
                 del self._slots[slot]
         return looked
 
+    def hand_over(self, now_ms: int) -> Iterator[tuple[bytes, int, bytes]]:
+        """Every live entry that a successor may have: key, life left in milliseconds, stored bytes.
+
+        Items that may be taken once are none of them: with a copy in a file they could be taken twice
+        (protocol-2, part C, rules 7 and 8). Nothing may be put meanwhile.
+        """
+        for shard in self._shards:
+            for key, row in shard.items():
+                if row.expires_at_ms > now_ms and not is_take_once(row.raw):
+                    yield key, row.expires_at_ms - now_ms, row.raw
+
+    def take_over(self, key: bytes, left_ms: int, raw: bytes, now_ms: int) -> bool:
+        """Keep an entry of a predecessor, unless what is stored here wins over it.
+
+        Two predecessors may have held the same session; raises as :meth:`put` does.
+        """
+        check_entry(raw)
+        row = self._live(key, now_ms)
+        if is_take_once(raw) or (row is not None and not _wins(raw, row.raw)):
+            return False
+        self._store(key, row, raw, now_ms + bounded_life_ms(left_ms))
+        return True
+
     def _shard(self, key: bytes) -> dict[bytes, _Row]:
         return self._shards[key[0] << 4 | key[1] >> 4]
 
@@ -169,6 +194,12 @@ class EntryTable:
         self.entries -= 1
         self.tombstones -= is_tombstone(row.raw)
         self.bytes -= len(row.raw) + ROW_OVERHEAD_BYTES
+
+
+def _wins(new: bytes, stored: bytes) -> bool:
+    entry = decode_entry(new, 1)
+    found = resolve([decode_entry(stored, 1), entry])
+    return found is not None and found.newest is entry
 
 
 def check_key(key: bytes) -> None:

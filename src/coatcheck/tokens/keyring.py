@@ -60,6 +60,12 @@ class KeyRing:
         """A password that only holders of the primary key can know, for server-to-server authentication."""
         return _derive(self._secrets[self._primary], b"credential\x00" + name.encode(), 24).hex()
 
+    def derived(self, purpose: str) -> tuple[tuple[bytes, ...], int]:
+        """Secrets for a ring of a process that must not open what this one seals, and the index of its primary."""
+        info = b"ring\x00" + purpose.encode()
+        secrets = tuple(_derive(secret, info, MIN_SECRET_BYTES) for secret in self._secrets.values())
+        return secrets, list(self._secrets).index(self._primary)
+
 
 class SealedBox:
     """AES-256-GCM-SIV (RFC 8452) for one purpose: ``format, key ID (4), nonce (12), ciphertext, tag (16)``."""

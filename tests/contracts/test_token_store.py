@@ -34,6 +34,7 @@ from coatcheck.pool.commands import (
     QueueFull,
     Release,
     Remove,
+    Reset,
     TakeIdle,
     Waiting,
 )
@@ -434,6 +435,47 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
         case ("remove",):
             return Remove()
     return CleanUp()
+
+
+AHEAD_S = 3600.0
+LIMITED = msgspec.structs.replace(POLICY, backoff_max_s=2.0, login_every_s=1.0, login_burst=2)
+
+
+@pytest.mark.parametrize("failed", [True, False], ids=["failed", "done"])
+def test_after_a_login_under_a_clock_that_was_ahead_the_next_one_waits_no_longer_than_it_may(
+    client: Open, token_backend: TokenBackend, failed: bool
+) -> None:
+    name = secrets.token_hex(8)
+    store = client(LIMITED, name=name)
+    assert isinstance(ask(store, Acquire()), MustLogIn)
+    (state, now), *_ = store.look("SADMIN").values()
+    (fence,) = state.leases
+    then = now + AHEAD_S
+    rules.apply(state, LIMITED, then, LoginEnded(fence, failed=failed))
+    for _ in range(2):
+        begun = rules.apply(state, LIMITED, then, Acquire()).reply
+        if isinstance(begun, MustLogIn):
+            rules.apply(state, LIMITED, then, LoginDone(begun.fence, f"token {begun.fence}", 3000.0))
+    token_backend.put_back(name, "SADMIN", state)
+    reply = ask(store, Acquire())
+    assert isinstance(reply, Waiting)
+    assert reply.limited_s <= 2.0
+    (state, now), *_ = store.look("SADMIN").values()
+    assert all(holding.deadline <= now + LIMITED.lease_s for holding in state.leases.values())
+    assert state.retry_at <= now + 2.0
+    assert state.rate_at <= now + 2.0
+
+
+def test_a_reset_frees_a_user_who_is_locked_up(client: Open, token_backend: TokenBackend) -> None:
+    name = secrets.token_hex(8)
+    store = client(LIMITED, name=name)
+    assert isinstance(ask(store, Acquire()), MustLogIn)
+    (state, now), *_ = store.look("SADMIN").values()
+    state.retry_at, state.rate_at, state.failures = now + AHEAD_S, now + AHEAD_S, 3
+    token_backend.put_back(name, "SADMIN", state)
+    assert isinstance(ask(store, Acquire(may_wait=False)), Nothing)
+    assert ask(store, Reset()) == Done(0)
+    assert isinstance(ask(store, Acquire()), MustLogIn)
 
 
 def timeless(outcome: Any) -> Any:

@@ -122,14 +122,12 @@ def test_a_start_that_fails_hands_over_again(farm: Callable[..., Farm]) -> None:
 
 
 @pytest.mark.parametrize("servers", ["outside", "none at a stop"])
-def test_without_a_handover_nothing_is_left_and_nothing_old_comes_back(
-    farm: Callable[..., Farm], tmp_path: Path, servers: str
-) -> None:
+def test_without_a_handover_nothing_is_left_and_nothing_old_comes_back(farm: Callable[..., Farm], servers: str) -> None:
     shoppers = Shoppers(2)
     running = farm()
     shoppers.visit(running.base)
     assert running.stop() == 0
-    outside = ("--session-server", f"sqlite://{tmp_path}/sessions.db", "--copies", "1", "--store-timeout", "30")
+    outside = ("--session-server", "sqlite:///sessions.db", "--copies", "1", "--store-timeout", "30")
     running = farm(*(outside if servers == "outside" else ("--handover-timeout", "0")))
     assert "what 2 session servers left at the last stop is not taken over, and removed" in running.log
     assert shoppers.visit(running.base) == [1] * 2

@@ -52,7 +52,7 @@ class Farm(RuleBasedStateMachine):
             lease_s=LEASE_S, login_timeout_s=6.0, logout_timeout_s=5.0, max_waiting=3, login_burst=2, **limits
         )
         self.state = new_user(1_000)
-        self.now = 100.0
+        self.now = 1_000_000.0
         self.tokens = 0
         self.uses: dict[str, int] = {}  # by the token's stem: refreshed strings are the same session
         self.deadlines: dict[int, float] = {}  # of leases that we believe in
@@ -63,6 +63,8 @@ class Farm(RuleBasedStateMachine):
         self.last_fence = self.state.fence
 
     def apply(self, command: Command) -> tuple[Reply, list[tuple[int, str]]]:
+        # Whatever the clock was when a lease was granted: from any command on it lasts no longer than one may.
+        self.deadlines = {fence: min(at, self.now + LEASE_S) for fence, at in self.deadlines.items()}
         outcome = rules.apply(self.state, self.policy, self.now, command)
         assert self.state.fence >= self.last_fence, "fencing numbers only grow"
         self.last_fence = self.state.fence
@@ -218,6 +220,13 @@ class Farm(RuleBasedStateMachine):
             assert all(self.now < token.expires_at for token in self.state.free)
             assert all(self.now < holding.deadline for holding in self.state.leases.values())
 
+    @rule(seconds=st.sampled_from([-3_600.0, -30.0, -1.0, 3_600.0]))
+    def clock_is_set(self, seconds: float) -> None:
+        """Somebody corrects the clock, or puts it wrong; the next command finds it so."""
+        self.now += seconds
+        _, partings = self.apply(CleanUp())
+        self.part(partings)
+
     @rule()
     def log_in_at_once(self) -> None:
         """The usual way, so that there is something to go wrong with."""
@@ -254,10 +263,28 @@ class Farm(RuleBasedStateMachine):
         numbers = [ticket.number for ticket in state.tickets]
         assert numbers == sorted(numbers), "first come, first served"
 
+    @invariant()
+    def nothing_lasts_longer_than_it_may(self) -> None:
+        state = getattr(self, "state", None)
+        if state is None:
+            return
+        policy = self.policy
+        assert state.rate_at <= self.now + policy.login_every_s * policy.login_burst, "logins are locked for long"
+        assert state.retry_at <= self.now + policy.backoff_max_s, "a failed login locks for long"
+        assert all(closing.deadline <= self.now + policy.logout_timeout_s for closing in state.closing.values())
+        assert all(ticket.alive_until <= self.now + policy.ticket_life_s for ticket in state.tickets)
+        tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]
+        for token in tokens:
+            assert token.expires_at <= self.now + token.life_s
+            assert token.dies_at <= self.now + token.span_s
+            assert token.used_at <= self.now
+
     def teardown(self) -> None:
         """However it went: after every deadline has passed, all slots are free again."""
         if not hasattr(self, "state"):
             return
+        self.now -= 86_400
+        self.apply(CleanUp())  # so that it is found out
         for _ in range(2):  # what is overdue is closed first, and then the closing is overdue
             self.now += 1_000
             self.apply(CleanUp())

@@ -166,6 +166,20 @@ def remove(user: str, token_id: int | None, as_json: bool, **target: Any) -> Non
     click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
 
 
+@pool.command()
+@click.argument("user")
+@store_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def reset(user: str, as_json: bool, **target: Any) -> None:
+    """Forget all that holds USER up in a store: tokens, leases, failed logins, the rate of logins.
+
+    For a user who is locked up, after a wrong clock, say. The upstream may still count the sessions of the tokens.
+    """
+    with opened({**target, "url": None}) as asked:
+        count = told(lambda: asked.reset(user))
+    click.echo(json_text({"reset": user, "removed": count}) if as_json else f"{user} is reset; {count} removed")
+
+
 @pool.command("clean-up")
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -19,7 +19,19 @@ from typing import Any, Final, Self, TypeVar, Unpack
 from coatcheck.pool import flows
 from coatcheck.pool.background import Background, call, untorn
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
-from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
+from coatcheck.pool.commands import (
+    Acquire,
+    Add,
+    CleanUp,
+    Closed,
+    Extend,
+    Granted,
+    Parting,
+    Release,
+    Remove,
+    Reply,
+    Reset,
+)
 from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
@@ -193,6 +205,14 @@ class AsyncTokenPool(PoolCore):
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         command = Remove(None if token_id is None else number(token_id))
         count: int = await self.run(flows.settle(check_user(user), command))
+        return count
+
+    async def reset(self, user: str) -> int:
+        """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
+
+        The upstream may still count the sessions that are forgotten.
+        """
+        count: int = await self.run(flows.settle(check_user(user), Reset()))
         return count
 
     async def keep_alive(self) -> int:

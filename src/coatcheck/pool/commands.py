@@ -92,11 +92,17 @@ class Remove(msgspec.Struct, frozen=True, tag=True):
     token_id: int | None = None
 
 
+class Reset(msgspec.Struct, frozen=True, tag=True):
+    """An operator forgets what holds a user up: every token, lease, closing, back-off and limit of logins."""
+
+
 class CleanUp(msgspec.Struct, frozen=True, tag=True):
     """Drop what expired and what is overdue (mission D5)."""
 
 
-Command = Acquire | Leave | LoginDone | LoginEnded | Release | Extend | Closed | Add | TakeIdle | Remove | CleanUp
+Command = (
+    Acquire | Leave | LoginDone | LoginEnded | Release | Extend | Closed | Add | TakeIdle | Remove | Reset | CleanUp
+)
 
 
 class Granted(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ and do no I/O. What must always hold (``tests/pool`` searches for a way to break
 
 * a token is in exactly one place: free, leased, or being closed;
 * slots in use never exceed ``per_user``, and every slot in somebody's hands has a deadline;
+* nothing lasts longer than it may, whatever the store's clock was when it was written down;
 * no lease is granted past ``max_uses`` or expiry, nor to a caller who came after one that still waits.
 """
 
@@ -35,6 +36,7 @@ from coatcheck.pool.commands import (
     Release,
     Remove,
     Reply,
+    Reset,
     TakeIdle,
     Waiting,
 )
@@ -49,8 +51,38 @@ Partings = list[Parting]
 def apply(state: UserState, policy: Policy, now: float, command: Command) -> Outcome:
     """Change ``state`` as ``command`` asks, and say what came of it."""
     partings: Partings = []
+    clamp(state, policy, now)
     reply = _RULES[type(command)](state, policy, now, command, partings)
     return Outcome(reply, tuple(partings))
+
+
+def clamp(state: UserState, policy: Policy, now: float) -> None:
+    """Let no stored moment be farther away than its own length: the clock was ahead when it was written down.
+
+    Where the clock only went on, this changes nothing. The lengths are those of whoever wrote the moment, for other
+    processes may have another policy.
+    """
+    state.retry_at = min(state.retry_at, now + state.retry_s)
+    state.rate_at = min(state.rate_at, now + state.rate_s)
+    slots: list[Holding | Closing] = [*state.leases.values(), *state.closing.values()]
+    for slot in slots:
+        if slot.deadline > now + slot.length_s:
+            slot.deadline = now + slot.length_s
+            state.next_deadline = min(state.next_deadline, slot.deadline)
+    for token in state.free:
+        _clamp_token(token, now)
+    for holding in state.leases.values():
+        if holding.token is not None:
+            _clamp_token(holding.token, now)
+    for ticket in state.tickets:
+        ticket.alive_until = min(ticket.alive_until, now + policy.ticket_life_s)
+
+
+def _clamp_token(token: Token, now: float) -> None:
+    if token.used_at > now:  # it was used under a clock that is ahead of this one
+        token.used_at = now
+        token.dies_at = min(token.dies_at, now + token.span_s)
+        token.expires_at = min(token.expires_at, now + token.life_s, token.dies_at)
 
 
 # -- what the state says
@@ -94,11 +126,12 @@ def is_spent(token: Token, policy: Policy, now: float) -> bool:
     return token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at
 
 
-def hold(state: UserState, token: Token | None, deadline: float, fence: int = 0) -> int:
-    """Put a token (or a login) into somebody's hands; returns the fencing number."""
+def hold(state: UserState, token: Token | None, now: float, length_s: float, fence: int = 0) -> int:
+    """Put a token (or a login) into somebody's hands for so long; returns the fencing number."""
+    deadline = now + length_s
     if not fence:
         state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline)
+    state.leases[fence] = Holding(token, deadline, length_s)
     if deadline < state.next_deadline:
         state.next_deadline = deadline
     return fence
@@ -123,7 +156,7 @@ def drop(
         state.fence += 1
         state.counters.not_leases += 1
         deadline = now + policy.logout_timeout_s
-        state.closing[state.fence] = Closing(token.value, deadline)
+        state.closing[state.fence] = Closing(token.value, deadline, policy.logout_timeout_s)
         state.next_deadline = min(state.next_deadline, deadline)
         partings.append(Parting(state.fence, token.value))
 
@@ -185,13 +218,15 @@ def take_quickly(state: UserState, policy: Policy, now: float) -> tuple[int, flo
     if not free or state.tickets or now >= state.next_deadline:
         return None
     token = free[-1]
+    if now < token.used_at:
+        return None  # the clock went back
     if token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at:
         return None
     del free[-1]
     token.uses += 1
     deadline = now + policy.lease_s
     state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline)
+    state.leases[fence] = Holding(token, deadline, policy.lease_s)
     if deadline < state.next_deadline:
         state.next_deadline = deadline
     return fence, deadline, token
@@ -233,7 +268,8 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
         _unqueue(state, command.ticket)
         if policy.login_every_s:
             state.rate_at = max(state.rate_at, now) + policy.login_every_s
-        return MustLogIn(hold(state, None, now + policy.login_timeout_s))
+            state.rate_s = policy.login_every_s * policy.login_burst
+        return MustLogIn(hold(state, None, now, policy.login_timeout_s))
     limited_s = _limited_s(state, policy, now)
     if not command.may_wait:
         return Nothing(limited_s)
@@ -256,7 +292,7 @@ def take(state: UserState, policy: Policy, now: float) -> Granted:
     """Lease the token that was used last: the others age, and expire first."""
     token = state.free.pop()
     token.uses += 1
-    fence = hold(state, token, now + policy.lease_s)
+    fence = hold(state, token, now, policy.lease_s)
     return Granted(fence, token.value, policy.lease_s, token.uses)
 
 
@@ -295,7 +331,7 @@ def _login_done(state: UserState, policy: Policy, now: float, command: LoginDone
     state.failures = 0
     state.retry_at = -FAR
     del state.leases[command.fence]
-    hold(state, _fresh(command, now, command.fence), now + policy.lease_s, command.fence)
+    hold(state, _fresh(command, now, command.fence), now, policy.lease_s, command.fence)
     return Granted(command.fence, command.value, policy.lease_s)
 
 
@@ -314,7 +350,8 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
     if command.failed:
         state.counters.login_failures += 1
         state.failures = min(state.failures + 1, 32)
-        state.retry_at = now + min(policy.backoff_first_s * 2.0 ** (state.failures - 1), policy.backoff_max_s)
+        state.retry_s = min(policy.backoff_first_s * 2.0 ** (state.failures - 1), policy.backoff_max_s)
+        state.retry_at = now + state.retry_s
     return Done() if holding is not None else Lost()
 
 
@@ -342,7 +379,7 @@ def _extend(state: UserState, policy: Policy, now: float, command: Extend, parti
     if holding is None or holding.token is None:
         return Lost()
     if command.renew:
-        holding.deadline = now + policy.lease_s
+        holding.deadline, holding.length_s = now + policy.lease_s, policy.lease_s
     return Granted(command.fence, holding.token.value, holding.deadline - now, holding.token.uses)
 
 
@@ -367,7 +404,7 @@ def _take_idle(state: UserState, policy: Policy, now: float, command: TakeIdle, 
     if state.tickets or not state.free or now - state.free[0].used_at < command.idle_s:
         return Nothing()
     token = state.free.pop(0)
-    return Granted(hold(state, token, now + policy.lease_s), token.value, policy.lease_s, token.uses)
+    return Granted(hold(state, token, now, policy.lease_s), token.value, policy.lease_s, token.uses)
 
 
 def _remove(state: UserState, policy: Policy, now: float, command: Remove, partings: Partings) -> Reply:
@@ -381,6 +418,20 @@ def _remove(state: UserState, policy: Policy, now: float, command: Remove, parti
     for token in removed:
         drop(state, policy, now, token, partings)
     return Done(count + len(removed))
+
+
+def _reset(state: UserState, policy: Policy, now: float, command: Reset, partings: Partings) -> Reply:
+    """Those who wait keep their places; the upstream may still count sessions that are forgotten here."""
+    state.closing.clear()
+    count = sum(_lose(state, policy, now, fence, partings) for fence in list(state.leases))
+    for token in state.free:
+        drop(state, policy, now, token, partings)
+    count += len(state.free)
+    state.free = []
+    state.failures = 0
+    state.retry_at = state.rate_at = -FAR
+    sweep(state, policy, now, partings)
+    return Done(count)
 
 
 def _clean_up(state: UserState, policy: Policy, now: float, command: CleanUp, partings: Partings) -> Reply:
@@ -399,5 +450,6 @@ _RULES: Final[dict[type, _Rule]] = {
     Add: _add,
     TakeIdle: _take_idle,
     Remove: _remove,
+    Reset: _reset,
     CleanUp: _clean_up,
 }

@@ -59,6 +59,7 @@ class Holding(msgspec.Struct):
 
     token: Token | None
     deadline: float
+    length_s: float = FAR  # from the last grant to the deadline
 
 
 class Closing(msgspec.Struct):
@@ -66,6 +67,7 @@ class Closing(msgspec.Struct):
 
     value: str
     deadline: float
+    length_s: float = FAR
 
     def __repr__(self) -> str:
         return f"<Closing until {self.deadline:.3f}>"
@@ -106,7 +108,9 @@ class UserState:
     tickets: list[Ticket] = field(default_factory=list)
     failures: int = 0  # logins in a row that failed
     retry_at: float = -FAR
+    retry_s: float = FAR  # from that failure to ``retry_at``
     rate_at: float = -FAR  # when the last allowed login would have come, had they come evenly (GCRA)
+    rate_s: float = FAR  # how far ahead of a login that may be at most
     next_deadline: float = FAR  # nothing is overdue before
     limits: tuple[int, int] | None = None  # per_user and max_uses of whoever borrowed last; None: ask the pool
     counters: Counters = field(default_factory=Counters)

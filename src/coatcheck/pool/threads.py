@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from coatcheck.pool import flows
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
-from coatcheck.pool.commands import Acquire, Add, CleanUp, Closed, Extend, Granted, Parting, Release, Remove, Reply
+from coatcheck.pool.commands import (
+    Acquire,
+    Add,
+    CleanUp,
+    Closed,
+    Extend,
+    Granted,
+    Parting,
+    Release,
+    Remove,
+    Reply,
+    Reset,
+)
 from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
@@ -177,6 +189,14 @@ class TokenPool(PoolCore):
     def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         count: int = self.run(flows.settle(check_user(user), Remove(None if token_id is None else number(token_id))))
+        return count
+
+    def reset(self, user: str) -> int:
+        """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
+
+        The upstream may still count the sessions that are forgotten.
+        """
+        count: int = self.run(flows.settle(check_user(user), Reset()))
         return count
 
     def keep_alive(self) -> int:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from coatcheck.pool import LoginFailed, LoginRateLimited, TokenPool
+
 from .conftest import StartService
 from .service_process import BEARER
 
@@ -280,6 +282,27 @@ def test_operators_ask_the_store_or_the_service(start: StartService, tmp_path: P
     assert run("ls").returncode == 2
     assert run("ls", *store, *asked_service).returncode == 2
     assert run("ls", "--url", service.url).returncode == 2
+
+
+def test_a_user_who_is_locked_up_is_reset(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("nW6iq3cBq0gq1uQ3yqf7sHzXlE5t2rJ8aPv4oKdMx9Y")
+    url = f"sqlite:///{tmp_path / 'tokens.db'}"
+    failing = TokenPool(_refuse, store=url, key=key.read_text(), login_backoff=("1h", "2h"), wait="1s")
+    with failing as pool:
+        with pytest.raises(LoginFailed):
+            pool.lease("ANN").__enter__()
+        with pytest.raises(LoginRateLimited):
+            pool.lease("ANN").__enter__()
+        done = run("reset", "ANN", "--store", url, "--key-file", str(key))
+        assert (done.returncode, done.stdout) == (0, "ANN is reset; 0 removed\n")
+        with pytest.raises(LoginFailed):
+            pool.lease("ANN").__enter__()
+    assert run("reset", "ANN").returncode == 2
+
+
+def _refuse(user: str) -> str:
+    raise RuntimeError("no")
 
 
 def test_watching_shows_it_again_until_it_is_stopped(start: StartService) -> None:

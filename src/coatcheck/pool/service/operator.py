@@ -31,6 +31,9 @@ class StoreOperator:
     def remove(self, user: str, token_id: int | None = None) -> int:
         return self._pool.remove_token(user, token_id)
 
+    def reset(self, user: str) -> int:
+        return self._pool.reset(user)
+
     def clean_up(self) -> int:
         return self._pool.clean_up()
 

@@ -86,6 +86,12 @@ class World:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
 
+    def take(self, stores: Mapping[str, Store]) -> None:
+        """From here on, the links are these; none is known to be reachable yet."""
+        self._stores = stores
+        self._reachable.clear()
+        self._reachable.update(dict.fromkeys(stores, False))
+
     def watch_stores(self) -> None:
         """Call when the stores are open: from then on :attr:`reachable` is one look into a dict."""
         for name, store in self._stores.items():

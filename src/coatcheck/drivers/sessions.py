@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -34,6 +38,18 @@ from coatcheck.stores.port import Store, Unreachable
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
+_all: weakref.WeakSet[Sessions] = weakref.WeakSet()
+_inherited: list[object] = []
+"""What a parent process had open at the fork, kept so that nothing here closes it: SQLite would delete its log."""
+
+
+def _after_fork_in_child() -> None:
+    for sessions in list(_all):
+        sessions._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
 
 class SessionInfo(msgspec.Struct, frozen=True):
     """One session as operators see it. Times are Unix ms; ``copies`` names the servers that hold the newest state."""
@@ -53,10 +69,12 @@ class SessionInfo(msgspec.Struct, frozen=True):
 class Sessions:
     """Opens, saves and closes sessions on the farm's session servers.
 
-    Build it anywhere; :meth:`open` must run on the event loop that serves the requests. ``server_name`` is
-    unique in the farm; ``stores`` are the session servers; ``audience`` is authenticated in every token, so
-    that farms that share a key ring by mistake still refuse each other's tokens. ``list_number``: of this list of
-    session servers, 0 to 63, raised with each change of it.
+    Build it anywhere, also before a fork; it belongs to the event loop on which :meth:`open` runs. Another loop that
+    is alive at the same time (a test client makes one for each WebSocket) gets a twin, :meth:`on_this_loop`: to the
+    session servers that is one more web server. ``server_name`` is unique in the farm; ``stores`` are the session
+    servers, or what makes them: only then there can be twins. ``farm`` is authenticated in every token, so that farms
+    that share a key ring by mistake still refuse each other's tokens. ``list_number``: of this list of session
+    servers, 0 to 63, raised with each change of it.
     """
 
     LOOKS_AT_ONCE = 64
@@ -67,55 +85,128 @@ class Sessions:
         *,
         farm: str,
         server_name: str,
-        stores: Sequence[Store],
+        stores: Sequence[Store] | Callable[[], Sequence[Store]],
         ring: KeyRing,
         copies: CopiesWanted = 2,
         list_number: int = 0,
         replication: ReplicationPolicy | None = None,
         policy: SessionPolicy | None = None,
         open_streams: OpenStreams = "end",
+        in_memory: bool = False,
         observer: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self._binding = threading.Lock()
+        self._make_stores = stores if callable(stores) else None
+        self._twin_of: Sessions | None = None
+        self._make_twin = partial(
+            Sessions, farm=farm, server_name=server_name, stores=stores, ring=ring, copies=copies,
+            list_number=list_number,
+            replication=replication, policy=policy, open_streams=open_streams, in_memory=in_memory, observer=observer,
+        )  # fmt: skip
         self.server_name = server_name
-        self._stores: Mapping[str, Store] = {store.name: store for store in stores}
         self._observer = observer
+        self.in_memory = in_memory
+        """Whether sessions live in this process alone, for tests and trials."""
         self.ends_streams = open_streams == "end"
         """Whether what is open is ended with its session; else the app is told (:meth:`Session.ended`) and no more."""
         self.events: Counter[EventKind] = Counter()
         self._last_event: dict[EventKind, Event] = {}
-        policy = policy or SessionPolicy()
+        self._policy = policy = policy or SessionPolicy()
         replication = replication or ReplicationPolicy()
-        replication = msgspec.structs.replace(replication, tombstone_ms=policy.tombstone_ms, linger_ms=policy.linger_ms)
-        self._world = World(self._stores, self._report)
-        self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
-        sealer = PayloadSealer(ring, farm, self._world.random_bytes)
-        placement = Placement([store.name for store in stores], copies, list_number)
-        self.copies = Copies(self.server_id, placement, replication, sealer, self._world)
-        self.lifecycle = Lifecycle(self.copies, policy)
+        self._replication = msgspec.structs.replace(
+            replication, tombstone_ms=policy.tombstone_ms, linger_ms=policy.linger_ms
+        )
+        self._copies_wanted = copies
+        self._world = World({}, self._report)
+        self._sealer = PayloadSealer(ring, farm, self._world.random_bytes)
+        self._list_number = list_number
         self._codecs = {
             False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
             True: TokenCodec(ring, "login", farm, self._world.random_bytes),
         }
         self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
-        self._driver: AsyncioDriver | None = None
-        self._mending: Mending | None = None
-        self._stall_guard: StallGuard | None = None
-        self._watching_ends: Watching | None = None
-        self._opening: asyncio.Future[None] | None = None
+        self._take_stores(stores() if callable(stores) else stores)
+        self._forget_run()
+        self._used = False
+        _all.add(self)
+
+    def _take_stores(self, stores: Sequence[Store]) -> None:
+        self._stores: Mapping[str, Store] = {store.name: store for store in stores}
+        self._world.take(self._stores)
         self._watching = False
-        self.is_open = False
+        self._build()
+
+    def _build(self) -> None:
+        """Begin with nothing in the cache, as a web server that was just started."""
+        self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
+        placement = Placement(list(self._stores), self._copies_wanted, self._list_number)
+        self.copies = Copies(self.server_id, placement, self._replication, self._sealer, self._world)
+        self.lifecycle = Lifecycle(self.copies, self._policy)
         self.open_cached = self.lifecycle.open_cached
         self.is_settled = self.lifecycle.is_settled
         self.needs_save = self.lifecycle.needs_save
         self.issue = self.lifecycle.issue
 
+    def _forget_run(self) -> None:
+        """Belong to no event loop."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop on which the sessions are open."""
+        self.is_open = False
+        self._bound: asyncio.AbstractEventLoop | None = None
+        self._twins: dict[asyncio.AbstractEventLoop, Sessions] = {}
+        self._driver: AsyncioDriver | None = None
+        self._mending: Mending | None = None
+        self._stall_guard: StallGuard | None = None
+        self._watching_ends: Watching | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._closes_with_loop: AsyncGenerator[None, None] | None = None
+
     # -- the life of this web server -------------------------------------------------------------
+
+    async def on_this_loop(self) -> Sessions:
+        """The open sessions of the running event loop: these, or a twin of theirs.
+
+        Raises :class:`ConfigError` as :meth:`open` does, and :class:`CoatcheckError` where there can be no twin.
+        """
+        loop = asyncio.get_running_loop()
+        with self._binding:
+            here = self._place(loop)
+            if here._bound is not loop:
+                here._bind(loop)
+        await here.open()
+        return here
+
+    def here(self) -> Sessions:
+        """The sessions of the running event loop, open or not."""
+        with self._binding:
+            return self._place(asyncio.get_running_loop())
+
+    def _place(self, loop: asyncio.AbstractEventLoop) -> Sessions:
+        if self._bound is None or self._bound is loop or self._bound.is_closed():
+            return self
+        for gone in [one for one in self._twins if one.is_closed()]:
+            del self._twins[gone]
+        twin = self._twins.get(loop)
+        if twin is None:
+            if self._make_stores is None:
+                raise CoatcheckError(
+                    "these sessions are open on another event loop, which is still running; give Sessions a "
+                    "function that makes its stores, or one Sessions to each loop"
+                )
+            twin = self._twins[loop] = self._make_twin()
+            twin._twin_of = self
+        return twin
 
     async def open(self) -> None:
         """Connect to the session servers; those that are away are retried in the background. Repeatable.
 
-        Raises :class:`ConfigError` for a session server that cannot work as it is configured.
+        Each opening is a run of its own, with a server ID drawn anew: also in a process that was forked. What is open
+        is closed with its event loop, if nobody does so before. Raises :class:`ConfigError` for a session server that
+        cannot work as it is configured.
         """
+        loop = asyncio.get_running_loop()
+        if self._bound is not loop:
+            self._bind(loop)
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
         opening = self._opening
@@ -126,7 +217,26 @@ class Sessions:
                 self._opening = None  # what was wrong may have been mended by the next time
             raise
 
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._bound is not None:
+            if not self._bound.is_closed():
+                raise CoatcheckError("these sessions are open on another event loop; see Sessions.on_this_loop()")
+            self._forget_run()  # it ended without closing anything: what it had open can only be left to itself
+        if self._used and self._make_stores is not None:
+            self._take_stores(self._make_stores())
+        else:
+            self._build_again()
+        self._used = True
+        self._bound = loop
+
+    def _build_again(self) -> None:
+        if self._used:
+            self._build()
+        else:
+            self.server_id = self.copies.server_id = self._world.random_bytes(SERVER_ID_BYTES)
+
     async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
         await asyncio.gather(*(store.open() for store in self._stores.values()))
         if not self._watching:
             self._watching = True
@@ -138,14 +248,28 @@ class Sessions:
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
         mending.start()
-        self._stall_guard = StallGuard(self.copies, time.monotonic, asyncio.get_running_loop().call_later)
+        self._stall_guard = StallGuard(self.copies, time.monotonic, loop.call_later)
         self._watching_ends = Watching(self.copies, driver)
         self._driver, self._mending = driver, mending
+        self._closes_with_loop = self._close_with_loop()
+        await anext(self._closes_with_loop)
+        self.loop = loop
         self.is_open = True
 
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """An event loop that ends in order (``asyncio.run``) closes the asynchronous generators that it has begun: a
+        server or a test without a lifespan leaves nothing open."""
+        try:
+            yield
+        finally:
+            if self._closes_with_loop is not None:
+                self._closes_with_loop = None
+                await self.aclose()
+
     async def aclose(self, timeout_s: float = 2.0) -> None:
-        """Settle what was acknowledged early, then release everything."""
+        """Settle what was acknowledged early, then release everything. It can be opened again, on any event loop."""
         self.is_open = False
+        self.loop = None
         if self._stall_guard is not None:
             self._stall_guard.stop()
         if self._watching_ends is not None:
@@ -156,6 +280,20 @@ class Sessions:
             await self._driver.settle(timeout_s)
         self._driver = self._mending = self._opening = None
         await asyncio.gather(*(store.aclose() for store in self._stores.values()))
+        closes_with_loop, self._closes_with_loop = self._closes_with_loop, None
+        if closes_with_loop is not None:
+            await closes_with_loop.aclose()
+        if self._twin_of is not None and self._bound is not None:
+            self._twin_of._twins.pop(self._bound, None)
+        self._bound = None
+
+    def _after_fork(self) -> None:
+        """In the child: what the parent has open is the parent's, and must not even be closed here."""
+        if self._bound is not None:
+            _inherited.append((self._stores, self._driver, self._mending, self._closes_with_loop, self._twins))
+            self._used = True
+        self._forget_run()
+        self._binding = threading.Lock()
 
     @property
     def driver(self) -> AsyncioDriver:

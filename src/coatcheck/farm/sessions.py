@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -23,6 +23,9 @@ from coatcheck.sessions.settings import SessionArguments, SessionSettings, check
 from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
 
+if TYPE_CHECKING:
+    from coatcheck.stores.memory import MemoryStore
+
 log = logging.getLogger("coatcheck.sessions")
 _QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION_CLOSED, EventKind.BELOW_TARGET}
 
@@ -30,7 +33,11 @@ _QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION
 def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions:
     """The sessions of one web server, not yet connected: ``await sessions.open()`` does that."""
     settings = access.settings
-    stores = [open_store(address, access.farm, settings) for address in access.session_servers]
+    memory: dict[str, MemoryStore] = {}
+
+    def stores() -> list[Store]:
+        return [open_store(address, access.farm, settings, memory) for address in access.session_servers]
+
     checked_locally = all(address.parts.scheme in ("sqlite", "memory") for address in access.session_servers)
     replication = settings.replication()
     if checked_locally:
@@ -46,6 +53,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions
         replication=replication,
         policy=settings.policy(merge),
         open_streams=settings.open_streams,
+        in_memory=all(address.parts.scheme == "memory" for address in access.session_servers),
         observer=log_event,
     )
 
@@ -96,8 +104,10 @@ def _secret(key: str | bytes) -> bytes:
         raise ConfigError("connect: the key is not base64url text") from None
 
 
-def open_store(address: SessionServerAddress, farm: str, settings: SessionSettings) -> Store:
-    """The adapter for a session server's URL."""
+def open_store(
+    address: SessionServerAddress, farm: str, settings: SessionSettings, memory: dict[str, MemoryStore] | None = None
+) -> Store:
+    """The adapter for a session server's URL. ``memory``: the stores in memory that were made before, by name."""
     parts, timeout_s = address.parts, settings.store_timeout_s
     match parts.scheme:
         case "coatcheck":
@@ -119,7 +129,9 @@ def open_store(address: SessionServerAddress, farm: str, settings: SessionSettin
         case "memory":
             from coatcheck.stores.memory import MemoryStore
 
-            return MemoryStore(address.name, time.monotonic)
+            memory = memory if memory is not None else {}
+            memory[address.name] = MemoryStore(address.name, time.monotonic, beside=memory.get(address.name))
+            return memory[address.name]
     from coatcheck.stores.valkey import ValkeyStore
 
     return ValkeyStore(address.name, address.url, farm=farm, timeout_s=timeout_s)

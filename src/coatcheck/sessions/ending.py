@@ -55,15 +55,15 @@ def look(copies: Copies, key: bytes) -> Flow[Alive | SessionEnd]:
         return SessionEnd.CLOSED
     view: View = yield from copies.viewer.look(key, None)
     newest = view.newest
-    if newest is not None and newest.closed:
+    if newest is not None and newest.final:
         copies.cache.mark_closed(key)
         return SessionEnd.CLOSED
     if not copies.viewer.enough_answered(view):
         raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
-    if newest is None:
-        if len(view.seen) < len(copies.placement.servers):
-            raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)  # who does not answer may have it
-        return SessionEnd.LOST
+    if newest is None or newest.closed:
+        if copies.viewer.missing(view):
+            raise SessionUnavailable(UnavailableReason.UNHEARD)  # who does not answer may have it
+        return SessionEnd.LOST if newest is None else SessionEnd.EXPIRED
     left_s = _left_ms(copies, view) / 1000
     return Alive(view.sent_at, view.sent_at + left_s) if left_s > 0 else SessionEnd.EXPIRED
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -37,12 +40,17 @@ class MemoryStore:
         *,
         max_bytes: int = DEFAULT_MAX_BYTES,
         on_event: EventSink = log_event,
+        beside: MemoryStore | None = None,
     ) -> None:
+        """``beside``: the same session server, on another event loop; the two share what is stored."""
         self.name = name
         self._clock = clock
         self._on_event = on_event
         self._bulletin = Bulletin()
-        self._table = EntryTable(self._bulletin.publish, max_bytes)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shared: _Shared = beside._shared if beside is not None else _Shared(max_bytes)
+        self._shared.places.add(self)
+        self._table = self._shared.table
         self._reachability = Reachability(name, on_event)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -60,7 +68,8 @@ class MemoryStore:
         check_key(key)
         if self._closed:
             return reply(_CLOSED)
-        found = self._table.get(key, self._now_ms())
+        with self._shared.lock:
+            found = self._table.get(key, self._now_ms())
         if found is None:
             return reply(None)
         try:
@@ -74,11 +83,13 @@ class MemoryStore:
         reply(self._put(key, seen, new))
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
-        reply(_CLOSED if self._closed else self._table.scan(cursor, limit, self._now_ms()))
+        with self._shared.lock:
+            answer = _CLOSED if self._closed else self._table.scan(cursor, limit, self._now_ms())
+        reply(answer)
 
     def publish(self, server_id: bytes, message: bytes) -> None:
         if not self._closed:
-            self._bulletin.publish(server_id, message)
+            self._shared.publish(server_id, message)
 
     def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
         self._bulletin.subscribe(server_id, on_message)
@@ -88,11 +99,13 @@ class MemoryStore:
 
     async def open(self) -> None:
         self._closed = False
+        self._loop = asyncio.get_running_loop()
         self._reachability.set(True)
         self._sweep_later()
 
     async def aclose(self) -> None:
         self._closed = True
+        self._loop = None
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._bulletin.clear()
@@ -102,12 +115,13 @@ class MemoryStore:
         if self._closed:
             return _CLOSED
         now_ms = self._now_ms()
-        self._table.sweep(now_ms, SWEEP_STEPS_PER_PUT)
         try:
-            verdict = self._table.put(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new), now_ms)
-            if verdict is not Verdict.REFUSED:
-                return ACCEPTED
-            stored = self._table.get(key, now_ms)
+            with self._shared.lock:
+                self._table.sweep(now_ms, SWEEP_STEPS_PER_PUT)
+                verdict = self._table.put(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new), now_ms)
+                if verdict is not Verdict.REFUSED:
+                    return ACCEPTED
+                stored = self._table.get(key, now_ms)
             return Refused(decode_entry(*stored) if stored is not None else None)
         except (CorruptEntry, TableFull) as impossible:
             return self._impossible(StoreEventKind.PUT_IMPOSSIBLE, str(impossible))
@@ -123,5 +137,37 @@ class MemoryStore:
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_PERIOD_S, self._sweep)
 
     def _sweep(self) -> None:
-        self._table.sweep(self._now_ms(), SWEEP_STEPS_PER_PERIOD)
+        with self._shared.lock:
+            self._table.sweep(self._now_ms(), SWEEP_STEPS_PER_PERIOD)
         self._sweep_later()
+
+    def take_message(self, server_id: bytes, message: bytes) -> None:
+        """Hand a message to the listeners on this store's own event loop."""
+        loop = self._loop
+        if loop is None or server_id not in self._bulletin.server_ids():
+            return
+        if loop is _running_loop():
+            self._bulletin.publish(server_id, message)
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop has just ended
+                loop.call_soon_threadsafe(self._bulletin.publish, server_id, message)
+
+
+class _Shared:
+    """What the stores of several event loops, and so of several threads, have in common."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.lock = threading.RLock()
+        self.table = EntryTable(self.publish, max_bytes)
+        self.places: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+    def publish(self, server_id: bytes, message: bytes) -> None:
+        for place in list(self.places):
+            place.take_message(server_id, message)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

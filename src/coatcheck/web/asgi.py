@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -48,13 +49,15 @@ class SessionMiddleware:
     """Wraps an ASGI app, unmodified, with sessions that outlive any server.
 
     ``sessions`` is opened at lifespan startup, or with the first request where the server has no lifespan.
-    ``route_tag`` names this web server to the local director.
+    ``cookies``: ``Secure`` and ``__Host-`` if you say nothing, but for sessions in memory. ``route_tag`` names this
+    web server to the local director.
     """
 
     def __init__(
         self, app: ASGIApp, sessions: Sessions, cookies: CookiePolicy | None = None, route_tag: str | None = None
     ) -> None:
-        cookies = cookies or CookiePolicy()
+        # Sessions in memory are for tests, and test clients speak plain HTTP.
+        cookies = cookies or CookiePolicy(insecure_localhost=sessions.in_memory)
         self.app = app
         self.sessions = sessions
         self.requests = 0
@@ -71,9 +74,6 @@ class SessionMiddleware:
         self._route_shown = b"; %b=%b" % (self._route.name, self._route_tag or b"")
         """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
         self._unseal = sessions.unseal
-        self._open_cached = sessions.open_cached
-        self.is_settled = sessions.is_settled
-        self._ended = sessions.ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -81,23 +81,24 @@ class SessionMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         self.requests += 1
-        if not self.sessions.is_open:
-            await self.sessions.open()
+        sessions = self.sessions
+        if sessions.loop is not get_running_loop():
+            sessions = await sessions.on_this_loop()
         header = b""
         for name, value in scope["headers"]:
             if name == b"cookie":
                 header = header + b"; " + value if header else value
         tokens = self._tokens(header) if header else NO_TOKENS
-        session = self._open_cached(*tokens[0]) if tokens else Session()
+        session = sessions.open_cached(*tokens[0]) if tokens else Session()
         if session is None:
             try:
-                session = await self._open(tokens)
+                session = await _open(sessions, tokens)
             except SessionUnavailable as unavailable:
                 await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return
         scope["session"] = session
-        session.ended_by = self._ended
-        response = _Response(self, scope, session, header, send)
+        session.ended_by = sessions.ended
+        response = _Response(self, sessions, scope, session, header, send)
         try:
             if kind == "http":
                 await self.app(scope, receive, response.send)
@@ -122,21 +123,6 @@ class SessionMiddleware:
             if token is not None:
                 return [(token, True), *tokens]
         return tokens
-
-    async def _open(self, tokens: list[tuple[SealedToken, bool]]) -> Session:
-        """The session of the first token that opens one, else a fresh one."""
-        unheard: tuple[bytes, ...] = ()
-        for token, login in tokens:
-            session = self._open_cached(token, login) or await self.sessions.open_session(token, login)
-            if session is None:
-                continue
-            if not session.unheard:
-                session.unheard = unheard
-                return session
-            unheard += session.unheard
-        session = Session()
-        session.unheard = unheard
-        return session
 
     def cookies_for(self, session: Session, saved: Saved, header: bytes) -> list[Header]:
         """The Set-Cookie headers that this answer needs; none if the browser knows everything."""
@@ -174,18 +160,34 @@ class SessionMiddleware:
 
         async def send_closing(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                await self.sessions.aclose()
+                await self.sessions.here().aclose()
             await send(message)
 
         await self.app(scope, receive_opening, send_closing)
 
     async def _open_or_fail(self, send: Send) -> None:
         try:
-            await self.sessions.open()
+            await self.sessions.on_this_loop()
         except CoatcheckError as error:
             # Said in so many words: a server takes a mere exception for "no lifespan here" and serves on.
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             raise
+
+
+async def _open(sessions: Sessions, tokens: list[tuple[SealedToken, bool]]) -> Session:
+    """The session of the first token that opens one, else a fresh one."""
+    unheard: tuple[bytes, ...] = ()
+    for token, login in tokens:
+        session = sessions.open_cached(token, login) or await sessions.open_session(token, login)
+        if session is None:
+            continue
+        if not session.unheard:
+            session.unheard = unheard
+            return session
+        unheard += session.unheard
+    session = Session()
+    session.unheard = unheard
+    return session
 
 
 class _Response:
@@ -193,13 +195,20 @@ class _Response:
 
     __slots__ = (
         "_closed", "_ending", "_failed", "_header", "_headers", "_middleware", "_replaced", "_scope", "_send",
-        "_session", "_stream", "_streaming", "_watch", "_websocket",
+        "_session", "_sessions", "_stream", "_streaming", "_watch", "_websocket",
     )  # fmt: skip
 
     def __init__(
-        self, middleware: SessionMiddleware, scope: Scope, session: Session, header: bytes, send: Send
+        self,
+        middleware: SessionMiddleware,
+        sessions: Sessions,
+        scope: Scope,
+        session: Session,
+        header: bytes,
+        send: Send,
     ) -> None:
         self._middleware = middleware
+        self._sessions = sessions
         self._scope = scope
         self._session = session
         self._header = header
@@ -223,7 +232,7 @@ class _Response:
     def finish(self) -> None:
         """The app is done: nobody need be told any more when the session ends."""
         if self._watch is not None:
-            self._middleware.sessions.watching.forget(self._watch)
+            self._sessions.watching.forget(self._watch)
             self._watch = None
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -232,7 +241,7 @@ class _Response:
         if kind == "http.response.start":
             if self._scope.get("session", ABSENT) is not self._session:
                 self._adopt_unless_failed(message["status"])
-            if self._middleware.is_settled(self._session):
+            if self._sessions.is_settled(self._session):
                 return self._send(self._with_headers(message, NOTHING))
             return self._start(message)
         if self._streaming or self._replaced or message.get("more_body"):
@@ -279,11 +288,11 @@ class _Response:
             self._watch_session()
 
     def _may_watch(self) -> bool:
-        return self._session.copy_held is not None and not self._closed and self._middleware.sessions.ends_streams
+        return self._session.copy_held is not None and not self._closed and self._sessions.ends_streams
 
     def _watch_session(self) -> None:
         assert self._session.copy_held is not None
-        self._watch = self._middleware.sessions.watching.watch(self._session.copy_held.key, self._end)
+        self._watch = self._sessions.watching.watch(self._session.copy_held.key, self._end)
 
     def _end(self, end: SessionEnd) -> None:
         self._watch = None
@@ -327,7 +336,7 @@ class _Response:
 
     async def _save(self) -> Saved:
         session = self._session
-        sessions = self._middleware.sessions
+        sessions = self._sessions
         try:
             if sessions.needs_save(session):
                 return await sessions.save(session)
@@ -339,7 +348,7 @@ class _Response:
 
     async def _save_late(self) -> None:
         """Changes made while the body was streamed: stored before the last piece leaves."""
-        sessions, session = self._middleware.sessions, self._session
+        sessions, session = self._sessions, self._session
         if self._scope.get("session", ABSENT) is not session and not self._failed:
             self._adopt()
         if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
@@ -354,7 +363,7 @@ class _Response:
 
     def stand_between(self, receive: Receive) -> Receive:
         """Where the web server is to end a WebSocket itself, something must stand between it and the app."""
-        if not self._middleware.sessions.ends_streams:
+        if not self._sessions.ends_streams:
             return receive
         self._websocket = self._scope.get(SCOPE_KEY)
         if self._websocket is not None:

@@ -29,7 +29,7 @@ def test_python_snippets_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SESSION_KEY", "A" * 43)
+    monkeypatch.setenv("SESSION_KEY", "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     namespace: dict[str, object] = {"__name__": "snippet"}
     exec(compile(snippets(page), str(page), "exec"), namespace)
     assert len(namespace) > 2
@@ -39,7 +39,7 @@ def test_the_readme_example_counts_visits_across_two_servers(tmp_path: Path, mon
     import httpx
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SESSION_KEY", "A" * 43)
+    monkeypatch.setenv("SESSION_KEY", "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     source = snippets(ROOT / "README.md")
     assert len([line for line in source.splitlines() if line.strip()]) <= 12
 

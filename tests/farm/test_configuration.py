@@ -166,8 +166,9 @@ def test_secrets_have_no_repr(tmp_path: Path) -> None:
 
 def test_keys_from_the_environment(tmp_path: Path) -> None:
     import base64
+    import secrets
 
-    first, second = b"1" * 32, b"2" * 40
+    first, second = secrets.token_bytes(32), secrets.token_bytes(40)
     text = ",".join(base64.urlsafe_b64encode(key).decode() for key in (first, second))
     keys = load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
     assert (keys.keys, keys.primary) == ((first, second), 0)

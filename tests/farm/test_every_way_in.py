@@ -22,7 +22,7 @@ from coatcheck.farm.configuration import GROUPS, SETTINGS, FarmSetting, load_set
 from coatcheck.farm.settings import FarmSettings
 from coatcheck.options import MAX_SHOWN
 
-KEY = "wG8rq4NGtU3d1rWX0uo7Jp6kXrjbhOqkQ5-8mM2nTBw"
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 SERVERS = ("redis://127.0.0.1:1", "redis://127.0.0.1:2")
 OUTSIDE = {"session_server": SERVERS}
 NAMES = [setting.parameter for setting in SETTINGS]

@@ -15,7 +15,7 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.settings import SessionArguments, SessionSettings
 
-KEY = "wG8rq4NGtU3d1rWX0uo7Jp6kXrjbhOqkQ5-8mM2nTBw"
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 
 
 @pytest.mark.parametrize(

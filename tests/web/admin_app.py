@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from coatcheck import CookiePolicy, SessionMiddleware, connect
 
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
+
 
 class Guard(AuthenticationBackend):
     async def login(self, request: Request) -> bool:
@@ -49,5 +51,7 @@ shop = Starlette(
 )
 Admin(shop, create_engine("sqlite://"), authentication_backend=Guard(secret_key="s" * 32))
 app = SessionMiddleware(
-    shop, connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key="k" * 43), CookiePolicy(insecure_localhost=True)
+    shop,
+    connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key=KEY),
+    CookiePolicy(insecure_localhost=True),
 )

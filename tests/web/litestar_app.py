@@ -41,6 +41,6 @@ async def empty(request: Request[Any, Any, Any]) -> str:
 
 app = SessionMiddleware(
     Litestar([show, login, add, logout, empty]),
-    connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key="k" * 43),
+    connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key="m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"),
     CookiePolicy(insecure_localhost=True),
 )

@@ -10,6 +10,8 @@ from nicegui import ui
 
 from coatcheck import CookiePolicy, SessionMiddleware, connect
 
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
+
 api = FastAPI()
 
 
@@ -28,6 +30,10 @@ def page() -> None:
 ui.run_with(api, storage_secret="s" * 32)
 app = SessionMiddleware(
     api,
-    connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key="k" * 43, server=os.environ["SERVER_NAME"]),
+    connect(
+        f"sqlite:///{os.environ['SESSIONS_FILE']}",
+        key=KEY,
+        server=os.environ["SERVER_NAME"],
+    ),
     CookiePolicy(insecure_localhost=True),
 )

@@ -14,6 +14,8 @@ from starlette.websockets import WebSocket
 
 from coatcheck import CookiePolicy, SessionMiddleware, connect
 
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
+
 
 async def show(request: Request) -> JSONResponse:
     return JSONResponse({"user": request.session.user, "data": dict(request.session)})
@@ -80,7 +82,11 @@ routes = [
     Route("/bad", bad),
     WebSocketRoute("/ws", echo),
 ]
-sessions = connect(f"sqlite:///{os.environ['SESSIONS_FILE']}", key="k" * 43, server=os.environ["SERVER_NAME"])
+sessions = connect(
+    f"sqlite:///{os.environ['SESSIONS_FILE']}",
+    key=KEY,
+    server=os.environ["SERVER_NAME"],
+)
 app = SessionMiddleware(
     Starlette(routes=routes), sessions, CookiePolicy(insecure_localhost=True), route_tag=os.environ["SERVER_NAME"]
 )

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from coatcheck.cli.key_commands import keys
 from coatcheck.cli.options import setting_options
 from coatcheck.cli.pool_commands import pool
 from coatcheck.cli.soap_commands import soap
@@ -194,6 +195,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
     raise SystemExit(main(list(arguments)))
 
 
+coatcheck.add_command(keys)
 coatcheck.add_command(pool)
 coatcheck.add_command(soap)
 

@@ -107,6 +107,7 @@ class Sessions:
         self._observer = observer
         self.in_memory = in_memory
         """Whether sessions live in this process alone, for tests and trials."""
+        self._ring = ring
         self.ends_streams = open_streams == "end"
         """Whether what is open is ended with its session; else the app is told (:meth:`Session.ended`) and no more."""
         self.events: Counter[EventKind] = Counter()
@@ -265,6 +266,15 @@ class Sessions:
             if self._closes_with_loop is not None:
                 self._closes_with_loop = None
                 await self.aclose()
+
+    def change_keys(self, secrets: Sequence[bytes], primary: int) -> None:
+        """Seal with the primary of these secrets and open with any, from now on, as when a key is rotated or revoked.
+
+        Raises :class:`ConfigError` for a ring that cannot be; then nothing has changed.
+        """
+        self._ring.change(secrets, primary)
+        for codec in self._codecs.values():
+            codec.forget()
 
     async def aclose(self, timeout_s: float = 2.0) -> None:
         """Settle what was acknowledged early, then release everything. It can be opened again, on any event loop."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -38,7 +38,7 @@ class Handovers:
         self._directory = directory
         self._farm = farm
         self._limit_s = limit_s
-        self._secrets, self._primary = KeyRing(keys.keys, keys.primary).derived("handover")
+        self.use(keys)
         for half_written in directory.glob(f".*{SUFFIX}.*"):
             half_written.unlink()
         self._last_run = _last_run(directory / RUN_FILE)
@@ -46,6 +46,15 @@ class Handovers:
         # From here on the files of the last run are of no use to any start but this one.
         replace_private(directory / RUN_FILE, msgspec.json.encode(_RunFile(self._run)) + b"\n")
         self._assigned: dict[str, list[Path]] = {}
+
+    def use(self, keys: FarmKeys) -> None:
+        """Seal with keys derived from these from now on."""
+        self._secrets, self._primary = KeyRing(keys.keys, keys.primary).derived("handover")
+
+    @property
+    def sealing(self) -> dict[str, Any]:
+        """What a session server is told when it hands over: the keys may have changed since its start."""
+        return {"secrets": [secret.hex() for secret in self._secrets], "primary": self._primary}
 
     def assign(self, names: Sequence[str]) -> None:
         """Share the files out: to each session server its own, and to all in turn those whose server is no more."""

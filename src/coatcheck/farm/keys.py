@@ -6,7 +6,6 @@ From ``COATCHECK_KEYS`` if it is set, else from a file of mode 0600 that the fir
 from __future__ import annotations
 
 import base64
-import binascii
 import secrets
 import stat
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.run_directory import replace_private
+from coatcheck.tokens.secret import parse_key
 
 SECRET_BYTES: Final = 32
 MAX_KEYS: Final = 16
@@ -33,6 +33,36 @@ class FarmKeys(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"FarmKeys({[key_name(key) for key in self.keys]}, primary={self.primary})"
+
+    def index_of(self, name: str) -> int:
+        """Which key an operator names by the digits that :func:`key_name` gives it; raises :class:`ConfigError`."""
+        names = [key_name(key) for key in self.keys]
+        if name not in names:
+            raise ConfigError(f"keys: there is no key {name!r}; choose one of {', '.join(names)}")
+        return names.index(name)
+
+    def with_new(self) -> FarmKeys:
+        """The same with one more key, which only opens so far; raises :class:`ConfigError` if there are too many."""
+        if len(self.keys) >= MAX_KEYS:
+            raise ConfigError(f"keys: there are {MAX_KEYS} already; revoke an old one first")
+        return msgspec.structs.replace(self, keys=(*self.keys, new_key()))
+
+    def sealing_with_newest(self) -> FarmKeys:
+        return msgspec.structs.replace(self, primary=len(self.keys) - 1)
+
+    def without(self, index: int) -> FarmKeys:
+        """The same without a key that only opens; raises :class:`ConfigError` for the one that seals."""
+        if index == self.primary:
+            raise ConfigError(f"keys: {key_name(self.keys[index])} is the key that seals; rotate first")
+        keys = self.keys[:index] + self.keys[index + 1 :]
+        return msgspec.structs.replace(self, keys=keys, primary=self.primary - (index < self.primary))
+
+    def rows(self) -> list[dict[str, str]]:
+        """Each key's name and what it does, for operators."""
+        return [
+            {"key": key_name(key), "state": "seals" if at == self.primary else "opens"}
+            for at, key in enumerate(self.keys)
+        ]
 
 
 class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,7 +107,7 @@ def load(path: Path) -> FarmKeys:
         raise ConfigError(f"keys_file: {path}: {error.strerror}; name a readable file") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"keys_file: {path}: {error}; restore it, or delete it to log everyone out") from None
-    keys = tuple(_decode(text, f"keys_file: {path}") for text in found.keys)
+    keys = tuple(parse_key(text, f"keys_file: {path}") for text in found.keys)
     if not found.session_server_password:
         raise ConfigError(f"keys_file: {path}: session_server_password is empty; give it 24 random characters")
     return FarmKeys(keys, _primary(keys, found.primary, f"keys_file: {path}"), found.session_server_password)
@@ -98,21 +128,11 @@ def save(path: Path, keys: FarmKeys) -> None:
 
 
 def _from_environment(text: str) -> FarmKeys:
-    keys = tuple(_decode(part, ENV) for part in text.split(",") if part.strip())
+    keys = tuple(parse_key(part, ENV) for part in text.split(",") if part.strip())
     primary = _primary(keys, 0, ENV)
     # Every farm that is given the same keys comes to the same password, without a second secret to carry.
     password = blake2b(b"session-server", key=keys[primary][:64], digest_size=24).hexdigest()
     return FarmKeys(keys, primary, password)
-
-
-def _decode(text: str, where: str) -> bytes:
-    try:
-        key = base64.b64decode(text.strip().encode(), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) < SECRET_BYTES:
-        raise ConfigError(f"{where}: a key is at least {SECRET_BYTES} random bytes in base64url")
-    return key
 
 
 def _primary(keys: tuple[bytes, ...], primary: int, where: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.control import ControlError, Message
 from coatcheck.farm.keeper import Keeper
+from coatcheck.farm.key_operations import KeyOperations
 from coatcheck.farm.status import farm_status
 from coatcheck.farm.supervisor import Supervisor
 
@@ -30,6 +31,7 @@ class Operations:
     def __init__(self, farm: Supervisor) -> None:
         self._farm = farm
         self._moving: set[str] = set()
+        self._keys = KeyOperations(farm)
         self._answers: dict[str, Callable[[Message, Progress], Awaitable[Message]]] = {
             "status": self._status,
             "drain": self._drain,
@@ -37,6 +39,9 @@ class Operations:
             "sessions.ls": self._list,
             "sessions.show": self._show,
             "sessions.close": self._close,
+            "keys.ls": self._keys.ls,
+            "keys.rotate": self._keys.rotate,
+            "keys.revoke": self._keys.revoke,
         }
 
     async def answer(self, message: Message, progress: Progress) -> Message:

@@ -50,6 +50,20 @@ class RunDirectory:
     def keys_file(self) -> Path:
         return self.path / KEYS_FILE
 
+    def is_in_use(self) -> bool:
+        """Whether a farm lives here; creates nothing."""
+        try:
+            lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
     def acquire(self) -> None:
         """Create it (mode 0700) or take over what a dead farm left.
 

@@ -20,7 +20,10 @@ async def run(role: SessionServerRole, control: ProcessControl) -> None:
     async def status(message: Message) -> dict[str, Any]:
         return {"status": server.status()}
 
-    control.on({"status": status})
+    async def sealed_by(message: Message) -> dict[str, Any]:
+        return {"sealed_by": await server.sealed_by()}
+
+    control.on({"status": status, "sealed_by": sealed_by})
     if role.handover is not None:
         await _take_over(server, role.handover, control)
         control.on({"hand_over": _hand_over(server, role.handover)})
@@ -43,7 +46,8 @@ async def _take_over(server: SessionServer, handover: Handover, control: Process
 
 def _hand_over(server: SessionServer, handover: Handover) -> Any:
     async def hand_over(message: Message) -> dict[str, Any]:
-        box = handover_box(handover.secrets, handover.primary, handover.farm)
+        secrets = tuple(bytes.fromhex(secret) for secret in message["secrets"])
+        box = handover_box(secrets, message["primary"], handover.farm)
         return {"entries": await server.hand_over(Path(handover.give), handover.run, box)}
 
     return hand_over

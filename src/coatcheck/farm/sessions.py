@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 import socket
@@ -22,6 +21,7 @@ from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.secret import parse_key
 
 if TYPE_CHECKING:
     from coatcheck.stores.memory import MemoryStore
@@ -69,9 +69,9 @@ def connect(
 
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
     ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
-    base64url text; of several, the first one seals. ``server``: this web server's name, for logs. ``settings``: the
-    settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end in ``_s``
-    (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
+    text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
+    ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
+    in ``_s`` (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
     Raises :class:`ConfigError`: one line, the same as the farm's.
     """
     refuse_unknown(settings, (each.field for each in settings_of(SessionSettings)), "connect")
@@ -89,19 +89,10 @@ def connect(
         farm=farm,
         server=server or f"{socket.gethostname()}-{os.getpid()}",
         session_servers=addresses,
-        keys=tuple(_secret(each) for each in ([key] if isinstance(key, str | bytes) else key)),
+        keys=tuple(parse_key(each, "connect: key") for each in ([key] if isinstance(key, str | bytes) else key)),
         settings=judged,
     )
     return open_sessions(access, conflict if callable(conflict) else None)
-
-
-def _secret(key: str | bytes) -> bytes:
-    if isinstance(key, bytes):
-        return key
-    try:
-        return base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
-    except ValueError:
-        raise ConfigError("connect: the key is not base64url text") from None
 
 
 def open_store(

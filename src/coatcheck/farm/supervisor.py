@@ -8,7 +8,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,10 +20,11 @@ from coatcheck.farm.console import Console
 from coatcheck.farm.control import Answer, ControlError, ControlServer
 from coatcheck.farm.handover import Handovers, discard
 from coatcheck.farm.keeper import Keeper, KeeperOptions
+from coatcheck.farm.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.keys import FarmKeys, load_or_create
 from coatcheck.farm.plan import Plan, make_plan
 from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
-from coatcheck.farm.roles import Address, DirectorRole, Role, SessionServerRole
+from coatcheck.farm.roles import Address, DirectorRole, Role, SessionServerRole, WebServerRole
 from coatcheck.farm.run_directory import RunDirectory
 from coatcheck.farm.settings import FarmSettings
 
@@ -32,10 +33,6 @@ State = Literal["starting", "running", "stopping"]
 HANG_UP_EVERY_S: Final = 0.3
 TELL_TIMEOUT_S: Final = 1.0
 """How long a director may take to hear of a web server's death."""
-
-
-def _always(role: Role) -> Callable[[], Role]:
-    return lambda: role
 
 
 class FarmFailed(CoatcheckError):
@@ -67,6 +64,9 @@ class Supervisor:
         self._note_failed = False
         self._telling: set[asyncio.Task[None]] = set()
         self._handovers: Handovers | None = None
+        self._keys: FarmKeys | None = None
+        self.keys_file: Path | None = None
+        """Where the keys are kept; ``None`` if they came from the environment."""
 
     @property
     def plan(self) -> Plan:
@@ -92,6 +92,17 @@ class Supervisor:
     @property
     def uptime_s(self) -> float:
         return time.monotonic() - self._started_at
+
+    @property
+    def keys(self) -> FarmKeys:
+        assert self._keys is not None, "the farm was not started"
+        return self._keys
+
+    def use_keys(self, keys: FarmKeys) -> None:
+        """Give these to every process that starts from now on, and to what is handed over at the stop."""
+        self._keys = keys
+        if self._handovers is not None:
+            self._handovers.use(keys)
 
     def roster(self) -> list[tuple[str, Keeper, Address]]:
         """Every process of ours: the list of ``status`` that it belongs to, its keeper, and its address."""
@@ -143,7 +154,8 @@ class Supervisor:
     def _prepare(self) -> None:
         settings = self.settings
         keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
-        keys = load_or_create(keys_file, self._environ)
+        self._keys = keys = load_or_create(keys_file, self._environ)
+        self.keys_file = None if self._environ.get(KEYS_VARIABLE) else keys_file
         self._listener, self._public = listen_on_public_address(settings.host, settings.port)
         if settings.internal_links == "tcp":
             self._internal = InternalPorts()
@@ -157,7 +169,11 @@ class Supervisor:
             keeper(role.name, functools.partial(self._session_server_role, role)) for role in plan.session_servers
         )
         self.web_servers = tuple(
-            keeper(role.name, _always(role), on_death=functools.partial(self._tell_of_death, role.name))
+            keeper(
+                role.name,
+                functools.partial(self._web_role, role),
+                on_death=functools.partial(self._tell_of_death, role.name),
+            )
             for role in plan.web_servers
         )
         self.directors = tuple(
@@ -190,6 +206,10 @@ class Supervisor:
         if self._handovers is None:
             return role
         return msgspec.structs.replace(role, handover=self._handovers.orders(role.name))
+
+    def _web_role(self, role: WebServerRole) -> WebServerRole:
+        access = msgspec.structs.replace(role.sessions, keys=self.keys.keys, primary_key=self.keys.primary)
+        return msgspec.structs.replace(role, sessions=access)
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
@@ -262,8 +282,10 @@ class Supervisor:
         if self._handovers is None:
             return
         ready = [keeper for keeper in self.session_servers if keeper.state == "ready"]
-        limit_s = self.settings.handover_timeout_s
-        answers = await asyncio.gather(*(keeper.call("hand_over", limit_s) for keeper in ready), return_exceptions=True)
+        limit_s, sealing = self.settings.handover_timeout_s, self._handovers.sealing
+        answers = await asyncio.gather(
+            *(keeper.call("hand_over", limit_s, **sealing) for keeper in ready), return_exceptions=True
+        )
         for keeper, answer in zip(ready, answers, strict=True):
             if isinstance(answer, ControlError):
                 self.console.say(f"{keeper.name}: its sessions are not handed over: {answer}")

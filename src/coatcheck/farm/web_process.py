@@ -88,8 +88,13 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
     async def close(message: Message) -> dict[str, Any]:
         return {"closed": msgspec.to_builtins(await sessions.close_key(_key(message)))}
 
+    async def change_keys(message: Message) -> dict[str, Any]:
+        sessions.change_keys([bytes.fromhex(key) for key in message["keys"]], int(message["primary"]))
+        return {}
+
     return {
         "status": status,
+        "keys": change_keys,
         "hang_up": hang_up,
         "sessions.ls": list_sessions,
         "sessions.show": show,

@@ -22,6 +22,7 @@ from coatcheck.replication.entry import (
 )
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
+from coatcheck.tokens.keyring import KEY_ID_BYTES
 
 NOTHING_SEEN: Final = b""
 """What a writer sends as ``seen`` when it saw nothing stored on this server."""
@@ -83,6 +84,12 @@ def check_entry(raw: bytes) -> None:
 
 def is_tombstone(raw: bytes) -> bool:
     return bool(raw[_FLAGS])
+
+
+def sealing_key(raw: bytes) -> bytes:
+    """The ID of the key that sealed an entry's payload; it stands in clear behind the format's byte."""
+    at = HEAD_BYTES + raw[HEAD_BYTES - 1] * PACKED_BYTES + 1
+    return raw[at : at + KEY_ID_BYTES]
 
 
 def is_take_once(raw: bytes) -> bool:

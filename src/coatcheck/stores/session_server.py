@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.seldom import Seldom
 from coatcheck.stores.handover import Clocks, Stamp, take_handover, write_handover
+from coatcheck.stores.put_rule import is_tombstone, sealing_key
 from coatcheck.stores.session_connection import SessionConnection
 from coatcheck.stores.session_state import SessionState
 from coatcheck.tokens.keyring import SealedBox
@@ -37,6 +39,8 @@ CHECK_PERIOD_S: Final = 0.5
 SWEEP_PERIOD_S: Final = 0.25
 SWEEP_STEPS: Final = 2000
 SWEEP_AGAIN_S: Final = 0.005
+COUNT_AT_ONCE: Final = 500
+"""Sessions that are counted between two looks at the event loop."""
 
 
 log = logging.getLogger("coatcheck.session_server")
@@ -127,6 +131,17 @@ class SessionServer:
         taken = await asyncio.to_thread(take_handover, path, run, self._state.table, box, clocks)
         self._state.taken_over += taken
         return taken
+
+    async def sealed_by(self) -> dict[str, int]:
+        """How many live sessions each key has sealed, by the key's ID in hex; no payload is opened for that."""
+        table, counts, cursor = self._state.table, Counter[str](), 0
+        while True:
+            cursor, keys = table.scan(cursor, COUNT_AT_ONCE, self._state.now_ms())
+            found = [table.get(key, self._state.now_ms()) for key in keys]
+            counts.update(sealing_key(row[0]).hex() for row in found if row is not None and not is_tombstone(row[0]))
+            if not cursor:
+                return dict(counts)
+            await asyncio.sleep(0)
 
     def status(self) -> dict[str, str | int | float]:
         """See :meth:`coatcheck.stores.session_state.SessionState.status`."""

@@ -21,6 +21,11 @@ OVERHEAD_BYTES = 1 + KEY_ID_BYTES + NONCE_BYTES + TAG_BYTES
 RandomBytes = Callable[[int], bytes]
 
 
+def key_id(secret: bytes) -> bytes:
+    """The 4 bytes that name a key in everything that it sealed (behind the format's byte)."""
+    return _derive(secret, b"key-id", KEY_ID_BYTES)
+
+
 def _derive(secret: bytes, info: bytes, length: int) -> bytes:
     return HKDF(SHA256(), length, salt=None, info=b"coatcheck/1/" + info).derive(secret)
 
@@ -46,6 +51,7 @@ class KeyRing:
         if len(self._secrets) != len(secrets):
             raise ConfigError("two keys of the key ring are the same")
         self._primary = _derive(secrets[primary], b"key-id", KEY_ID_BYTES)
+        self._boxes: list[SealedBox] = []
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._secrets)} keys, primary {self._primary.hex()}>"
@@ -53,8 +59,19 @@ class KeyRing:
     def box(self, purpose: str, audience: str, random_bytes: RandomBytes) -> SealedBox:
         """What seals and opens for one purpose and one audience; a thing sealed for another never opens here."""
         info = f"{purpose}\x00{audience}".encode()
-        keys = {key_id: AESGCMSIV(_derive(secret, info, 32)) for key_id, secret in self._secrets.items()}
-        return SealedBox(keys, self._primary, info, random_bytes)
+        box = SealedBox(self._keys(info), self._primary, info, random_bytes)
+        self._boxes.append(box)
+        return box
+
+    def _keys(self, info: bytes) -> dict[bytes, AESGCMSIV]:
+        return {key_id: AESGCMSIV(_derive(secret, info, 32)) for key_id, secret in self._secrets.items()}
+
+    def change(self, secrets: Sequence[bytes], primary: int) -> None:
+        """Hold these secrets from now on, and so does every box of this ring; judged as by the constructor."""
+        judged = KeyRing(secrets, primary)
+        self._secrets, self._primary = judged._secrets, judged._primary
+        for box in self._boxes:
+            box.use(self._keys(box.purpose), self._primary)
 
     def credential(self, name: str) -> str:
         """A password that only holders of the primary key can know, for server-to-server authentication."""
@@ -71,13 +88,17 @@ class SealedBox:
     """AES-256-GCM-SIV (RFC 8452) for one purpose: ``format, key ID (4), nonce (12), ciphertext, tag (16)``."""
 
     def __init__(self, keys: dict[bytes, AESGCMSIV], primary: bytes, purpose: bytes, random_bytes: RandomBytes) -> None:
-        self._purpose = purpose
+        self.purpose = purpose
         self._random_bytes = random_bytes
+        self.use(keys, primary)
+
+    def use(self, keys: dict[bytes, AESGCMSIV], primary: bytes) -> None:
+        """Open with these keys from now on, by their IDs, and seal with the primary one."""
         self._openers = {bytes([FORMAT]) + key_id: key.decrypt for key_id, key in keys.items()}
         self._prefix = bytes([FORMAT]) + primary
         self._encrypt = keys[primary].encrypt
         # Format byte, key ID, purpose and audience are all authenticated.
-        self._associated = {prefix: prefix + purpose for prefix in self._openers}
+        self._associated = {prefix: prefix + self.purpose for prefix in self._openers}
         self._sealing_associated = self._associated[self._prefix]
 
     def seal(self, plain: bytes, context: bytes = b"") -> bytes:

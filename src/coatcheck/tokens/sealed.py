@@ -80,6 +80,10 @@ class TokenCodec:
             self._remember(text, token)
         return token
 
+    def forget(self) -> None:
+        """Forget what was sealed and opened: the keys have changed."""
+        self._remembered, self._remembered_before = {}, {}
+
     def _remember(self, text: bytes, token: SealedToken) -> None:
         if len(self._remembered) >= self.MAX_REMEMBERED:
             self._remembered_before, self._remembered = self._remembered, {}

@@ -1,0 +1,184 @@
+"""``coatcheck keys``: making, listing, rotating and revoking the keys of a farm, running or stopped."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coatcheck.cli.tables import text_table
+from coatcheck.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coatcheck.farm.keys import FarmKeys
+
+KEYS_TIMEOUT_S = 90.0
+RUN_DIR = click.option(
+    "--run-dir", default=None, metavar="DIR", help="The farm's run directory.  [default: .coatcheck]"
+)
+KEYS_FILE = click.option(
+    "--keys-file", default=None, metavar="FILE", help="Of a stopped farm that keeps its keys elsewhere."
+)
+
+
+@click.group()
+def keys() -> None:
+    """The key ring: make a key, list, rotate, revoke."""
+
+
+@keys.command("new")
+def keys_new() -> None:
+    """Print a new key; nothing is changed."""
+    click.echo(secrets.token_urlsafe(32))
+
+
+@keys.command("ls")
+@RUN_DIR
+@KEYS_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
+    """List the keys by name: which one seals, which ones open, how many sessions each has sealed."""
+    from coatcheck.cli.commands import json_text
+
+    with _Ring(run_dir, keys_file) as ring:
+        rows = ring.rows()
+    if as_json:
+        click.echo(json_text(rows))
+        return
+    cells = [(row["key"], row["state"], "" if row["sessions"] is None else row["sessions"]) for row in rows]
+    click.echo(text_table(("key", "state", "sessions"), cells))
+
+
+@keys.command("rotate")
+@RUN_DIR
+@KEYS_FILE
+@click.option("--timeout", "timeout", default="30s", show_default=True, metavar="TIME", help="For all to accept it.")
+def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str) -> None:
+    """Seal with a new key. Every server accepts it first; the old keys open until they are revoked."""
+    from coatcheck.cli.commands import fail
+    from coatcheck.duration import parse_duration
+
+    try:
+        timeout_s = parse_duration(timeout)
+    except ValueError as error:
+        fail(ConfigError(f"--timeout: {error}"), 2)
+    with _Ring(run_dir, keys_file) as ring:
+        name, late = ring.rotate(timeout_s)
+    click.echo(f"{name} seals; the older keys open until they are revoked")
+    for server in late:
+        click.echo(f"{server} could not be told yet: it seals with the old key until it is restarted", err=True)
+
+
+@keys.command("revoke")
+@click.argument("key")
+@RUN_DIR
+@KEYS_FILE
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def keys_revoke(key: str, run_dir: str | None, keys_file: str | None, yes: bool) -> None:
+    """Drop a key: what only KEY (a name that `keys ls` shows) can open is lost."""
+    with _Ring(run_dir, keys_file) as ring:
+        row = ring.row(key)
+        count = "sessions, nobody can count how many," if row["sessions"] is None else f"{row['sessions']} sessions"
+        click.echo(f"revoking {key} ends {count} that were not written since another key seals, and logs out browsers")
+        click.echo("whose cookie it sealed: those that were away since then")
+        if not yes:
+            click.confirm("revoke it?", abort=True)
+        late = ring.revoke(key)
+    click.echo(f"{key} is revoked")
+    for server in late:
+        click.echo(f"{server} could not be told: it opens with the key until it is restarted", err=True)
+
+
+class _Ring:
+    """The keys of a farm: through its supervisor if it runs, else in the file, which nobody else may change then."""
+
+    def __init__(self, run_dir: str | None, keys_file: str | None) -> None:
+        from coatcheck.farm.run_directory import RunDirectory
+
+        directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck")
+        self._run_dir = run_dir
+        self._directory = RunDirectory(directory)
+        self._file = Path(keys_file) if keys_file else self._directory.keys_file
+        self._kept: FarmKeys | None = None
+
+    def __enter__(self) -> _Ring:
+        from coatcheck.cli.commands import fail
+        from coatcheck.farm.keys import load
+
+        try:
+            if self._directory.is_in_use():
+                return self
+            if not self._file.exists():
+                raise ConfigError(f"keys: there is no {self._file}; name a farm's --run-dir")
+            self._directory.acquire()
+            self._kept = load(self._file)
+        except ConfigError as error:
+            self._directory.release()
+            fail(error, 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._directory.release()
+
+    def rows(self) -> list[dict[str, Any]]:
+        if self._kept is None:
+            rows: list[dict[str, Any]] = self._ask({"op": "keys.ls"})["keys"]
+            return rows
+        return [{**row, "sessions": None} for row in self._kept.rows()]
+
+    def row(self, name: str) -> dict[str, Any]:
+        """One of them, which may be revoked."""
+        from coatcheck.cli.commands import fail
+
+        rows = self.rows()
+        found = next((row for row in rows if row["key"] == name), None)
+        if found is None:
+            known = ", ".join(row["key"] for row in rows)
+            fail(ConfigError(f"keys: there is no key {name!r}; choose one of {known}"), 2)
+        if found["state"] == "seals":
+            fail(ConfigError(f"keys: {name} is the key that seals; rotate first"), 2)
+        return found
+
+    def rotate(self, timeout_s: float) -> tuple[str, list[str]]:
+        from coatcheck.farm.keys import key_name
+
+        if self._kept is None:
+            answer = self._ask({"op": "keys.rotate", "timeout_s": timeout_s}, 2 * timeout_s)
+            return answer["key"], answer["late"]
+        with _failing():
+            grown = self._kept if self._kept.primary < len(self._kept.keys) - 1 else self._kept.with_new()
+            self._save(grown.sealing_with_newest())
+        return key_name(grown.keys[-1]), []
+
+    def revoke(self, name: str) -> list[str]:
+        if self._kept is None:
+            late: list[str] = self._ask({"op": "keys.revoke", "key": name})["late"]
+            return late
+        with _failing():
+            self._save(self._kept.without(self._kept.index_of(name)))
+        return []
+
+    def _save(self, changed: FarmKeys) -> None:
+        from coatcheck.farm.keys import save
+
+        save(self._file, changed)
+
+    def _ask(self, message: dict[str, Any], more_s: float = 0.0) -> dict[str, Any]:
+        from coatcheck.cli.commands import ask
+
+        return ask(self._run_dir, message, timeout_s=KEYS_TIMEOUT_S + more_s)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    from coatcheck.cli.commands import fail
+
+    try:
+        yield
+    except ConfigError as error:
+        fail(error, 2)

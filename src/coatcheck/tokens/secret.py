@@ -32,7 +32,7 @@ def parse_key(given: str | bytes, where: str) -> bytes:
         raise ConfigError(f"{where}: this key is printed in the documentation, so everybody knows it; {HOW}")
     secret = given if isinstance(given, bytes) else _decode(given.strip(), where)
     if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigError(f"{where}: a key has at least {MIN_SECRET_BYTES} bytes, this one {len(secret)}; {HOW}")
+        raise ConfigError(f"{where}: a key is at least {MIN_SECRET_BYTES} random bytes, this one {len(secret)}; {HOW}")
     steps = {after - before & 0xFF for before, after in pairwise(secret)}
     if len(set(secret)) < FEWEST_DIFFERENT_BYTES or len(steps) == 1:
         raise ConfigError(f"{where}: this key is not random, so it can be guessed; {HOW}")

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from coatcheck import CookiePolicy, SessionMiddleware, connect
 
-sessions = connect(os.environ["SESSION_SERVER"], key="k" * 43)
+sessions = connect(os.environ["SESSION_SERVER"], key="m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
 
 
 async def count(request: Request) -> JSONResponse:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coatcheck.drivers.sessions import SessionInfo, Sessions
+    from coatcheck.error_pages import ErrorPages
     from coatcheck.errors import (
         CoatcheckError,
         ConfigError,
@@ -30,6 +31,7 @@ _HOMES = {
     "ConfigError": "errors",
     "ConflictError": "errors",
     "CookiePolicy": "web.cookies",
+    "ErrorPages": "error_pages",
     "Event": "events",
     "EventKind": "events",
     "KeyRing": "tokens.keyring",
@@ -49,6 +51,7 @@ __all__ = [
     "ConfigError",
     "ConflictError",
     "CookiePolicy",
+    "ErrorPages",
     "Event",
     "EventKind",
     "KeyRing",

@@ -313,7 +313,8 @@ class Downstream(asyncio.Protocol):
         assert exchange is not None
         exchange.abandon()
         exchange.begin_response(0)
-        self.transport.write(own_response(status, exchange.close, self._relay.hsts, exchange.head))
+        relay = self._relay
+        self.transport.write(own_response(status, exchange.close, relay.hsts, relay.options.error_pages, exchange.head))
         self.response_done()
 
     @property
@@ -329,7 +330,7 @@ class Downstream(asyncio.Protocol):
     def _refuse(self, status: int, fault: Fault) -> None:
         """Answer what is no request, and read no more: where the next one would begin, nobody knows."""
         self._relay.count(fault)
-        self.transport.write(own_response(status, True, self._relay.hsts))
+        self.transport.write(own_response(status, True, self._relay.hsts, self._relay.options.error_pages))
         self._buffer.clear()
         self._linger()
 

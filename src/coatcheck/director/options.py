@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import ConfigError
 from coatcheck.peers.dial import Door
 
@@ -52,6 +53,8 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     port: int = 8000
     tls: ssl.SSLContext | None = None
     backlog: int = 4096
+    error_pages: ErrorPages = ErrorPages()
+    """What the director's own answers look like."""
     route_cookie: str = "coatcheck-route"
     """Read under this name and under ``__Host-`` before it; the web servers set it."""
     health_path: str = "/.well-known/coatcheck/health"

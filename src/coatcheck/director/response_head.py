@@ -10,12 +10,14 @@ import msgspec
 
 from coatcheck.director.http_framing import UNTIL_CLOSE, BadHead, HeadFault, body_length, connection_options
 from coatcheck.director.request_head import RequestHead
+from coatcheck.error_pages import ErrorPages
 
 _RESPONSE_DROPPED: Final = frozenset({b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te"})
 _RESPONSE_HEAD: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*+)?+"
     rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+"
 )
+_ACCEPT: Final = re.compile(rb"^accept:[ \t]*([^\r]*)\r", re.IGNORECASE | re.MULTILINE)
 _RESPONSE_SPECIAL: Final = re.compile(
     rb"\r\n(content-length|transfer-encoding|connection|keep-alive|upgrade|proxy-connection|te):[ \t]*([^\r]*)",
     re.IGNORECASE,
@@ -86,13 +88,13 @@ def _parse_special_response(
     )
 
 
-def own_response(status: int, close: bool, hsts: bytes, head: RequestHead | None = None) -> bytes:
+def own_response(status: int, close: bool, hsts: bytes, pages: ErrorPages, head: RequestHead | None = None) -> bytes:
     """A response that the director itself gives; it names the status and nothing else."""
-    body = b"%d %s\n" % (status, HTTPStatus(status).phrase.encode("ascii"))
+    page = pages.page(status, _accepted(head.fields.lines) if head is not None else b"")
     lines = [
-        b"HTTP/1.1 " + body[:-1],
-        b"Content-Type: text/plain; charset=utf-8",
-        b"Content-Length: %d" % len(body),
+        b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode("ascii")),
+        *(b"%b: %b" % (name.title(), value) for name, value in page.headers),
+        b"Content-Length: %d" % len(page.body),
         b"Cache-Control: no-store",
     ]
     if status == 503:
@@ -103,4 +105,9 @@ def own_response(status: int, close: bool, hsts: bytes, head: RequestHead | None
         lines.append(b"Connection: close")
     elif head is not None and head.fields.http10:
         lines.append(b"Connection: keep-alive")
-    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head is not None and head.method == b"HEAD" else body)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head is not None and head.method == b"HEAD" else page.body)
+
+
+def _accepted(lines: bytes) -> bytes:
+    """The values of all ``Accept`` headers."""
+    return b",".join(_ACCEPT.findall(lines))

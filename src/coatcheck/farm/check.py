@@ -19,6 +19,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.farm.application import installs_starlette_sessions, load_application
 from coatcheck.farm.configuration import try_settings
 from coatcheck.farm.director_process import tls_context
+from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.keys import load_or_create
 from coatcheck.farm.run_directory import KEYS_FILE
@@ -62,6 +63,10 @@ def check_configuration(
     yield from _app(settings)
     yield from _tls(settings)
     yield from _keys(settings, environ)
+    try:
+        load_error_pages(settings.error_pages)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
     yield from _run_directory(settings)
     yield from _address(settings)
     if config is not None and _others_may(config, stat.S_IRGRP | stat.S_IROTH) and _holds_password(settings):

@@ -12,6 +12,7 @@ from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control import Message
 from coatcheck.farm.director_settings import DirectorSettings
+from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import DirectorRole
 
@@ -35,6 +36,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             host=role.address.host,
             port=role.address.port,
             route_cookie=role.route_cookie,
+            error_pages=load_error_pages(role.error_pages),
             tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
             trusted_proxies=role.trusted_proxies,
             **_limits(role.limits),

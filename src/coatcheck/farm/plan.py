@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -53,6 +54,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             stop_grace_s=settings.stop_grace_s,
             sessions=_session_access(settings, name, copies_at, keys),
             cookies=settings.cookie,
+            error_pages=_absolute(settings.error_pages),
             credential=credential,
             trusted_proxies=settings.trusted_proxy,
         )
@@ -70,6 +72,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             tls_certificate=settings.tls_certificate,
             tls_key=settings.tls_key,
             trusted_proxies=settings.trusted_proxy,
+            error_pages=_absolute(settings.error_pages),
             limits=settings.director,
         )
         for n in range(1, settings.director_workers + 1)
@@ -98,6 +101,10 @@ def _url(role: SessionServerRole) -> str:
 def _internal_credential(keys: FarmKeys) -> str:
     """What directors and web servers prove to each other; whoever learns it has not learned the password."""
     return blake2b(b"director to web server", key=keys.session_server_password.encode()[:64]).hexdigest()
+
+
+def _absolute(directory: str) -> str:
+    return str(Path(directory).absolute()) if directory else ""
 
 
 def _route_tag(farm: str, server: str, keys: FarmKeys) -> str:

@@ -72,6 +72,8 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     credential: str
     """What directors prove to know, and this web server to them, where they are connected by TCP."""
     cookies: CookiePolicy = CookiePolicy()
+    error_pages: str = ""
+    """The directory with the operator's pages."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose addresses are skipped where the app asks who its client is."""
 
@@ -104,6 +106,7 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()
 
     def __repr__(self) -> str:

@@ -68,6 +68,15 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "unix"
 
+    error_pages: Annotated[
+        str,
+        Option(
+            "A directory with pages for the answers that coatcheck gives itself: `503.html`, `5xx.html`, `404.json`, "
+            "`400.txt` ...; by default they are short and plain.",
+            metavar="DIR",
+        ),
+    ] = ""
+
     web: Annotated[int, Option("Web servers, each a process.", minimum=1, maximum=MAX_PROCESSES)] = 2
     server: Annotated[HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")] = (
         "uvicorn"

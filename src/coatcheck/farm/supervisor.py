@@ -18,6 +18,7 @@ from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.child import StartFailed
 from coatcheck.farm.console import Console
 from coatcheck.farm.control import Answer, ControlError, ControlServer
+from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.handover import Handovers, discard
 from coatcheck.farm.keeper import Keeper, KeeperOptions
 from coatcheck.farm.keys import ENV as KEYS_VARIABLE
@@ -153,6 +154,7 @@ class Supervisor:
 
     def _prepare(self) -> None:
         settings = self.settings
+        load_error_pages(settings.error_pages)  # what is wrong with them is said before anything starts
         keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
         self._keys = keys = load_or_create(keys_file, self._environ)
         self.keys_file = None if self._environ.get(KEYS_VARIABLE) else keys_file

@@ -11,6 +11,7 @@ import msgspec
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.farm.application import installs_starlette_sessions, load_application
 from coatcheck.farm.control import ControlError, Message
+from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.front_door import App, FrontDoor
 from coatcheck.farm.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.process_control import ProcessControl
@@ -39,7 +40,8 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         )
     sessions = open_sessions(role.sessions)
     await sessions.open()
-    inner: App = SessionMiddleware(app, sessions, cookies=role.cookies, route_tag=role.route_tag)
+    pages = load_error_pages(role.error_pages)
+    inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages)
     door = FrontDoor(inner, control.stopping)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn

@@ -14,6 +14,7 @@ from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.watching import Watch
+from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.events import Event, EventKind
 from coatcheck.sessions.ending import SessionEnd
@@ -21,6 +22,7 @@ from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.tokens.sealed import SealedToken
 from coatcheck.web.cookies import CookieJar, CookiePolicy
+from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.open_stream import OpenStream, has_length, may_read_later
 from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, OpenWebSocket, is_caused_by_hang_up
 from coatcheck.web.replaced import ABSENT, MAX_LAYERS_NAMED, content_of, other_layer
@@ -50,17 +52,24 @@ class SessionMiddleware:
 
     ``sessions`` is opened at lifespan startup, or with the first request where the server has no lifespan.
     ``cookies``: ``Secure`` and ``__Host-`` if you say nothing, but for sessions in memory. ``route_tag`` names this
-    web server to the local director.
+    web server to the local director. ``error_pages``: what the middleware's own answers (503, 409) look like: pages
+    by name (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail.
     """
 
     def __init__(
-        self, app: ASGIApp, sessions: Sessions, cookies: CookiePolicy | None = None, route_tag: str | None = None
+        self,
+        app: ASGIApp,
+        sessions: Sessions,
+        cookies: CookiePolicy | None = None,
+        route_tag: str | None = None,
+        error_pages: ErrorPages | ErrorPage | None = None,
     ) -> None:
         # Sessions in memory are for tests, and test clients speak plain HTTP.
         cookies = cookies or CookiePolicy(insecure_localhost=sessions.in_memory)
         self.app = app
         self.sessions = sessions
         self.requests = 0
+        self._error_pages = error_pages
         absolute_timeout_s = sessions.lifecycle.policy.absolute_timeout_ms / 1000
         cookies.check_lifetime(absolute_timeout_s)
         self._anonymous = CookieJar(cookies)
@@ -94,7 +103,7 @@ class SessionMiddleware:
             try:
                 session = await _open(sessions, tokens)
             except SessionUnavailable as unavailable:
-                await _refuse(kind, send, 503, f"session unavailable: {unavailable.reason.value}")
+                await self.refuse(scope, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return
         scope["session"] = session
         session.ended_by = sessions.ended
@@ -150,6 +159,18 @@ class SessionMiddleware:
             self._layers_named.add(layer)
             detail = f"{layer} keeps sessions of its own inside the app: there, ours is out of sight and left as it was"
             self.sessions.report(Event(EventKind.SESSION_HIDDEN, detail=detail))
+
+    async def refuse(self, scope: Scope, send: Send, status: int, why: str) -> None:
+        """Fail closed, in one line of text that says nothing secret, or as the app wants it shown."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1013, "reason": "session unavailable"})
+            return
+        page = page_for(self._error_pages, scope, status, why)
+        headers = [*page.headers, (b"content-length", b"%d" % len(page.body)), (b"cache-control", b"no-store")]
+        if status == 503:
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": page.body})
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def receive_opening() -> Message:
@@ -359,7 +380,7 @@ class _Response:
     async def _replace(self, status: int, why: str) -> None:
         """What the app answered is not true: its change was not stored."""
         self._replaced = True
-        await _refuse("http", self._send, status, why)
+        await self._middleware.refuse(self._scope, self._send, status, why)
 
     def stand_between(self, receive: Receive) -> Receive:
         """Where the web server is to end a WebSocket itself, something must stand between it and the app."""
@@ -384,7 +405,7 @@ class _Response:
             saved = await self._save()
         except (SessionUnavailable, SessionClosed, ConflictError):
             self._replaced = True  # the app finds its connection closed when it next receives
-            await _refuse("websocket", self._send, 503, "")
+            await self._middleware.refuse(self._scope, self._send, 503, "")
             return
         self._closed = saved.clear
         cookies = self._middleware.cookies_for(self._session, saved, self._header)
@@ -420,23 +441,6 @@ def _guard_beside(headers: list[Header], sets_cookie: bool) -> list[Header]:
             wanted.pop(lowered, None)
         guarded.append((name, value))
     return guarded + list(wanted.items())
-
-
-async def _refuse(kind: str, send: Send, status: int, why: str) -> None:
-    """Fail closed, in one line of text that says nothing secret."""
-    if kind == "websocket":
-        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "session unavailable"})
-        return
-    body = f"{why}\n".encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if status == 503:
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 __all__ = ["SessionMiddleware"]

@@ -12,6 +12,10 @@ import msgspec
 class EventKind(Enum):
     """Every event that coatcheck reports; the value is its name in logs and metrics."""
 
+    SESSION_CREATED = "session.created"
+    SESSION_LOGIN = "session.login"
+    SESSION_REGENERATED = "session.regenerated"
+    SESSION_ROTATED = "session.rotated"
     TOKEN_REJECTED = "token.rejected"
     SESSION_NOT_FOUND = "session.not_found"
     SESSION_EXPIRED = "session.expired"
@@ -30,16 +34,25 @@ class EventKind(Enum):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """``session`` is :func:`public_id` of the session's key; the key itself stays in the farm."""
+    """``session`` is :func:`public_id` of the session's key; the key itself stays in the farm. ``user`` is whom the app
+    named at the login; any text, also a hostile one."""
 
     kind: EventKind
     session: str = ""
     detail: str = ""
+    user: str = ""
+
+
+LOSSES = frozenset({EventKind.SESSION_NOT_FOUND, EventKind.SESSION_ROLLED_BACK})
+"""What ends a session that nobody ended: the app may tell its visitor."""
 
 
 Observer = Callable[[Event], None]
 
 
+PUBLIC_ID_BYTES = 6
+
+
 def public_id(key: bytes) -> str:
     """The name of a session in logs: 12 hex digits of a hash, so that a log opens no session (ASVS 16.2.5)."""
-    return blake2b(key, digest_size=6, person=b"coatcheck-log").hexdigest()
+    return blake2b(key, digest_size=PUBLIC_ID_BYTES, person=b"coatcheck-log").hexdigest()

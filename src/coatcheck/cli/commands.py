@@ -129,7 +129,7 @@ def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
 
 
 @sessions.command("show")
-@click.argument("key")
+@click.argument("key", metavar="ID")
 @RUN_DIR
 def sessions_show(key: str, run_dir: str | None) -> None:
     """Show one session, as JSON."""
@@ -140,7 +140,7 @@ def sessions_show(key: str, run_dir: str | None) -> None:
 
 
 @sessions.command("close")
-@click.argument("key")
+@click.argument("key", metavar="ID")
 @RUN_DIR
 def sessions_close(key: str, run_dir: str | None) -> None:
     """Close one session on every server."""

@@ -99,6 +99,7 @@ def sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
         return ""
     cells = [
         [
+            row["id"],
             row["key"],
             row["state"],
             shown(row["user"] or ""),
@@ -109,4 +110,4 @@ def sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
         ]
         for row in rows
     ]
-    return text_table(("key", "state", "user", "age", "idle", "copies", "bytes"), cells)
+    return text_table(("id", "key", "state", "user", "age", "idle", "copies", "bytes"), cells)

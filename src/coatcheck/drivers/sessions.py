@@ -16,9 +16,10 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
+from coatcheck.drivers.visit import LOST, VISIT
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
-from coatcheck.events import Event, EventKind, public_id
+from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Exclusive, Tell
 from coatcheck.replication.notice import Notice, decode_message
@@ -55,6 +56,8 @@ class SessionInfo(msgspec.Struct, frozen=True):
     """One session as operators see it. Times are Unix ms; ``copies`` names the servers that hold the newest state."""
 
     key: str
+    id: str
+    """What logs and audit records call it: :func:`coatcheck.events.public_id`."""
     state: str
     user: str | None
     created_at: int
@@ -355,8 +358,29 @@ class Sessions:
 
     async def close_key(self, key: bytes) -> Closed:
         """Close a session by its key, on every server."""
+        before = await self.show(key, with_data=False)
         closed: Closed = await self.driver.run(_exclusively(key, self.copies.close(key)))
+        user = before.user if before is not None else None
+        detail = f"by an operator, {closed.holds} of {closed.servers}"
+        self._report(Event(EventKind.SESSION_CLOSED, public_id(key), detail, user or ""))
         return closed
+
+    async def find(self, public: str) -> bytes | None:
+        """The key of the session that logs and audit records call ``public`` (12 hex digits); ``None``: not stored.
+
+        Looks through the keys on the session servers that answer.
+        """
+        for store in self._stores.values():
+            cursor = -1
+            while cursor:
+                reply = await scan(store, max(cursor, 0), 256)
+                if isinstance(reply, Unreachable):
+                    break
+                cursor, found = reply
+                for key in found:
+                    if public_id(key) == public:
+                        return key
+        return None
 
     async def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
         """What the session servers hold of a session; changes nothing, claims nothing."""
@@ -407,6 +431,8 @@ class Sessions:
     def _report(self, event: Event) -> None:
         self.events[event.kind] += 1
         self._last_event[event.kind] = event
+        if event.kind in LOSSES and (visit := VISIT.get()) is not None:
+            visit[LOST] = event.kind.value
         self._observer(event)
 
     def _on_change(self, server: str, reachable: bool) -> None:
@@ -437,6 +463,7 @@ def _describe(view: View, with_data: bool) -> SessionInfo | None:
     holders = tuple(name for name, entry in view.entries.items() if entry.version == newest.version)
     common: dict[str, Any] = {
         "key": view.key.hex(),
+        "id": public_id(view.key),
         "version": str(newest.version),
         "owner": newest.version.server_id.hex(),
         "copies": holders,

@@ -57,6 +57,8 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             error_pages=_absolute(settings.error_pages),
             credential=credential,
             trusted_proxies=settings.trusted_proxy,
+            audit_file=str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{name}.jsonl"),
+            audit_max_bytes=settings.audit_max_bytes,
         )
         for name in names
     )

@@ -76,6 +76,9 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     """The directory with the operator's pages."""
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose addresses are skipped where the app asks who its client is."""
+    audit_file: str = ""
+    """Where audit records go, if anywhere."""
+    audit_max_bytes: int = 0
 
     def __repr__(self) -> str:
         return f"WebServerRole({self.name!r}, {self.address})"

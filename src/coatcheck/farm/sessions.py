@@ -13,7 +13,8 @@ import msgspec
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
-from coatcheck.events import Event, EventKind
+from coatcheck.events import Event, EventKind, Observer
+from coatcheck.farm.audit import both
 from coatcheck.farm.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
 from coatcheck.farm.settings import SessionAccess, check_name
 from coatcheck.options import refuse_unknown, settings_of
@@ -30,8 +31,11 @@ log = logging.getLogger("coatcheck.sessions")
 _QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION_CLOSED, EventKind.BELOW_TARGET}
 
 
-def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions:
-    """The sessions of one web server, not yet connected: ``await sessions.open()`` does that."""
+def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: Observer | None = None) -> Sessions:
+    """The sessions of one web server, not yet connected: ``await sessions.open()`` does that.
+
+    ``observer`` is told each event besides the log.
+    """
     settings = access.settings
     memory: dict[str, MemoryStore] = {}
 
@@ -54,7 +58,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None) -> Sessions
         policy=settings.policy(merge),
         open_streams=settings.open_streams,
         in_memory=all(address.parts.scheme == "memory" for address in access.session_servers),
-        observer=log_event,
+        observer=log_event if observer is None else both(log_event, observer),
     )
 
 
@@ -63,15 +67,17 @@ def connect(
     key: str | bytes | Sequence[str | bytes],
     farm: str = "farm",
     server: str = "",
+    observer: Observer | None = None,
     **settings: Unpack[SessionArguments],
 ) -> Sessions:
     """Sessions on one or more session servers, for :class:`coatcheck.SessionMiddleware`.
 
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
     ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
-    text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
-    ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
-    in ``_s`` (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
+    text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs. ``observer`` is
+    called with each :class:`coatcheck.events.Event`, besides the log, while requests wait. ``settings``: the settings
+    of the farm's ``[session]`` table, by the same names with the same bounds; durations end in ``_s``
+    (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
     Raises :class:`ConfigError`: one line, the same as the farm's.
     """
     refuse_unknown(settings, (each.field for each in settings_of(SessionSettings)), "connect")
@@ -92,7 +98,7 @@ def connect(
         keys=tuple(parse_key(each, "connect: key") for each in ([key] if isinstance(key, str | bytes) else key)),
         settings=judged,
     )
-    return open_sessions(access, conflict if callable(conflict) else None)
+    return open_sessions(access, conflict if callable(conflict) else None, observer)
 
 
 def open_store(

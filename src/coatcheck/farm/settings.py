@@ -38,6 +38,22 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: Annotated[
         str, Option("Where the farm keeps its control socket, its keys and `farm.json`.", metavar="DIR")
     ] = ".coatcheck"
+    audit_dir: Annotated[
+        str,
+        Option(
+            "Where each web server keeps its audit log (`web-1.jsonl` ...); by default `audit` in the run directory.",
+            metavar="DIR",
+        ),
+    ] = ""
+    audit_max_bytes: Annotated[
+        int,
+        Option(
+            "How much audit log each web server keeps, in four files, the oldest of which goes when they are full; "
+            "0: none is written.",
+            minimum=0,
+            maximum=1 << 40,
+        ),
+    ] = 64 << 20
     keys_file: Annotated[
         str, Option("The key ring file; by default `keys.json` in the run directory.", metavar="FILE")
     ] = ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.events import PUBLIC_ID_BYTES
 from coatcheck.farm.application import installs_starlette_sessions, load_application
+from coatcheck.farm.audit import AuditLog
 from coatcheck.farm.control import ControlError, Message
 from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.front_door import App, FrontDoor
@@ -38,7 +41,8 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
             f"{role.app} installs Starlette's SessionMiddleware: it hides coatcheck's session, "
             "so sessions are not shared; remove it from the app"
         )
-    sessions = open_sessions(role.sessions)
+    audit = AuditLog(Path(role.audit_file), role.audit_max_bytes, role.name) if role.audit_max_bytes else None
+    sessions = open_sessions(role.sessions, observer=audit.observe if audit is not None else None)
     await sessions.open()
     pages = load_error_pages(role.error_pages)
     inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages)
@@ -57,16 +61,25 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         await serve(door, role, control.stopping, started)
     finally:
         await sessions.aclose()
+        if audit is not None:
+            audit.close()
 
 
-def _key(message: Message) -> bytes:
+async def _key(message: Message, sessions: Sessions) -> bytes | None:
+    """The key that an operator means, who may write it or the ID of logs and audit records; ``None``: not stored."""
+    text = str(message["key"]).lower()
     try:
-        key = bytes.fromhex(str(message["key"]))
+        raw = bytes.fromhex(text)
     except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise ControlError(f"a session's key is {2 * KEY_BYTES} hex digits, as `coatcheck sessions ls` shows them")
-    return key
+        raw = b""
+    if len(raw) == PUBLIC_ID_BYTES:
+        return await sessions.find(text)
+    if len(raw) != KEY_BYTES:
+        raise ControlError(
+            f"a session's ID has {2 * PUBLIC_ID_BYTES} hex digits, as logs show it, and its key {2 * KEY_BYTES}, "
+            "as `coatcheck sessions ls` shows both"
+        )
+    return raw
 
 
 def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
@@ -85,10 +98,14 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
         return {"sessions": rows}
 
     async def show(message: Message) -> dict[str, Any]:
-        return {"session": msgspec.to_builtins(await sessions.show(_key(message)))}
+        key = await _key(message, sessions)
+        return {"session": None if key is None else msgspec.to_builtins(await sessions.show(key))}
 
     async def close(message: Message) -> dict[str, Any]:
-        return {"closed": msgspec.to_builtins(await sessions.close_key(_key(message)))}
+        key = await _key(message, sessions)
+        if key is None:
+            raise ControlError(f"there is no session {message['key']}")
+        return {"closed": msgspec.to_builtins(await sessions.close_key(key))}
 
     async def change_keys(message: Message) -> dict[str, Any]:
         sessions.change_keys([bytes.fromhex(key) for key in message["keys"]], int(message["primary"]))

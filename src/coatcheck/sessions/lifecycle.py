@@ -100,7 +100,7 @@ class Lifecycle:
         """What was found has timed out: close it (A8), unless it is used elsewhere or that cannot be known."""
         lapsed: Lapsed = yield Exclusive(token.key, self.copies.lapse(token.key, found.history))
         if lapsed is Lapsed.CLOSED:
-            self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout")
+            self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout", self._record(found).user)
         elif lapsed is Lapsed.USED and tries:
             return (yield from self.open(token, login, tries - 1))
         else:
@@ -190,14 +190,16 @@ class Lifecycle:
 
     def _refuse(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Flow[Session | None]:
         """A token of a live session that its chain does not accept: rolled back, dead, or theft."""
-        verdict, _ = self._shown(self._record(copy).chain, token, copy, now)
+        record = self._record(copy)
+        verdict, _ = self._shown(record.chain, token, copy, now)
         rolled_back = not copy.covers(token.version)
         stolen = verdict is Shown.STOLEN and not rolled_back
         age_s = (now - token.timestamp) // 1000
         if stolen:
-            self._report(EventKind.SESSION_THEFT, token.key, f"{self.policy.theft}: a dead token, {age_s} s old")
+            detail = f"{self.policy.theft}: a dead token, {age_s} s old"
+            self._report(EventKind.SESSION_THEFT, token.key, detail, record.user)
         elif not rolled_back:
-            self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old")
+            self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old", record.user)
         if rolled_back or (stolen and self.policy.theft == "report"):
             session = self._opened(copy, token, login)
             session.verdict = Shown.TOLERATED
@@ -276,6 +278,8 @@ class Lifecycle:
             check_data(session, session.saved_blob)
             session.login, session.new_login = session.new_login, False
             created = yield from self._create(session, session.new_user)
+            kind = EventKind.SESSION_LOGIN if session.login else EventKind.SESSION_CREATED
+            self._report_new(kind, session, "no session before")
             if session.login:
                 yield from self._close_unheard(session)
             return created
@@ -300,7 +304,8 @@ class Lifecycle:
         for key in keys:
             one: Closed = yield Exclusive(key, self.copies.close(key))
             closed = closed or one
-            self._report(EventKind.SESSION_CLOSED, key, f"{one.holds} of {one.servers}")
+            user = session.user if session.copy_held is not None and key == session.copy_held.key else None
+            self._report(EventKind.SESSION_CLOSED, key, f"by the app, {one.holds} of {one.servers}", user)
         return Saved(clear=True, closed=closed)
 
     def _close_unheard(self, session: Session) -> Flow[None]:
@@ -350,6 +355,8 @@ class Lifecycle:
                     stored.review_at = copy.review_at  # a later touch and timeout only put it off
                 session.copy_held = stored
                 session.blob = session.saved_blob
+                if record.chain.next is not None and record.chain.next is not before.chain.next:
+                    self._report(EventKind.SESSION_ROTATED, key, "a new token", record.user)
                 return Saved(self._tell(session, stored, wrote=True), written=written)
         raise ConflictError("other requests changed this session faster than this one could save it")
 
@@ -440,10 +447,16 @@ class Lifecycle:
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         saved = yield from self._create(session, user, before.created_at if user == before.user else None)
         yield from self.copies.close(old_key)
+        kind = EventKind.SESSION_REGENERATED if user == before.user else EventKind.SESSION_LOGIN
+        self._report_new(kind, session, f"replaces {public_id(old_key)}")
         return saved
 
-    def _report(self, kind: EventKind, key: bytes, detail: str) -> None:
-        self._world.report(Event(kind, public_id(key), detail))
+    def _report(self, kind: EventKind, key: bytes, detail: str, user: str | None = None) -> None:
+        self._world.report(Event(kind, public_id(key), detail, user or ""))
+
+    def _report_new(self, kind: EventKind, session: Session, detail: str) -> None:
+        if session.copy_held is not None:
+            self._report(kind, session.copy_held.key, detail, session.user)
 
 
 def _only(effect: Exclusive) -> Flow[Saved]:

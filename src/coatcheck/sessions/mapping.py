@@ -49,6 +49,9 @@ class Session(dict[str, Any]):
     cleared: bool = False
     new_login: bool = False
     new_user: str | None = None
+    lost: str | None = None
+    """Why this visitor's session is gone although nobody ended it (``session.rolled_back``, ``session.not_found``):
+    said once, in the fresh session of the request that found it out. ``None`` otherwise."""
     flushed: bool = False
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
     ended_by: Callable[[Session], Awaitable[SessionEnd]] | None = None

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.visit import LOST, VISIT
 from coatcheck.drivers.watching import Watch
 from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
@@ -90,6 +91,7 @@ class SessionMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         self.requests += 1
+        VISIT.set(scope)
         sessions = self.sessions
         if sessions.loop is not get_running_loop():
             sessions = await sessions.on_this_loop()
@@ -102,6 +104,7 @@ class SessionMiddleware:
         if session is None:
             try:
                 session = await _open(sessions, tokens)
+                session.lost = scope.get(LOST) if session.is_new else None
             except SessionUnavailable as unavailable:
                 await self.refuse(scope, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return

@@ -113,7 +113,7 @@ def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None
     assert running.run("sessions", "show", "00" * 16).returncode == 1
     wrong = running.run("sessions", "show", "nonsense")
     assert wrong.returncode == 1
-    assert "32 hex digits" in wrong.stderr
+    assert "12 hex digits" in wrong.stderr
 
 
 HOSTILE = """

@@ -35,7 +35,7 @@ def test_it_is_closed_on_every_session_server_and_stays_closed() -> None:
     found, kinds = asyncio.run(story())
     assert len(found) == 3
     assert [entry is not None and entry.closed for entry in found] == [True] * 3, "not only on the placed two"
-    assert kinds == [EventKind.SESSION_EXPIRED]
+    assert kinds == [EventKind.SESSION_CREATED, EventKind.SESSION_EXPIRED]
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,9 @@ def connect(
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
     ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
     text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
-    ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait. ``settings``: the settings
-    of the farm's ``[session]`` table, by the same names with the same bounds; durations end in ``_s``
-    (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
+    ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait.
+    ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
+    in ``_s`` (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
     Raises :class:`ConfigError`: one line, the same as the farm's.
     """
     refuse_unknown(settings, (each.field for each in settings_of(SessionSettings)), "connect")

@@ -276,6 +276,67 @@ def test_a_trusted_proxy_is_believed_and_extended() -> None:
     run(test)
 
 
+CLAIMS = [
+    "X-Forwarded-Ssl: on", "X-Forwarded-Scheme: https", "X-Forwarded-User: admin", "X-Forwarded-Email: a@b.test",
+    "X-Forwarded-Port: 1", "X-Forwarded-Prefix: /admin", "X-Forwarded-Whatever-Comes: 1", "X-Original-URL: /admin",
+    "X-Original-Host: evil", "X-Rewrite-URL: /admin", "X-Real-IP: 6.6.6.6", "True-Client-IP: 6.6.6.6",
+    "X-Client-IP: 6.6.6.6", "CF-Connecting-IP: 6.6.6.6", "Remote-User: admin", "X-Remote-User: admin",
+    "X-Auth-Request-User: admin", "X-Scheme: https", "Front-End-Https: on", "SSL-Client-Verify: SUCCESS",
+    "X-SSL-Client-S-DN: CN=admin", "Client-Cert: :MII=:",
+]  # fmt: skip
+"""What apps take from a proxy's mouth: an identity, an address, a scheme, another URL."""
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_claims_that_only_a_proxy_may_make_come_from_a_trusted_one_alone(trusted: bool) -> None:
+    async def test() -> None:
+        server = FakeServer()
+        networks = ("127.0.0.0/8",) if trusted else ()
+        twins = [claim.partition(":")[0].replace("-", "_") + ": x" for claim in CLAIMS]
+        async with farm(server, trusted_proxies=networks) as running, running.client() as client:
+            lines = "\r\n".join(CLAIMS + twins + [claim.upper() for claim in CLAIMS] + ["X-Kept: 1"])
+            await client.ask(f"GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n".encode())
+            seen = server.seen[0]
+            for claim in CLAIMS:
+                name, _, value = claim.partition(": ")
+                values = [value.encode(), value.upper().encode()] if trusted else []
+                assert seen.values(name) == values, name
+                assert seen.values(name.replace("-", "_")) == [], "CGI and its heirs take one for the other"
+            assert seen.values("x-kept") == [b"1"]
+
+    run(test)
+
+
+def test_a_request_without_a_host_learns_nothing_of_the_inside() -> None:
+    """Only HTTP/1.0 may leave it out; an app that makes links would else take the web server's own address."""
+
+    async def test() -> None:
+        server = FakeServer()
+        async with farm(server) as running, running.client() as client:
+            await client.ask(b"GET / HTTP/1.0\r\n\r\n")
+            assert server.seen[0].values("host") == [b"unknown.invalid"]
+            assert server.seen[0].values("x-forwarded-host") == [b"unknown.invalid"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("named", [b"content-length", b"Content-Length, close", b"set-cookie, transfer-encoding"])
+def test_a_connection_header_that_names_the_length_changes_no_framing(named: bytes) -> None:
+    async def test() -> None:
+        first = b"HTTP/1.1 200 OK\r\nConnection: %b\r\nSet-Cookie: a=b\r\nContent-Length: 2\r\n\r\nok" % named
+        server = FakeServer(behave=replying(first))
+        async with farm(server) as running, running.client() as client:
+            for _ in range(2):
+                request = POST + b"Connection: content-length, host\r\nContent-Length: 2\r\n\r\nhi"
+                answer = await client.ask(request)
+                assert (answer.values("content-length"), answer.body) == ([b"2"], b"ok")
+                assert answer.values("set-cookie") == [b"a=b"]
+            assert [seen.body for seen in server.seen] == [b"hi", b"hi"]
+            assert server.seen[0].values("host") == [b"shop.test"]
+
+    run(test)
+
+
 def test_a_repeated_header_block_is_not_confused_with_another() -> None:
     """One connection, headers that change and come back: each request gets its own."""
 

@@ -31,6 +31,11 @@ class ClientAddress:
         self._block_host: bytes | None = None
         self._block = b""
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it is a proxy whose words are believed."""
+        return self._trusted
+
     def block(self, fields: RequestFields) -> bytes:
         """The forwarding lines of one request, each ended by CRLF.
 
@@ -87,7 +92,8 @@ def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:
         framing += b"Expect: 100-continue\r\n"
     if fields.websocket:
         framing += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s" % (fields.host, fields.lines, client.block(fields), framing)
+    vouched = fields.vouched if client.is_trusted else b""
+    return b" HTTP/1.1\r\nHost: %s\r\n%s%s%s%s" % (fields.host, fields.lines, vouched, client.block(fields), framing)
 
 
 def is_reserved(target: bytes) -> bool:

@@ -13,6 +13,14 @@ UNTIL_CLOSE: Final = -2
 """A response body's length, when the end of the connection tells it."""
 
 _MAX_LENGTH_DIGITS: Final = 15
+_END_TO_END: Final = frozenset(
+    {
+        b"cache-control", b"content-encoding", b"content-length", b"content-type", b"cookie", b"host", b"location",
+        b"set-cookie", b"strict-transport-security", b"transfer-encoding",
+    }
+)  # fmt: skip
+"""Never taken for hop by hop, whoever names them in Connection: without a length the end of a body would be another,
+and no sender may name what is meant for all recipients (RFC 9110, 7.6.1)."""
 
 
 class HeadFault(Enum):
@@ -51,7 +59,7 @@ def connection_options(options: bytes, http10: bool, kept: list[bytes]) -> tuple
     if lower == b"close":
         return False, False
     tokens = {token.strip(b" \t") for token in lower.split(b",")}
-    named = tuple(token + b":" for token in tokens - {b"close", b"keep-alive", b"upgrade", b"cookie", b""})
+    named = tuple(token + b":" for token in tokens - _END_TO_END - {b"close", b"keep-alive", b"upgrade", b""})
     if named:
         kept[:] = [line for line in kept if not line.lower().startswith(named)]
     keep_alive = b"close" not in tokens and (not http10 or b"keep-alive" in tokens)

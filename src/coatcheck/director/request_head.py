@@ -8,6 +8,8 @@ understood.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Final
 
 import msgspec
@@ -19,7 +21,12 @@ _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJK
 _CONTROLS: Final = bytes(set(range(0x20)) - {0x09, 0x0A, 0x0D}) + b"\x7f"
 _NOT_IN_VALUES: Final = _CONTROLS + b"\r\n"
 _TARGET: Final = bytes(set(range(0x21, 0x7F)) - {ord("#")})
-_HOST_CHARACTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~:[]%"
+# A name or an IPv4 address, or an IPv6 address in brackets; and a port (RFC 9110, 7.2; RFC 3986, 3.2.2).
+_HOST_FORM: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?")
+NO_HOST: Final = b"unknown.invalid"
+"""What a web server is told where HTTP/1.0 names no host: a name of nothing (RFC 6761, 6.4), for with none at all it
+would put its own inner address in its links."""
+_MAX_PORT: Final = 65535
 _MAX_METHOD_BYTES: Final = 32
 _MAX_HOST_BYTES: Final = 261
 _MAX_KNOWN_BLOCK_BYTES: Final = 4096
@@ -30,7 +37,9 @@ _MAX_NAME_BYTES: Final = 256
 
 
 # What a request's header means to the director.
-_PLAIN, _DROPPED, _HOST, _LENGTH, _TRANSFER_CODING, _CONNECTION, _COOKIE, _EXPECT, _UPGRADE, _FORWARDING = range(10)
+(
+    _PLAIN, _DROPPED, _HOST, _LENGTH, _TRANSFER_CODING, _CONNECTION, _COOKIE, _EXPECT, _UPGRADE, _FORWARDING, _VOUCHED,
+) = range(11)  # fmt: skip
 _REQUEST_KINDS: Final = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -45,8 +54,23 @@ _REQUEST_KINDS: Final = {
         (b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"http2-settings", b"proxy"),
         _DROPPED,
     ),
-    **dict.fromkeys((b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server", b"x-real-ip"), _DROPPED),
-}
+    # What proxies say about the client, the connection or the URL, and apps believe: only a trusted one may say it.
+    **dict.fromkeys(
+        (
+            b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"x-proxyuser-ip", b"true-client-ip", b"client-ip",
+            b"cf-connecting-ip", b"cf-connecting-ipv6", b"fastly-client-ip", b"fly-client-ip", b"x-azure-clientip",
+            b"x-appengine-user-ip", b"x-envoy-external-address", b"x-host", b"x-http-host-override", b"x-scheme",
+            b"x-url-scheme", b"x-https", b"front-end-https", b"x-arr-ssl", b"x-rewrite-url", b"x-override-url",
+            b"remote-user", b"remote-addr", b"x-remote-user", b"x-user", b"x-authenticated-user", b"x-webauth-user",
+            b"x-client-verify", b"x-client-dn", b"client-cert", b"client-cert-chain", b"x-client-cert",
+        ),
+        _VOUCHED,
+    ),
+}  # fmt: skip
+_VOUCHED_PREFIXES: Final = (
+    b"x-forwarded-", b"x-original-", b"x-auth-request-", b"x-ssl-", b"ssl-client-", b"x-remote-", b"x-goog-iap-",
+    b"x-goog-authenticated-", b"x-ms-client-principal", b"x-amzn-oidc-", b"tailscale-user-",
+)  # fmt: skip
 _INTERNAL_PREFIX: Final = b"x-session-"
 _METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"})
 
@@ -72,6 +96,8 @@ class RequestFields(msgspec.Struct, gc=False):
     expects_continue: bool
     forwarding: bytes
     """The client's own forwarding lines, each ended by CRLF: to be believed only from a trusted proxy."""
+    vouched: bytes
+    """Its other lines that only a trusted proxy may say, each ended by CRLF."""
 
 
 class RequestHead(msgspec.Struct, gc=False):
@@ -168,7 +194,7 @@ def parse_request_fields(block: bytes, max_headers: int, *, has_authority: bool)
         elif kind != _DROPPED:
             if kind == _COOKIE:
                 kept.append(line)
-            value = line if kind == _FORWARDING else line[len(name) :].strip(b" \t")
+            value = line if kind >= _FORWARDING else line[len(name) :].strip(b" \t")
             special[kind] = _joined(kind, special[kind], value) if kind in special else value
     get = special.get
     options = get(_CONNECTION)
@@ -177,7 +203,7 @@ def parse_request_fields(block: bytes, max_headers: int, *, has_authority: bool)
     if expect is not None and expect.lower() != b"100-continue":
         raise BadHead(HeadFault.EXPECTATION, 417)
     length = body_length(get(_LENGTH), get(_TRANSFER_CODING), http10)
-    forwarding = get(_FORWARDING)
+    forwarding, vouched = get(_FORWARDING), get(_VOUCHED)
     return RequestFields(
         _host(get(_HOST), is_needed=not http10 and not has_authority),
         b"\r\n".join(kept) + b"\r\n" if kept else b"",
@@ -189,6 +215,7 @@ def parse_request_fields(block: bytes, max_headers: int, *, has_authority: bool)
         upgrade and not http10 and length == 0 and get(_UPGRADE, b"").lower() == b"websocket",
         expect is not None and not http10 and length != 0,
         forwarding + b"\r\n" if forwarding else b"",
+        vouched + b"\r\n" if vouched else b"",
     )
 
 
@@ -227,7 +254,7 @@ def _absolute_form(target: bytes) -> tuple[bytes, bytes]:
     if b"?" in authority:
         authority, _, query = rest.partition(b"?")
         slash, path = b"/", b"?" + query
-    if not authority or authority.translate(None, _HOST_CHARACTERS):
+    if not _is_host(authority):
         raise BadHead(HeadFault.TARGET)
     return (b"/" + path if slash else b"/"), authority
 
@@ -238,14 +265,18 @@ def _learn(name_and_colon: bytes) -> int:
     if not name or len(name) > _MAX_NAME_BYTES or name.translate(None, _TOKEN):
         raise BadHead(HeadFault.HEADER_NAME)
     lower = name.lower()
-    kind = _REQUEST_KINDS.get(lower, _PLAIN)
+    kind = _kind_of(lower)
     # CGI, and what descends from it, takes "_" for "-": such a twin of a name that means something goes nowhere.
     twin = lower.replace(b"_", b"-")
-    if twin.startswith(_INTERNAL_PREFIX) or (twin != lower and twin in _REQUEST_KINDS):
+    if twin.startswith(_INTERNAL_PREFIX) or (twin != lower and _kind_of(twin) != _PLAIN):
         kind = _DROPPED
     if len(_request_names) < _MAX_NAMES:
         _request_names[name_and_colon] = kind
     return kind
+
+
+def _kind_of(lower: bytes) -> int:
+    return _REQUEST_KINDS.get(lower, _VOUCHED if lower.startswith(_VOUCHED_PREFIXES) else _PLAIN)
 
 
 def _joined(kind: int, first: bytes, second: bytes) -> bytes:
@@ -256,13 +287,27 @@ def _joined(kind: int, first: bytes, second: bytes) -> bytes:
         raise BadHead(HeadFault.LENGTH)
     if kind == _TRANSFER_CODING:
         raise BadHead(HeadFault.TRANSFER_CODING)
-    separator = {_COOKIE: b"; ", _FORWARDING: b"\r\n"}.get(kind, b", ")
+    separator = {_COOKIE: b"; ", _FORWARDING: b"\r\n", _VOUCHED: b"\r\n"}.get(kind, b", ")
     return first + separator + second
 
 
 def _host(host: bytes | None, *, is_needed: bool) -> bytes:
     if host is None and not is_needed:
-        return b""
-    if not host or len(host) > _MAX_HOST_BYTES or host.translate(None, _HOST_CHARACTERS):
+        return NO_HOST
+    if host is None or not _is_host(host):
         raise BadHead(HeadFault.HOST)
     return host
+
+
+def _is_host(host: bytes) -> bool:
+    """Whether it is a host in the one form that every web server reads alike."""
+    match = _HOST_FORM.fullmatch(host)
+    if match is None or len(host) > _MAX_HOST_BYTES or int(match[2] or 0) > _MAX_PORT:
+        return False
+    if match[1] is None:
+        return True
+    try:
+        ipaddress.IPv6Address(match[1].decode("ascii"))
+    except ValueError:
+        return False
+    return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,3 +199,17 @@ def test_a_session_server_that_refuses_our_password_is_not_healthy(
     found = {row["name"]: row["healthy"] for row in running.status()["session_servers"]}
     assert found == {"cache-1": True, "cache-2": False}
     assert "no answer" in running.run("status").stdout
+
+
+def test_who_was_kept_to_a_bound_is_shown(farm: Callable[..., Farm]) -> None:
+    running = farm("--max-connections-per-address", "2")
+    host, port = running.note()["address"].rsplit(":", 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection((host, int(port)))).settimeout(60)
+        with socket.create_connection((host, int(port)), timeout=60) as one_more:
+            assert one_more.recv(12) == b"HTTP/1.1 429"
+        shown = running.run("status").stdout
+        assert "director-1 refused: 2 too many from address" in shown
+        details = running.status()["director"][0]["details"]
+        assert details["errors"]["too_many_from_address"] == 2

@@ -1,6 +1,6 @@
 """Hostile bytes where strangers' bytes are read: cookies, tokens, RESP requests, HTTP heads.
 
-    python tests/security/hostile.py --count 1000000 [--kind cookie|token|resp|http] [--seed N]
+    python tests/security/hostile.py --count 1000000 [--kind cookie|token|resp|http|forwarded] [--seed N]
 
 Each input is random, or a genuine one that was damaged. None may raise, hang, make the process grow or open
 anything; a failure prints the seed and the input.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import os
 import random
 import resource
@@ -25,6 +26,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from coatcheck.director.admission import Admission, AdmissionPolicy, is_within
+from coatcheck.director.forwarding import ClientAddress
 from coatcheck.director.http_body import ChunkedReader
 from coatcheck.director.http_framing import BadHead
 from coatcheck.director.request_head import RequestReader
@@ -353,7 +356,42 @@ def _chunks(raw: bytes) -> bytes:
     return payload
 
 
-KINDS: dict[str, Callable[[int, int], Report]] = {"cookie": cookie, "token": token, "resp": resp, "http": http}
+def forwarded(count: int, seed: int) -> Report:
+    """X-Forwarded-For and its kin, as a trusted proxy passes them on from anybody."""
+    trusted = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
+    genuine = [
+        b"X-Forwarded-For: 192.0.2.1, 10.0.0.1\r\nX-Forwarded-Proto: https",
+        b"X-Forwarded-For: [2001:db8::1]:443, fd00::1\r\nForwarded: for=192.0.2.1",
+        b"x-forwarded-for: 10.0.0.1\r\nX-Forwarded-For: 198.51.100.7:80\r\nX-Real-IP: 192.0.2.1",
+        b"X-Forwarded-For: ::ffff:192.0.2.1\r\nX-Forwarded-Host: shop.test",
+    ]
+    reader = RequestReader(100)
+    proxy = ClientAddress("10.0.0.9", tls=False, trusted=trusted)
+    admission = Admission(AdmissionPolicy(100, 10, 10, 10))
+
+    def check(raw: bytes) -> bool:
+        try:
+            fields = reader.read(b"GET / HTTP/1.1\r\nHost: a\r\n" + raw).fields
+        except BadHead:
+            return False
+        client = proxy.client_behind(fields)
+        assert client is None or not is_within(client, trusted), "a trusted proxy is no client"
+        assert proxy.block(fields).count(b"\r\n") == 5
+        guest = admission.enter(client, is_connection=False)
+        guest.leave()
+        assert (admission.connections, admission.addresses) == (0, 0)
+        return client is not None
+
+    return run("forwarded", genuine, check, count, seed)
+
+
+KINDS: dict[str, Callable[[int, int], Report]] = {
+    "cookie": cookie,
+    "token": token,
+    "resp": resp,
+    "http": http,
+    "forwarded": forwarded,
+}
 
 
 def main() -> None:

@@ -18,6 +18,16 @@ STATUS_COLUMNS = (
     "uptime",
 )
 
+REFUSALS = (
+    "too_many_connections",
+    "too_many_from_address",
+    "too_many_websockets",
+    "too_many_handshakes",
+    "client_too_slow",
+    "client_timeout",
+)
+"""The bounds of a director, as it counts whom it kept to one."""
+
 MAX_SHOWN = 40
 """Characters of a user's name in a table."""
 
@@ -55,7 +65,15 @@ def status_table(status: Mapping[str, Any]) -> str:
         rows += [_status_row(role, row) for row in status[group]]
     summary = f"farm {status['name']} is {status['state']} on {status['address']}, up {_duration(status['uptime_s'])}"
     down = [_why_down(row) for row in (*status["director"], *status["web_servers"], *status["session_servers"])]
-    return "\n".join([summary, "", text_table(STATUS_COLUMNS, rows), *(line for line in down if line)])
+    refused = [_refused(row) for row in status["director"]]
+    return "\n".join([summary, "", text_table(STATUS_COLUMNS, rows), *(line for line in (*down, *refused) if line)])
+
+
+def _refused(row: Mapping[str, Any]) -> str:
+    """A line for a director that kept somebody to a bound; empty for the others."""
+    errors = (row.get("details") or {}).get("errors", {})
+    counts = [f"{errors[name]} {name.replace('_', ' ')}" for name in REFUSALS if errors.get(name)]
+    return f"{row['name']} refused: {', '.join(counts)}" if counts else ""
 
 
 def _why_down(row: Mapping[str, Any]) -> str:

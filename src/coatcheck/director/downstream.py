@@ -7,6 +7,7 @@ import socket
 import struct
 from typing import Final, cast
 
+from coatcheck.director.admission import Guest
 from coatcheck.director.exchange import Exchange
 from coatcheck.director.forwarding import ClientAddress, is_reserved, request_tail
 from coatcheck.director.http_body import ChunkedReader
@@ -27,11 +28,16 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_behind",
         "_buffer",
         "_chunks",
         "_cookies",
         "_fields",
+        "_guest",
         "_lingering",
+        "_paced",
+        "_paced_bytes",
+        "_paced_size",
         "_pauses",
         "_relay",
         "_remaining",
@@ -47,8 +53,16 @@ class Downstream(asyncio.Protocol):
         "write_paused",
     )  # fmt: skip
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, guest: Guest | None = None) -> None:
+        """``guest``: of a connection that was counted before its handshake."""
         self._relay = relay
+        self._guest = guest
+        self._behind: Guest | None = None
+        # Of the current round of the least rates: whether a body came through all of it, and how much of it; and
+        # what waited for the client when it began, if it took nothing before.
+        self._paced = False
+        self._paced_bytes = 0
+        self._paced_size: int | None = None
         self.transport = cast(asyncio.Transport, None)
         self.exchange: Exchange | None = None
         self.body_done = True
@@ -75,26 +89,45 @@ class Downstream(asyncio.Protocol):
         relay = self._relay
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(relay.options.buffer_bytes)
-        peer = transport.get_extra_info("peername")
-        self._address = ClientAddress(
-            peer[0] if isinstance(peer, tuple) else "unknown",
-            tls=transport.get_extra_info("ssl_object") is not None,
-            trusted=relay.trusted,
-        )
+        peername = transport.get_extra_info("peername")
+        peer = peername[0] if isinstance(peername, tuple) else "unknown"
+        tls = transport.get_extra_info("ssl_object") is not None
+        self._address = ClientAddress(peer, tls=tls, trusted=relay.trusted)
         self.deadline = relay.now + relay.options.header_read_s
         relay.clients.add(self)
-        if relay.is_flooded:
-            relay.count(Fault.TOO_MANY_CONNECTIONS)
+        if self._guest is None:
+            self._guest = relay.enter(peer)
+            self._check_room(self._guest)
+
+    def _check_room(self, guest: Guest) -> None:
+        relay = self._relay
+        # Itself it is idle too, but must not make room for itself.
+        relay.clients.discard(self)
+        fault = relay.too_many(guest)
+        relay.clients.add(self)
+        if fault is None:
+            return
+        if relay.is_flooded(guest):
+            relay.count(fault)
             self.transport.abort()
-        elif not relay.has_room(self):
-            self._refuse(503, Fault.TOO_MANY_CONNECTIONS)
+        else:
+            self._refuse(429 if fault is Fault.TOO_MANY_FROM_ADDRESS else 503, fault)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._relay.clients.discard(self)
-        exchange, self.exchange = self.exchange, None
+        exchange = self._end_exchange()
         if exchange is not None:
             self._relay.count(Fault.CLIENT_GONE)
             exchange.abandon()
+        if self._guest is not None:
+            self._guest.leave()
+
+    def _end_exchange(self) -> Exchange | None:
+        exchange, self.exchange = self.exchange, None
+        if self._behind is not None:
+            self._behind.leave()
+            self._behind = None
+        return exchange
 
     def eof_received(self) -> bool:
         # A client may end its side after the request and still wait for the answer (RFC 9112, 9.6).
@@ -106,11 +139,11 @@ class Downstream(asyncio.Protocol):
             return True
         return False
 
-    def become_tunnel(self) -> bytes:
-        """Leave the connection to a tunnel; answers the bytes that came too early."""
+    def become_tunnel(self) -> tuple[bytes, list[Guest]]:
+        """Leave the connection to a tunnel; answers the bytes that came too early, and what counts for it."""
         self._relay.clients.discard(self)
         self.exchange = None
-        return bytes(self._buffer)
+        return bytes(self._buffer), [guest for guest in (self._guest, self._behind) if guest is not None]
 
     @property
     def is_last_request(self) -> bool:
@@ -125,6 +158,7 @@ class Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._paced_size = None
         if self.exchange is None:
             self._next()
         elif self.exchange.upstream is not None:
@@ -133,6 +167,7 @@ class Downstream(asyncio.Protocol):
     def hold_body(self) -> None:
         """The web server takes no more of the body for now."""
         if not self.body_done:
+            self._paced = False
             self._pause(_BODY_HELD)
 
     def release_body(self) -> None:
@@ -228,6 +263,7 @@ class Downstream(asyncio.Protocol):
         else:
             request = b"%b %b%b\r\n" % (head.method, head.target, self._tail)
         exchange = self.exchange = Exchange(relay, self, head, request, self._tag)
+        self._paced = False
         if fields.length:
             self.body_done = False
             self._remaining = fields.length
@@ -236,14 +272,29 @@ class Downstream(asyncio.Protocol):
             self.data_received(rest)
         if self.exchange is not exchange:
             return
-        if is_reserved(head.target):
+        fault = self._refusal(fields) if fields.websocket or self._address.is_trusted else None
+        if fault is not None:
+            self.fail(429 if fault is Fault.TOO_MANY_FROM_ADDRESS else 503, fault)
+        elif is_reserved(head.target):
             self.answer(404)
         else:
             exchange.dispatch()
 
+    def _refusal(self, fields: RequestFields) -> Fault | None:
+        """Why a request of somebody behind a proxy, or a WebSocket, is one too many."""
+        relay = self._relay
+        client = self._address.client_behind(fields)
+        if client is not None:
+            self._behind = relay.admission.enter(client, is_connection=False)
+            fault = relay.too_many(self._behind)
+            if fault is not None:
+                return fault
+        return None if not fields.websocket or relay.takes_websockets else Fault.TOO_MANY_WEBSOCKETS
+
     def _take_body(self, data: bytes) -> None:
         exchange, relay = self.exchange, self._relay
         assert exchange is not None
+        self._paced_bytes += len(data)
         if self._chunks is None:
             piece, rest = data[: self._remaining], data[self._remaining :]
             self._remaining -= len(piece)
@@ -276,7 +327,7 @@ class Downstream(asyncio.Protocol):
 
     def response_done(self) -> None:
         """The response has been written in full: on to the next request, or to the end."""
-        exchange, self.exchange = self.exchange, None
+        exchange = self._end_exchange()
         assert exchange is not None
         close = exchange.close or self._relay.stopping
         if not self.body_done or (close and self._buffer):
@@ -298,7 +349,7 @@ class Downstream(asyncio.Protocol):
         if not exchange.replied:
             self.answer(status)
             return
-        self.exchange = None
+        self._end_exchange()
         exchange.abandon()
         if exchange.close:
             # The end of the connection may be all that tells the end of this body, so let it look like a break.
@@ -382,3 +433,29 @@ class Downstream(asyncio.Protocol):
             self.transport.abort()
         self._stalled_bytes = waiting
         self.deadline = now + self._relay.options.between_bytes_s
+
+    def judge_pace(self, now: float) -> None:
+        """A round of the least rates is over: a client that gave or took too little in all of it has to go.
+
+        What waits because a web server takes no more, or has not said 100 Continue, is not the client's fault.
+        """
+        relay, options, exchange = self._relay, self._relay.options, self.exchange
+        if self._lingering:
+            return
+        size = self.transport.get_write_buffer_size() if self.write_paused else None
+        taken = None if size is None or self._paced_size is None else self._paced_size - size
+        self._paced_size = size
+        comes = exchange is not None and not self.body_done and not self._pauses & _BODY_HELD
+        given = self._paced_bytes if self._paced else None
+        self._paced, self._paced_bytes = comes, 0
+        if taken is not None and taken < options.min_read_rate * options.rate_window_s:
+            relay.count(Fault.CLIENT_TOO_SLOW)
+            self.transport.abort()
+        elif (
+            comes
+            and exchange is not None
+            and not exchange.awaits_continue
+            and given is not None
+            and given < options.min_body_rate * options.rate_window_s
+        ):
+            self.fail(408, Fault.CLIENT_TOO_SLOW)

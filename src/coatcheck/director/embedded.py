@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import socket
 from typing import Any, Final
 
@@ -13,13 +12,12 @@ from coatcheck.director.health import HealthWatch
 from coatcheck.director.options import DirectorOptions, checked_options
 from coatcheck.director.relay import Relay
 from coatcheck.director.routing import Check, Health, ServerState
+from coatcheck.director.tls_door import TlsDoor
 from coatcheck.director.upstream import UpstreamPool
 from coatcheck.errors import ConfigError
 
 _log: Final = logging.getLogger("coatcheck.director")
 _POLL_S: Final = 0.02
-_OTHER_DESCRIPTORS: Final = 64
-"""For the event loop, the health checks and the log, beside two for each client."""
 
 
 class EmbeddedDirector:
@@ -33,6 +31,8 @@ class EmbeddedDirector:
         self._options = checked_options(options)
         self._relay: Relay | None = None
         self._server: asyncio.Server | None = None
+        self._door: TlsDoor | None = None
+        self._address: tuple[str, int] | None = None
         self._watches: list[HealthWatch] = []
         self._watching: list[asyncio.Task[None]] = []
         self._tick: asyncio.TimerHandle | None = None
@@ -41,9 +41,8 @@ class EmbeddedDirector:
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens; useful after binding to port 0."""
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return host, port
+        assert self._address is not None, "it was not started"
+        return self._address
 
     async def start(self, sock: socket.socket | None = None) -> None:
         """Begin to listen and to check the web servers.
@@ -53,15 +52,21 @@ class EmbeddedDirector:
         """
         loop, options = asyncio.get_running_loop(), self._options
         relay = self._relay = Relay(options, loop)
-        relay.max_connections = _within_descriptors(options.max_connections)
         for state in relay.states:
             state.draining = state.name in self._draining
-        where: dict[str, Any] = {"sock": sock}
-        if sock is None:
-            where = {"host": options.host, "port": options.port, "reuse_port": True}
         if options.tls is not None:
-            where |= {"ssl": options.tls, "ssl_handshake_timeout": options.header_read_s}
-        self._server = await loop.create_server(lambda: Downstream(relay), backlog=options.backlog, **where)
+            listener = _listen(options) if sock is None else sock
+            listener.setblocking(False)
+            listener.listen(options.backlog)
+            self._address = listener.getsockname()[:2]
+            self._door = TlsDoor(relay, listener, options.tls)
+            self._door.open()
+        else:
+            where: dict[str, Any] = {"sock": sock}
+            if sock is None:
+                where = {"host": options.host, "port": options.port, "reuse_port": True}
+            self._server = await loop.create_server(lambda: Downstream(relay), backlog=options.backlog, **where)
+            self._address = self._server.sockets[0].getsockname()[:2]
         self._watches = [HealthWatch(relay, pool, self._report) for pool in relay.pools]
         relay.nudge = self._nudge
         self._watching = [loop.create_task(watch.run()) for watch in self._watches]
@@ -125,7 +130,11 @@ class EmbeddedDirector:
         return {
             "requests": relay.requests if relay else 0,
             "in_flight": sum(state.in_flight for state in states) + (len(relay.waiting) if relay else 0),
-            "connections": len(relay.clients) + len(relay.tunnels) if relay else 0,
+            "connections": relay.admission.connections if relay else 0,
+            "handshakes": len(relay.handshakes) if relay else 0,
+            "websockets": len(relay.tunnels) if relay else 0,
+            "addresses": relay.admission.addresses if relay else 0,
+            "most_of_one_address": relay.admission.most_of_one_address if relay else 0,
             "waiting": len(relay.waiting) if relay else 0,
             "retries": relay.retries if relay else 0,
             "evicted": relay.evicted if relay else 0,
@@ -135,12 +144,14 @@ class EmbeddedDirector:
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, finish what is in flight, close what is idle; after ``grace_s`` drop what is left."""
-        relay, server = self._relay, self._server
-        if relay is None or server is None:
+        relay, server, door = self._relay, self._server, self._door
+        if relay is None:
             return
-        self._relay = self._server = None
+        self._relay = self._server = self._door = None
         relay.stopping = True
-        server.close()
+        for entrance in (server, door):
+            if entrance is not None:
+                entrance.close()
         deadline = relay.loop.time() + grace_s
         while relay.clients or relay.tunnels:
             for client in list(relay.clients):
@@ -149,6 +160,8 @@ class EmbeddedDirector:
                 break
             await asyncio.sleep(_POLL_S)
         relay.close()
+        if door is not None:
+            door.abort()
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
@@ -168,12 +181,15 @@ class EmbeddedDirector:
         pool.relay.health_changed(pool.state, f"health check {check.value}")
 
 
-def _within_descriptors(connections: int) -> int:
-    """So many connections, or as many as the system's limit allows: each may need one more to a web server."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return connections
-    possible = max(1, (soft - _OTHER_DESCRIPTORS) // 2)
-    if possible < connections:
-        _log.warning("%d descriptors allow %d connections, not %d; raise `ulimit -n`", soft, possible, connections)
-    return min(connections, possible)
+def _listen(options: DirectorOptions) -> socket.socket:
+    found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener

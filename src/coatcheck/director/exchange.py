@@ -266,6 +266,11 @@ class Exchange:
             self.close = True
         return self.close
 
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client keeps its body until it is told to go on."""
+        return self.fields.expects_continue and not self._continued
+
     def informational(self, status: int, response: bytes) -> None:
         """A 1xx response: for HTTP/1.1 clients only, and 100 only once and if asked for (RFC 9110, 15.2)."""
         if self.fields.http10:
@@ -279,10 +284,16 @@ class Exchange:
     def open_tunnel(self, upstream: Upstream, response: bytes, first: bytes) -> None:
         """The web server agreed to speak WebSocket: from here on, bytes pass both ways unread."""
         assert self.pool is not None
-        self.replied = True
         client = self.client
+        if not self.relay.takes_websockets:
+            # There was room when it was asked for.
+            upstream.drop()
+            self.release_server()
+            client.fail(503, Fault.TOO_MANY_WEBSOCKETS)
+            return
+        self.replied = True
         client.transport.write(response + first)
-        tunnel = Tunnel(self.relay, self.pool.state, client.transport, upstream.transport)
+        early, guests = client.become_tunnel()
+        tunnel = Tunnel(self.relay, self.pool.state, client.transport, upstream.transport, guests)
         self.pool = self.upstream = None  # The tunnel counts as the request in flight now.
-        early = client.become_tunnel()
         tunnel.open(early, client_full=client.write_paused, server_full=upstream.write_paused)

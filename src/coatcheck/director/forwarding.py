@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from coatcheck.director.admission import client_behind, is_within
 from coatcheck.director.http_framing import CHUNKED
 from coatcheck.director.options import Network
 from coatcheck.director.request_head import RequestFields
@@ -21,13 +21,14 @@ _RESERVED: Final = b"/.well-known/coatcheck"
 class ClientAddress:
     """Who is at the other end of one connection, as told to the web servers."""
 
-    __slots__ = ("_block", "_block_host", "_node", "_peer", "_proto", "_trusted")
+    __slots__ = ("_block", "_block_host", "_networks", "_node", "_peer", "_proto", "_trusted")
 
     def __init__(self, peer: str, *, tls: bool, trusted: tuple[Network, ...]) -> None:
         self._peer = peer.encode("ascii", "replace")
         self._node = b'"[%s]"' % self._peer if b":" in self._peer else self._peer
         self._proto = b"https" if tls else b"http"
-        self._trusted = bool(trusted) and _is_within(peer, trusted)
+        self._trusted = bool(trusted) and is_within(peer, trusted)
+        self._networks = trusted
         self._block_host: bytes | None = None
         self._block = b""
 
@@ -35,6 +36,12 @@ class ClientAddress:
     def is_trusted(self) -> bool:
         """Whether it is a proxy whose words are believed."""
         return self._trusted
+
+    def client_behind(self, fields: RequestFields) -> str | None:
+        """The client of a request that came through a trusted proxy, as far as that one says."""
+        if not self._trusted or not fields.forwarding:
+            return None
+        return client_behind(self._told(fields).get(b"x-forwarded-for", []), self._networks)
 
     def block(self, fields: RequestFields) -> bytes:
         """The forwarding lines of one request, each ended by CRLF.
@@ -53,12 +60,16 @@ class ClientAddress:
             )
         return self._block
 
-    def _extended(self, fields: RequestFields) -> bytes:
+    def _told(self, fields: RequestFields) -> dict[bytes, list[bytes]]:
         told: dict[bytes, list[bytes]] = {}
         for line in fields.forwarding.split(b"\r\n"):
             name, _, value = line.partition(b":")
             if name:
                 told.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        return told
+
+    def _extended(self, fields: RequestFields) -> bytes:
+        told = self._told(fields)
         chain = b", ".join([*told.get(b"x-forwarded-for", []), self._peer])
         hop = b'for=%s;host="%s";proto=%s' % (self._node, fields.host, self._proto)
         return b"X-Forwarded-For: %s\r\nX-Forwarded-Proto: %s\r\nX-Forwarded-Host: %s\r\nForwarded: %s\r\n%s" % (
@@ -68,14 +79,6 @@ class ClientAddress:
             b", ".join([*told.get(b"forwarded", []), hop]),
             _VIA,
         )
-
-
-def _is_within(peer: str, networks: tuple[Network, ...]) -> bool:
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
-        return False
-    return any(address in network for network in networks)
 
 
 def request_tail(fields: RequestFields, client: ClientAddress) -> bytes:

@@ -15,7 +15,7 @@ from coatcheck.peers.dial import Door
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._~!-]{1,128}")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_MAY_BE_ZERO: Final = frozenset({"port", "hsts_s", "resend_after_s"})
+_MAY_BE_ZERO: Final = frozenset({"port", "hsts_s", "resend_after_s", "min_body_rate", "min_read_rate"})
 _MOST_SENDS: Final = 2
 """Of an idempotent request. It has the effect of one (RFC 9110, 9.2.2), and still costs each server its work."""
 
@@ -63,8 +63,21 @@ class DirectorOptions(msgspec.Struct, frozen=True):
 
     # Bounds
     max_connections: int = 4096
-    """Of clients. For one more an idle one is closed; if none is idle, it is answered 503 and closed. Also bounds the
-    connections to web servers. Fewer, if the system allows fewer descriptors than twice as many."""
+    """Of clients, counted from their accept, WebSockets included. For one more an idle one is closed; if none is idle,
+    it is answered 503 and closed. Also bounds the connections to web servers. Fewer, if the system allows fewer
+    descriptors than twice as many and the reserved ones."""
+    max_connections_per_address: int = 1024
+    """Of one client's address (IPv6: network of 64 bits); behind a trusted proxy, requests and WebSockets of one."""
+    max_handshakes: int = 512
+    """TLS handshakes under way; for one more the oldest ends."""
+    max_websockets: int = 2048
+    """One more is answered 503, so that they leave room for requests."""
+    reserved_descriptors: int = 128
+    """Kept back for the event loop, the health checks, the control channel and the log."""
+    min_body_rate: int = 240
+    """Bytes a second of a request's body that is still coming, on the mean of ``rate_window_s``; 0: any."""
+    min_read_rate: int = 240
+    """Bytes a second that a client takes of a response that waits for it; 0: any."""
     max_head_bytes: int = 32 * 1024
     max_headers: int = 100
     max_response_head_bytes: int = 64 * 1024
@@ -83,6 +96,9 @@ class DirectorOptions(msgspec.Struct, frozen=True):
 
     # Time-outs
     header_read_s: float = 10.0
+    tls_handshake_s: float = 10.0
+    rate_window_s: float = 30.0
+    """Over which the least rates are measured: a client may pause for about so long."""
     idle_s: float = 60.0
     connect_s: float = 1.0
     """A web server that accepts no connection for so long is busy."""

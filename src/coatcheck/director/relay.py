@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import logging
+import resource
+import socket
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from coatcheck.director.admission import Admission, AdmissionPolicy, Guest, Refusal, client_of, is_within
 from coatcheck.director.delivery import DeliveryPolicy, Failure
 from coatcheck.director.forwarding import route_tag_reader
 from coatcheck.director.options import DirectorOptions, trusted_networks
@@ -17,6 +21,7 @@ from coatcheck.director.request_head import RequestReader
 from coatcheck.director.routing import Balancer, Health, ServerState, eject, heard, servers_of, stalled
 from coatcheck.director.upstream import Upstream, UpstreamPool
 from coatcheck.peers.dial import open_connection
+from coatcheck.seldom import Seldom
 
 if TYPE_CHECKING:
     from coatcheck.director.downstream import Downstream
@@ -37,13 +42,25 @@ class Fault(Enum):
     BAD_REQUEST = "bad_request"
     CLIENT_TIMEOUT = "client_timeout"
     CLIENT_GONE = "client_gone"
+    CLIENT_TOO_SLOW = "client_too_slow"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_FROM_ADDRESS = "too_many_from_address"
+    TOO_MANY_WEBSOCKETS = "too_many_websockets"
+    TOO_MANY_HANDSHAKES = "too_many_handshakes"
+    HANDSHAKE_FAILED = "handshake_failed"
     NO_SERVER = "no_server"
     UPSTREAM_LOST = "upstream_lost"
     UPSTREAM_BUSY = "upstream_busy"
     UPSTREAM_SILENT = "upstream_silent"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     BAD_RESPONSE = "bad_response"
+
+
+_REFUSALS: Final = {
+    Refusal.CONNECTIONS: Fault.TOO_MANY_CONNECTIONS,
+    Refusal.ADDRESS: Fault.TOO_MANY_FROM_ADDRESS,
+    Refusal.WEBSOCKETS: Fault.TOO_MANY_WEBSOCKETS,
+}
 
 
 class Relay:
@@ -60,8 +77,18 @@ class Relay:
         self.read_tag = route_tag_reader(options.route_cookie, self.balancer.knows)
         self.reader = RequestReader(options.max_headers)
         self.trusted = trusted_networks(options)
-        self.max_connections = options.max_connections
-        """Or fewer, if the system allows fewer descriptors."""
+        self.admission = Admission(
+            AdmissionPolicy(
+                max_connections=within_descriptors(options.max_connections, options.reserved_descriptors),
+                max_connections_per_address=options.max_connections_per_address,
+                max_handshakes=options.max_handshakes,
+                max_websockets=options.max_websockets,
+            )
+        )
+        self.handshakes: dict[socket.socket, None] = {}
+        """TLS handshakes that are under way, the oldest first."""
+        self.seldom = Seldom(_log, loop.time)
+        self._pace_at = self.now + options.rate_window_s
         self.hsts = b""
         """The header line that every response over TLS carries (RFC 6797, 7.1); over plain HTTP none may."""
         if options.tls is not None and options.hsts_s > 0:
@@ -85,22 +112,59 @@ class Relay:
         """Count a request that was not served."""
         self.errors[fault.value] += 1
 
-    def has_room(self, newcomer: Downstream) -> bool:
-        """Whether one more client can be served; an idle connection may have to make room for it."""
-        if len(self.clients) + len(self.tunnels) <= self.max_connections:
-            return True
+    def enter(self, peer: str) -> Guest:
+        """Count a connection that was just accepted."""
+        trusted = bool(self.trusted) and is_within(peer, self.trusted)
+        return self.admission.enter(None if trusted else client_of(peer))
+
+    def too_many(self, newcomer: Guest) -> Fault | None:
+        """Why a connection cannot stay; ``None``: it can, though an idle one may have had to make room for it."""
+        refusal = self.admission.refusal(newcomer)
+        if refusal is Refusal.CONNECTIONS and self.make_room():
+            return None
+        return None if refusal is None else _REFUSALS[refusal]
+
+    def make_room(self) -> bool:
+        """Close an idle connection, or the oldest handshake; answers whether there was one."""
         looked_at = itertools.islice(self.clients, _LOOKED_AT_FOR_ROOM)
-        idle = [client for client in looked_at if client.is_idle and client is not newcomer]
+        idle = [client for client in looked_at if client.is_idle]
         if not idle:
-            return False
+            return self._drop_oldest_handshake()
         self.evicted += 1
         min(idle, key=lambda client: client.deadline).close_if_idle()
         return True
 
+    def _drop_oldest_handshake(self) -> bool:
+        sock = next(iter(self.handshakes), None)
+        if sock is None:
+            return False
+        del self.handshakes[sock]
+        self.count(Fault.TOO_MANY_HANDSHAKES)
+        # The end of the stream ends the handshake.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def begin_handshake(self, sock: socket.socket) -> None:
+        """One more; if that is too many, the oldest ends: an honest one takes milliseconds."""
+        self.handshakes[sock] = None
+        if len(self.handshakes) > self.admission.policy.max_handshakes:
+            self._drop_oldest_handshake()
+
+    def end_handshake(self, sock: socket.socket) -> None:
+        """It succeeded, or failed."""
+        self.handshakes.pop(sock, None)
+
     @property
-    def is_flooded(self) -> bool:
+    def takes_websockets(self) -> bool:
+        """Whether one more WebSocket leaves room for requests."""
+        return len(self.tunnels) < self.admission.policy.max_websockets
+
+    def is_flooded(self, guest: Guest) -> bool:
         """Whether there are so many connections that even a refusal is too much to say."""
-        return len(self.clients) + len(self.tunnels) > self.max_connections + _MAX_REFUSED
+        admission = self.admission
+        most = max(admission.connections - admission.policy.max_connections, admission.excess(guest))
+        return most > _MAX_REFUSED
 
     def connect(self, pool: UpstreamPool, exchange: Exchange) -> asyncio.Task[None]:
         """Open a connection to a web server for a request; bounded by ``connect_s`` and by the clients' number."""
@@ -119,9 +183,16 @@ class Relay:
             self.stalled(pool.state)
             failure = Failure.STALLED
         except OSError as error:
-            if error.errno not in OWN_SHORTAGES:
-                self.eject(pool.state, f"cannot connect: {error}")
             failure = Failure.REFUSED
+            if error.errno in OWN_SHORTAGES:
+                # That says nothing about the server: give back what is not needed, and try again in a while.
+                self.seldom.warning("no connection to a web server can be opened: %s", error.strerror)
+                for each in self.pools:
+                    each.close_idle(float("inf"))
+                await asyncio.sleep(self.options.tick_s)
+                failure = Failure.STALLED
+            else:
+                self.eject(pool.state, f"cannot connect: {error}")
         else:
             if exchange.is_connecting(asyncio.current_task()):
                 exchange.connected(upstream)
@@ -162,9 +233,10 @@ class Relay:
     def health_changed(self, state: ServerState, why: str) -> None:
         """What waits is thought over: a server takes requests again, or there is nothing to wait for any more."""
         if state.health is Health.HEALTHY:
-            _log.info("web server %s is in: %s", state.name, why)
+            self.seldom.write(logging.INFO, "web server %s is in: %s", state.name, why, kind=f"{state.name} in")
         else:
-            _log.warning("web server %s is %s: %s", state.name, state.health.value, why)
+            kind = f"{state.name} {state.health.value}"
+            self.seldom.warning("web server %s is %s: %s", state.name, state.health.value, why, kind=kind)
         if state.health is Health.GONE:
             self.pools[state.index].close_idle(float("inf"))
         if state.health is not Health.BUSY:
@@ -198,6 +270,10 @@ class Relay:
                 client.exchange.reconsider(now)
         for tunnel in list(self.tunnels):
             tunnel.tick(now)
+        if self._pace_at <= now:
+            self._pace_at = now + self.options.rate_window_s
+            for client in list(self.clients):
+                client.judge_pace(now)
         for pool in self.pools:
             pool.close_idle(now - self.options.upstream_idle_s)
 
@@ -211,3 +287,17 @@ class Relay:
             task.cancel()
         for pool in self.pools:
             pool.close_idle(float("inf"))
+
+
+def within_descriptors(connections: int, reserved: int) -> int:
+    """So many connections, or as many as the system's limit allows: each may need one more to a web server.
+
+    ``reserved`` ones are kept back for the event loop, the health checks, the control channel and the log.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    possible = max(1, (soft - reserved) // 2)
+    if possible < connections:
+        _log.warning("%d descriptors allow %d connections, not %d; raise `ulimit -n`", soft, possible, connections)
+    return min(connections, possible)

@@ -97,7 +97,7 @@ def own_response(status: int, close: bool, hsts: bytes, pages: ErrorPages, head:
         b"Content-Length: %d" % len(page.body),
         b"Cache-Control: no-store",
     ]
-    if status == 503:
+    if status in (429, 503):
         lines.append(b"Retry-After: 1")
     if hsts:
         lines.append(hsts)

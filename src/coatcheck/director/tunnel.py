@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from coatcheck.director.admission import Guest
 from coatcheck.director.routing import ServerState
 
 if TYPE_CHECKING:
@@ -14,10 +15,18 @@ if TYPE_CHECKING:
 class Tunnel:
     """A WebSocket between a client and a web server (RFC 6455, 4.1)."""
 
-    __slots__ = ("_ends", "_relay", "draining_since", "last_byte_at", "state")
+    __slots__ = ("_ends", "_guests", "_relay", "draining_since", "last_byte_at", "state")
 
-    def __init__(self, relay: Relay, state: ServerState, client: asyncio.Transport, server: asyncio.Transport) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        state: ServerState,
+        client: asyncio.Transport,
+        server: asyncio.Transport,
+        guests: list[Guest],
+    ) -> None:
         self._relay = relay
+        self._guests = guests
         self.state = state
         self.last_byte_at = relay.now
         self.draining_since: float | None = None
@@ -51,6 +60,8 @@ class Tunnel:
         if self in self._relay.tunnels:
             self._relay.tunnels.discard(self)
             self.state.in_flight -= 1
+            for guest in self._guests:
+                guest.leave()
             self.close()
 
     def eof(self) -> bool:

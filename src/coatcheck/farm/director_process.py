@@ -79,6 +79,8 @@ def _limits(limits: DirectorSettings) -> dict[str, Any]:
         "checks_to_fail": "fall",
         "checks_to_admit": "rise",
         "hold_response_s": "held_response_s",
+        "header_timeout_s": "header_read_s",
+        "tls_handshake_timeout_s": "tls_handshake_s",
     }
     return {other_names.get(name, name): value for name, value in msgspec.structs.asdict(limits).items()}
 

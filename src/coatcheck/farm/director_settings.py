@@ -154,12 +154,82 @@ class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[
         int,
         Option(
-            "Connections of browsers to each director; for one more an idle one is closed. The system's limit of "
-            "open files (`ulimit -n`) may allow fewer.",
+            "Connections of browsers to each director, counted from their accept, WebSockets included; for one more an "
+            "idle one is closed. The system's limit of open files (`ulimit -n`) may allow fewer.",
             minimum=1,
             maximum=1_000_000,
         ),
     ] = 4096
+    max_connections_per_address: Annotated[
+        int,
+        Option(
+            "Of those, of one IPv4 address or IPv6 network of 64 bits; behind a trusted proxy: requests and WebSockets "
+            "of one. One more gets 429, or with TLS its end.",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    ] = 1024
+    max_websockets: Annotated[
+        int,
+        Option(
+            "Of those, WebSockets, so that they leave room for requests; one more gets 503.",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    ] = 2048
+    max_handshakes: Annotated[
+        int,
+        Option("TLS handshakes under way; for one more the oldest ends.", minimum=1, maximum=1_000_000),
+    ] = 512
+    tls_handshake_timeout_s: Annotated[
+        float,
+        Option("How long a TLS handshake may take.", duration=True, minimum=0.1, maximum=3600),
+    ] = 10.0
+    header_timeout_s: Annotated[
+        float,
+        Option(
+            "How long a request's line and headers may take, from their first byte; then the browser gets 408.",
+            duration=True,
+            minimum=0.1,
+            maximum=3600,
+        ),
+    ] = 10.0
+    min_body_rate: Annotated[
+        int,
+        Option(
+            "Bytes a second of a request's body that a browser must send, on the mean of `rate_window`; else it gets "
+            "408. 0: any.",
+            minimum=0,
+            maximum=1 << 30,
+        ),
+    ] = 240
+    min_read_rate: Annotated[
+        int,
+        Option(
+            "Bytes a second that a browser must take of a response that waits for it; else its connection ends. "
+            "0: any.",
+            minimum=0,
+            maximum=1 << 30,
+        ),
+    ] = 240
+    rate_window_s: Annotated[
+        float,
+        Option(
+            "Over which the two least rates are measured: a browser may pause for about so long.",
+            duration=True,
+            minimum=1,
+            maximum=3600,
+        ),
+    ] = 30.0
+    reserved_descriptors: Annotated[
+        int,
+        Option(
+            "Open files kept back for health checks, the control channel and the log. Of the others, half are for "
+            "connections to web servers.",
+            minimum=32,
+            maximum=65536,
+        ),
+    ] = 128
     max_head_bytes: Annotated[
         int,
         Option(

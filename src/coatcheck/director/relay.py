@@ -292,12 +292,13 @@ class Relay:
 def within_descriptors(connections: int, reserved: int) -> int:
     """So many connections, or as many as the system's limit allows: each may need one more to a web server.
 
-    ``reserved`` ones are kept back for the event loop, the health checks, the control channel and the log.
+    ``reserved`` ones, or half of all, are kept back for the event loop, the health checks, the control channel and the
+    log.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return connections
-    possible = max(1, (soft - reserved) // 2)
+    possible = max(1, (soft - min(reserved, soft // 2)) // 2)
     if possible < connections:
         _log.warning("%d descriptors allow %d connections, not %d; raise `ulimit -n`", soft, possible, connections)
     return min(connections, possible)

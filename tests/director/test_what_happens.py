@@ -82,11 +82,13 @@ class Farm:
     def health(self, name: str) -> str:
         return next(str(row["health"]) for row in self.director.status()["servers"] if row["name"] == name)
 
-    async def ask(self, what: str, where: str = "web-0", *, body: bytes = b"hello", expect: bool = False) -> None:
-        """Send the request of every method at once, all of sessions that web-0 hosts."""
+    async def ask(
+        self, what: str, where: str = "web-0", *, body: bytes = b"hello", of: int = 0, expect: bool = False
+    ) -> None:
+        """Send the request of every method at once, all of sessions that web-0 hosts; ``of``: the body's whole size."""
         for method, client in self.clients.items():
             lines = [f"{method} /{method}/{what}/{where} HTTP/1.1", "Host: a", "Cookie: coatcheck-route=web-0"]
-            lines += [f"Content-Length: {len(body)}"] + ["Expect: 100-continue"] * expect
+            lines += [f"Content-Length: {of or len(body)}"] + ["Expect: 100-continue"] * expect
             client.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if expect else body))
 
     async def until_begun(self, name: str, methods: set[str]) -> None:
@@ -152,6 +154,15 @@ async def killed_with_a_long_body(farm: Farm) -> None:
     await farm.ask("hold", body=b"x" * 5000)
     await farm.until_begun("web-0", ALL)
     farm.signal("web-0", signal.SIGKILL)
+
+
+async def killed_amid_the_body(farm: Farm) -> None:
+    await farm.ask("hold", body=b"hello", of=10)
+    await farm.until_begun("web-0", ALL)
+    farm.signal("web-0", signal.SIGKILL)
+    await farm.until_begun("web-1", IDEMPOTENT)
+    for method in IDEMPOTENT:
+        farm.clients[method].writer.write(b"again")
 
 
 async def killed_before_continue(farm: Farm) -> None:
@@ -260,6 +271,7 @@ STORIES: dict[str, tuple[Story, dict[str, Any]]] = {
     "killed": (killed, {}),
     "killed-twice": (killed_twice, {}),
     "killed-long-body": (killed_with_a_long_body, {"kept_body_bytes": 1024}),
+    "killed-mid-body": (killed_amid_the_body, {}),
     "killed-before-continue": (killed_before_continue, {}),
     "half-held": (half, {"held_response_s": LONGEST_S}),
     "half-streamed": (half_streamed, {}),
@@ -275,7 +287,7 @@ STORIES: dict[str, tuple[Story, dict[str, Any]]] = {
 }
 """The failures of the table, made real."""
 
-SENT_FIRST = {"killed", "killed-before-continue", "half-held", "frozen-killed", "silent"}
+SENT_FIRST = {"killed", "killed-mid-body", "killed-before-continue", "half-held", "frozen-killed", "silent"}
 """Here the first web server has begun what then goes elsewhere."""
 
 

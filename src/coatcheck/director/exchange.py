@@ -71,7 +71,7 @@ class Exchange:
         chosen.requests += 1
         self.client.deadline = relay.now + relay.options.first_byte_s
         pool = self.pool = relay.pools[chosen.index]
-        upstream = None if self._fresh_only else pool.take()
+        upstream = None if self._fresh_only else pool.take(certain=not self.delivery.idempotent)
         if upstream is not None:
             self._attach(upstream)
         else:

@@ -35,8 +35,8 @@ class UpstreamPool:
         self.answers = 0
         """How often bytes came from this server: proof of life for the health checks."""
 
-    def take(self) -> Upstream | None:
-        """An open connection on which nothing has come, by the kernel's own word.
+    def take(self, *, certain: bool) -> Upstream | None:
+        """An open connection; ``certain`` also asks the kernel, for a request that must not be sent twice.
 
         The web server may close a connection at any moment. The event loop tells us, but only in its next round;
         the kernel knows at once. What is left is the time that the close itself is under way.
@@ -45,7 +45,7 @@ class UpstreamPool:
         while idle:
             upstream = idle.pop()
             upstream.is_idle = False
-            if upstream.is_quiet():
+            if not certain or upstream.is_quiet():
                 upstream.is_reused = True
                 return upstream
             upstream.transport.close()

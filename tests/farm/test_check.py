@@ -183,6 +183,7 @@ FLAGS = {"app": "a:b", "host": "0.0.0.0", "trusted_proxy": ["10.0.0.0/8"]}
         ({"trusted_proxy": None, "tls_certificate": "c", "tls_key": "k"}, ["hsts"]),
         ({"trusted_proxy": ["0.0.0.0/0"]}, ["trusted_proxy"]),
         ({"web": "1"}, ["web"]),
+        ({"reload": "on"}, ["reload"]),
         ({"cookie_same_site": "none"}, ["cookie_same_site"]),
         ({"cookie_same_site": "none", "cookie_partitioned": "yes"}, []),
         ({"cookie_domain": "shop.example"}, ["cookie_domain"]),

@@ -33,7 +33,8 @@ def test_later_ways_in_win(tmp_path: Path) -> None:
 def test_every_option_has_every_way_in(tmp_path: Path) -> None:
     samples = {
         "app": "a:b", "factory": "true", "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
-        "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b", "restart": "off",
+        "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b",
+        "reload": "yes", "reload_dir": "src lib", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
         "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
@@ -47,6 +48,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         more = {
             "tls_certificate": {"COATCHECK_TLS_KEY": "k"},
             "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
+            "reload_dir": {"COATCHECK_RELOAD": "yes"},
             "cookie_partitioned": {"COATCHECK_COOKIE_SAME_SITE": "none"},
             "hsts_s": {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"},
         }.get(setting.parameter, {})

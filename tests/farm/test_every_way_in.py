@@ -40,6 +40,7 @@ BAD = {
     "text": ["a\tb", "x\x1b[2J"],
 }
 BAD_LISTS = {"session_server": ["http://a", "redis://:hush@h:x"], "trusted_proxy": ["10.0.0.1/8", "everybody"]}
+BAD_LISTS["reload_dir"] = ["src"]  # without reload
 
 
 def kind_of(setting: FarmSetting) -> str:

@@ -22,6 +22,7 @@ from coatcheck.farm.director_process import tls_context
 from coatcheck.farm.error_pages import load_error_pages
 from coatcheck.farm.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.keys import load_or_create
+from coatcheck.farm.reload import check_reload
 from coatcheck.farm.run_directory import KEYS_FILE
 from coatcheck.farm.settings import FarmSettings
 from coatcheck.farm.weaknesses import weaknesses
@@ -64,6 +65,7 @@ def check_configuration(
     yield from _tls(settings)
     yield from _keys(settings, environ)
     try:
+        check_reload(settings)
         load_error_pages(settings.error_pages)
     except ConfigError as error:
         yield Finding("wrong", str(error))

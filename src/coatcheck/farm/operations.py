@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -136,6 +137,33 @@ class Operations:
             await self._tell_directors("admit", keeper.name)
         self._farm.console.say(f"{keeper.name} takes requests")
         return {"admitted": keeper.name}
+
+    async def reload(self, name: str, quiet_s: float) -> None:
+        """Restart a web server with the code as it stands now; one that the operator took out stays out.
+
+        Its open requests have ``quiet_s``, and ``stop_grace`` after that.
+
+        Raises:
+            ControlError: it cannot be started, or somebody else is moving it.
+        """
+        keeper = self._web_server(name)
+        if keeper.state in ("draining", "drained"):
+            return
+        with _Moving(self._moving, name):
+            self._farm.drained.add(name)
+            await self._tell_directors("drain", name)
+            if keeper.state == "ready":
+                keeper.mark_draining()
+                with contextlib.suppress(ControlError):  # it has died meanwhile
+                    await self._wait_quiet(keeper, time.monotonic() + quiet_s, lambda message: None)
+            await keeper.stop(self._farm.settings.stop_grace_s)
+            self._farm.drained.discard(name)
+            try:
+                await keeper.start()
+            except StartFailed as failure:
+                raise ControlError(f"{name} cannot be restarted: {failure}") from None
+            finally:
+                await self._tell_directors("admit", name)
 
     def _web_server(self, name: object) -> Keeper:
         for keeper in self._farm.web_servers:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError
 from coatcheck.farm.console import Console
 from coatcheck.farm.operations import Operations
+from coatcheck.farm.reload import check_reload, reload_on_change
 from coatcheck.farm.settings import FarmSettings, is_loopback
 from coatcheck.farm.supervisor import FarmFailed, Supervisor
 
@@ -37,6 +38,7 @@ def run_farm(
     configuration, else 1.
     """
     try:
+        check_reload(settings)
         return asyncio.run(_run(Supervisor(settings, console, environ), story))
     except ConfigError as error:
         console.close()
@@ -53,7 +55,8 @@ def run_farm(
 async def _run(farm: Supervisor, story: Story | None) -> int:
     stopping = asyncio.Event()
     _install_signals(farm, stopping)
-    starting = asyncio.create_task(farm.start(Operations(farm).answer))
+    operations = Operations(farm)
+    starting = asyncio.create_task(farm.start(operations.answer))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -65,14 +68,19 @@ async def _run(farm: Supervisor, story: Story | None) -> int:
     _announce(farm)
     code = EXIT_OK
     telling = asyncio.ensure_future(story(farm)) if story is not None else None
-    waiting: list[asyncio.Future[Any]] = [stopped, *([telling] if telling else [])]
+    reloading = asyncio.create_task(reload_on_change(farm, operations)) if farm.settings.reload else None
+    waiting: list[asyncio.Future[Any]] = [each for each in (stopped, telling, reloading) if each is not None]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if telling is not None:
             code = telling.result() if telling.done() else EXIT_INTERRUPTED
+        if reloading is not None and reloading.done():
+            reloading.result()
     finally:
         for task in waiting:
             task.cancel()
+        if reloading is not None:
+            await asyncio.wait([reloading])
         await farm.stop()
     farm.console.say("stopped")
     return code

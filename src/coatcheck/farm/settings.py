@@ -114,6 +114,13 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
     restart: Annotated[bool, Option("Restart a process that died.")] = True
+    reload: Annotated[bool, Option("Development: a changed Python file restarts the web servers; sessions stay.")] = (
+        False
+    )
+    reload_dir: Annotated[
+        tuple[str, ...],
+        Option("A directory to watch, by default the current one; may be given several times.", metavar="DIR"),
+    ] = ()
     unresponsive_after_s: Annotated[
         float,
         Option(
@@ -201,6 +208,8 @@ def check(settings: FarmSettings) -> None:
         )
     if settings.director.hsts_s and not settings.tls_certificate:
         raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
+    if settings.reload_dir and not settings.reload:
+        raise ConfigError("reload_dir: only with reload; add reload, or drop reload_dir")
     check_name("name", settings.name)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")

@@ -39,6 +39,8 @@ def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
         yield 'hsts: browsers are not told to come by HTTPS only; set "365d" once the host name serves nothing else'
     if "0.0.0.0/0" in settings.trusted_proxy or "::/0" in settings.trusted_proxy:
         yield "trusted_proxy: everybody may claim any address and HTTPS; name the network of your proxies"
+    if settings.reload:
+        yield "reload: whoever can write a file of the app runs code in the farm at once; for development only"
     if settings.web == 1:
         yield "web: with one web server nothing is served while it restarts; start 2 or more"
 

@@ -1,4 +1,4 @@
-"""The pages of answers that coatcheck gives itself (400, 408, 409, 431, 502, 503, 504), in the form the client likes.
+"""The pages of answers that coatcheck gives itself (400, 408, 409, 429, 431, 502, 503, 504), as the client likes them.
 
 Chosen by the ``Accept`` header (RFC 9110 section 12.5.1) among HTML, JSON (RFC 9457) and plain text. Operators replace
 them by pages of their own; a page is sent as it is, nothing is put into it.

@@ -44,10 +44,12 @@ class UnavailableReason(Enum):
     """Why a session could neither be served nor declared absent."""
 
     NO_SERVER = "no_session_server_answers"
+    FULL = "session_servers_are_full"
     TOO_FEW_SERVERS = "too_few_session_servers_answer"
     BELOW_TARGET = "fewer_copies_than_asked_for"
     UNHEARD = "a_session_server_that_may_hold_the_session_is_away"
     CONTENDED = "too_many_rival_claims"
+    TOO_MANY_NEW = "too_many_new_sessions_from_this_address"
 
 
 class SessionUnavailable(CoatcheckError):

@@ -27,6 +27,8 @@ class EventKind(Enum):
     SESSION_CLOSED = "session.closed"
     SESSION_HIDDEN = "session.hidden"
     CLOSE_INCOMPLETE = "session.close_incomplete"
+    SESSION_LIMITED = "session.limited"
+    SERVERS_FULL = "copies.servers_full"
     BELOW_TARGET = "copies.below_target"
     EARLY_WRITE_LOST = "copies.early_write_lost"
     CORRUPT_ENTRY = "copies.corrupt_entry"

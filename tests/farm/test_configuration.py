@@ -40,6 +40,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
+        "session_server_max_bytes": "70000", "session_server_max_entries": "70",
         "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5",
         "kept_body_bytes": "2048", "reserved_descriptors": "64",
     }  # fmt: skip

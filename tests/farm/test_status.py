@@ -118,6 +118,19 @@ def test_sessions_are_listed_shown_and_closed(farm: Callable[..., Farm]) -> None
     assert "12 hex digits" in wrong.stderr
 
 
+def test_a_list_that_is_cut_off_says_so(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    for _ in range(3):
+        assert httpx.get(running.base, timeout=60).status_code == 200
+    part = running.run("sessions", "ls", "--limit", "2")
+    assert len(part.stdout.splitlines()) == 1 + 2
+    assert "there are more than these 2 sessions; --limit shows up to 10000" in part.stderr
+    assert json.loads(running.run("sessions", "ls", "--limit", "2", "--json").stdout) != []
+    whole = running.run("sessions", "ls", "--limit", "3")
+    assert len(whole.stdout.splitlines()) == 1 + 3
+    assert whole.stderr == ""
+
+
 HOSTILE = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse

@@ -235,3 +235,34 @@ def test_a_corrupt_copy_is_replaced_by_a_whole_one() -> None:
     assert EventKind.CORRUPT_ENTRY in other.kinds()
     assert is_whole(farm, token)
     assert farm.web().read(token) == {"n": 1}
+
+
+def test_what_no_other_copy_contradicts_is_no_fork() -> None:
+    """The newest state is in a cache alone, and what the session servers show is a former owner's older one."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = two.create(n=1)
+    backup = farm.backup()
+    token = one.write(token, n=2)
+    farm.restore(backup)
+    assert repair(one, token) is Repaired.MENDED
+    assert one.read(token) == two.read(token) == {"n": 2}
+    assert EventKind.SESSION_FORKED not in one.kinds() + two.kinds()
+
+
+def test_a_session_that_moved_is_hosted_by_one_web_server() -> None:
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    other = one.create(n=7)
+    assert (one.copies.cache.hosted(), two.copies.cache.hosted()) == (2, 0)
+    token = two.write(token, n=2)
+    assert (one.copies.cache.hosted(), two.copies.cache.hosted()) == (1, 1)
+    assert one.read(token) == {"n": 2}
+    assert (one.copies.cache.hosted(), two.copies.cache.hosted()) == (2, 0)
+    assert one.read(other) == {"n": 7}
+    # A false notice, which anyone with access to a session server could send, moves nothing for long.
+    two.write(token, n=3)
+    farm.notices = False
+    one.read(other)
+    assert one.copies.cache.hosted() == 1

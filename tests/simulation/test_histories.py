@@ -35,7 +35,7 @@ def test_fresh_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists"]
+    "profile", ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers"]
 )
 def test_profiles(profile: str) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000

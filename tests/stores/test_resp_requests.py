@@ -81,6 +81,40 @@ def test_a_flipped_byte_never_raises_anything_else(request: list[bytes], at: int
     assert len(requests) <= 60
 
 
+class TheLongWay(RequestParser):
+    """Without the short way for the two requests of the hot path."""
+
+    def _hot(self, at: int) -> list[bytes] | None:
+        return None
+
+
+HOT = PUTS | GETS
+
+
+@settings(max_examples=2000, deadline=None)
+@given(request=HOT, at=st.integers(0, 10_000), length=st.integers(0, 700), follow=st.booleans())
+@example(request=[b"CC.PUT", KEY, b"", b"60000", b"entry"], at=3, length=2, follow=True)
+@example(request=[b"CC.PUT", KEY, b"", b"60000", b"entry"], at=3, length=16, follow=True)
+def test_the_short_way_takes_no_other_length_than_the_long_one(
+    request: list[bytes], at: int, length: int, follow: bool
+) -> None:
+    """One declared length is a lie; what both ways make of it is the same."""
+    at %= len(request)
+    told = [b"$%d\r\n%b\r\n" % (length if n == at else len(word), word) for n, word in enumerate(request)]
+    data = b"*%d\r\n" % len(request) + b"".join(told) + (resp.command(b"PING") if follow else b"")
+    outcomes = []
+    for parser in (RequestParser(LIMITS), TheLongWay(LIMITS)):
+        parser.feed(data)
+        found: list[object] = []
+        try:
+            while (one := parser.next()) is not None:
+                found.append(one)
+        except ProtocolViolation as violation:
+            found.append(str(violation))
+        outcomes.append(found)
+    assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,3 +168,68 @@ def test_what_is_no_entry_is_not_stored(bad: bytes) -> None:
     with pytest.raises(CorruptEntry):
         real.put(key(1), b"", 1000, bad, 0)
     assert real.entries == 0
+
+
+def first(number: int, size: int = 100) -> bytes:
+    """The first state of a session."""
+    return Entry(Version(1, number.to_bytes(8, "big"), 1), (), False, 0, bytes(size)).encode()
+
+
+def later(number: int, epoch: int = 1, seq: int = 2, size: int = 100) -> bytes:
+    return Entry(Version(epoch, number.to_bytes(8, "big"), seq), (), False, 0, bytes(size)).encode()
+
+
+def fill(real: EntryTable) -> int:
+    """New sessions until one is refused; answers how many there are."""
+    number = 0
+    while True:
+        try:
+            real.put(key(number), b"", 60_000, first(number), 0)
+        except TableFull:
+            return number
+        number += 1
+
+
+@pytest.mark.parametrize("bounds", [{"max_bytes": 400_000}, {"max_bytes": MAX_BYTES, "max_entries": 1000}])
+def test_a_flood_of_new_sessions_leaves_room_for_those_that_exist(bounds: dict[str, int]) -> None:
+    real = EntryTable(lambda server_id, notice: None, **bounds)
+    count = fill(real)
+    assert real.is_full
+    assert count > 500
+    with pytest.raises(TableFull, match="25% is kept for sessions that exist"):
+        real.put(key(10**6), b"", 60_000, first(1), 0)
+    # A change of each, a claim by another web server, a logout: none is refused.
+    for number in range(count):
+        assert real.put(key(number), pack_seen(None), 60_000, later(number, size=140), 0) is Verdict.ACCEPTED
+    assert real.put(key(1), later(1)[2:18], 60_000, later(7, epoch=2, seq=0, size=140), 0) is Verdict.ACCEPTED_NOTIFY
+    for number in range(count):
+        closed = Entry(Version(9, b"closing!", 0), (), True, 0, bytes(44)).encode()
+        assert real.put(key(number), b"", 60_000, closed, 0) is Verdict.ACCEPTED_NOTIFY
+    # What comes from another session server: sessions that exist there, and their ends.
+    for number in range(count, count + count // 10):
+        assert real.put(key(number), b"", 60_000, later(number, size=10), 0) is Verdict.ACCEPTED
+
+
+def test_no_bound_is_ever_passed_but_by_closes_of_what_is_there() -> None:
+    real = EntryTable(lambda server_id, notice: None, 100_000, 150)
+    for number in range(1000):
+        for new in (first(number), later(number, size=3000), raw(5, closed=True)):
+            with contextlib.suppress(TableFull):
+                real.put(key(number), b"", 60_000, new, 0)
+            assert real.bytes <= 100_000
+            assert real.entries <= 150
+    assert real.tombstones > 10
+
+
+def test_what_is_there_can_be_closed_however_full_it_is() -> None:
+    """The tombstone of a small session may be larger than the session was."""
+    small = later(1, size=0)
+    real = EntryTable(lambda server_id, notice: None, 10 * (len(small) + ROW_OVERHEAD_BYTES), 10)
+    for number in range(10):
+        real.put(key(number), b"", 60_000, small, 0)
+    with pytest.raises(TableFull):
+        real.put(key(10), b"", 60_000, small, 0)
+    closed = Entry(Version(9, b"closing!", 0), (), True, 0, bytes(44)).encode()
+    for number in range(10):
+        assert real.put(key(number), b"", 60_000, closed, 0) is Verdict.ACCEPTED_NOTIFY
+    assert (real.entries, real.tombstones) == (10, 10)

@@ -150,10 +150,11 @@ def test_a_full_server_refuses_and_the_caller_is_told_why(redis: Redis) -> None:
         refused = await ask(store.put, b"another key 0000", None, entry())
         assert isinstance(refused, Unreachable)
         assert "OOM" in refused.why
+        assert refused.full
         assert (await ask(store.get, KEY)).version == V1
 
     events = with_store(f"redis://127.0.0.1:{redis.port}", story)
-    assert StoreEventKind.REFUSED_BY_SERVER in [event.kind for event in events]
+    assert StoreEventKind.FULL in [event.kind for event in events]
 
 
 @pytest.mark.parametrize("farm", ["", "a{b", "a}b", "x" * 65, "a\r\nb"])

@@ -124,8 +124,11 @@ def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
     """List sessions."""
     from coatcheck.cli.tables import sessions_table
 
-    found = ask(run_dir, {"op": "sessions.ls", "limit": limit}, timeout_s=90)["sessions"]
+    answer = ask(run_dir, {"op": "sessions.ls", "limit": limit}, timeout_s=90)
+    found = answer["sessions"]
     click.echo(json_text(found) if as_json else sessions_table(found, time.time()) or "no sessions")
+    if answer["more"]:
+        click.echo(f"coatcheck: there are more than these {len(found)} sessions; --limit shows up to 10000", err=True)
 
 
 @sessions.command("show")

@@ -88,6 +88,8 @@ def _status_row(role: str, row: Mapping[str, Any]) -> list[object]:
     health = "ok" if row["healthy"] and row["state"] in ("ready", "outside") else row["state"]
     if not row["healthy"] and health in ("ready", "outside"):
         health = "no answer"
+    elif row.get("full"):
+        health = "full"
     return [
         row["name"],
         role,

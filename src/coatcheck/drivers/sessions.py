@@ -18,7 +18,7 @@ from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
 from coatcheck.drivers.visit import LOST, VISIT
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
+from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenRejected, UnavailableReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Exclusive, Tell
@@ -33,6 +33,7 @@ from coatcheck.sessions.ending import OpenStreams, SessionEnd
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle, Saved
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.stores.port import Store, Unreachable
@@ -96,6 +97,7 @@ class Sessions:
         policy: SessionPolicy | None = None,
         open_streams: OpenStreams = "end",
         in_memory: bool = False,
+        newcomers: Newcomers | None = None,
         observer: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._binding = threading.Lock()
@@ -105,6 +107,7 @@ class Sessions:
             Sessions, farm=farm, server_name=server_name, stores=stores, ring=ring, copies=copies,
             list_number=list_number,
             replication=replication, policy=policy, open_streams=open_streams, in_memory=in_memory, observer=observer,
+            newcomers=newcomers,
         )  # fmt: skip
         self.server_name = server_name
         self._observer = observer
@@ -132,6 +135,7 @@ class Sessions:
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
+        self.newcomers = Newcomers(1, 0) if newcomers is None else newcomers
         _all.add(self)
 
     def _take_stores(self, stores: Sequence[Store]) -> None:
@@ -334,6 +338,15 @@ class Sessions:
         """The session of a token, or ``None``. Raises :class:`SessionUnavailable`: fail closed."""
         return await self.driver.run(self.lifecycle.open(token, login))
 
+    def admit_new(self, host: str | None) -> None:
+        """Let a client begin a session; ``host`` is its address, if the server tells it.
+
+        Raises :class:`SessionUnavailable` for one that has begun too many (:class:`Newcomers`).
+        """
+        if not self.newcomers.admit(host, self._world.monotonic()):
+            self._report(Event(EventKind.SESSION_LIMITED, detail=f"too many new sessions from {host}"))
+            raise SessionUnavailable(UnavailableReason.TOO_MANY_NEW)
+
     def save(self, session: Session) -> Awaitable[Saved]:
         """Store what a request did; call :attr:`needs_save` first. Raises what :meth:`Lifecycle.save` raises."""
         return self.driver.run(self.lifecycle.save(session))
@@ -413,9 +426,10 @@ class Sessions:
         """Numbers for ``coatcheck status``: sessions hosted, copies below their number, repair, events."""
         mending = self._mending
         return {
-            "sessions": len(self.copies.cache),
+            "sessions": self.copies.cache.hosted(),
             "under_replicated": len(self.copies.under_replicated),
             "closing": len(self.copies.closing),
+            "refused_new_sessions": self.newcomers.refused,
             "recopy": mending.progress() if mending is not None else {},
             "session_servers": {name: store.reachable for name, store in self._stores.items()},
             "events": {kind.value: count for kind, count in self.events.items()},

@@ -37,7 +37,13 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
     outside = parse_session_servers(settings.session_server)
     credential = _internal_credential(keys)
     embedded = tuple(
-        SessionServerRole(name=name, address=internal.take(name), password=keys.session_server_password)
+        SessionServerRole(
+            name=name,
+            address=internal.take(name),
+            password=keys.session_server_password,
+            max_bytes=settings.session_server_max_bytes,
+            max_entries=settings.session_server_max_entries,
+        )
         for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
     copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)

@@ -6,6 +6,7 @@ import msgspec
 
 from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.settings import HttpServer, SessionAccess
+from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
 
 LOOPBACK = "127.0.0.1"
@@ -51,6 +52,8 @@ class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_f
     address: Address
     password: str
     handover: Handover | None = None
+    max_bytes: int = DEFAULT_MAX_BYTES
+    max_entries: int = DEFAULT_MAX_ENTRIES
 
     def __repr__(self) -> str:
         return f"SessionServerRole({self.name!r}, {self.address})"

@@ -15,7 +15,13 @@ from coatcheck.stores.session_server import SessionServer
 
 async def run(role: SessionServerRole, control: ProcessControl) -> None:
     """Keep copies until told to stop; take over those of the last stop, and hand ours over when asked."""
-    server = SessionServer(role.name, password=role.password, sock=listen(role.address))
+    server = SessionServer(
+        role.name,
+        password=role.password,
+        sock=listen(role.address),
+        max_bytes=role.max_bytes,
+        max_entries=role.max_entries,
+    )
 
     async def status(message: Message) -> dict[str, Any]:
         return {"status": server.status()}

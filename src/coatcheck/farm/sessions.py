@@ -18,6 +18,8 @@ from coatcheck.farm.audit import both
 from coatcheck.farm.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
 from coatcheck.farm.settings import SessionAccess, check_name
 from coatcheck.options import refuse_unknown, settings_of
+from coatcheck.seldom import Seldom
+from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from coatcheck.stores.memory import MemoryStore
 
 log = logging.getLogger("coatcheck.sessions")
+_seldom = Seldom(log, time.monotonic)
 _QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION_CLOSED, EventKind.BELOW_TARGET}
 
 
@@ -58,6 +61,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: O
         policy=settings.policy(merge),
         open_streams=settings.open_streams,
         in_memory=all(address.parts.scheme == "memory" for address in access.session_servers),
+        newcomers=Newcomers(settings.new_sessions_burst, settings.new_sessions_per_minute),
         observer=log_event if observer is None else both(log_event, observer),
     )
 
@@ -137,4 +141,5 @@ def open_store(
 def log_event(event: Event) -> None:
     """Events in the log: one line each, no secrets; what an operator must see is a warning."""
     level = logging.DEBUG if event.kind in _QUIET else logging.WARNING
-    log.log(level, "%s session=%s %s", event.kind.value, event.session or "-", event.detail)
+    text = "%s session=%s %s"
+    _seldom.write(level, text, event.kind.value, event.session or "-", event.detail, kind=event.kind.value)

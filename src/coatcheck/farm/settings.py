@@ -16,6 +16,7 @@ from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
 from coatcheck.options import Option, judge
 from coatcheck.sessions.settings import SessionSettings, check_copies
+from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
 
 HttpServer = Literal["uvicorn", "granian"]
@@ -103,6 +104,23 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Option("Embedded session servers, each a process.", minimum=0, maximum=MAX_PROCESSES),
     ] = 2
+    session_server_max_bytes: Annotated[
+        int,
+        Option(
+            "Memory for entries in each embedded session server, in bytes. New sessions may fill three quarters of it; "
+            "the rest is for those that exist.",
+            minimum=1 << 16,
+            maximum=1 << 50,
+        ),
+    ] = DEFAULT_MAX_BYTES
+    session_server_max_entries: Annotated[
+        int,
+        Option(
+            "Entries in each embedded session server, closed sessions included; shared out in the same way.",
+            minimum=16,
+            maximum=1 << 32,
+        ),
+    ] = DEFAULT_MAX_ENTRIES
     session_server: Annotated[
         tuple[str, ...],
         Option(

@@ -16,8 +16,25 @@ from coatcheck.farm.supervisor import Supervisor
 STATUS_TIMEOUT_S: Final = 1.0
 OUTSIDE_TIMEOUT_S: Final = 0.5
 
-WEB_FIELDS: Final = ("sessions", "requests", "in_flight", "under_replicated", "recopy", "events")
-SESSION_SERVER_FIELDS: Final = ("entries", "taken_over")
+WEB_FIELDS: Final = (
+    "sessions",
+    "requests",
+    "in_flight",
+    "under_replicated",
+    "recopy",
+    "events",
+    "refused_new_sessions",
+)
+SESSION_SERVER_FIELDS: Final = (
+    "entries",
+    "taken_over",
+    "tombstones",
+    "bytes",
+    "max_entries",
+    "max_bytes",
+    "full",
+    "refused_full",
+)
 
 
 def _base(keeper: Keeper, address: object) -> dict[str, Any]:

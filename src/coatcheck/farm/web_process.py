@@ -91,11 +91,14 @@ def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
         return {}
 
     async def list_sessions(message: Message) -> dict[str, Any]:
-        rows = msgspec.to_builtins(await sessions.list_sessions(int(message["limit"])))
+        limit = int(message["limit"])
+        # One more than asked for: whoever sees a part must be told that it is one.
+        rows = msgspec.to_builtins(await sessions.list_sessions(limit + 1))
+        more, rows = len(rows) > limit, rows[:limit]
         for row in rows:
             # A user's name may be as long as a session's data; `sessions show` has all of it.
             row["user"] = row["user"] and row["user"][:MAX_USER_SHOWN]
-        return {"sessions": rows}
+        return {"sessions": rows, "more": more}
 
     async def show(message: Message) -> dict[str, Any]:
         key = await _key(message, sessions)

@@ -18,11 +18,11 @@ class Copy:
     ``seen``: per session server, the version last seen there. ``lease_until``, ``alone_at`` and
     ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
     other web server can be serving this session from its own cache; and before which a put must not
-    have begun to earn a lease (a notice came).
+    have begun to earn a lease (a notice came). ``moved``: another web server said that it hosts the session now.
     """
 
     __slots__ = (
-        "alone_at", "body", "expires_at", "history", "key", "lease_until", "no_lease_before",
+        "alone_at", "body", "expires_at", "history", "key", "lease_until", "moved", "no_lease_before",
         "promised", "record", "review_at", "seen", "shown_at", "under_replicated", "version",
     )  # fmt: skip
 
@@ -34,6 +34,7 @@ class Copy:
         self.no_lease_before = 0.0
         self.expires_at = 0
         self.under_replicated = False
+        self.moved = False
         self.replace(version, history, body)
 
     def replace(self, version: Version, history: History, body: bytes) -> None:
@@ -78,6 +79,10 @@ class Cache:
 
     def __iter__(self) -> Iterator[Copy]:
         return iter(list(self._copies.values()))
+
+    def hosted(self) -> int:
+        """How many of the sessions are hosted here, as far as is known; copies of those that moved are kept a while."""
+        return sum(not copy.moved for copy in self._copies.values())
 
     def add(self, copy: Copy) -> None:
         """Keep a copy as the most recent one; the oldest one goes when the cache is full.

@@ -211,6 +211,7 @@ class Copies:
         """The own copy was checked and is the newest: bring the placed servers up to it, renew the lease."""
         copy = view.cached
         assert copy is not None
+        copy.moved = False
         for server, version in view.seen.items():
             copy.seen[server] = version
         placed = self.puts.placed(copy.key, view.avoid)
@@ -332,6 +333,9 @@ class Copies:
             level = settled.accepted()
             if not level:
                 acknowledged = False
+                if settled.found_full:
+                    self._report(EventKind.SERVERS_FULL, copy.key, "no room for it on any session server that answers")
+                    raise SessionUnavailable(UnavailableReason.FULL)
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
             acknowledged = False
             self.puts.check_level(new, level, quorum=durability == "all")
@@ -488,6 +492,7 @@ class Copies:
         # Whatever its epoch: a close takes its epoch from an older look than our claim may have had.
         copy.no_lease_before = now
         copy.lease_until = 0.0
+        copy.moved = True
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
         answer = Answer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())

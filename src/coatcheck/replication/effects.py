@@ -19,9 +19,13 @@ T = TypeVar("T")
 
 
 class Unreachable(msgspec.Struct, frozen=True):
-    """The session server did not answer in time, or there is no connection: the outcome is unknown."""
+    """The session server did not answer in time, or there is no connection: the outcome is unknown.
+
+    ``full``: it did answer, that it has no room for what was offered.
+    """
 
     why: str = ""
+    full: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -77,6 +81,11 @@ class Settled(msgspec.Struct):
     sent_at: float
     replies: dict[str, PutReply]
     pending: Any = None
+
+    @property
+    def found_full(self) -> bool:
+        """Whether a server had no room for the entry."""
+        return any(isinstance(reply, Unreachable) and reply.full for reply in self.replies.values())
 
     def accepted(self) -> int:
         """How many servers accepted so far."""

@@ -81,7 +81,8 @@ class Repair:
         if view.forked or not any(entry == newest for entry in view.entries.values()):
             if not copies.viewer.enough_answered(view):
                 return Repaired.PARTIAL  # who has not answered may have the entry that covers all
-            copies.world.report(Event(EventKind.SESSION_FORKED, public_id(key), "found by repair"))
+            if view.forked:  # else the newest copy is our own, and what a former owner stored lacks some of it
+                copies.world.report(Event(EventKind.SESSION_FORKED, public_id(key), "found by repair"))
             return self._outcome(key, (yield from copies.claim(view)) is not None)
         copies.cache.drop(key)
         lacking = [

@@ -18,6 +18,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
+    KNOWN_MS,
     Record,
     check_data,
     decode_data,
@@ -78,7 +79,7 @@ class Lifecycle:
         found: Copy | Gone = yield Exclusive(token.key, load)
         if found is Gone.ABSENT:
             # Session servers forget a timed out session after a while; a younger one should have been there.
-            old = self._world.now_ms() - token.timestamp >= self.policy.idle_timeout_ms
+            old = self._world.now_ms() - token.timestamp >= self._forgotten_after_ms(token)
             kind = EventKind.SESSION_EXPIRED if old else EventKind.SESSION_NOT_FOUND
             self._report(kind, token.key, "forgotten long after its timeout" if old else "lost: no copy anywhere")
             return None
@@ -106,6 +107,12 @@ class Lifecycle:
         else:
             self._report(EventKind.SESSION_UNHEARD, token.key, f"timed out by what answers; {lapsed.value}")
         return None
+
+    def _forgotten_after_ms(self, token: SealedToken) -> int:
+        """The age from which on a token may be of a session that timed out; the first one of all may be of one that
+        was never shown again."""
+        first = Version.unpack(token.version).seq <= 1 and self.policy.new_session_ms > 0
+        return min(self.policy.idle_timeout_ms, self.policy.new_session_ms) if first else self.policy.idle_timeout_ms
 
     def _timed_out(self, copy: Copy, token: SealedToken, now: int) -> bool:
         """By the record's own times, and by the timestamp of the token itself (A7).
@@ -178,7 +185,7 @@ class Lifecycle:
         """Until when (Unix ms) whoever shows the current token and only reads changes nothing: no successor is
         waiting or due, nor is a mark, a touch or a timeout."""
         chain = record.chain
-        if chain.next is not None:
+        if chain.next is not None or self._is_unknown(record):
             return 0
         due = [
             record.last_seen_at + self._touch_ms,
@@ -250,6 +257,7 @@ class Lifecycle:
         return (
             now - record.last_seen_at >= self._touch_ms
             or needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
+            or self._is_unknown(record)
             or session.cleared
         )
 
@@ -372,7 +380,12 @@ class Lifecycle:
         raise SessionClosed(f"the session is {found.value}")
 
     def _touch_due(self, before: Record, after: Record) -> bool:
-        return after.last_seen_at - before.last_seen_at >= self._touch_ms
+        return after.last_seen_at - before.last_seen_at >= self._touch_ms or self._is_unknown(before)
+
+    def _is_unknown(self, record: Record) -> bool:
+        """Whether it has the short life of a session whose token was not shown again, and so is to be given the
+        normal one by the first request that shows it."""
+        return self.policy.new_session_ms > 0 and record.is_new
 
     def _next_record(self, session: Session, copy: Copy, record: Record, now: int) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""
@@ -387,7 +400,8 @@ class Lifecycle:
         chain = record.chain
         if now >= copy.review_at or session.verdict is not Shown.CURRENT or session.rotating:
             chain = self._next_chain(session, chain, copy, now)
-        return Record(data, record.created_at, max(record.last_seen_at, now), record.user, chain)
+        last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
+        return Record(data, record.created_at, last_seen_at, record.user, chain)
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
@@ -416,7 +430,10 @@ class Lifecycle:
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
         chain = Chain(Link(self._world.random_bytes(SESSION_ID_BYTES), now))
-        record = Record(session.saved_blob, now if created_at is None else created_at, now, user, chain)
+        created_at = now if created_at is None else created_at
+        # A login takes more than a client that keeps no cookies; so does an older session's successor.
+        last_seen_at = max(now, created_at + KNOWN_MS) if session.login else now
+        record = Record(session.saved_blob, created_at, last_seen_at, user, chain)
         life_ms = max(1, record.expires_at(self.policy) - now)
         new = self.copies.create(key)
         written: Written | None = yield Exclusive(key, self.copies.write(new, encode_record(record), life_ms, "all"))

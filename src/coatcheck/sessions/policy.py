@@ -22,6 +22,9 @@ HOUR_MS = 60 * MINUTE_MS
 class SessionPolicy(msgspec.Struct, frozen=True):
     """Times are milliseconds.
 
+    ``new_session_ms``: how long a session lives whose token was never shown again after it was given out, as those of
+    clients that keep no cookies; 0: as long as any other.
+
     ``rotate_after_ms``: age at which a token gets a successor (0: with every response, the letter of A3).
     ``grace_ms``: how long a replaced token is still honest; at least the longest round trip plus lease plus
     clock skew. ``theft``: what to do when a dead token comes back. ``rolled_back``: what to do when the newest
@@ -35,6 +38,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
     conflict: Conflict | Merge = "last_write"
     idle_timeout_ms: int = 30 * MINUTE_MS
     absolute_timeout_ms: int = 12 * HOUR_MS
+    new_session_ms: int = 0
     leeway_ms: int = 5_000
     max_tries: int = 6
 
@@ -42,7 +46,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
         """Raises :class:`ConfigError` for values that cannot work together."""
         if self.grace_ms == 0 and self.theft != "refuse":
             raise ConfigError('grace: 0 needs theft = "refuse", or honest parallel requests are taken for theft')
-        for name in ("rotate_after_ms", "grace_ms", "leeway_ms"):
+        for name in ("rotate_after_ms", "grace_ms", "leeway_ms", "new_session_ms"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative")
         if self.idle_timeout_ms <= 0 or self.absolute_timeout_ms <= 0:

@@ -33,11 +33,24 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def __repr__(self) -> str:
         return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nobody has come back with its token, so that its browser may be one that keeps no cookies.
+
+        The creation is all the activity that there was. Whoever logs in counts as known: see :data:`KNOWN_MS`.
+        """
+        return self.last_seen_at == self.created_at
+
     def expires_at(self, policy: SessionPolicy) -> int:
         """Unix ms. The idle timeout counts from the last activity; ``last_seen_at`` may be one touch older."""
         idle = self.last_seen_at + policy.idle_timeout_ms + policy.touch_ms + policy.leeway_ms
+        if self.is_new and policy.new_session_ms:
+            idle = min(idle, self.created_at + policy.new_session_ms + policy.leeway_ms)
         return min(idle, self.created_at + policy.absolute_timeout_ms)
 
+
+KNOWN_MS: Final = 1
+"""By so much the last activity of a session whose token was shown again is later than its creation, at least."""
 
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _encoder = msgspec.msgpack.Encoder()

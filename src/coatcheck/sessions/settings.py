@@ -91,6 +91,28 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     absolute_timeout_s: Annotated[
         float, Option("A session older than this is closed, used or not.", duration=True, minimum=1, maximum=LONGEST_S)
     ] = 43200.0
+    new_session_life_s: Annotated[
+        float,
+        Option(
+            "How long a session lives whose cookie has never come back, as those of clients that keep no cookies; "
+            "a login, and every later request, gives it its normal life. 0: as long as any other.",
+            duration=True,
+            maximum=LONGEST_S,
+        ),
+    ] = 600.0
+    new_sessions_per_minute: Annotated[
+        int,
+        Option(
+            "New sessions that each web server lets one client address (IPv6: one /64) begin in a minute; what is more "
+            "is answered 429. 0: without a limit.",
+            minimum=0,
+            maximum=1_000_000,
+        ),
+    ] = 600
+    new_sessions_burst: Annotated[
+        int,
+        Option("And so many more at once, to begin with.", minimum=1, maximum=1_000_000),
+    ] = 2000
     lease_s: Annotated[
         float,
         Option(
@@ -120,6 +142,7 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
             rolled_back=self.rolled_back,
             conflict=merge or self.conflict,
             idle_timeout_ms=_ms(self.idle_timeout_s),
+            new_session_ms=_ms(self.new_session_life_s),
             absolute_timeout_ms=_ms(self.absolute_timeout_s),
         )
 
@@ -151,6 +174,9 @@ class SessionArguments(TypedDict, total=False):
     grace_s: Duration
     idle_timeout_s: Duration
     absolute_timeout_s: Duration
+    new_session_life_s: Duration
+    new_sessions_per_minute: int
+    new_sessions_burst: int
     lease_s: Duration
     store_timeout_s: Duration
 

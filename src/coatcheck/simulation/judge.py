@@ -170,6 +170,9 @@ class Judge:
         scenario, now = self.scenario, self.schedule.now
         idle_until = log.last_active + (scenario.idle_timeout_ms + scenario.leeway_ms - self.skew_range_ms) / 1000
         ends = (log.created_ms - EPOCH_MS + scenario.absolute_timeout_ms - self.skew_range_ms) / 1000
+        if scenario.new_session_ms and not log.came_back:
+            life_ms = scenario.new_session_ms + scenario.leeway_ms - self.skew_range_ms
+            ends = min(ends, (log.created_ms - EPOCH_MS + life_ms) / 1000)
         return now >= min(idle_until, ends) - 0.01
 
 

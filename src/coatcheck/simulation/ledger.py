@@ -437,7 +437,9 @@ class Ledger(LeaseJudge):
     def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
         if session.copy_held is not None:
-            self.log(session.copy_held.key).last_active = attempt.began_at
+            log = self.log(session.copy_held.key)
+            log.came_back = log.came_back or session.login or log.last_active is not None
+            log.last_active = attempt.began_at
 
 
 def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Operation]:

@@ -90,6 +90,8 @@ class SessionLog:
         self.current_at: dict[bytes, float] = {}
         """When each session ID was last taken as the current one."""
         self.last_active: float | None = None
+        self.came_back = False
+        """Whether it is to live its normal life: it was logged in, or a request that showed its token was answered."""
         self.created_ms = 0
 
     def ever_set(self, name: str, history: History) -> bool:

@@ -13,12 +13,14 @@ from coatcheck.sessions.policy import SessionPolicy
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
-Profile = Literal["all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists"]
+Profile = Literal[
+    "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers"
+]
 """Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
 many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
 grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers, camps that are cut
 off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session
-servers that changes."""
+servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -62,6 +64,7 @@ class Scenario(msgspec.Struct, frozen=True):
     sleep_s: float = 4.0
     closes: bool = False
     damage: Literal["narrow", "wide", "lists"] = "narrow"
+    new_session_ms: int = 0
 
     @property
     def faultless(self) -> bool:
@@ -115,6 +118,7 @@ class Scenario(msgspec.Struct, frozen=True):
             idle_timeout_ms=self.idle_timeout_ms,
             absolute_timeout_ms=self.absolute_timeout_ms,
             leeway_ms=self.leeway_ms,
+            new_session_ms=self.new_session_ms,
         )
 
     def describe(self) -> str:
@@ -148,6 +152,12 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
             draw(seed, "storm"), damage=profile, web_servers=dice.choice((2, 2, 3, 3)),
             session_servers=dice.choice((1, 2, 2, 3, 3, 3, 4, 5, 6)), copies=dice.choice((1, 2, 2, 2, 3)),
             faults=dice.randint(1, 6),
+        )  # fmt: skip
+    if profile == "newcomers":
+        dice = Random(f"newcomers {seed}")
+        return msgspec.structs.replace(
+            draw(seed, dice.choice(("calm", "expiry", "storm"))), new_session_ms=dice.choice((300, 800, 2_000)),
+            leeway_ms=dice.choice((0, 200)), browsers=2, gap_s=dice.choice((0.05, 0.2, 0.6)),
         )  # fmt: skip
     rng = Random(seed * 2 + 1)
     pick = rng.choice

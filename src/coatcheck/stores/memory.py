@@ -17,12 +17,11 @@ from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_e
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
 from coatcheck.stores.put_rule import Verdict, encode_for_put, pack_seen
 from coatcheck.stores.reachability import Reachability
-from coatcheck.stores.table import EntryTable, TableFull, check_key
+from coatcheck.stores.table import DEFAULT_MAX_BYTES, EntryTable, TableFull, check_key
 
 SWEEP_STEPS_PER_PUT: Final = 4
 SWEEP_STEPS_PER_PERIOD: Final = 2048
 SWEEP_PERIOD_S: Final = 0.5
-DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
 _CLOSED: Final = Unreachable("the store is closed")
 
 
@@ -123,7 +122,10 @@ class MemoryStore:
                     return ACCEPTED
                 stored = self._table.get(key, now_ms)
             return Refused(decode_entry(*stored) if stored is not None else None)
-        except (CorruptEntry, TableFull) as impossible:
+        except TableFull as full:
+            self._on_event(StoreEvent(self.name, StoreEventKind.FULL, str(full)))
+            return Unreachable(str(full), full=True)
+        except CorruptEntry as impossible:
             return self._impossible(StoreEventKind.PUT_IMPOSSIBLE, str(impossible))
 
     def _impossible(self, kind: StoreEventKind, why: str) -> Unreachable:

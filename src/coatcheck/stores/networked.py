@@ -19,6 +19,8 @@ from coatcheck.stores.put_rule import bounded_life_ms, encode_for_put, pack_seen
 from coatcheck.stores.table import check_key
 
 _NO_SCRIPT = "NOSCRIPT"
+_FULL = ("FULL", "OOM")
+"""How a session server of ours, and how Redis and Valkey begin the error that they have no room."""
 
 
 class NetworkedStore:
@@ -132,6 +134,9 @@ class NetworkedStore:
         """The entry in a reply ``[bytes, life left]``; a life without end is as corrupt as bad bytes."""
         if isinstance(got, Unreachable):
             return got
+        if isinstance(got, hiredis.ReplyError) and str(got).startswith(_FULL):
+            self._on_event(StoreEvent(self.name, StoreEventKind.FULL, str(got)))
+            return Unreachable(str(got), full=True)
         if isinstance(got, hiredis.ReplyError):
             return self._event(StoreEventKind.CORRUPT_ENTRY if str(got).startswith("CORRUPT") else None, str(got))
         if got == []:

@@ -38,6 +38,7 @@ one yet; what copies entries past the put rule already leaves them out."""
 _FLAGS = 1
 _OWNER_END = 14
 _VERSION_END = 18
+_ONE = b"\x00\x00\x00\x01"
 
 
 class Verdict(Enum):
@@ -95,6 +96,11 @@ def sealing_key(raw: bytes) -> bytes:
 def is_take_once(raw: bytes) -> bool:
     """Whether an entry may be taken once and must be in no copy; see :data:`FLAG_TAKE_ONCE`."""
     return bool(raw[_FLAGS] & FLAG_TAKE_ONCE)
+
+
+def is_first_write(raw: bytes) -> bool:
+    """Whether this is the first state of a session that nobody has taken over: it exists nowhere else for longer."""
+    return raw[2:6] == _ONE and raw[_OWNER_END:_VERSION_END] == _ONE and not raw[_FLAGS]
 
 
 def server_to_notify(stored: bytes) -> bytes:

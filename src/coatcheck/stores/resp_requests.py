@@ -21,7 +21,7 @@ _ARRAY, _BULK = b"*$"
 _GET: Final = re.compile(rb"\*2\r\n\$6\r\nCC\.GET\r\n\$16\r\n(.{16})\r\n", re.DOTALL)
 _PUT: Final = re.compile(
     rb"\*5\r\n\$6\r\nCC\.PUT\r\n\$16\r\n(.{16})\r\n\$(?:0\r\n()|16\r\n(.{16}))\r\n"
-    rb"\$[1-9]\d?\r\n(\d{1,16})\r\n\$(\d{1,7})\r\n",
+    rb"\$([1-9]\d?)\r\n(\d{1,16})\r\n\$(\d{1,7})\r\n",
     re.DOTALL,
 )
 
@@ -88,10 +88,11 @@ class RequestParser:
     def _hot(self, at: int) -> list[bytes] | None:
         data = self._data
         if (put := _PUT.match(data, at)) is not None:
-            key, nothing, seen, life, size = put.groups()
+            key, nothing, seen, digits, life, size = put.groups()
             start = put.end()
             end = start + int(size)
-            if end - start <= self.limits.arg_bytes and data[end : end + 2] == _CRLF:
+            is_whole = end - start <= self.limits.arg_bytes and data[end : end + 2] == _CRLF
+            if is_whole and int(digits) == len(life):
                 self._at = end + 2
                 return [b"CC.PUT", key, nothing if seen is None else seen, life, data[start:end]]
         elif (get := _GET.match(data, at)) is not None and self.limits.arg_bytes >= 16:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -26,8 +27,6 @@ from coatcheck.stores.session_state import (
     SessionState,
 )
 from coatcheck.stores.table import TableFull
-
-logger = logging.getLogger("coatcheck.session_server")
 
 MAX_FAILED_LOGINS: Final = 3
 MAX_SCAN_COUNT: Final = 10_000
@@ -52,8 +51,8 @@ def answer(state: SessionState, client: Client, request: list[bytes]) -> bytes:
         return command(state, client, request)
     except _BadRequest as bad:
         return resp.error("ERR", str(bad))
-    except Exception:
-        logger.exception("a command failed")
+    except Exception:  # noqa: BLE001 - reported, with its traceback; one client's request must not end the server
+        state.seldom.write(logging.ERROR, "a command failed: %s", traceback.format_exc())
         return resp.error("ERR", "internal error")
 
 
@@ -74,6 +73,8 @@ def _put(state: SessionState, client: Client, request: list[bytes]) -> bytes:
         raise _BadRequest(str(corrupt)) from None
     except TableFull as full:
         state.refused += 1
+        state.refused_full += 1
+        state.seldom.warning("%s is full: %s; raise session_server_max_bytes or _max_entries", state.name, full)
         return resp.error("FULL", str(full))
     if verdict is Verdict.REFUSED:
         state.refused += 1

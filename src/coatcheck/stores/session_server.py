@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -23,14 +22,13 @@ from typing import Any, Final
 
 from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.peers.credentials import check_same_user
-from coatcheck.seldom import Seldom
 from coatcheck.stores.handover import Clocks, Stamp, take_handover, write_handover
 from coatcheck.stores.put_rule import is_tombstone, sealing_key
 from coatcheck.stores.session_connection import SessionConnection
 from coatcheck.stores.session_state import SessionState
+from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.tokens.keyring import SealedBox
 
-DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
 MAX_CONNECTIONS: Final = 1024
 MAX_STRANGERS: Final = 128
 """Connections that have not shown the password yet; the oldest of them makes room for a new one."""
@@ -43,16 +41,14 @@ COUNT_AT_ONCE: Final = 500
 """Sessions that are counted between two looks at the event loop."""
 
 
-log = logging.getLogger("coatcheck.session_server")
-
-
 class SessionServer:
     """A session server in this event loop.
 
     ``port`` 0 takes a free one; :attr:`port` says which. With a password, clients may do nothing before AUTH. When
-    ``max_bytes`` are kept, new entries are refused with an error and nothing is evicted. Raises ``OSError`` from
-    :meth:`start` if the address cannot be had. ``sock``: a socket that listens already, instead of an address; behind
-    a Unix socket only clients of our own user are served.
+    ``max_bytes`` or ``max_entries`` are kept, new entries are refused with an error and nothing is evicted; new
+    sessions are refused earlier, so that those that exist go on (:data:`coatcheck.stores.table.NEWCOMERS_SHARE`).
+    Raises ``OSError`` from :meth:`start` if the address cannot be had. ``sock``: a socket that listens already,
+    instead of an address; behind a Unix socket only clients of our own user are served.
     """
 
     def __init__(
@@ -64,6 +60,7 @@ class SessionServer:
         password: str = "",
         tls: ssl.SSLContext | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
         max_connections: int = MAX_CONNECTIONS,
         sock: socket.socket | None = None,
     ) -> None:
@@ -73,8 +70,7 @@ class SessionServer:
         self._tls = tls
         self._max_connections = max_connections
         self._sock = sock
-        self._seldom = Seldom(log, time.monotonic)
-        self._state = SessionState(name, password, time.monotonic, time.time(), max_bytes)
+        self._state = SessionState(name, password, time.monotonic, time.time(), max_bytes, max_entries)
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -160,7 +156,7 @@ class SessionServer:
         try:
             check_same_user(transport.get_extra_info("socket"))
         except ForeignPeer as error:
-            self._seldom.warning("a client was refused: %s", error)
+            self._state.seldom.warning("a client was refused: %s", error)
             return True
         return False
 
@@ -223,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT")
     parser.add_argument("--password-env", default="", metavar="NAME", help="environment variable to read")
     parser.add_argument("--max-bytes", type=int, default=DEFAULT_MAX_BYTES)
+    parser.add_argument("--max-entries", type=int, default=DEFAULT_MAX_ENTRIES)
     options = parser.parse_args(arguments)
     try:
         host, port = parse_listen(options.listen)
@@ -231,12 +228,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"--password-env: the variable {options.password_env} is not set")
         if not password and not is_loopback(host):
             raise ConfigError(f"--listen: {host} can be reached from outside, so --password-env is needed")
-        if options.max_bytes <= 0:
-            raise ConfigError("--max-bytes: must be above 0")
+        if options.max_bytes <= 0 or options.max_entries <= 0:
+            raise ConfigError("--max-bytes, --max-entries: must be above 0")
     except ConfigError as wrong:
         sys.stderr.write(f"{wrong}\n")
         return 2
-    server = SessionServer(options.name, host, port, password=password, max_bytes=options.max_bytes)
+    bounds = {"max_bytes": options.max_bytes, "max_entries": options.max_entries}
+    server = SessionServer(options.name, host, port, password=password, **bounds)
     try:
         run_fast(serve(server))
     except OSError as wrong:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from coatcheck.peers.proof import Service, Side, proof
+from coatcheck.seldom import Seldom
 from coatcheck.stores import resp
-from coatcheck.stores.table import EntryTable
+from coatcheck.stores.table import DEFAULT_MAX_ENTRIES, EntryTable
 
 MAX_CHANNELS_PER_CLIENT: Final = 64
 MAX_CHANNEL_BYTES: Final = 64
 MAX_MESSAGE_BYTES: Final = 4096
+
+
+log = logging.getLogger("coatcheck.session_server")
 
 
 class Client(Protocol):
@@ -45,16 +50,27 @@ class SessionState:
     ``clock`` answers seconds and never goes back; ``started_at`` is Unix time in seconds.
     """
 
-    def __init__(self, name: str, password: str, clock: Callable[[], float], started_at: float, max_bytes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        password: str,
+        clock: Callable[[], float],
+        started_at: float,
+        max_bytes: int,
+        max_entries: int = DEFAULT_MAX_ENTRIES,
+    ) -> None:
         self.name = name
         self.started_at = started_at
-        self.table = EntryTable(self.publish, max_bytes)
+        self.table = EntryTable(self.publish, max_bytes, max_entries)
         self.taken_over = 0
         """Entries that were a predecessor's."""
         self.puts = 0
         self.gets = 0
         self.refused = 0
+        self.refused_full = 0
+        """Puts for which there was no room."""
         self.clients: dict[Client, None] = {}
+        self.seldom = Seldom(log, clock)
         self._password = password.encode()
         self._clock = clock
         self._channels: dict[bytes, dict[Client, None]] = {}
@@ -113,12 +129,19 @@ class SessionState:
         return len(listeners)
 
     def status(self) -> dict[str, str | int | float]:
-        """Figures for operators: entries (tombstones included), bytes, connections, puts, refused, start."""
+        """Figures for operators: entries (tombstones included), bytes, their bounds, connections, puts, refused, start.
+
+        ``full``: new sessions are refused; those that exist go on.
+        """
         return {
             "name": self.name,
             "entries": self.table.entries,
             "tombstones": self.table.tombstones,
             "bytes": self.table.bytes,
+            "max_entries": self.table.max_entries,
+            "max_bytes": self.table.max_bytes,
+            "full": self.table.is_full,
+            "refused_full": self.refused_full,
             "connections": len(self.clients),
             "taken_over": self.taken_over,
             "puts": self.puts,

@@ -19,6 +19,7 @@ from coatcheck.stores.put_rule import (
     Verdict,
     bounded_life_ms,
     check_entry,
+    is_first_write,
     is_take_once,
     is_tombstone,
     judge,
@@ -33,13 +34,19 @@ SLOT_MS: Final = 1024
 ROW_OVERHEAD_BYTES: Final = 320
 """What an entry takes beside its bytes (measured: row, key, dict and slot), for the memory bound."""
 
+DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
+DEFAULT_MAX_ENTRIES: Final = 2_000_000
+NEWCOMERS_SHARE: Final = 0.75
+"""Of both bounds, what new sessions may fill. The rest is for those that exist: their changes, their copies that come
+from another session server, and what remembers that they were closed."""
+
 Publish = Callable[[bytes, bytes], object]
 Stored = tuple[bytes, int]
 """The stored bytes and the life that is left, in milliseconds."""
 
 
 class TableFull(CoatcheckError):
-    """The memory bound is reached: nothing is evicted, so new entries are refused."""
+    """A bound is reached: nothing is evicted, so new entries are refused; the message says which bound."""
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -56,12 +63,13 @@ class EntryTable:
     does so when it comes across.
     """
 
-    def __init__(self, publish: Publish, max_bytes: int) -> None:
+    def __init__(self, publish: Publish, max_bytes: int, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
         self._shards: list[dict[bytes, _Row]] = [{} for _ in range(SHARDS)]
         self._slots: dict[int, set[bytes]] = {}
         self._slot_order: list[int] = []
         self._publish = publish
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        self.max_entries = max_entries
         self.entries = 0
         self.tombstones = 0
         self.bytes = 0
@@ -84,7 +92,8 @@ class EntryTable:
             check_entry(stored)
         verdict = judge(stored, seen, new)
         if verdict is not Verdict.REFUSED:
-            self._store(key, row, new, now_ms + bounded_life_ms(expires_in_ms))
+            newcomer = row is None and is_first_write(new)
+            self._store(key, row, new, now_ms + bounded_life_ms(expires_in_ms), newcomer=newcomer)
             if verdict is Verdict.ACCEPTED_NOTIFY and stored is not None:
                 self._publish(server_to_notify(stored), notice_of(key, new))
         return verdict
@@ -149,10 +158,31 @@ class EntryTable:
             return None
         return row
 
-    def _store(self, key: bytes, row: _Row | None, new: bytes, expires_at_ms: int) -> None:
+    @property
+    def is_full(self) -> bool:
+        """Whether the next new session would be refused, however small."""
+        return self._lacks(ROW_OVERHEAD_BYTES, 1, NEWCOMERS_SHARE) != ""
+
+    def _lacks(self, more_bytes: int, more_entries: int, share: float) -> str:
+        """Which bound does not allow so much more, in words; empty if both do."""
+        if self.bytes + more_bytes > int(self.max_bytes * share):
+            return f"{self.bytes} of {self.max_bytes} bytes"
+        if self.entries + more_entries > int(self.max_entries * share):
+            return f"{self.entries} of {self.max_entries} entries"
+        return ""
+
+    def _check_room(self, row: _Row | None, new: bytes, grown: int, newcomer: bool) -> None:
+        """Raise :class:`TableFull` unless there is room: most of it is for anyone, the rest for sessions that exist."""
+        if row is not None and (grown <= 0 or is_tombstone(new)):
+            return  # a close is never refused where there is something to close
+        share = NEWCOMERS_SHARE if newcomer else 1.0
+        if lack := self._lacks(grown, int(row is None), share):
+            reserved = f"; {1 - share:.0%} is kept for sessions that exist" if newcomer else ""
+            raise TableFull(f"no room: {lack}{reserved}")
+
+    def _store(self, key: bytes, row: _Row | None, new: bytes, expires_at_ms: int, *, newcomer: bool = False) -> None:
         grown = len(new) - len(row.raw) if row is not None else len(new) + ROW_OVERHEAD_BYTES
-        if grown > 0 and self.bytes + grown > self._max_bytes:
-            raise TableFull(f"the bound of {self._max_bytes} bytes is reached by {self.entries} entries")
+        self._check_room(row, new, grown, newcomer)
         slot = expires_at_ms // SLOT_MS + 1
         if row is None:
             row = _Row(new, expires_at_ms, slot)

@@ -16,7 +16,14 @@ from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.visit import LOST, VISIT
 from coatcheck.drivers.watching import Watch
 from coatcheck.error_pages import ErrorPages
-from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.errors import (
+    CoatcheckError,
+    ConflictError,
+    SessionClosed,
+    SessionDataError,
+    SessionUnavailable,
+    UnavailableReason,
+)
 from coatcheck.events import Event, EventKind
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.lifecycle import Saved
@@ -170,7 +177,7 @@ class SessionMiddleware:
             return
         page = page_for(self._error_pages, scope, status, why)
         headers = [*page.headers, (b"content-length", b"%d" % len(page.body)), (b"cache-control", b"no-store")]
-        if status == 503:
+        if status in (503, 429):
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": page.body})
@@ -340,7 +347,8 @@ class _Response:
             try:
                 saved = await self._save()
             except SessionUnavailable as unavailable:
-                await self._replace(503, f"session not saved: {unavailable.reason.value}")
+                status = 429 if unavailable.reason is UnavailableReason.TOO_MANY_NEW else 503
+                await self._replace(status, f"session not saved: {unavailable.reason.value}")
                 return
             except (SessionClosed, ConflictError) as refused:
                 await self._replace(409, f"session not saved: {refused}")
@@ -363,6 +371,9 @@ class _Response:
         sessions = self._sessions
         try:
             if sessions.needs_save(session):
+                if session.copy_held is None:
+                    client = self._scope.get("client")
+                    sessions.admit_new(client[0] if client else None)
                 return await sessions.save(session)
         except SessionDataError:
             self._failed = True  # the app's own error page may pass, without a session

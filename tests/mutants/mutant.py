@@ -88,9 +88,11 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path = ROOT / file
         if not path.is_file():
             raise Stale(f"its killer is in no file: {file}")
-        function = rest.rpartition("::")[2].partition("[")[0]
-        names = {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
-        if function not in names:
+        parent, _, test = rest.rpartition("::")
+        function = test.partition("[")[0]
+        tree = ast.walk(ast.parse(path.read_text()))
+        names = {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if function not in names and not (function == "runTest" and f"{parent} = " in path.read_text()):
             raise Stale(f"its killer {function!r} is not in {file}")
 
 

@@ -6,10 +6,12 @@ import pytest
 
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
+from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Closed, Copies, Gone, Written
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
+from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.version import Version
 from replication.one_session import KEY, load, loaded, promise, store, why
 from replication.tiny_farm import Farm
@@ -70,7 +72,50 @@ def test_a_tombstone_is_believed_even_if_too_few_answer() -> None:
     one.run(one.copies.close(KEY))
     for server in farm.ranked(KEY)[:2]:
         server.silent = True
+    assert why(two) is UnavailableReason.TOO_FEW_SERVERS
+    assert two.copies.cache.is_closed(KEY), "nothing is served; whether the close holds elsewhere is not known yet"
+    for server in farm.ranked(KEY)[:2]:
+        server.silent = False
     assert load(two) is Gone.CLOSED
+    assert KEY not in two.copies.partly_closed
+
+
+def test_a_close_that_no_read_quorum_need_meet_is_not_told_until_it_is() -> None:
+    """The closer reaches one session server of three, and it is not one of the two that hold the session."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    first, second, third = farm.ranked(KEY)
+    first.silent = second.silent = True
+    closed = one.run(one.copies.close(KEY))
+    assert (closed.holds, closed.needed, closed.effective) == (1, 2, False)
+    first.silent = second.silent = False
+    third.silent = True
+    assert isinstance(load(two), Copy), "elsewhere nobody has heard of it"
+    first.silent = second.silent = True
+    third.silent = False
+    for _ in range(2):
+        assert why(one) is UnavailableReason.TOO_FEW_SERVERS, "asked again it is still not told"
+    assert one.run(Repair(one.copies).repair(KEY)) is Repaired.PARTIAL
+    first.silent = False
+    began_ms = farm.now_ms
+    assert load(one) is Gone.CLOSED, "two of three have it"
+    assert farm.now_ms - began_ms >= one.copies.policy.lease_s * 1000, "and nobody serves from a lease any more"
+    assert load(two) is Gone.CLOSED
+    assert KEY in one.copies.closing, "the third one still lacks it"
+    second.silent = False
+    assert one.run(Repair(one.copies).repair(KEY)) is Repaired.MENDED
+    assert KEY not in one.copies.closing and KEY not in one.copies.partly_closed
+
+
+@pytest.mark.parametrize(("servers", "silent", "effective"), [(1, 0, True), (2, 1, True), (3, 1, True), (3, 2, False)])
+def test_how_many_tombstones_make_a_close_effective(servers: int, silent: int, effective: bool) -> None:
+    farm = Farm(servers=servers)
+    one = farm.web()
+    store(one, b"one")
+    for server in farm.ranked(KEY)[:silent]:
+        server.silent = True
+    assert one.run(one.copies.close(KEY)).effective is effective
 
 
 # -- corrupt and forged entries ------------------------------------------------------------------
@@ -159,7 +204,7 @@ def test_a_close_puts_a_tombstone_on_every_server() -> None:
     farm = Farm(servers=4)
     one, two = farm.two_webs()
     store(one, b"one")
-    assert one.run(one.copies.close(KEY)) == Closed(4, 4)
+    assert one.run(one.copies.close(KEY)) == Closed(4, 4, 2)
     assert all(entry is not None and entry.closed for entry in farm.entries(KEY))
     assert load(two) is Gone.CLOSED
     assert two.copies.cache.is_closed(KEY)
@@ -190,7 +235,7 @@ def test_a_close_says_how_far_it_came_and_whoever_sees_it_spreads_it() -> None:
     lost = farm.ranked(KEY)[0]
     lost.down = True
     closed = one.run(one.copies.close(KEY))
-    assert closed == Closed(2, 3)
+    assert closed == Closed(2, 3, 2)
     assert not closed.complete
     assert EventKind.CLOSE_INCOMPLETE in one.kinds()
     assert KEY in one.copies.closing

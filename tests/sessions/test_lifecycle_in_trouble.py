@@ -7,10 +7,12 @@ import pytest
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.copies import Written
+from coatcheck.replication.effects import Exclusive, Flow
+from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken
-from replication.tiny_farm import Farm
+from replication.tiny_farm import Farm, WebServer
 
 
 @pytest.mark.parametrize(("durability", "level"), [("async", 0), ("one", 1)])
@@ -148,3 +150,32 @@ def test_events_never_name_the_key_of_a_session() -> None:
         for secret in (token.key, token.session_id):
             assert secret.hex() not in event.session + event.detail
             assert repr(secret) not in event.session + event.detail
+
+
+@pytest.mark.parametrize("again", ["at once", "after the background repair"])
+def test_a_logout_that_others_cannot_hear_of_is_refused_and_goes_on_in_the_background(again: str) -> None:
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    session = one.opened(token)
+    for server in farm.ranked(token.key)[:2]:
+        server.silent = True  # the two that hold the session
+    session.close()
+    with pytest.raises(SessionUnavailable) as caught:
+        one.save(session)
+    assert caught.value.reason is UnavailableReason.TOO_FEW_SERVERS
+    assert EventKind.SESSION_CLOSED not in one.kinds(), "nobody is told that it is closed"
+    for web in (one, two):
+        with pytest.raises(SessionUnavailable):
+            web.read(token)
+    for server in farm.ranked(token.key)[:2]:
+        server.silent = False
+    if again == "after the background repair":
+        one.run(_repaired(one, token.key))
+    for web in (one, two, farm.web()):
+        assert web.read(token) is None
+    assert all(entry is not None and entry.final for entry in farm.entries(token.key))
+
+
+def _repaired(web: WebServer, key: bytes) -> Flow[Repaired]:
+    return (yield Exclusive(key, Repair(web.copies).repair(key)))

@@ -72,14 +72,22 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """A close: ``holds`` of ``servers`` session servers have the tombstone. It is complete when all do."""
+    """A close: ``holds`` of ``servers`` session servers have the tombstone. It is complete when all do.
+
+    It is effective when ``needed`` do: then whoever hears a read quorum hears of it, wherever the network is cut.
+    """
 
     holds: int
     servers: int
+    needed: int = 1
 
     @property
     def complete(self) -> bool:
         return self.holds >= self.servers
+
+    @property
+    def effective(self) -> bool:
+        return self.holds >= self.needed
 
 
 class Copies:
@@ -111,6 +119,8 @@ class Copies:
         self.puts = Puts(placement, policy, sealer, world, self.cache)
         self.under_replicated = self.puts.under_replicated
         self.closing: dict[bytes, Entry] = {}
+        self.partly_closed: set[bytes] = set()
+        """Those of :attr:`closing` that too few session servers hold for the close to be effective."""
         self._tried: dict[bytes, int] = {}
         self._claiming: dict[bytes, Copy] = {}
         """Claims under way: the old owner may answer before the last session server does."""
@@ -157,7 +167,10 @@ class Copies:
             newest = view.newest
             if newest is not None and newest.final:
                 self.cache.mark_closed(key)
-                yield from self.spread(view)
+                self._must_be_effective((yield from self._finish(view)))
+                return Gone.CLOSED
+            if key in self.partly_closed:
+                self._must_be_effective((yield from self.close_again(key)))
                 return Gone.CLOSED
             if not self.viewer.enough_answered(view):
                 raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
@@ -375,12 +388,8 @@ class Copies:
         view = yield from self.viewer.look(key, None, every=True)
         newest = view.newest
         if newest is not None and newest.final:
-            # Somebody else's close may still be waiting for leases: so do we, for what is left of it.
             self.cache.mark_closed(key)
-            closed = yield from self.spread(view)
-            age_s = (self.policy.tombstone_ms - newest.expires_in_ms) / 1000
-            yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_s - max(0.0, age_s)))
-            return closed
+            return (yield from self._finish(view))
         own = view.cached if view.cached is not None and view.is_mine() else None
         version = Version(self._next_epoch(view), self._fresh_owner(), 0)
         history = newest.history if newest is not None else ()
@@ -401,7 +410,50 @@ class Copies:
         # An owner that is not us may have renewed its lease until the tombstone reached it.
         alone = own is not None and own.no_lease_before < view.sent_at
         yield from self._wait_until(own.alone_at if own and alone else self.world.monotonic() + self.policy.lease_s)
+        self._note_effect(key, closed)
         return closed
+
+    def _finish(self, view: View) -> Flow[Closed]:
+        """Bring a tombstone that was seen to where it lacks, and wait as its closer has to wait."""
+        tombstone, needed = view.newest, self._close_quorum()
+        assert tombstone is not None
+        held = sum(entry.final for entry in view.entries.values())
+        closed = yield from self.spread(view)
+        if not closed.effective:
+            self._remember_closing(view.key, tombstone)
+            self.partly_closed.add(view.key)
+        elif held < needed:
+            yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
+        else:
+            # Somebody else's close may still be waiting for leases: so do we, for what is left of it.
+            age_s = (self.policy.tombstone_ms - tombstone.expires_in_ms) / 1000
+            yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_s - max(0.0, age_s)))
+        self._note_effect(view.key, closed)
+        return closed
+
+    def close_again(self, key: bytes) -> Flow[Closed]:
+        """Put the tombstone of a close in :attr:`closing` once more; of one that was not effective nothing is told
+        before it is, and before no other server can serve from a lease."""
+        closed = yield from self.put_tombstone(key, self.closing[key], dict.fromkeys(self.placement.servers))
+        if closed.effective and key in self.partly_closed:
+            yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
+        self._note_effect(key, closed)
+        return closed
+
+    def _note_effect(self, key: bytes, closed: Closed) -> None:
+        """Nobody can serve the session any more: that may be told."""
+        if closed.effective:
+            self.partly_closed.discard(key)
+        if closed.complete:
+            self.closing.pop(key, None)
+
+    def _close_quorum(self) -> int:
+        """So many tombstones that every read quorum meets one; one, where answers are not counted."""
+        return self.placement.write_quorum if self.policy.too_few_answers == "refuse" else 1
+
+    def _must_be_effective(self, closed: Closed) -> None:
+        if not closed.effective:
+            raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
 
     def _wait_until(self, moment_s: float) -> Flow[None]:
         while (left_s := moment_s - self.world.monotonic()) > 0:
@@ -457,10 +509,12 @@ class Copies:
             for reply in settled.replies.values():
                 stored_closed = isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
                 holds += isinstance(reply, Accepted) or stored_closed
-        closed = Closed(holds, len(self.placement.servers))
+        closed = Closed(holds, len(self.placement.servers), self._close_quorum())
         if tombstone.provisional:
             return closed
-        if closed.complete:
+        if not closed.effective and key in self.closing:
+            self.partly_closed.add(key)
+        if closed.complete and key not in self.partly_closed:
             self.closing.pop(key, None)
         elif len(seen) == len(self.placement.servers):
             self._report(EventKind.CLOSE_INCOMPLETE, key, f"closing, {holds} of {closed.servers}")
@@ -468,7 +522,9 @@ class Copies:
 
     def _remember_closing(self, key: bytes, tombstone: Entry) -> None:
         if key not in self.closing and len(self.closing) >= self.MAX_CLOSING:
-            self.closing.pop(next(iter(self.closing)))
+            oldest = next(iter(self.closing))
+            del self.closing[oldest]
+            self.partly_closed.discard(oldest)
         self.closing[key] = tombstone
 
     # -- messages from other web servers ---------------------------------------------------------

@@ -62,8 +62,8 @@ class Repair:
         tombstone = copies.closing.get(key)
         view = yield from copies.viewer.look(key, None, every=True)
         newest = view.newest
-        if tombstone is not None and (newest is None or not newest.final):
-            closed = yield from copies.put_tombstone(key, tombstone, dict.fromkeys(copies.placement.servers))
+        if tombstone is not None and (newest is None or not newest.final or key in copies.partly_closed):
+            closed = yield from copies.close_again(key)
             return Repaired.MENDED if closed.complete else Repaired.PARTIAL
         if newest is None:
             copies.under_replicated.discard(key)

@@ -69,7 +69,7 @@ class Lifecycle:
         A session that was not heard of for longer than the patience gives an empty one with :attr:`Session.unheard`.
         Raises :class:`SessionUnavailable` when the copies cannot be reached: fail closed.
         """
-        if self.copies.cache.is_closed(token.key):
+        if self.copies.cache.is_closed(token.key) and token.key not in self.copies.partly_closed:
             return None
         accept = self.policy.rolled_back == "accept"
         # No session outlives its oldest token by more than this: nobody need wait to be told that.
@@ -310,16 +310,23 @@ class Lifecycle:
         keys = session.unheard if session.copy_held is None else (session.copy_held.key, *session.unheard)
         closed: Closed | None = None
         for key in keys:
-            one: Closed = yield Exclusive(key, self.copies.close(key))
+            one: Closed = yield Exclusive(key, self._close_for_good(key))
             closed = closed or one
             user = session.user if session.copy_held is not None and key == session.copy_held.key else None
             self._report(EventKind.SESSION_CLOSED, key, f"by the app, {one.holds} of {one.servers}", user)
         return Saved(clear=True, closed=closed)
 
+    def _close_for_good(self, key: bytes) -> Flow[Closed]:
+        """Raises :class:`SessionUnavailable` while somebody might still be served: a logout that is told holds."""
+        closed = yield from self.copies.close(key)
+        if not closed.effective:
+            raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
+        return closed
+
     def _close_unheard(self, session: Session) -> Flow[None]:
         """A login takes the place of sessions that we cannot see: nobody may come back to them."""
         for key in session.unheard:
-            yield Exclusive(key, self.copies.close(key))
+            yield Exclusive(key, self._close_for_good(key))
 
     def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
         """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
@@ -463,7 +470,7 @@ class Lifecycle:
         user = session.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         saved = yield from self._create(session, user, before.created_at if user == before.user else None)
-        yield from self.copies.close(old_key)
+        yield from self._close_for_good(old_key)
         kind = EventKind.SESSION_REGENERATED if user == before.user else EventKind.SESSION_LOGIN
         self._report_new(kind, session, f"replaces {public_id(old_key)}")
         return saved

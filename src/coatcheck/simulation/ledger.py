@@ -15,7 +15,7 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.events import EventKind
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.placement import Placement
+from coatcheck.replication.placement import QUORUM_FROM, Placement
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Saved
@@ -351,13 +351,28 @@ class Ledger(LeaseJudge):
                     self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
             elif any(_answered(replies.get(name)) for name in kept):
                 self.fail("I2", f"{web.name} serves {self.trace.key(log.key)} though it saw a tombstone's holder")
+            elif self._read_quorum_meets(web, kept):
+                self.fail("I2", f"{web.name} serves {self.trace.key(log.key)}, whose tombstone no read quorum misses")
             else:
                 self.excuse("promise 3: holders of the tombstone unreachable")
+
+    def _read_quorum_meets(self, web: WebServer, holders: Iterable[str]) -> bool:
+        """Whether every read quorum that this web server knows has one of these session servers."""
+        placement = web.copies.placement
+        known = sum(name in placement.servers for name in holders)
+        return self._counts_answers(web) and known + placement.read_quorum > len(placement.servers)
+
+    def _counts_answers(self, web: WebServer) -> bool:
+        return len(web.copies.placement.servers) >= QUORUM_FROM and self.scenario.too_few_answers == "refuse"
 
     def saved(self, web: WebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None) -> None:
         """What was acknowledged, and how well."""
         now = self.schedule.now
         if saved.closed is not None and before is not None:
+            if self._counts_answers(web) and saved.closed.holds < web.copies.placement.write_quorum:
+                self.fail(
+                    "I2", f"{web.name} tells of a logout of {self.trace.key(before)} that others need not hear of"
+                )
             self.closed(web, self.log(before), saved.closed.holds, attempt.began_at)
         if saved.closed is not None or (attempt.kind == "login" and session.login):
             for key in session.unheard:

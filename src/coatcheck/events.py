@@ -33,6 +33,8 @@ class EventKind(Enum):
     EARLY_WRITE_LOST = "copies.early_write_lost"
     CORRUPT_ENTRY = "copies.corrupt_entry"
     REPAIRED = "copies.repaired"
+    CLOCK_DEVIATES = "clock.deviates"
+    CLOCK_AGREES = "clock.agrees"
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -94,6 +94,25 @@ def same(found: object, put: Entry) -> bool:
     )
 
 
+def test_a_server_tells_its_own_time_and_a_local_store_has_none(backend: Backend) -> None:
+    told: list[tuple[str, float, float]] = []
+    watched: list[bool] = []
+
+    async def watch() -> None:
+        store = backend.client()
+        watched.append(store.watch_clock(lambda *reading: told.append(reading)))
+        async with opened(store):
+            if watched[0]:
+                await until(lambda: len(told) >= 2)
+
+    run(watch)
+    assert watched == [backend.networked]
+    for name, round_trip_s, unix_ms in told:
+        assert name
+        assert 0 <= round_trip_s <= 1
+        assert abs(unix_ms / 1000 - time.time()) < 60
+
+
 @pytest.mark.parametrize("case", PUT_RULE)
 def test_put_rule(backend: Backend, case: str) -> None:
     stored, seen, new, expected = PUT_RULE[case]

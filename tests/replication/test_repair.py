@@ -109,6 +109,25 @@ def test_a_server_that_came_back_empty_is_filled_by_anyone_without_a_claim() -> 
     assert one.read(token) == {"n": 1}
 
 
+@pytest.mark.parametrize("ahead", ["s1", "s2"])
+def test_a_session_server_whose_clock_is_ahead_shortens_no_life_elsewhere(ahead: str) -> None:
+    """Its entries have little life left; a claim or a repair that copied it would end the session in a few minutes."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    for name, server in farm.servers.items():
+        entry, ends_at = server.stored[token.key]
+        server.stored[token.key] = (entry, ends_at - 28 * 60_000 * (name == ahead))
+    assert two.read(token) == {"n": 1}, "claimed"
+    assert repair(one, token) in (Repaired.WHOLE, Repaired.MENDED)
+    farm.wait(6 * 60)
+    assert two.read(token) == {"n": 1}
+    for server in farm.servers.values():
+        stored = server.entry(token.key)
+        assert stored is not None
+        assert stored.expires_in_ms > 20 * 60_000
+
+
 def test_a_server_that_came_back_stale_is_brought_up_to_date() -> None:
     farm = Farm()
     web = farm.web()

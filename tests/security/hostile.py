@@ -289,7 +289,7 @@ def resp(count: int, seed: int) -> Report:
         _request(b"PING") * 3 + b"PING\r\nINFO\r\n",
         _request(b"CLIENT", b"SETNAME", b"x") + _request(b"COMMAND") + _request(b"PTTL", key) + _request(b"GET", key),
     ]
-    states = [SessionState("s", password, time.monotonic, 0.0, 1024 * 1024) for password in ("", "secret")]
+    states = [SessionState("s", password, time.monotonic, lambda: 0.0, 1024 * 1024) for password in ("", "secret")]
 
     def connect(at: int) -> tuple[SessionConnection, Wire]:
         connection, wire = SessionConnection(states[at], time.monotonic, lambda client: True), Wire()

@@ -29,6 +29,8 @@ from coatcheck.replication.effects import (
     Settled,
     Tell,
 )
+from coatcheck.replication.farm_clock import FarmClock
+from coatcheck.stores.host_clock import steady_s, wall_ms
 from coatcheck.stores.port import Store
 
 T = TypeVar("T")
@@ -82,9 +84,24 @@ class World:
         self.monotonic = time.monotonic
         self.jitter = random
         self._observer = observer
+        self.clock = FarmClock(steady_s, wall_ms, report=self._report_clock)
+        self.now_ms = self.clock.now_ms
 
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+    def watch_clocks(self) -> None:
+        """Call before the stores are opened: from then on :attr:`clock` hears them."""
+        self.clock.expect(sum(store.watch_clock(self._on_time) for store in self._stores.values()))
+
+    def _on_time(self, server: str, round_trip_s: float, unix_ms: float) -> None:
+        self.clock.heard(server, round_trip_s, unix_ms)
+
+    def _report_clock(self, name: str, deviation_ms: int) -> None:
+        whose = f"the clock of session server {name}" if name else "this host's clock"
+        if deviation_ms:
+            self.report(
+                Event(EventKind.CLOCK_DEVIATES, detail=f"{whose} is {deviation_ms / 1000:+.1f} s off the farm's")
+            )
+        else:
+            self.report(Event(EventKind.CLOCK_AGREES, detail=f"{whose} agrees with the farm's again"))
 
     def take(self, stores: Mapping[str, Store]) -> None:
         """From here on, the links are these; none is known to be reachable yet."""

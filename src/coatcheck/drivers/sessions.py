@@ -81,6 +81,7 @@ class Sessions:
     servers, 0 to 63, raised with each change of it.
     """
 
+    CLOCK_PERIOD_S = 1.0
     LOOKS_AT_ONCE = 64
     """Sessions that a listing asks for at once: it shares the event loop with the requests."""
 
@@ -165,6 +166,7 @@ class Sessions:
         self._driver: AsyncioDriver | None = None
         self._mending: Mending | None = None
         self._stall_guard: StallGuard | None = None
+        self._clock_timer: asyncio.TimerHandle | None = None
         self._watching_ends: Watching | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closes_with_loop: AsyncGenerator[None, None] | None = None
@@ -245,6 +247,7 @@ class Sessions:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
+        self._world.watch_clocks()
         await asyncio.gather(*(store.open() for store in self._stores.values()))
         if not self._watching:
             self._watching = True
@@ -256,6 +259,7 @@ class Sessions:
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
         mending.start()
+        self._look_at_clocks()
         self._stall_guard = StallGuard(self.copies, time.monotonic, loop.call_later)
         self._watching_ends = Watching(self.copies, driver)
         self._driver, self._mending = driver, mending
@@ -291,6 +295,8 @@ class Sessions:
             self._stall_guard.stop()
         if self._watching_ends is not None:
             self._watching_ends.stop()
+        if self._clock_timer is not None:
+            self._clock_timer.cancel()
         if self._mending is not None:
             await self._mending.stop()
         if self._driver is not None:
@@ -432,6 +438,7 @@ class Sessions:
             "refused_new_sessions": self.newcomers.refused,
             "recopy": mending.progress() if mending is not None else {},
             "session_servers": {name: store.reachable for name, store in self._stores.items()},
+            "clock": self._world.clock.status(),
             "events": {kind.value: count for kind, count in self.events.items()},
             "last_events": {kind.value: event.detail for kind, event in self._last_event.items()},
         }
@@ -448,6 +455,10 @@ class Sessions:
         if event.kind in LOSSES and (visit := VISIT.get()) is not None:
             visit[LOST] = event.kind.value
         self._observer(event)
+
+    def _look_at_clocks(self) -> None:
+        self._world.clock.tick()
+        self._clock_timer = asyncio.get_running_loop().call_later(self.CLOCK_PERIOD_S, self._look_at_clocks)
 
     def _on_change(self, server: str, reachable: bool) -> None:
         if self._mending is not None:

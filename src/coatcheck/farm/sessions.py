@@ -124,9 +124,10 @@ def open_store(
                 timeout_s=timeout_s,
             )
         case "sqlite":
+            from coatcheck.stores.host_clock import HeldClock
             from coatcheck.stores.sqlite import SqliteStore
 
-            return SqliteStore(address.name, parts.path, time.time)
+            return SqliteStore(address.name, parts.path, HeldClock().now_s)
         case "memory":
             from coatcheck.stores.memory import MemoryStore
 

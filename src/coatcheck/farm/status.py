@@ -22,6 +22,7 @@ WEB_FIELDS: Final = (
     "in_flight",
     "under_replicated",
     "recopy",
+    "clock",
     "events",
     "refused_new_sessions",
 )

@@ -133,11 +133,17 @@ class Viewer:
         if resolution is None:
             view.newest = None
             return
-        view.newest, view.forked = resolution.newest, resolution.forked
+        view.newest, view.forked = self._longest_living(view, resolution.newest), resolution.forked
         if own is not None and _is_copy_of(view.newest, own):
             view.body = own.body
         else:
             view.body = next(body for entry, body in bodies if _same(entry, view.newest))
+
+    def _longest_living(self, view: View, newest: Entry) -> Entry:
+        """The same entry as it is on the server that keeps it longest: where a session server's clock jumps ahead,
+        little is left of each life there, and copying that would end the session everywhere."""
+        alike = [entry for entry in view.entries.values() if _same(entry, newest)]
+        return max(alike, key=lambda entry: entry.expires_in_ms, default=newest)
 
     def _authentic(self, view: View) -> list[tuple[Entry, bytes]]:
         """The stored entries with their records, opened; but those that are the own copy are not looked into.

@@ -38,7 +38,12 @@ STEADY_S: Final = 1.0
 SWEEPS_PER_TIMEOUT: Final = 8
 MAX_LATE_SWEEPS: Final = 2
 MAX_SUBSCRIPTIONS: Final = 64
+CLOCK_PERIOD_S: Final = 1.0
+"""So often the server is asked for its time, if anybody wants to know."""
+MAX_ROUND_TRIP_S: Final = 1.0
+"""An answer that took longer says too little about the time."""
 _PING: Final = resp.command(b"PING")
+_TIME: Final = resp.command(b"TIME")
 
 
 class _Refused(Exception):
@@ -83,6 +88,8 @@ class Link:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._on_time: Callable[[str, float, float], None] | None = None
+        self._asked_time_at = 0.0
         self._swept_at = 0.0
         self._late_sweeps = 0
         self._closed = False
@@ -109,6 +116,10 @@ class Link:
         first = self._bulletin.subscribe(server_id, on_message)
         if first and self._live is not None:
             self._send_subscribe(self._live, server_id)
+
+    def watch_clock(self, on_time: Callable[[str, float, float], None]) -> None:
+        """Call ``on_time(name, round_trip_s, unix_ms)`` when connected, and about once a second."""
+        self._on_time = on_time
 
     def publish(self, server_id: bytes, message: bytes) -> None:
         """Send a message to the subscribers of ``server_id``, at most once."""
@@ -277,6 +288,7 @@ class Link:
         for server_id in self._bulletin.server_ids():
             if server_id not in subscribed:
                 self._send_subscribe(connection, server_id)
+        self._ask_time(connection)
         self.reachability.set(True, f"connected to {self.address}")
         if self._on_connected is not None:
             self._on_connected()
@@ -298,12 +310,29 @@ class Link:
         self._late_sweeps = self._late_sweeps + 1 if stood_still else 0
         self._swept_at = now
         self._sweep_later()
+        if now - self._asked_time_at >= CLOCK_PERIOD_S:
+            self._ask_time(live)
         oldest = live.oldest_call_at()
         if oldest is None:
             if now - live.idle_since >= self._idle_ping_s:
                 live.call(_PING, lambda reply: self._must_succeed(live, "PING", reply))
         elif now - oldest >= self.timeout_s - self._sweep_s and not stood_still:
             live.drop(f"no answer within {self.timeout_s:g} s")
+
+    def _ask_time(self, live: Connection) -> None:
+        assert self._loop is not None
+        self._asked_time_at = self._loop.time()
+        if self._on_time is not None:
+            live.call(_TIME, partial(self._told_time, self._asked_time_at))
+
+    def _told_time(self, asked_at: float, reply: Any) -> None:
+        """A server that may not or cannot tell has no vote; that is no fault of the connection."""
+        assert self._loop is not None
+        round_trip_s = self._loop.time() - asked_at
+        if self._on_time is None or not isinstance(reply, list) or len(reply) != 2 or round_trip_s > MAX_ROUND_TRIP_S:
+            return
+        with contextlib.suppress(ValueError, TypeError):
+            self._on_time(self.name, round_trip_s, int(reply[0]) * 1000 + int(reply[1]) / 1000)
 
     def _send_subscribe(self, live: Connection, server_id: bytes) -> None:
         live.call(self._subscribe_request(server_id), lambda reply: self._must_succeed(live, "SUBSCRIBE", reply))

@@ -96,6 +96,9 @@ class MemoryStore:
     def watch(self, on_change: Callable[[str, bool], None]) -> None:
         self._reachability.watch(on_change)
 
+    def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
+        return False
+
     async def open(self) -> None:
         self._closed = False
         self._loop = asyncio.get_running_loop()

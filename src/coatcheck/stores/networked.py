@@ -85,6 +85,10 @@ class NetworkedStore:
     def watch(self, on_change: Callable[[str, bool], None]) -> None:
         self._link.reachability.watch(on_change)
 
+    def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
+        self._link.watch_clock(on_time)
+        return True
+
     async def open(self) -> None:
         await self._link.open()
 

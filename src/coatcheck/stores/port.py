@@ -80,6 +80,13 @@ class Store(Protocol):
         """Call ``on_change(name, reachable)`` whenever :attr:`reachable` changes."""
         ...
 
+    def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
+        """Call ``on_time(name, round_trip_s, unix_ms)`` about once a second with this server's own clock.
+
+        Answers ``False`` if it has none but this host's, and will never call.
+        """
+        ...
+
     async def open(self) -> None:
         """Connect. Returns also when the server is away: then :attr:`reachable` is ``False`` and it keeps trying."""
         ...

@@ -167,6 +167,11 @@ def _ping(state: SessionState, client: Client, request: list[bytes]) -> bytes:
     return resp.bulk(request[1]) if len(request) > 1 else resp.PONG
 
 
+def _time(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    seconds, micros = divmod(round(state.unix_s() * 1_000_000), 1_000_000)
+    return resp.array(resp.bulk(b"%d" % seconds), resp.bulk(b"%d" % micros))
+
+
 def _quit(state: SessionState, client: Client, request: list[bytes]) -> bytes:
     client.closing = True
     return resp.OK
@@ -267,6 +272,7 @@ COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
     b"AUTH": (_auth, 1, 2, True),
     b"HELLO": (_hello, 0, 6, True),
     b"PING": (_ping, 0, 1, True),
+    b"TIME": (_time, 0, 0, False),
     b"QUIT": (_quit, 0, 0, True),
     b"SELECT": (_select, 1, 1, False),
     b"DBSIZE": (_dbsize, 0, 0, False),

@@ -23,6 +23,7 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.stores.handover import Clocks, Stamp, take_handover, write_handover
+from coatcheck.stores.host_clock import HeldClock
 from coatcheck.stores.put_rule import is_tombstone, sealing_key
 from coatcheck.stores.session_connection import SessionConnection
 from coatcheck.stores.session_state import SessionState
@@ -70,7 +71,7 @@ class SessionServer:
         self._tls = tls
         self._max_connections = max_connections
         self._sock = sock
-        self._state = SessionState(name, password, time.monotonic, time.time(), max_bytes, max_entries)
+        self._state = SessionState(name, password, time.monotonic, HeldClock().now_s, max_bytes, max_entries)
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 

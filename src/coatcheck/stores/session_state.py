@@ -47,7 +47,7 @@ class Client(Protocol):
 class SessionState:
     """The state behind all connections of one session server.
 
-    ``clock`` answers seconds and never goes back; ``started_at`` is Unix time in seconds.
+    ``clock`` answers seconds and never goes back; ``unix_s`` is what this host takes for the time, in Unix seconds.
     """
 
     def __init__(
@@ -55,12 +55,13 @@ class SessionState:
         name: str,
         password: str,
         clock: Callable[[], float],
-        started_at: float,
+        unix_s: Callable[[], float],
         max_bytes: int,
         max_entries: int = DEFAULT_MAX_ENTRIES,
     ) -> None:
         self.name = name
-        self.started_at = started_at
+        self.unix_s = unix_s
+        self.started_at = unix_s()
         self.table = EntryTable(self.publish, max_bytes, max_entries)
         self.taken_over = 0
         """Entries that were a predecessor's."""

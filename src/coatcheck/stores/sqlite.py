@@ -120,6 +120,9 @@ class SqliteStore:
     def watch(self, on_change: Callable[[str, bool], None]) -> None:
         self._reachability.watch(on_change)
 
+    def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
+        return False
+
     async def open(self) -> None:
         if self._worker is not None:
             raise RuntimeError(f"store {self.name} is open already")

@@ -67,7 +67,7 @@ def test_a_wrong_clock_on_one_host_for_some_seconds_logs_nobody_out(farm: Missio
             assert visitor.browser.read()["data"]["round"] == rounds
         for number, newcomer in enumerate(newcomers):
             # The other host takes them for as old as they are.
-            newcomer.client.base_url = f"http://{farm.address('web-2')}"
+            newcomer.client.base_url = farm.url_of("web-2")
             assert newcomer.read()["data"] == {"number": number}
             assert abs(newcomer.token.timestamp / 1000 - time.time()) < 60
         events = [row["events"] for row in farm.status()["web_servers"]]

@@ -10,6 +10,7 @@ import msgspec
 from coatcheck.replication import cache, copies, entry, placement, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Accepted, Pause
+from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.puts import Puts
 from coatcheck.sessions import delta, lifecycle
@@ -415,6 +416,14 @@ def epoch_forgotten(monkeypatch: Any) -> None:
 @mutation("a stall ends no lease")
 def stalls_unnoticed(monkeypatch: Any) -> None:
     monkeypatch.setattr(Copies, "void_leases", lambda self: None)
+
+
+@mutation("times are judged by the clock of the host that a request reaches")
+def own_clock(monkeypatch: Any) -> None:
+    def now_ms(self: FarmClock) -> int:
+        return int(self._wall_ms())
+
+    monkeypatch.setattr(FarmClock, "now_ms", now_ms)
 
 
 # Not here, because no history can tell them apart from the rule:

@@ -35,7 +35,8 @@ def test_fresh_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers"]
+    "profile",
+    ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers", "clocks"],
 )
 def test_profiles(profile: str) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000

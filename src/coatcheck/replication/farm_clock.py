@@ -10,7 +10,6 @@ Pure: the clocks are handed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import inf
 from typing import Any
 
 import msgspec
@@ -22,8 +21,6 @@ CONFIRM_S = 60.0
 again, change nothing."""
 STALE_S = 10.0
 """What a session server said longer ago is no vote."""
-SETTLE_S = 5.0
-"""So long after its first answer, a web server that has just started waits for a majority."""
 REMIND_S = 60.0
 """A clock that deviates is reported once in so long."""
 OWN = ""
@@ -66,8 +63,8 @@ class FarmClock:
     def expect(self, voters: int) -> None:
         """So many session servers have clocks that will be heard; call it before the first one is."""
         self._voters = voters
-        self._settled_at = 0.0 if not voters else inf
-        """Until then what the clocks say at once is the farm's time; ``inf``: so long after the first answer."""
+        self._begun = not voters
+        """Whether a majority has been heard since the start."""
 
     def now_ms(self) -> int:
         """The time of the farm."""
@@ -78,8 +75,6 @@ class FarmClock:
         now = self._steady()
         # It said so at some moment between; half of the round trip is the best guess.
         self._heard[server] = _Reading(server_ms - (now - round_trip_s / 2) * 1000, now)
-        if self._settled_at == inf:
-            self._settled_at = now + SETTLE_S
         self.tick()
 
     def tick(self) -> None:
@@ -87,12 +82,10 @@ class FarmClock:
         now = self._steady()
         votes = self._votes(now)
         offsets = list(votes.values())
-        beginning = bool(self._heard) and now < self._settled_at
-        majority = self._majority(offsets, 1 + (self._voters if beginning else len(self._heard)))
-        if beginning:
-            self._begin(votes, majority, now)
+        if self._begun or not self._heard:
+            self._go_on(offsets, self._majority(offsets, 1 + len(self._heard)), now)
         else:
-            self._go_on(offsets, majority, now)
+            self._begin(offsets, self._majority(offsets, 1 + self._voters))
         self._tell(votes, now)
 
     def deviations(self) -> Mapping[str, int]:
@@ -124,12 +117,10 @@ class FarmClock:
                 return _median(near)
         return None
 
-    def _begin(self, votes: dict[str, float], majority: float | None, now: float) -> None:
-        """Just started. Without a majority the session servers are believed: all web servers hear the same ones."""
-        if majority is not None:
-            self._offset_ms, self._settled_at = majority, now
-        else:
-            self._offset_ms = _median([offset for name, offset in votes.items() if name != OWN] or [votes[OWN]])
+    def _begin(self, offsets: list[float], majority: float | None) -> None:
+        """Just started: a majority is believed at once. Without one the earliest is: that closes nothing too early."""
+        self._begun = majority is not None
+        self._offset_ms = min(offsets) if majority is None else majority
 
     def _go_on(self, offsets: list[float], majority: float | None, now: float) -> None:
         near = [offset for offset in offsets if self._agrees(offset)]

@@ -23,7 +23,7 @@ def check_convergence(farm: Farm) -> None:
         present = {name: entry for name, entry in entries.items() if entry is not None}
         if not present:
             continue
-        if any(server.entries[log.key][1] < farm.schedule.now + 10.0 for server in farm.servers.values()
+        if any(server.entries[log.key][1] < server.time_s + 10.0 for server in farm.servers.values()
                if log.key in server.entries):  # fmt: skip
             continue  # about to expire
         live = {name: entry for name, entry in present.items() if not entry.closed}
@@ -55,6 +55,9 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     versions = {server: present[server].version if server in present else None for server in placed}
     if not log.issued:
         ledger.excuse("never acknowledged: nobody has its token")
+        return
+    if any(server in log.vanished_on for server, version in versions.items() if version is None):
+        ledger.excuse("promise 1: vanished while its connections stood, noticed at the next use")
         return
     if len(set(versions.values())) != 1 or None in versions.values():
         shown = {server: farm.trace.version(version) for server, version in versions.items()}

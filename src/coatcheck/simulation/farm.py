@@ -84,7 +84,7 @@ class Farm:
         return web
 
     def new_server(self, name: str) -> SessionServer:
-        return SessionServer(name, self.schedule, self.ledger, self)
+        return SessionServer(name, self.schedule, self.ledger, self, self.scenario.seed % 2 == 0)
 
     def start_web(self, web: WebServer) -> None:
         """A web server comes up."""

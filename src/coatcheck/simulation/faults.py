@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
 from coatcheck.simulation.farm import Farm
+from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.web_server import WebServer
 
 SPAN_S = 6.0
 KINDS = (
@@ -16,6 +18,9 @@ WIDE_KINDS = (
 )  # fmt: skip
 """Those of the wide histories: what befalls groups and single keys."""
 LISTS_KINDS = (*WIDE_KINDS, "add server", "remove server", "add server", "remove server")
+CLOCKS_KINDS = ("web clock", "web clock", "store clock", "kill web", "kill store", "cut", "freeze web", "partition")
+BY_DAMAGE = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS}
+HOUR_MS = 3_600_000
 WATCH_S = 0.15
 """The heart-beat of a web server runs for so long before it is frozen."""
 STEP_S = 1.5
@@ -33,11 +38,16 @@ class Faults:
         self._stopped = False
         self._changing = False
         self._added = 0
+        self._wrong: WebServer | SessionServer | None = None
+        self._wrong_ms = 0
+        """By how much the one clock is wrong that is wrong by hours now."""
 
     def plan(self) -> None:
         farm, rng = self._farm, self._farm.rng
         span = min(SPAN_S, max(0.3, farm.scenario.requests * farm.scenario.gap_s))
-        kinds = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS}[farm.scenario.damage]
+        kinds = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS}[
+            farm.scenario.damage
+        ]
         kinds = (*kinds, *["close"] * len(kinds)) if farm.scenario.closes else kinds
         for _ in range(farm.scenario.faults):
             farm.schedule.after(rng.random() * span, self._strike, rng.choice(kinds))
@@ -71,6 +81,8 @@ class Faults:
             farm.schedule.after(length, farm.servers[store].thaw)
         elif kind == "clock jump":
             self._jump(web)
+        elif kind in ("web clock", "store clock"):
+            self._set_wrong(farm.webs[web] if kind == "web clock" else farm.servers[store], length)
         elif kind == "close":
             if farm.ledger.logs:
                 farm.close_by_operator(web, rng.choice(list(farm.ledger.logs)))
@@ -100,7 +112,8 @@ class Faults:
     def _kill_web(self, index: int, length: float) -> None:
         farm = self._farm
         web = farm.webs[index]
-        if web.alive:
+        if web.alive and self._wrong_ms >= 0:
+            # Who starts while one clock is behind, and hears no majority, cannot tell which: docs/protocol.md says so.
             web.kill()
             farm.web_died(web)
             farm.schedule.after(length, farm.restart_web, index)
@@ -202,6 +215,30 @@ class Faults:
         skews = [*farm.skews_ms, 0]
         farm.ledger.skew_range_ms = max(farm.ledger.skew_range_ms, max(skews) - min(skews)) + abs(jump)
 
+    def _set_wrong(self, process: WebServer | SessionServer, length: float) -> None:
+        """One clock is set wrong by hours, and right again. The others do not let themselves be misled: what the judge
+        allows for differences between clocks does not grow."""
+        if self._wrong_ms or self._stopped:
+            return
+        rng = self._farm.rng
+        self._wrong_ms = rng.choice((-1, 1)) * int(HOUR_MS * (1 + 4 * rng.random()))
+        self._wrong = process
+        self._set_clock(process, self._wrong_ms)
+        self._farm.schedule.after(length, self._set_right, process)
+
+    def _set_right(self, process: WebServer | SessionServer) -> None:
+        if self._wrong is process:
+            self._set_clock(process, -self._wrong_ms)
+            self._wrong, self._wrong_ms = None, 0
+
+    def _set_clock(self, process: WebServer | SessionServer, by_ms: int) -> None:
+        if self._farm.trace.on:
+            self._farm.ledger.say(f"the clock of {process.name} jumps by {by_ms / HOUR_MS:+.1f} h")
+        if isinstance(process, SessionServer):
+            process.jump(by_ms)
+        else:
+            process.skew_ms += by_ms
+
     def stop(self) -> None:
         """No more faults; everything heals."""
         farm = self._farm
@@ -215,6 +252,8 @@ class Faults:
                 server.restart()
             server.thaw()
             server.read_only = False
+        if self._wrong is not None:
+            self._set_right(self._wrong)
         for index, web in enumerate(farm.webs):
             web.thaw()
             farm.restart_web(index)

@@ -137,6 +137,7 @@ class Ledger(LeaseJudge):
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
+        log.vanished_on.discard(server.name)
         log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:
             what = " LAPSED" if new.provisional else " CLOSED" if new.closed else ""
@@ -217,6 +218,8 @@ class Ledger(LeaseJudge):
             if before is not None and not before.closed:
                 kept = self._kept(log)
                 log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
+            if entry is None:
+                log.vanished_on.add(server.name)
             for versions in log.accepted_by.values():
                 if server.name in versions:
                     log.data_lost = True

@@ -82,6 +82,8 @@ class SessionLog:
         self.forked_by: set[bytes] = set()
         self.below_target = False
         self.data_lost = False
+        self.vanished_on: set[str] = set()
+        """Servers that dropped this one silently and have not been given it since."""
         self.thief = False
         self.issued: dict[bytes, float] = {}
         self.shown: set[bytes] = set()

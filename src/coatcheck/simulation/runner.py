@@ -40,6 +40,8 @@ class Host(Protocol):
 
     def tell(self, effect: Tell) -> None: ...
 
+    def replied(self, collector: Collector, server: str) -> None: ...
+
 
 class Task:
     """One flow under way. ``context``: the request that it belongs to, or ``None`` for repair."""
@@ -59,7 +61,18 @@ class Task:
 class Collector:
     """The replies to one get or put, from several servers."""
 
-    __slots__ = ("accepted", "effect", "enough", "missing", "replies", "runner", "sent_at", "task", "waiting")
+    __slots__ = (
+        "accepted",
+        "effect",
+        "enough",
+        "missing",
+        "read_at_ms",
+        "replies",
+        "runner",
+        "sent_at",
+        "task",
+        "waiting",
+    )
 
     def __init__(self, runner: Runner, task: Task, effect: Get | Put, servers: int, enough: int) -> None:
         self.runner = runner
@@ -67,6 +80,8 @@ class Collector:
         self.effect = effect
         self.sent_at = runner.host.monotonic()
         self.replies: dict[str, Any] = {}
+        self.read_at_ms: dict[str, float] = {}
+        """What each server's clock showed when it answered."""
         self.missing = servers
         self.enough = enough
         self.accepted = 0
@@ -76,6 +91,8 @@ class Collector:
         """Replies count once; what comes after the time-out is lost."""
         if server in self.replies:
             return
+        if server in self.read_at_ms:
+            self.runner.host.replied(self, server)
         self.replies[server] = reply
         self.missing -= 1
         if type(reply) is Accepted:

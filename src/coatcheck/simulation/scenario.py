@@ -14,13 +14,14 @@ MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
-    "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers"
+    "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers", "clocks"
 ]
 """Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
 many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
 grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers, camps that are cut
 off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session
-servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back."""
+servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back. ``clocks``: one clock
+at a time is wrong by hours."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class Scenario(msgspec.Struct, frozen=True):
     patience_s: float = 30.0
     sleep_s: float = 4.0
     closes: bool = False
-    damage: Literal["narrow", "wide", "lists"] = "narrow"
+    damage: Literal["narrow", "wide", "lists", "clocks"] = "narrow"
     new_session_ms: int = 0
 
     @property
@@ -146,7 +147,7 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
             draw(seed, "calm"), grace_ms=300, rotate_after_ms=0, theft="close", thief=True, web_servers=1, gap_s=0.2,
             tabs=1, logins=False, idle_timeout_ms=HOUR_MS, absolute_timeout_ms=12 * HOUR_MS,
         )  # fmt: skip
-    if profile in ("wide", "lists"):
+    if profile in ("wide", "lists", "clocks"):
         dice = Random(f"wide {seed}")
         return msgspec.structs.replace(
             draw(seed, "storm"), damage=profile, web_servers=dice.choice((2, 2, 3, 3)),

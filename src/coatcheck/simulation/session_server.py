@@ -10,7 +10,7 @@ from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused,
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import Version
-from coatcheck.simulation.schedule import Process, Schedule
+from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
 
 ACCEPTED = Accepted()
 READ_ONLY = Unreachable("writes are refused")
@@ -35,14 +35,19 @@ class SessionServer(Process):
 
     MAX_UNDO = 64
 
-    def __init__(self, name: str, schedule: Schedule, witness: Witness, post: Post) -> None:
+    def __init__(
+        self, name: str, schedule: Schedule, witness: Witness, post: Post, expires_by_wall: bool = False
+    ) -> None:
         super().__init__(name, schedule)
         self._witness = witness
         self._post = post
+        self.expires_by_wall = expires_by_wall
         self.entries: dict[bytes, tuple[Entry, float]] = {}
         self._undo: list[tuple[bytes, tuple[Entry, float] | None]] = []
         self.run = 0
         """Counts restarts."""
+        self.skew_ms = 0
+        """How far its clock is off the true time; it does not matter to the entries."""
         self.read_only = False
         """It answers, and refuses every write: a replica that was promoted away, or a full memory."""
 
@@ -51,10 +56,28 @@ class SessionServer(Process):
         row = self.entries.get(key)
         if row is None:
             return None
-        if row[1] <= self.schedule.now:
+        if row[1] <= self.time_s:
             del self.entries[key]
             return None
         return row[0]
+
+    @property
+    def time_s(self) -> float:
+        """What entries end by: a steady clock, or (Redis) the one that may jump."""
+        return self.schedule.now + (self.skew_ms / 1000 if self.expires_by_wall else 0.0)
+
+    def wall_ms(self) -> float:
+        """What it answers to TIME."""
+        return EPOCH_MS + self.schedule.now * 1000 + self.skew_ms
+
+    def jump(self, by_ms: int) -> None:
+        """Its clock is set otherwise; what has ended by it is gone."""
+        self.skew_ms += by_ms
+        ended = [key for key, row in self.entries.items() if row[1] <= self.time_s]
+        for key in ended:
+            del self.entries[key]
+        self._undo = [one for one in self._undo if one[0] not in ended]
+        self._witness.forgot(self, ended)
 
     def get(self, key: bytes) -> GetReply:
         entry = self.look(key)
@@ -70,14 +93,14 @@ class SessionServer(Process):
         self._undo.append((key, self.entries.get(key)))
         if len(self._undo) > self.MAX_UNDO:
             del self._undo[0]
-        self.entries[key] = (new, self.schedule.now + max(1, new.expires_in_ms) / 1000)
+        self.entries[key] = (new, self.time_s + max(1, new.expires_in_ms) / 1000)
         self._witness.stored(self, key, old, new)
         if old is not None and not old.closed and (new.closed or old.version[:2] != new.version[:2]):
             self._post.notify(self, old.version.server_id, Notice(key, new.version, new.closed))
         return ACCEPTED
 
     def _with_life_left(self, key: bytes, entry: Entry) -> Entry:
-        left_ms = int((self.entries[key][1] - self.schedule.now) * 1000)
+        left_ms = int((self.entries[key][1] - self.time_s) * 1000)
         return Entry(entry.version, entry.history, entry.closed, left_ms, entry.payload, entry.provisional)
 
     # -- faults ----------------------------------------------------------------------------------

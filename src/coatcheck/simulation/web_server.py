@@ -7,10 +7,11 @@ from random import Random
 from typing import Any, Protocol
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.events import Event
+from coatcheck.events import Event, EventKind
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive, Flow, Get, Put, PutReply, Tell, Unreachable
 from coatcheck.replication.entry import Sealer
+from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
@@ -25,6 +26,7 @@ from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
 from coatcheck.simulation.session_server import SessionServer
 
 UNREACHABLE = Unreachable("no connection")
+CLOCK_PERIOD_S = 1.0
 
 
 class Watch(Protocol):
@@ -101,6 +103,10 @@ class WebServer(Process):
         """Per session: when contact with a server that holds it was last lost or found again."""
         self.stalled_at = -1.0
         """When this process went on after it had not run for longer than a lease may be trusted."""
+        self.clock = FarmClock(self.monotonic, self._wall_ms, report=self._report_clock)
+        self.clock.expect(len(servers))
+        self._heard_at: dict[str, float] = {}
+        self.now_ms = self.clock.now_ms
         self._frozen_at = 0.0
         self._guard: StallGuard | None = None
         self._mending_due = False
@@ -114,13 +120,21 @@ class WebServer(Process):
 
     def begin(self) -> None:
         """Look after hosted sessions from now on, and once through what is stored."""
+        for name in self.servers:
+            if self._answers(name):
+                self._hear(name)
         self.after(self.MENDING_S * (0.5 + self.jitter()), self._mend_regularly)
         self._alarm()
 
     # -- surroundings ----------------------------------------------------------------------------
 
-    def now_ms(self) -> int:
-        return EPOCH_MS + int(self.schedule.now * 1000) + self.skew_ms
+    def _wall_ms(self) -> float:
+        """What this host's clock shows, right or wrong."""
+        return EPOCH_MS + self.schedule.now * 1000 + self.skew_ms
+
+    def _report_clock(self, name: str, deviation_ms: int) -> None:
+        kind = EventKind.CLOCK_DEVIATES if deviation_ms else EventKind.CLOCK_AGREES
+        self.report(Event(kind, detail=f"{name or 'own clock'} {deviation_ms} ms"))
 
     def monotonic(self) -> float:
         return self.schedule.now
@@ -191,8 +205,21 @@ class WebServer(Process):
         else:
             assert type(effect) is Put
             reply = self._put(store, effect)
+        collector.read_at_ms[store.name] = store.wall_ms()
         if run == store.run and self.alive:
             self.network.send(store.name, self, collector.take, store.name, reply)
+
+    def replied(self, collector: Collector, server: str) -> None:
+        """A reply says what time it was there; the product asks for it, as often as this takes notice."""
+        now = self.schedule.now
+        if now - self._heard_at.get(server, -1.0) >= CLOCK_PERIOD_S:
+            self._heard_at[server] = now
+            self.clock.heard(server, now - collector.sent_at, collector.read_at_ms[server])
+
+    def _hear(self, server: str) -> None:
+        """What time is it? Asked with each new connection."""
+        self._heard_at[server] = self.schedule.now
+        self.clock.heard(server, self.network.LATENCY_S, self.servers[server].wall_ms())
 
     def _put(self, store: SessionServer, effect: Put) -> PutReply:
         return store.put(effect.key, effect.seen[store.name], effect.entry)
@@ -236,6 +263,7 @@ class WebServer(Process):
             self._connected_to[server] = self.servers[server].run
             self.reach[server] = True
             self._changed(server)
+            self._hear(server)
         else:
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
 
@@ -270,6 +298,7 @@ class WebServer(Process):
 
     def _mend_regularly(self) -> None:
         self._ping()
+        self.clock.tick()
         self.copies.cache.drop_expired(self.now_ms(), 1000)
         self._mend()
         self.after(self.MENDING_S, self._mend_regularly)

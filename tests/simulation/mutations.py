@@ -9,10 +9,11 @@ import msgspec
 
 from coatcheck.replication import cache, copies, entry, placement, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
-from coatcheck.replication.effects import Accepted, Pause
+from coatcheck.replication.effects import Accepted, Pause, Put
 from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.puts import Puts
+from coatcheck.replication.surplus import Surplus
 from coatcheck.sessions import delta, lifecycle
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens import chain
@@ -424,6 +425,22 @@ def own_clock(monkeypatch: Any) -> None:
         return int(self._wall_ms())
 
     monkeypatch.setattr(FarmClock, "now_ms", now_ms)
+
+
+@mutation("a stand-in is withdrawn before its server has the session again")
+def only_copy_withdrawn(monkeypatch: Any) -> None:
+    def stand_ins(self: Surplus, seen: Any) -> list[str]:
+        home = self._home(seen.key)
+        return [name for name, one in seen.entries.items() if name not in home and not one.closed]
+
+    def withdraw(self: Surplus, key: bytes) -> Any:
+        seen = yield from self._copies.viewer.look(key, None, every=True)
+        for name in stand_ins(self, seen):
+            ended = msgspec.structs.replace(seen.entries[name], expires_in_ms=1)
+            yield Put(key, ended, {name: ended.version})
+        return False
+
+    monkeypatch.setattr(Surplus, "withdraw", withdraw)
 
 
 # Not here, because no history can tell them apart from the rule:

@@ -18,6 +18,7 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "a second close is complete at once": ("leases", 1, 400),
     "a retired token is taken for ever": ("thieves", 500, 600),
     "a stall ends no lease": ("wide", 1, 400),
+    "a stand-in is withdrawn before its server has the session again": ("wide", 1, 400),
     "times are judged by the clock of the host that a request reaches": ("clocks", 1, 200),
 }
 """Which kind of histories shows the trace that a rule forbids, from which seed, and how many are tried at most."""

@@ -6,7 +6,7 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 
 import msgspec
@@ -239,8 +239,11 @@ class Copies:
         self.puts.check_level(copy, holders, quorum=self.policy.too_few_answers == "refuse")
         return copy
 
-    def claim(self, view: View) -> Flow[Copy | None]:
-        """Become the owner: a new epoch, no change of data. ``None`` if a rival was faster."""
+    def claim(self, view: View, leave: Collection[str] = ()) -> Flow[Copy | None]:
+        """Become the owner: a new epoch, no change of data. ``None`` if a rival was faster.
+
+        ``leave``: servers that are not told, although they showed a copy.
+        """
         newest, key = view.newest, view.key
         assert newest is not None
         self.cache.drop(key)
@@ -252,7 +255,7 @@ class Copies:
         copy.alone_at = FAR
         self._claiming[key] = copy
         try:
-            claimed = yield from self._put_claim(copy, view)
+            claimed = yield from self._put_claim(copy, view, leave)
         except SessionUnavailable:
             self._keep_survivor(view)
             raise
@@ -272,7 +275,7 @@ class Copies:
             own.lease_until = 0.0
             self.cache.add(own)
 
-    def _put_claim(self, copy: Copy, view: View) -> Flow[bool]:
+    def _put_claim(self, copy: Copy, view: View, leave: Collection[str]) -> Flow[bool]:
         """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
         parallel, the other placed ones and every server that showed a copy."""
         entry = self.puts.sealed(copy)
@@ -290,7 +293,7 @@ class Copies:
                 break
         if sent_at is None or not holders:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
-        showed = [name for name in view.entries if name not in holders]
+        showed = [name for name in view.entries if name not in holders and name not in leave]
         settled, refused = yield from self.puts.to_placed(copy, entry, holders, showed)
         if refused:
             return False

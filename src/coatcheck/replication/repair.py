@@ -8,6 +8,7 @@ from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Accepted, Flow, Put, Settled
+from coatcheck.replication.surplus import Surplus
 
 
 class Repaired(Enum):
@@ -25,6 +26,7 @@ class Repair:
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
+        self._surplus = Surplus(copies)
 
     def needs_repair(self) -> list[bytes]:
         """Keys of hosted sessions that the servers placed for them do not all hold, or of which another server showed
@@ -34,7 +36,7 @@ class Repair:
         keys = dict.fromkeys([*copies.closing, *sorted(copies.under_replicated)])
         for copy in copies.cache:
             lacking = any(copy.seen.get(name) != copy.version for name in copies.puts.placed(copy.key))
-            if lacking or self._knows_left_over(copy):
+            if lacking or self._knows_left_over(copy) or self._surplus.of_hosted(copy):
                 keys[copy.key] = None
         return list(keys)
 
@@ -46,6 +48,7 @@ class Repair:
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted."""
         self._copies.puts.lost_contact(server)
+        self._surplus.note(server)
         self._copies.viewer.absences.note(server, self._copies.world.reachable(server))
         for copy in self._copies.cache:
             if copy.seen.get(server) == copy.version:
@@ -54,10 +57,17 @@ class Repair:
                 self._copies.under_replicated.add(copy.key)
 
     def repair(self, key: bytes) -> Flow[Repaired]:
-        """Read all reachable servers; spread a tombstone; copy the entry that covers all; otherwise claim.
+        """Read all reachable servers; spread a tombstone; copy the entry that covers all; otherwise claim. Then
+        withdraw the copies that stood in for a server that is back.
 
         Run it inside :class:`Exclusive`. Raises :class:`SessionUnavailable` if nobody answers.
         """
+        outcome = yield from self._repair(key)
+        if outcome in (Repaired.WHOLE, Repaired.MENDED) and (yield from self._surplus.withdraw(key)):
+            return Repaired.MENDED
+        return outcome
+
+    def _repair(self, key: bytes) -> Flow[Repaired]:
         copies = self._copies
         tombstone = copies.closing.get(key)
         view = yield from copies.viewer.look(key, None, every=True)

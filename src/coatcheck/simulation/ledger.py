@@ -28,6 +28,7 @@ from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.withdrawals import check_withdrawal
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -50,6 +51,7 @@ class Ledger(LeaseJudge):
             what = "tombstone" if entry.closed else "claim" if entry.version.seq == 0 else "write"
             seen = ", ".join(f"{name} (saw {self.trace.version(v)})" for name, v in effect.seen.items())
             self.say(f"{web.name} puts {what} {self.trace.version(entry.version)} of {self.trace.key(log.key)}: {seen}")
+        check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)
         if known is not None:
             if known != entry.payload and self._body(web, effect.key, entry) != self._body_of(web, log, entry, known):

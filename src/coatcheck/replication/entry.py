@@ -20,6 +20,8 @@ FLAG_CLOSED = 1
 FLAG_PROVISIONAL = 2
 FLAGS = frozenset({0, FLAG_CLOSED, FLAG_CLOSED | FLAG_PROVISIONAL})
 """All that an entry may be: live, a tombstone, or a provisional tombstone."""
+WITHDRAWN_MS = 1
+"""The life that is left to a copy that is withdrawn."""
 MAX_ENTRY_BYTES = 1024 * 1024
 """A session larger than this is refused with a clear error, by web server and session server alike."""
 

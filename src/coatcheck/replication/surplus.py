@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Accepted, Flow, Put, Settled
+from coatcheck.replication.entry import WITHDRAWN_MS
 from coatcheck.replication.resolution import contains
 from coatcheck.replication.view import View
-
-WITHDRAWN_MS: Final = 1
-"""The life that is left to a copy that is withdrawn."""
 
 
 class Surplus:

@@ -9,7 +9,7 @@ from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.absences import Absences
 from coatcheck.replication.cache import Cache, Copy
 from coatcheck.replication.effects import Flow, Get, Gotten, Surroundings, Unreachable
-from coatcheck.replication.entry import Entry, Sealer
+from coatcheck.replication.entry import WITHDRAWN_MS, Entry, Sealer
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.resolution import resolve
@@ -113,6 +113,8 @@ class Viewer:
             self.absences.note(server, answers)
             if isinstance(reply, Unreachable):
                 continue
+            if reply is not None and reply.expires_in_ms <= WITHDRAWN_MS:
+                reply = None  # withdrawn, and gone before anybody could do something with it
             view.seen[server] = reply.version if reply is not None else None
             if reply is not None:
                 view.entries[server] = reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coatcheck.replication.effects import Put
-from coatcheck.replication.surplus import WITHDRAWN_MS
+from coatcheck.replication.entry import WITHDRAWN_MS
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.simulation.judge import Judge
 from coatcheck.simulation.log import SessionLog, holds

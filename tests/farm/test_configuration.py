@@ -36,7 +36,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b",
         "reload": "yes", "reload_dir": "src lib", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
-        "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
+        "sticky": "session", "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",

@@ -22,6 +22,7 @@ from coatcheck.stores.port import PutReply
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
 from coatcheck.web.cookies import CookiePolicy
+from coatcheck.web.routes import Sticky
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Act = Callable[[Any], Any]
@@ -43,14 +44,16 @@ class SlowStore(MemoryStore):
 class Served:
     """``app`` may be changed between the requests."""
 
-    def __init__(self, app: App, policy: SessionPolicy, cookies: CookiePolicy, route_tag: str | None) -> None:
+    def __init__(
+        self, app: App, policy: SessionPolicy, cookies: CookiePolicy, route_tag: str | None, sticky: Sticky
+    ) -> None:
         self.app = app
         self.events: list[Event] = []
         self.stores = [SlowStore(f"session-{n}", time.monotonic) for n in (1, 2)]
         self.ring = KeyRing([os.urandom(32)])
         self.policy = policy
         self.sessions = self.another_server()
-        self.middleware = SessionMiddleware(self._call, self.sessions, cookies, route_tag)
+        self.middleware = SessionMiddleware(self._call, self.sessions, cookies, route_tag, sticky=sticky)
 
     def another_server(self) -> Sessions:
         return Sessions(
@@ -99,8 +102,9 @@ async def served(
     policy: SessionPolicy | None = None,
     cookies: CookiePolicy | None = None,
     route_tag: str | None = None,
+    sticky: Sticky = "browser",
 ) -> AsyncIterator[Served]:
-    server = Served(app, policy or SessionPolicy(), cookies or CookiePolicy(), route_tag)
+    server = Served(app, policy or SessionPolicy(), cookies or CookiePolicy(), route_tag, sticky)
     try:
         yield server
     finally:

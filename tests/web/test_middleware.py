@@ -214,7 +214,7 @@ def test_cookies_that_no_browser_takes_are_refused(wrong: dict[str, Any], line: 
 
 def test_the_route_cookie_follows_the_session() -> None:
     async def story() -> None:
-        async with served(acting(look), route_tag="web-1") as server, server.client() as browser:
+        async with served(acting(look), route_tag="web-1", sticky="session") as server, server.client() as browser:
             assert names_set(await browser.get("/")) == [], "no session, no route"
             server.app = acting(count)
             assert names_set(await browser.get("/")) == [COOKIE, ROUTE]

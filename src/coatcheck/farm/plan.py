@@ -61,6 +61,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             sessions=_session_access(settings, name, copies_at, keys),
             cookies=settings.cookie,
             error_pages=_absolute(settings.error_pages),
+            sticky=settings.sticky if settings.web > 1 else "session",
             credential=credential,
             trusted_proxies=settings.trusted_proxy,
             audit_file=str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{name}.jsonl"),

@@ -8,6 +8,7 @@ from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.settings import HttpServer, SessionAccess
 from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
+from coatcheck.web.routes import Sticky
 
 LOOPBACK = "127.0.0.1"
 
@@ -77,6 +78,7 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     cookies: CookiePolicy = CookiePolicy()
     error_pages: str = ""
     """The directory with the operator's pages."""
+    sticky: Sticky = "browser"
     trusted_proxies: tuple[str, ...] = ()
     """Networks whose addresses are skipped where the app asks who its client is."""
     audit_file: str = ""

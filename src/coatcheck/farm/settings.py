@@ -18,6 +18,7 @@ from coatcheck.options import Option, judge
 from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
+from coatcheck.web.routes import Sticky
 
 HttpServer = Literal["uvicorn", "granian"]
 InternalLinks = Literal["unix", "tcp"]
@@ -98,6 +99,13 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     server: Annotated[HttpServer, Option("What runs the app in each web server.", env="COATCHECK_HTTP_SERVER")] = (
         "uvicorn"
     )
+    sticky: Annotated[
+        Sticky,
+        Option(
+            "Who stays with one web server, by a cookie: every `browser`, as apps need that keep state in the process "
+            "(NiceGUI, Gradio, Socket.IO), or those with a `session`. With one web server, no browser needs it."
+        ),
+    ] = "browser"
     access_log: Annotated[bool, Option("Log a line for each request in the web servers.")] = False
 
     session_servers: Annotated[

@@ -45,7 +45,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     sessions = open_sessions(role.sessions, observer=audit.observe if audit is not None else None)
     await sessions.open()
     pages = load_error_pages(role.error_pages)
-    inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages)
+    inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
     door = FrontDoor(inner, control.stopping)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn

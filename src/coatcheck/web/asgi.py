@@ -34,6 +34,7 @@ from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.open_stream import OpenStream, has_length, may_read_later
 from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, OpenWebSocket, is_caused_by_hang_up
 from coatcheck.web.replaced import ABSENT, MAX_LAYERS_NAMED, content_of, other_layer
+from coatcheck.web.routes import Sticky, may_carry_route, with_route
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,6 +44,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 NOTHING = Saved()
+NO_HEADERS: tuple[Header, ...] = ()
 NO_TOKENS: list[tuple[SealedToken, bool]] = []
 RETRY_AFTER_S = 1
 TRY_AGAIN_LATER = 1013
@@ -60,8 +62,9 @@ class SessionMiddleware:
 
     ``sessions`` is opened at lifespan startup, or with the first request where the server has no lifespan.
     ``cookies``: ``Secure`` and ``__Host-`` if you say nothing, but for sessions in memory. ``route_tag`` names this
-    web server to the local director. ``error_pages``: what the middleware's own answers (503, 409) look like: pages
-    by name (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail.
+    web server to the local director; ``sticky`` says which browsers are told it: all, or those with a session.
+    ``error_pages``: what the middleware's own answers (503, 409) look like: pages by name
+    (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class SessionMiddleware:
         cookies: CookiePolicy | None = None,
         route_tag: str | None = None,
         error_pages: ErrorPages | ErrorPage | None = None,
+        sticky: Sticky = "browser",
     ) -> None:
         # Sessions in memory are for tests, and test clients speak plain HTTP.
         cookies = cookies or CookiePolicy(insecure_localhost=sessions.in_memory)
@@ -90,6 +94,8 @@ class SessionMiddleware:
         self._route_tag = route_tag.encode() if route_tag is not None else None
         self._route_shown = b"; %b=%b" % (self._route.name, self._route_tag or b"")
         """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
+        self._route_cookie = self._route.set_cookie(self._route_tag or b"")
+        self._routes_all = sticky == "browser"
         self._unseal = sessions.unseal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,12 +162,19 @@ class SessionMiddleware:
             headers.append(jar.set_cookie(self.sessions.seal(saved.issue), session.remember))
             if saved.issue.login and self._anonymous.read(header):
                 headers.append(self._anonymous.delete_cookie())
-        tag = self._route_tag
-        if tag is not None and session.copy_held is not None:
-            known = header.endswith(self._route_shown) or self._read_route(header) == tag
-            if not known:
-                headers.append(self._route.set_cookie(tag))
+        if session.copy_held is not None and self._lacks_route(header):
+            headers.append(self._route_cookie)
         return headers
+
+    def _lacks_route(self, header: bytes) -> bool:
+        if self._route_tag is None:
+            return False
+        return not header.endswith(self._route_shown) and self._read_route(header) != self._route_tag
+
+    def route_for(self, status: int, headers: Iterable[Header], header: bytes) -> Header | None:
+        """The Set-Cookie header that gives a browser without a session its route, if this answer may carry one."""
+        wanted = self._routes_all and self._lacks_route(header) and may_carry_route(status, headers)
+        return self._route_cookie if wanted else None
 
     def name_layer(self, layer: str) -> None:
         """Warn, once for each: what the app does to ``scope["session"]`` there does not reach our session."""
@@ -361,9 +374,16 @@ class _Response:
         self._closed = saved.clear
         self._headers = message.get("headers", ())
         # A logged-out or dead cookie is deleted by close alone; the session is in copy_held from here on.
-        cookies = self._middleware.cookies_for(session, saved, self._header)
+        middleware = self._middleware
+        cookies = middleware.cookies_for(session, saved, self._header)
         if session.accessed or cookies or may_read_later(message["status"], self._headers):
-            message["headers"] = _guard(message.get("headers", ()), cookies)
+            headers = message["headers"] = _guard(self._headers, cookies)
+            if session.copy_held is None and (route := middleware.route_for(message["status"], headers, self._header)):
+                headers.append(route)
+        elif session.copy_held is None and (
+            route := middleware.route_for(message["status"], self._headers, self._header)
+        ):
+            message["headers"] = with_route(self._headers, route)
         return message
 
     async def _save(self) -> Saved:
@@ -423,6 +443,8 @@ class _Response:
             return
         self._closed = saved.clear
         cookies = self._middleware.cookies_for(self._session, saved, self._header)
+        if self._session.copy_held is None and (route := self._middleware.route_for(101, NO_HEADERS, self._header)):
+            cookies.append(route)
         if cookies:
             message["headers"] = [*message.get("headers", ()), *cookies]
         await self._send(message)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from coatcheck.farm.demo.tour import Step, report
 from coatcheck.farm.roles import Address
 from ports import free_port
 
-from .farm_process import EXAMPLES, Command, Farm
+from .farm_process import DEADLINE_S, EXAMPLES, Command, Farm, eventually
 
 
 def test_tour_loses_nothing_and_takes_a_free_port(command: Command) -> None:
@@ -31,6 +33,25 @@ def test_tour_loses_nothing_and_takes_a_free_port(command: Command) -> None:
     assert "session-" in done.stdout
     assert f"127.0.0.1:{port}\n" not in done.stderr
     assert list(command.directory.iterdir()) == [command.directory / "counter.py"]
+
+
+def test_a_restart_of_the_demo_keeps_the_carts(command: Command) -> None:
+    port = free_port()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", follow_redirects=True) as browser:
+        for quantity in (1, 2):
+            with command.started("demo", "--port", str(port)) as demo:
+                eventually(partial(_add_a_hat, browser, quantity), "the shop")
+                demo.send_signal(signal.SIGINT)
+                assert demo.wait(DEADLINE_S) == 0
+
+
+def _add_a_hat(browser: httpx.Client, quantity: int) -> bool:
+    try:
+        cart = browser.post("/add", data={"item": "hat"}).text
+    except httpx.TransportError:
+        return False  # not there yet
+    assert f"{quantity} × Top hat" in cart
+    return True
 
 
 def test_a_shopper_notices_what_is_missing() -> None:

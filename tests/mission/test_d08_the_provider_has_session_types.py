@@ -67,7 +67,7 @@ def test_stateful_is_not_logged_in_again_but_told_to_log_in(provider: ProviderPr
 
 def test_stateful_is_tied_to_its_server(tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     common = ("--user", f"*:{PASSWORD}", "--key-file", str(key), "--server")
     servers = [ProviderProcess(*common, name, log=tmp_path / name) for name in ("one", "two")]
     try:

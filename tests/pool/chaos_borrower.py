@@ -19,7 +19,7 @@ from coatcheck.pool import PoolError, TokenPool
 from coatcheck.pool.adapters.zeep import SessionPlugin, ZeepSessions
 
 PASSWORD = "secret"
-KEY = "k" * 43
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 PER_USER = 4
 LEASE_S = 3
 WAIT_S = 15

@@ -228,7 +228,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield {}
         return
     for backend in running(request.param):
-        yield {"store": backend.url, "key": b"k" * 32}
+        yield {"store": backend.url, "key": b"0123456789abcdef" * 2}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -18,7 +18,7 @@ from coatcheck.pool import (
 )
 
 HUGE = 10**400
-KEY = b"k" * 32
+KEY = b"0123456789abcdef" * 2
 
 
 def sign_in(user: str) -> str:
@@ -55,7 +55,11 @@ def test_a_wrong_setting_is_named_whatever_its_form(options: dict[str, Any]) -> 
 
 
 def test_keys_may_be_strings_also_in_a_list() -> None:
-    TokenPool(sign_in, store="sqlite:///x.db", key=["k" * 32, b"l" * 32]).close()
+    TokenPool(
+        sign_in,
+        store="sqlite:///x.db",
+        key=["m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4", b"0123456789abcdef" * 2],
+    ).close()
 
 
 async def _later(*_: object) -> bool:

@@ -23,7 +23,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield {}
         return
     for backend in running(request.param):
-        yield {"store": backend.url, "key": b"k" * 32}
+        yield {"store": backend.url, "key": b"0123456789abcdef" * 2}
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
@@ -109,7 +109,7 @@ def test_a_cancellation_together_with_the_result_is_noted() -> None:
 
 def test_a_cancelled_caller_is_told_so_whatever_else_went_wrong() -> None:
     async def story() -> None:
-        pool = AsyncTokenPool(lambda user: "t", store="redis://127.0.0.1:1/0", key=b"k" * 32)
+        pool = AsyncTokenPool(lambda user: "t", store="redis://127.0.0.1:1/0", key=b"0123456789abcdef" * 2)
         entered, go_on = asyncio.Event(), asyncio.Event()
 
         async def broken(user: str, command: object) -> None:

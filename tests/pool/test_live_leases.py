@@ -31,7 +31,12 @@ def test_leases_that_are_held_are_all_remembered() -> None:
 
 def test_closing_does_not_wait_for_what_another_process_gave_back(tmp_path: Path) -> None:
     def pool() -> TokenPool:
-        return TokenPool(lambda user: "t", store=f"sqlite:///{tmp_path}/tokens.db", key=b"k" * 32, lease="2s")
+        return TokenPool(
+            lambda user: "t",
+            store=f"sqlite:///{tmp_path}/tokens.db",
+            key=b"0123456789abcdef" * 2,
+            lease="2s",
+        )
 
     first, second = pool(), pool()
     held = first.lease("ann").acquire()

@@ -22,7 +22,8 @@ def test_parent_and_children_share_a_store_and_no_connection(store_url: str, tmp
     program = """
         import os, sys, threading, uuid
         from coatcheck.pool import TokenPool
-        pool = TokenPool(lambda user: str(uuid.uuid4()), store=sys.argv[1], key=b"k" * 32, wait=60, per_user=2)
+        key = b"0123456789abcdef" * 2
+        pool = TokenPool(lambda user: str(uuid.uuid4()), store=sys.argv[1], key=key, wait=60, per_user=2)
         def work(count):
             for number in range(count):
                 with pool.lease("ann") as held:
@@ -59,7 +60,8 @@ def test_forks_of_a_busy_process_do_not_hang_in_sqlite(tmp_path: Path) -> None:
     program = """
         import os, signal, threading
         from coatcheck.pool import TokenPool
-        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"k" * 32, per_user=8, wait=60)
+        key = b"0123456789abcdef" * 2
+        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=key, per_user=8, wait=60)
         stop = threading.Event()
         def work():
             while not stop.is_set():
@@ -87,7 +89,8 @@ def test_a_lease_stays_its_parents(tmp_path: Path) -> None:
     program = """
         import os, sys
         from coatcheck.pool import LeaseLost, TokenPool
-        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"k" * 32, on_event=lambda event: None)
+        key = b"0123456789abcdef" * 2
+        pool = TokenPool(lambda user: "t", store="sqlite:///tokens.db", key=key, on_event=lambda event: None)
         with pool.lease("ann") as held:
             child = os.fork()
             if not child:
@@ -173,7 +176,8 @@ def test_a_child_goes_on_in_the_same_sqlite_file_when_its_parent_closes_it(tmp_p
         import os, subprocess, sys
         from coatcheck.pool import TokenPool
         def opened():
-            return TokenPool(lambda user: f"login of {os.getpid()}", store="sqlite:///tokens.db", key=b"k" * 32)
+            key = b"0123456789abcdef" * 2
+            return TokenPool(lambda user: f"login of {os.getpid()}", store="sqlite:///tokens.db", key=key)
         def renewed(pool, token):
             with pool.lease("ann") as held:
                 seen = held.token

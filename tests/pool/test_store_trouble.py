@@ -29,7 +29,7 @@ from coatcheck.pool.stores import sqlite
 from coatcheck.pool.stores.postgresql_connection import SETTINGS
 from pool.conftest import running
 
-KEY = b"k" * 32
+KEY = b"0123456789abcdef" * 2
 IN_TIME_S = 60.0
 
 
@@ -325,7 +325,7 @@ def test_looking_creates_no_file_and_no_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["ls"], ["stats"], ["clean-up"], ["remove", "ann"]])
 def test_the_command_says_that_there_is_no_such_file(tmp_path: Path, words: list[str]) -> None:
-    (tmp_path / "key").write_text("k" * 43)
+    (tmp_path / "key").write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     (tmp_path / "key").chmod(0o600)
     missing = tmp_path / "mistyped.db"
     where = ["--store", f"sqlite:///{missing}", "--key-file", str(tmp_path / "key")]
@@ -388,7 +388,7 @@ def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path
         import resource, signal
         from coatcheck.pool import StoreUnavailable, TokenPool
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        pool = TokenPool(lambda user: "t" * 60_000, store="sqlite:///tokens.db", key=b"k" * 32)
+        pool = TokenPool(lambda user: "t" * 60_000, store="sqlite:///tokens.db", key=b"0123456789abcdef" * 2)
         with pool.lease("ann"):
             pass
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -62,6 +62,7 @@ def _options(flags: dict[str, Any]) -> Any:
     from coatcheck.pool.soap.configuration import read_secret_file, read_users
     from coatcheck.pool.soap.misbehaviour import Misbehaviour
     from coatcheck.pool.soap.options import ProviderOptions
+    from coatcheck.tokens.secret import parse_key
 
     rates = ("expire_rate", "kill_rate", "fail_login_rate", "fault_rate", "max_sessions_per_user")
     misbehaviour = Misbehaviour(
@@ -72,7 +73,7 @@ def _options(flags: dict[str, Any]) -> Any:
     return ProviderOptions(
         users=users,
         server=flags["server"],
-        key=read_secret_file(key, "key-file").strip().encode() if key else None,
+        key=parse_key(read_secret_file(key, "key-file"), "key-file") if key else None,
         token_timeout_s=flags["token_timeout"],
         idle_s=flags["idle"],
         single_use=flags["single_use"],

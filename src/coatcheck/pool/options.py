@@ -16,6 +16,7 @@ from coatcheck.pool.flows import Fresh
 from coatcheck.pool.masking import check_token
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy
 from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.secret import parse_key
 
 
 class SignedIn(msgspec.Struct, frozen=True):
@@ -117,7 +118,7 @@ class Settings:
         keys: list[Any] = list(key) if isinstance(key, (list, tuple)) else [key]
         if not all(isinstance(secret, (str, bytes)) for secret in keys):
             raise ConfigError("key: must be bytes, a string, or a list of them; the first one seals")
-        return KeyRing([secret.encode() if isinstance(secret, str) else secret for secret in keys])
+        return KeyRing([parse_key(secret, "key") for secret in keys])
 
     def refuse_coroutines(self) -> None:
         """Raises ``ConfigError`` for callbacks that only a loop could run: called in a thread they would do nothing."""

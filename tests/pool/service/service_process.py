@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 
 BEARER = "a-bearer-token-for-the-tests"
-KEY = "k" * 43
+KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 START_TIMEOUT_S = 30
 
 

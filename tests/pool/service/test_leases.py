@@ -164,7 +164,7 @@ def test_a_lease_past_its_deadline_is_lost_and_a_renewed_one_is_not(start: Start
 
 def test_two_instances_share_a_store_and_survive_each_other(start: StartService, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     shared = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key), "--per-user", "2")
     one, two = start(*shared), start(*shared)
     lease = one.signed_in("secret-token-1")["lease"]

@@ -63,7 +63,7 @@ def test_wrong_settings_end_it_with_one_line(
     token_file: str, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     filled = [str(key) if argument == "KEY" else argument for argument in arguments]
     ended = run("serve", "--token-file", token_file, "--listen", "127.0.0.1:0", *filled)
     assert ended.returncode == 2
@@ -82,7 +82,7 @@ def test_weak_or_missing_bearer_tokens_end_it(tmp_path: Path, content: str) -> N
 def test_files_of_secrets_that_others_can_read_are_refused(tmp_path: Path, mode: int) -> None:
     bearer, key = tmp_path / "bearer", tmp_path / "key"
     bearer.write_text(BEARER)
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key))
     asked_service = ("ls", "--url", "http://127.0.0.1:1", "--token-file", str(bearer))
     for file, commands in (
@@ -248,7 +248,7 @@ def test_it_logs_in_at_a_web_address(start: StartService, login_service: str, pa
 
 def test_a_store_that_does_not_answer_is_503(start: StartService, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     service = start("--store", "redis://127.0.0.1:1/0", "--key-file", str(key))
     for answer in (service.checkout(), service.http.get("/healthz"), service.http.get("/v1/stats")):
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:coatcheck:problem:store-unavailable")
@@ -258,7 +258,7 @@ def test_a_store_that_does_not_answer_is_503(start: StartService, tmp_path: Path
 
 def test_operators_ask_the_store_or_the_service(start: StartService, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key))
     service = start(*store)
     asked_service = ("--url", service.url, "--token-file", str(service.token_file))

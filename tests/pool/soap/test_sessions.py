@@ -77,7 +77,7 @@ def test_stateful_keeps_its_state_and_is_not_logged_in_again(provider: ProviderP
 
 def test_stateful_is_tied_to_its_server_and_stateless_is_not(start: StartProvider, tmp_path) -> None:
     key = tmp_path / "key"
-    key.write_text("k" * 43)
+    key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     one, two = (start("--user", "SADMIN:secret", "--key-file", str(key), "--server", name) for name in ("one", "two"))
     stateful = log_in(one.url, "Stateful")
     refused = call(two.url, SessionType="Stateful", SessionToken=stateful.token)

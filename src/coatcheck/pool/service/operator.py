@@ -61,6 +61,6 @@ def open_service(url: str, token_file: Path | None, authority: Path | None) -> I
     yield ServiceClient(url, lines[0], str(authority) if authority else None)
 
 
-def read_keys(file: Path | None) -> list[bytes] | None:
+def read_keys(file: Path | None) -> list[str] | None:
     """The keys that seal tokens in a shared store: one a line, the first one seals. Raises ``ConfigError``."""
-    return None if file is None else [line.encode() for line in secret_lines(file, "key-file")]
+    return None if file is None else secret_lines(file, "key-file")

@@ -110,7 +110,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], who: str) -> None
     names = list(known)
     for name in given:
         if name not in names:
-            raise ConfigError(f"{name}: {who} has no setting of this name{nearest(name, names)}")
+            raise ConfigError(f"{shown(name)}: {who} has no setting of this name{nearest(name, names)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -130,12 +130,12 @@ def read_value(setting: Setting, value: object, where: str) -> Any:
         _check_bounds(setting, parsed)
     except ValueError as error:
         # A list may hold URLs with passwords.
-        got = "" if setting.is_list else f" (got {_shown(value)!r})"
+        got = "" if setting.is_list else f" (got {shown(value)!r})"
         raise ConfigError(f"{where}: {error}{got}") from None
     return parsed
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in text, so that -1 is the same in a line, written as a number or as text."""
     text = str(value) if isinstance(value, str | int | float) and not _is_huge(value) else type(value).__name__
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

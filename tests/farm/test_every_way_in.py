@@ -250,3 +250,21 @@ def test_a_refused_value_is_shown_short() -> None:
     with pytest.raises(ConfigError) as caught:
         connect(*SERVERS, key=KEY, theft="x" * 100_000)  # type: ignore[arg-type]
     assert len(str(caught.value)) < MAX_SHOWN + 100
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    urls=st.lists(st.one_of(TEXTS, st.sampled_from(["memory://", "sqlite:///s.db", *SERVERS]), st.none()), max_size=3),
+    key=st.one_of(VALUES, st.just(KEY), st.binary(max_size=40), st.lists(st.one_of(st.just(KEY), VALUES), max_size=3)),
+    given_options=st.dictionaries(
+        st.sampled_from([*NAMES, "farm", "server", "thef"]).filter(lambda name: name != "key"), VALUES, max_size=3
+    ),
+)
+def test_fuzz_connect_opens_or_refuses_with_one_line(urls: list[Any], key: Any, given_options: dict[str, Any]) -> None:
+    try:
+        connect(*urls, key=key, **given_options)
+    except ConfigError as error:
+        line = str(error)
+        assert "\n" not in line
+        assert len(line) <= MAX_LINE
+        assert KEY not in line

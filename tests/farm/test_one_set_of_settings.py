@@ -8,8 +8,11 @@ import msgspec
 import pytest
 
 from coatcheck import ConfigError, connect
+from coatcheck.director import DirectorOptions, WebServer
 from coatcheck.duration import Duration
 from coatcheck.farm.configuration import GROUPS, SETTINGS, load_settings
+from coatcheck.farm.director_process import director_limits
+from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.options import settings_of
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.sessions.policy import Merge, SessionPolicy
@@ -69,3 +72,9 @@ def test_copies_not_said_are_two_or_as_many_as_there_are(servers: int) -> None:
     farm = load_settings(None, {}, {"session_servers": str(servers)})
     library = connect(*(f"redis://127.0.0.1:{at}" for at in range(1, servers + 1)), key=KEY)
     assert farm.session.copies == library.copies.placement.wanted == min(2, servers)
+
+
+def test_the_directors_own_defaults_are_the_farms() -> None:
+    server = WebServer("web-1", "127.0.0.1", 1, "tag")
+    own = DirectorOptions(servers=(server,))
+    assert DirectorOptions(servers=(server,), **director_limits(DirectorSettings())) == own

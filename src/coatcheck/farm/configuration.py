@@ -16,7 +16,7 @@ import msgspec
 from coatcheck.errors import ConfigError
 from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.settings import FarmSettings, is_loopback
-from coatcheck.options import Setting, nearest, read_value, settings_of
+from coatcheck.options import Setting, nearest, read_value, settings_of, shown
 from coatcheck.sessions.settings import SessionSettings, default_copies
 from coatcheck.web.cookies import CookiePolicy
 
@@ -158,7 +158,9 @@ class _Reading:
             return
         for table, content in document.items():
             if table not in GROUPS or not isinstance(content, dict):
-                self.mistakes.append(ConfigError(f"{path}: unknown table or key {table!r}{nearest(table, GROUPS)}"))
+                self.mistakes.append(
+                    ConfigError(f"{path}: unknown table or key {shown(table)!r}{nearest(table, GROUPS)}")
+                )
                 continue
             known = {setting.key: setting for setting in SETTINGS if setting.table == table}
             for key, value in content.items():
@@ -166,7 +168,7 @@ class _Reading:
                     self.take(known[key], value, f"{path}: [{table}] {key}")
                     continue
                 meant = _elsewhere(key) or nearest(key, known)
-                self.mistakes.append(ConfigError(f"{path}: [{table}] has no setting {key!r}{meant}"))
+                self.mistakes.append(ConfigError(f"{path}: [{table}] has no setting {shown(key)!r}{meant}"))
 
     def environment(self, environ: Mapping[str, str]) -> None:
         known = {setting.env: setting for setting in SETTINGS}

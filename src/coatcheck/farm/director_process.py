@@ -39,7 +39,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             error_pages=load_error_pages(role.error_pages),
             tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
             trusted_proxies=role.trusted_proxies,
-            **_limits(role.limits),
+            **director_limits(role.limits),
         )
     )
 
@@ -67,7 +67,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     await director.stop(role.stop_grace_s)
 
 
-def _limits(limits: DirectorSettings) -> dict[str, Any]:
+def director_limits(limits: DirectorSettings) -> dict[str, Any]:
     """The director's own names for what the operator set."""
     other_names = {
         "first_byte_timeout_s": "first_byte_s",

@@ -18,6 +18,7 @@ from coatcheck.farm.control import ControlError
 from coatcheck.farm.operations import Operations
 from coatcheck.farm.settings import FarmSettings
 from coatcheck.farm.supervisor import FarmFailed, Supervisor
+from coatcheck.options import shown
 
 QUIET_S: Final = 3.0
 """How long a web server may finish its open requests before a reload stops it (then it has ``stop_grace``, too)."""
@@ -39,7 +40,7 @@ def check_reload(settings: FarmSettings) -> None:
         raise ConfigError("reload: watchfiles is not installed; pip install 'coatcheck[reload]'")
     for directory in settings.reload_dir:
         if not Path(directory).is_dir():
-            raise ConfigError(f"reload_dir: {directory!r} is no directory; name one with the app")
+            raise ConfigError(f"reload_dir: {shown(directory)!r} is no directory; name one with the app")
 
 
 async def reload_on_change(farm: Supervisor, operations: Operations) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import msgspec
 
@@ -17,17 +17,21 @@ from coatcheck.events import Event, EventKind, Observer
 from coatcheck.farm.audit import both
 from coatcheck.farm.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
 from coatcheck.farm.settings import SessionAccess, check_name
-from coatcheck.options import refuse_unknown, settings_of
+from coatcheck.options import refuse_unknown, settings_of, shown
 from coatcheck.seldom import Seldom
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
 from coatcheck.tokens.secret import parse_key
 
 if TYPE_CHECKING:
     from coatcheck.stores.memory import MemoryStore
+
+MAX_SERVER_NAME: Final = 255
+"""Characters of a web server's name in the log: a host name and a process ID."""
 
 log = logging.getLogger("coatcheck.sessions")
 _seldom = Seldom(log, time.monotonic)
@@ -89,6 +93,10 @@ def connect(
     if not addresses:
         raise ConfigError("connect: name at least one session server, such as 'sqlite:///sessions.db'")
     check_name("farm", farm)
+    if not isinstance(server, str) or len(server) > MAX_SERVER_NAME or not server.isprintable():
+        raise ConfigError(f"server: at most {MAX_SERVER_NAME} printable characters (got {shown(server)!r})")
+    if observer is not None and not callable(observer):
+        raise ConfigError(f"observer: a function that takes an event (got {shown(observer)!r})")
     conflict = settings.get("conflict")
     values: dict[str, Any] = {"copies": default_copies(len(addresses)), **settings}
     if callable(conflict):
@@ -99,10 +107,18 @@ def connect(
         farm=farm,
         server=server or f"{socket.gethostname()}-{os.getpid()}",
         session_servers=addresses,
-        keys=tuple(parse_key(each, "connect: key") for each in ([key] if isinstance(key, str | bytes) else key)),
+        keys=_keys(key),
         settings=judged,
     )
     return open_sessions(access, conflict if callable(conflict) else None, observer)
+
+
+def _keys(key: object) -> tuple[bytes, ...]:
+    """The secrets of the key ring; :class:`KeyRing` judges how many there are."""
+    given = [key] if isinstance(key, str | bytes) else key
+    if not isinstance(given, Sequence) or not all(isinstance(each, str | bytes) for each in given):
+        raise ConfigError(f"connect: key: {HOW_TO_MAKE_A_KEY}, and give it as text or bytes, or several in a list")
+    return tuple(parse_key(each, "connect: key") for each in given)
 
 
 def open_store(

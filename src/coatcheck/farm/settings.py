@@ -7,6 +7,7 @@ values come from is in ``configuration.py``.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from coatcheck.errors import ConfigError
 from coatcheck.farm.director_settings import DirectorSettings
 from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
-from coatcheck.options import Option, judge
+from coatcheck.options import Option, judge, shown
 from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
@@ -25,6 +26,9 @@ InternalLinks = Literal["unix", "tcp"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
+
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,7 +231,9 @@ def check(settings: FarmSettings) -> None:
     check_copies(settings.session.copies, servers, "give" if settings.session_server else "start")
     settings.cookie.check_lifetime(settings.session.absolute_timeout_s)
     if settings.cookie.insecure_localhost and not is_loopback(settings.host):
-        raise ConfigError(f"insecure_localhost: only for a loopback host, not {settings.host!r}; drop one of them")
+        raise ConfigError(
+            f"insecure_localhost: only for a loopback host, not {shown(settings.host)!r}; drop one of them"
+        )
     if settings.internal_links == "tcp" and settings.server == "granian":
         raise ConfigError(
             'internal_links: granian cannot check who comes by TCP; use internal_links = "unix", or server = "uvicorn"'
@@ -247,13 +253,15 @@ def check(settings: FarmSettings) -> None:
         try:
             ipaddress.ip_network(network)
         except ValueError as error:
-            raise ConfigError(f"trusted_proxy: {error}; write a network such as 10.0.0.0/8, or an address") from None
+            raise ConfigError(
+                f"trusted_proxy: {shown(str(error))}; write a network such as 10.0.0.0/8, or an address"
+            ) from None
 
 
-def check_name(field: str, value: str) -> None:
+def check_name(field: str, value: object) -> None:
     """Raises ConfigError for what is no plain name of 1 to 64 characters."""
-    if not value or len(value) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
-        raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {value!r})")
+    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
+        raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {shown(value)!r})")
 
 
 def is_loopback(host: str) -> bool:

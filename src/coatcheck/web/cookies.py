@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.options import Option, judge
+from coatcheck.options import Option, judge, shown
 
 SameSite = Literal["lax", "strict", "none"]
 
@@ -71,13 +71,15 @@ class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         judge(self, "cookie_")
         if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"cookie_name: letters, digits and -_. only, 1 to 64 (got {self.name!r})")
+            raise ConfigError(f"cookie_name: letters, digits and -_. only, 1 to 64 (got {shown(self.name)!r})")
         if _PREFIXED.match(self.name):
             raise ConfigError("cookie_name: the prefix is made from domain and path; write the name without it")
         if self.domain:
             _check_domain(self.domain)
         if len(self.path) > MAX_PATH or not _PATH.fullmatch(self.path):
-            raise ConfigError(f"cookie_path: begins with /, without spaces, quotes and semicolons (got {self.path!r})")
+            raise ConfigError(
+                f"cookie_path: begins with /, without spaces, quotes, semicolons (got {shown(self.path)!r})"
+            )
         if self.partitioned and self.same_site != "none":
             raise ConfigError('cookie_partitioned: needs same_site = "none", or no embedded page sees the cookie')
         if self.insecure_localhost and self.needs_secure:
@@ -134,7 +136,7 @@ def _check_domain(domain: str) -> None:
         if len(domain) <= 253 and len(labels) > 1 and all(_LABEL.fullmatch(label) for label in labels):
             return
     raise ConfigError(
-        f"cookie_domain: a host name of two labels or more, without a dot in front and no address (got {domain!r})"
+        f"cookie_domain: a host name of two labels or more, no dot in front, no address (got {shown(domain)!r})"
     )
 
 

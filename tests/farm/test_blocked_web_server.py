@@ -18,7 +18,7 @@ from .farm_process import Farm, eventually
 
 BLOCKED_S = 0.7
 BLOCKING_APP = """
-import os, time
+import asyncio, os, time
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -36,7 +36,21 @@ async def quick(request):
     request.session.setdefault("seen", True)
     return PlainTextResponse(os.environ["COATCHECK_SERVER"])
 
+async def inherited(request):
+    if os.environ["COATCHECK_SERVER"] == request.query_params["by"]:
+        # A child that is not told to close what it inherits, as multiprocessing's are not.
+        child = os.fork()
+        if child == 0:
+            time.sleep(300)
+            os._exit(0)
+        with open("child", "w") as note:
+            note.write(str(child))
+        print("a child holds its connection", flush=True)
+        await asyncio.sleep(600)
+    return PlainTextResponse(os.environ["COATCHECK_SERVER"])
+
 app = Starlette(routes=[
+    Route("/inherited", inherited),
     Route("/block/{mark}", block, methods=["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST", "PATCH"]),
     Route("/quick", quick),
 ])
@@ -113,3 +127,23 @@ def test_a_frozen_web_server_is_killed_and_what_waited_for_it_is_served_elsewher
             await asyncio.to_thread(farm.wait_replaced, home, pid)
 
     asyncio.run(story())
+
+
+def test_a_dead_web_servers_connections_are_dead_even_if_its_child_holds_them_open(start: StartFarm) -> None:
+    farm = start("--first-byte-timeout", "10m")
+
+    async def story() -> None:
+        async with browser(farm) as client:
+            home = (await client.get("/quick")).text
+            waiting = asyncio.create_task(client.get("/inherited", params={"by": home}))
+            await asyncio.to_thread(eventually, lambda: "a child holds" in farm.log, "the child")
+            pid = farm.pid(home)
+            os.kill(pid, signal.SIGKILL)
+            answer = await waiting
+            assert (answer.status_code, answer.text != home) == (200, True)
+            await asyncio.to_thread(farm.wait_replaced, home, pid)
+
+    try:
+        asyncio.run(story())
+    finally:
+        os.kill(int((farm.directory / "child").read_text()), signal.SIGKILL)

@@ -21,6 +21,7 @@ from coatcheck.farm.roles import DirectorRole, Role, WebServerRole
 
 MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
+EXIT_CODE_POLL_S: Final = 0.005
 
 
 class StartFailed(CoatcheckError):
@@ -51,6 +52,21 @@ def environment_of(role: Role, ours: Mapping[str, str]) -> dict[str, str]:
     else:
         inherited = {name: value for name, value in ours.items() if _FOR_PYTHON.fullmatch(name)}
     return inherited | {"PYTHONUNBUFFERED": "1"}
+
+
+async def _death(pid: int) -> None:
+    """Wait until the kernel says that a process has ended; at once if it is collected already."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def _inherited(role: Role) -> tuple[int, ...]:
@@ -123,7 +139,7 @@ class Child:
             StartFailed: it said why it cannot, ended, or was too late.
         """
         assert self._process is not None
-        ended: asyncio.Future[int] = asyncio.ensure_future(self._process.wait())
+        ended: asyncio.Future[None] = asyncio.ensure_future(self._exit())
         try:
             both: list[asyncio.Future[Any]] = [self._ready, ended]
             await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -133,15 +149,25 @@ class Child:
             return
         if self._process.returncode is None:
             self.kill()
-            await self._process.wait()
+            await self._exit()
             raise StartFailed(f"was not ready within {timeout_s:g} s")
         await self._finish_reading()
         raise self._failure or StartFailed(f"{self.end} before it was ready; its output is above")
 
+    async def _exit(self) -> None:
+        """Wait for the process itself. Not asyncio's ``wait``: that one also waits for the end of its output, which a
+        child of the process, its heir, may hold open for as long as it likes."""
+        assert self._process is not None
+        if sys.platform == "linux":
+            await _death(self._process.pid)
+        # Whoever collects the exit code tells us in a moment; asyncio's own event for it comes after the output's end.
+        while self._process.returncode is None:  # noqa: ASYNC110
+            await asyncio.sleep(EXIT_CODE_POLL_S)
+
     async def wait_end(self) -> None:
         """Wait until the process has ended and its last words are logged."""
         assert self._process is not None
-        await self._process.wait()
+        await self._exit()
         await self._finish_reading()
 
     @property

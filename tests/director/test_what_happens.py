@@ -279,7 +279,7 @@ STORIES: dict[str, tuple[Story, dict[str, Any]]] = {
     "blocked": (blocked, {}),
     "frozen-killed": (frozen_and_killed, {}),
     "frozen-not-sent": (frozen_not_sent, {}),
-    "silent": (silent, {"resend_after_s": 1.0, "first_byte_s": 3.0}),
+    "silent": (silent, {"resend_after_s": 1.0, "first_byte_s": 5.0}),
     "silent-not-sent": (silent_not_sent, {"resend_after_s": 1.0}),
     "late": (late, {"first_byte_s": 1.0}),
     "no-server": (no_server, {"no_server_wait_s": 0.5}),

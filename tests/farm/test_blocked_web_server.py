@@ -108,7 +108,7 @@ def test_with_the_default_farm_nothing_fails_and_nothing_runs_twice(start: Start
 
 
 def test_a_frozen_web_server_is_killed_and_what_waited_for_it_is_served_elsewhere(start: StartFarm) -> None:
-    farm = start("--unresponsive-after", "1s")
+    farm = start("--unresponsive-after", "3s")
 
     async def story() -> None:
         async with browser(farm) as reader, browser(farm) as writer:

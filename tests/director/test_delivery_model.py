@@ -164,7 +164,8 @@ class Farm(RuleBasedStateMachine):
         server.alive = server.blocked = False
         if told:
             # The supervisor's word comes before the connections' end.
-            self.relay.clients = {request for request in self.requests if request.answered is None}  # type: ignore[misc]
+            # In the order of their arrival: a set of them would be in another order each time.
+            self.relay.clients = dict.fromkeys(self._open())  # type: ignore[assignment]
             self.relay.server_died(self.relay.states[which])
         for wire, _ in lost:
             self._end(wire)

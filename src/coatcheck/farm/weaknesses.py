@@ -26,6 +26,7 @@ def weaknesses(settings: FarmSettings) -> Iterator[str]:
     yield from _of_copies(settings)
     yield from _of_times(settings)
     yield from _of_promises(settings)
+    yield from _of_floods(settings)
 
 
 def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
@@ -43,6 +44,19 @@ def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
         yield "reload: whoever can write a file of the app runs code in the farm at once; for development only"
     if settings.web == 1:
         yield "web: with one web server nothing is served while it restarts; start 2 or more"
+
+
+def _of_floods(settings: FarmSettings) -> Iterator[str]:
+    director, session = settings.director, settings.session
+    for rate in ("min_body_rate", "min_read_rate"):
+        if not getattr(director, rate):
+            yield f"{rate}: with 0 a few slow clients can hold all connections; leave the default"
+    if not session.new_session_life_s:
+        yield "new_session_life: with 0 clients without cookies fill the session servers; leave the default"
+    if not session.new_sessions_per_minute:
+        yield "new_sessions_per_minute: with 0 one client may begin sessions without end; leave the default"
+    if not settings.audit_max_bytes:
+        yield "audit_max_bytes: with 0 nobody can tell later who logged in from where; leave the default"
 
 
 def _of_cookies(settings: FarmSettings) -> Iterator[str]:
@@ -63,6 +77,8 @@ def _of_copies(settings: FarmSettings) -> Iterator[str]:
         yield f"copies: with 1 copy, a session server that dies or is restarted takes its sessions along; {mend}"
     elif settings.session.copies == "all" and count > 3:
         yield f"copies: every write waits for {count} session servers, and one that is slow slows all; 2 or 3 will do"
+    if not servers and not settings.handover_timeout_s:
+        yield "handover_timeout: with 0 every planned stop logs everybody out; leave the default"
     for server in servers:
         yield from _of_server(server)
 
@@ -100,6 +116,8 @@ def _of_promises(settings: FarmSettings) -> Iterator[str]:
         yield 'durability: with "async" an answer leaves before a copy is written, and a crash takes it back; use "all"'
     elif session.durability == "one" and session.copies != 1:
         yield 'durability: with "one" a write is acknowledged at one copy, which may die with its server; use "all"'
+    if session.below_target == "degrade":
+        yield 'below_target: with "degrade" a write is acknowledged however few copies there are; use "quorum"'
     if session.theft != "close":
         yield f'theft: with "{session.theft}" whoever stole a token is not logged out; use "close"'
     if session.rolled_back == "accept":

@@ -116,7 +116,8 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: Annotated[
         float,
         Option(
-            "How long a web server serves a cached session without asking a session server.",
+            "How long a web server serves a cached session without asking a session server; SQLite and memory, where "
+            "it costs nothing, are always asked.",
             duration=True,
             maximum=3600,
         ),

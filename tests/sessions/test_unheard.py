@@ -114,11 +114,21 @@ def test_what_the_app_then_stores_begins_a_session_of_its_own() -> None:
     assert web.read(token) == {"n": 2}
 
 
-@pytest.mark.parametrize("verb", ["close", "clear"])
-def test_a_logout_of_an_unheard_session_is_willed(verb: str) -> None:
+def test_emptying_what_was_empty_anyway_ends_no_unheard_session_and_does_not_pass_for_a_logout() -> None:
     farm, web, token = behind()
     session = out_of_patience(farm, web, token)
-    getattr(session, verb)()
+    session.clear()
+    assert web.lifecycle.needs_save(session)
+    with pytest.raises(SessionUnavailable):
+        web.save(session)
+    web.cut = set()
+    assert web.read(token) == {"n": 2}
+
+
+def test_a_logout_of_an_unheard_session_is_willed() -> None:
+    farm, web, token = behind()
+    session = out_of_patience(farm, web, token)
+    session.close()
     saved = web.save(session)
     assert saved.clear
     assert saved.closed is not None

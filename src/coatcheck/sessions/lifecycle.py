@@ -306,7 +306,13 @@ class Lifecycle:
         )
 
     def _log_out(self, session: Session) -> Flow[Saved]:
-        """Close the session, and those unheard that this browser shows: a logout is willed, seen or not."""
+        """Close the session, and those unheard that this browser shows: a logout is willed, seen or not.
+
+        An app that merely empties a session may do so because it found nothing in it; that ends none that is unheard,
+        and is no logout either: it is refused.
+        """
+        if session.unheard and not session.closing:
+            raise SessionUnavailable(UnavailableReason.UNHEARD)
         keys = session.unheard if session.copy_held is None else (session.copy_held.key, *session.unheard)
         closed: Closed | None = None
         for key in keys:

@@ -179,3 +179,33 @@ def test_a_logout_that_others_cannot_hear_of_is_refused_and_goes_on_in_the_backg
 
 def _repaired(web: WebServer, key: bytes) -> Flow[Repaired]:
     return (yield Exclusive(key, Repair(web.copies).repair(key)))
+
+
+@pytest.mark.parametrize("flushed", [1, 2])
+def test_a_write_brings_a_cached_session_back_to_servers_that_were_flushed(flushed: int) -> None:
+    """Their keys are gone while the connections stand, so nobody was told; the cache has the session all the same."""
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    for server in farm.ranked(token.key)[:flushed]:
+        server.stored.clear()
+    newer = web.write(token, m=2)
+    assert farm.web().read(newer) == {"n": 1, "m": 2}
+
+
+def test_a_write_that_nobody_took_leaves_the_acknowledged_state_where_it_may_be_the_last() -> None:
+    farm = Farm()
+    web = farm.web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session["n"] = 2
+    for server in farm.servers.values():
+        server.silent = True
+        server.stored.clear()  # they are restarted, and have lost everything
+    with pytest.raises(SessionUnavailable):
+        web.save(session)
+    for server in farm.servers.values():
+        server.silent = False
+    farm.wait(3)
+    assert web.read(token) == {"n": 1}
+    assert farm.web().read(token) == {"n": 1}

@@ -19,11 +19,12 @@ class Copy:
     ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
     other web server can be serving this session from its own cache; and before which a put must not
     have begun to earn a lease (a notice came). ``moved``: another web server said that it hosts the session now.
+    ``spent``: its next number may have been used, so only a new claim may go on from it.
     """
 
     __slots__ = (
         "alone_at", "body", "expires_at", "history", "key", "lease_until", "moved", "no_lease_before",
-        "promised", "record", "review_at", "seen", "shown_at", "under_replicated", "version",
+        "promised", "record", "review_at", "seen", "shown_at", "spent", "under_replicated", "version",
     )  # fmt: skip
 
     def __init__(self, key: bytes, version: Version, history: History, body: bytes) -> None:
@@ -35,6 +36,7 @@ class Copy:
         self.expires_at = 0
         self.under_replicated = False
         self.moved = False
+        self.spent = False
         self.replace(version, history, body)
 
     def replace(self, version: Version, history: History, body: bytes) -> None:
@@ -65,11 +67,14 @@ class Copy:
 class Cache:
     """The copies by key, bounded; and the keys known to be closed, bounded."""
 
+    MAX_SPENT = 1024
+
     def __init__(self, max_sessions: int, max_closed: int = 65_536) -> None:
         self.max_sessions = max_sessions
         self.max_closed = max_closed
         self._copies: dict[bytes, Copy] = {}
         self._closed: dict[bytes, None] = {}
+        self._spent: dict[bytes, Copy] = {}
         self.get = self._copies.get
         self.on_closed: Callable[[bytes], None] = lambda key: None
         """Told of each key that :meth:`mark_closed` is given."""
@@ -91,17 +96,35 @@ class Cache:
         """
         if copy.key in self._closed:
             return
-        self._copies.pop(copy.key, None)
+        self.drop(copy.key)
         while len(self._copies) >= self.max_sessions:
             self._copies.pop(next(iter(self._copies)))
         self._copies[copy.key] = copy
 
     def drop(self, key: bytes) -> None:
         self._copies.pop(key, None)
+        if self._spent:
+            self._spent.pop(key, None)
+
+    def set_aside(self, copy: Copy) -> None:
+        """Host a session no more whose last write was not acknowledged, but remember its acknowledged state: session
+        servers may have lost it, and nobody else knows of it."""
+        self.drop(copy.key)
+        if copy.key in self._closed:
+            return
+        copy.spent = True
+        copy.lease_until = 0.0
+        if len(self._spent) >= self.MAX_SPENT:
+            self._spent.pop(next(iter(self._spent)))
+        self._spent[copy.key] = copy
+
+    def candidate(self, key: bytes) -> Copy | None:
+        """What is known here of a session, hosted or set aside: one more copy to compare those stored with."""
+        return self._copies.get(key) or self._spent.get(key)
 
     def mark_closed(self, key: bytes) -> None:
         """Remember that a session is closed; a tombstone is for ever, so this needs no lease."""
-        self._copies.pop(key, None)
+        self.drop(key)
         self._closed.pop(key, None)
         if len(self._closed) >= self.max_closed:
             self._closed.pop(next(iter(self._closed)))

@@ -273,7 +273,10 @@ class Copies:
         own = view.cached
         if own is not None and view.newest is not None and own.version == view.newest.version:
             own.lease_until = 0.0
-            self.cache.add(own)
+            if own.spent:
+                self.cache.set_aside(own)
+            else:
+                self.cache.add(own)
 
     def _put_claim(self, copy: Copy, view: View, leave: Collection[str]) -> Flow[bool]:
         """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
@@ -363,7 +366,7 @@ class Copies:
         finally:
             # Also when the request is cancelled: an unacknowledged number must never be used again.
             if not acknowledged:
-                self.cache.drop(copy.key)
+                self.cache.set_aside(copy)
 
     def _put_early(self, new: Copy, entry: Entry, before: bytes, durability: Durability) -> Flow[tuple[Settled, bool]]:
         """As :meth:`Puts.to_placed`, but acknowledges as early as asked for. ``before``: what was promised so far."""

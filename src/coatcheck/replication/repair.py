@@ -86,7 +86,7 @@ class Repair:
             copies.under_replicated.discard(key)
             closed = yield from copies.spread(view)
             return Repaired.MENDED if closed.complete else Repaired.PARTIAL
-        if view.is_mine() or (view.cached is not None and not view.entries):
+        if view.is_mine() or (view.cached is not None and not view.cached.spent and not view.entries):
             return self._outcome(key, (yield from copies.refresh(view)) is not None)
         if view.forked or not any(entry == newest for entry in view.entries.values()):
             if not copies.viewer.enough_answered(view):

@@ -54,6 +54,7 @@ class View(msgspec.Struct):
         own = self.cached
         return (
             own is not None
+            and not own.spent
             and bool(self.entries)
             and all(
                 entry.version[:2] == own.version[:2] and entry.version.seq <= own.version.seq
@@ -122,7 +123,7 @@ class Viewer:
         return view
 
     def _judge(self, view: View) -> None:
-        own = self._cache.get(view.key)
+        own = self._cache.candidate(view.key)
         if own is not None and own.expires_at <= self._world.now_ms():
             self._cache.drop(view.key)  # what others wrote since then has expired too: absent, not rolled back
             own = None

@@ -365,7 +365,8 @@ class SmallFarm(Farm):
         for web in self.webs:
             copies = web.copies
             webs.append((
-                web.run, list(copies.cache), copies.cache._closed, copies.closing, copies._tried, copies._claiming,
+                web.run, list(copies.cache), copies.cache._closed, copies.cache._spent, copies.closing,
+                copies._tried, copies._claiming,
                 sorted(copies.under_replicated), web.reach, list(web.runner.running),
                 self._waited(copies),
                 [(turns.busy, list(turns.waiting)) for turns in web.runner.turns.values()],

@@ -154,6 +154,7 @@ class Ledger(LeaseJudge):
         if new.closed:
             self._check_lapse(server, log, old, new)
             return
+        self._note_kept(server, log, new)
         if old is None:
             self._check_life(log, new)
             return
@@ -171,6 +172,13 @@ class Ledger(LeaseJudge):
             self.fail("I4", f"{server.name} loses {versions} and no fork was reported")
         elif had in log.acks or self._told(log, had):
             self._judge_fork(log, had)
+
+    def _note_kept(self, server: SessionServer, log: SessionLog, new: Entry) -> None:
+        """What a cache brings back is lost no more; what only a server has that the operator gives up, is."""
+        if server.name not in self.leaving:
+            log.lost = {one for one in log.lost if not holds(new.history, one)}
+        elif new.version in log.blobs and new.version not in self._kept(log):
+            log.lost.add(new.version)
 
     def _check_lapse(self, server: SessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
         """A close that nobody willed destroys nothing that a session server still holds as acknowledged."""

@@ -68,6 +68,8 @@ class Judge:
             self.excuse("promise 1: fork, copies <= N/2")
         elif not scenario.keeps_quorums:
             self.excuse("promise 1: fork, acknowledged or served without a quorum")
+        elif self.leaving:
+            self.excuse("promise 1: fork, a session server was taken off the list")
         elif log.data_lost:
             self.excuse("promise 1: fork, a server forgot")
         else:

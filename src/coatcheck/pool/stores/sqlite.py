@@ -1,4 +1,9 @@
-"""The store in an SQLite file: shared by the processes of one machine."""
+"""The store in an SQLite file: shared by the processes of one machine.
+
+Nothing here opens the file but SQLite itself: whoever closes any other descriptor of it drops all locks that this
+process has (fcntl(2)), and the next process to close it deletes the journal under us. An app may do that to us, by a
+backup of its own; so each command looks whether the journal is still the one that we write to. ``stat`` opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +57,9 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._writable = False  # the file is there, and the table in it
+        self._files: tuple[object, object] | None = (
+            None  # what tells the file and its journal from others of their names
+        )
         self.wakers = Wakers()
         _stores.add(self)
 
@@ -74,12 +82,26 @@ class SqliteStore:
         # A power cut may undo the last commits, never tear one: a loss, which the port allows.
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)
+        self._files = self._files_now()
         self._writable = True
         return connection
+
+    def _files_now(self) -> tuple[object, object]:
+        return _identity(self._path), _identity(self._path.with_name(f"{self._path.name}-wal"))
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def is_stale(self) -> bool:
+        """Whether we have open what is no longer there by its name."""
+        return self._writable and self._files != self._files_now()
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """The one connection, for one thread at a time. All that goes wrong is ``StoreUnavailable``."""
+        if self.is_stale():
+            _close_stale(self._path)
         if not self._lock.acquire(timeout=BUSY_TIMEOUT_S):
             raise StoreUnavailable(f"SQLite file {self._path}: too many callers of this process wait for it")
         try:
@@ -105,6 +127,8 @@ class SqliteStore:
             except BaseException:  # a full disk: the transaction is still open
                 connection.rollback()
                 raise
+            if self.is_stale():
+                raise sqlite3.OperationalError("the file or its journal was removed or replaced meanwhile")
 
     def apply(self, user: str, command: Command) -> Outcome:
         key = (self._box.name, user)
@@ -161,10 +185,16 @@ class SqliteStore:
         The child could never take a mutex that another thread held, and it would believe in file locks that only its
         parent has; then whoever closes the file deletes the journal that the child writes to.
         """
-        if self._lock.acquire(timeout=FORK_PATIENCE_S):
+        if self.pause():
             _stopped.append(self)
-            with contextlib.suppress(sqlite3.Error):
-                self._disconnect()
+
+    def pause(self) -> bool:
+        """Close the connection, and let nobody in until :meth:`go_on`; ``False`` if somebody else takes too long."""
+        if not self._lock.acquire(timeout=FORK_PATIENCE_S):
+            return False
+        with contextlib.suppress(sqlite3.Error):
+            self._disconnect()
+        return True
 
     def _disconnect(self) -> None:
         connection, self._connection, self._writable = self._connection, None, False
@@ -173,6 +203,21 @@ class SqliteStore:
 
     def go_on(self) -> None:
         self._lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _close_stale(path: Path) -> None:
+    """Close this process's connections to deleted files: SQLite would let new ones share their state."""
+    for store in list(_stores):
+        if store.path == path and store.is_stale() and store.pause():
+            store.go_on()
 
 
 def _before_fork() -> None:

@@ -72,7 +72,7 @@ class SqliteStore:
         if not str(path) or str(path).startswith((":", "file:")):
             raise ConfigError(f"SQLite store: the path of a file is needed, not {str(path)!r}")
         self.name = name
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # an app may change its directory
         self._wall_clock = wall_clock
         self._durability = durability
         self._timeout_s = timeout_s

@@ -51,15 +51,13 @@ class SqliteStore:
     """
 
     def __init__(self, path: str | Path, box: StateBox, clock: Callable[[], float] = time.time) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # an app may change its directory
         self._box = box
         self._clock = clock
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._writable = False  # the file is there, and the table in it
-        self._files: tuple[object, object] | None = (
-            None  # what tells the file and its journal from others of their names
-        )
+        self._files: tuple[object, object] | None = None  # the file and its journal, as they were when opened
         self.wakers = Wakers()
         _stores.add(self)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.web.asgi import Header, _guard
 from coatcheck.web.cookies import CookieJar, CookiePolicy
+from coatcheck.web.interface import Header
+from coatcheck.web.uncached import guard
 
 JAR = CookieJar(CookiePolicy(insecure_localhost=True))
 COOKIE = (b"set-cookie", b"coatcheck=x")
@@ -89,6 +90,6 @@ HEADERS = st.lists(
 @given(HEADERS, st.sampled_from([[], [COOKIE]]))
 def test_responses_with_a_session_are_kept_from_caches(headers: list[Header], cookies: list[Header]) -> None:
     told: dict[bytes, list[bytes]] = {}
-    for name, value in _guard(headers, cookies):
+    for name, value in guard(headers, cookies):
         told.setdefault(name.lower(), []).append(value)
     assert told == guard_plainly(headers, cookies)

@@ -12,6 +12,9 @@ SERVICE_RESTART: Final = 1012
 POLICY_VIOLATION: Final = 1008
 """The close code of a WebSocket whose session has ended (RFC 6455, 7.4.1)."""
 
+TRY_AGAIN_LATER: Final = 1013
+"""The close code of a WebSocket whose session cannot be had just now (IANA registry of RFC 6455)."""
+
 SCOPE_KEY: Final = "coatcheck.websocket"
 """Where the outer of two layers leaves its :class:`OpenWebSocket` for the inner one: one stands between is enough."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-Header = tuple[bytes, bytes]
+from coatcheck.web.interface import Header
+
 Sticky = Literal["browser", "session"]
 """Who stays with one web server: every browser, or those with a session."""
 

@@ -1,0 +1,37 @@
+"""What keeps caches away from responses that touched a session (ASVS 14.2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from coatcheck.web.interface import Header
+
+UNCACHED = ((b"vary", b"Cookie"), (b"cache-control", b"no-store"))
+_GUARDED_LENGTHS = frozenset(len(name) for name, _ in UNCACHED)
+
+
+def guard(headers: Iterable[Header], cookies: list[Header]) -> list[Header]:
+    """``Vary: Cookie`` and ``no-store`` (ASVS 14.2.2). The app's own Cache-Control stands unless a token leaves."""
+    guarded = list(headers)
+    for name, _ in guarded:
+        if len(name) in _GUARDED_LENGTHS:
+            return _guard_beside(guarded, bool(cookies)) + cookies
+    guarded += UNCACHED
+    guarded += cookies
+    return guarded
+
+
+def _guard_beside(headers: list[Header], sets_cookie: bool) -> list[Header]:
+    """The same for headers of which one may be ``Vary`` or ``Cache-Control``."""
+    guarded: list[Header] = []
+    wanted = dict(UNCACHED)
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"cache-control" and sets_cookie:
+            continue
+        if lowered == b"cache-control" or (
+            lowered == b"vary" and (b"cookie" in value.lower() or value.strip() == b"*")
+        ):
+            wanted.pop(lowered, None)
+        guarded.append((name, value))
+    return guarded + list(wanted.items())

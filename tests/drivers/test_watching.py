@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -316,5 +317,40 @@ def test_what_does_not_exist_does_not_end() -> None:
                 await asyncio.wait_for(session_ended(made, 0, Session()), 0.1)
             with pytest.raises(CoatcheckError, match="request"):
                 await Session().ended()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_in_random_histories_who_is_closed_is_told_and_nobody_else(seed: int) -> None:
+    """Sessions move between two web servers, are written, closed here and there, and notices are lost on the way."""
+    chance = random.Random(seed)
+
+    async def story() -> None:
+        async with farm() as made:
+            sessions = [await made.begin() for _ in range(8)]
+            watched = [(n, server) for n in range(8) for server in (0, 1) for _ in range(chance.randint(1, 3))]
+            told = [asyncio.create_task(session_ended(made, server, sessions[number])) for number, server in watched]
+            closed: set[int] = set()
+            for _ in range(60):
+                number, server = chance.randrange(8), chance.randrange(2)
+                action = chance.choice(["read", "read", "write", "write", "close", "lose notices", "wait"])
+                if action == "lose notices" and chance.random() < 0.1:
+                    made.lose_notices()
+                elif action == "close" and len(closed) < 4:
+                    closed.add(number)
+                    await made.web[server].close_key(key_of(sessions[number]))
+                elif action in ("read", "write") and number not in closed:
+                    opened = await made.open_at(server, sessions[number])
+                    opened["n"] = opened["n"] + (action == "write")
+                    if made.web[server].needs_save(opened):
+                        await made.web[server].save(opened)
+                await asyncio.sleep(chance.random() * 0.03)
+            await asyncio.wait([task for task, (number, _) in zip(told, watched, strict=True) if number in closed])
+            await asyncio.sleep(2 * LEASE_S)
+            for task, (number, _) in zip(told, watched, strict=True):
+                assert task.done() == (number in closed)
+                assert not task.done() or task.result() is SessionEnd.CLOSED
+                task.cancel()
 
     asyncio.run(story())

@@ -158,6 +158,20 @@ def test_clocks_that_drift_apart_slowly_are_followed() -> None:
     assert host.clock.status()["deviating"] == {}
 
 
+@pytest.mark.parametrize("shift_ms", [HOUR_MS, -HOUR_MS])
+def test_a_clock_that_jumps_before_a_majority_was_heard_is_not_followed(shift_ms: int) -> None:
+    host = Host(3)
+    host.hear("s1")
+    for _ in range(round(STALE_S) + 5):
+        host.steady += 1.0
+        host.clock.tick()
+    host.wrong["own"] = shift_ms
+    host.clock.tick()
+    assert abs(host.error_ms) <= 1
+    host.hear("s2")
+    assert abs(host.error_ms) <= 1
+
+
 def test_nobody_answers_yet_and_the_own_clock_is_held() -> None:
     host = Host()
     host.wrong["own"] = HOUR_MS

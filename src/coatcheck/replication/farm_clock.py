@@ -74,7 +74,11 @@ class FarmClock:
         """A session server said what time it is (Unix ms), ``round_trip_s`` after it was asked."""
         now = self._steady()
         # It said so at some moment between; half of the round trip is the best guess.
-        self._heard[server] = _Reading(server_ms - (now - round_trip_s / 2) * 1000, now)
+        reading = _Reading(server_ms - (now - round_trip_s / 2) * 1000, now)
+        if not self._begun and server not in self._heard:
+            # Without a majority the earliest is believed: that closes nothing too early.
+            self._offset_ms = min(self._offset_ms, reading.offset_ms)
+        self._heard[server] = reading
         self.tick()
 
     def tick(self) -> None:
@@ -82,10 +86,11 @@ class FarmClock:
         now = self._steady()
         votes = self._votes(now)
         offsets = list(votes.values())
-        if self._begun or not self._heard:
-            self._go_on(offsets, self._majority(offsets, 1 + len(self._heard)), now)
-        else:
-            self._begin(offsets, self._majority(offsets, 1 + self._voters))
+        starting = bool(self._heard) and not self._begun
+        majority = self._majority(offsets, 1 + (self._voters if starting else len(self._heard)))
+        if starting and majority is not None:
+            self._begun, self._offset_ms = True, majority  # just started: nothing has been judged by another time
+        self._go_on(offsets, majority, now)
         self._tell(votes, now)
 
     def deviations(self) -> Mapping[str, int]:
@@ -116,11 +121,6 @@ class FarmClock:
             if 2 * len(near) > voters:
                 return _median(near)
         return None
-
-    def _begin(self, offsets: list[float], majority: float | None) -> None:
-        """Just started: a majority is believed at once. Without one the earliest is: that closes nothing too early."""
-        self._begun = majority is not None
-        self._offset_ms = min(offsets) if majority is None else majority
 
     def _go_on(self, offsets: list[float], majority: float | None, now: float) -> None:
         near = [offset for offset in offsets if self._agrees(offset)]

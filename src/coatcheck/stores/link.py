@@ -40,7 +40,7 @@ MAX_LATE_SWEEPS: Final = 2
 MAX_SUBSCRIPTIONS: Final = 64
 CLOCK_PERIOD_S: Final = 1.0
 """So often the server is asked for its time, if anybody wants to know."""
-MAX_ROUND_TRIP_S: Final = 1.0
+MAX_ROUND_TRIP_S: Final = 2.0
 """An answer that took longer says too little about the time."""
 _PING: Final = resp.command(b"PING")
 _TIME: Final = resp.command(b"TIME")

@@ -204,6 +204,24 @@ def test_the_look_at_the_files_health_gives_no_lock_away(tmp_path: Path) -> None
     file.close()
 
 
+def test_the_journal_that_goes_with_the_last_connection_before_a_fork_is_no_damage(tmp_path: Path) -> None:
+    """A look at the file's health between the fork and the next call: on a busy machine it ended the store."""
+    file = SqliteFile(tmp_path / "sessions.db", Durability.NORMAL, 1.0)
+    journal = tmp_path / "sessions.db-wal"
+    try:
+        file.probe(1)
+        assert journal.exists()
+        assert file.pause()  # as before a fork
+        file.go_on()
+        assert not journal.exists()
+        assert file.damage() is None
+        file.probe(2)
+        journal.unlink()
+        assert file.damage() == "the file's journal was removed"
+    finally:
+        file.close()
+
+
 def test_nobody_is_told_of_a_write_to_a_journal_that_was_deleted(tmp_path: Path) -> None:
     path = tmp_path / "shared.db"
     file = SqliteFile(path, Durability.NORMAL, 5.0)

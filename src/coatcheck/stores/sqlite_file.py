@@ -152,7 +152,10 @@ class SqliteFile:
         and accepts puts that nobody else can ever read. The head of the file is read past the cache by a second
         connection, which takes no locks (``immutable``); to open the file without SQLite would cost us ours.
         """
-        if (moved := self._moved()) is not None:
+        with self._lock:
+            # Between a fork and the next call nothing is open, and whoever closes last takes the journal away.
+            moved = self._moved() if self._connection is not None else None
+        if moved is not None:
             return moved
         try:
             with contextlib.closing(sqlite3.connect(f"{_uri(self.path)}?mode=ro&immutable=1", uri=True)) as other:

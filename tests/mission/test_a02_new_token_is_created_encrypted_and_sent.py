@@ -57,5 +57,6 @@ def test_no_bit_of_it_can_be_changed(farm: MissionFarm) -> None:
         for at in range(0, len(cookie), 7):
             forged = cookie[:at] + ("A" if cookie[at] != "A" else "B") + cookie[at + 1 :]
             response = show(farm, forged)
-            assert (response.status_code, response.json()["data"]) == (200, {}), "a forged token opens nothing"
+            assert response.status_code == 200, "a forged token is answered as none is"
+            assert response.json()["data"] == {}, "and it opens nothing"
         assert browser.read()["data"] == {"cart": "tea"}

@@ -20,7 +20,7 @@ from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.notice import Answer, Notice, decode_message
 from coatcheck.replication.placement import Placement
-from coatcheck.replication.version import Version
+from coatcheck.replication.version import SERVER_ID_BYTES, Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.stores.memory import MemoryStore
@@ -175,12 +175,15 @@ def test_a_soap_token_is_opened_and_made(known: dict[str, Any]) -> None:
 def test_a_session_that_begins_is_made_of_what_was_drawn_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Key and session ID are 16 bytes of randomness each, every bit of them; so are cookie and entry, bit by bit."""
     known = KNOWN["creation"]
-    draws = [bytes.fromhex(text) for text in known["draws"]]
+    server_id, *draws = (bytes.fromhex(text) for text in known["draws"])
 
     def random_bytes(count: int) -> bytes:
-        """The next known draw of this length."""
-        found = next(at for at, draw in enumerate(draws) if len(draw) == count)
-        return draws.pop(found)
+        """The next known draw of this length; the server ID is drawn once more when a process is forked."""
+        if count == SERVER_ID_BYTES:
+            return server_id
+        found = [at for at, draw in enumerate(draws) if len(draw) == count]
+        assert found, f"{count} bytes more are drawn than are known"
+        return draws.pop(found[0])
 
     monkeypatch.setattr(asyncio_driver, "RandomPool", lambda: random_bytes)
 

@@ -26,6 +26,10 @@ class Disturbances:
         self._spans: dict[str, list[tuple[float, float]]] = {}
         self._begun: dict[str, float] = {}
 
+    def during(self, link: str, began: float, ended: float) -> None:
+        """It was disturbed from then to then."""
+        self._spans.setdefault(link, []).append((began, ended))
+
     def begin(self, link: str, now: float) -> None:
         self._begun.setdefault(link, now)
 
@@ -54,32 +58,51 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Judge:
-    """Collects broken promises; :attr:`counts` says how often what was excused."""
+    """Collects broken promises; :attr:`counts` says how often which answer came.
+
+    Whether a refusal is excused is judged when :attr:`broken` is asked for: that links stood still is heard later.
+    """
 
     def __init__(self, disturbances: Disturbances) -> None:
-        self.broken: list[str] = []
+        self.certain: list[str] = []
         self.counts: Counter[str] = Counter()
+        self._refused: list[tuple[str, Answer]] = []
         self._disturbances = disturbances
 
+    @property
+    def broken(self) -> list[str]:
+        found = [
+            _words(promise, who, answer, answer.words) for who, answer in self._refused for promise in self._why(answer)
+        ]
+        return [*self.certain, *found]
+
     def fail(self, promise: str, who: str, answer: Answer, detail: str) -> None:
-        self.broken.append(
-            f"{answer.ended:.2f} s: {promise}: {who}, {answer.what} at machine {answer.machine}: {detail}"
-        )
+        self.certain.append(_words(promise, who, answer, detail))
 
     def answered(self, who: str, answer: Answer) -> bool:
         """Whether it is an answer; if not, whether that is excused."""
         self.counts[f"{answer.what.split()[0]} {answer.status or 'no answer'}"] += 1
         if answer.status == 200:
             return True
+        if answer.status in (0, 503):
+            self._refused.append((who, answer))
+        else:
+            self.fail("an answer that it should not get", who, answer, f"{answer.status} {answer.words}")
+        return False
+
+    def _why(self, answer: Answer) -> list[str]:
+        """The promise that a refusal breaks, if it breaks one."""
         door = self._disturbances.count(f"door-{answer.machine}", answer.began, answer.ended)
         cut = self._disturbances.count(answer.machine, answer.began, answer.ended)
         if answer.status == 0 and not door:
-            self.fail("no answer though its link was whole", who, answer, answer.words)
-        elif answer.status == 503 and cut < CUT_OFF:
-            self.fail(f"refused with {cut} of its links disturbed", who, answer, answer.words)
-        elif answer.status not in (0, 503):
-            self.fail("an answer that it should not get", who, answer, f"{answer.status} {answer.words}")
-        return False
+            return ["no answer though its link was whole"]
+        if answer.status == 503 and cut < CUT_OFF:
+            return [f"refused with {cut} of its links disturbed"]
+        return []
+
+
+def _words(promise: str, who: str, answer: Answer, detail: str) -> str:
+    return f"{answer.ended:.2f} s: {promise}: {who}, {answer.what} at machine {answer.machine}: {detail}"
 
 
 class Account:

@@ -21,6 +21,10 @@ CHUNK_BYTES = 65_536
 MAX_CHUNKS_HELD = 256
 """Of one direction of one connection; then the proxy reads no more, as a full network buffer does."""
 
+HEARTBEAT_S = 0.05
+STOOD_STILL_S = 0.25
+"""A heartbeat that comes so much too late: the machine had no time for the links, and none carried anything."""
+
 Way = Literal["up", "down"]
 """``up``: from who connects to who listens."""
 WAYS: tuple[Way, ...] = ("up", "down")
@@ -32,11 +36,11 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     ``hold``: the ways in ``ways`` carry nothing more. ``delay``: everything takes ``seconds`` longer. ``refuse``: end
     all connections and refuse new ones. ``reset``: end all connections, now. ``half``: the listening side's ends are
     closed while the connecting side hears nothing of it. ``heal``: all is well again; what was held arrives late,
-    unless ``lose``: then its connections are ended instead.
+    unless ``lose``: then its connections are ended instead. ``look``: nothing; for what its answer tells.
     """
 
     link: str
-    do: Literal["hold", "delay", "refuse", "reset", "half", "heal"]
+    do: Literal["hold", "delay", "refuse", "reset", "half", "heal", "look"]
     ways: tuple[Way, ...] = WAYS
     seconds: float = 0.0
     lose: bool = False
@@ -98,7 +102,7 @@ class Link:
             self._each(Pair.end)
         elif order.do == "half":
             self._each(Pair.deafen)
-        else:
+        elif order.do == "heal":
             self._heal(order.lose)
 
     def _heal(self, lose: bool) -> None:
@@ -197,6 +201,23 @@ def _abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+class State(msgspec.Struct, frozen=True):
+    """``carried``: chunks, by link. ``still``: from when to when none carried anything (monotonic seconds), since the
+    last answer."""
+
+    carried: dict[str, int]
+    still: list[tuple[float, float]]
+
+
+async def _heartbeat(still: list[tuple[float, float]]) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        at = loop.time()
+        await asyncio.sleep(HEARTBEAT_S)
+        if loop.time() - at > HEARTBEAT_S + STOOD_STILL_S:
+            still.append((at, loop.time()))
+
+
 async def main(table: dict[str, tuple[int, str, int]]) -> None:
     links = {name: Link(*row) for name, row in table.items()}
     for link in links.values():
@@ -204,11 +225,16 @@ async def main(table: dict[str, tuple[int, str, int]]) -> None:
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    still: list[tuple[float, float]] = []
+    heart = asyncio.create_task(_heartbeat(still))
     print("ready", flush=True)
     while line := await orders.readline():  # ends with whoever started us
         order = msgspec.json.decode(line, type=Order)
         links[order.link].obey(order)
-        print(json.dumps({name: link.carried for name, link in links.items()}), flush=True)
+        state = State({name: link.carried for name, link in links.items()}, still[:])
+        still.clear()
+        print(msgspec.json.encode(state).decode(), flush=True)
+    heart.cancel()
     for link in links.values():
         await link.aclose()
 
@@ -227,15 +253,14 @@ class Links:
         assert self._process.stdout is not None
         assert await self._process.stdout.readline() == b"ready\n", "the links do not start"
 
-    async def do(self, order: Order) -> dict[str, int]:
-        """Obeyed when this returns; how many chunks each link has carried."""
+    async def do(self, order: Order) -> State:
+        """Obeyed when this returns."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         async with self._turn:
             self._process.stdin.write(msgspec.json.encode(order) + b"\n")
             answer = await self._process.stdout.readline()
         assert answer, "the process of the links has ended"
-        carried: dict[str, int] = json.loads(answer)
-        return carried
+        return msgspec.json.decode(answer, type=State)
 
     async def stop(self) -> None:
         if self._process is not None and self._process.stdin is not None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from .browser import Browser
-from .cuts import Cut, draw
+from .cuts import DOORS, LINKS, Cut, draw
 from .judge import SETTLE_S, Account, Answer, Disturbances, Judge
+from .links import Order
 from .site import Site, now
 
 BROWSERS = 40
@@ -28,6 +29,7 @@ class Report(msgspec.Struct):
     cuts: Counter[str]
     answers: Counter[str]
     carried: dict[str, int]
+    still_s: float
     events: dict[str, dict[str, int]]
     broken: list[str]
 
@@ -36,7 +38,7 @@ class Report(msgspec.Struct):
         cuts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.cuts.items()))
         lines = [
             f"seed {self.seed}: {self.seconds:.0f} s, {asked} requests, {refused} refused",
-            f"  {sum(self.cuts.values())} cuts: {cuts}",
+            f"  {sum(self.cuts.values())} cuts: {cuts}; {self.still_s:.1f} s without time for the links",
             "  answers: " + ", ".join(f"{count} {word}" for word, count in sorted(self.answers.items())),
         ]
         lines += [f"  machine {machine} reported: {events}" for machine, events in self.events.items()]
@@ -56,6 +58,7 @@ class Run:
         self._cuts: Counter[str] = Counter()
         self._carried: dict[str, int] = {}
         self._began = 0.0
+        self._still_s = 0.0
 
     async def run(self) -> Report:
         try:
@@ -75,15 +78,25 @@ class Run:
         try:
             await self._live(browsers)
             await self._calm(browsers)
+            await self._do(Order(LINKS[0], "look"))
         finally:
             for browser in browsers:
                 await browser.aclose()
         events = await asyncio.to_thread(self._site.events)
         broken = [self._shifted(words) for words in self._judge.broken]
-        return Report(self._seed, now() - self._began, self._cuts, self._judge.counts, self._carried, events, broken)
+        return Report(
+            self._seed,
+            now() - self._began,
+            self._cuts,
+            self._judge.counts,
+            self._carried,
+            self._still_s,
+            events,
+            broken,
+        )
 
     def _over(self) -> bool:
-        return now() - self._began >= self._seconds or len(self._judge.broken) >= MOST_BROKEN
+        return now() - self._began >= self._seconds or len(self._judge.certain) >= MOST_BROKEN
 
     async def _live(self, browsers: list[Browser]) -> None:
         cutting = asyncio.create_task(self._cut_links())
@@ -114,13 +127,22 @@ class Run:
         self._note({"cut": str(cut)})
         for order in cut.orders:
             self._disturbances.begin(order.link, now())
-            await self._site.links.do(order)
+            await self._do(order)
 
     async def _heal(self, cut: Cut) -> None:
         for order in cut.healing():
-            self._carried = await self._site.links.do(order)
+            await self._do(order)
             self._disturbances.end(order.link, now())
         self._note({"healed": str(cut)})
+
+    async def _do(self, order: Order) -> None:
+        """Also learns for how long the machine had no time for the links: then all of them were disturbed."""
+        state = await self._site.links.do(order)
+        self._carried = state.carried
+        for began, ended in state.still:
+            self._still_s += ended - began
+            for link in (*LINKS, *DOORS):
+                self._disturbances.during(link, began, ended)
 
     async def _calm(self, browsers: list[Browser]) -> None:
         """The network is whole again: now everybody is served, and finds all that was acknowledged."""

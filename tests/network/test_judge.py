@@ -122,6 +122,15 @@ def test_an_excuse_lasts_until_the_machine_can_have_settled(at: float, excused: 
     assert (not bench.judge.broken) is excused
 
 
+def test_links_that_stood_still_for_want_of_time_excuse_as_a_cut_does() -> None:
+    bench = Bench()
+    bench.account.read(answer(503))
+    assert bench.judge.broken
+    for link in ("a1", "a2", "a3"):
+        bench.network.during(link, 99.5, 100.05)
+    assert not bench.judge.broken, "it was heard of afterwards"
+
+
 def test_a_seed_draws_the_same_cuts_of_every_kind_and_no_link_twice_at_once() -> None:
     cuts = list(draw(7, 2000.0))
     assert cuts == list(draw(7, 2000.0)) != list(draw(8, 2000.0))

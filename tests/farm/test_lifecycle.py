@@ -32,7 +32,7 @@ def test_serves_an_unmodified_app_and_stops_cleanly(farm: Callable[..., Farm]) -
     assert running.stop(60) == 0  # so nothing had to wait until the grace was over
     assert all_dead(running)
     left = {path.name for path in (running.directory / ".coatcheck").iterdir()}
-    assert left == {".gitignore", "keys.json", "lock", "run.json", "session-1.handover", "session-2.handover"}
+    assert left == {".gitignore", "audit", "keys.json", "lock", "run.json", "session-1.handover", "session-2.handover"}
     assert "Traceback" not in running.log
 
 

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import coatcheck.errors
+
 ROOT = Path(__file__).parents[2]
+SOURCE = Path(coatcheck.errors.__file__).parents[1]
 PAGE = ROOT / "docs" / "testing.md"
 FILE = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.S)
 
@@ -22,7 +25,7 @@ def test_the_pages_tests_pass(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "SESSION"))}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error::ResourceWarning"],
-        cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=environment | {"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{written} passed" in done.stdout

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import httpx
 
+import coatcheck.errors
 from ports import free_port
 
 TESTS = Path(__file__).parents[1]
+SOURCE = Path(coatcheck.errors.__file__).parents[1]
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 SERVERS = {
@@ -27,7 +29,7 @@ class WebServer:
     def __init__(self, name: str, folder: Path, app: str = "web.sample_app:app", **environment: str) -> None:
         self.port = free_port()
         self.log = folder / f"{name}.log"
-        paths = [str(TESTS), str(TESTS.parent / "src")]
+        paths = [str(TESTS), str(SOURCE)]
         environment |= {
             "SESSIONS_FILE": str(folder / "sessions.db"),
             "SERVER_NAME": name,

@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
+import coatcheck.errors
 from ports import free_port
 
 TESTS = Path(__file__).parents[1]
+SOURCE = Path(coatcheck.errors.__file__).parents[1]
 WORKERS = 3
 DEADLINE_S = 60.0
 
@@ -55,7 +57,7 @@ def address(session_server: str, tmp_path: Path) -> Iterator[str]:
     log = tmp_path / "gunicorn.log"
     command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", str(WORKERS), "--bind", f"127.0.0.1:{port}"]
     command += ["--worker-class", "uvicorn_worker.UvicornWorker", "--worker-tmp-dir", str(tmp_path)]
-    path = f"{TESTS}:{TESTS.parent / 'src'}"
+    path = f"{TESTS}:{SOURCE}"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, "web.preload_app:app"], stdout=out, stderr=out, cwd=tmp_path,

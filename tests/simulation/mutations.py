@@ -30,6 +30,13 @@ def mutation(name: str) -> Callable[[Patch], Patch]:
     return note
 
 
+def outcome_of(flow: Any) -> Any:
+    """The outcome that a close has come to, whichever of its flows has it."""
+    while "closed" not in flow.gi_frame.f_locals:
+        flow = flow.gi_yieldfrom
+    return flow.gi_frame.f_locals["closed"]
+
+
 def without_waiting(flow: Any, when: Callable[[Any], bool]) -> Any:
     """A close that answers instead of pausing, ``when`` its local names say so."""
     reply = None
@@ -39,7 +46,7 @@ def without_waiting(flow: Any, when: Callable[[Any], bool]) -> Any:
         except StopIteration as end:
             return end.value
         if type(effect) is Pause and when(flow.gi_frame.f_locals):
-            return flow.gi_frame.f_locals["closed"]
+            return outcome_of(flow)
         reply = yield effect
 
 

@@ -105,7 +105,7 @@ class Faults:
 
     def _freeze_web(self, index: int, length: float) -> None:
         web = self._farm.webs[index]
-        if not self._stopped and web.alive:
+        if not self._stopped and web.alive and web.is_watched:
             web.freeze()
             self._farm.schedule.after(length, web.thaw)
 

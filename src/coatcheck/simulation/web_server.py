@@ -152,6 +152,11 @@ class WebServer(Process):
         if self._guard is None and self.alive:
             self._guard = StallGuard(self.copies, self.monotonic, self._call_later)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether the heart-beat runs: a process that was restarted meanwhile has none yet."""
+        return self._guard is not None
+
     def _call_later(self, delay_s: float, act: Callable[[], None]) -> Timer:
         timer = Beat(act)
         self.after(delay_s, timer)

@@ -147,9 +147,9 @@ class App:
         """The cookies of :meth:`coatcheck.web.asgi.SessionMiddleware.cookies_for`."""
         response = Response()
         if saved.clear:
-            response.clear_login, response.clear_anonymous = session.login, not session.login
-            if session.unheard:
-                response.clear_login = response.clear_anonymous = True
+            unheard = bool(session.unheard)
+            response.clear_login = session.login or (unheard and attempt.cookies.login is not None)
+            response.clear_anonymous = not session.login or unheard
         elif saved.issue is not None:
             issue: Issue = saved.issue
             self._judge.issued(web, attempt, issue)

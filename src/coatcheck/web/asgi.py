@@ -128,7 +128,8 @@ class SessionMiddleware:
         """The Set-Cookie headers that this answer needs; none if the browser knows everything."""
         headers: list[Header] = []
         if saved.clear:
-            if session.login or session.unheard:
+            # Of what was unheard, only the cookie that was shown: a login that was faster than this answer stays.
+            if session.login or (session.unheard and self._login.read(header)):
                 headers.append(self._login.delete_cookie())
             if not session.login or session.unheard:
                 headers.append(self._anonymous.delete_cookie())

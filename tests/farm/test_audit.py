@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+
+from coatcheck.events import Event, EventKind
+from coatcheck.farm.audit import AuditLog
 
 from .farm_process import Farm, eventually
 
@@ -141,3 +145,17 @@ def test_the_app_learns_once_that_its_visitor_has_lost_a_session(farm: Callable[
         assert seen["data"] == {}
         assert seen["lost"] in ("session.not_found", "session.rolled_back")
     assert seen["lost"] in [record["event"] for record in records(running)]
+
+
+def test_the_time_is_utc_wherever_the_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # fourteen hours ahead
+    time.tzset()
+    try:
+        log = AuditLog(tmp_path / "web-1.jsonl", 4096, "web-1")
+        log.observe(Event(EventKind.SESSION_CREATED, "5f1c0e9a77d2"))
+        log.close()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    record = json.loads((tmp_path / "web-1.jsonl").read_text())
+    assert abs(datetime.fromisoformat(record["time"]) - datetime.now(UTC)) < timedelta(minutes=5)

@@ -18,6 +18,8 @@ def check_withdrawal(judge: Judge, web: WebServer, log: SessionLog, effect: Put)
     entry = effect.entry
     if entry.closed or entry.expires_in_ms > WITHDRAWN_MS or log.payloads.get((entry.version, False)) != entry.payload:
         return
+    if any(seen != entry.version for seen in effect.seen.values()):
+        return  # a write of a session whose own time is over
     judge.counts["withdrawn copies"] += 1
     if judge.trace.on:
         judge.say(f"{web.name} withdraws {judge.trace.version(entry.version)} from {', '.join(effect.seen)}")

@@ -225,6 +225,8 @@ class Ledger(LeaseJudge):
             before = log.on.pop(server.name, None)
             if entry is not None:
                 log.on[server.name] = entry
+            if before is not None and before.final and not _closed(entry):
+                log.tombstone_forgotten = True
             if before is not None and not before.closed:
                 kept = self._kept(log)
                 log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
@@ -357,6 +359,8 @@ class Ledger(LeaseJudge):
                 self.excuse("promise 3: every holder of the tombstone forgot it")
             elif by_lease and not close.complete:
                 self.excuse("promise 3: the close was reported as incomplete")
+            elif by_lease and log.tombstone_forgotten:
+                self.excuse("promise 3: a holder of the tombstone forgot it while it was closing")
             elif by_lease and asked_at <= close.at:
                 if self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
                     self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")

@@ -68,6 +68,8 @@ class SessionLog:
         """By web server: the highest epoch that it has claimed or closed with."""
         self.tombstones = 0
         self.tombstone_on: set[str] = set()
+        self.tombstone_forgotten = False
+        """Whether a session server lost a final tombstone that it had stored."""
         self.lapses = 0
         """Provisional tombstones: nobody willed them."""
         self.willed = False

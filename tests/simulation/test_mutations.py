@@ -15,7 +15,7 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "a put begun before a notice earns a lease": ("sleepers", 1, 600),
     "an owner thinks itself alone as soon as it has claimed": ("leases", 700, 400),
     "a retired token is dead one grace after it was replaced": ("sleepers", 1, 600),
-    "a second close is complete at once": ("leases", 1, 400),
+    "a second close is complete at once": ("leases", 800, 400),
     "a retired token is taken for ever": ("thieves", 500, 600),
     "a stall ends no lease": ("wide", 1, 400),
     "a stand-in is withdrawn before its server has the session again": ("wide", 1, 400),

@@ -226,7 +226,8 @@ def test_without_a_server_for_too_long_a_request_is_refused() -> None:
                 assert running.director.status()["waiting"] == 1, "who may not wait is refused before"
             answer = await client.answer()
             assert (answer.status, answer.values("retry-after"), answer.values("connection")) == (503, [b"1"], [])
-            assert time.monotonic() - began >= 1.49
+            # Counted from the director's last tick, which a busy machine delays.
+            assert time.monotonic() - began >= 1.0
             assert running.director.status()["errors"]["no_server"] == 2
 
     run(test)

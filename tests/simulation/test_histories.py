@@ -28,7 +28,7 @@ def test_fresh_seeds() -> None:
     print(f"replay with: coatcheck simulate --seeds {FRESH_HISTORIES} --first-seed {base}")
     answers = 0
     for seed in range(base, base + FRESH_HISTORIES):
-        outcome = run(draw(seed))
+        outcome = run(draw(seed, "mixed"))
         assert outcome.violations == [], f"coatcheck simulate --seed {seed} --trace"
         answers += outcome.counts["answers"]
     assert answers > 5 * FRESH_HISTORIES, "histories in which hardly any request is answered prove nothing"

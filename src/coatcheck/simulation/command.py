@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--first-seed", type=int, default=1, metavar="N", help="the first of them (1)")
     options.add_argument("--seed", type=int, metavar="N", help="run the history of this seed alone")
     options.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
-    options.add_argument("--profile", choices=get_args(Profile), default="all", help="which kind of histories (all)")
+    options.add_argument(
+        "--profile", choices=get_args(Profile), default="mixed", help="which kind of histories (mixed)"
+    )
     options.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (1)")
     options.add_argument("--exhaustive", action="store_true", help="search a small farm: every order, every fault")
     options.add_argument("--script", metavar="WORDS", help=f"with --exhaustive: {', '.join(search.SCRIPTS)}")
@@ -71,7 +73,7 @@ def say(line: str) -> None:
 
 def replay_command(seed: int, profile: Profile) -> str:
     """The one command that shows a history again, with everything that happened."""
-    extra = "" if profile == "all" else f" --profile {profile}"
+    extra = "" if profile == "mixed" else f" --profile {profile}"
     return f"coatcheck simulate --seed {seed} --trace{extra}"
 
 

@@ -14,14 +14,16 @@ MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
-    "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers", "clocks"
-]
-"""Kinds of histories. ``duel``: three web servers at once at one session, and no fault. ``leases``: long leases,
-many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep for longer than the
-grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers, camps that are cut
-off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list of session
-servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back. ``clocks``: one clock
-at a time is wrong by hours."""
+    "mixed", "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers",
+    "clocks",
+]  # fmt: skip
+"""Kinds of histories. ``mixed``: each seed is one of the others, half of them ``all``: small farms and every fault
+that a message, a process or a link can have. ``duel``: three web servers at once at one session, and no fault.
+``leases``: long leases, many closes, and notices that are lost. ``sleepers``: late answers, and browsers that sleep
+for longer than the grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers,
+camps that are cut off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list
+of session servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back.
+``clocks``: one clock at a time is wrong by hours."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -127,8 +129,16 @@ class Scenario(msgspec.Struct, frozen=True):
         return ", ".join(fields)
 
 
+_MIXED: tuple[Profile, ...] = (
+    "all", "all", "all", "all", "all", "all",
+    "wide", "wide", "lists", "clocks", "leases", "newcomers",
+)  # fmt: skip
+
+
 def draw(seed: int, profile: Profile = "all") -> Scenario:
     """The scenario of a seed: the same in every process."""
+    if profile == "mixed":
+        return draw(seed, Random(f"mixed {seed}").choice(_MIXED))
     if profile == "duel":
         return msgspec.structs.replace(
             draw(seed, "calm"), web_servers=3, tabs=4, gap_s=0.003, stickiness=0.0, requests=24, durability="all"

@@ -131,8 +131,10 @@ class Judge:
             self.excuse("promise 2: rollback reported, every holder forgot")
         elif wanted in log.forked_away:
             self.excuse("promise 2: rollback reported, forked away")
-        elif self._is_expiring(log):
+        elif self.is_expiring(log):
             self.excuse("promise 6: the newest copy has just expired")
+        elif log.tombstone_forgotten and not any(_final(server.look(log.key)) for server in self.servers.values()):
+            self.excuse("promise 3: closed, and every holder of the tombstone forgot it; an older copy came back")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 
@@ -146,7 +148,7 @@ class Judge:
         keepers = [name for name, server in web.servers.items() if _alive(server.look(log.key))]
         if not keepers:
             self._judge_expiry(log)
-        elif self._is_expiring(log):
+        elif self.is_expiring(log):
             self.excuse("promise 6: expiring")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
@@ -161,12 +163,13 @@ class Judge:
             self.excuse("async: nothing was promised")
         elif log.forked_away or log.reported(EventKind.SESSION_ROLLED_BACK):
             self.excuse("promise 2: the last activity was rolled back or forked away")
-        elif self._is_expiring(log):
+        elif self.is_expiring(log):
             self.excuse("promise 6: in time, clock skew apart")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
 
-    def _is_expiring(self, log: SessionLog) -> bool:
+    def is_expiring(self, log: SessionLog) -> bool:
+        """Whether the session's own time is over, or may be by the clock that deviates most."""
         if log.last_active is None:
             return True
         scenario, now = self.scenario, self.schedule.now
@@ -186,3 +189,7 @@ def _parse(detail: str) -> Version:
 
 def _alive(entry: Entry | None) -> bool:
     return entry is not None and not entry.closed
+
+
+def _final(entry: Entry | None) -> bool:
+    return entry is not None and entry.final

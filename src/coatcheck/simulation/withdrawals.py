@@ -26,7 +26,9 @@ def check_withdrawal(judge: Judge, web: WebServer, log: SessionLog, effect: Put)
     others = [server for name, server in judge.servers.items() if name not in effect.seen]
     written = newest_write(entry.history)
     if written is not None and not _kept(log, others, written):
-        if log.data_lost:
+        if judge.is_expiring(log):
+            judge.excuse("promise 6: withdrawn when the session's own time was over")
+        elif log.data_lost:
             judge.excuse("promise 1: withdrawn in the moment in which the others forgot")
         else:
             judge.fail("I1", f"{web.name} withdraws the only copy of {judge.trace.version(written)}")

@@ -35,7 +35,17 @@ MAX_SERVER_NAME: Final = 255
 
 log = logging.getLogger("coatcheck.sessions")
 _seldom = Seldom(log, time.monotonic)
-_QUIET = {EventKind.TOKEN_REJECTED, EventKind.SESSION_EXPIRED, EventKind.SESSION_CLOSED, EventKind.BELOW_TARGET}
+_QUIET = {
+    EventKind.SESSION_CREATED,
+    EventKind.SESSION_LOGIN,
+    EventKind.SESSION_REGENERATED,
+    EventKind.SESSION_ROTATED,
+    EventKind.SESSION_EXPIRED,
+    EventKind.SESSION_CLOSED,
+    EventKind.TOKEN_REJECTED,
+    EventKind.BELOW_TARGET,
+}
+"""What happens all day: counted, and in the audit log, but nothing that an operator must look at."""
 
 
 def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: Observer | None = None) -> Sessions:

@@ -449,7 +449,7 @@ class Lifecycle:
         record = Record(session.saved_blob, created_at, last_seen_at, user, chain)
         life_ms = max(1, record.expires_at(self.policy) - now)
         new = self.copies.create(key)
-        written: Written | None = yield Exclusive(key, self.copies.write(new, encode_record(record), life_ms, "all"))
+        written: Written | None = yield Exclusive(key, self._create_entry(new, encode_record(record), life_ms))
         stored = self.copies.cache.get(key)
         if written is None or stored is None:
             raise ConflictError("a session server holds another session under a key just drawn at random")
@@ -459,6 +459,19 @@ class Lifecycle:
         token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)
         session.shown = token
         return Saved(Issue(token, session.login), written=written)
+
+    def _create_entry(self, new: Copy, body: bytes, life_ms: int) -> Flow[Written | None]:
+        """Store a new session. While an answer is late, a repair may find the first copy, take it for one without an
+        owner and claim the session: then the refusal says that it is stored, and it is claimed back."""
+        written = yield from self.copies.write(new, body, life_ms, "all")
+        if written is not None:
+            return written
+        version = new.version.next_write()
+        found: Copy | Gone = yield from self.copies.load(new.key, version.pack())
+        if not isinstance(found, Copy) or not holds(found.history, version):
+            return None
+        holders = sum(seen == found.version for seen in found.seen.values())
+        return Written(holders, self.copies.placement.wanted)
 
     def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:
         """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""

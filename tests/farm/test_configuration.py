@@ -102,6 +102,11 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nsession_server = ['http://a']", "the URL begins with one of redis://"),
         ("[farm]\nsession_server = ['redis://']", "the host is missing; write redis://[:PASSWORD@]HOST[:PORT]"),
         ("[farm]\nsession_server = ['a=redis://x', 'a=redis://y']", "two have the same name"),
+        (
+            "[farm]\nsession_server = ['redis://x', 'redis://y', 'valkey://:p@X:6379']",
+            "session-1 and session-3 are one",
+        ),
+        ("[farm]\nsession_server = ['sqlite:///a/../s.db', 'b=sqlite:///s.db']", "session-1 and b are one server"),
         ("[farm]\nsession_servers = 2\nsession_server = ['redis://x']", "drop one of the two"),
         ("[farm]\ntls_key = 'k'", "give both or none"),
         ("[farm]\ninternal_links = 'tcp'\nserver = 'granian'", "granian cannot check who comes by TCP"),

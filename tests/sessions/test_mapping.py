@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,3 +124,14 @@ def test_a_session_that_says_it_is_settled_has_not_changed(steps: list[tuple[str
         do(session, verb, key, value)
     if not session.unsettled:
         assert encode_data(session) == session.blob
+
+
+@pytest.mark.parametrize("user", [5, b"ada", 0, object(), ""])
+def test_a_name_that_cannot_be_kept_is_refused_and_changes_nothing(user: Any) -> None:
+    """Such a record could be written, but never be read again."""
+    session = opened()
+    with pytest.raises((TypeError, ValueError), match="regenerate: the user's name is "):
+        session.regenerate(user, remember=True)
+    assert dict(session) == DATA
+    assert not session.new_login
+    assert session.user is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.stores.address import DEFAULT_PORT
 from coatcheck.url import REDIS, StoreUrl, parse_store_url
 
 OUTSIDE: Final = (*REDIS, "coatcheck", "sqlite")
@@ -36,12 +38,29 @@ def parse_session_servers(texts: Sequence[str], schemes: Sequence[str] = OUTSIDE
     """Read ``[NAME=]URL`` each; see :func:`parse_session_server`.
 
     Raises:
-        ConfigError: one is wrong, or two have the same name.
+        ConfigError: one is wrong, two have the same name, or two are the same server.
     """
     addresses = tuple(parse_session_server(text, position, schemes) for position, text in enumerate(texts, 1))
     if len({address.name for address in addresses}) != len(addresses):
         raise ConfigError("session_server: two have the same name; give each its own, as NAME=URL")
+    at: dict[Hashable, str] = {}
+    for address in addresses:
+        if (before := at.setdefault(_place(address), address.name)) != address.name:
+            raise ConfigError(
+                f"session_server: {before} and {address.name} are one server, and both copies would be lost with it; "
+                "name each once"
+            )
     return addresses
+
+
+def _place(address: SessionServerAddress) -> Hashable:
+    """Where the server is: equal for two spellings of one place. Each ``memory://`` is a place of its own."""
+    parts = address.parts
+    if parts.scheme == "memory":
+        return address.name
+    if parts.path:
+        return str(Path(parts.path).resolve()), parts.database
+    return parts.host, parts.port or DEFAULT_PORT, parts.database
 
 
 def parse_session_server(text: str, position: int, schemes: Sequence[str] = OUTSIDE) -> SessionServerAddress:

@@ -75,7 +75,14 @@ class Session(dict[str, Any]):
 
         ``remember``: whether the browser keeps the cookie when it ends ("remember me"); ``None`` leaves it as it was,
         and at first to the cookie's ``max_age``. It is kept in the session, under :data:`REMEMBER`.
+
+        Raises :class:`TypeError` for a ``user`` that is no text, such as a number, and :class:`ValueError` for an empty
+        one; then nothing has changed.
         """
+        if user is not None and not isinstance(user, str):
+            raise TypeError(f"regenerate: the user's name is text, not {type(user).__name__}; write str(...)")
+        if user == "":
+            raise ValueError("regenerate: the user's name is empty; leave it out to keep the one named before")
         former = self.user
         if user is not None and former is not None and user != former:
             self._flush()

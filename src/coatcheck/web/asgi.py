@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from asyncio import get_running_loop
 from collections.abc import Iterable
+from typing import get_args
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.visit import LOST, VISIT
 from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import (
     CoatcheckError,
+    ConfigError,
     SessionUnavailable,
 )
 from coatcheck.events import Event, EventKind
@@ -40,6 +42,8 @@ class SessionMiddleware:
     web server to the local director; ``sticky`` says which browsers are told it: all, or those with a session.
     ``error_pages``: what the middleware's own answers (503, 409) look like: pages by name
     (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail.
+
+    Raises :class:`coatcheck.ConfigError` for an argument of the wrong kind.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class SessionMiddleware:
         error_pages: ErrorPages | ErrorPage | None = None,
         sticky: Sticky = "browser",
     ) -> None:
+        _check_arguments(app, sessions, cookies, error_pages, sticky)
         # Sessions in memory are for tests, and test clients speak plain HTTP.
         cookies = cookies or CookiePolicy(insecure_localhost=sessions.in_memory)
         self.app = app
@@ -192,6 +197,21 @@ class SessionMiddleware:
             # Said in so many words: a server takes a mere exception for "no lifespan here" and serves on.
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             raise
+
+
+def _check_arguments(app: object, sessions: object, cookies: object, error_pages: object, sticky: object) -> None:
+    """Raises :class:`ConfigError` for the first one of the wrong kind: else it would fail with a visitor's request."""
+    name = "SessionMiddleware"
+    if not callable(app):
+        raise ConfigError(f"{name}: app: an ASGI app, not {type(app).__name__}")
+    if not isinstance(sessions, Sessions):
+        raise ConfigError(f"{name}: sessions: what connect(...) returns, not {type(sessions).__name__}")
+    if cookies is not None and not isinstance(cookies, CookiePolicy):
+        raise ConfigError(f"{name}: cookies: a CookiePolicy, not {type(cookies).__name__}")
+    if error_pages is not None and not isinstance(error_pages, ErrorPages) and not callable(error_pages):
+        raise ConfigError(f"{name}: error_pages: ErrorPages or a function, not {type(error_pages).__name__}")
+    if sticky not in get_args(Sticky):
+        raise ConfigError(f"{name}: sticky: choose one of {', '.join(get_args(Sticky))}")
 
 
 async def _open(sessions: Sessions, tokens: list[tuple[SealedToken, bool]]) -> Session:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from coatcheck.replication.cache import Copy
+from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
+from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.simulation.judge import Judge
-from coatcheck.simulation.log import SessionLog, forgotten, holds
+from coatcheck.simulation.log import Close, SessionLog, forgotten, holds
 from coatcheck.simulation.web_server import WebServer
 
 ROUNDING_S = 1e-6
+FAR = float("inf")
+
+
+def answered(reply: Any) -> bool:
+    """Whether a session server said what it has, or that it has nothing."""
+    return reply is None or isinstance(reply, Entry)
 
 
 class LeaseJudge(Judge):
@@ -46,6 +55,43 @@ class LeaseJudge(Judge):
         if len(log.accepted_by.get(copy.version, ())) < web.copies.placement.wanted:
             self.fail("lease", f"{version} is served from a lease that no full put has earned")
         self._check_age(web, log, copy)
+
+    def check_closed_lease(self, web: WebServer, log: SessionLog, close: Close, copy: Copy) -> None:
+        """Invariant 2, within promise 3: one answer from the cache after a close was told.
+
+        Whoever closes waits for the leases that were earned before its tombstones were stored. A later one is earned
+        only where the tombstone never was, or was forgotten; then those that kept it must have been out of reach.
+        """
+        earned_at = copy.lease_until - self.scenario.lease_s + ROUNDING_S
+        name = self.trace.key(log.key)
+        if any(log.tombstone_on.get(server, FAR) > earned_at for server in web.servers):
+            if not close.complete:
+                self.excuse("promise 3: the close was reported as incomplete")
+            elif self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
+                self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")
+            else:
+                self.fail("I2", f"{web.name} serves the closed {name} from its lease")
+            return
+        kept = log.tombstones_at(earned_at, earned_at + web.runner.TIMEOUT_S)
+        asked_at, replies = web.answered.get(log.key, (0.0, {}))
+        if any(answered(replies.get(server)) for server in log.tombstones_at(asked_at)):
+            self.fail("I2", f"{web.name} has a lease of {name} though it saw a tombstone's holder")
+        elif self.read_quorum_meets(web, kept):
+            self.fail("I2", f"{web.name} has a lease of {name}, whose tombstone no read quorum misses")
+        elif not self.counts_answers(web) and kept.intersection(web.in_reach_at(log.key, earned_at)):
+            self.fail("I2", f"{web.name} has a lease of {name} though it could ask a tombstone's holder")
+        else:
+            self.excuse("promise 3: a lease earned where the tombstone was forgotten, its holders unreachable")
+
+    def read_quorum_meets(self, web: WebServer, holders: Iterable[str]) -> bool:
+        """Whether every read quorum that this web server knows has one of these session servers."""
+        placement = web.copies.placement
+        known = sum(name in placement.servers for name in holders)
+        return self.counts_answers(web) and known + placement.read_quorum > len(placement.servers)
+
+    def counts_answers(self, web: WebServer) -> bool:
+        """Whether fewer answers than a read quorum are refused."""
+        return len(web.copies.placement.servers) >= QUORUM_FROM and self.scenario.too_few_answers == "refuse"
 
     def _check_age(self, web: WebServer, log: SessionLog, copy: Copy) -> None:
         """What others acknowledged longer ago than a lease must be in it."""

@@ -15,7 +15,7 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.events import EventKind
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.placement import QUORUM_FROM, Placement
+from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Saved
@@ -23,7 +23,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
-from coatcheck.simulation.leases import LeaseJudge
+from coatcheck.simulation.leases import LeaseJudge, answered
 from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
@@ -146,7 +146,8 @@ class Ledger(LeaseJudge):
             self.say(f"{server.name} stores {self.trace.version(new.version)}{what}")
         log.on[server.name] = new
         if new.final:
-            log.tombstone_on.add(server.name)
+            log.tombstone_on.setdefault(server.name, self.schedule.now)
+            log.tombstone_since.setdefault(server.name, self.schedule.now)
             return
         if old is not None and old.final:
             self.fail("I2", f"{server.name} overwrites a tombstone with {self.trace.version(new.version)}")
@@ -226,8 +227,8 @@ class Ledger(LeaseJudge):
             if entry is not None:
                 log.on[server.name] = entry
             if before is not None and before.final and not _closed(entry):
-                log.tombstone_forgotten = True
-            if before is not None and not before.closed:
+                self._tombstone_forgotten(server, log)
+            elif before is not None and not before.closed:
                 kept = self._kept(log)
                 log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
             if entry is None:
@@ -238,6 +239,13 @@ class Ledger(LeaseJudge):
             for close in log.closes:
                 if server.name in close.holders and (entry is None or not entry.final):
                     close.lost.add(server.name)
+
+    def _tombstone_forgotten(self, server: SessionServer, log: SessionLog) -> None:
+        """With a willed tombstone goes the last trace of the writes that it took the place of there."""
+        since = log.tombstone_since.pop(server.name)
+        log.tombstone_forgotten.append((server.name, since, self.schedule.now))
+        kept = self._kept(log)
+        log.lost.update(one for one in log.blobs if server.name in log.accepted_by.get(one, ()) and one not in kept)
 
     def list_changed(self, placement: Placement) -> None:
         """Web servers learn a new list of session servers, one after another."""
@@ -353,40 +361,25 @@ class Ledger(LeaseJudge):
         for close in log.closes:
             if began < close.moment:
                 continue
-            kept = close.holders - close.lost
+            if by_lease:
+                self.check_closed_lease(web, log, close, copy)
+                continue
             asked_at, replies = web.answered.get(log.key, (0.0, {}))
+            kept = (close.holders - close.lost) | log.tombstones_at(asked_at)
             if not kept:
                 self.excuse("promise 3: every holder of the tombstone forgot it")
-            elif by_lease and not close.complete:
-                self.excuse("promise 3: the close was reported as incomplete")
-            elif by_lease and log.tombstone_forgotten:
-                self.excuse("promise 3: a holder of the tombstone forgot it while it was closing")
-            elif by_lease and asked_at <= close.at:
-                if self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
-                    self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")
-                else:
-                    self.fail("I2", f"{web.name} serves the closed {self.trace.key(log.key)} from its lease")
-            elif any(_answered(replies.get(name)) for name in kept):
+            elif any(answered(replies.get(name)) for name in kept):
                 self.fail("I2", f"{web.name} serves {self.trace.key(log.key)} though it saw a tombstone's holder")
-            elif self._read_quorum_meets(web, kept):
+            elif self.read_quorum_meets(web, kept):
                 self.fail("I2", f"{web.name} serves {self.trace.key(log.key)}, whose tombstone no read quorum misses")
             else:
                 self.excuse("promise 3: holders of the tombstone unreachable")
-
-    def _read_quorum_meets(self, web: WebServer, holders: Iterable[str]) -> bool:
-        """Whether every read quorum that this web server knows has one of these session servers."""
-        placement = web.copies.placement
-        known = sum(name in placement.servers for name in holders)
-        return self._counts_answers(web) and known + placement.read_quorum > len(placement.servers)
-
-    def _counts_answers(self, web: WebServer) -> bool:
-        return len(web.copies.placement.servers) >= QUORUM_FROM and self.scenario.too_few_answers == "refuse"
 
     def saved(self, web: WebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None) -> None:
         """What was acknowledged, and how well."""
         now = self.schedule.now
         if saved.closed is not None and before is not None:
-            if self._counts_answers(web) and saved.closed.holds < web.copies.placement.write_quorum:
+            if self.counts_answers(web) and saved.closed.holds < web.copies.placement.write_quorum:
                 self.fail(
                     "I2", f"{web.name} tells of a logout of {self.trace.key(before)} that others need not hear of"
                 )
@@ -442,7 +435,9 @@ class Ledger(LeaseJudge):
     def closed(self, web: WebServer, log: SessionLog, holds_count: int, began: float) -> None:
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
-            self.fail("I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {log.tombstone_on} have had it")
+            self.fail(
+                "I2", f"close of {self.trace.key(log.key)} reports {holds_count}; {sorted(log.tombstone_on)} had it"
+            )
         if not self.disturbed and len(holders) < len(self.servers):
             self.fail("I2", f"the close of {self.trace.key(log.key)} reached {sorted(holders)} only, without any fault")
         log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(web.servers)))
@@ -499,7 +494,3 @@ def _closed(entry: Entry | None) -> bool:
 
 def _live(entry: Entry | None) -> TypeGuard[Entry]:
     return entry is not None and not entry.closed
-
-
-def _answered(reply: Any) -> bool:
-    return reply is None or isinstance(reply, Entry)

@@ -67,9 +67,12 @@ class SessionLog:
         self.tried: dict[bytes, int] = {}
         """By web server: the highest epoch that it has claimed or closed with."""
         self.tombstones = 0
-        self.tombstone_on: set[str] = set()
-        self.tombstone_forgotten = False
-        """Whether a session server lost a final tombstone that it had stored."""
+        self.tombstone_on: dict[str, float] = {}
+        """When each session server had a final tombstone for the first time."""
+        self.tombstone_since: dict[str, float] = {}
+        """Since when each session server has had its final tombstone, of those that have it."""
+        self.tombstone_forgotten: list[tuple[str, float, float]] = []
+        """Which session servers lost a final tombstone: since when they had had it, and when that ended."""
         self.lapses = 0
         """Provisional tombstones: nobody willed them."""
         self.willed = False
@@ -97,6 +100,13 @@ class SessionLog:
         self.came_back = False
         """Whether it is to live its normal life: it was logged in, or a request that showed its token was answered."""
         self.created_ms = 0
+
+    def tombstones_at(self, moment: float, until: float | None = None) -> set[str]:
+        """The session servers that had a final tombstone at a moment, and kept it ``until`` then (until now)."""
+        had = {name for name, since in self.tombstone_since.items() if since <= moment}
+        if until is None:
+            return had
+        return had | {name for name, since, end in self.tombstone_forgotten if since <= moment and end > until}
 
     def ever_set(self, name: str, history: History) -> bool:
         """Whether a state with this history contains a write of ``name``."""

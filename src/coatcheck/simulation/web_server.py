@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from coatcheck.simulation.session_server import SessionServer
 
 UNREACHABLE = Unreachable("no connection")
 CLOCK_PERIOD_S = 1.0
+REMEMBERED = 32
 
 
 class Watch(Protocol):
@@ -97,6 +99,8 @@ class WebServer(Process):
         """Per session: when its copies were last asked for, and the replies."""
         self.checked: dict[bytes, float] = {}
         """Per session: when the last get or put was sent."""
+        self._in_reach: dict[bytes, deque[tuple[float, tuple[str, ...]]]] = {}
+        """Per session: which session servers were in reach when gets and puts were sent."""
         self.noticed: dict[bytes, float] = {}
         """Per session: when the last notice came that was not of an own claim."""
         self.unsure: dict[bytes, float] = {}
@@ -189,10 +193,16 @@ class WebServer(Process):
     def started(self, collector: Collector) -> None:
         effect = collector.effect
         self.checked[effect.key] = self.schedule.now
+        in_reach = tuple(name for name, up in self.reach.items() if up and self._answers(name))
+        self._in_reach.setdefault(effect.key, deque(maxlen=REMEMBERED)).append((self.schedule.now, in_reach))
         if type(effect) is Put:
             self.watch.putting(self, collector.task.context, effect)
         else:
             self.answered[effect.key] = (self.schedule.now, collector.replies)
+
+    def in_reach_at(self, key: bytes, moment: float) -> tuple[str, ...]:
+        """The session servers that were in reach when the last get or put of a session was sent before a moment."""
+        return next((names for at, names in reversed(self._in_reach.get(key, ())) if at <= moment), ())
 
     def call(self, collector: Collector, server: str) -> None:
         if not self.reach[server]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from coatcheck.simulation.history import run
@@ -13,10 +16,10 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "a claim goes to all servers at once, and is tried again at once": ("duel", 1, 200),
     "a claim skips the servers that showed a copy but are not placed": ("leases", 1, 600),
     "a put begun before a notice earns a lease": ("sleepers", 1, 600),
-    "an owner thinks itself alone as soon as it has claimed": ("leases", 700, 400),
+    "an owner thinks itself alone as soon as it has claimed": ("leases", 1, 800),
     "a retired token is dead one grace after it was replaced": ("sleepers", 1, 600),
-    "a second close is complete at once": ("leases", 800, 400),
-    "a retired token is taken for ever": ("thieves", 500, 600),
+    "a retired token is taken for ever": ("thieves", 1, 600),
+    "a second close is complete at once": ("leases", 1, 800),
     "a stall ends no lease": ("wide", 1, 400),
     "a stand-in is withdrawn before its server has the session again": ("wide", 1, 400),
     "times are judged by the clock of the host that a request reaches": ("clocks", 1, 200),
@@ -24,12 +27,27 @@ FIRST: dict[str, tuple[str, int, int]] = {
 """Which kind of histories shows the trace that a rule forbids, from which seed, and how many are tried at most."""
 
 
+QUIET_CLOSES: dict[str, Any] = {
+    "web_servers": 3, "faults": 10, "stickiness": 0.5, "lost_notices": 0.7, "loss": 0.0, "lateness": 0.0,
+    "duplication": 0.0, "cancelled": 0.0, "logins": False, "retries": False,
+}  # fmt: skip
+"""Three web servers, many closes, and messages that arrive, but for notices. One or two of a hundred such histories
+have a close that meets the lease of another web server; one of seven hundred of the profile ``leases`` has."""
+CHANGED = dict.fromkeys(
+    ("a second close is complete at once", "an owner thinks itself alone as soon as it has claimed"), QUIET_CLOSES
+)
+"""What else is given for a mutation whose trace is seldom drawn."""
+
+
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_rule_that_is_switched_off_is_missed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     profile, first, seeds = FIRST.get(name, ("all", 1, 400))
     MUTATIONS[name](monkeypatch)
     for seed in range(first, first + seeds):
-        outcome = run(draw(seed, profile))  # type: ignore[arg-type]
+        scenario = draw(seed, profile)  # type: ignore[arg-type]
+        outcome = run(msgspec.structs.replace(scenario, **CHANGED.get(name, {})))
+        crashes = [one for one in outcome.violations if one.startswith("errors")]
+        assert not crashes, "a mutation that does not run proves nothing"
         if outcome.violations:
             print(f"{name}: seed {seed} ({profile}): {outcome.violations[0]}")
             return

@@ -396,7 +396,8 @@ class Ledger(LeaseJudge):
             return
         log, version = self.log(operation.session_key), operation.versions[-1]
         level, scenario = saved.written.level, self.scenario
-        if len(log.accepted_by.get(version, ())) < level:
+        has_it = {name for name, server in self.servers.items() if _has(server.look(log.key), version)}
+        if len(log.accepted_by.get(version, set()) | has_it) < level:
             self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, but fewer have it")
         if scenario.below_target == "refuse" and scenario.durability == "all" and level < web.copies.placement.wanted:
             self.fail("I1", f"{self.trace.version(version)} acknowledged below target against the policy")
@@ -490,6 +491,10 @@ def _quorum(servers: tuple[str, ...], wanted: int) -> int:
 
 def _closed(entry: Entry | None) -> bool:
     return entry is not None and entry.final
+
+
+def _has(entry: Entry | None, version: Version) -> bool:
+    return _live(entry) and holds(entry.history, version)
 
 
 def _live(entry: Entry | None) -> TypeGuard[Entry]:

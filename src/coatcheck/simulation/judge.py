@@ -17,6 +17,9 @@ from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.web_server import WebServer
 
+AGREE_MS = 2_000
+"""Clocks that differ by less agree (protocol section 8)."""
+
 
 class Judge:
     """Judges what web servers report; the promises of section 8 say what is excused."""
@@ -101,7 +104,7 @@ class Judge:
         elif event.kind is EventKind.SESSION_NOT_FOUND:
             self._judge_not_found(web, log)
         elif event.kind is EventKind.SESSION_EXPIRED:
-            self._judge_expiry(log)
+            self._judge_expiry(web, log)
 
     def _judge_theft(self, log: SessionLog) -> None:
         """Promise 4: no honest browser is accused if the grace is long enough."""
@@ -133,8 +136,6 @@ class Judge:
             self.excuse("promise 2: rollback reported, forked away")
         elif self.is_expiring(log):
             self.excuse("promise 6: the newest copy has just expired")
-        elif log.tombstone_forgotten and not any(_final(server.look(log.key)) for server in self.servers.values()):
-            self.excuse("promise 3: closed, and every holder of the tombstone forgot it; an older copy came back")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 
@@ -147,14 +148,20 @@ class Judge:
         """A session that some server still has must not be declared absent."""
         keepers = [name for name, server in web.servers.items() if _alive(server.look(log.key))]
         if not keepers:
-            self._judge_expiry(log)
+            self._judge_expiry(web, log)
         elif self.is_expiring(log):
             self.excuse("promise 6: expiring")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
 
-    def _judge_expiry(self, log: SessionLog) -> None:
+    def note_time(self, web: WebServer, log: SessionLog) -> None:
+        """Remember that a web server which puts or judges this session has a wrong time."""
+        off_ms = abs(web.now_ms() - EPOCH_MS - self.schedule.now * 1000)
+        log.misdated = log.misdated or off_ms > self.skew_range_ms + AGREE_MS
+
+    def _judge_expiry(self, web: WebServer, log: SessionLog) -> None:
         """No session ends before its time, clock skew apart (promise 6)."""
+        self.note_time(web, log)
         if log.tombstones:
             self.excuse("promise 3: closing, holders of the tombstone unreachable")
         elif log.lost:
@@ -165,7 +172,7 @@ class Judge:
             self.excuse("promise 2: the last activity was rolled back or forked away")
         elif self.is_expiring(log):
             self.excuse("promise 6: in time, clock skew apart")
-        elif self.scenario.damage == "clocks" and self.scenario.session_servers == 1:
+        elif self.scenario.damage == "clocks" and self.scenario.session_servers == 1 and log.misdated:
             # A web server that starts while the only session server's clock disagrees with its own takes the earlier.
             self.excuse("section 8: two clocks, and no majority")
         else:
@@ -192,7 +199,3 @@ def _parse(detail: str) -> Version:
 
 def _alive(entry: Entry | None) -> bool:
     return entry is not None and not entry.closed
-
-
-def _final(entry: Entry | None) -> bool:
-    return entry is not None and entry.final

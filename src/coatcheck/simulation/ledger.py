@@ -58,6 +58,7 @@ class Ledger(LeaseJudge):
                 self.fail("I4", f"two payloads carry version {self.trace.version(entry.version)}")
             return
         log.payloads[identity] = entry.payload
+        self.note_time(web, log)
         if entry.version.seq == 0:
             self._check_epoch(web, log, entry.version)
         if entry.closed:

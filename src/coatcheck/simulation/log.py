@@ -84,6 +84,8 @@ class SessionLog:
         self.forked_away: set[Version] = set()
         """Writes that no session server has any more, for the other branch of a reported fork won."""
         self.events: list[tuple[float, bytes, Any]] = []
+        self.misdated = False
+        """Whether a web server put or judged it while it took a wrong time for the farm's."""
         self.forked_by: set[bytes] = set()
         self.below_target = False
         self.data_lost = False

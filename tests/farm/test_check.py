@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from coatcheck.farm.check import unusable
 from coatcheck.farm.configuration import load_settings
 from coatcheck.farm.keys import load_or_create
 from coatcheck.farm.weaknesses import weaknesses
+from other_user import as_stranger
 
 from .farm_process import Command
 
@@ -92,6 +95,23 @@ def test_the_key_file(command: Command) -> None:
     code, lines = check(command, *SOUND, COATCHECK_KEYS="short")
     assert code == 2
     assert lines[0].startswith("wrong: COATCHECK_KEYS: ")
+
+
+def test_directories_that_cannot_be_made(command: Command) -> None:
+    (command.directory / "file").write_text("")
+    assert check(command, *SOUND, "--run-dir", "file/run") == (
+        2, ["wrong: run_dir: file is no directory; choose another"],
+    )  # fmt: skip
+    assert check(command, *SOUND, "--audit-dir", "file") == (
+        2, ["wrong: audit_dir: file is no directory; choose another, or audit_max_bytes 0"],
+    )  # fmt: skip
+    assert check(command, *SOUND, "--audit-dir", "file", "--audit-max-bytes", "0")[0] == 1
+    assert check(command, *SOUND, "--run-dir", "to/be/made", "--audit-dir", "this/too")[0] == 0
+    assert not (command.directory / "to").exists()
+
+
+def test_a_directory_that_this_user_may_not_write_to() -> None:
+    assert as_stranger(lambda: unusable(Path("/usr/run"))) == "/usr cannot be written to"
 
 
 def test_a_key_file_that_git_would_take_along(command: Command) -> None:

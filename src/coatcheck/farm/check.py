@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import socket
@@ -70,6 +71,7 @@ def check_configuration(
     except ConfigError as error:
         yield Finding("wrong", str(error))
     yield from _run_directory(settings)
+    yield from _audit_directory(settings)
     yield from _address(settings)
     if config is not None and _others_may(config, stat.S_IRGRP | stat.S_IROTH) and _holds_password(settings):
         yield Finding(
@@ -133,12 +135,25 @@ def _keys(settings: FarmSettings, environ: Mapping[str, str]) -> Iterator[Findin
 
 def _run_directory(settings: FarmSettings) -> Iterator[Finding]:
     path = Path(settings.run_dir)
-    if not path.exists():
-        return
-    if not path.is_dir():
-        yield Finding("wrong", f"run_dir: {path} is no directory; choose another")
-    elif _others_may(path, stat.S_IRWXG | stat.S_IRWXO):
+    if why := unusable(path):
+        yield Finding("wrong", f"run_dir: {why}; choose another")
+    elif path.exists() and _others_may(path, stat.S_IRWXG | stat.S_IRWXO):
         yield Finding("weak", f"run_dir: others can look into {path}; run chmod 700 on it")
+
+
+def _audit_directory(settings: FarmSettings) -> Iterator[Finding]:
+    if settings.audit_dir and settings.audit_max_bytes and (why := unusable(Path(settings.audit_dir))):
+        yield Finding("wrong", f"audit_dir: {why}; choose another, or audit_max_bytes 0")
+
+
+def unusable(directory: Path) -> str:
+    """Why a process of this user can neither make the directory nor write to it; empty if it can. Makes nothing."""
+    there = directory
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is no directory"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
 
 
 def _address(settings: FarmSettings) -> Iterator[Finding]:

@@ -303,6 +303,39 @@ def test_the_life_of_a_tombstone_does_not_grow_by_spreading() -> None:
     assert entry.expires_in_ms <= 4_000
 
 
+def test_the_life_of_a_tombstone_does_not_grow_by_retrying() -> None:
+    farm = Farm(servers=3, tombstone_ms=10_000)
+    web = farm.web()
+    store(web, b"one")
+    lost = farm.ranked(KEY)[2]
+    lost.down = True
+    assert web.run(web.copies.close(KEY)).effective
+    farm.wait(6)
+    assert not web.run(web.copies.close_again(KEY)).complete
+    lives = [entry.expires_in_ms for entry in farm.entries(KEY) if entry is not None and entry.closed]
+    assert len(lives) == 2 and max(lives) <= 4_000
+
+
+@pytest.mark.parametrize("away", [1, 2])
+def test_a_close_that_stays_unfinished_is_given_up_when_all_that_it_forbids_has_ended(away: int) -> None:
+    """A session server is away for longer than a tombstone lives; the close was effective before, or was not."""
+    farm = Farm(servers=3, tombstone_ms=10_000)
+    web = farm.web()
+    store(web, b"one")
+    for server in farm.ranked(KEY)[:away]:
+        server.down = True
+    assert web.run(web.copies.close(KEY)).effective == (away == 1)
+    for _ in range(3):
+        assert KEY in web.repairs.needs_repair()
+        assert web.run(web.repairs.repair(KEY)) is Repaired.PARTIAL
+        farm.wait(2)
+    farm.wait(4)
+    assert KEY not in web.repairs.needs_repair(), "or it would be retried, and counted as closing, for ever"
+    assert not web.copies.closing and not web.copies.partly_closed
+    farm.wait(10)
+    assert web.run(web.repairs.repair(KEY)) is Repaired.NOTHING
+
+
 def test_no_server_comes_back_with_a_closed_session() -> None:
     farm = Farm()
     one, two = farm.two_webs()

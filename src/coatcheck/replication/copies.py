@@ -119,6 +119,8 @@ class Copies:
         self.puts = Puts(placement, policy, sealer, world, self.cache)
         self.under_replicated = self.puts.under_replicated
         self.closing: dict[bytes, Entry] = {}
+        self._closing_until: dict[bytes, float] = {}
+        """Monotonic seconds: when the first tombstone of each of :attr:`closing` ends, and all that it forbids."""
         self.partly_closed: set[bytes] = set()
         """Those of :attr:`closing` that too few session servers hold for the close to be effective."""
         self._tried: dict[bytes, int] = {}
@@ -169,7 +171,7 @@ class Copies:
                 self.cache.mark_closed(key)
                 self._must_be_effective((yield from self._finish(view)))
                 return Gone.CLOSED
-            if key in self.partly_closed:
+            if key in self.partly_closed and self.unfinished_close(key) is not None:
                 self._must_be_effective((yield from self.close_again(key)))
                 return Gone.CLOSED
             if not self.viewer.enough_answered(view):
@@ -403,7 +405,7 @@ class Copies:
         tombstone = Entry(version, history, True, self.policy.tombstone_ms, payload)
         self.cache.mark_closed(key)
         self.under_replicated.discard(key)
-        self._remember_closing(key, tombstone)
+        self._remember_closing(key, tombstone, self.world.monotonic())
         if own is not None:
             self._claiming[key] = own  # still ours to hear that a rival was faster than the tombstone
         try:
@@ -426,7 +428,7 @@ class Copies:
         held = sum(entry.final for entry in view.entries.values())
         closed = yield from self.spread(view)
         if not closed.effective:
-            self._remember_closing(view.key, tombstone)
+            self._remember_closing(view.key, tombstone, view.sent_at)
             self.partly_closed.add(view.key)
         elif held < needed:
             yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
@@ -439,8 +441,16 @@ class Copies:
 
     def close_again(self, key: bytes) -> Flow[Closed]:
         """Put the tombstone of a close in :attr:`closing` once more; of one that was not effective nothing is told
-        before it is, and before no other server can serve from a lease."""
-        closed = yield from self.put_tombstone(key, self.closing[key], dict.fromkeys(self.placement.servers))
+        before it is, and before no other server can serve from a lease.
+
+        Only while it is not effective does it get its whole life again: by the age of a tombstone others judge for how
+        long a lease may still be served. Afterwards it gets the life that is left.
+        """
+        tombstone = self.closing[key]
+        if key not in self.partly_closed:
+            left_ms = int((self._closing_until[key] - self.world.monotonic()) * 1000)
+            tombstone = msgspec.structs.replace(tombstone, expires_in_ms=max(1, left_ms))
+        closed = yield from self.put_tombstone(key, tombstone, dict.fromkeys(self.placement.servers))
         if closed.effective and key in self.partly_closed:
             yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
         self._note_effect(key, closed)
@@ -451,7 +461,7 @@ class Copies:
         if closed.effective:
             self.partly_closed.discard(key)
         if closed.complete:
-            self.closing.pop(key, None)
+            self._forget_closing(key)
 
     def _close_quorum(self) -> int:
         """So many tombstones that every read quorum meets one; one, where answers are not counted."""
@@ -521,17 +531,29 @@ class Copies:
         if not closed.effective and key in self.closing:
             self.partly_closed.add(key)
         if closed.complete and key not in self.partly_closed:
-            self.closing.pop(key, None)
+            self._forget_closing(key)
         elif len(seen) == len(self.placement.servers):
             self._report(EventKind.CLOSE_INCOMPLETE, key, f"closing, {holds} of {closed.servers}")
         return closed
 
-    def _remember_closing(self, key: bytes, tombstone: Entry) -> None:
+    def unfinished_close(self, key: bytes) -> Entry | None:
+        """The tombstone in :attr:`closing` that is still to be put; one whose life is over is forgotten, for every
+        token and entry that it forbids has ended."""
+        if self._closing_until.get(key, FAR) <= self.world.monotonic():
+            self._forget_closing(key)
+        return self.closing.get(key)
+
+    def _remember_closing(self, key: bytes, tombstone: Entry, since: float) -> None:
+        """``since``: when the tombstone had the life that it says. Another one of the same session prolongs nothing."""
         if key not in self.closing and len(self.closing) >= self.MAX_CLOSING:
-            oldest = next(iter(self.closing))
-            del self.closing[oldest]
-            self.partly_closed.discard(oldest)
+            self._forget_closing(next(iter(self.closing)))
         self.closing[key] = tombstone
+        self._closing_until.setdefault(key, since + tombstone.expires_in_ms / 1000)
+
+    def _forget_closing(self, key: bytes) -> None:
+        self.closing.pop(key, None)
+        self._closing_until.pop(key, None)
+        self.partly_closed.discard(key)
 
     # -- messages from other web servers ---------------------------------------------------------
 

@@ -33,7 +33,8 @@ class Repair:
         a copy of a former owner that our claim has not reached; and of unfinished closes."""
         copies = self._copies
         # What the gauge counts is looked at again even if we host it no more: only that sets the gauge right.
-        keys = dict.fromkeys([*copies.closing, *sorted(copies.under_replicated)])
+        unfinished = [key for key in list(copies.closing) if copies.unfinished_close(key) is not None]
+        keys = dict.fromkeys([*unfinished, *sorted(copies.under_replicated)])
         for copy in copies.cache:
             lacking = any(copy.seen.get(name) != copy.version for name in copies.puts.placed(copy.key))
             if lacking or self._knows_left_over(copy) or self._surplus.of_hosted(copy):
@@ -69,8 +70,8 @@ class Repair:
 
     def _repair(self, key: bytes) -> Flow[Repaired]:
         copies = self._copies
-        tombstone = copies.closing.get(key)
         view = yield from copies.viewer.look(key, None, every=True)
+        tombstone = copies.unfinished_close(key)
         newest = view.newest
         if tombstone is not None and (newest is None or not newest.final or key in copies.partly_closed):
             closed = yield from copies.close_again(key)

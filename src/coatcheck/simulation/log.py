@@ -73,6 +73,8 @@ class SessionLog:
         """Since when each session server has had its final tombstone, of those that have it."""
         self.tombstone_forgotten: list[tuple[str, float, float]] = []
         """Which session servers lost a final tombstone: since when they had had it, and when that ended."""
+        self.tombstone_until = float("inf")
+        """When the first final tombstone ends; it outlives every token and entry that it forbids."""
         self.lapses = 0
         """Provisional tombstones: nobody willed them."""
         self.willed = False

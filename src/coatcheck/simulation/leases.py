@@ -74,7 +74,7 @@ class LeaseJudge(Judge):
             return
         kept = log.tombstones_at(earned_at, earned_at + web.runner.TIMEOUT_S)
         asked_at, replies = web.answered.get(log.key, (0.0, {}))
-        if any(answered(replies.get(server)) for server in log.tombstones_at(asked_at)):
+        if any(server in web.servers and answered(replies.get(server)) for server in log.tombstones_at(asked_at)):
             self.fail("I2", f"{web.name} has a lease of {name} though it saw a tombstone's holder")
         elif self.read_quorum_meets(web, kept):
             self.fail("I2", f"{web.name} has a lease of {name}, whose tombstone no read quorum misses")

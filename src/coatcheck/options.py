@@ -113,10 +113,13 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], who: str) -> None
             raise ConfigError(f"{shown(name)}: {who} has no setting of this name{nearest(name, names)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a line about an unknown name: which one was probably meant."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; see docs/operations.md for the list"
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a line about an unknown name: which one was probably meant.
+
+    ``prefix``: what all of them begin with, which makes no two alike.
+    """
+    close = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
+    return f"; did you mean {prefix + close[0]!r}?" if close else "; see docs/operations.md for the list"
 
 
 def read_value(setting: Setting, value: object, where: str) -> Any:

@@ -15,7 +15,7 @@ from coatcheck.farm.plan import make_plan
 from coatcheck.farm.ports import InternalPorts
 from coatcheck.farm.reference import BEGIN, END, options_table
 from coatcheck.farm.roles import Address
-from coatcheck.farm.session_server_url import parse_session_server, shown_url
+from coatcheck.farm.session_server_url import parse_session_server, parse_session_servers, shown_url
 
 from .farm_process import EXAMPLES
 
@@ -140,6 +140,22 @@ def test_a_missing_file_and_unknown_variables() -> None:
         load_settings(None, {"COATCHECK_COPYS": "2"})
     with pytest.raises(ConfigError, match="COATCHECK_KEY: no setting has this name; did you mean 'COATCHECK_KEYS'"):
         load_settings(None, {"COATCHECK_KEY": "2"})
+
+
+def test_a_variable_is_not_likened_to_another_for_its_prefix() -> None:
+    with pytest.raises(ConfigError, match="COATCHECK_BOGUS: no setting has this name; see"):
+        load_settings(None, {"COATCHECK_BOGUS": "1"}, {})
+    with pytest.raises(ConfigError, match="did you mean 'COATCHECK_COPIES'"):
+        load_settings(None, {"COATCHECK_COPYS": "1"}, {})
+
+
+def test_two_spellings_of_one_session_server() -> None:
+    for one, other in (("redis://x", "valkeys://:p@X:6379/0"), ("sqlite:///a/../s.db", "sqlite:///s.db")):
+        with pytest.raises(ConfigError, match="session-1 and session-2 are one server"):
+            parse_session_servers([one, other])
+    for one, other in (("redis://x", "redis://x:6380"), ("redis://x/0", "redis://x/1"), ("sqlite:///a", "sqlite:///b")):
+        assert len(parse_session_servers([one, other])) == 2
+    assert len(parse_session_servers(["memory://", "memory://"], ["memory"])) == 2
 
 
 def test_durations() -> None:

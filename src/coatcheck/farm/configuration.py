@@ -178,7 +178,7 @@ class _Reading:
             if name in known:
                 self.take(known[name], text.split() if known[name].is_list else text, name)
                 continue
-            meant = nearest(name, [*known, *OTHER_ENV])
+            meant = nearest(name, [*known, *OTHER_ENV], ENV_PREFIX)
             self.mistakes.append(ConfigError(f"{name}: no setting has this name{meant}"))
 
 

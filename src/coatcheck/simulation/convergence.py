@@ -84,7 +84,7 @@ def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
     for version in log.acks:
         if holds(newest.history, version) or forgotten(newest.history, version):
             continue
-        if any(log.reported(kind) for kind in REPORTS):
+        if version in log.lost | log.forked_away and any(log.reported(kind) for kind in REPORTS):
             ledger.excuse("promise 2: lost and reported")
         elif version in log.lost:
             ledger.excuse("promise 1: lost with a server that forgot")

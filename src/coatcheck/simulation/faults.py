@@ -96,7 +96,7 @@ class Faults:
         if kind == "evict" and server.entries:
             server.evict(rng.choice(list(server.entries)))
         elif kind == "flush":
-            server.forget_all()
+            server.forget_all(silently=True)
         elif kind == "read-only store":
             server.read_only = True
             farm.schedule.after(length, self._writable, name)

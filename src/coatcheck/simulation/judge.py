@@ -6,6 +6,7 @@ Each excuse names its promise, and a campaign prints how often it was used: a ch
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.entry import Entry
@@ -126,9 +127,11 @@ class Judge:
     def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
         """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
-        if self.scenario.rolled_back == "accept":
-            self.excuse("promise 2: rollback reported, and accepted by the operator")
-        elif holders := self._holders(web, log, wanted):
+        holders = self._holders(web, log, wanted)
+        replies = web.answered.get(log.key, (0.0, {}))[1]
+        if holders and self.scenario.rolled_back == "accept" and not any(answered(replies.get(one)) for one in holders):
+            self.excuse("promise 2: rollback reported, and accepted by the operator while its holders were away")
+        elif holders:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
         elif wanted in log.lost:
             self.excuse("promise 2: rollback reported, every holder forgot")
@@ -195,6 +198,11 @@ def _parse(detail: str) -> Version:
     """The version in ``token 3.ab12.1, newest copy ...``."""
     epoch, owner, seq = detail.split(",")[0].removeprefix("token ").split(".")
     return Version(int(epoch), bytes.fromhex(owner), int(seq))
+
+
+def answered(reply: Any) -> bool:
+    """Whether a session server said what it has, or that it has nothing."""
+    return reply is None or isinstance(reply, Entry)
 
 
 def _alive(entry: Entry | None) -> bool:

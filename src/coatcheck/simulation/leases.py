@@ -6,20 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from coatcheck.replication.cache import Copy
-from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
-from coatcheck.simulation.judge import Judge
+from coatcheck.simulation.judge import Judge, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds
 from coatcheck.simulation.web_server import WebServer
 
 ROUNDING_S = 1e-6
 FAR = float("inf")
-
-
-def answered(reply: Any) -> bool:
-    """Whether a session server said what it has, or that it has nothing."""
-    return reply is None or isinstance(reply, Entry)
 
 
 class LeaseJudge(Judge):
@@ -102,7 +96,7 @@ class LeaseJudge(Judge):
                 continue
             if forgotten(copy.history, version):
                 continue
-            if log.below_target or log.data_lost or log.forked_by or scenario.durability != "all":
+            if ack.level < scenario.wanted or log.data_lost or log.forked_by or scenario.durability != "all":
                 self.excuse("promise 1: stale lease of a rival cut off, below target")
             elif scenario.wanted * 2 <= scenario.session_servers:
                 self.excuse("promise 1: stale lease of a rival cut off, copies <= N/2")

@@ -23,7 +23,8 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
-from coatcheck.simulation.leases import LeaseJudge, answered
+from coatcheck.simulation.judge import answered
+from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
@@ -220,7 +221,7 @@ class Ledger(LeaseJudge):
     def _told(self, log: SessionLog, version: Version) -> bool:
         return version in log.acks
 
-    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None) -> None:
+    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
         """A server restarted empty or stale, or dropped these keys: what it alone had is excused, what others have
         is not."""
         for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
@@ -233,7 +234,7 @@ class Ledger(LeaseJudge):
             elif before is not None and not before.closed:
                 kept = self._kept(log)
                 log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
-            if entry is None:
+            if entry is None and silently:
                 log.vanished_on.add(server.name)
             for versions in log.accepted_by.values():
                 if server.name in versions:

@@ -21,7 +21,7 @@ class Witness(Protocol):
 
     def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
 
-    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None) -> None: ...
+    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None: ...
 
 
 class Post(Protocol):
@@ -77,7 +77,7 @@ class SessionServer(Process):
         for key in ended:
             del self.entries[key]
         self._undo = [one for one in self._undo if one[0] not in ended]
-        self._witness.forgot(self, ended)
+        self._witness.forgot(self, ended, silently=True)
 
     def get(self, key: bytes) -> GetReply:
         entry = self.look(key)
@@ -110,17 +110,17 @@ class SessionServer(Process):
         self.frozen = False
         self.run += 1
 
-    def forget_all(self) -> None:
-        """Restarted empty."""
+    def forget_all(self, silently: bool = False) -> None:
+        """Restarted empty; or flushed (``silently``), and no connection breaks."""
         self.entries.clear()
         self._undo.clear()
-        self._witness.forgot(self)
+        self._witness.forgot(self, silently=silently)
 
     def evict(self, key: bytes) -> None:
         """One entry vanishes, and no connection breaks."""
         if self.entries.pop(key, None) is not None:
             self._undo = [one for one in self._undo if one[0] != key]
-            self._witness.forgot(self, [key])
+            self._witness.forgot(self, [key], silently=True)
 
     def forget_some(self, puts: int) -> None:
         """Restarted with an older state: the last ``puts`` never reached the disk."""

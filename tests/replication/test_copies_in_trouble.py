@@ -288,6 +288,21 @@ def test_a_close_by_one_who_never_owned_it_waits_a_lease() -> None:
     assert one.copies.cached(KEY, bytes(16)) is None
 
 
+def test_a_repeated_close_waits_for_a_lease_that_was_earned_where_the_tombstone_was_missing() -> None:
+    farm = Farm(servers=2, copies=1, lease_s=2.0)
+    one, two = farm.two_webs()
+    farm.notices = False
+    store(one, b"one")
+    placed, other = farm.ranked(KEY)
+    one.cut, two.cut = {placed.name}, {other.name}
+    assert two.run(two.copies.close(KEY)).holds == 1
+    store(one, b"two")
+    two.cut = set()
+    assert one.copies.cached(KEY, bytes(16)) is not None
+    assert two.run(two.copies.close(KEY)).complete
+    assert one.copies.cached(KEY, bytes(16)) is None
+
+
 def test_the_life_of_a_tombstone_does_not_grow_by_spreading() -> None:
     farm = Farm(servers=3, tombstone_ms=10_000)
     one, two = farm.two_webs()

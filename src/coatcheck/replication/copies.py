@@ -426,11 +426,13 @@ class Copies:
         tombstone, needed = view.newest, self._close_quorum()
         assert tombstone is not None
         held = sum(entry.final for entry in view.entries.values())
+        alive = any(not entry.closed for entry in view.entries.values())
         closed = yield from self.spread(view)
         if not closed.effective:
             self._remember_closing(view.key, tombstone, view.sent_at)
             self.partly_closed.add(view.key)
-        elif held < needed:
+        elif held < needed or alive:
+            # Who is cut off from the tombstone may have earned a lease where it was missing, until a moment ago.
             yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
         else:
             # Somebody else's close may still be waiting for leases: so do we, for what is left of it.

@@ -196,10 +196,13 @@ class Ledger(LeaseJudge):
     def _check_revival(self, server: SessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
         """A provisional tombstone yields only to a write that it lacks."""
         had = newest_write(new.history)
-        if had is None or holds(old.history, had) or forgotten(old.history, had):
-            self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
-        else:
+        other_branch = log.forked_away.intersection(log.acks)
+        if had is not None and not holds(old.history, had) and not forgotten(old.history, had):
             self.counts["lapses undone by a write that they lacked"] += 1
+        elif new.version.server_id in log.forked_by and any(not holds(old.history, one) for one in other_branch):
+            self.excuse("promise 2: lapse undone by who found the other branch of a fork, which it lacked")
+        else:
+            self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
 
     def _kept(self, log: SessionLog) -> set[Version]:
         """The writes that some session server has in a live entry, be it up or not, but for those that the operator

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from coatcheck.director.admission import (
+from coatcheck.director.rules.admission import (
     Admission,
     AdmissionPolicy,
     Guest,

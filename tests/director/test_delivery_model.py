@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coatcheck.director import DirectorOptions, WebServer
-from coatcheck.director.delivery import Delivery, Failure
 from coatcheck.director.exchange import Exchange
 from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.request_head import RequestHead, parse_request_fields
-from coatcheck.director.routing import Check, Health, HealthPolicy, checked
+from coatcheck.director.rules.delivery import Delivery, Failure
+from coatcheck.director.rules.request_head import RequestHead, parse_request_fields
+from coatcheck.director.rules.routing import Check, Health, HealthPolicy, checked
 
 SERVERS = 2
 RESEND_AFTER_S = 5.0

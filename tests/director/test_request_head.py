@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_framing import BadHead, HeadFault
-from coatcheck.director.request_head import RequestFields, RequestReader, _request_names, parse_request_fields
+from coatcheck.director.rules.http_body import ChunkedReader
+from coatcheck.director.rules.http_framing import BadHead, HeadFault
+from coatcheck.director.rules.request_head import RequestFields, RequestReader, _request_names, parse_request_fields
 
 NAMES = [
     b"Host", b"host", b"HOST", b"Hostile", b"Cookie", b"cookie", b"Connection", b"Content-Length", b"content-length",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.director.routing import (
+from coatcheck.director.rules.routing import (
     Balancer,
     Check,
     Health,

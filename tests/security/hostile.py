@@ -26,12 +26,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from coatcheck.director.admission import Admission, AdmissionPolicy, is_within
-from coatcheck.director.forwarding import ClientAddress
-from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_framing import BadHead
-from coatcheck.director.request_head import RequestReader
-from coatcheck.director.response_head import parse_response_head
+from coatcheck.director.rules.admission import Admission, AdmissionPolicy, is_within
+from coatcheck.director.rules.forwarding import ClientAddress
+from coatcheck.director.rules.http_body import ChunkedReader
+from coatcheck.director.rules.http_framing import BadHead
+from coatcheck.director.rules.request_head import RequestReader
+from coatcheck.director.rules.response_head import parse_response_head
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event
 from coatcheck.sessions.mapping import Session

@@ -7,14 +7,14 @@ import socket
 import struct
 from typing import Final, cast
 
-from coatcheck.director.admission import Guest
 from coatcheck.director.exchange import Exchange
-from coatcheck.director.forwarding import ClientAddress, is_reserved, request_tail
-from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.request_head import RequestFields, RequestHead
-from coatcheck.director.response_head import own_response
+from coatcheck.director.rules.admission import Guest
+from coatcheck.director.rules.forwarding import ClientAddress, is_reserved, request_tail
+from coatcheck.director.rules.http_body import ChunkedReader
+from coatcheck.director.rules.http_framing import CHUNKED, BadHead, HeadFault
+from coatcheck.director.rules.request_head import RequestFields, RequestHead
+from coatcheck.director.rules.response_head import own_response
 
 # Why a client is not read at the moment.
 _PIPELINED: Final = 1

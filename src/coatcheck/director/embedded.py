@@ -11,7 +11,7 @@ from coatcheck.director.downstream import Downstream
 from coatcheck.director.health import HealthWatch
 from coatcheck.director.options import DirectorOptions, checked_options
 from coatcheck.director.relay import Relay
-from coatcheck.director.routing import Check, Health, ServerState
+from coatcheck.director.rules.routing import Check, Health, ServerState
 from coatcheck.director.tls_door import TlsDoor
 from coatcheck.director.upstream import UpstreamPool
 from coatcheck.errors import ConfigError

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from coatcheck.director.delivery import Delivery, Failure, Pause, Step
-from coatcheck.director.http_framing import CHUNKED, UNTIL_CLOSE
 from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.request_head import RequestHead
-from coatcheck.director.routing import ServerState
+from coatcheck.director.rules.delivery import Delivery, Failure, Pause, Step
+from coatcheck.director.rules.http_framing import CHUNKED, UNTIL_CLOSE
+from coatcheck.director.rules.request_head import RequestHead
+from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.tunnel import Tunnel
 
 if TYPE_CHECKING:

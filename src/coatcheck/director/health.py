@@ -8,7 +8,7 @@ from typing import Final
 
 from coatcheck.director.options import DirectorOptions
 from coatcheck.director.relay import OWN_SHORTAGES, Relay
-from coatcheck.director.routing import Check, HealthPolicy, checked
+from coatcheck.director.rules.routing import Check, HealthPolicy, checked
 from coatcheck.director.upstream import UpstreamPool
 from coatcheck.peers.dial import open_streams
 

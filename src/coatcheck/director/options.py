@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from coatcheck.director.rules.admission import Network
 from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import ConfigError
 from coatcheck.peers.dial import Door
@@ -18,8 +19,6 @@ _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _MAY_BE_ZERO: Final = frozenset({"port", "hsts_s", "resend_after_s", "min_body_rate", "min_read_rate"})
 _MOST_SENDS: Final = 2
 """Of an idempotent request. It has the effect of one (RFC 9110, 9.2.2), and still costs each server its work."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class WebServer(msgspec.Struct, frozen=True):

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from coatcheck.director.admission import Admission, AdmissionPolicy, Guest, Refusal, client_of, is_within
-from coatcheck.director.delivery import DeliveryPolicy, Failure
-from coatcheck.director.forwarding import route_tag_reader
 from coatcheck.director.options import DirectorOptions, trusted_networks
-from coatcheck.director.request_head import RequestReader
-from coatcheck.director.routing import Balancer, Health, ServerState, eject, heard, servers_of, stalled
+from coatcheck.director.rules.admission import Admission, AdmissionPolicy, Guest, Refusal, client_of, is_within
+from coatcheck.director.rules.delivery import DeliveryPolicy, Failure
+from coatcheck.director.rules.forwarding import route_tag_reader
+from coatcheck.director.rules.request_head import RequestReader
+from coatcheck.director.rules.routing import Balancer, Health, ServerState, eject, heard, servers_of, stalled
 from coatcheck.director.upstream import Upstream, UpstreamPool
 from coatcheck.peers.dial import open_connection
 from coatcheck.seldom import Seldom

@@ -9,9 +9,9 @@ import socket
 import ssl
 from typing import Final
 
-from coatcheck.director.admission import Guest
 from coatcheck.director.downstream import Downstream
 from coatcheck.director.relay import OWN_SHORTAGES, Fault, Relay
+from coatcheck.director.rules.admission import Guest
 
 _log: Final = logging.getLogger("coatcheck.director")
 _AT_ONCE: Final = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from coatcheck.director.admission import Guest
-from coatcheck.director.routing import ServerState
+from coatcheck.director.rules.admission import Guest
+from coatcheck.director.rules.routing import ServerState
 
 if TYPE_CHECKING:
     from coatcheck.director.relay import Relay

@@ -6,11 +6,11 @@ import asyncio
 import select
 from typing import TYPE_CHECKING, Final, cast
 
-from coatcheck.director.http_body import ChunkedReader
-from coatcheck.director.http_framing import CHUNKED, BadHead, HeadFault
 from coatcheck.director.options import WebServer
-from coatcheck.director.response_head import ResponseHead, parse_response_head
-from coatcheck.director.routing import Health, ServerState
+from coatcheck.director.rules.http_body import ChunkedReader
+from coatcheck.director.rules.http_framing import CHUNKED, BadHead, HeadFault
+from coatcheck.director.rules.response_head import ResponseHead, parse_response_head
+from coatcheck.director.rules.routing import Health, ServerState
 
 if TYPE_CHECKING:
     from coatcheck.director.exchange import Exchange

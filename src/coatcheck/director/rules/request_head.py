@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.director.http_framing import BadHead, HeadFault, body_length, connection_options
+from coatcheck.director.rules.http_framing import BadHead, HeadFault, body_length, connection_options
 
 _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Field values hold visible ASCII, blanks, tabs and obs-text (RFC 9110, 5.5); CR and LF are counted apart.
@@ -86,7 +86,7 @@ class RequestFields(msgspec.Struct, gc=False):
     lines: bytes
     """The header lines that go on as they are, each ended by CRLF."""
     length: int
-    """Of the body in bytes; or :data:`~coatcheck.director.http_framing.CHUNKED`."""
+    """Of the body in bytes; or :data:`~coatcheck.director.rules.http_framing.CHUNKED`."""
     has_length: bool
     http10: bool
     keep_alive: bool

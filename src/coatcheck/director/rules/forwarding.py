@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from coatcheck.director.admission import client_behind, is_within
-from coatcheck.director.http_framing import CHUNKED
-from coatcheck.director.options import Network
-from coatcheck.director.request_head import RequestFields
+from coatcheck.director.rules.admission import Network, client_behind, is_within
+from coatcheck.director.rules.http_framing import CHUNKED
+from coatcheck.director.rules.request_head import RequestFields
 
 # A gateway must name itself to the server behind it (RFC 9110, 7.6.3) and may to the client, where it would only cost
 # bytes and tell strangers what stands here: so requests carry Via and responses do not.

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.director.routing import Balancer, Health, ServerState
+from coatcheck.director.rules.routing import Balancer, Health, ServerState
 
 IDEMPOTENT_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 """Methods that may be sent twice with the effect of once (RFC 9110, 9.2.2)."""

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.director.http_framing import UNTIL_CLOSE, BadHead, HeadFault, body_length, connection_options
-from coatcheck.director.request_head import RequestHead
+from coatcheck.director.rules.http_framing import UNTIL_CLOSE, BadHead, HeadFault, body_length, connection_options
+from coatcheck.director.rules.request_head import RequestHead
 from coatcheck.error_pages import ErrorPages
 
 _RESPONSE_DROPPED: Final = frozenset({b"connection", b"upgrade", b"keep-alive", b"proxy-connection", b"te"})

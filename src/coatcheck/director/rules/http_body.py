@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from coatcheck.director.http_framing import BadHead, HeadFault
+from coatcheck.director.rules.http_framing import BadHead, HeadFault
 
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")

@@ -41,5 +41,5 @@ def test_the_tree_names_only_files_that_exist() -> None:
     for room, words in re.findall(r"^  (\w+)/ +(.*(?:\n {10,}.*)*)", tree, re.MULTILINE):
         listed = re.sub(r"\([^)]*\)", "", words).split(": ", 1)[-1]
         for name in re.findall(r"(?<![\w/.])(\w+_\w+)(?![\w/])", listed):
-            missing += [] if list((HOUSE / room).glob(f"{name}*")) else [f"{room}/{name}"]
+            missing += [] if list((HOUSE / room).rglob(f"{name}*")) else [f"{room}/{name}"]
     assert missing == []

@@ -21,8 +21,8 @@ async def begin(sessions: Sessions) -> SealedToken:
     session["pid"] = os.getpid()
     assert here.needs_save(session)
     await here.save(session)
-    assert session.shown is not None
-    return session.shown
+    assert session._request.shown is not None
+    return session._request.shown
 
 
 async def read(sessions: Sessions, token: SealedToken) -> dict[str, int]:

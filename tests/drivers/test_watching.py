@@ -71,8 +71,8 @@ class Farm:
 
     async def open_at(self, server: int, session: Session) -> Session:
         """The session at another web server, which claims it."""
-        assert session.shown is not None
-        opened = await self.web[server].open_session(session.shown, False)
+        assert session._request.shown is not None
+        opened = await self.web[server].open_session(session._request.shown, False)
         assert opened is not None
         return opened
 
@@ -103,8 +103,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def key_of(session: Session) -> bytes:
-    assert session.copy_held is not None
-    return session.copy_held.key
+    assert session._request.copy_held is not None
+    return session._request.copy_held.key
 
 
 def test_a_logout_here_is_told_at_once() -> None:
@@ -127,7 +127,7 @@ async def within(told: asyncio.Task[SessionEnd]) -> SessionEnd:
 
 
 async def session_ended(made: Farm, server: int, session: Session) -> SessionEnd:
-    return await made.web[server].ended(session)
+    return await made.web[server].ended(session._request)
 
 
 @pytest.mark.parametrize("notices", [True, False])

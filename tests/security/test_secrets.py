@@ -72,7 +72,7 @@ async def objects(servers: Servers, browser: Browser) -> list[Any]:
     sessions, token = servers.sessions[0], browser.token()
     session = sessions.open_cached(token, False)
     assert session is not None
-    copy = session.copy_held
+    copy = session._request.copy_held
     assert copy is not None
     record = decode_record(copy.body)
     entry = copy.as_entry()

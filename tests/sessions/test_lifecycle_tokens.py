@@ -52,7 +52,7 @@ def test_after_a_lost_answer_the_same_successor_is_told_again() -> None:
     assert request(one, first) == lost
     again = request(two, first)
     assert again[:3] == lost[:3]
-    assert one.opened(again).verdict is Shown.NEXT
+    assert one.opened(again)._request.verdict is Shown.NEXT
 
 
 def test_two_servers_that_rotate_at_once_mint_one_successor() -> None:

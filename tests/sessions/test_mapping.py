@@ -19,7 +19,7 @@ DATA = {"n": 1, "name": "Ada", "cart": [{"sku": "tea", "count": 2}], "flags": {"
 
 def opened() -> Session:
     session = Session(DATA and decode_data(encode_data(DATA)))
-    session.blob = encode_data(session)
+    session._request.blob = encode_data(session)
     return session
 
 
@@ -51,8 +51,8 @@ def test_every_way_to_change_it_is_noticed() -> None:
     for number, change in enumerate(SLY):
         session = opened()
         change(session)
-        assert encode_data(session) != session.blob, f"{number} changes it"
-        assert session.unsettled, f"{number} went unnoticed"
+        assert encode_data(session) != session._request.blob, f"{number} changes it"
+        assert session._request.unsettled, f"{number} went unnoticed"
 
 
 def test_matching_hands_out_nested_values_too() -> None:
@@ -60,7 +60,7 @@ def test_matching_hands_out_nested_values_too() -> None:
     match session:
         case {"cart": [first, *_]}:
             first["count"] = 3
-    assert session.unsettled
+    assert session._request.unsettled
 
 
 def test_reading_what_cannot_be_changed_settles_nothing() -> None:
@@ -70,7 +70,7 @@ def test_reading_what_cannot_be_changed_settles_nothing() -> None:
     assert len(session) == len(DATA)
     assert session == DATA
     assert session.accessed
-    assert not session.unsettled
+    assert not session._request.unsettled
     assert not session.modified
 
 
@@ -83,7 +83,7 @@ def test_verbs_are_noticed() -> None:
     for verb in (Session.rotate, Session.regenerate, Session.close, Session.clear):
         session = opened()
         verb(session)
-        assert session.unsettled
+        assert session._request.unsettled
 
 
 KEYS = st.sampled_from([*DATA, "other"])
@@ -122,8 +122,8 @@ def test_a_session_that_says_it_is_settled_has_not_changed(steps: list[tuple[str
     session = opened()
     for verb, key, value in steps:
         do(session, verb, key, value)
-    if not session.unsettled:
-        assert encode_data(session) == session.blob
+    if not session._request.unsettled:
+        assert encode_data(session) == session._request.blob
 
 
 @pytest.mark.parametrize("user", [5, b"ada", 0, object(), ""])
@@ -133,5 +133,5 @@ def test_a_name_that_cannot_be_kept_is_refused_and_changes_nothing(user: Any) ->
     with pytest.raises((TypeError, ValueError), match="regenerate: the user's name is "):
         session.regenerate(user, remember=True)
     assert dict(session) == DATA
-    assert not session.new_login
+    assert not session._request.new_login
     assert session.user is None

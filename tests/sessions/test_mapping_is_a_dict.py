@@ -95,7 +95,7 @@ def test_what_changes_it_is_noticed_and_what_looks_is_seen(
         outcome(session, operation)
         if dict.__repr__(session) != repr(start):
             assert session.modified, name
-            assert session.unsettled, name
+            assert session._request.unsettled, name
             assert session.accessed, name
 
 
@@ -105,6 +105,29 @@ def test_every_method_of_a_dict_is_covered_here_or_hands_out_nothing() -> None:
     harmless |= {"__lt__", "__ne__", "__new__", "__repr__", "__reversed__", "__sizeof__", "__hash__", "__doc__"}
     own = set(vars(Session))
     assert set(vars(dict)) - own - harmless - {"fromkeys"} == set()
+
+
+def test_an_app_sees_a_dict_and_what_the_guide_tells_of() -> None:
+    told = {"accessed", "close", "ended", "is_new", "lost", "mark_accessed", "mark_modified", "modified"}
+    told |= {"regenerate", "remember", "rotate", "user"}
+    assert {name for name in set(dir(Session(a=1))) - set(dir(dict)) if not name.startswith("_")} == told
+
+
+def test_a_copy_is_of_the_data_alone() -> None:
+    session = hosted("alice")
+    session["cart"] = ["tea"]
+    for copied in (copy.copy(session), copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
+        assert copied == {"cart": ["tea"]}
+        assert isinstance(copied, Session)
+        assert copied.is_new and copied.user is None
+
+
+def test_a_mistyped_attribute_is_no_secret_state() -> None:
+    session = Session()
+    with pytest.raises(AttributeError, match="regenrate"):
+        session.regenrate("alice")  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        session.user = "alice"  # type: ignore[misc]
 
 
 def test_it_is_a_dict() -> None:
@@ -146,7 +169,7 @@ def test_accessed_and_modified(act: Callable[[Session], Any], accessed: bool, mo
 def test_closing_empties_it() -> None:
     session = Session(a=1)
     session.close()
-    assert session.closing
+    assert session._request.closing
     assert session == {}
 
 
@@ -154,15 +177,15 @@ def test_clearing_is_remembered_even_if_something_is_put_in_again() -> None:
     session = Session(a=1)
     session.clear()
     session["b"] = 2
-    assert session.cleared
-    assert not session.closing
+    assert session._request.cleared
+    assert not session._request.closing
 
 
 def hosted(user: str | None) -> Session:
     held = Copy(b"k" * 16, Version(1, b"serverAA", 1), (), b"")
     held.record = Record(EMPTY_DATA, 0, 0, user, Chain(Link(b"i", 0)))
     session = Session()
-    session.copy_held = held
+    session._request.copy_held = held
     return session
 
 
@@ -185,7 +208,5 @@ def test_two_sessions_share_nothing() -> None:
     one.close()
     one.rotate()
     one.regenerate("alice")
-    assert (other.closing, other.rotating, other.new_login, other.new_user, other.unsettled) == (False,) * 3 + (
-        None,
-        False,
-    )
+    state = other._request
+    assert not (state.closing or state.rotating or state.new_login or state.new_user or state.unsettled)

@@ -80,7 +80,7 @@ class Story:
         session = self.sessions.open_cached(token, False)
         if session is None:
             return
-        assert session.verdict is expected
+        assert session._request.verdict is expected
         parallel = self.sessions.open_cached(token, False) if self.random.random() < 0.2 else None
         act = self.random.random()
         if act < 0.4:

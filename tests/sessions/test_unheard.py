@@ -53,7 +53,7 @@ def test_within_the_patience_it_is_refused_and_after_it_anonymous() -> None:
     session = web.opened(token)
     assert session == {}
     assert session.is_new
-    assert session.unheard == (token.key,)
+    assert session._request.unheard == (token.key,)
     assert EventKind.SESSION_UNHEARD in web.kinds()
     assert EventKind.SESSION_ROLLED_BACK not in web.kinds()
 
@@ -62,7 +62,7 @@ def test_nobody_waits_for_a_session_that_must_have_timed_out_long_ago() -> None:
     policy = SessionPolicy(idle_timeout_ms=60_000, absolute_timeout_ms=600_000)
     farm, web, token = behind(policy)
     farm.wait(700)
-    assert web.opened(token).unheard
+    assert web.opened(token)._request.unheard
 
 
 def test_the_patience_counts_from_when_the_server_went_away_not_from_the_first_request() -> None:
@@ -70,7 +70,7 @@ def test_the_patience_counts_from_when_the_server_went_away_not_from_the_first_r
     other = next(iter(web.cut))
     web.repairs.lost_server(other)
     farm.wait(PATIENCE_S)
-    assert web.opened(token).unheard
+    assert web.opened(token)._request.unheard
     web.cut = set()
     web.repairs.lost_server(other)
     web.cut = {other}
@@ -87,7 +87,7 @@ def test_a_server_that_answers_for_all_sessions_but_one_does_not_keep_it_waiting
         farm.wait(1)
         if web.copies.viewer.absences.waited_s(token.key, [other]) >= PATIENCE_S:
             break
-    assert web.opened(token).unheard
+    assert web.opened(token)._request.unheard
 
 
 def test_a_request_that_only_reads_tells_the_browser_nothing_and_touches_nothing() -> None:
@@ -157,7 +157,11 @@ def test_a_write_of_an_unheard_session_is_refused_however_long_it_lasts() -> Non
     farm, web, token = behind()
     out_of_patience(farm, web, token)
     late = Session(n=1)
-    late.copy_held, late.shown, late.blob = farm.webs[0].copies.cache.get(token.key), token, b""
+    late._request.copy_held, late._request.shown, late._request.blob = (
+        farm.webs[0].copies.cache.get(token.key),
+        token,
+        b"",
+    )
     late["n"] = 3
     assert web.lifecycle.needs_save(late)
     with pytest.raises((SessionUnavailable, SessionClosed)) as caught:

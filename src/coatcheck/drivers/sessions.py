@@ -36,6 +36,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.sessions.request_state import RequestState
 from coatcheck.stores.port import Store, Unreachable
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
@@ -361,10 +362,10 @@ class Sessions:
         """The text of a token for the browser."""
         return self._codecs[issue.login].seal_token(issue.token)
 
-    async def ended(self, session: Session) -> SessionEnd:
+    async def ended(self, request: RequestState) -> SessionEnd:
         """Wait until the session is over, wherever it is ended, and return why."""
         over: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
-        copy = session.copy_held
+        copy = request.copy_held
         if copy is None:
             return await over  # what does not exist does not end
         watch = self.watching.watch(copy.key, lambda end: None if over.done() else over.set_result(end))

@@ -26,6 +26,7 @@ from coatcheck.sessions.record import (
     encode_data,
     encode_record,
 )
+from coatcheck.sessions.request_state import RequestState
 from coatcheck.tokens.chain import Chain, Link, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
@@ -85,7 +86,7 @@ class Lifecycle:
             return None
         if found is Gone.UNHEARD:
             anonymous = Session()
-            anonymous.unheard = (token.key,)
+            anonymous._request.unheard = (token.key,)
             return anonymous
         if isinstance(found, Gone):
             return None
@@ -145,23 +146,24 @@ class Lifecycle:
             if not verdict.accepted:
                 return None
             session = self._opened(copy, token, login)
-            session.verdict = verdict
-            session.unsettled = True
+            session._request.verdict = verdict
+            session._request.unsettled = True
             return session
         copy.shown_at = now
         session = self._opened(copy, token, login)
         if token.version != copy.promised:
-            session.unsettled = True  # the browser lacks the newest token
+            session._request.unsettled = True  # the browser lacks the newest token
         return session
 
     def _opened(self, copy: Copy, token: SealedToken, login: bool) -> Session:
         data = copy.record.data
         session = Session(decode_data(data))
-        session.blob = data
-        session.copy_held = copy
-        session.shown = token
+        request = session._request = RequestState()
+        request.blob = data
+        request.copy_held = copy
+        request.shown = token
         if login:
-            session.login = True
+            request.login = True
         return session
 
     def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
@@ -209,8 +211,8 @@ class Lifecycle:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old", record.user)
         if rolled_back or (stolen and self.policy.theft == "report"):
             session = self._opened(copy, token, login)
-            session.verdict = Shown.TOLERATED
-            session.unsettled = True
+            session._request.verdict = Shown.TOLERATED
+            session._request.unsettled = True
             return session
         if stolen and self.policy.theft == "close":
             yield Exclusive(token.key, self.copies.close(token.key))
@@ -224,9 +226,10 @@ class Lifecycle:
         A shortcut: if it says yes, :meth:`needs_save` and :meth:`issue` would have said no, as of the moment when
         the session was opened.
         """
-        if session.unsettled:
+        request = session._request
+        if request.unsettled:
             return False
-        copy = session.copy_held
+        copy = request.copy_held
         return copy is None or self._hosted(copy.key) is copy
 
     def needs_save(self, session: Session) -> bool:
@@ -234,22 +237,23 @@ class Lifecycle:
 
         Raises :class:`SessionDataError` if the mapping cannot be stored.
         """
-        blob = session.saved_blob = encode_data(session)
-        copy = session.copy_held
+        request = session._request
+        blob = request.saved_blob = encode_data(session)
+        copy = request.copy_held
         if copy is None:
-            if session.unheard and self._is_logout(session):
+            if request.unheard and self._is_logout(session):
                 return True
-            return (blob != EMPTY_DATA or session.new_login) and not session.closing
-        if blob != session.blob:
+            return (blob != EMPTY_DATA or request.new_login) and not request.closing
+        if blob != request.blob:
             check_data(session, blob)
             return True
-        verdict = session.verdict
+        verdict = request.verdict
         if (
             verdict is Shown.NEXT
             or verdict is Shown.RETURNED
-            or session.rotating
-            or session.closing
-            or session.new_login
+            or request.rotating
+            or request.closing
+            or request.new_login
         ):
             return True
         record: Record = copy.record
@@ -258,20 +262,22 @@ class Lifecycle:
             now - record.last_seen_at >= self._touch_ms
             or needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
             or self._is_unknown(record)
-            or session.cleared
+            or request.cleared
         )
 
     def issue(self, session: Session) -> Issue | None:
         """The token for a response that needs no save, if the browser must be told one."""
-        copy = session.copy_held
+        request = session._request
+        copy = request.copy_held
         return None if copy is None else self._tell(session, self.copies.cache.get(copy.key) or copy, wrote=False)
 
     def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
-        if session.shown is None:
+        request = session._request
+        if request.shown is None:
             return None
         told = self._record(copy).chain.told(self._world.now_ms(), self.policy.grace_ms)
-        token = token_to_tell(session.shown, session.verdict, told, copy.promised, wrote, self._list_number)
-        return None if token is None else Issue(token, session.login)
+        token = token_to_tell(request.shown, request.verdict, told, copy.promised, wrote, self._list_number)
+        return None if token is None else Issue(token, request.login)
 
     def save(self, session: Session) -> Flow[Saved]:
         """Store what the request did; acknowledged at the durability asked for.
@@ -279,19 +285,20 @@ class Lifecycle:
         Raises :class:`SessionUnavailable` (nothing acknowledged), :class:`SessionClosed` (a slow request does not undo
         a logout) and :class:`ConflictError`.
         """
-        copy = session.copy_held
+        request = session._request
+        copy = request.copy_held
         if self._is_logout(session):
             return (yield from self._log_out(session))
         if copy is None:
-            check_data(session, session.saved_blob)
-            session.login, session.new_login = session.new_login, False
-            created = yield from self._create(session, session.new_user)
-            kind = EventKind.SESSION_LOGIN if session.login else EventKind.SESSION_CREATED
+            check_data(session, request.saved_blob)
+            request.login, request.new_login = request.new_login, False
+            created = yield from self._create(session, request.new_user)
+            kind = EventKind.SESSION_LOGIN if request.login else EventKind.SESSION_CREATED
             self._report_new(kind, session, "no session before")
-            if session.login:
+            if request.login:
                 yield from self._close_unheard(session)
             return created
-        if session.new_login:
+        if request.new_login:
             return (yield from self._regenerate(session, copy.key))
         durability = self.copies.policy.durability
         flow = Exclusive(copy.key, self._save(session, copy.key, durability))
@@ -301,8 +308,9 @@ class Lifecycle:
         return (yield from self._early(session, flow))
 
     def _is_logout(self, session: Session) -> bool:
-        return session.closing or (
-            session.cleared and not session.new_login and session.saved_blob == EMPTY_DATA and not session.is_nothing
+        request = session._request
+        return request.closing or (
+            request.cleared and not request.new_login and request.saved_blob == EMPTY_DATA and not request.is_nothing
         )
 
     def _log_out(self, session: Session) -> Flow[Saved]:
@@ -311,14 +319,15 @@ class Lifecycle:
         An app that merely empties a session may do so because it found nothing in it; that ends none that is unheard,
         and is no logout either: it is refused.
         """
-        if session.unheard and not session.closing:
+        request = session._request
+        if request.unheard and not request.closing:
             raise SessionUnavailable(UnavailableReason.UNHEARD)
-        keys = session.unheard if session.copy_held is None else (session.copy_held.key, *session.unheard)
+        keys = request.unheard if request.copy_held is None else (request.copy_held.key, *request.unheard)
         closed: Closed | None = None
         for key in keys:
             one: Closed = yield Exclusive(key, self._close_for_good(key))
             closed = closed or one
-            user = session.user if session.copy_held is not None and key == session.copy_held.key else None
+            user = session.user if request.copy_held is not None and key == request.copy_held.key else None
             self._report(EventKind.SESSION_CLOSED, key, f"by the app, {one.holds} of {one.servers}", user)
         return Saved(clear=True, closed=closed)
 
@@ -331,35 +340,38 @@ class Lifecycle:
 
     def _close_unheard(self, session: Session) -> Flow[None]:
         """A login takes the place of sessions that we cannot see: nobody may come back to them."""
-        for key in session.unheard:
+        request = session._request
+        for key in request.unheard:
             yield Exclusive(key, self._close_for_good(key))
 
     def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
         """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
+        request = session._request
         outcome: Saved | Written = yield Detach(_only(flow))
         if isinstance(outcome, Saved):
             return outcome
-        assert session.copy_held is not None
-        copy = self.copies.cache.get(session.copy_held.key)
+        assert request.copy_held is not None
+        copy = self.copies.cache.get(request.copy_held.key)
         if copy is None:
             return Saved(written=outcome)
         return Saved(self._tell(session, copy, wrote=True), written=outcome)
 
     def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
-        shown = session.shown
-        base, offered = session.blob, list[Version]()
+        request = session._request
+        shown = request.shown
+        base, offered = request.blob, list[Version]()
         for _ in range(self.policy.max_tries):
             copy = self._hosted(key) or (yield from self._owned(key, shown))
             if offered:
                 # If the refused put had reached one server and the claim went on from there, what this request did is
                 # in, perhaps with later changes on top: doing it again would undo those.
-                session.blob = session.saved_blob if any(holds(copy.history, one) for one in offered) else base
+                request.blob = request.saved_blob if any(holds(copy.history, one) for one in offered) else base
             before: Record = copy.record or self._record(copy)
             now = self._world.now_ms()
             record = self._next_record(session, copy, before, now)
             rotated = record.chain is not before.chain
             if not rotated and record.data == before.data and not self._touch_due(before, record):
-                session.copy_held = copy  # a parallel request has stored all that this one would
+                request.copy_held = copy  # a parallel request has stored all that this one would
                 return Saved(self._tell(session, copy, wrote=True))
             # A successor leaves only after its put is acknowledged at target (protocol 7).
             level: Durability = "all" if rotated else durability
@@ -374,8 +386,8 @@ class Lifecycle:
                 stored.shown_at = copy.shown_at
                 if not rotated:
                     stored.review_at = copy.review_at  # a later touch and timeout only put it off
-                session.copy_held = stored
-                session.blob = session.saved_blob
+                request.copy_held = stored
+                request.blob = request.saved_blob
                 if record.chain.next is not None and record.chain.next is not before.chain.next:
                     self._report(EventKind.SESSION_ROTATED, key, "a new token", record.user)
                 return Saved(self._tell(session, stored, wrote=True), written=written)
@@ -402,16 +414,17 @@ class Lifecycle:
 
     def _next_record(self, session: Session, copy: Copy, record: Record, now: int) -> Record:
         """The record after this request: data, chain and times, on top of what is acknowledged now."""
-        data = session.saved_blob
-        if record.data != session.blob:
-            if data == session.blob:
+        request = session._request
+        data = request.saved_blob
+        if record.data != request.blob:
+            if data == request.blob:
                 data = record.data
             else:
-                base, theirs = decode_data(session.blob), decode_data(record.data)
+                base, theirs = decode_data(request.blob), decode_data(record.data)
                 merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
                 data = encode_data(merged)
         chain = record.chain
-        if now >= copy.review_at or session.verdict is not Shown.CURRENT or session.rotating:
+        if now >= copy.review_at or request.verdict is not Shown.CURRENT or request.rotating:
             chain = self._next_chain(session, chain, copy, now)
         last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
         return Record(data, record.created_at, last_seen_at, record.user, chain)
@@ -420,33 +433,36 @@ class Lifecycle:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
         server meanwhile was overtaken, perhaps long ago (a frozen server wakes up and goes on with a request that
         its browser gave up): it must not overwrite what was acknowledged there."""
-        held = session.copy_held
+        request = session._request
+        held = request.copy_held
         moved = held is not None and held.version[:2] != copy.version[:2]
         return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
     def _next_chain(self, session: Session, chain: Chain, copy: Copy, now: int) -> Chain:
-        shown = session.shown
+        request = session._request
+        shown = request.shown
         if shown is None:
             return chain  # the browser has not been given a token yet
         verdict, chain = self._shown(chain, shown, copy, now)
-        if session.verdict is Shown.RETURNED:
-            session.verdict = verdict  # a newer token may have been shown meanwhile
+        if request.verdict is Shown.RETURNED:
+            request.verdict = verdict  # a newer token may have been shown meanwhile
         if verdict is Shown.RETURNED:
             copy.shown_at = now
-        rotate_after_ms = 0 if session.rotating else self.policy.rotate_after_ms
+        rotate_after_ms = 0 if request.rotating else self.policy.rotate_after_ms
         if needs_successor(chain, verdict, now, rotate_after_ms):
             chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
         return chain
 
     def _create(self, session: Session, user: str | None, created_at: int | None = None) -> Flow[Saved]:
         """A session that exists nowhere yet. A successor leaves only after its put is acknowledged."""
+        request = session._request
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
         chain = Chain(Link(self._world.random_bytes(SESSION_ID_BYTES), now))
         created_at = now if created_at is None else created_at
         # A login takes more than a client that keeps no cookies; so does an older session's successor.
-        last_seen_at = max(now, created_at + KNOWN_MS) if session.login else now
-        record = Record(session.saved_blob, created_at, last_seen_at, user, chain)
+        last_seen_at = max(now, created_at + KNOWN_MS) if request.login else now
+        record = Record(request.saved_blob, created_at, last_seen_at, user, chain)
         life_ms = max(1, record.expires_at(self.policy) - now)
         new = self.copies.create(key)
         written: Written | None = yield Exclusive(key, self._create_entry(new, encode_record(record), life_ms))
@@ -454,11 +470,11 @@ class Lifecycle:
         if written is None or stored is None:
             raise ConflictError("a session server holds another session under a key just drawn at random")
         stored.record = record
-        session.copy_held = stored
-        session.blob = session.saved_blob
+        request.copy_held = stored
+        request.blob = request.saved_blob
         token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)
-        session.shown = token
-        return Saved(Issue(token, session.login), written=written)
+        request.shown = token
+        return Saved(Issue(token, request.login), written=written)
 
     def _create_entry(self, new: Copy, body: bytes, life_ms: int) -> Flow[Written | None]:
         """Store a new session. While an answer is late, a repair may find the first copy, take it for one without an
@@ -480,13 +496,14 @@ class Lifecycle:
         return saved
 
     def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
-        old = yield from self._owned(old_key, session.shown)
+        request = session._request
+        old = yield from self._owned(old_key, request.shown)
         before = self._record(old)
-        if not session.flushed:  # with what parallel requests have stored meanwhile
-            session.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
-        session.login = True
-        session.new_login = False
-        user = session.new_user or before.user
+        if not request.flushed:  # with what parallel requests have stored meanwhile
+            request.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
+        request.login = True
+        request.new_login = False
+        user = request.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         saved = yield from self._create(session, user, before.created_at if user == before.user else None)
         yield from self._close_for_good(old_key)
@@ -498,8 +515,9 @@ class Lifecycle:
         self._world.report(Event(kind, public_id(key), detail, user or ""))
 
     def _report_new(self, kind: EventKind, session: Session, detail: str) -> None:
-        if session.copy_held is not None:
-            self._report(kind, session.copy_held.key, detail, session.user)
+        request = session._request
+        if request.copy_held is not None:
+            self._report(kind, request.copy_held.key, detail, session.user)
 
 
 def _only(effect: Exclusive) -> Flow[Saved]:

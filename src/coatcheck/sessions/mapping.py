@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.replication.cache import Copy
 from coatcheck.sessions.ending import SessionEnd
-from coatcheck.sessions.record import EMPTY_DATA, decode_data
-from coatcheck.tokens.chain import Shown
-from coatcheck.tokens.sealed import SealedToken
+from coatcheck.sessions.record import decode_data
+from coatcheck.sessions.request_state import RequestState
 
 _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
 """Whoever is handed one of these cannot change the session behind our back."""
@@ -27,42 +25,26 @@ class Session(dict[str, Any]):
     :meth:`close` say what is to happen when the response leaves.
     """
 
-    # Class attributes are the defaults: a session that is only read sets four of them.
-    blob: bytes = EMPTY_DATA
-    """The mapping as it was opened, encoded."""
-    saved_blob: bytes = EMPTY_DATA
-    """The mapping as it is to be stored; set when the response leaves."""
-    copy_held: Copy | None = None
-    """The acknowledged copy that this mapping was opened from; ``None``: it exists nowhere yet."""
-    unheard: tuple[bytes, ...] = ()
-    """Keys of sessions that this browser shows and that could be neither found nor declared lost (protocol 6)."""
-    shown: SealedToken | None = None
-    verdict: Shown = Shown.CURRENT
-    login: bool = False
-    accessed: bool = False
-    modified: bool = False
-    unsettled: bool = False
-    """Whether the response must look closer: the mapping was changed, a mutable value was handed out, a verb was
-    used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
-    rotating: bool = False
-    closing: bool = False
-    cleared: bool = False
-    new_login: bool = False
-    new_user: str | None = None
-    lost: str | None = None
-    """Why this visitor's session is gone although nobody ended it (``session.rolled_back``, ``session.not_found``):
-    said once, in the fresh session of the request that found it out. ``None`` otherwise."""
-    flushed: bool = False
-    """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
-    ended_by: Callable[[Session], Awaitable[SessionEnd]] | None = None
-    """Who knows when a session ends; set by whoever hands it to the app."""
+    __slots__ = ("_request",)
+    _request: RequestState
+
+    def __getattr__(self, name: str) -> Any:
+        """Only the state can be missing: of a session that nobody opened."""
+        if name != "_request":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        request = self._request = RequestState()
+        return request
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is of the data alone."""
+        return type(self), (self.copy(),)
 
     # -- the verbs -------------------------------------------------------------------------------
 
     def rotate(self) -> None:
         """Give the browser a new token with this response (A3). The session stays the same."""
-        self.rotating = True
-        self.accessed = self.unsettled = True
+        request = self._request
+        request.rotating = request.accessed = request.unsettled = True
 
     def regenerate(self, user: str | None = None, *, remember: bool | None = None) -> None:
         """Call on login and on any change of privilege: a new session key, under the logged-in cookie; the old session
@@ -86,24 +68,26 @@ class Session(dict[str, Any]):
         former = self.user
         if user is not None and former is not None and user != former:
             self._flush()
-        self.new_login = True
-        self.new_user = user if user is not None else self.new_user
+        self._request.new_login = True
+        if user is not None:
+            self._request.new_user = user
         if remember is not None:
             _setitem(self, REMEMBER, bool(remember))
         self.mark_modified()
 
     def _flush(self) -> None:
-        opened = {} if self.flushed else decode_data(self.blob)
+        request = self._request
+        opened = {} if request.flushed else decode_data(request.blob)
         for key in list(dict.keys(self)):
             value = _getitem(self, key)
             # A list or dict may be the former user's own, changed in place.
-            if self.flushed or (key in opened and (type(value) not in _IMMUTABLE or value == opened[key])):
+            if request.flushed or (key in opened and (type(value) not in _IMMUTABLE or value == opened[key])):
                 dict.pop(self, key)
-        self.flushed = True
+        request.flushed = True
 
     def close(self) -> None:
         """End the session on every server (logout). Its data and its tokens are dead from then on."""
-        self.closing = True
+        self._request.closing = True
         self.mark_modified()
         super().clear()
 
@@ -113,9 +97,10 @@ class Session(dict[str, Any]):
         Of a session that nothing was ever stored in, the end never comes. Raises :class:`CoatcheckError` outside a
         request.
         """
-        if self.ended_by is None:
+        request = self._request
+        if request.ended_by is None:
             raise CoatcheckError("session.ended() can be awaited for the session of a request or a WebSocket only")
-        return await self.ended_by(self)
+        return await request.ended_by(request)
 
     @property
     def remember(self) -> bool | None:
@@ -126,64 +111,84 @@ class Session(dict[str, Any]):
     @property
     def is_new(self) -> bool:
         """Whether this session exists nowhere yet."""
-        return self.copy_held is None
+        return self._request.copy_held is None
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether the browser has shown no session at all: there is nothing to end."""
-        return self.copy_held is None and not self.unheard
+    def lost(self) -> str | None:
+        """Why this visitor's session is gone although nobody ended it (``session.rolled_back``,
+        ``session.not_found``): said once, in the fresh session of the request that found it out; otherwise ``None``."""
+        return self._request.lost
 
     @property
     def user(self) -> str | None:
         """Whom :meth:`regenerate` named, in this request or before."""
-        if self.new_user is not None:
-            return self.new_user
-        record = self.copy_held.record if self.copy_held is not None else None
+        request = self._request
+        if request.new_user is not None:
+            return request.new_user
+        record = request.copy_held.record if request.copy_held is not None else None
         return record.user if record is not None else None
 
     # -- the dict, with Starlette's two flags ------------------------------------------------------
 
+    @property
+    def accessed(self) -> bool:
+        """Whether the app looked at the session."""
+        return self._request.accessed
+
+    @property
+    def modified(self) -> bool:
+        """Whether the app changed the session itself; of a change in a nested value this says nothing."""
+        return self._request.modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        if value:
+            self.mark_modified()
+        else:
+            self._request.modified = False
+
     def mark_accessed(self) -> None:
-        self.accessed = True
+        """Keep caches away from this response."""
+        self._request.accessed = True
 
     def mark_modified(self) -> None:
-        self.accessed = self.modified = self.unsettled = True
+        """The same as a change of the session itself."""
+        request = self._request
+        request.accessed = request.modified = request.unsettled = True
 
     def clear(self) -> None:
         """Empty the session. One that is still empty when the response leaves is closed, as a logout is."""
         self.mark_modified()
-        self.cleared = True
+        self._request.cleared = True
         super().clear()
 
-    def replace(self, content: dict[str, Any]) -> None:
-        """Take ``content`` for all that the session holds; with nothing in it, this is :meth:`clear`."""
-        self.clear()
-        super().update(content)
-
     def __iter__(self) -> Iterator[str]:
-        self.accessed = True
+        self._request.accessed = True
         return super().__iter__()
 
     def __contains__(self, key: object) -> bool:
-        self.accessed = True
+        self._request.accessed = True
         return _contains(self, key)
 
     def __getitem__(self, key: str) -> Any:
-        self.accessed = True
+        request = self._request
+        request.accessed = True
         value = _getitem(self, key)
         if type(value) not in _IMMUTABLE:
-            self.unsettled = True
+            request.unsettled = True
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.accessed = True
+        request = self._request
+        request.accessed = True
         value = _get(self, key, default)
         if type(value) not in _IMMUTABLE:
-            self.unsettled = True
+            request.unsettled = True
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.accessed = self.modified = self.unsettled = True
+        request = self._request
+        request.accessed = request.modified = request.unsettled = True
         _setitem(self, key, value)
 
 
@@ -198,7 +203,8 @@ def _listing(name: str) -> Callable[..., Any]:
     original = getattr(dict, name)
 
     def method(self: Session, *args: Any) -> Any:
-        self.accessed = self.unsettled = True
+        request = self._request
+        request.accessed = request.unsettled = True
         return original(self, *args)
 
     method.__name__ = name
@@ -209,7 +215,8 @@ def _changing(name: str) -> Callable[..., Any]:
     original = getattr(dict, name)
 
     def method(self: Session, *args: Any, **kwargs: Any) -> Any:
-        self.accessed = self.modified = self.unsettled = True
+        request = self._request
+        request.accessed = request.modified = request.unsettled = True
         return original(self, *args, **kwargs)
 
     method.__name__ = name
@@ -220,3 +227,9 @@ for _name in ("keys", "values", "items", "copy", "__or__", "__ror__"):
     setattr(Session, _name, _listing(_name))
 for _name in ("__delitem__", "pop", "popitem", "setdefault", "update", "__ior__"):
     setattr(Session, _name, _changing(_name))
+
+
+def replace(session: Session, content: dict[str, Any]) -> None:
+    """Take ``content`` for all that the session holds; with nothing in it, this is :meth:`Session.clear`."""
+    session.clear()
+    dict.update(session, content)

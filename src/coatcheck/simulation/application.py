@@ -110,7 +110,7 @@ class App:
         lifecycle = web.lifecycle
         saved = Saved()
         if lifecycle.needs_save(session):
-            before = session.copy_held.key if session.copy_held is not None else None
+            before = session._request.copy_held.key if session._request.copy_held is not None else None
             saved = yield from lifecycle.save(session)
             self._judge.saved(web, attempt, session, saved, before)
         else:
@@ -131,25 +131,25 @@ class App:
             if session is None:
                 self._judge.asking(web, attempt, token)
                 session = yield from web.lifecycle.open(token, login)
-            if session is not None and session.unheard:
+            if session is not None and session._request.unheard:
                 self._judge.unheard(web, attempt, token)
-                unheard += session.unheard
+                unheard += session._request.unheard
                 continue
             self._judge.opened(web, attempt, token, session, by_lease, began_at)
             if session is not None:
-                session.unheard = unheard
+                session._request.unheard = unheard
                 return session
         session = Session()
-        session.unheard = unheard
+        session._request.unheard = unheard
         return session
 
     def _respond(self, attempt: Attempt, web: WebServer, session: Session, saved: Saved) -> Response:
         """The cookies of :meth:`coatcheck.web.asgi.SessionMiddleware.cookies_for`."""
         response = Response()
         if saved.clear:
-            unheard = bool(session.unheard)
-            response.clear_login = session.login or (unheard and attempt.cookies.login is not None)
-            response.clear_anonymous = not session.login or unheard
+            unheard = bool(session._request.unheard)
+            response.clear_login = session._request.login or (unheard and attempt.cookies.login is not None)
+            response.clear_anonymous = not session._request.login or unheard
         elif saved.issue is not None:
             issue: Issue = saved.issue
             self._judge.issued(web, attempt, issue)
@@ -190,5 +190,5 @@ def act(attempt: Attempt, session: Session) -> None:
         session.rotate()
     elif kind == "login":
         session.regenerate(f"user{number % 2}")
-    elif kind == "logout" and not session.is_nothing:
+    elif kind == "logout" and not session._request.is_nothing:
         session.close()

@@ -85,8 +85,9 @@ class Fingerprint:
         if kind is Copy:
             return tuple([freeze(getattr(value, name, None)) for name in _COPY])
         if kind is Session:
-            own = [freeze(item) for name, item in sorted(vars(value).items()) if name != "copy_held"]
-            held = value.copy_held
+            request = value._request
+            own = [freeze(item) for name, item in sorted(vars(request).items()) if name != "copy_held"]
+            held = request.copy_held
             return (freeze(dict(dict.items(value))), tuple(own), held.version if held is not None else None)
         if kind is Collector:
             return (freeze(value.effect), freeze(value.replies), value.missing, value.waiting)

@@ -309,13 +309,13 @@ class Ledger(LeaseJudge):
             if not (log.tombstones or log.lapses or told):
                 self.fail("I1", f"{self.trace.key(log.key)} refused to #{attempt.number} without a reason")
             return
-        copy = session.copy_held
+        copy = session._request.copy_held
         assert copy is not None
         if self.trace.on:
             how = "from its lease" if by_lease else "after asking"
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
         self._check_promise(web, log, token, copy, began)
-        if session.verdict is Shown.IN_GRACE or session.verdict is Shown.LATE:
+        if session._request.verdict is Shown.IN_GRACE or session._request.verdict is Shown.LATE:
             self._check_dead(log, token)
         else:
             log.current_at[token.session_id] = now
@@ -324,7 +324,7 @@ class Ledger(LeaseJudge):
         if by_lease:
             self.check_lease(web, log, copy)
         data_version = newest_write(copy.history)
-        if data_version is not None and log.blobs.get(data_version) != session.blob:
+        if data_version is not None and log.blobs.get(data_version) != session._request.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
 
     def unheard(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
@@ -391,10 +391,10 @@ class Ledger(LeaseJudge):
                     "I2", f"{web.name} tells of a logout of {self.trace.key(before)} that others need not hear of"
                 )
             self.closed(web, self.log(before), saved.closed.holds, attempt.began_at)
-        if saved.closed is not None or (attempt.kind == "login" and session.login):
-            for key in session.unheard:
+        if saved.closed is not None or (attempt.kind == "login" and session._request.login):
+            for key in session._request.unheard:
                 self.closed(web, self.log(key), 1, attempt.began_at)
-        if attempt.kind == "login" and session.login and before is not None:
+        if attempt.kind == "login" and session._request.login and before is not None:
             self.closed(web, self.log(before), 1, attempt.began_at)
         operation = attempt.operation
         if operation is not None and saved.written is None and saved.closed is None and not operation.versions:
@@ -423,7 +423,7 @@ class Ledger(LeaseJudge):
 
     def _already_stored(self, attempt: Attempt, session: Session, operation: Operation) -> None:
         """Acknowledged without a put of its own: then all of it must be in the state that it was answered with."""
-        copy = session.copy_held
+        copy = session._request.copy_held
         written = newest_write(copy.history) if copy is not None else None
         if copy is None or written is None or written not in self.log(copy.key).blobs:
             return
@@ -471,9 +471,9 @@ class Ledger(LeaseJudge):
 
     def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
-        if session.copy_held is not None:
-            log = self.log(session.copy_held.key)
-            log.came_back = log.came_back or session.login or log.last_active is not None
+        if session._request.copy_held is not None:
+            log = self.log(session._request.copy_held.key)
+            log.came_back = log.came_back or session._request.login or log.last_active is not None
             log.last_active = attempt.began_at
 
 

@@ -97,12 +97,12 @@ class SessionMiddleware:
         if session is None:
             try:
                 session = await _open(sessions, tokens)
-                session.lost = scope.get(LOST) if session.is_new else None
+                session._request.lost = scope.get(LOST) if session.is_new else None
             except SessionUnavailable as unavailable:
                 await self.refuse(scope, send, 503, f"session unavailable: {unavailable.reason.value}")
                 return
         scope["session"] = session
-        session.ended_by = sessions.ended
+        session._request.ended_by = sessions.ended
         response = Response(self, sessions, scope, session, header, send)
         try:
             if kind == "http":
@@ -134,16 +134,16 @@ class SessionMiddleware:
         headers: list[Header] = []
         if saved.clear:
             # Of what was unheard, only the cookie that was shown: a login that was faster than this answer stays.
-            if session.login or (session.unheard and self._login.read(header)):
+            if session._request.login or (session._request.unheard and self._login.read(header)):
                 headers.append(self._login.delete_cookie())
-            if not session.login or session.unheard:
+            if not session._request.login or session._request.unheard:
                 headers.append(self._anonymous.delete_cookie())
         elif saved.issue is not None:
             jar = self._login if saved.issue.login else self._anonymous
             headers.append(jar.set_cookie(self.sessions.seal(saved.issue), session.remember))
             if saved.issue.login and self._anonymous.read(header):
                 headers.append(self._anonymous.delete_cookie())
-        if session.copy_held is not None and self._lacks_route(header):
+        if session._request.copy_held is not None and self._lacks_route(header):
             headers.append(self._route_cookie)
         return headers
 
@@ -221,12 +221,12 @@ async def _open(sessions: Sessions, tokens: list[tuple[SealedToken, bool]]) -> S
         session = sessions.open_cached(token, login) or await sessions.open_session(token, login)
         if session is None:
             continue
-        if not session.unheard:
-            session.unheard = unheard
+        if not session._request.unheard:
+            session._request.unheard = unheard
             return session
-        unheard += session.unheard
+        unheard += session._request.unheard
     session = Session()
-    session.unheard = unheard
+    session._request.unheard = unheard
     return session
 
 

@@ -19,7 +19,7 @@ from coatcheck.errors import (
 )
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.lifecycle import Saved
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.mapping import Session, replace
 from coatcheck.web.interface import Header, Message, Receive, Scope, Send
 from coatcheck.web.open_stream import OpenStream, has_length, may_read_later
 from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, TRY_AGAIN_LATER, OpenWebSocket
@@ -99,7 +99,7 @@ class Response:
     def _adopt_unless_failed(self, status: int) -> None:
         if status != 500:
             self._adopt()
-        elif not self._session.closing:
+        elif not self._session._request.closing:
             self._failed = True
 
     def _adopt(self) -> None:
@@ -114,7 +114,7 @@ class Response:
         except SessionDataError:
             self._failed = True  # the app's own error page may pass, without a session
             raise
-        self._session.replace(content)
+        replace(self._session, content)
 
     async def _continue(self, message: Message) -> None:
         if self._replaced:
@@ -136,11 +136,11 @@ class Response:
             self._watch_session()
 
     def _may_watch(self) -> bool:
-        return self._session.copy_held is not None and not self._closed and self._sessions.ends_streams
+        return self._session._request.copy_held is not None and not self._closed and self._sessions.ends_streams
 
     def _watch_session(self) -> None:
-        assert self._session.copy_held is not None
-        self._watch = self._sessions.watching.watch(self._session.copy_held.key, self._end)
+        assert self._session._request.copy_held is not None
+        self._watch = self._sessions.watching.watch(self._session._request.copy_held.key, self._end)
 
     def _end(self, end: SessionEnd) -> None:
         self._watch = None
@@ -156,7 +156,7 @@ class Response:
 
     async def _start(self, message: Message) -> None:
         saved = NOTHING
-        if message["status"] == 500 and not self._session.closing:
+        if message["status"] == 500 and not self._session._request.closing:
             # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
             # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
             self._failed = True
@@ -182,11 +182,11 @@ class Response:
         cookies = middleware.cookies_for(session, saved, self._header)
         if session.accessed or cookies or may_read_later(message["status"], self._headers):
             headers = message["headers"] = guard(self._headers, cookies)
-            if session.copy_held is None and (route := middleware.route_for(message["status"], headers, self._header)):
+            if session._request.copy_held is None and (
+                route := middleware.route_for(message["status"], headers, self._header)
+            ):
                 headers.append(route)
-        elif session.copy_held is None and (
-            route := middleware.route_for(message["status"], self._headers, self._header)
-        ):
+        elif session.is_new and (route := middleware.route_for(message["status"], self._headers, self._header)):
             message["headers"] = with_route(self._headers, route)
         return message
 
@@ -195,7 +195,7 @@ class Response:
         sessions = self._sessions
         try:
             if sessions.needs_save(session):
-                if session.copy_held is None:
+                if session._request.copy_held is None:
                     client = self._scope.get("client")
                     sessions.admit_new(client[0] if client else None)
                 return await sessions.save(session)
@@ -211,7 +211,7 @@ class Response:
         if self._scope.get("session", ABSENT) is not session and not self._failed:
             self._adopt()
         if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
-            if session.is_new or session.new_login:
+            if session.is_new or session._request.new_login:
                 raise CoatcheckError(TOO_LATE)
             await sessions.save(session)
 
@@ -247,7 +247,9 @@ class Response:
             return
         self._closed = saved.clear
         cookies = self._middleware.cookies_for(self._session, saved, self._header)
-        if self._session.copy_held is None and (route := self._middleware.route_for(101, NO_HEADERS, self._header)):
+        if self._session._request.copy_held is None and (
+            route := self._middleware.route_for(101, NO_HEADERS, self._header)
+        ):
             cookies.append(route)
         if cookies:
             message["headers"] = [*message.get("headers", ()), *cookies]

@@ -1,0 +1,48 @@
+"""What one request knows of its session besides the data; apps do not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from coatcheck.replication.cache import Copy
+from coatcheck.sessions.ending import SessionEnd
+from coatcheck.sessions.record import EMPTY_DATA
+from coatcheck.tokens.chain import Shown
+from coatcheck.tokens.sealed import SealedToken
+
+
+class RequestState:
+    """Class attributes are the defaults: a session that is only read sets a few of them."""
+
+    blob: bytes = EMPTY_DATA
+    """The mapping as it was opened, encoded."""
+    saved_blob: bytes = EMPTY_DATA
+    """The mapping as it is to be stored; set when the response leaves."""
+    copy_held: Copy | None = None
+    """The acknowledged copy that the mapping was opened from; ``None``: it exists nowhere yet."""
+    unheard: tuple[bytes, ...] = ()
+    """Keys of sessions that this browser shows and that could be neither found nor declared lost (protocol 6)."""
+    shown: SealedToken | None = None
+    verdict: Shown = Shown.CURRENT
+    login: bool = False
+    accessed: bool = False
+    modified: bool = False
+    unsettled: bool = False
+    """Whether the response must look closer: the mapping was changed, a mutable value was handed out, a verb was
+    used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
+    rotating: bool = False
+    closing: bool = False
+    cleared: bool = False
+    new_login: bool = False
+    new_user: str | None = None
+    lost: str | None = None
+    flushed: bool = False
+    """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
+    ended_by: Callable[[Any], Awaitable[SessionEnd]] | None = None
+    """Who knows when a session ends, and is given it; set by whoever hands it to the app."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the browser has shown no session at all: there is nothing to end."""
+        return self.copy_held is None and not self.unheard

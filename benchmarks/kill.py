@@ -24,7 +24,7 @@ from statistics import median
 
 from benchmarks.processes import OTHER_CORE, ROOT, Processes, environment, free_port
 from benchmarks.report import table, write_section
-from coatcheck.farm.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import Browser, BrowserError
 
 COATCHECK = [sys.executable, "-m", "coatcheck.cli"]
 FARM_TIMEOUT_S = 60.0

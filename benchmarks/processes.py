@@ -71,7 +71,7 @@ class Processes:
     def start_session_server(self, name: str, core: int = OTHER_CORE) -> tuple[int, int]:
         """An embedded session server; answers its port and pid."""
         port = free_port()
-        command = [sys.executable, "-m", "coatcheck.stores.session_server"]
+        command = [sys.executable, "-m", "coatcheck.session_server"]
         command += ["--name", name, "--listen", f"127.0.0.1:{port}"]
         return port, self.start(name, command, port, core)
 

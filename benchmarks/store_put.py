@@ -170,7 +170,7 @@ def start(stack: ExitStack, command: list[str], port: int) -> int:
 
 def start_own(stack: ExitStack) -> int:
     port = free_port()
-    command = [sys.executable, "-m", "coatcheck.stores.session_server", "--listen", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "coatcheck.session_server", "--listen", f"127.0.0.1:{port}"]
     return start(stack, command, port)
 
 

@@ -3,6 +3,6 @@
 Its source is coatcheck/farm/demo/shop.py, so that `coatcheck demo` has it wherever coatcheck is installed.
 """
 
-from coatcheck.farm.demo.shop import app
+from coatcheck.demo.shop import app
 
 __all__ = ["app"]

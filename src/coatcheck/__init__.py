@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coatcheck.connecting import connect
     from coatcheck.drivers.sessions import SessionInfo, Sessions
     from coatcheck.error_pages import ErrorPages
     from coatcheck.errors import (
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         SessionUnavailable,
     )
     from coatcheck.events import Event, EventKind
-    from coatcheck.farm.sessions import connect
     from coatcheck.sessions.ending import SessionEnd
     from coatcheck.sessions.mapping import Session
     from coatcheck.tokens.keyring import KeyRing
@@ -43,7 +43,7 @@ _HOMES = {
     "SessionMiddleware": "web.asgi",
     "SessionUnavailable": "errors",
     "Sessions": "drivers.sessions",
-    "connect": "farm.sessions",
+    "connect": "connecting",
 }
 
 __all__ = [

@@ -54,6 +54,16 @@ LOSSES = frozenset({EventKind.SESSION_NOT_FOUND, EventKind.SESSION_ROLLED_BACK})
 Observer = Callable[[Event], None]
 
 
+def both(first: Observer, second: Observer) -> Observer:
+    """An observer that tells two, one after the other."""
+
+    def observe(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return observe
+
+
 PUBLIC_ID_BYTES = 6
 
 

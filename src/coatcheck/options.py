@@ -27,6 +27,7 @@ MAX_SHOWN: Final = 80
 """Characters of a refused value in its line."""
 
 _WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,18}")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BOOLEANS: Final = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
 
@@ -136,6 +137,12 @@ def read_value(setting: Setting, value: object, where: str) -> Any:
         got = "" if setting.is_list else f" (got {shown(value)!r})"
         raise ConfigError(f"{where}: {error}{got}") from None
     return parsed
+
+
+def check_plain_name(field: str, value: object) -> None:
+    """Raises ConfigError for what is no plain name of 1 to 64 characters."""
+    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
+        raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {shown(value)!r})")
 
 
 def shown(value: object) -> str:

@@ -163,7 +163,7 @@ class NetworkedBackend(Backend):
 
 class SessionServerBackend(NetworkedBackend):
     def command(self) -> list[str]:
-        module = "coatcheck.stores.session_server"
+        module = "coatcheck.session_server"
         listen = f"127.0.0.1:{self.port}"
         return [sys.executable, "-m", module, "--listen", listen, "--password-env", "STORE_PASSWORD"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.farm.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import Browser, BrowserError
 
 from .farm_process import Farm
 

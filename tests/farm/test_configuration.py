@@ -15,7 +15,7 @@ from coatcheck.farm.plan import make_plan
 from coatcheck.farm.ports import InternalPorts
 from coatcheck.farm.reference import BEGIN, END, options_table
 from coatcheck.farm.roles import Address
-from coatcheck.farm.session_server_url import parse_session_server, parse_session_servers, shown_url
+from coatcheck.stores.session_server_url import parse_session_server, parse_session_servers, shown_url
 
 from .farm_process import EXAMPLES
 

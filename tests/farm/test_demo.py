@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from coatcheck.farm.demo.shopper import Shopper, Tally
-from coatcheck.farm.demo.tour import Step, report
+from coatcheck.demo.shopper import Shopper, Tally
+from coatcheck.demo.tour import Step, report
 from coatcheck.farm.roles import Address
 from ports import free_port
 
@@ -84,7 +84,7 @@ def test_the_report_says_what_was_lost() -> None:
 
 
 def test_the_shop_by_hand(farm: Callable[..., Farm]) -> None:
-    running = farm("--web", "2", "--config", str(EXAMPLES / "farm.toml"), app="coatcheck.farm.demo.shop:app")
+    running = farm("--web", "2", "--config", str(EXAMPLES / "farm.toml"), app="coatcheck.demo.shop:app")
     with httpx.Client(base_url=running.base, follow_redirects=True) as browser:
         page = browser.get("/").text
         assert "visit number <b>1</b>" in page

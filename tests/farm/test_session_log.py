@@ -10,8 +10,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from coatcheck import SessionMiddleware, connect
+from coatcheck.connecting import log_event
 from coatcheck.events import LOSSES, Event, EventKind
-from coatcheck.farm.sessions import log_event
 
 KEY = "for-tests-only-for-tests-only-for-tests-001"
 

@@ -34,10 +34,10 @@ from coatcheck.director.rules.request_head import RequestReader
 from coatcheck.director.rules.response_head import parse_response_head
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event
+from coatcheck.session_server.connection import MAX_UNSENT_BYTES, SessionConnection
+from coatcheck.session_server.state import SessionState
 from coatcheck.sessions.mapping import Session
 from coatcheck.stores.memory import MemoryStore
-from coatcheck.stores.session_connection import MAX_UNSENT_BYTES, SessionConnection
-from coatcheck.stores.session_state import SessionState
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import TOKEN_CHARS
 from coatcheck.web.asgi import SessionMiddleware

@@ -11,9 +11,9 @@ import pytest
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind, public_id
 from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.session_server.table import SLOT_MS
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import SWEEP_PERIOD_S
-from coatcheck.stores.table import SLOT_MS
 
 from .two_servers import COOKIE, LEASE_S, Browser, shopper, two_servers
 

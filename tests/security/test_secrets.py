@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
+from coatcheck.access import SessionAccess
+from coatcheck.connecting import connect, log_event
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.roles import Address, SessionServerRole
-from coatcheck.farm.session_server_url import SessionServerAddress
-from coatcheck.farm.sessions import connect, log_event
-from coatcheck.farm.settings import SessionAccess
 from coatcheck.replication.effects import Acknowledge, Detach, Exclusive, Get, Put, Tell
 from coatcheck.replication.notice import Answer, Notice
 from coatcheck.replication.version import Version
@@ -26,6 +25,7 @@ from coatcheck.sessions.delta import diff
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.record import decode_record, encode_data
+from coatcheck.stores.session_server_url import SessionServerAddress
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import TokenCodec
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from coatcheck import resp
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.stores import resp
+from coatcheck.session_server.requests import Limits, RequestParser
 from coatcheck.stores.address import Address
 from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.link import Link
 from coatcheck.stores.port import Unreachable
-from coatcheck.stores.resp_requests import Limits, RequestParser
 from coatcheck.stores.session_server_store import SessionServerStore
 
 LIMITS = Limits(args=64, arg_bytes=2**20, request_bytes=2**21, line_bytes=1024)

@@ -12,8 +12,8 @@ import pytest
 
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
+from coatcheck.session_server.server import SessionServer
 from coatcheck.stores.port import ACCEPTED, Unreachable
-from coatcheck.stores.session_server import SessionServer
 from coatcheck.stores.session_server_store import SessionServerStore
 
 KEY = bytes(range(16))

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from coatcheck import resp
 from coatcheck.errors import ConfigError
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.stores import resp
 from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, Refused, Unreachable
 from coatcheck.stores.valkey import ValkeyStore

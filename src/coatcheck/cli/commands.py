@@ -85,7 +85,7 @@ def check(app: str | None, config: Path | None, as_json: bool, **flags: Any) -> 
 @click.option("--run-dir", default=None, metavar="DIR", help="By default a directory of its own, removed at the end.")
 def demo(tour: bool, port: int, shoppers: int, run_dir: str | None) -> None:
     """Start a farm with the demo shop: three web servers, two session servers."""
-    from coatcheck.farm.demo import run_demo
+    from coatcheck.demo import run_demo
 
     raise SystemExit(run_demo(port=port, run_dir=run_dir, tour_of=shoppers if tour else None))
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from coatcheck.drivers.turns import Turns
 from coatcheck.events import Event, EventKind, Observer
+from coatcheck.host_clock import steady_s, wall_ms
 from coatcheck.replication.effects import (
     Accepted,
     Acknowledge,
@@ -30,7 +31,6 @@ from coatcheck.replication.effects import (
     Tell,
 )
 from coatcheck.replication.farm_clock import FarmClock
-from coatcheck.stores.host_clock import steady_s, wall_ms
 from coatcheck.stores.port import Store
 
 T = TypeVar("T")

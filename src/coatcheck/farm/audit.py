@@ -18,7 +18,7 @@ import msgspec
 
 from coatcheck.drivers.visit import visitor_address
 from coatcheck.errors import ConfigError
-from coatcheck.events import Event, EventKind, Observer
+from coatcheck.events import Event, EventKind
 
 FILES: Final = 4
 """The file that is written and the older ones beside it (``.1`` is the newest of those)."""
@@ -72,13 +72,3 @@ class AuditLog:
 
     def close(self) -> None:
         self._file.close()
-
-
-def both(first: Observer, second: Observer) -> Observer:
-    """An observer that tells two, one after the other."""
-
-    def observe(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return observe

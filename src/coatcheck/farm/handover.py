@@ -17,7 +17,7 @@ import msgspec
 from coatcheck.farm.keys import FarmKeys
 from coatcheck.farm.roles import Handover
 from coatcheck.farm.run_directory import replace_private
-from coatcheck.stores.handover import SUFFIX, sync_directory
+from coatcheck.session_server.handover import SUFFIX, sync_directory
 from coatcheck.tokens.keyring import KeyRing
 
 RUN_FILE: Final = "run.json"

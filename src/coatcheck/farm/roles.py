@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from coatcheck.access import SessionAccess
 from coatcheck.farm.director_settings import DirectorSettings
-from coatcheck.farm.settings import HttpServer, SessionAccess
-from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
+from coatcheck.farm.settings import HttpServer
+from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
 from coatcheck.web.routes import Sticky
 

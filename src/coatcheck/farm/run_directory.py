@@ -17,7 +17,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.socket_directory import make_socket_directory, remove_socket_directory
-from coatcheck.stores.handover import sync_directory
+from coatcheck.session_server.handover import sync_directory
 
 FARM_FILE: Final = "farm.json"
 CONTROL_SOCKET: Final = "control.sock"

@@ -9,8 +9,8 @@ from coatcheck.farm.control import Message
 from coatcheck.farm.ports import listen
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import Handover, SessionServerRole
-from coatcheck.stores.handover import HandoverRefused, handover_box
-from coatcheck.stores.session_server import SessionServer
+from coatcheck.session_server.handover import HandoverRefused, handover_box
+from coatcheck.session_server.server import SessionServer
 
 
 async def run(role: SessionServerRole, control: ProcessControl) -> None:

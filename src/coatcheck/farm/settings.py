@@ -7,17 +7,16 @@ values come from is in ``configuration.py``.
 from __future__ import annotations
 
 import ipaddress
-import re
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.director_settings import DirectorSettings
-from coatcheck.farm.session_server_url import SessionServerAddress, parse_session_servers
-from coatcheck.options import Option, judge, shown
+from coatcheck.options import Option, check_plain_name, judge, shown
+from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.settings import SessionSettings, check_copies
-from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
+from coatcheck.stores.session_server_url import parse_session_servers
 from coatcheck.web.cookies import CookiePolicy
 from coatcheck.web.routes import Sticky
 
@@ -26,9 +25,6 @@ InternalLinks = Literal["unix", "tcp"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
-
-
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,24 +196,6 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"FarmSettings(app={self.app!r}, name={self.name!r}, run_dir={self.run_dir!r})"
 
 
-class SessionAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """What one web process needs to open its sessions."""
-
-    farm: str
-    server: str
-    """This web server's name, unique within the farm."""
-    session_servers: tuple[SessionServerAddress, ...]
-    """``coatcheck://:PASSWORD@HOST:PORT`` (embedded), ``redis://``, ``valkey://`` or ``sqlite:///FILE``."""
-    keys: tuple[bytes, ...]
-    """The key ring's secrets, 32 random bytes or more each. All are accepted."""
-    primary_key: int = 0
-    """The index of the key that seals."""
-    settings: SessionSettings = SessionSettings()
-
-    def __repr__(self) -> str:
-        return f"SessionAccess(farm={self.farm!r}, server={self.server!r})"
-
-
 def check(settings: FarmSettings) -> None:
     """Refuse values that cannot work together.
 
@@ -242,7 +220,7 @@ def check(settings: FarmSettings) -> None:
         raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
     if settings.reload_dir and not settings.reload:
         raise ConfigError("reload_dir: only with reload; add reload, or drop reload_dir")
-    check_name("name", settings.name)
+    check_plain_name("name", settings.name)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
     if not settings.host:
@@ -256,12 +234,6 @@ def check(settings: FarmSettings) -> None:
             raise ConfigError(
                 f"trusted_proxy: {shown(str(error))}; write a network such as 10.0.0.0/8, or an address"
             ) from None
-
-
-def check_name(field: str, value: object) -> None:
-    """Raises ConfigError for what is no plain name of 1 to 64 characters."""
-    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
-        raise ConfigError(f"{field}: 1 to 64 letters, digits, - or _ (got {shown(value)!r})")
 
 
 def is_loopback(host: str) -> bool:

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from coatcheck.farm.control import ControlError
 from coatcheck.farm.keeper import Keeper
-from coatcheck.farm.session_server_url import shown_url
 from coatcheck.farm.supervisor import Supervisor
+from coatcheck.stores.session_server_url import shown_url
 
 STATUS_TIMEOUT_S: Final = 1.0
 OUTSIDE_TIMEOUT_S: Final = 0.5

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from coatcheck.connecting import open_sessions
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import PUBLIC_ID_BYTES
 from coatcheck.farm.application import installs_starlette_sessions, load_application
@@ -19,7 +20,6 @@ from coatcheck.farm.front_door import App, FrontDoor
 from coatcheck.farm.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.process_control import ProcessControl
 from coatcheck.farm.roles import WebServerRole
-from coatcheck.farm.sessions import open_sessions
 from coatcheck.web.asgi import SessionMiddleware
 
 KEY_BYTES = 16

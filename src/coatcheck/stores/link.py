@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import hiredis
 
+from coatcheck import resp
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.peers.dial import connect_unix
 from coatcheck.peers.proof import NONCE_BYTES, Service, Side, is_proof, proof
-from coatcheck.stores import resp
 from coatcheck.stores.address import Address
 from coatcheck.stores.bulletin import Bulletin, OnMessage
 from coatcheck.stores.connection import Connection, Sink

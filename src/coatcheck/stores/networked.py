@@ -8,15 +8,15 @@ from typing import Any
 
 import hiredis
 
+from coatcheck import resp
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.entry import KEY_BYTES, Entry, decode_entry
 from coatcheck.replication.version import Version
-from coatcheck.stores import resp
+from coatcheck.session_server.table import check_key
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.link import Link
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
 from coatcheck.stores.put_rule import bounded_life_ms, encode_for_put, pack_seen
-from coatcheck.stores.table import check_key
 
 _NO_SCRIPT = "NOSCRIPT"
 _FULL = ("FULL", "OOM")

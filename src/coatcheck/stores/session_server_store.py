@@ -11,7 +11,7 @@ from coatcheck.stores.networked import NetworkedStore
 
 
 class SessionServerStore(NetworkedStore):
-    """Keeps entries in a :class:`coatcheck.stores.session_server.SessionServer`, at ``host`` and ``port`` or ``path``.
+    """Keeps entries in a :class:`coatcheck.session_server.server.SessionServer`, at ``host`` and ``port`` or ``path``.
 
     Every call is answered within ``timeout_s`` (seconds). With ``tls`` the server's certificate is verified
     as the context says. The ``password`` is proved by both ends and never sent; ``server_name``: take the proof of the

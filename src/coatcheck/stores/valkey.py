@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from coatcheck import resp
 from coatcheck.errors import ConfigError
-from coatcheck.stores import resp
 from coatcheck.stores.address import Address, parse_url
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link

@@ -1,4 +1,4 @@
-"""RESP, the wire protocol of Redis: building requests and replies (``resp_requests`` parses requests)."""
+"""RESP, the wire protocol of Redis: building requests and replies (``session_server.requests`` parses requests)."""
 
 from __future__ import annotations
 

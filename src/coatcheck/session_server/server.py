@@ -1,6 +1,6 @@
 """The embedded session server: keeps copies of sessions in memory and speaks RESP.
 
-Run one with ``python -m coatcheck.stores.session_server --listen 127.0.0.1:0 --password-env NAME``; it writes one
+Run one with ``python -m coatcheck.session_server --listen 127.0.0.1:0 --password-env NAME``; it writes one
 line ``listening HOST:PORT`` when it is ready. ``redis-cli`` can look at it.
 """
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError, ForeignPeer
+from coatcheck.host_clock import HeldClock
 from coatcheck.peers.credentials import check_same_user
-from coatcheck.stores.handover import Clocks, Stamp, take_handover, write_handover
-from coatcheck.stores.host_clock import HeldClock
+from coatcheck.session_server.connection import SessionConnection
+from coatcheck.session_server.handover import Clocks, Stamp, take_handover, write_handover
+from coatcheck.session_server.state import SessionState
+from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.stores.put_rule import is_tombstone, sealing_key
-from coatcheck.stores.session_connection import SessionConnection
-from coatcheck.stores.session_state import SessionState
-from coatcheck.stores.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.tokens.keyring import SealedBox
 
 MAX_CONNECTIONS: Final = 1024
@@ -47,7 +47,7 @@ class SessionServer:
 
     ``port`` 0 takes a free one; :attr:`port` says which. With a password, clients may do nothing before AUTH. When
     ``max_bytes`` or ``max_entries`` are kept, new entries are refused with an error and nothing is evicted; new
-    sessions are refused earlier, so that those that exist go on (:data:`coatcheck.stores.table.NEWCOMERS_SHARE`).
+    sessions are refused earlier, so that those that exist go on (``table.NEWCOMERS_SHARE``).
     Raises ``OSError`` from :meth:`start` if the address cannot be had. ``sock``: a socket that listens already,
     instead of an address; behind a Unix socket only clients of our own user are served.
     """
@@ -121,7 +121,8 @@ class SessionServer:
     async def take_over(self, path: Path, run: str, box: SealedBox, limit_s: float) -> int:
         """Before :meth:`start`: take the file away and keep what is in it; answers the number of entries.
 
-        Raises :class:`coatcheck.stores.handover.HandoverRefused`, also when ``limit_s`` is over; nothing is kept then.
+        Raises :class:`~coatcheck.session_server.handover.HandoverRefused`, also when ``limit_s`` is over:
+        nothing is kept then.
         """
         until = time.monotonic() + limit_s
         clocks = Clocks(self._state.now_ms, lambda: int(time.time() * 1000), lambda: time.monotonic() > until)
@@ -141,7 +142,7 @@ class SessionServer:
             await asyncio.sleep(0)
 
     def status(self) -> dict[str, str | int | float]:
-        """See :meth:`coatcheck.stores.session_state.SessionState.status`."""
+        """See :meth:`coatcheck.session_server.state.SessionState.status`."""
         return self._state.status()
 
     def _admit(self, client: SessionConnection) -> bool:
@@ -242,7 +243,3 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"cannot listen on {options.listen}: {wrong.strerror or wrong}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

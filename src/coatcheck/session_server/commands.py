@@ -13,20 +13,20 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
+from coatcheck import resp
 from coatcheck.errors import CorruptEntry
 from coatcheck.peers.proof import NONCE_BYTES, is_proof
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.version import PACKED_BYTES
-from coatcheck.stores import resp
-from coatcheck.stores.put_rule import Verdict
-from coatcheck.stores.session_state import (
+from coatcheck.session_server.state import (
     MAX_CHANNEL_BYTES,
     MAX_CHANNELS_PER_CLIENT,
     MAX_MESSAGE_BYTES,
     Client,
     SessionState,
 )
-from coatcheck.stores.table import TableFull
+from coatcheck.session_server.table import TableFull
+from coatcheck.stores.put_rule import Verdict
 
 MAX_FAILED_LOGINS: Final = 3
 MAX_SCAN_COUNT: Final = 10_000

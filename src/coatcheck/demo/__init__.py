@@ -10,13 +10,13 @@ import sys
 import tempfile
 from typing import Final
 
+from coatcheck.demo.tour import tell
 from coatcheck.errors import ConfigError
 from coatcheck.farm.configuration import load_settings
 from coatcheck.farm.console import Console
-from coatcheck.farm.demo.tour import tell
 from coatcheck.farm.serve import EXIT_CONFIG, run_farm
 
-SHOP: Final = "coatcheck.farm.demo.shop:app"
+SHOP: Final = "coatcheck.demo.shop:app"
 PORTS_TO_TRY: Final = 20
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from coatcheck.farm.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import Browser, BrowserError
 from coatcheck.farm.roles import Address
 
 GOODS: Final = ("coat", "hat", "scarf", "gloves", "umbrella", "boots")

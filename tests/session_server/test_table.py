@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.entry import Entry, accepts, decode_entry
 from coatcheck.replication.version import Version
+from coatcheck.session_server.table import ROW_OVERHEAD_BYTES, SLOT_MS, EntryTable, TableFull
 from coatcheck.stores.put_rule import Verdict, judge, pack_seen
-from coatcheck.stores.table import ROW_OVERHEAD_BYTES, SLOT_MS, EntryTable, TableFull
 
 MAX_BYTES = 10**9
 

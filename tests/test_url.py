@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coatcheck.duration import format_duration, parse_duration
-from coatcheck.farm.session_server_url import SCHEMES as SESSION_SCHEMES
 from coatcheck.pool.stores.address import SCHEMES as POOL_SCHEMES
+from coatcheck.stores.session_server_url import SCHEMES as SESSION_SCHEMES
 from coatcheck.url import StoreUrl, parse_store_url
 
 SECRET = "hunter2"

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from coatcheck.farm.demo.shopper import Shopper, Tally
+from coatcheck.demo.shopper import Shopper, Tally
 from coatcheck.farm.status import farm_status
 from coatcheck.farm.supervisor import Supervisor
 

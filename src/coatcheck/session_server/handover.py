@@ -16,7 +16,7 @@ from typing import IO, Final
 import msgspec
 
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
-from coatcheck.stores.table import EntryTable, TableFull
+from coatcheck.session_server.table import EntryTable, TableFull
 from coatcheck.tokens.keyring import KeyRing, SealedBox
 
 SUFFIX: Final = ".handover"

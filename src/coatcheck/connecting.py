@@ -1,4 +1,7 @@
-"""The only place that chooses adapters: from settings to open sessions."""
+"""The library's front door: from URLs and settings to open sessions. The only place that chooses adapters.
+
+A module called ``connect`` would take the place of the function ``coatcheck.connect``.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,17 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import msgspec
 
+from coatcheck.access import SessionAccess
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
-from coatcheck.events import Event, EventKind, Observer
-from coatcheck.farm.audit import both
-from coatcheck.farm.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
-from coatcheck.farm.settings import SessionAccess, check_name
-from coatcheck.options import refuse_unknown, settings_of, shown
+from coatcheck.events import Event, EventKind, Observer, both
+from coatcheck.options import check_plain_name, refuse_unknown, settings_of, shown
 from coatcheck.seldom import Seldom
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
+from coatcheck.stores.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
 from coatcheck.tokens.secret import parse_key
@@ -102,7 +104,7 @@ def connect(
     addresses = parse_session_servers(session_servers, SCHEMES)
     if not addresses:
         raise ConfigError("connect: name at least one session server, such as 'sqlite:///sessions.db'")
-    check_name("farm", farm)
+    check_plain_name("farm", farm)
     if not isinstance(server, str) or len(server) > MAX_SERVER_NAME or not server.isprintable():
         raise ConfigError(f"server: at most {MAX_SERVER_NAME} printable characters (got {shown(server)!r})")
     if observer is not None and not callable(observer):
@@ -150,7 +152,7 @@ def open_store(
                 timeout_s=timeout_s,
             )
         case "sqlite":
-            from coatcheck.stores.host_clock import HeldClock
+            from coatcheck.host_clock import HeldClock
             from coatcheck.stores.sqlite import SqliteStore
 
             return SqliteStore(address.name, parts.path, HeldClock().now_s)

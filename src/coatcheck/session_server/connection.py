@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
+from coatcheck import resp
 from coatcheck.replication.entry import MAX_ENTRY_BYTES
-from coatcheck.stores import resp
-from coatcheck.stores.resp_requests import Limits, ProtocolViolation, RequestParser
-from coatcheck.stores.session_commands import answer
-from coatcheck.stores.session_state import SessionState
+from coatcheck.session_server.commands import answer
+from coatcheck.session_server.requests import Limits, ProtocolViolation, RequestParser
+from coatcheck.session_server.state import SessionState
 
 STRANGER_LIMITS: Final = Limits(args=8, arg_bytes=512, request_bytes=1024, line_bytes=512)
 MEMBER_LIMITS: Final = Limits(

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from coatcheck import resp
 from coatcheck.peers.proof import Service, Side, proof
 from coatcheck.seldom import Seldom
-from coatcheck.stores import resp
-from coatcheck.stores.table import DEFAULT_MAX_ENTRIES, EntryTable
+from coatcheck.session_server.table import DEFAULT_MAX_ENTRIES, EntryTable
 
 MAX_CHANNELS_PER_CLIENT: Final = 64
 MAX_CHANNEL_BYTES: Final = 64

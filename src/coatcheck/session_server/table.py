@@ -1,6 +1,6 @@
 """The table of entries in memory: the put rule, lazy expiry and notices; no clock and no sockets of its own.
 
-:class:`coatcheck.stores.memory.MemoryStore` and :class:`coatcheck.stores.session_server.SessionServer`
+:class:`coatcheck.stores.memory.MemoryStore` and :class:`coatcheck.session_server.server.SessionServer`
 both are thin shells around it.
 """
 

@@ -8,9 +8,16 @@ import pytest
 
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.stores.handover import Clocks, HandoverRefused, Stamp, handover_box, take_handover, write_handover
+from coatcheck.session_server.handover import (
+    Clocks,
+    HandoverRefused,
+    Stamp,
+    handover_box,
+    take_handover,
+    write_handover,
+)
+from coatcheck.session_server.table import EntryTable
 from coatcheck.stores.put_rule import FLAG_TAKE_ONCE
-from coatcheck.stores.table import EntryTable
 from coatcheck.tokens.keyring import KeyRing
 
 SECRETS = (bytes(range(32)), bytes(range(1, 33)))

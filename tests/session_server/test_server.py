@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from coatcheck import resp
 from coatcheck.replication.entry import MAX_ENTRY_BYTES, Entry
 from coatcheck.replication.version import Version
-from coatcheck.stores import resp, session_connection, session_server
+from coatcheck.session_server import connection as session_connection
+from coatcheck.session_server import server as session_server
+from coatcheck.session_server.server import SessionServer, is_loopback, parse_listen
 from coatcheck.stores.port import ACCEPTED, Unreachable
-from coatcheck.stores.session_server import SessionServer, is_loopback, parse_listen
 from coatcheck.stores.session_server_store import SessionServerStore
 
 PASSWORD = "correct horse"
@@ -462,7 +464,7 @@ def test_status() -> None:
 
 
 def test_the_process_says_where_it_listens_and_stops_on_sigterm() -> None:
-    command = [sys.executable, "-m", "coatcheck.stores.session_server", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "coatcheck.session_server", "--listen", "127.0.0.1:0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -497,7 +499,7 @@ def test_bad_options_get_one_clear_line(options: list[str], complaint: str, stat
 
 
 def check_refusal(options: list[str], complaint: str, status: int) -> None:
-    command = [sys.executable, "-m", "coatcheck.stores.session_server", *options]
+    command = [sys.executable, "-m", "coatcheck.session_server", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status
     assert complaint in done.stderr

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coatcheck.stores import resp
-from coatcheck.stores.resp_requests import Limits, ProtocolViolation, RequestParser
+from coatcheck import resp
+from coatcheck.session_server.requests import Limits, ProtocolViolation, RequestParser
 
 LIMITS = Limits(args=8, arg_bytes=600, request_bytes=2000, line_bytes=100)
 KEY = bytes(range(16))

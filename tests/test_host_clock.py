@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.host_clock import HeldClock
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.stores.host_clock import HeldClock
 from coatcheck.stores.port import ACCEPTED
 from coatcheck.stores.sqlite import SqliteStore
 

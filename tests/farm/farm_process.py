@@ -206,5 +206,5 @@ class Farm(Command):
             self.process.kill()
             self.process.wait(60)
         for pid in self.seen:
-            if alive(pid) and b"coatcheck.farm.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if alive(pid) and b"coatcheck.farm.processes.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)

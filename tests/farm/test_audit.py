@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from coatcheck.events import Event, EventKind
-from coatcheck.farm.audit import AuditLog
+from coatcheck.farm.processes.audit import AuditLog
 
 from .farm_process import Farm, eventually
 

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from coatcheck.farm.check import unusable
-from coatcheck.farm.configuration import load_settings
-from coatcheck.farm.keys import load_or_create
-from coatcheck.farm.weaknesses import weaknesses
+from coatcheck.farm.files.keys import load_or_create
+from coatcheck.farm.settings.configuration import load_settings
+from coatcheck.farm.settings.weaknesses import weaknesses
 from other_user import as_stranger
 
 from .farm_process import Command

@@ -9,12 +9,12 @@ import pytest
 
 from coatcheck.duration import format_duration, parse_duration
 from coatcheck.errors import ConfigError
-from coatcheck.farm.configuration import SETTINGS, load_settings
-from coatcheck.farm.keys import FarmKeys, load_or_create, save
-from coatcheck.farm.plan import make_plan
-from coatcheck.farm.ports import InternalPorts
-from coatcheck.farm.reference import BEGIN, END, options_table
-from coatcheck.farm.roles import Address
+from coatcheck.farm.files.keys import FarmKeys, load_or_create, save
+from coatcheck.farm.plan.plan import make_plan
+from coatcheck.farm.plan.ports import InternalPorts
+from coatcheck.farm.plan.roles import Address
+from coatcheck.farm.settings.configuration import SETTINGS, load_settings
+from coatcheck.farm.settings.reference import BEGIN, END, options_table
 from coatcheck.stores.session_server_url import parse_session_server, parse_session_servers, shown_url
 
 from .farm_process import EXAMPLES
@@ -172,7 +172,7 @@ def test_durations() -> None:
 def test_operations_documents_every_option() -> None:
     text = OPERATIONS.read_text()
     found = text[text.index(BEGIN) : text.index(END) + len(END)]
-    assert found == options_table(), "run: python -m coatcheck.farm.reference docs/operations.md"
+    assert found == options_table(), "run: python -m coatcheck.farm.settings.reference docs/operations.md"
 
 
 def test_the_example_file_is_valid() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from coatcheck.demo.shopper import Shopper, Tally
 from coatcheck.demo.tour import Step, report
-from coatcheck.farm.roles import Address
+from coatcheck.farm.plan.roles import Address
 from ports import free_port
 
 from .farm_process import DEADLINE_S, EXAMPLES, Command, Farm, eventually

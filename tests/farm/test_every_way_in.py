@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from coatcheck import ConfigError, connect
 from coatcheck.cli.commands import coatcheck
-from coatcheck.farm.configuration import GROUPS, SETTINGS, FarmSetting, load_settings
-from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.settings.configuration import GROUPS, SETTINGS, FarmSetting, load_settings
+from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.options import MAX_SHOWN
 
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from coatcheck.errors import TokenRejected
-from coatcheck.farm.keys import ENV, FarmKeys, load, save
+from coatcheck.farm.files.keys import ENV, FarmKeys, load, save
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import TOKEN_CHARS
 

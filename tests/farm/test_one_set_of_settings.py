@@ -10,9 +10,9 @@ import pytest
 from coatcheck import ConfigError, connect
 from coatcheck.director import DirectorOptions, WebServer
 from coatcheck.duration import Duration
-from coatcheck.farm.configuration import GROUPS, SETTINGS, load_settings
-from coatcheck.farm.director_process import director_limits
-from coatcheck.farm.director_settings import DirectorSettings
+from coatcheck.farm.processes.director_process import director_limits
+from coatcheck.farm.settings.configuration import GROUPS, SETTINGS, load_settings
+from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.options import settings_of
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.sessions.policy import Merge, SessionPolicy

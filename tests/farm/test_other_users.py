@@ -25,7 +25,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from coatcheck.farm.keys import load
+from coatcheck.farm.files.keys import load
 from coatcheck.replication.effects import Unreachable
 from coatcheck.stores.session_server_store import SessionServerStore
 from other_user import as_stranger, error_of, impostor, need_root

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.application import installs_starlette_sessions, load_application
-from coatcheck.farm.console import Console
-from coatcheck.farm.control import ControlError, ControlServer, Message, Peer, call_farm, encode
-from coatcheck.farm.front_door import HEALTH_PATH, FrontDoor
-from coatcheck.farm.ports import InternalPorts, listen
-from coatcheck.farm.run_directory import RunDirectory
+from coatcheck.farm.control.channel import ControlError, ControlServer, Message, Peer, call_farm, encode
+from coatcheck.farm.files.run_directory import RunDirectory
+from coatcheck.farm.plan.ports import InternalPorts, listen
+from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.front_door import HEALTH_PATH, FrontDoor
+from coatcheck.farm.supervision.console import Console
 from coatcheck.web.open_websocket import OpenWebSocket
 
 
@@ -189,7 +189,7 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_farms_that_start_at_once_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = InternalPorts(), InternalPorts()
-    monkeypatch.setattr("coatcheck.farm.ports._INTERNAL", range(23_400, 23_420))
+    monkeypatch.setattr("coatcheck.farm.plan.ports._INTERNAL", range(23_400, 23_420))
     try:
         addresses = [ports.take(f"web-{n}") for n in range(4) for ports in (one, other)]
         assert len({address.port for address in addresses}) == 8

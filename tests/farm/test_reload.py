@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from coatcheck import ConfigError
-from coatcheck.farm.configuration import load_settings
-from coatcheck.farm.reload import check_reload
+from coatcheck.farm.operations.reload import check_reload
+from coatcheck.farm.settings.configuration import load_settings
 
 from .farm_process import Command, Farm, eventually
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import httpx
 
-from coatcheck.farm.backoff import Backoff
+from coatcheck.farm.supervision.backoff import Backoff
 
 from .farm_process import Farm, eventually
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from coatcheck.farm.keys import load
+from coatcheck.farm.files.keys import load
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Copies, Placement
 from coatcheck.sessions.record import Record, decode_data, decode_record

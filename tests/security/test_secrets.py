@@ -15,8 +15,8 @@ from coatcheck.access import SessionAccess
 from coatcheck.connecting import connect, log_event
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, TokenRejected
 from coatcheck.events import Event, EventKind, public_id
-from coatcheck.farm.keys import FarmKeys
-from coatcheck.farm.roles import Address, SessionServerRole
+from coatcheck.farm.files.keys import FarmKeys
+from coatcheck.farm.plan.roles import Address, SessionServerRole
 from coatcheck.replication.effects import Acknowledge, Detach, Exclusive, Get, Put, Tell
 from coatcheck.replication.notice import Answer, Notice
 from coatcheck.replication.version import Version

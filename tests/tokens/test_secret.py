@@ -10,7 +10,7 @@ import pytest
 
 from coatcheck import connect
 from coatcheck.errors import ConfigError
-from coatcheck.farm.keys import FarmKeys, load, load_or_create, save
+from coatcheck.farm.files.keys import FarmKeys, load, load_or_create, save
 from coatcheck.tokens.secret import PRINTED, parse_key
 
 SECRET = secrets.token_bytes(32)

@@ -45,9 +45,9 @@ def serve(app: str | None, config: Path | None, **flags: Any) -> None:
     APP is MODULE:ATTRIBUTE, imported from the current directory. Flags win over COATCHECK_* variables, which
     win over the file.
     """
-    from coatcheck.farm.configuration import load_settings
-    from coatcheck.farm.console import Console
     from coatcheck.farm.serve import run_farm
+    from coatcheck.farm.settings.configuration import load_settings
+    from coatcheck.farm.supervision.console import Console
 
     try:
         settings = load_settings(config, os.environ, {"app": app, **flags})
@@ -207,8 +207,8 @@ def ask(
     run_dir: str | None, message: dict[str, Any], timeout_s: float = 15.0, show_progress: bool = False
 ) -> dict[str, Any]:
     """Ask the farm of this run directory; its refusal ends the command with one line."""
-    from coatcheck.farm.control import call_farm
-    from coatcheck.farm.run_directory import CONTROL_SOCKET
+    from coatcheck.farm.control.channel import call_farm
+    from coatcheck.farm.files.run_directory import CONTROL_SOCKET
 
     directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck").absolute()
     answer: dict[str, Any] = {}

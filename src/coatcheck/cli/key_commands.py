@@ -15,7 +15,7 @@ from coatcheck.cli.tables import text_table
 from coatcheck.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coatcheck.farm.keys import FarmKeys
+    from coatcheck.farm.files.keys import FarmKeys
 
 KEYS_TIMEOUT_S = 90.0
 RUN_DIR = click.option(
@@ -98,7 +98,7 @@ class _Ring:
     """The keys of a farm: through its supervisor if it runs, else in the file, which nobody else may change then."""
 
     def __init__(self, run_dir: str | None, keys_file: str | None) -> None:
-        from coatcheck.farm.run_directory import RunDirectory
+        from coatcheck.farm.files.run_directory import RunDirectory
 
         directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck")
         self._run_dir = run_dir
@@ -108,7 +108,7 @@ class _Ring:
 
     def __enter__(self) -> _Ring:
         from coatcheck.cli.commands import fail
-        from coatcheck.farm.keys import load
+        from coatcheck.farm.files.keys import load
 
         try:
             if self._directory.is_in_use():
@@ -145,7 +145,7 @@ class _Ring:
         return found
 
     def rotate(self, timeout_s: float) -> tuple[str, list[str]]:
-        from coatcheck.farm.keys import key_name
+        from coatcheck.farm.files.keys import key_name
 
         if self._kept is None:
             answer = self._ask({"op": "keys.rotate", "timeout_s": timeout_s}, 2 * timeout_s)
@@ -164,7 +164,7 @@ class _Ring:
         return []
 
     def _save(self, changed: FarmKeys) -> None:
-        from coatcheck.farm.keys import save
+        from coatcheck.farm.files.keys import save
 
         save(self._file, changed)
 

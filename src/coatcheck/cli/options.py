@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from coatcheck.farm.configuration import SETTINGS, FarmSetting
+from coatcheck.farm.settings.configuration import SETTINGS, FarmSetting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from coatcheck.demo.tour import tell
 from coatcheck.errors import ConfigError
-from coatcheck.farm.configuration import load_settings
-from coatcheck.farm.console import Console
 from coatcheck.farm.serve import EXIT_CONFIG, run_farm
+from coatcheck.farm.settings.configuration import load_settings
+from coatcheck.farm.supervision.console import Console
 
 SHOP: Final = "coatcheck.demo.shop:app"
 PORTS_TO_TRY: Final = 20

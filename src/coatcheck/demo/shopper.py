@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.demo.browser import Browser, BrowserError
-from coatcheck.farm.roles import Address
+from coatcheck.farm.plan.roles import Address
 
 GOODS: Final = ("coat", "hat", "scarf", "gloves", "umbrella", "boots")
 PAUSE_S: Final = (0.02, 0.08)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.demo.shopper import Shopper, Tally
-from coatcheck.farm.status import farm_status
-from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.operations.status import farm_status
+from coatcheck.farm.supervision.supervisor import Supervisor
 
 STEP_S: Final = 2.5
 BEFORE_KILL_S: Final = 0.5

@@ -17,16 +17,16 @@ import msgspec
 from cryptography import x509
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.application import installs_starlette_sessions, load_application
-from coatcheck.farm.configuration import try_settings
-from coatcheck.farm.director_process import tls_context
-from coatcheck.farm.error_pages import load_error_pages
-from coatcheck.farm.keys import ENV as KEYS_VARIABLE
-from coatcheck.farm.keys import load_or_create
-from coatcheck.farm.reload import check_reload
-from coatcheck.farm.run_directory import KEYS_FILE
-from coatcheck.farm.settings import FarmSettings
-from coatcheck.farm.weaknesses import weaknesses
+from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
+from coatcheck.farm.files.keys import load_or_create
+from coatcheck.farm.files.run_directory import KEYS_FILE
+from coatcheck.farm.operations.reload import check_reload
+from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.director_process import tls_context
+from coatcheck.farm.settings.configuration import try_settings
+from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.farm.settings.weaknesses import weaknesses
 
 EXIT_CLEAN: Final = 0
 EXIT_WEAK: Final = 1

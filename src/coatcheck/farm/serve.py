@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.console import Console
-from coatcheck.farm.operations import Operations
-from coatcheck.farm.reload import check_reload, reload_on_change
-from coatcheck.farm.settings import FarmSettings, is_loopback
-from coatcheck.farm.supervisor import FarmFailed, Supervisor
+from coatcheck.farm.operations.operations import Operations
+from coatcheck.farm.operations.reload import check_reload, reload_on_change
+from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
+from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.supervisor import FarmFailed, Supervisor
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1

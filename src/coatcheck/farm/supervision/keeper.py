@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from coatcheck.farm.backoff import Backoff
-from coatcheck.farm.child import Child, StartFailed
-from coatcheck.farm.console import Console
-from coatcheck.farm.control import ControlError, Message
-from coatcheck.farm.roles import Role
+from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.plan.roles import Role
+from coatcheck.farm.supervision.backoff import Backoff
+from coatcheck.farm.supervision.child import Child, StartFailed
+from coatcheck.farm.supervision.console import Console
 
 PING_INTERVAL_S: Final = 1.0
 

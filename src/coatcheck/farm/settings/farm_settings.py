@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.director_settings import DirectorSettings
+from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.options import Option, check_plain_name, judge, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.settings import SessionSettings, check_copies

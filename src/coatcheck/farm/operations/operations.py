@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from coatcheck.farm.child import StartFailed
-from coatcheck.farm.control import ControlError, Message
-from coatcheck.farm.keeper import Keeper
-from coatcheck.farm.key_operations import KeyOperations
-from coatcheck.farm.status import farm_status
-from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.operations.key_operations import KeyOperations
+from coatcheck.farm.operations.status import farm_status
+from coatcheck.farm.supervision.child import StartFailed
+from coatcheck.farm.supervision.keeper import Keeper
+from coatcheck.farm.supervision.supervisor import Supervisor
 
 CALL_TIMEOUT_S: Final = 5.0
 LIST_TIMEOUT_S: Final = 60.0

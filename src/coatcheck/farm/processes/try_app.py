@@ -1,6 +1,6 @@
 """Importing the app in a process of its own, to see whether it can be imported.
 
-``python -m coatcheck.farm.try_app APP [--factory]``: exit code 0 if it can; else one line on stderr and 1.
+``python -m coatcheck.farm.processes.try_app APP [--factory]``: exit code 0 if it can; else one line on stderr and 1.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.application import load_application
+from coatcheck.farm.processes.application import load_application
 
 
 def main(arguments: list[str]) -> int:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control import ControlError, Message
-from coatcheck.farm.keeper import Keeper
-from coatcheck.farm.keys import ENV, FarmKeys, key_name, save
-from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.files.keys import ENV, FarmKeys, key_name, save
+from coatcheck.farm.supervision.keeper import Keeper
+from coatcheck.farm.supervision.supervisor import Supervisor
 from coatcheck.tokens.keyring import key_id
 
 ACCEPT_TIMEOUT_S: Final = 30.0

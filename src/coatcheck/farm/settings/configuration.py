@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.director_settings import DirectorSettings
-from coatcheck.farm.settings import FarmSettings, is_loopback
+from coatcheck.farm.settings.director_settings import DirectorSettings
+from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown
 from coatcheck.sessions.settings import SessionSettings, default_copies
 from coatcheck.web.cookies import CookiePolicy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from coatcheck.access import SessionAccess
-from coatcheck.farm.director_settings import DirectorSettings
-from coatcheck.farm.settings import HttpServer
+from coatcheck.farm.settings.director_settings import DirectorSettings
+from coatcheck.farm.settings.farm_settings import HttpServer
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.web.cookies import CookiePolicy
 from coatcheck.web.routes import Sticky

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control import ControlError
-from coatcheck.farm.operations import Operations
-from coatcheck.farm.settings import FarmSettings
-from coatcheck.farm.supervisor import FarmFailed, Supervisor
+from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.operations.operations import Operations
+from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.farm.supervision.supervisor import FarmFailed, Supervisor
 from coatcheck.options import shown
 
 QUIET_S: Final = 3.0
@@ -92,7 +92,7 @@ async def _mistake(settings: FarmSettings) -> str | None:
     """Why the app cannot be imported as it stands now, in one line; ``None`` if it can."""
     arguments = [settings.app, *(["--factory"] if settings.factory else [])]
     trial = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "coatcheck.farm.try_app", *arguments),
+        *(sys.executable, "-m", "coatcheck.farm.processes.try_app", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

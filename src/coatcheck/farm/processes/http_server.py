@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.front_door import HEALTH_PATH, App
-from coatcheck.farm.guard import Guard
-from coatcheck.farm.ports import BACKLOG, FRESH_SUFFIX, listen, move_into_place
-from coatcheck.farm.roles import LOOPBACK, WebServerRole
-from coatcheck.farm.told_by_director import FromDirector
+from coatcheck.farm.plan.ports import BACKLOG, FRESH_SUFFIX, listen, move_into_place
+from coatcheck.farm.plan.roles import LOOPBACK, WebServerRole
+from coatcheck.farm.processes.front_door import HEALTH_PATH, App
+from coatcheck.farm.processes.guard import Guard
+from coatcheck.farm.processes.told_by_director import FromDirector
 
 GRANIAN_POLL_S = 0.02
 GRANIAN_START_TRIES = 500

@@ -12,14 +12,14 @@ import msgspec
 from coatcheck.connecting import open_sessions
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import PUBLIC_ID_BYTES
-from coatcheck.farm.application import installs_starlette_sessions, load_application
-from coatcheck.farm.audit import AuditLog
-from coatcheck.farm.control import ControlError, Message
-from coatcheck.farm.error_pages import load_error_pages
-from coatcheck.farm.front_door import App, FrontDoor
-from coatcheck.farm.http_server import serve_with_granian, serve_with_uvicorn
-from coatcheck.farm.process_control import ProcessControl
-from coatcheck.farm.roles import WebServerRole
+from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.control.process_control import ProcessControl
+from coatcheck.farm.plan.roles import WebServerRole
+from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.audit import AuditLog
+from coatcheck.farm.processes.front_door import App, FrontDoor
+from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
+from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.web.asgi import SessionMiddleware
 
 KEY_BYTES = 16

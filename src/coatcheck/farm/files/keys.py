@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.run_directory import replace_private
+from coatcheck.farm.files.run_directory import replace_private
 from coatcheck.tokens.secret import parse_key
 
 SECRET_BYTES: Final = 32

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.roles import LOOPBACK, Address
+from coatcheck.farm.plan.roles import LOOPBACK, Address
 
 _INTERNAL: Final = range(15_000, 30_000)
 """Below what Linux gives to outgoing connections, so that none of those takes the port of a dead process."""

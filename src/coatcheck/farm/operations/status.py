@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from coatcheck.farm.control import ControlError
-from coatcheck.farm.keeper import Keeper
-from coatcheck.farm.supervisor import Supervisor
+from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.supervision.keeper import Keeper
+from coatcheck.farm.supervision.supervisor import Supervisor
 from coatcheck.stores.session_server_url import shown_url
 
 STATUS_TIMEOUT_S: Final = 1.0

@@ -1,4 +1,4 @@
-"""The entry of every process of a farm: ``python -m coatcheck.farm.process ROLE NAME CONTROL_FD``.
+"""The entry of every process of a farm: ``python -m coatcheck.farm.processes.process ROLE NAME CONTROL_FD``.
 
 The supervisor starts it. What it shall do comes as the first line on the control channel, since it holds
 secrets, which ``ps`` must not show.
@@ -17,16 +17,16 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control import MAX_LINE_BYTES
-from coatcheck.farm.descriptors import raise_limit
-from coatcheck.farm.parent import die_with_parent
-from coatcheck.farm.process_control import ProcessControl
-from coatcheck.farm.roles import DirectorRole, Role, SessionServerRole, WebServerRole
+from coatcheck.farm.control.channel import MAX_LINE_BYTES
+from coatcheck.farm.control.process_control import ProcessControl
+from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, WebServerRole
+from coatcheck.farm.processes.descriptors import raise_limit
+from coatcheck.farm.processes.parent import die_with_parent
 
 _MODULES: Final[dict[type, str]] = {
-    SessionServerRole: "coatcheck.farm.session_server_process",
-    WebServerRole: "coatcheck.farm.web_process",
-    DirectorRole: "coatcheck.farm.director_process",
+    SessionServerRole: "coatcheck.farm.processes.session_server_process",
+    WebServerRole: "coatcheck.farm.processes.web_process",
+    DirectorRole: "coatcheck.farm.processes.director_process",
 }
 
 EXIT_FAILED: Final = 3
@@ -35,7 +35,7 @@ EXIT_FAILED: Final = 3
 def main(argv: list[str]) -> int:
     """Run one process until it is told to stop."""
     if len(argv) != 3 or not argv[2].isdecimal():
-        sys.stderr.write("coatcheck.farm.process is started by `coatcheck serve`, not by hand\n")
+        sys.stderr.write("coatcheck.farm.processes.process is started by `coatcheck serve`, not by hand\n")
         return 2
     control = socket.socket(fileno=int(argv[2]))
     order = msgspec.json.decode(_first_line(control))

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import msgspec
 
 from coatcheck.access import SessionAccess
-from coatcheck.farm.keys import FarmKeys
-from coatcheck.farm.ports import InternalAddresses
-from coatcheck.farm.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
-from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.files.keys import FarmKeys
+from coatcheck.farm.plan.ports import InternalAddresses
+from coatcheck.farm.plan.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
+from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 
 ROUTE_SUFFIX: Final = "-route"

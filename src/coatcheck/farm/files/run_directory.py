@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.socket_directory import make_socket_directory, remove_socket_directory
+from coatcheck.farm.files.socket_directory import make_socket_directory, remove_socket_directory
 from coatcheck.session_server.handover import sync_directory
 
 FARM_FILE: Final = "farm.json"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coatcheck.farm.front_door import App, Receive, Scope, Send
-from coatcheck.farm.roles import LOOPBACK
+from coatcheck.farm.plan.roles import LOOPBACK
+from coatcheck.farm.processes.front_door import App, Receive, Scope, Send
 
 
 class FromDirector:

@@ -10,11 +10,11 @@ import msgspec
 
 from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control import Message
-from coatcheck.farm.director_settings import DirectorSettings
-from coatcheck.farm.error_pages import load_error_pages
-from coatcheck.farm.process_control import ProcessControl
-from coatcheck.farm.roles import DirectorRole
+from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.process_control import ProcessControl
+from coatcheck.farm.plan.roles import DirectorRole
+from coatcheck.farm.settings.director_settings import DirectorSettings
+from coatcheck.farm.settings.error_pages import load_error_pages
 
 
 async def run(role: DirectorRole, control: ProcessControl) -> None:

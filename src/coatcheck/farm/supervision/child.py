@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.farm.control import ControlError, Message, Peer, encode
-from coatcheck.farm.roles import DirectorRole, Role, WebServerRole
+from coatcheck.farm.control.channel import ControlError, Message, Peer, encode
+from coatcheck.farm.plan.roles import DirectorRole, Role, WebServerRole
 
 MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
@@ -98,7 +98,7 @@ class Child:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         role = msgspec.to_builtins(self.role)
-        arguments = ["-m", "coatcheck.farm.process", role["role"], role["name"], str(theirs.fileno())]
+        arguments = ["-m", "coatcheck.farm.processes.process", role["role"], role["name"], str(theirs.fileno())]
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

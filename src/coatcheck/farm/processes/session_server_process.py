@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coatcheck.farm.control import Message
-from coatcheck.farm.ports import listen
-from coatcheck.farm.process_control import ProcessControl
-from coatcheck.farm.roles import Handover, SessionServerRole
+from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.process_control import ProcessControl
+from coatcheck.farm.plan.ports import listen
+from coatcheck.farm.plan.roles import Handover, SessionServerRole
 from coatcheck.session_server.handover import HandoverRefused, handover_box
 from coatcheck.session_server.server import SessionServer
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from coatcheck.farm.keys import FarmKeys
-from coatcheck.farm.roles import Handover
-from coatcheck.farm.run_directory import replace_private
+from coatcheck.farm.files.keys import FarmKeys
+from coatcheck.farm.files.run_directory import replace_private
+from coatcheck.farm.plan.roles import Handover
 from coatcheck.session_server.handover import SUFFIX, sync_directory
 from coatcheck.tokens.keyring import KeyRing
 

@@ -15,19 +15,19 @@ from typing import Any, Final, Literal
 import msgspec
 
 from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.farm.child import StartFailed
-from coatcheck.farm.console import Console
-from coatcheck.farm.control import Answer, ControlError, ControlServer
-from coatcheck.farm.error_pages import load_error_pages
-from coatcheck.farm.handover import Handovers, discard
-from coatcheck.farm.keeper import Keeper, KeeperOptions
-from coatcheck.farm.keys import ENV as KEYS_VARIABLE
-from coatcheck.farm.keys import FarmKeys, load_or_create
-from coatcheck.farm.plan import Plan, make_plan
-from coatcheck.farm.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
-from coatcheck.farm.roles import Address, DirectorRole, Role, SessionServerRole, WebServerRole
-from coatcheck.farm.run_directory import RunDirectory
-from coatcheck.farm.settings import FarmSettings
+from coatcheck.farm.control.channel import Answer, ControlError, ControlServer
+from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
+from coatcheck.farm.files.keys import FarmKeys, load_or_create
+from coatcheck.farm.files.run_directory import RunDirectory
+from coatcheck.farm.plan.plan import Plan, make_plan
+from coatcheck.farm.plan.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
+from coatcheck.farm.plan.roles import Address, DirectorRole, Role, SessionServerRole, WebServerRole
+from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.farm.supervision.child import StartFailed
+from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.handover import Handovers, discard
+from coatcheck.farm.supervision.keeper import Keeper, KeeperOptions
 
 State = Literal["starting", "running", "stopping"]
 

@@ -1,6 +1,6 @@
 """The table of options in docs/operations.md, made from the settings.
 
-``python -m coatcheck.farm.reference docs/operations.md`` writes it into the file.
+``python -m coatcheck.farm.settings.reference docs/operations.md`` writes it into the file.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from coatcheck.farm.configuration import SETTINGS, FarmSetting
+from coatcheck.farm.settings.configuration import SETTINGS, FarmSetting
 
-BEGIN: Final = "<!-- options: made by `python -m coatcheck.farm.reference docs/operations.md` -->"
+BEGIN: Final = "<!-- options: made by `python -m coatcheck.farm.settings.reference docs/operations.md` -->"
 END: Final = "<!-- end of options -->"
 
 

@@ -1,0 +1,1 @@
+"""How the supervisor, its processes and the command line talk: lines of JSON over sockets."""

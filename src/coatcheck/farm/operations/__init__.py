@@ -1,0 +1,1 @@
+"""What an operator asks of a running farm: status, drain, restart, reload, new keys."""

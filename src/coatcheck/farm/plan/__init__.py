@@ -1,0 +1,1 @@
+"""Which processes a farm has, what each is told, and where each listens."""

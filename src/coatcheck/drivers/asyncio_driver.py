@@ -15,7 +15,6 @@ from coatcheck.drivers.turns import Turns
 from coatcheck.events import Event, EventKind, Observer
 from coatcheck.host_clock import steady_s, wall_ms
 from coatcheck.replication.effects import (
-    Accepted,
     Acknowledge,
     Detach,
     Exclusive,
@@ -119,32 +118,25 @@ class World:
         self._observer(event)
 
 
-class _Collector:
-    """Counts the replies of one put; one future for all servers."""
+class _Acknowledgement(Settled, kw_only=True):
+    """What a put is answered with, and who waits for it: one object and one future for all servers."""
 
-    __slots__ = ("accepted", "enough", "future", "missing", "replies", "sent_at", "whole")
-
-    def __init__(self, servers: int, enough: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.sent_at = time.monotonic()
-        self.replies: dict[str, PutReply] = {}
-        self.missing = servers
-        self.enough = enough
-        self.accepted = 0
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.whole: asyncio.Future[None] | None = None
+    missing: int
+    enough: int
+    future: asyncio.Future[None]
+    whole: asyncio.Future[None] | None = None
 
     def take(self, server: str, reply: PutReply) -> None:
         self.replies[server] = reply
         self.missing -= 1
-        if type(reply) is Accepted:
-            self.accepted += 1
-        if (not self.missing or self.accepted >= self.enough) and not self.future.done():
+        if not self.missing:
+            self.pending = None
+            if self.whole is not None and not self.whole.done():
+                self.whole.set_result(None)
+        elif self.enough > len(self.replies) or self.accepted() < self.enough:
+            return
+        if not self.future.done():
             self.future.set_result(None)
-        if not self.missing and self.whole is not None and not self.whole.done():
-            self.whole.set_result(None)
-
-    def settled(self) -> Settled:
-        return Settled(self.sent_at, self.replies, self if self.missing else None)
 
 
 class AsyncioDriver:
@@ -160,60 +152,40 @@ class AsyncioDriver:
         self._turns = Turns(self._loop)
         self._detached: set[asyncio.Task[Any]] = set()
 
-    async def run(self, flow: Flow[T], acknowledge: asyncio.Future[Any] | None = None) -> T:
-        """Run a flow to its end. A cancelled run closes the flow, which then forgets what was not acknowledged.
-
-        The flow of an :class:`Exclusive` runs on top of the one that asked for it, in this same coroutine.
-        """
-        below: list[tuple[Flow[Any], bytes]] = []
-        current: Flow[Any] = flow
+    async def run(self, flow: Flow[T], key: bytes | None = None, acknowledge: asyncio.Future[Any] | None = None) -> T:
+        """Run a flow to its end; with ``key`` as an :class:`Exclusive` one. A cancelled run closes the flow, which
+        then forgets what was not acknowledged."""
+        if key is not None and not self._turns.take(key):
+            await self._turns.wait(key)
         answer: Any = None
-        failure: BaseException | None = None
+        failure: Exception | None = None
         try:
             while True:
+                effect = flow.send(answer) if failure is None else flow.throw(failure)
+                failure = None
                 try:
-                    effect = current.send(answer) if failure is None else current.throw(failure)
-                except StopIteration as end:
-                    answer, failure = end.value, None
-                except Exception as error:  # noqa: BLE001 - it belongs to whoever asked for this flow
-                    answer, failure = None, error
-                else:
-                    answer = failure = None
-                    try:
-                        if type(effect) is Exclusive:
-                            if not self._turns.take(effect.key):
-                                await self._turns.wait(effect.key)
-                            below.append((current, effect.key))
-                            current = effect.flow
-                        elif type(effect) is Put:
-                            collector = self._put(effect)
-                            await collector.future
-                            answer = collector.settled()
-                        else:
-                            answer = await self._answer(effect, acknowledge)
-                    except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
-                        failure = error
-                    continue
-                if not below:
-                    break
-                current, key = below.pop()
-                self._turns.give(key)
+                    if type(effect) is Put:
+                        answer = self._put(effect)
+                        await answer.future
+                    else:
+                        answer = await self._answer(effect, acknowledge)
+                except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
+                    failure = error
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
-            # Only a cancelled run leaves anything to do here: the innermost flow is closed first.
-            current.close()
-            while below:
-                current, key = below.pop()
+            # Only a cancelled run leaves anything to close: the innermost flow first, for that has a run of its own.
+            flow.close()
+            if key is not None:
                 self._turns.give(key)
-                current.close()
-        if failure is not None:
-            raise failure
-        result: T = answer
-        return result
 
     def _answer(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> Awaitable[Any]:
         kind = type(effect)
         if kind is Get:
             return self._get(effect)
+        if kind is Exclusive:
+            return self.run(effect.flow, effect.key, acknowledge)
         if kind is Pause:
             return asyncio.sleep(effect.seconds)
         if kind is Rest:
@@ -230,20 +202,24 @@ class AsyncioDriver:
         if acknowledge is not None and not acknowledge.done():
             acknowledge.set_result(effect.result)
 
-    def _put(self, effect: Put) -> _Collector:
+    def _put(self, effect: Put) -> _Acknowledgement:
         seen = effect.seen
-        collector = _Collector(len(seen), effect.enough or len(seen) + 1, self._loop)
-        key, entry, take = effect.key, effect.entry, collector.take
+        servers = len(seen)
+        future: asyncio.Future[None] = self._loop.create_future()
+        acknowledgement = _Acknowledgement(
+            time.monotonic(), {}, missing=servers, enough=effect.enough or servers, future=future
+        )
+        acknowledgement.pending = acknowledgement
+        key, entry, take, puts = effect.key, effect.entry, acknowledgement.take, self._puts
         for server in seen:
-            self._puts[server](key, seen[server], entry, partial(take, server))
-        return collector
+            puts[server](key, seen[server], entry, partial(take, server))
+        return acknowledgement
 
     async def _rest(self, settled: Settled) -> Settled:
-        collector: _Collector = settled.pending
-        if collector.missing:
-            collector.whole = self._loop.create_future()
-            await collector.whole
-        settled.pending = None
+        acknowledgement: _Acknowledgement = settled.pending
+        if acknowledgement.missing:
+            acknowledgement.whole = self._loop.create_future()
+            await acknowledgement.whole
         return settled
 
     async def _get(self, effect: Get) -> Gotten:
@@ -268,7 +244,7 @@ class AsyncioDriver:
         acknowledged: asyncio.Future[Any] = self._loop.create_future()
         if len(self._detached) >= self.MAX_DETACHED:
             return await self.run(effect.flow)
-        task = self._loop.create_task(self.run(effect.flow, acknowledged))
+        task = self._loop.create_task(self.run(effect.flow, acknowledge=acknowledged))
         self._detached.add(task)
 
         def settle(done: asyncio.Task[Any]) -> None:

@@ -16,7 +16,7 @@ from coatcheck.session_server.table import check_key
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.link import Link
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
-from coatcheck.stores.put_rule import bounded_life_ms, encode_for_put, pack_seen
+from coatcheck.stores.put_requests import put_requests
 
 _NO_SCRIPT = "NOSCRIPT"
 _FULL = ("FULL", "OOM")
@@ -45,8 +45,7 @@ class NetworkedStore:
         self.name = link.name
         self._link = link
         self._get_head = get_head
-        self._put_head = put_head
-        self._put_tail = put_tail
+        self._put_request = put_requests(put_head, put_tail).encode
         self._key_prefix = key_prefix
         self._scan_tail = resp.bulk(b"MATCH") + resp.bulk(_glob_escaped(key_prefix) + b"*") + resp.bulk(b"COUNT")
         self._scripts = scripts
@@ -61,7 +60,6 @@ class NetworkedStore:
         self._link.call(b"%b%b\r\n" % (self._get_head, key), partial(self._got, key, reply))
 
     def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
-        check_key(key)
         try:
             request = self._put_request(key, seen, new)
         except CorruptEntry as impossible:
@@ -94,22 +92,6 @@ class NetworkedStore:
 
     async def aclose(self) -> None:
         await self._link.aclose()
-
-    def _put_request(self, key: bytes, seen: Version | None, new: Entry) -> bytes:
-        raw = encode_for_put(new)
-        saw = pack_seen(seen)
-        life = b"%d" % bounded_life_ms(new.expires_in_ms)
-        return b"%b%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % (
-            self._put_head,
-            key,
-            len(saw),
-            saw,
-            len(life),
-            life,
-            len(raw),
-            raw,
-            self._put_tail,
-        )
 
     def _put_done(
         self,

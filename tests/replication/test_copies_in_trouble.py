@@ -8,6 +8,7 @@ from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Closed, Copies, Gone, Written
+from coatcheck.replication.effects import Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
@@ -53,6 +54,18 @@ def test_how_many_must_answer(servers: int, copies: CopiesWanted, silent: int, t
         assert why(two) is UnavailableReason.TOO_FEW_SERVERS
     else:
         assert loaded(two).body == b"one"
+
+
+def test_a_session_server_that_is_back_just_after_the_look_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its link broke and was made again: the look had no answer from it, and yet it is reachable."""
+    farm = Farm(servers=3, lease_s=0.0)
+    one = farm.web()
+    store(one, b"one")
+    back, third = farm.ranked(KEY)[1:]
+    monkeypatch.setattr(back, "get", lambda key: Unreachable("connection lost"))
+    assert loaded(one).body == b"one"
+    assert third.entry(KEY) is not None, "it stands in for the one that did not answer"
+    assert EventKind.BELOW_TARGET not in one.kinds()
 
 
 def test_operators_may_serve_while_too_few_answer() -> None:

@@ -229,8 +229,8 @@ class Copies:
         copy.moved = False
         for server, version in view.seen.items():
             copy.seen[server] = version
-        placed = self.puts.placed(copy.key, view.avoid)
-        lacking = [server for server in placed if server in view.seen and view.seen[server] != copy.version]
+        placed = self.puts.placed_among(copy.key, view.seen)
+        lacking = [server for server in placed if view.seen[server] != copy.version]
         if lacking:
             settled: Settled = yield Put(copy.key, self.puts.sealed(copy), {name: copy.seen[name] for name in lacking})
             if self.puts.note_accepted(copy, settled):

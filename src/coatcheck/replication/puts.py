@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
@@ -71,8 +71,14 @@ class Puts:
                     break
         return found
 
-    def placed(self, key: bytes, avoid: Iterable[str] = ()) -> list[str]:
-        return self._reachable(key, self._placement.wanted, avoid)
+    def placed(self, key: bytes) -> list[str]:
+        return self._reachable(key, self._placement.wanted, ())
+
+    def placed_among(self, key: bytes, answered: Container[str]) -> list[str]:
+        """Where a session belongs, of the servers that answered: one that is reachable again only now may have
+        anything, and so would take the place of one that can be counted."""
+        ranking = self._placement.ranking(key)
+        return [name for name in ranking if name in answered][: self._placement.wanted]
 
     def sealed(self, copy: Copy, life_ms: int | None = None) -> Entry:
         """The copy as an entry. ``life_ms``: what is left until it expires, if that is known."""

@@ -96,11 +96,8 @@ class Repair:
                 copies.world.report(Event(EventKind.SESSION_FORKED, public_id(key), "found by repair"))
             return self._outcome(key, (yield from copies.claim(view)) is not None)
         copies.cache.drop(key)
-        lacking = [
-            name
-            for name in copies.puts.placed(key, view.avoid)
-            if name in view.seen and view.seen[name] != newest.version
-        ]
+        placed = copies.puts.placed_among(key, view.seen)
+        lacking = [name for name in placed if view.seen[name] != newest.version]
         if not lacking:
             copies.under_replicated.discard(key)
             return Repaired.WHOLE

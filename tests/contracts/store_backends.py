@@ -45,6 +45,15 @@ def entry(
     return Entry(v, (v,), closed or lapsed, life_ms, payload, lapsed)
 
 
+def same(found: object, put: Entry) -> bool:
+    """Whether ``found`` is the entry that was put, its life no longer than then."""
+    return (
+        isinstance(found, Entry)
+        and found.encode() == put.encode()
+        and put.expires_in_ms - 10_000 < found.expires_in_ms <= put.expires_in_ms
+    )
+
+
 def new_key() -> bytes:
     return secrets.token_bytes(16)
 

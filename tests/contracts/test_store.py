@@ -6,8 +6,6 @@ import asyncio
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from store_backends import (
     OWNER_A,
     OWNER_B,
@@ -17,13 +15,14 @@ from store_backends import (
     new_key,
     opened,
     run,
+    same,
     until,
     version,
 )
 
-from coatcheck.replication.entry import HEAD_BYTES, MAX_ENTRY_BYTES, Entry, accepts
+from coatcheck.replication.entry import HEAD_BYTES, MAX_ENTRY_BYTES, Entry
 from coatcheck.replication.notice import Notice, decode_message
-from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
+from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES
 from coatcheck.stores.events import StoreEventKind
 from coatcheck.stores.port import ACCEPTED, Refused, Unreachable
 
@@ -32,66 +31,6 @@ V1_NEXT = version(1, seq=1)
 V2 = version(2)
 RIVAL = version(1, OWNER_B)
 TAKEN = version(2, OWNER_B)
-
-# What is stored, what the writer saw here, what it puts, and whether that is accepted (protocol section 3).
-PUT_RULE = {
-    "first put": (None, None, entry(V1), True),
-    "something was seen but nothing is stored": (None, V1, entry(V1_NEXT), False),
-    "tombstone where nothing is stored": (None, None, entry(V1, closed=True), True),
-    "tombstone where what was seen is gone": (None, V1, entry(V1_NEXT, closed=True), True),
-    "exact repeat": (entry(V1), None, entry(V1), True),
-    "exact repeat after having seen it": (entry(V1), V1, entry(V1), True),
-    "exact repeat of a tombstone": (entry(V1, closed=True), None, entry(V1, closed=True), True),
-    "what was seen is stored": (entry(V1), V1, entry(TAKEN), True),
-    "what was seen is stored, older epoch put": (entry(V2), V2, entry(RIVAL), True),
-    "nothing was seen, something is stored": (entry(V1), None, entry(TAKEN), False),
-    "something else was seen": (entry(V1), RIVAL, entry(TAKEN), False),
-    "own earlier seq is stored": (entry(V1), None, entry(V1_NEXT), True),
-    "own earlier seq, several writes on": (entry(V1), RIVAL, entry(version(1, seq=70_000)), True),
-    "own later seq is stored": (entry(V1_NEXT), None, entry(V1), False),
-    "seq 256 after 255": (entry(version(1, seq=255)), None, entry(version(1, seq=256)), True),
-    "seq 255 after 256": (entry(version(1, seq=256)), None, entry(version(1, seq=255)), False),
-    "largest seq": (entry(version(1, seq=2**31)), None, entry(version(1, seq=2**32 - 1)), True),
-    "same epoch, other owner": (entry(V1), None, entry(version(1, OWNER_B, 9)), False),
-    "same owner, other epoch": (entry(V1), None, entry(version(2, OWNER_A, 9)), False),
-    "tombstone over a live entry": (entry(V1), None, entry(TAKEN, closed=True), True),
-    "tombstone over a later entry": (entry(V2), None, entry(RIVAL, closed=True), True),
-    "tombstone of the stored version": (entry(V1), None, entry(V1, closed=True), True),
-    "write over a tombstone": (entry(V1, closed=True), V1, entry(V1_NEXT), False),
-    "claim over a tombstone": (entry(V1, closed=True), V1, entry(TAKEN), False),
-    "tombstone over another tombstone": (entry(V1, closed=True), V1, entry(TAKEN, closed=True), False),
-    "the tombstone's version alive again": (entry(V1, closed=True), V1, entry(V1), False),
-    "provisional tombstone where nothing was seen nor stored": (None, None, entry(TAKEN, lapsed=True), True),
-    "provisional tombstone where what was seen is gone": (None, V1, entry(TAKEN, lapsed=True), False),
-    "provisional tombstone over what was seen": (entry(V1), V1, entry(TAKEN, lapsed=True), True),
-    "provisional tombstone over a later write": (entry(V1_NEXT), V1, entry(TAKEN, lapsed=True), False),
-    "provisional tombstone that saw nothing": (entry(V1), None, entry(TAKEN, lapsed=True), False),
-    "provisional tombstone as a later write of the owner": (entry(V1), None, entry(V1_NEXT, lapsed=True), False),
-    "provisional tombstone of the stored version, unseen": (entry(V1), None, entry(V1, lapsed=True), False),
-    "provisional tombstone over a tombstone": (entry(V1, closed=True), V1, entry(TAKEN, lapsed=True), False),
-    "provisional tombstone over the tombstone of its version": (
-        entry(V1, closed=True),
-        V1,
-        entry(V1, lapsed=True),
-        False,
-    ),
-    "exact repeat of a provisional tombstone": (entry(V1, lapsed=True), None, entry(V1, lapsed=True), True),
-    "provisional tombstone over another that was seen": (entry(V1, lapsed=True), V1, entry(TAKEN, lapsed=True), True),
-    "tombstone over a provisional one": (entry(V2, lapsed=True), None, entry(RIVAL, closed=True), True),
-    "tombstone over the provisional one of its version": (entry(V1, lapsed=True), None, entry(V1, closed=True), True),
-    "claim over a provisional tombstone that was seen": (entry(V1, lapsed=True), V1, entry(TAKEN), True),
-    "claim over a provisional tombstone that was not seen": (entry(V1, lapsed=True), None, entry(TAKEN), False),
-    "write over a provisional tombstone of its own owner": (entry(V1, lapsed=True), None, entry(V1_NEXT), False),
-}
-
-
-def same(found: object, put: Entry) -> bool:
-    """Whether ``found`` is the entry that was put, its life no longer than then."""
-    return (
-        isinstance(found, Entry)
-        and found.encode() == put.encode()
-        and put.expires_in_ms - 10_000 < found.expires_in_ms <= put.expires_in_ms
-    )
 
 
 def test_a_server_tells_its_own_time_and_a_local_store_has_none(backend: Backend) -> None:
@@ -111,69 +50,6 @@ def test_a_server_tells_its_own_time_and_a_local_store_has_none(backend: Backend
         assert name
         assert 0 <= round_trip_s <= 1
         assert abs(unix_ms / 1000 - time.time()) < 60
-
-
-@pytest.mark.parametrize("case", PUT_RULE)
-def test_put_rule(backend: Backend, case: str) -> None:
-    stored, seen, new, expected = PUT_RULE[case]
-    assert accepts(stored, seen, new) is expected
-
-    async def story() -> None:
-        async with opened(backend.client()) as store:
-            key = new_key()
-            if stored is not None:
-                assert await ask(store.put, key, None, stored) == ACCEPTED
-            answer = await ask(store.put, key, seen, new)
-            found = await ask(store.get, key)
-            if expected:
-                assert answer == ACCEPTED
-                assert same(found, new)
-            elif stored is None:
-                assert answer == Refused(None)
-                assert found is None
-            else:
-                assert isinstance(answer, Refused)
-                assert same(answer.stored, stored), "a refusal says what is stored"
-                assert same(found, stored), "a refused put changes nothing"
-
-    run(story)
-
-
-VERSIONS = st.builds(
-    Version,
-    epoch=st.sampled_from([0, 1, 2, 255, 256, 2**32 - 1]),
-    owner=st.sampled_from([OWNER_A, OWNER_B, bytes(8), b"\xff\x00\r\n\x80\x0a\x00\xff"]),
-    seq=st.sampled_from([0, 1, 127, 128, 255, 256, 2**31, 2**32 - 1]),
-)
-PUTS = st.tuples(
-    st.one_of(st.none(), st.just("stored"), VERSIONS),
-    VERSIONS,
-    st.sampled_from(["", "", "closed", "lapsed"]),
-    st.binary(max_size=40),
-)
-
-
-@given(puts=st.lists(PUTS, max_size=12))
-@settings(max_examples=60)
-def test_any_series_of_puts_is_answered_as_the_rule_says(backend: Backend, puts: list[tuple]) -> None:
-    async def story() -> None:
-        async with opened(backend.client()) as store:
-            key = new_key()
-            stored: Entry | None = None
-            for saw, v, kind, payload in puts:
-                seen = (stored.version if stored is not None else None) if saw == "stored" else saw
-                new = entry(v, payload, closed=kind == "closed", lapsed=kind == "lapsed")
-                answer = await ask(store.put, key, seen, new)
-                if accepts(stored, seen, new):
-                    assert answer == ACCEPTED
-                    stored = new
-                else:
-                    assert isinstance(answer, Refused)
-                    assert answer.stored is None if stored is None else same(answer.stored, stored)
-            found = await ask(store.get, key)
-            assert found is None if stored is None else same(found, stored)
-
-    run(story)
 
 
 def test_nothing_stored_is_none(backend: Backend) -> None:

@@ -17,8 +17,8 @@ from store_backends import ask, entry, new_key, opened, run, until, version
 
 from coatcheck.errors import ConfigError
 from coatcheck.replication.entry import Entry
+from coatcheck.replication.put_rule import Verdict
 from coatcheck.stores.port import ACCEPTED, Unreachable
-from coatcheck.stores.put_rule import Verdict
 from coatcheck.stores.sqlite import SqliteStore
 from coatcheck.stores.sqlite_file import Durability, Offer, SqliteFile
 

@@ -6,6 +6,7 @@ Each is a file ``planted/<name>.toml``::
     breaks = ["A4"]                # rows of the mission, or words for a promise that is in no row
     killer = "tests/tokens/test_chain.py::test_name"    # or "simulate --profile leases --seeds 400"
     raises = ["TokenRejected"]     # optional: what the killer may fail with, besides an assertion
+    each = ["memory", "sqlite"]    # optional: the killer must fail for each of these parameters of it
 
     [[change]]                     # one or more; ``old`` stands exactly once in the file
     file = "tokens/chain.py"       # below src/coatcheck
@@ -65,6 +66,7 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     killer: str
     change: list[Change]
     raises: list[str] = []
+    each: list[str] = []
     name: str = ""
 
     def rows(self) -> set[str]:

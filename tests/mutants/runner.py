@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,9 @@ def judge(mutant: Mutant, ran: Ran) -> tuple[bool, str, str]:
         return False, "SURVIVED", mutant.killer
     if not failures:
         return False, "NO VERDICT", _last_line(ran.output)
+    for parameter in mutant.each:
+        if not any(re.search(rf"[\[-]{re.escape(parameter)}[\]-]", report["test"]) for report in failures):
+            return False, "SURVIVED", f"{mutant.killer} with {parameter}"
     first = failures[0]
     wanted = ASSERTIONS | set(mutant.raises)
     if first["when"] == "call" and wanted & set(first["kinds"]):
@@ -147,7 +151,7 @@ def plant(mutant: Mutant, limit_s: float = LIMIT_S) -> Finding:
     except Stale as stale:
         return Finding(mutant.name, False, "STALE", str(stale), 0.0)
     with copy_of_source(changed) as folder:
-        good, word, detail = judge(mutant, run([mutant.killer], folder, limit_s, stop_at_first=True))
+        good, word, detail = judge(mutant, run([mutant.killer], folder, limit_s, not mutant.each))
     return Finding(mutant.name, good, word, detail, time.monotonic() - began)
 
 

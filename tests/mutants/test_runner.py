@@ -64,7 +64,7 @@ def test_a_killer_that_fails_anyway_proves_nothing(killer: Path) -> None:
 
 def test_a_simulation_can_be_the_killer() -> None:
     simulate = "simulate --seeds 40"
-    unseen = Change("replication/entry.py", "    if stored.version == seen:\n", "    if stored.version != seen:\n")
+    unseen = Change("replication/put_rule.py", "stored[2:_VERSION_END] == seen:\n", "stored[2:_VERSION_END] != seen:\n")
     found = runner.plant(Mutant("the put rule upside down", ["B6"], simulate, [unseen], name="put-rule"))
     assert found.word == "killed", found.detail
     assert "VIOLATION" in found.detail

@@ -30,11 +30,12 @@ from coatcheck.replication.effects import (
     Tell,
     Unreachable,
 )
-from coatcheck.replication.entry import Entry, accepts
+from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.put_rule import Verdict, judge_entries
 from coatcheck.replication.repair import Repair
 from coatcheck.replication.version import Version
 from coatcheck.sessions.lifecycle import Lifecycle, Saved
@@ -58,7 +59,7 @@ ROUTINE = frozenset(
 
 
 class SessionServer:
-    """Keeps what :func:`accepts` accepts. ``down``: known to be away. ``silent``: away, and nobody knows yet.
+    """Keeps what the put rule accepts. ``down``: known to be away. ``silent``: away, and nobody knows yet.
     ``forgets_answers``: takes puts, but its answers are lost."""
 
     def __init__(self, farm: Farm, name: str) -> None:
@@ -81,10 +82,11 @@ class SessionServer:
         if self.down or self.silent:
             return Unreachable()
         stored = self.entry(key)
-        if not accepts(stored, seen, new):
+        verdict = judge_entries(stored, seen, new)
+        if verdict is Verdict.REFUSED:
             return Refused(stored)
         self.set(key, new)
-        if stored is not None and not stored.closed and stored.version[:2] != new.version[:2]:
+        if stored is not None and verdict is Verdict.ACCEPTED_NOTIFY:
             self.farm.deliver(stored.version.server_id, Notice(key, new.version, new.closed).encode())
         return Unreachable("answer lost") if self.forgets_answers else Accepted()
 

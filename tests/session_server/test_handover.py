@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coatcheck.replication.entry import Entry
+from coatcheck.replication.put_rule import FLAG_TAKE_ONCE
 from coatcheck.replication.version import Version
 from coatcheck.session_server.handover import (
     Clocks,
@@ -17,7 +18,6 @@ from coatcheck.session_server.handover import (
     write_handover,
 )
 from coatcheck.session_server.table import EntryTable
-from coatcheck.stores.put_rule import FLAG_TAKE_ONCE
 from coatcheck.tokens.keyring import KeyRing
 
 SECRETS = (bytes(range(32)), bytes(range(1, 33)))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coatcheck.errors import CorruptEntry
-from coatcheck.replication.entry import Entry, accepts, decode_entry
+from coatcheck.replication.entry import Entry, decode_entry
+from coatcheck.replication.put_rule import NOTHING_SEEN, Verdict
 from coatcheck.replication.version import Version
 from coatcheck.session_server.table import ROW_OVERHEAD_BYTES, SLOT_MS, EntryTable, TableFull
-from coatcheck.stores.put_rule import Verdict, judge, pack_seen
 
 MAX_BYTES = 10**9
 
@@ -27,38 +27,6 @@ def key(number: int) -> bytes:
 
 def table(max_bytes: int = MAX_BYTES) -> EntryTable:
     return EntryTable(lambda server_id, notice: None, max_bytes)
-
-
-VERSIONS = st.builds(
-    Version,
-    epoch=st.integers(0, 2**32 - 1) | st.integers(0, 2),
-    owner=st.binary(min_size=8, max_size=8) | st.sampled_from([bytes(8), b"\xff" * 8]),
-    seq=st.integers(0, 2**32 - 1) | st.integers(0, 2),
-)
-
-
-KINDS = st.sampled_from([(False, False), (True, False), (True, True)])
-"""Closed and provisional: live, a tombstone, a provisional tombstone."""
-
-
-@settings(max_examples=2000, deadline=None)
-@given(data=st.data(), kinds=st.tuples(KINDS, KINDS))
-def test_judging_bytes_is_judging_entries(
-    data: st.DataObject, kinds: tuple[tuple[bool, bool], tuple[bool, bool]]
-) -> None:
-    stored_version = data.draw(VERSIONS)
-    near = st.just(stored_version) | st.builds(
-        Version, st.just(stored_version.epoch), st.just(stored_version.owner), st.integers(0, 2**32 - 1)
-    )
-    new_version, seen = data.draw(VERSIONS | near), data.draw(st.none() | VERSIONS | near)
-    stored = data.draw(st.none() | st.just(Entry(stored_version, (), kinds[0][0], 1, b"", kinds[0][1])))
-    new = Entry(new_version, (), kinds[1][0], 1, b"", kinds[1][1])
-    verdict = judge(stored.encode() if stored is not None else None, pack_seen(seen), new.encode())
-    assert (verdict is not Verdict.REFUSED) == accepts(stored, seen, new)
-    if verdict is Verdict.ACCEPTED_NOTIFY:
-        assert stored is not None
-        assert not stored.final
-        assert new.closed or stored.closed or stored.version[:2] != new.version[:2]
 
 
 OPERATIONS = st.lists(
@@ -200,7 +168,7 @@ def test_a_flood_of_new_sessions_leaves_room_for_those_that_exist(bounds: dict[s
         real.put(key(10**6), b"", 60_000, first(1), 0)
     # A change of each, a claim by another web server, a logout: none is refused.
     for number in range(count):
-        assert real.put(key(number), pack_seen(None), 60_000, later(number, size=140), 0) is Verdict.ACCEPTED
+        assert real.put(key(number), NOTHING_SEEN, 60_000, later(number, size=140), 0) is Verdict.ACCEPTED
     assert real.put(key(1), later(1)[2:18], 60_000, later(7, epoch=2, seq=0, size=140), 0) is Verdict.ACCEPTED_NOTIFY
     for number in range(count):
         closed = Entry(Version(9, b"closing!", 0), (), True, 0, bytes(44)).encode()

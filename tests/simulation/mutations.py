@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.replication import cache, copies, entry, placement, repair, resolution, version, view
+from coatcheck.replication import cache, copies, placement, put_rule, repair, resolution, version, view
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Accepted, Pause, Put
 from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice
+from coatcheck.replication.put_rule import Verdict
 from coatcheck.replication.puts import Puts
 from coatcheck.replication.surplus import Surplus
 from coatcheck.sessions import delta, lifecycle
@@ -52,10 +53,10 @@ def without_waiting(flow: Any, when: Callable[[Any], bool]) -> Any:
 
 @mutation("a put is accepted whatever its writer saw")
 def unseen_put(monkeypatch: Any) -> None:
-    def accepts(stored: Any, seen: Any, new: Any) -> bool:
-        return stored is None or not stored.closed
+    def judge(stored: Any, seen: Any, new: Any) -> Verdict:
+        return Verdict.REFUSED if stored is not None and stored[1] else Verdict.ACCEPTED_NOTIFY
 
-    monkeypatch.setattr(entry, "accepts", accepts)
+    monkeypatch.setattr(put_rule, "judge", judge)
 
 
 @mutation("fresh means the bigger number")

@@ -1,7 +1,7 @@
-"""What a session server stores under a session's key, and the rule by which it accepts a put.
+"""What a session server stores under a session's key (protocol section 3).
 
-This rule is the only thing that a session server must get right; :func:`accepts` is its one
-definition (the Valkey/Redis script says the same, and the contract suite holds both to it).
+The rule by which it takes a put is in :mod:`coatcheck.replication.put_rule`; a session server must
+get nothing else right.
 """
 
 from __future__ import annotations
@@ -81,31 +81,6 @@ def decode_entry(raw: bytes, expires_in_ms: int) -> Entry:
     history = tuple(Version.unpack(raw[at : at + PACKED_BYTES]) for at in range(HEAD_BYTES, body, PACKED_BYTES))
     closed, provisional = bool(flags & FLAG_CLOSED), bool(flags & FLAG_PROVISIONAL)
     return Entry(Version.unpack(version), history, closed, expires_in_ms, raw[body:], provisional)
-
-
-def accepts(stored: Entry | None, seen: Version | None, new: Entry) -> bool:
-    """Whether a session server that holds ``stored`` takes ``new`` from a writer that saw ``seen`` here.
-
-    Protocol section 3. ``seen`` is the version that this writer last saw *on this very server*,
-    ``None`` if it saw nothing stored.
-    """
-    if stored is None:
-        return seen is None or new.final
-    if stored.version == new.version and (stored.closed, stored.provisional) == (new.closed, new.provisional):
-        return True  # the exact repeat of a retry
-    if stored.final:
-        return False  # a willed tombstone is never overwritten
-    if new.final:
-        return True
-    if stored.version == seen:
-        return True  # a provisional tombstone is put, and overwritten, by who knows what is stored here
-    if stored.closed or new.closed:
-        return False
-    return (
-        stored.version.epoch == new.version.epoch
-        and stored.version.owner == new.version.owner
-        and stored.version.seq < new.version.seq
-    )
 
 
 class Sealer(Protocol):

@@ -17,6 +17,7 @@ from coatcheck import resp
 from coatcheck.errors import CorruptEntry
 from coatcheck.peers.proof import NONCE_BYTES, is_proof
 from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.replication.put_rule import Verdict
 from coatcheck.replication.version import PACKED_BYTES
 from coatcheck.session_server.state import (
     MAX_CHANNEL_BYTES,
@@ -26,7 +27,6 @@ from coatcheck.session_server.state import (
     SessionState,
 )
 from coatcheck.session_server.table import TableFull
-from coatcheck.stores.put_rule import Verdict
 
 MAX_FAILED_LOGINS: Final = 3
 MAX_SCAN_COUNT: Final = 10_000

@@ -23,12 +23,12 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.host_clock import HeldClock
 from coatcheck.peers.credentials import check_same_user
+from coatcheck.replication.put_rule import is_tombstone, payload_at
 from coatcheck.session_server.connection import SessionConnection
 from coatcheck.session_server.handover import Clocks, Stamp, take_handover, write_handover
 from coatcheck.session_server.state import SessionState
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
-from coatcheck.stores.put_rule import is_tombstone, sealing_key
-from coatcheck.tokens.keyring import SealedBox
+from coatcheck.tokens.keyring import SealedBox, sealing_key
 
 MAX_CONNECTIONS: Final = 1024
 MAX_STRANGERS: Final = 128
@@ -135,8 +135,8 @@ class SessionServer:
         table, counts, cursor = self._state.table, Counter[str](), 0
         while True:
             cursor, keys = table.scan(cursor, COUNT_AT_ONCE, self._state.now_ms())
-            found = [table.get(key, self._state.now_ms()) for key in keys]
-            counts.update(sealing_key(row[0]).hex() for row in found if row is not None and not is_tombstone(row[0]))
+            found = [row[0] for key in keys if (row := table.get(key, self._state.now_ms())) is not None]
+            counts.update(sealing_key(raw, payload_at(raw)).hex() for raw in found if not is_tombstone(raw))
             if not cursor:
                 return dict(counts)
             await asyncio.sleep(0)

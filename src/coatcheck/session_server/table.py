@@ -14,8 +14,7 @@ import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.replication.entry import KEY_BYTES, decode_entry
-from coatcheck.replication.resolution import resolve
-from coatcheck.stores.put_rule import (
+from coatcheck.replication.put_rule import (
     Verdict,
     bounded_life_ms,
     check_entry,
@@ -26,6 +25,7 @@ from coatcheck.stores.put_rule import (
     notice_of,
     server_to_notify,
 )
+from coatcheck.replication.resolution import resolve
 
 SHARDS: Final = 4096
 """The keys are spread by their first 12 bits, so that a scan needs no snapshot: its cursor is a shard."""

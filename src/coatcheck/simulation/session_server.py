@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from coatcheck.replication import entry as rule
 from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused, Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
+from coatcheck.replication.put_rule import Verdict, judge_entries
 from coatcheck.replication.version import Version
 from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
 
@@ -88,14 +88,15 @@ class SessionServer(Process):
         if self.read_only:
             return READ_ONLY
         old = self.look(key)
-        if not rule.accepts(old, seen, new):
+        verdict = judge_entries(old, seen, new)
+        if verdict is Verdict.REFUSED:
             return Refused(None if old is None else self._with_life_left(key, old))
         self._undo.append((key, self.entries.get(key)))
         if len(self._undo) > self.MAX_UNDO:
             del self._undo[0]
         self.entries[key] = (new, self.time_s + max(1, new.expires_in_ms) / 1000)
         self._witness.stored(self, key, old, new)
-        if old is not None and not old.closed and (new.closed or old.version[:2] != new.version[:2]):
+        if verdict is Verdict.ACCEPTED_NOTIFY and old is not None:
             self._post.notify(self, old.version.server_id, Notice(key, new.version, new.closed))
         return ACCEPTED
 

@@ -11,12 +11,12 @@ from typing import Final
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.entry import Entry, decode_entry
+from coatcheck.replication.put_rule import Verdict, encode_for_put, pack_seen
 from coatcheck.replication.version import Version
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, EntryTable, TableFull, check_key
 from coatcheck.stores.bulletin import Bulletin
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
-from coatcheck.stores.put_rule import Verdict, encode_for_put, pack_seen
 from coatcheck.stores.reachability import Reachability
 
 SWEEP_STEPS_PER_PUT: Final = 4

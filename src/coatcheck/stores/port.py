@@ -3,7 +3,7 @@
 A store keeps the newest accepted :class:`Entry` of each key. What every adapter promises, and
 ``tests/contracts/test_store.py`` holds it to:
 
-* **put is atomic** per key and obeys :func:`coatcheck.replication.entry.accepts`. A refused put changes nothing
+* **put is atomic** per key and obeys :func:`coatcheck.replication.put_rule.judge`. A refused put changes nothing
   and is answered with what is stored.
 * **An accepted put survives** as long as this store keeps its data. A store may lose data (restart empty)
   or go back in time (restart stale): histories and tokens detect it, so the store need not.

@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Final
 
 from coatcheck.replication.entry import Entry
+from coatcheck.replication.put_rule import bounded_life_ms, encode_for_put
 from coatcheck.replication.version import PACKED_BYTES, Version
 from coatcheck.session_server.table import check_key
-from coatcheck.stores.put_rule import bounded_life_ms, encode_for_put
 
 MAX_WORDINGS: Final = 64
 """Ways of asking that are remembered; session servers of one kind and one farm share theirs."""

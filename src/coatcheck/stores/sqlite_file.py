@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import CorruptEntry
-from coatcheck.stores.put_rule import Verdict, bounded_life_ms, check_entry, judge
+from coatcheck.replication.put_rule import Verdict, bounded_life_ms, check_entry, judge
 
 APPLICATION_ID: Final = 0x636F6174
 """Marks the file as ours ("coat"), so that we never write into another program's database."""
@@ -57,7 +57,7 @@ class Durability(Enum):
 
 
 class Offer(msgspec.Struct, gc=False):
-    """One put, encoded: see :func:`coatcheck.stores.put_rule.judge`."""
+    """One put, encoded: see :func:`coatcheck.replication.put_rule.judge`."""
 
     key: bytes
     seen: bytes

@@ -1,4 +1,7 @@
-"""The put rule as a Valkey/Redis script: byte for byte what :mod:`coatcheck.stores.put_rule` says."""
+"""The put rule as a Valkey/Redis script: byte for byte what :mod:`coatcheck.replication.put_rule` says.
+
+``tests/contracts/test_put_rule.py`` holds it to that with generated puts.
+"""
 
 from __future__ import annotations
 

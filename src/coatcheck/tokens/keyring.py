@@ -26,6 +26,11 @@ def key_id(secret: bytes) -> bytes:
     return _derive(secret, b"key-id", KEY_ID_BYTES)
 
 
+def sealing_key(raw: bytes, at: int = 0) -> bytes:
+    """The ID of the key that sealed what begins at ``at``; it stands in clear, so nothing is opened for that."""
+    return raw[at + 1 : at + 1 + KEY_ID_BYTES]
+
+
 def _derive(secret: bytes, info: bytes, length: int) -> bytes:
     return HKDF(SHA256(), length, salt=None, info=b"coatcheck/1/" + info).derive(secret)
 

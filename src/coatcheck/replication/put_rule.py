@@ -1,9 +1,10 @@
-"""The put rule on stored bytes: what :func:`coatcheck.replication.entry.accepts` says, without decoding.
+"""The put rule: whether a session server takes what it is offered, and who must hear of it (protocol section 3).
 
-A session server compares a few bytes at fixed places of the clear header and never looks further:
-``format, flags, epoch (4), owner (8), seq (4), count``. All numbers are big-endian, so comparing bytes
-compares numbers. The memory table, the session server and SQLite judge by this file, Valkey by the
-script in :mod:`coatcheck.stores.valkey_scripts`; the contract suite holds all of them to ``accepts``.
+This is its one definition. It is stated on stored bytes, so that a session server need decode nothing: it compares a
+few bytes at fixed places of the clear header and never looks further: ``format, flags, epoch (4), owner (8), seq (4),
+count``. All numbers are big-endian, so comparing bytes compares numbers. The table in memory (the session server and
+the memory store), SQLite and the simulated session server run it. Valkey and Redis run a script
+(:mod:`coatcheck.stores.valkey_scripts`), which ``tests/contracts`` holds to it by generated puts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from coatcheck.replication.entry import (
 )
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
-from coatcheck.tokens.keyring import KEY_ID_BYTES
 
 NOTHING_SEEN: Final = b""
 """What a writer sends as ``seen`` when it saw nothing stored on this server."""
@@ -50,27 +50,32 @@ class Verdict(Enum):
 
 
 def judge(stored: bytes | None, seen: bytes, new: bytes) -> Verdict:
-    """Decide the put of ``new`` over ``stored`` by a writer that saw ``seen`` here (protocol section 3).
+    """Decide the put of ``new`` over ``stored`` by a writer that saw ``seen`` on this very server.
 
-    ``stored`` and ``new`` are well-formed entries (or at least their first 18 bytes), ``seen`` is a packed
-    version or :data:`NOTHING_SEEN`.
+    ``stored`` and ``new`` are well-formed entries (or at least their first 18 bytes); ``stored`` is ``None`` if there
+    is none, or if its life is over. ``seen`` is a packed version or :data:`NOTHING_SEEN`.
     """
+    willed = new[_FLAGS] == FLAG_CLOSED
     if stored is None:
-        return Verdict.ACCEPTED if not seen or new[_FLAGS] == FLAG_CLOSED else Verdict.REFUSED
+        return Verdict.ACCEPTED if not seen or willed else Verdict.REFUSED
     if stored[_FLAGS:_VERSION_END] == new[_FLAGS:_VERSION_END]:
         return Verdict.ACCEPTED  # the exact repeat of a retry
     if stored[_FLAGS] == FLAG_CLOSED:
-        return Verdict.REFUSED
-    if new[_FLAGS] == FLAG_CLOSED:
+        return Verdict.REFUSED  # a tombstone that somebody willed is never overwritten
+    if willed:
         return Verdict.ACCEPTED_NOTIFY
-    if stored[_FLAGS] or new[_FLAGS]:
-        return Verdict.ACCEPTED_NOTIFY if stored[2:_VERSION_END] == seen else Verdict.REFUSED
+    live = not stored[_FLAGS] and not new[_FLAGS]
     same_owner = stored[2:_OWNER_END] == new[2:_OWNER_END]
     if stored[2:_VERSION_END] == seen:
-        return Verdict.ACCEPTED if same_owner else Verdict.ACCEPTED_NOTIFY
-    if same_owner and stored[_OWNER_END:_VERSION_END] < new[_OWNER_END:_VERSION_END]:
-        return Verdict.ACCEPTED
+        return Verdict.ACCEPTED if live and same_owner else Verdict.ACCEPTED_NOTIFY
+    if live and same_owner and stored[_OWNER_END:_VERSION_END] < new[_OWNER_END:_VERSION_END]:
+        return Verdict.ACCEPTED  # a later write of the claim that is stored
     return Verdict.REFUSED
+
+
+def judge_entries(stored: Entry | None, seen: Version | None, new: Entry) -> Verdict:
+    """:func:`judge`, for who holds entries decoded."""
+    return judge(stored.header() if stored is not None else None, pack_seen(seen), new.header())
 
 
 def check_entry(raw: bytes) -> None:
@@ -87,10 +92,9 @@ def is_tombstone(raw: bytes) -> bool:
     return bool(raw[_FLAGS])
 
 
-def sealing_key(raw: bytes) -> bytes:
-    """The ID of the key that sealed an entry's payload; it stands in clear behind the format's byte."""
-    at = HEAD_BYTES + raw[HEAD_BYTES - 1] * PACKED_BYTES + 1
-    return raw[at : at + KEY_ID_BYTES]
+def payload_at(raw: bytes) -> int:
+    """Where an entry's sealed payload begins."""
+    return HEAD_BYTES + raw[HEAD_BYTES - 1] * PACKED_BYTES
 
 
 def is_take_once(raw: bytes) -> bool:

@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
 
 SECRET = "a benchmark's secret of 32 bytes"
 HEAD = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"2")]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
         SessionUnavailable,
     )
     from coatcheck.events import Event, EventKind
+    from coatcheck.sessions.cookies import CookiePolicy
     from coatcheck.sessions.ending import SessionEnd
     from coatcheck.sessions.mapping import Session
     from coatcheck.tokens.keyring import KeyRing
     from coatcheck.web.asgi import SessionMiddleware
-    from coatcheck.web.cookies import CookiePolicy
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _HOMES = {
     "CoatcheckError": "errors",
     "ConfigError": "errors",
     "ConflictError": "errors",
-    "CookiePolicy": "web.cookies",
+    "CookiePolicy": "sessions.cookies",
     "ErrorPages": "error_pages",
     "Event": "events",
     "EventKind": "events",

@@ -51,7 +51,7 @@ _QUIET = {
 
 
 def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: Observer | None = None) -> Sessions:
-    """The sessions of one web server, not yet connected: ``await sessions.open()`` does that.
+    """The sessions of one web server, not yet connected: ``await sessions.start()`` does that.
 
     ``observer`` is told each event besides the log.
     """

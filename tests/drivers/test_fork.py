@@ -8,6 +8,7 @@ import os
 import traceback
 from pathlib import Path
 
+import in_hand
 from coatcheck import Sessions, connect
 from coatcheck.sessions.mapping import Session
 from coatcheck.tokens.sealed import SealedToken
@@ -19,15 +20,14 @@ async def begin(sessions: Sessions) -> SealedToken:
     here = await sessions.on_this_loop()
     session = Session()
     session["pid"] = os.getpid()
-    assert here.needs_save(session)
-    await here.save(session)
+    await in_hand.saved(here, session)
     assert session._request.shown is not None
     return session._request.shown
 
 
 async def read(sessions: Sessions, token: SealedToken) -> dict[str, int]:
     here = await sessions.on_this_loop()
-    session = await here.open_session(token, False)
+    session = await in_hand.opened(here, token)
     assert session is not None
     return dict(session)
 

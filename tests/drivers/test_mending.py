@@ -153,7 +153,7 @@ def test_stopping_in_the_middle_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> No
         async with trade(2) as farm:
             store = SlowScan()
             sessions = Sessions(farm="farm", server_name="web", stores=[store], ring=farm.ring, copies=1)
-            await sessions.open()
+            await sessions.start()
             store._reachability.set(False)
             store._reachability.set(True)
             await until(lambda: store.waiting)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import in_hand
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.events import EventKind
@@ -42,8 +43,8 @@ def test_many_requests_at_once_open_the_stores_once() -> None:
     async def story() -> None:
         store = CountingStore()
         sessions = one(store)
-        await asyncio.gather(*(sessions.open() for _ in range(10)))
-        await sessions.open()
+        await asyncio.gather(*(sessions.start() for _ in range(10)))
+        await sessions.start()
         assert store.opened == 1
         assert sessions.is_open
         await sessions.aclose()
@@ -56,9 +57,9 @@ def test_a_failed_open_is_told_to_everyone_who_waits_and_can_be_tried_again() ->
     async def story() -> None:
         store = CountingStore(failures=1)
         sessions = one(store)
-        told = await asyncio.gather(*(sessions.open() for _ in range(5)), return_exceptions=True)
+        told = await asyncio.gather(*(sessions.start() for _ in range(5)), return_exceptions=True)
         assert [type(error) for error in told] == [ConfigError] * 5
-        await sessions.open()
+        await sessions.start()
         assert sessions.is_open
         assert store.opened == 2
         await sessions.aclose()
@@ -67,7 +68,7 @@ def test_a_failed_open_is_told_to_everyone_who_waits_and_can_be_tried_again() ->
 
 
 def test_before_open_there_is_a_clear_error() -> None:
-    with pytest.raises(CoatcheckError, match="not open yet"):
+    with pytest.raises(CoatcheckError, match="not started"):
         _ = one(MemoryStore("one", time.monotonic)).driver
 
 
@@ -75,12 +76,12 @@ def test_opened_again_after_closing_it_goes_on_and_collects_nothing() -> None:
     async def story() -> None:
         store = MemoryStore("one", time.monotonic)
         sessions = one(store)
-        await sessions.open()
+        await sessions.start()
         issue = await begun(sessions, n=1)
         watchers = len(store._reachability._watchers)
         for _ in range(5):
             await sessions.aclose()
-            await sessions.open()
+            await sessions.start()
         assert len(store._reachability._watchers) == watchers
         assert await opened(sessions, issue) == {"n": 1}
         assert (await changed(sessions, issue, lambda session: session.update(n=2))).login is False
@@ -117,11 +118,11 @@ def test_an_early_acknowledged_write_that_is_lost_is_reported() -> None:
             session = await opened(home, await begun(home, n=0))
             assert session is not None
             session["n"] = 1
-            assert home.needs_save(session)
+            assert in_hand.must_save(home.lifecycle, session)
             for store in farm.stores:
                 await store.aclose()
                 home._world._reachable[store.name] = True  # it has not noticed yet
-            saved = await home.save(session)
+            saved = await in_hand.saved(home, session)
             assert saved.written == Written(0, 2)
             assert saved.issue is None, "no token speaks of it yet"
             await home.driver.settle(60)
@@ -196,12 +197,12 @@ def test_a_stalled_process_asks_again_before_it_serves_from_its_cache() -> None:
             assert guard is not None
             await asyncio.sleep(2 * StallGuard.BEAT_S)
             await opened(home, issue)
-            assert home.open_cached(issue.token, False) is not None
+            assert home.lifecycle.open_cached(issue.token, False) is not None
             before = guard.stalls
             time.sleep(2 * StallGuard.STALL_S)  # frozen: nothing of this process runs
             await asyncio.sleep(2 * StallGuard.BEAT_S)
             assert guard.stalls > before
-            assert home.open_cached(issue.token, False) is None
+            assert home.lifecycle.open_cached(issue.token, False) is None
             assert await opened(home, issue) == {"n": 1}
             guard.stop()
             before = guard.stalls

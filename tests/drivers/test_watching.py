@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+import in_hand
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError
@@ -65,14 +66,13 @@ class Farm:
     async def begin(self) -> Session:
         session = Session()
         session["n"] = 1
-        assert self.web[0].needs_save(session)
-        await self.web[0].save(session)
+        await in_hand.saved(self.web[0], session)
         return session
 
     async def open_at(self, server: int, session: Session) -> Session:
         """The session at another web server, which claims it."""
         assert session._request.shown is not None
-        opened = await self.web[server].open_session(session._request.shown, False)
+        opened = await in_hand.opened(self.web[server], session._request.shown)
         assert opened is not None
         return opened
 
@@ -89,7 +89,7 @@ class Farm:
 async def farm(lease_s: float = LEASE_S, **policy: int) -> AsyncIterator[Farm]:
     made = Farm(lease_s, SessionPolicy(**policy))  # type: ignore[arg-type]
     for sessions in made.web:
-        await sessions.open()
+        await sessions.start()
     try:
         yield made
     finally:
@@ -239,8 +239,7 @@ def test_the_idle_timeout_is_told_and_use_elsewhere_puts_it_off() -> None:
             await asyncio.sleep(0.6)
             used = await made.open_at(1, session)
             used["n"] = 2
-            assert made.web[1].needs_save(used)
-            await made.web[1].save(used)
+            await in_hand.saved(made.web[1], used)
             assert await within(told) is SessionEnd.EXPIRED
             assert time.monotonic() - begun >= 1.4
 
@@ -343,8 +342,7 @@ def test_in_random_histories_who_is_closed_is_told_and_nobody_else(seed: int) ->
                 elif action in ("read", "write") and number not in closed:
                     opened = await made.open_at(server, sessions[number])
                     opened["n"] = opened["n"] + (action == "write")
-                    if made.web[server].needs_save(opened):
-                        await made.web[server].save(opened)
+                    await in_hand.saved(made.web[server], opened)
                 await asyncio.sleep(chance.random() * 0.03)
             await asyncio.wait([task for task, (number, _) in zip(told, watched, strict=True) if number in closed])
             await asyncio.sleep(2 * LEASE_S)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import in_hand
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event
 from coatcheck.replication.entry import Entry, encode_header
@@ -79,7 +80,7 @@ class Trade:
             observer=self.events.append,
         )
         self.servers.append(sessions)
-        await sessions.open()
+        await sessions.start()
         return sessions
 
 
@@ -99,14 +100,13 @@ async def begun(sessions: Sessions, **data: Any) -> Issue:
     """A new session; what its browser holds."""
     session = Session()
     session.update(data or {"n": 0})
-    assert sessions.needs_save(session)
-    issue = (await sessions.save(session)).issue
+    issue = (await in_hand.saved(sessions, session)).issue
     assert issue is not None
     return issue
 
 
 async def opened(sessions: Sessions, issue: Issue) -> Session | None:
-    return sessions.open_cached(issue.token, issue.login) or await sessions.open_session(issue.token, issue.login)
+    return await in_hand.opened(sessions, issue.token, issue.login)
 
 
 async def changed(sessions: Sessions, issue: Issue, change: Callable[[Session], object]) -> Issue:
@@ -114,6 +114,4 @@ async def changed(sessions: Sessions, issue: Issue, change: Callable[[Session], 
     session = await opened(sessions, issue)
     assert session is not None
     change(session)
-    if not sessions.needs_save(session):
-        return sessions.issue(session) or issue
-    return (await sessions.save(session)).issue or issue
+    return (await in_hand.saved(sessions, session)).issue or issue

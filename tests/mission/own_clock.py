@@ -14,6 +14,7 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import SealedToken
+from in_hand import opened, saved
 
 
 class OwnClock:
@@ -37,8 +38,7 @@ class OwnClock:
     async def create(self) -> SealedToken:
         session = Session()
         session["cart"] = "tea"
-        assert self.sessions.needs_save(session)
-        issue = (await self.sessions.save(session)).issue
+        issue = (await saved(self.sessions, session)).issue
         assert issue is not None
         return issue.token
 
@@ -49,7 +49,7 @@ class OwnClock:
             farm="farm", server_name="web-2", stores=self.stores, ring=self.ring, policy=self.sessions.lifecycle.policy
         )
         sessions.copies.world.now_ms = lambda: self.now_ms  # type: ignore[method-assign]
-        await sessions.open()
+        await sessions.start()
         try:
             yield sessions
         finally:
@@ -58,16 +58,13 @@ class OwnClock:
     async def open(self, token: SealedToken, sessions: Sessions | None = None) -> Session | None:
         """As the middleware does it: from the cache, else with the session servers."""
         sessions = sessions or self.sessions
-        return sessions.open_cached(token, False) or await sessions.open_session(token, False)
+        return await opened(sessions, token)
 
     async def use(self, token: SealedToken) -> SealedToken:
         """One request; returns what the browser holds afterwards."""
         session = await self.open(token)
         assert session is not None
-        if self.sessions.needs_save(session):
-            issue = (await self.sessions.save(session)).issue
-        else:
-            issue = self.sessions.issue(session)
+        issue = (await saved(self.sessions, session)).issue
         return token if issue is None else issue.token
 
     def kinds(self) -> list[EventKind]:
@@ -77,7 +74,7 @@ class OwnClock:
 @asynccontextmanager
 async def own_clock(policy: SessionPolicy, servers: int = 2) -> AsyncIterator[OwnClock]:
     clock = OwnClock(policy, servers)
-    await clock.sessions.open()
+    await clock.sessions.start()
     try:
         yield clock
     finally:

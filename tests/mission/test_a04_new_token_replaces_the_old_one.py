@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import in_hand
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_record
 from coatcheck.tokens.chain import Chain, Link, Retired
@@ -108,8 +109,7 @@ def test_with_a_grace_one_millisecond_decides(elsewhere: bool) -> None:
             session = await clock.open(new)
             assert session is not None
             session["cart"] = "coffee"
-            assert clock.sessions.needs_save(session)
-            issue = (await clock.sessions.save(session)).issue
+            issue = (await in_hand.saved(clock.sessions, session)).issue
             newest = new if issue is None else issue.token
             moved_on_at = clock.now_ms
             clock.now_ms = moved_on_at + GRACE_MS

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import in_hand
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.sessions.mapping import Session
 from coatcheck.stores.memory import MemoryStore
@@ -32,14 +33,13 @@ def test_every_token_of_a_session_carries_both_and_no_data() -> None:
         began_ms = time.time_ns() // 1_000_000
         stores = [MemoryStore(name, time.monotonic) for name in ("one", "two")]
         sessions = Sessions(farm="farm", server_name="web-1", stores=stores, ring=ring)
-        await sessions.open()
+        await sessions.start()
         try:
             texts = []
             for size in (1, 100_000):
                 session = Session()
                 session["cart"] = "x" * size
-                assert sessions.needs_save(session)
-                issue = (await sessions.save(session)).issue
+                issue = (await in_hand.saved(sessions, session)).issue
                 assert issue is not None
                 texts.append(sessions.seal(issue))
             return began_ms, texts, time.time_ns() // 1_000_000

@@ -162,9 +162,8 @@ class WebServer:
         return session
 
     def save(self, session: Session) -> Saved:
-        if self.lifecycle.needs_save(session):
-            return self.run(self.lifecycle.save(session))
-        return Saved(self.lifecycle.issue(session))
+        saved = self.lifecycle.finish(session)
+        return saved if isinstance(saved, Saved) else self.run(saved)
 
     def create(self, **data: Any) -> SealedToken:
         saved = self.save(Session(data))

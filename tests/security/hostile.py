@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import in_hand
 from coatcheck.director.rules.admission import Admission, AdmissionPolicy, is_within
 from coatcheck.director.rules.forwarding import ClientAddress
 from coatcheck.director.rules.http_body import ChunkedReader
@@ -36,12 +37,12 @@ from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event
 from coatcheck.session_server.connection import MAX_UNSENT_BYTES, SessionConnection
 from coatcheck.session_server.state import SessionState
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.mapping import Session
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import TOKEN_CHARS
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
 
 MAX_INPUT_BYTES = 4096
 MAX_CPU_S_PER_INPUT = 0.5
@@ -161,14 +162,13 @@ class Farm:
         self.tokens: list[bytes] = []
 
     async def begin(self) -> None:
-        await self.sessions.open()
+        await self.sessions.start()
         for number in range(4):
             session = Session()
             session["n"] = number
             if number % 2:
                 session.regenerate("ada")
-            assert self.sessions.needs_save(session)
-            issue = (await self.sessions.save(session)).issue
+            issue = (await in_hand.saved(self.sessions, session)).issue
             assert issue is not None
             self.tokens.append(self.sessions.seal(issue))
 
@@ -189,7 +189,7 @@ class Farm:
         return self.opened
 
     def unseal(self, text: bytes) -> bool:
-        opened = [self.sessions.unseal(text, login) for login in (False, True)]
+        opened = [in_hand.unsealed(self.sessions, text, login) for login in (False, True)]
         assert opened == [None, None] or text in self.tokens
         assert opened.count(None) >= 1, "no token serves both purposes"
         return opened != [None, None]
@@ -225,7 +225,7 @@ def _with_farm(kind: str, count: int, seed: int) -> Report:
             ]
             report = run(kind, genuine, farm.request, count, seed)
             for token in farm.tokens:
-                assert farm.sessions.unseal(token, False) or farm.sessions.unseal(token, True)
+                assert in_hand.unsealed(farm.sessions, token, False) or in_hand.unsealed(farm.sessions, token, True)
             return report
         finally:
             runner.run(farm.sessions.aclose())

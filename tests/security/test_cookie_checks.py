@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from coatcheck.web.cookies import MAX_COOKIE_BYTES, CookieJar, CookiePolicy
+from coatcheck.sessions.cookies import MAX_COOKIE_BYTES, CookieJar, CookiePolicy
 
 from .two_servers import COOKIE, LOGIN, Browser, Servers, shopper, two_servers
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import in_hand
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind, public_id
 from coatcheck.replication.policy import ReplicationPolicy
@@ -74,7 +75,7 @@ def test_16_5_too_few_of_three_session_servers_fail_closed() -> None:
             for store in servers.stores[:2]:
                 await store.aclose()
             with pytest.raises(SessionUnavailable) as unavailable:
-                await servers.sessions[1].open_session(browser.token(), False)
+                await in_hand.opened(servers.sessions[1], browser.token())
             assert unavailable.value.reason is UnavailableReason.TOO_FEW_SERVERS
 
     asyncio.run(story())

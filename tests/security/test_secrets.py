@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import in_hand
 from coatcheck.access import SessionAccess
 from coatcheck.connecting import connect, log_event
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, TokenRejected
@@ -57,11 +58,10 @@ class Secrets:
 async def with_card(servers: Servers) -> Browser:
     browser = await shopper(servers)
     sessions = servers.sessions[0]
-    session = sessions.open_cached(browser.token(), False)
+    session = sessions.lifecycle.open_cached(browser.token(), False)
     assert session is not None
     session["card"] = CARD
-    assert sessions.needs_save(session)
-    issue = (await sessions.save(session)).issue
+    issue = (await in_hand.saved(sessions, session)).issue
     assert issue is not None
     browser.jar[COOKIE] = sessions.seal(issue).decode()
     return browser
@@ -70,7 +70,7 @@ async def with_card(servers: Servers) -> Browser:
 async def objects(servers: Servers, browser: Browser) -> list[Any]:
     """One of each that holds a secret or something that does."""
     sessions, token = servers.sessions[0], browser.token()
-    session = sessions.open_cached(token, False)
+    session = sessions.lifecycle.open_cached(token, False)
     assert session is not None
     copy = session._request.copy_held
     assert copy is not None

@@ -15,18 +15,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+import in_hand
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import Version
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import UNREACHABLE, PutReply
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import SealedToken
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
 
 LEASE_S = 0.05
 COOKIE, LOGIN = "__Host-coatcheck", "__Host-coatcheck-login"
@@ -136,7 +137,7 @@ class Servers:
         return [event.kind for event in self.events]
 
     def opened(self, text: str, login: bool = False) -> SealedToken:
-        token = self.sessions[0].unseal(text.encode(), login)
+        token = in_hand.unsealed(self.sessions[0], text.encode(), login)
         assert token is not None
         return token
 
@@ -208,7 +209,7 @@ async def two_servers(
 ) -> AsyncIterator[Servers]:
     servers = Servers(policy, session_servers=session_servers, replication=replication, ring=ring)
     for sessions in servers.sessions:
-        await sessions.open()
+        await sessions.start()
     try:
         yield servers
     finally:

@@ -9,9 +9,11 @@ import pytest
 from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.events import EventKind
 from coatcheck.replication.copies import Closed, Written
+from coatcheck.sessions.lifecycle import NOTHING
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken
+from in_hand import must_save
 from replication.tiny_farm import Farm, WebServer
 
 # -- create and save -----------------------------------------------------------------------------
@@ -32,7 +34,7 @@ def test_an_empty_session_is_not_stored_and_gets_no_token() -> None:
     web = Farm().web()
     for session in (Session(), Session(a=1)):
         session.clear()
-        assert not web.lifecycle.needs_save(session)
+        assert not must_save(web.lifecycle, session)
         assert web.save(session).issue is None
 
 
@@ -44,8 +46,7 @@ def test_a_write_changes_the_token_a_read_does_not() -> None:
     assert (after.key, after.session_id, after.timestamp) == (token.key, token.session_id, token.timestamp)
     session = web.opened(after)
     assert session["n"] == 2
-    assert not web.lifecycle.needs_save(session)
-    assert web.lifecycle.issue(session) is None
+    assert web.lifecycle.finish(session) is NOTHING
 
 
 def test_a_change_deep_inside_is_saved() -> None:

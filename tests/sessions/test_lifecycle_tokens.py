@@ -11,6 +11,7 @@ from coatcheck.events import EventKind
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
+from in_hand import must_save
 from replication.tiny_farm import START_MS, Farm, WebServer
 
 ROTATE_S = GRACE_S = 60
@@ -265,9 +266,9 @@ def test_a_touch_is_stored_only_when_it_is_an_eighth_newer() -> None:
     web = farm.web()
     token = web.create(n=1)
     farm.wait(9)
-    assert not web.lifecycle.needs_save(web.opened(token))
+    assert not must_save(web.lifecycle, web.opened(token))
     farm.wait(1)
-    assert web.lifecycle.needs_save(web.opened(token))
+    assert must_save(web.lifecycle, web.opened(token))
 
 
 def test_a_server_whose_clock_is_behind_shortens_nothing() -> None:

@@ -7,6 +7,7 @@ import pytest
 from coatcheck.events import EventKind
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
+from in_hand import must_save
 from replication.tiny_farm import Farm
 
 MINUTE_S = 60
@@ -38,13 +39,13 @@ def test_showing_the_token_once_gives_the_normal_life_on_every_copy(elsewhere: b
     farm.wait(MINUTE_S)
     web = two if elsewhere else one
     session = web.opened(token)
-    assert web.lifecycle.needs_save(session), "a mere read has to be remembered this once"
+    assert must_save(web.lifecycle, session), "a mere read has to be remembered this once"
     saved = web.save(session)
     token = saved.issue.token if saved.issue else token
     lives = {entry.expires_in_ms for entry in farm.entries(token.key) if entry is not None}
     assert len(lives) == 1
     assert lives.pop() >= POLICY.idle_timeout_ms
-    assert not web.lifecycle.needs_save(web.opened(token)), "and no more than this once"
+    assert not must_save(web.lifecycle, web.opened(token)), "and no more than this once"
     farm.wait(POLICY.idle_timeout_ms / 1000 - 1)
     assert one.read(token) == two.read(token) == {"cart": ["tea"]}
     farm.wait(POLICY.idle_timeout_ms / 1000 + POLICY.touch_ms / 1000 + GRACE_S + 1)
@@ -58,7 +59,7 @@ def test_parallel_first_requests_write_once() -> None:
     tabs = [web.opened(token) for _ in range(3)]
     versions = set()
     for tab in tabs:
-        assert web.lifecycle.needs_save(tab)
+        assert must_save(web.lifecycle, tab)
         saved = web.save(tab)
         assert saved.issue is not None, "each tab learns of the newest token"
         versions.add(saved.issue.token.version)
@@ -98,6 +99,6 @@ def test_without_a_short_life_nothing_is_different() -> None:
     farm = Farm()
     web = farm.web()
     token = web.create(n=1)
-    assert not web.lifecycle.needs_save(web.opened(token))
+    assert not must_save(web.lifecycle, web.opened(token))
     farm.wait(NEW_S + GRACE_S + 1)
     assert web.read(token) == {"n": 1}

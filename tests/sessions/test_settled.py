@@ -16,6 +16,7 @@ from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.chain import Shown, show
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.sealed import SealedToken
+from in_hand import must_save, saved
 
 POLICIES = [
     SessionPolicy(),
@@ -43,26 +44,23 @@ class Story:
     async def begin(self) -> None:
         session = Session()
         session["n"] = 0
-        assert self.sessions.needs_save(session)
+        assert must_save(self.sessions.lifecycle, session)
         await self.answer(session)
 
     async def answer(self, session: Session) -> None:
         """As the middleware does; the browser may miss the answer."""
         self.compare(session)
-        if self.sessions.needs_save(session):
-            issue = (await self.sessions.save(session)).issue
-        else:
-            issue = self.sessions.issue(session)
+        issue = (await saved(self.sessions, session)).issue
         if issue is not None and (not self.tokens or self.random.random() < 0.8):
             self.tokens.append(issue.token)
 
     def compare(self, session: Session) -> None:
-        if not self.sessions.is_settled(session):
+        if not self.sessions.lifecycle.is_settled(session):
             self.unsettled += 1
             return
         self.settled += 1
-        assert not self.sessions.needs_save(session)
-        assert self.sessions.issue(session) is None
+        assert not self.sessions.lifecycle._needs_save(session)
+        assert self.sessions.lifecycle._issue(session) is None
 
     def judged(self, token: SealedToken) -> Shown:
         copy = self.sessions.copies.cache.get(token.key)
@@ -77,11 +75,11 @@ class Story:
         self.now_ms += self.random.choice([0, 1, 50, 400, 900, 2_500, 4_000])
         token = self.tokens[-1] if self.random.random() < 0.8 else self.random.choice(self.tokens)
         expected = self.judged(token)
-        session = self.sessions.open_cached(token, False)
+        session = self.sessions.lifecycle.open_cached(token, False)
         if session is None:
             return
         assert session._request.verdict is expected
-        parallel = self.sessions.open_cached(token, False) if self.random.random() < 0.2 else None
+        parallel = self.sessions.lifecycle.open_cached(token, False) if self.random.random() < 0.2 else None
         act = self.random.random()
         if act < 0.4:
             session["n"] = session.get("n", 0) + 1
@@ -98,7 +96,7 @@ class Story:
 def test_settled_means_nothing_to_save_and_nothing_to_tell(policy: SessionPolicy) -> None:
     async def tell(seed: int) -> tuple[int, int]:
         story = Story(policy, seed)
-        await story.sessions.open()
+        await story.sessions.start()
         try:
             await story.begin()
             for _ in range(60):

@@ -11,6 +11,7 @@ from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement, is_newer
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken
+from in_hand import must_save
 from replication.tiny_farm import Farm, WebServer
 
 PATIENCE_S = 30.0
@@ -94,7 +95,7 @@ def test_a_request_that_only_reads_tells_the_browser_nothing_and_touches_nothing
     farm, web, token = behind()
     before = farm.entries(token.key)
     session = out_of_patience(farm, web, token)
-    assert not web.lifecycle.needs_save(session)
+    assert not must_save(web.lifecycle, session)
     assert web.save(session).issue is None
     assert [entry and entry.version for entry in farm.entries(token.key)] == [
         entry and entry.version for entry in before
@@ -118,7 +119,7 @@ def test_emptying_what_was_empty_anyway_ends_no_unheard_session_and_does_not_pas
     farm, web, token = behind()
     session = out_of_patience(farm, web, token)
     session.clear()
-    assert web.lifecycle.needs_save(session)
+    assert must_save(web.lifecycle, session)
     with pytest.raises(SessionUnavailable):
         web.save(session)
     web.cut = set()
@@ -163,7 +164,7 @@ def test_a_write_of_an_unheard_session_is_refused_however_long_it_lasts() -> Non
         b"",
     )
     late["n"] = 3
-    assert web.lifecycle.needs_save(late)
+    assert must_save(web.lifecycle, late)
     with pytest.raises((SessionUnavailable, SessionClosed)) as caught:
         web.save(late)
     assert isinstance(caught.value, SessionUnavailable)

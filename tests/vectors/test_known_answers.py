@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
+import in_hand
 from coatcheck.drivers import asyncio_driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.pool.soap.session_types import SessionType
@@ -191,12 +192,11 @@ def test_a_session_that_begins_is_made_of_what_was_drawn_and_of_nothing_else(mon
         stores = [MemoryStore(name, time.monotonic) for name in ("one", "two")]
         sessions = Sessions(farm=FARM, server_name="web-1", stores=stores, ring=WHOLE_RING)
         sessions.copies.world.now_ms = lambda: known["now"]  # type: ignore[method-assign]
-        await sessions.open()
+        await sessions.start()
         try:
             session = Session()
             session.update(known["data"])
-            assert sessions.needs_save(session)
-            issue = (await sessions.save(session)).issue
+            issue = (await in_hand.saved(sessions, session)).issue
             assert issue is not None
             found: list[Entry | None] = []
             for store in stores:

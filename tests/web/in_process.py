@@ -16,13 +16,13 @@ from coatcheck.events import Event
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import Version
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.routes import Sticky
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import PutReply
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
-from coatcheck.web.routes import Sticky
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Act = Callable[[Any], Any]

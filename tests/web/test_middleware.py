@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+import in_hand
 from coatcheck.errors import ConfigError, SessionDataError
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.policy import SessionPolicy
-from coatcheck.web.cookies import CookiePolicy
 
 from .in_process import Act, Served, acting, count, look, served
 
@@ -90,7 +91,7 @@ def test_rotate_gives_a_new_session_id_for_the_same_session() -> None:
             for act in (look, lambda s: s.rotate(), lambda s: s.rotate()):
                 server.app = acting(act)
                 await browser.get("/")
-                token = server.sessions.unseal(browser.cookies[COOKIE].encode(), False)
+                token = in_hand.unsealed(server.sessions, browser.cookies[COOKIE].encode(), False)
                 assert token is not None
                 tokens.append(token)
             assert len({token.session_id for token in tokens}) == 3

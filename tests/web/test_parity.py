@@ -19,10 +19,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
-from coatcheck.web.cookies import CookiePolicy
 
 DATA = {"n": 1, "name": "Ada", "cart": [{"sku": "tea"}], "flags": {"dark": True}, "none": None, "empty": ""}
 Step = Callable[[Any], Any]

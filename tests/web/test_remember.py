@@ -52,7 +52,7 @@ def test_it_holds_for_every_later_cookie_of_the_session_on_every_server() -> Non
             for _ in range(3):
                 assert life((await browser.get("/")).headers.get_list("set-cookie")) == TWELVE_HOURS
             server.middleware.sessions = other = server.another_server()
-            await other.open()
+            await other.start()
             another = SessionMiddleware(server._call, other)
             server.middleware.__dict__.update(another.__dict__)
             assert life((await browser.get("/")).headers.get_list("set-cookie")) == TWELVE_HOURS

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.web.cookies import CookieJar, CookiePolicy
+from coatcheck.sessions.caching import guard
+from coatcheck.sessions.cookies import CookieJar, CookiePolicy
 from coatcheck.web.interface import Header
-from coatcheck.web.uncached import guard
 
 JAR = CookieJar(CookiePolicy(insecure_localhost=True))
 COOKIE = (b"set-cookie", b"coatcheck=x")

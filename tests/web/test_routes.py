@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from coatcheck.web.routes import may_carry_route, with_route
+from coatcheck.sessions.routes import may_carry_route, with_route
 
 from .in_process import Served, acting, count, look, served
 

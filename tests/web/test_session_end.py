@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.responses import StreamingResponse
 
+import in_hand
 from coatcheck.drivers.watching import Watching
 from coatcheck.web import open_stream
 
@@ -88,7 +89,7 @@ class Scene:
 async def scene(headers: list[tuple[bytes, bytes]] | None = None) -> AsyncIterator[Scene]:
     async with served(acting(count)) as server, server.client() as browser:
         await browser.get("/")
-        token = server.sessions.unseal(browser.cookies[COOKIE].encode(), False)
+        token = in_hand.unsealed(server.sessions, browser.cookies[COOKIE].encode(), False)
         assert token is not None
         made = Scene(server, browser.cookies[COOKIE], token.key)
         server.app = streaming(headers or [], made.more, made.ends)

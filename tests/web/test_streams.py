@@ -15,6 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+import in_hand
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
 
@@ -126,10 +127,10 @@ def test_a_request_cancelled_while_it_saves_poisons_nothing(moment_s: float) -> 
                 after += 1
                 assert (await browser.get("/")).text == str(after)
             other = server.another_server()
-            await other.open()
-            token = server.sessions.unseal(browser.cookies[COOKIE].encode(), False)
+            await other.start()
+            token = in_hand.unsealed(server.sessions, browser.cookies[COOKIE].encode(), False)
             assert token is not None
-            session = await other.open_session(token, False)
+            session = await in_hand.opened(other, token)
             assert session == {"n": after}
             kinds = {event.kind for event in server.events}
             assert not kinds & {EventKind.SESSION_FORKED, EventKind.SESSION_ROLLED_BACK, EventKind.SESSION_THEFT}

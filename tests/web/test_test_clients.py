@@ -184,7 +184,7 @@ def test_each_opening_draws_a_server_id() -> None:
     drawn = []
 
     async def opened() -> None:
-        await sessions.open()
+        await sessions.start()
         drawn.append(sessions.server_id)
         assert sessions.copies.server_id == sessions.server_id
         await sessions.aclose()

@@ -8,20 +8,20 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
-from coatcheck.drivers.visit import LOST, VISIT
+from coatcheck.drivers.visit import VISIT, visiting
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenRejected, UnavailableReason
+from coatcheck.errors import CoatcheckError, CorruptEntry, TokenReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
-from coatcheck.replication.effects import Exclusive, Tell
+from coatcheck.replication.effects import Exclusive, Flow, Tell
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
@@ -29,17 +29,23 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.replication.view import View
+from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.ending import OpenStreams, SessionEnd
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import Lifecycle, Saved
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.newcomers import Newcomers
+from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.sessions.request_state import RequestState
+from coatcheck.sessions.requests import Requests
+from coatcheck.sessions.routes import Header, Sticky
 from coatcheck.stores.port import Store, Unreachable
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
+
+T = TypeVar("T")
 
 _all: weakref.WeakSet[Sessions] = weakref.WeakSet()
 _inherited: list[object] = []
@@ -72,14 +78,16 @@ class SessionInfo(msgspec.Struct, frozen=True):
 
 
 class Sessions:
-    """Opens, saves and closes sessions on the farm's session servers.
+    """The sessions of one web server: :meth:`open` with each request, :meth:`finish` when its response starts, and
+    :meth:`end` when its body was streamed.
 
-    Build it anywhere, also before a fork; it belongs to the event loop on which :meth:`open` runs. Another loop that
+    Build it anywhere, also before a fork; it belongs to the event loop on which :meth:`start` runs. Another loop that
     is alive at the same time (a test client makes one for each WebSocket) gets a twin, :meth:`on_this_loop`: to the
-    session servers that is one more web server. ``server_name`` is unique in the farm; ``stores`` are the session
-    servers, or what makes them: only then there can be twins. ``farm`` is authenticated in every token, so that farms
-    that share a key ring by mistake still refuse each other's tokens. ``list_number``: of this list of session
-    servers, 0 to 63, raised with each change of it.
+    session servers that is one more web server. ``cookies``: how browsers keep their tokens; ``None``: ``Secure`` and
+    ``__Host-``, but for sessions in memory, which are for tests on plain HTTP. ``server_name`` is unique in the farm;
+    ``stores`` are the session servers, or what makes them: only then there can be twins. ``farm`` is authenticated in
+    every token, so that farms that share a key ring by mistake still refuse each other's tokens. ``list_number``: of
+    this list of session servers, 0 to 63, raised with each change of it.
     """
 
     CLOCK_PERIOD_S = 1.0
@@ -100,6 +108,7 @@ class Sessions:
         open_streams: OpenStreams = "end",
         in_memory: bool = False,
         newcomers: Newcomers | None = None,
+        cookies: CookiePolicy | None = None,
         observer: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._binding = threading.Lock()
@@ -109,18 +118,21 @@ class Sessions:
             Sessions, farm=farm, server_name=server_name, stores=stores, ring=ring, copies=copies,
             list_number=list_number,
             replication=replication, policy=policy, open_streams=open_streams, in_memory=in_memory, observer=observer,
-            newcomers=newcomers,
+            newcomers=newcomers, cookies=cookies,
         )  # fmt: skip
         self.server_name = server_name
         self._observer = observer
         self.in_memory = in_memory
         """Whether sessions live in this process alone, for tests and trials."""
         self._ring = ring
+        self.cookies = cookies or CookiePolicy(insecure_localhost=in_memory)
         self.ends_streams = open_streams == "end"
         """Whether what is open is ended with its session; else the app is told (:meth:`Session.ended`) and no more."""
         self.events: Counter[EventKind] = Counter()
         self._last_event: dict[EventKind, Event] = {}
         self._policy = policy = policy or SessionPolicy()
+        self.transport = self.transport_of(self.cookies)
+        self.newcomers = Newcomers(1, 0) if newcomers is None else newcomers
         replication = replication or ReplicationPolicy()
         self._replication = msgspec.structs.replace(
             replication, tombstone_ms=policy.tombstone_ms, linger_ms=policy.linger_ms
@@ -133,11 +145,10 @@ class Sessions:
             False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
             True: TokenCodec(ring, "login", farm, self._world.random_bytes),
         }
-        self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
+        self._ended_by = self.ended
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
-        self.newcomers = Newcomers(1, 0) if newcomers is None else newcomers
         _all.add(self)
 
     def _take_stores(self, stores: Sequence[Store]) -> None:
@@ -152,10 +163,7 @@ class Sessions:
         placement = Placement(list(self._stores), self._copies_wanted, self._list_number)
         self.copies = Copies(self.server_id, placement, self._replication, self._sealer, self._world)
         self.lifecycle = Lifecycle(self.copies, self._policy)
-        self.open_cached = self.lifecycle.open_cached
-        self.is_settled = self.lifecycle.is_settled
-        self.needs_save = self.lifecycle.needs_save
-        self.issue = self.lifecycle.issue
+        self.requests = Requests(self.lifecycle, self.newcomers, self._open_token, self.seal, self._rejected)
 
     def _forget_run(self) -> None:
         """Belong to no event loop."""
@@ -175,16 +183,16 @@ class Sessions:
     # -- the life of this web server -------------------------------------------------------------
 
     async def on_this_loop(self) -> Sessions:
-        """The open sessions of the running event loop: these, or a twin of theirs.
+        """The started sessions of the running event loop: these, or a twin of theirs.
 
-        Raises :class:`ConfigError` as :meth:`open` does, and :class:`CoatcheckError` where there can be no twin.
+        Raises :class:`ConfigError` as :meth:`start` does, and :class:`CoatcheckError` where there can be no twin.
         """
         loop = asyncio.get_running_loop()
         with self._binding:
             here = self._place(loop)
             if here._bound is not loop:
                 here._bind(loop)
-        await here.open()
+        await here.start()
         return here
 
     def here(self) -> Sessions:
@@ -208,7 +216,7 @@ class Sessions:
             twin._twin_of = self
         return twin
 
-    async def open(self) -> None:
+    async def start(self) -> None:
         """Connect to the session servers; those that are away are retried in the background. Repeatable.
 
         Each opening is a run of its own, with a server ID drawn anew: also in a process that was forked. What is open
@@ -219,7 +227,7 @@ class Sessions:
         if self._bound is not loop:
             self._bind(loop)
         if self._opening is None:
-            self._opening = asyncio.ensure_future(self._open())
+            self._opening = asyncio.ensure_future(self._start())
         opening = self._opening
         try:
             await asyncio.shield(opening)
@@ -246,7 +254,7 @@ class Sessions:
         else:
             self.server_id = self.copies.server_id = self._world.random_bytes(SERVER_ID_BYTES)
 
-    async def _open(self) -> None:
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         self._world.watch_clocks()
         await asyncio.gather(*(store.open() for store in self._stores.values()))
@@ -322,41 +330,77 @@ class Sessions:
     @property
     def driver(self) -> AsyncioDriver:
         if self._driver is None:
-            raise CoatcheckError("the sessions are not open yet: await open() first")
+            raise CoatcheckError("these sessions are not started: await start() first, or open() a request")
         return self._driver
 
     @property
     def watching(self) -> Watching:
         if self._watching_ends is None:
-            raise CoatcheckError("the sessions are not open yet: await open() first")
+            raise CoatcheckError("these sessions are not started: await start() first, or open() a request")
         return self._watching_ends
 
     # -- the life of a request -------------------------------------------------------------------
 
-    def unseal(self, text: bytes, login: bool) -> SealedToken | None:
-        """The token's content, or ``None`` for any bytes that this farm did not seal (counted by reason)."""
-        try:
-            return self._open_login(text) if login else self._open_anonymous(text)
-        except TokenRejected as rejection:
-            self._report(Event(EventKind.TOKEN_REJECTED, detail=rejection.reason.value))
-            return None
+    def transport_of(
+        self, cookies: CookiePolicy, route_tag: str | None = None, sticky: Sticky = "browser"
+    ) -> CookieTransport:
+        """How these sessions travel in cookies of that kind; raises :class:`ConfigError`."""
+        return CookieTransport(cookies, self._policy.absolute_timeout_ms / 1000, route_tag, sticky)
 
-    async def open_session(self, token: SealedToken, login: bool) -> Session | None:
-        """The session of a token, or ``None``. Raises :class:`SessionUnavailable`: fail closed."""
-        return await self.driver.run(self.lifecycle.open(token, login))
+    async def open(
+        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
+    ) -> Opened:
+        """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
+        joined by ``; ``; ``client``: the host that asks, if the server knows it.
 
-    def admit_new(self, host: str | None) -> None:
-        """Let a client begin a session; ``host`` is its address, if the server tells it.
-
-        Raises :class:`SessionUnavailable` for one that has begun too many (:class:`Newcomers`).
+        Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
+        :meth:`Answer.refusal` says what to answer then.
         """
-        if not self.newcomers.admit(host, self._world.monotonic()):
-            self._report(Event(EventKind.SESSION_LIMITED, detail=f"too many new sessions from {host}"))
-            raise SessionUnavailable(UnavailableReason.TOO_MANY_NEW)
+        home = self if self.loop is asyncio.get_running_loop() else await self.on_this_loop()
+        opened = Opened(home, cookie_header, client, transport or self.transport)
+        loading = home.requests.open(opened)
+        if loading is not None:
+            await home.run_for(opened, loading)
+        opened.session._request.ended_by = home._ended_by
+        return opened
 
-    def save(self, session: Session) -> Awaitable[Saved]:
-        """Store what a request did; call :attr:`needs_save` first. Raises what :meth:`Lifecycle.save` raises."""
-        return self.driver.run(self.lifecycle.save(session))
+    async def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
+        """When the app's response starts, with this status and these headers: what to send instead of them.
+
+        Returns when what the request did is acknowledged. Raises :class:`SessionDataError` for what cannot be stored,
+        with nothing stored: then the app's error page can be finished. Raises :class:`CoatcheckError` for a request
+        that was finished before.
+        """
+        home: Sessions = opened.home
+        answer = home.requests.finish(opened, status, headers)
+        return answer if isinstance(answer, Answer) else await home.run_for(opened, answer)
+
+    async def end(self, opened: Opened) -> None:
+        """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.
+
+        Raises :class:`CoatcheckError` for what needs a cookie (a new session, a login): its time has passed; and
+        :class:`SessionUnavailable`, :class:`SessionClosed`, :class:`ConflictError` and :class:`SessionDataError` for
+        what was not stored.
+        """
+        home: Sessions = opened.home
+        storing = home.requests.end(opened)
+        if storing is not None:
+            await home.run_for(opened, storing)
+
+    async def run_for(self, opened: Opened, flow: Flow[T]) -> T:
+        """Run a flow in the name of the client that asks."""
+        with visiting(opened.client) as visit:
+            result: T = await self.driver.run(flow)
+        if visit.lost is not None and opened.session.is_new:
+            opened.session._request.lost = visit.lost
+        return result
+
+    def _open_token(self, text: bytes, login: bool) -> SealedToken:
+        return self._codecs[login].open(text)
+
+    def _rejected(self, reason: TokenReason, client: str | None) -> None:
+        with visiting(client):
+            self._report(Event(EventKind.TOKEN_REJECTED, detail=reason.value))
 
     def seal(self, issue: Issue) -> bytes:
         """The text of a token for the browser."""
@@ -454,7 +498,7 @@ class Sessions:
         self.events[event.kind] += 1
         self._last_event[event.kind] = event
         if event.kind in LOSSES and (visit := VISIT.get()) is not None:
-            visit[LOST] = event.kind.value
+            visit.lost = event.kind.value
         self._observer(event)
 
     def _look_at_clocks(self) -> None:

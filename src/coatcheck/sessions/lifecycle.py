@@ -43,6 +43,10 @@ class Saved(msgspec.Struct, frozen=True):
     closed: Closed | None = None
 
 
+NOTHING = Saved()
+"""Nothing was to be stored, and the browser knows everything."""
+
+
 class Lifecycle:
     """The sessions of one web server. Pure: flows ask the world, everything else is decided here."""
 
@@ -220,10 +224,21 @@ class Lifecycle:
 
     # -- saving ----------------------------------------------------------------------------------
 
+    def finish(self, session: Session) -> Saved | Flow[Saved]:
+        """What a request did to its session: the outcome if nothing is to be stored, else the flow that stores it.
+
+        Of one that was opened, :meth:`is_settled` may say so sooner. Raises :class:`SessionDataError`; the flow
+        raises what :meth:`_store` does.
+        """
+        if self._needs_save(session):
+            return self._store(session)
+        issue = self._issue(session)
+        return NOTHING if issue is None else Saved(issue)
+
     def is_settled(self, session: Session) -> bool:
         """Whether there is nothing to save and nothing to tell the browser: the hot path of reading.
 
-        A shortcut: if it says yes, :meth:`needs_save` and :meth:`issue` would have said no, as of the moment when
+        A shortcut: if it says yes, :meth:`_needs_save` and :meth:`_issue` would have said no, as of the moment when
         the session was opened.
         """
         request = session._request
@@ -232,8 +247,8 @@ class Lifecycle:
         copy = request.copy_held
         return copy is None or self._hosted(copy.key) is copy
 
-    def needs_save(self, session: Session) -> bool:
-        """Whether the response must wait for :meth:`save`. Encodes the mapping once; no I/O.
+    def _needs_save(self, session: Session) -> bool:
+        """Whether the response must wait for :meth:`_store`. Encodes the mapping once; no I/O.
 
         Raises :class:`SessionDataError` if the mapping cannot be stored.
         """
@@ -241,7 +256,7 @@ class Lifecycle:
         blob = request.saved_blob = encode_data(session)
         copy = request.copy_held
         if copy is None:
-            if request.unheard and self._is_logout(session):
+            if request.unheard and self.is_logout(session):
                 return True
             return (blob != EMPTY_DATA or request.new_login) and not request.closing
         if blob != request.blob:
@@ -265,7 +280,7 @@ class Lifecycle:
             or request.cleared
         )
 
-    def issue(self, session: Session) -> Issue | None:
+    def _issue(self, session: Session) -> Issue | None:
         """The token for a response that needs no save, if the browser must be told one."""
         request = session._request
         copy = request.copy_held
@@ -279,7 +294,7 @@ class Lifecycle:
         token = token_to_tell(request.shown, request.verdict, told, copy.promised, wrote, self._list_number)
         return None if token is None else Issue(token, request.login)
 
-    def save(self, session: Session) -> Flow[Saved]:
+    def _store(self, session: Session) -> Flow[Saved]:
         """Store what the request did; acknowledged at the durability asked for.
 
         Raises :class:`SessionUnavailable` (nothing acknowledged), :class:`SessionClosed` (a slow request does not undo
@@ -287,7 +302,7 @@ class Lifecycle:
         """
         request = session._request
         copy = request.copy_held
-        if self._is_logout(session):
+        if self.is_logout(session):
             return (yield from self._log_out(session))
         if copy is None:
             check_data(session, request.saved_blob)
@@ -307,7 +322,8 @@ class Lifecycle:
             return saved
         return (yield from self._early(session, flow))
 
-    def _is_logout(self, session: Session) -> bool:
+    def is_logout(self, session: Session) -> bool:
+        """Whether what the request did ends its session; known once it was encoded."""
         request = session._request
         return request.closing or (
             request.cleared and not request.new_login and request.saved_blob == EMPTY_DATA and not request.is_nothing

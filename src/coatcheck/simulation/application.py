@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from coatcheck.replication.effects import Flow, Pause
-from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.simulation.schedule import Act
@@ -107,14 +107,11 @@ class App:
         if think_s:
             yield Pause(think_s)
         act(attempt, session)
-        lifecycle = web.lifecycle
-        saved = Saved()
-        if lifecycle.needs_save(session):
-            before = session._request.copy_held.key if session._request.copy_held is not None else None
-            saved = yield from lifecycle.save(session)
+        before = session._request.copy_held.key if session._request.copy_held is not None else None
+        saved = web.lifecycle.finish(session)
+        if not isinstance(saved, Saved):
+            saved = yield from saved
             self._judge.saved(web, attempt, session, saved, before)
-        else:
-            saved = Saved(lifecycle.issue(session))
         return self._respond(attempt, web, session, saved)
 
     def _open(self, attempt: Attempt, web: WebServer) -> Flow[Session]:
@@ -144,19 +141,18 @@ class App:
         return session
 
     def _respond(self, attempt: Attempt, web: WebServer, session: Session, saved: Saved) -> Response:
-        """The cookies of :meth:`coatcheck.web.asgi.SessionMiddleware.cookies_for`."""
         response = Response()
-        if saved.clear:
-            unheard = bool(session._request.unheard)
-            response.clear_login = session._request.login or (unheard and attempt.cookies.login is not None)
-            response.clear_anonymous = not session._request.login or unheard
-        elif saved.issue is not None:
-            issue: Issue = saved.issue
+        shown = attempt.cookies
+        changes = cookie_changes(
+            session._request, saved, lambda: shown.login is not None, lambda: shown.anonymous is not None
+        )
+        response.clear_login, response.clear_anonymous = changes.clear_login, changes.clear_anonymous
+        if changes.issue is not None:
+            issue = changes.issue
             self._judge.issued(web, attempt, issue)
             sealed = self._codecs.seal(issue.token, issue.login)
             if issue.login:
                 response.set_login = sealed
-                response.clear_anonymous = attempt.cookies.anonymous is not None
             else:
                 response.set_anonymous = sealed
         self._judge.responding(web, attempt, session)

@@ -9,26 +9,11 @@ from typing import Any, Final
 from coatcheck.web.open_websocket import UNREAD_S, HungUp
 
 _LENGTH: Final = b"content-length"
-_KNOWN: Final = frozenset({_LENGTH, b"cache-control", b"etag", b"last-modified"})
-_KNOWN_LENGTHS: Final = frozenset(map(len, _KNOWN))
-BODILESS: Final = frozenset({204, 205, 304})
-"""Statuses of responses without a body (RFC 9110, 15.3.5, 15.3.6 and 15.4.5)."""
 
 
 def has_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a response says how long it is: then it runs to its end, for a shorter one would be a broken one."""
     return any(len(name) == len(_LENGTH) and name.lower() == _LENGTH for name, _ in headers)
-
-
-def may_read_later(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a response may be a stream that reads the session when its head has long left: then caches must be kept
-    away beforehand.
-
-    Not so if it says how long it is, or how it may be cached or recognised: the app knows what it sends.
-    """
-    if status in BODILESS:
-        return False
-    return not any(len(name) in _KNOWN_LENGTHS and name.lower() in _KNOWN for name, _ in headers)
 
 
 class OpenStream:

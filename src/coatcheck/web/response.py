@@ -5,68 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING
 
-from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.watching import Watch
-from coatcheck.errors import (
-    CoatcheckError,
-    ConflictError,
-    SessionClosed,
-    SessionDataError,
-    SessionUnavailable,
-    UnavailableReason,
-)
+from coatcheck.errors import SessionDataError
+from coatcheck.replication.effects import Flow
+from coatcheck.sessions.answer import SWITCHING_PROTOCOLS, Answer
 from coatcheck.sessions.ending import SessionEnd
-from coatcheck.sessions.lifecycle import Saved
-from coatcheck.sessions.mapping import Session, replace
-from coatcheck.web.interface import Header, Message, Receive, Scope, Send
-from coatcheck.web.open_stream import OpenStream, has_length, may_read_later
+from coatcheck.sessions.mapping import replace
+from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.requests import FAILED
+from coatcheck.web.interface import Header, Message, Middleware, Receive, Scope, Send
+from coatcheck.web.open_stream import OpenStream, has_length
 from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, TRY_AGAIN_LATER, OpenWebSocket
 from coatcheck.web.replaced import ABSENT, content_of, other_layer
-from coatcheck.web.routes import with_route
-from coatcheck.web.uncached import guard
 
-if TYPE_CHECKING:
-    from coatcheck.web.asgi import SessionMiddleware
-
-NOTHING = Saved()
 NO_HEADERS: tuple[Header, ...] = ()
-TOO_LATE = (
-    "a session cannot be begun or regenerated while the response is streamed: its head has left, and the browser "
-    "cannot be given the cookie any more; do it before the response starts"
-)
 
 
 class Response:
     """One answer on its way out: saves the session before the head leaves."""
 
     __slots__ = (
-        "_closed", "_ending", "_failed", "_header", "_headers", "_middleware", "_replaced", "_scope", "_send",
-        "_session", "_sessions", "_stream", "_streaming", "_watch", "_websocket",
+        "_ending", "_headers", "_middleware", "_opened", "_replaced", "_scope", "_send", "_stream", "_streaming",
+        "_watch", "_websocket",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        middleware: SessionMiddleware,
-        sessions: Sessions,
-        scope: Scope,
-        session: Session,
-        header: bytes,
-        send: Send,
-    ) -> None:
+    def __init__(self, middleware: Middleware, opened: Opened, scope: Scope, send: Send) -> None:
         self._middleware = middleware
-        self._sessions = sessions
+        self._opened = opened
         self._scope = scope
-        self._session = session
-        self._header = header
         self._send = send
         self._streaming = False
         self._replaced = False
-        self._failed = False
-        self._closed = False
-        """Whether this very response closed its session: it may well say good-bye in many pieces."""
-        self._headers: Iterable[Header] = ()
+        self._headers: Iterable[Header] = NO_HEADERS
         self._stream: OpenStream | None = None
         self._websocket: OpenWebSocket | None = None
         self._watch: Watch | None = None
@@ -80,27 +51,33 @@ class Response:
     def finish(self) -> None:
         """The app is done: nobody need be told any more when the session ends."""
         if self._watch is not None:
-            self._sessions.watching.forget(self._watch)
+            self._opened.home.watching.forget(self._watch)
             self._watch = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """What needs no waiting is passed straight on, without a coroutine of our own."""
-        kind = message["type"]
-        if kind == "http.response.start":
-            if self._scope.get("session", ABSENT) is not self._session:
-                self._adopt_unless_failed(message["status"])
-            if self._sessions.is_settled(self._session):
-                return self._send(self._with_headers(message, NOTHING))
-            return self._start(message)
+        if message["type"] == "http.response.start" and not self._replaced:
+            opened = self._opened
+            status = message["status"]
+            if self._scope.get("session", ABSENT) is not opened.session:
+                self._adopt_unless_failed(status)
+            self._headers = message.get("headers", NO_HEADERS)
+            answer = opened.home.requests.finish(opened, status, self._headers)
+            if not isinstance(answer, Answer):
+                return self._start(message, answer)
+            if answer.refused:
+                return self._replace(answer)
+            message["headers"] = answer.headers
+            return self._send(message)
         if self._streaming or self._replaced or message.get("more_body"):
             return self._continue(message)
         return self._send(message)
 
     def _adopt_unless_failed(self, status: int) -> None:
-        if status != 500:
+        if status != FAILED:
             self._adopt()
-        elif not self._session._request.closing:
-            self._failed = True
+        elif not self._opened.session._request.closing:
+            self._opened.failed = True
 
     def _adopt(self) -> None:
         """Frameworks replace ``scope["session"]`` instead of changing it; other session layers do so for themselves."""
@@ -112,9 +89,9 @@ class Response:
         try:
             content = content_of(found)
         except SessionDataError:
-            self._failed = True  # the app's own error page may pass, without a session
+            self._opened.failed = True  # the app's own error page may pass, without a session
             raise
-        replace(self._session, content)
+        replace(self._opened.session, content)
 
     async def _continue(self, message: Message) -> None:
         if self._replaced:
@@ -136,11 +113,12 @@ class Response:
             self._watch_session()
 
     def _may_watch(self) -> bool:
-        return self._session._request.copy_held is not None and not self._closed and self._sessions.ends_streams
+        opened = self._opened
+        return opened.key is not None and not opened.closed and opened.home.ends_streams
 
     def _watch_session(self) -> None:
-        assert self._session._request.copy_held is not None
-        self._watch = self._sessions.watching.watch(self._session._request.copy_held.key, self._end)
+        assert self._opened.key is not None
+        self._watch = self._opened.home.watching.watch(self._opened.key, self._end)
 
     def _end(self, end: SessionEnd) -> None:
         self._watch = None
@@ -154,75 +132,29 @@ class Response:
                 code = TRY_AGAIN_LATER if end is SessionEnd.UNKNOWN else POLICY_VIOLATION
                 await self._websocket.hang_up(code, f"session {end.value}")
 
-    async def _start(self, message: Message) -> None:
-        saved = NOTHING
-        if message["status"] == 500 and not self._session._request.closing:
-            # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
-            # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
-            self._failed = True
-        if not self._failed:
-            try:
-                saved = await self._save()
-            except SessionUnavailable as unavailable:
-                status = 429 if unavailable.reason is UnavailableReason.TOO_MANY_NEW else 503
-                await self._replace(status, f"session not saved: {unavailable.reason.value}")
-                return
-            except (SessionClosed, ConflictError) as refused:
-                await self._replace(409, f"session not saved: {refused}")
-                return
-        await self._send(self._with_headers(message, saved))
-
-    def _with_headers(self, message: Message, saved: Saved) -> Message:
-        """``Set-Cookie`` where needed; and where the session was touched, what keeps caches away."""
-        session = self._session
-        self._closed = saved.clear
-        self._headers = message.get("headers", ())
-        # A logged-out or dead cookie is deleted by close alone; the session is in copy_held from here on.
-        middleware = self._middleware
-        cookies = middleware.cookies_for(session, saved, self._header)
-        if session.accessed or cookies or may_read_later(message["status"], self._headers):
-            headers = message["headers"] = guard(self._headers, cookies)
-            if session._request.copy_held is None and (
-                route := middleware.route_for(message["status"], headers, self._header)
-            ):
-                headers.append(route)
-        elif session.is_new and (route := middleware.route_for(message["status"], self._headers, self._header)):
-            message["headers"] = with_route(self._headers, route)
-        return message
-
-    async def _save(self) -> Saved:
-        session = self._session
-        sessions = self._sessions
-        try:
-            if sessions.needs_save(session):
-                if session._request.copy_held is None:
-                    client = self._scope.get("client")
-                    sessions.admit_new(client[0] if client else None)
-                return await sessions.save(session)
-        except SessionDataError:
-            self._failed = True  # the app's own error page may pass, without a session
-            raise
-        issue = sessions.issue(session)
-        return NOTHING if issue is None else Saved(issue)
+    async def _start(self, message: Message, finishing: Flow[Answer]) -> None:
+        answer = await self._opened.home.run_for(self._opened, finishing)
+        if answer.refused:
+            await self._replace(answer)
+            return
+        message["headers"] = answer.headers
+        await self._send(message)
 
     async def _save_late(self) -> None:
         """Changes made while the body was streamed: stored before the last piece leaves."""
-        sessions, session = self._sessions, self._session
-        if self._scope.get("session", ABSENT) is not session and not self._failed:
+        opened = self._opened
+        if self._scope.get("session", ABSENT) is not opened.session and not opened.failed:
             self._adopt()
-        if not self._failed and not sessions.is_settled(session) and sessions.needs_save(session):
-            if session.is_new or session._request.new_login:
-                raise CoatcheckError(TOO_LATE)
-            await sessions.save(session)
+        await opened.home.end(opened)
 
-    async def _replace(self, status: int, why: str) -> None:
+    async def _replace(self, answer: Answer) -> None:
         """What the app answered is not true: its change was not stored."""
         self._replaced = True
-        await self._middleware.refuse(self._scope, self._send, status, why)
+        await self._middleware.refuse(self._scope, self._send, answer, "session not saved")
 
     def stand_between(self, receive: Receive) -> Receive:
         """Where the web server is to end a WebSocket itself, something must stand between it and the app."""
-        if not self._sessions.ends_streams:
+        if not self._opened.home.ends_streams:
             return receive
         self._websocket = self._scope.get(SCOPE_KEY)
         if self._websocket is not None:
@@ -237,22 +169,15 @@ class Response:
         if message["type"] != "websocket.accept":
             await self._send(message)
             return
-        if self._scope.get("session", ABSENT) is not self._session:
+        opened = self._opened
+        if self._scope.get("session", ABSENT) is not opened.session:
             self._adopt()
-        try:
-            saved = await self._save()
-        except (SessionUnavailable, SessionClosed, ConflictError):
-            self._replaced = True  # the app finds its connection closed when it next receives
-            await self._middleware.refuse(self._scope, self._send, 503, "")
+        answer = await opened.home.finish(opened, SWITCHING_PROTOCOLS)
+        if answer.refused:
+            await self._replace(answer)  # the app finds its connection closed when it next receives
             return
-        self._closed = saved.clear
-        cookies = self._middleware.cookies_for(self._session, saved, self._header)
-        if self._session._request.copy_held is None and (
-            route := self._middleware.route_for(101, NO_HEADERS, self._header)
-        ):
-            cookies.append(route)
-        if cookies:
-            message["headers"] = [*message.get("headers", ()), *cookies]
+        if answer.cookies:
+            message["headers"] = [*message.get("headers", ()), *answer.cookies]
         await self._send(message)
         if self._may_watch():
             self._watch_session()

@@ -8,8 +8,8 @@ from coatcheck.access import SessionAccess
 from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import HttpServer
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
-from coatcheck.web.cookies import CookiePolicy
-from coatcheck.web.routes import Sticky
+from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.routes import Sticky
 
 LOOPBACK = "127.0.0.1"
 

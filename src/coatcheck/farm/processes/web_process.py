@@ -43,7 +43,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         )
     audit = AuditLog(Path(role.audit_file), role.audit_max_bytes, role.name) if role.audit_max_bytes else None
     sessions = open_sessions(role.sessions, observer=audit.observe if audit is not None else None)
-    await sessions.open()
+    await sessions.start()
     pages = load_error_pages(role.error_pages)
     inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
     door = FrontDoor(inner, control.stopping)

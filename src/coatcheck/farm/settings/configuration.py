@@ -17,8 +17,8 @@ from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.settings import SessionSettings, default_copies
-from coatcheck.web.cookies import CookiePolicy
 
 ENV_PREFIX: Final = "COATCHECK_"
 OTHER_ENV: Final = frozenset({"COATCHECK_SERVER", "COATCHECK_KEYS"})

@@ -15,10 +15,10 @@ from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.options import Option, check_plain_name, judge, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
+from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.routes import Sticky
 from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.stores.session_server_url import parse_session_servers
-from coatcheck.web.cookies import CookiePolicy
-from coatcheck.web.routes import Sticky
 
 HttpServer = Literal["uvicorn", "granian"]
 InternalLinks = Literal["unix", "tcp"]

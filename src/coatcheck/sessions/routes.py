@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from coatcheck.web.interface import Header
-
+Header = tuple[bytes, bytes]
+"""Name and value, as they stand in the response."""
 Sticky = Literal["browser", "session"]
 """Who stays with one web server: every browser, or those with a session."""
 

@@ -1,0 +1,151 @@
+"""What a response must be because of its session: its cookies, its status if it is refused, what caches are told.
+
+One decision for every framework and for the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
+from coatcheck.sessions.caching import guard, may_read_later
+from coatcheck.sessions.cookies import CookieJar, CookiePolicy
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import NOTHING, Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.request_state import RequestState
+from coatcheck.sessions.routes import Header, Sticky, may_carry_route, with_route
+
+RETRY_AFTER_S: Final = 1
+SWITCHING_PROTOCOLS: Final = 101
+NO_HEADERS: Final[tuple[Header, ...]] = ()
+NO_COOKIES: Final[list[Header]] = []
+
+Refusal = SessionUnavailable | SessionClosed | ConflictError
+"""Why a session could be neither served nor saved: nothing was acknowledged."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What to send: ``status`` and ``headers``, which hold the app's own where it was not refused.
+
+    ``cookies``: those of the headers that coatcheck has added for the browser to keep or to forget. ``refused``: why
+    the app's response may not leave, in words that say nothing secret; empty if it may. Names and values are bytes.
+    """
+
+    status: int
+    headers: Iterable[Header]
+    cookies: list[Header] = NO_COOKIES
+    refused: str = ""
+
+    @classmethod
+    def refusal(cls, error: Refusal) -> Answer:
+        """503 while the session cannot be had, 429 for too many new ones, 409 for a change that came too late; never
+        stored by caches, with Retry-After (RFC 9110, 10.2.3) where trying again may help."""
+        headers: list[Header] = [(b"cache-control", b"no-store")]
+        if not isinstance(error, SessionUnavailable):
+            return cls(409, headers, refused=str(error))
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+        too_many = error.reason is UnavailableReason.TOO_MANY_NEW
+        return cls(429 if too_many else 503, headers, refused=error.reason.value)
+
+
+class CookieChanges(msgspec.Struct, frozen=True):
+    """What the two session cookies of a browser become; ``issue`` says which of them is set, and to what."""
+
+    issue: Issue | None = None
+    clear_login: bool = False
+    clear_anonymous: bool = False
+
+
+def cookie_changes(
+    request: RequestState, saved: Saved, shows_login: Callable[[], bool], shows_anonymous: Callable[[], bool]
+) -> CookieChanges:
+    """``shows_*``: whether the request carried that cookie; asked only where it matters."""
+    if saved.clear:
+        # Of what was unheard, only the cookie that was shown: a login that was faster than this answer stays.
+        clear_login = request.login or (bool(request.unheard) and shows_login())
+        return CookieChanges(None, clear_login, not request.login or bool(request.unheard))
+    if saved.issue is None:
+        return CookieChanges()
+    return CookieChanges(saved.issue, False, saved.issue.login and shows_anonymous())
+
+
+class CookieTransport:
+    """How sessions travel between browsers and a web server: which tokens a request shows, and what its answer carries.
+
+    ``absolute_timeout_s``: how long a remembered login's cookie is kept. ``route_tag`` names this web server to the
+    director; ``sticky``: whether every browser is told it, or only those with a session.
+
+    Raises :class:`ConfigError` for a cookie that would outlive its session.
+    """
+
+    def __init__(
+        self,
+        policy: CookiePolicy,
+        absolute_timeout_s: float,
+        route_tag: str | None = None,
+        sticky: Sticky = "browser",
+    ) -> None:
+        policy.check_lifetime(absolute_timeout_s)
+        self.anonymous = CookieJar(policy)
+        self.login = CookieJar(policy, "-login", absolute_timeout_s)
+        self.login_name = self.login.name
+        self.read_anonymous = self.anonymous.read
+        self._route = CookieJar(policy.for_whole_host(), "-route")
+        self._read_route = self._route.read
+        self._route_tag = route_tag.encode() if route_tag is not None else None
+        self._route_shown = b"; %b=%b" % (self._route.name, self._route_tag or b"")
+        """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
+        self._route_cookie = self._route.set_cookie(self._route_tag or b"")
+        self._routes_all = sticky == "browser"
+
+    def answer(
+        self,
+        session: Session,
+        shown: bytes,
+        saved: Saved,
+        seal: Callable[[Issue], bytes],
+        status: int,
+        headers: Iterable[Header],
+    ) -> Answer:
+        """``shown``: the request's Cookie header; ``headers``: the app's own, which it gets back as they are where
+        nothing is to be said about its session."""
+        request = session._request
+        cookies = NO_COOKIES if saved is NOTHING else self._cookies(session, shown, saved, seal)
+        hosted = request.copy_held is not None
+        lacks_route = self._route_tag is not None and not shown.endswith(self._route_shown) and self._lacks_route(shown)
+        if lacks_route and hosted:
+            cookies = [*cookies, self._route_cookie]
+        may_route = lacks_route and not hosted and self._routes_all
+        if status == SWITCHING_PROTOCOLS:  # no cache stores it
+            if may_route:
+                cookies = [*cookies, self._route_cookie]
+            return Answer(status, [*headers, *cookies] if cookies else headers, cookies)
+        if request.accessed or cookies or may_read_later(status, headers):
+            guarded = guard(headers, cookies)
+            if may_route and may_carry_route(status, guarded):
+                guarded.append(self._route_cookie)
+            return Answer(status, guarded, cookies)
+        if may_route and may_carry_route(status, headers):
+            return Answer(status, with_route(headers, self._route_cookie), cookies)
+        return Answer(status, headers, cookies)
+
+    def _cookies(self, session: Session, shown: bytes, saved: Saved, seal: Callable[[Issue], bytes]) -> list[Header]:
+        changes = cookie_changes(
+            session._request, saved, lambda: bool(self.login.read(shown)), lambda: bool(self.anonymous.read(shown))
+        )
+        cookies: list[Header] = []
+        if changes.issue is not None:
+            jar = self.login if changes.issue.login else self.anonymous
+            cookies.append(jar.set_cookie(seal(changes.issue), session.remember))
+        if changes.clear_login:
+            cookies.append(self.login.delete_cookie())
+        if changes.clear_anonymous:
+            cookies.append(self.anonymous.delete_cookie())
+        return cookies
+
+    def _lacks_route(self, shown: bytes) -> bool:
+        return self._read_route(shown) != self._route_tag

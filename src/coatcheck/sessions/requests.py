@@ -1,0 +1,213 @@
+"""What a web server does for each request: open its session, finish it with the response, and end it with the body.
+
+Pure: what needs the session servers comes back as a flow, for a driver or the simulation to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from coatcheck.errors import (
+    CoatcheckError,
+    ConflictError,
+    SessionClosed,
+    SessionDataError,
+    SessionUnavailable,
+    TokenReason,
+    TokenRejected,
+    UnavailableReason,
+)
+from coatcheck.events import Event, EventKind
+from coatcheck.replication.effects import Flow
+from coatcheck.sessions.answer import Answer
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import NOTHING, Lifecycle, Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.newcomers import Newcomers
+from coatcheck.sessions.opened import Opened, Phase
+from coatcheck.sessions.routes import Header
+from coatcheck.tokens.sealed import SealedToken
+
+ShownToken = tuple[SealedToken, bool]
+"""A token that a request shows and that is ours, with whether it is the logged-in cookie's."""
+
+NO_TOKENS: Final[list[ShownToken]] = []
+FAILED: Final = 500
+"""The status of a response whose request is taken to have failed half-way."""
+TOO_LATE: Final = (
+    "a session cannot be begun or regenerated while the response is streamed: its head has left, and the browser "
+    "cannot be given the cookie any more; do it before the response starts"
+)
+
+
+class Requests:
+    """``open_token(text, login)`` raises :class:`TokenRejected`, which ``rejected(reason, client)`` is told of."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        newcomers: Newcomers,
+        open_token: Callable[[bytes, bool], SealedToken],
+        seal: Callable[[Issue], bytes],
+        rejected: Callable[[TokenReason, str | None], None],
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._open_cached = lifecycle.open_cached
+        self._is_settled = lifecycle.is_settled
+        self._newcomers = newcomers
+        self._open_token = open_token
+        self._seal = seal
+        self._rejected = rejected
+        self._world = lifecycle.copies.world
+
+    # -- open --------------------------------------------------------------------------------------
+
+    def open(self, opened: Opened) -> Flow[None] | None:
+        """Open its session: at once if it is hosted here or the browser shows none, else by the flow returned.
+
+        The flow raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach.
+        """
+        opened.demand(Phase.OPENING, "open")
+        if opened.cookie_header:
+            tokens = self._tokens(opened)
+            if tokens:
+                token, login = tokens[0]
+                session = self._open_cached(token, login)
+                if session is None:
+                    return self._load(opened, tokens)
+                opened.session = session
+                opened.phase = Phase.OPEN
+                return None
+        opened.session = Session()
+        opened.phase = Phase.OPEN
+        return None
+
+    def _tokens(self, opened: Opened) -> list[ShownToken]:
+        """The tokens that the browser shows and that are ours; the logged-in cookie's is first."""
+        header, transport = opened.cookie_header, opened.transport
+        text = transport.read_anonymous(header)
+        token = self._unsealed(opened, text, False) if text else None
+        tokens = [(token, False)] if token is not None else NO_TOKENS
+        if transport.login_name in header:
+            text = transport.login.read(header)
+            token = self._unsealed(opened, text, True) if text else None
+            if token is not None:
+                return [(token, True), *tokens]
+        return tokens
+
+    def _unsealed(self, opened: Opened, text: bytes, login: bool) -> SealedToken | None:
+        """The token's content, or ``None`` for any bytes that this farm did not seal."""
+        try:
+            return self._open_token(text, login)
+        except TokenRejected as rejection:
+            self._rejected(rejection.reason, opened.client)
+            return None
+
+    def _load(self, opened: Opened, tokens: list[ShownToken]) -> Flow[None]:
+        """The session of the first token that opens one, else a fresh one."""
+        unheard: tuple[bytes, ...] = ()
+        for token, login in tokens:
+            session = self._open_cached(token, login) or (yield from self._lifecycle.open(token, login))
+            if session is None:
+                continue
+            if not session._request.unheard:
+                break
+            unheard += session._request.unheard
+        else:
+            session = Session()
+        session._request.unheard = unheard
+        opened.session = session
+        opened.phase = Phase.OPEN
+
+    # -- finish ------------------------------------------------------------------------------------
+
+    def finish(self, opened: Opened, status: int, headers: Iterable[Header]) -> Answer | Flow[Answer]:
+        """What to answer when the app's response starts, with its ``status`` and ``headers``: decided at once, or by
+        the flow that stores what the request did, which ends when that is acknowledged.
+
+        Raises :class:`SessionDataError` for what cannot be stored; then the app's own error page may be finished.
+        """
+        opened.demand(Phase.OPEN, "finish")
+        session = opened.session
+        if self._is_settled(session):
+            opened.phase = Phase.FINISHED
+            return opened.transport.answer(session, opened.cookie_header, NOTHING, self._seal, status, headers)
+        if status == FAILED and not session._request.closing:
+            # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
+            # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
+            opened.failed = True
+        saved: Saved | Flow[Saved] = NOTHING
+        if not opened.failed:
+            try:
+                saved = self._saved(opened)
+            except SessionUnavailable as error:
+                return self._refuse(opened, error)
+            except SessionDataError:
+                opened.failed = True  # the app's own error page may pass, without a session
+                raise
+        opened.phase = Phase.FINISHED
+        if isinstance(saved, Saved):
+            return self._answer(opened, saved, status, headers)
+        return self._finish(opened, saved, status, headers)
+
+    def _saved(self, opened: Opened) -> Saved | Flow[Saved]:
+        lifecycle, session = self._lifecycle, opened.session
+        saved = lifecycle.finish(session)
+        if not isinstance(saved, Saved) and session.is_new and not lifecycle.is_logout(session):
+            self._admit(opened.client)
+        return saved
+
+    def _admit(self, client: str | None) -> None:
+        if not self._newcomers.admit(client, self._world.monotonic()):
+            self._world.report(Event(EventKind.SESSION_LIMITED, detail=f"too many new sessions from {client}"))
+            raise SessionUnavailable(UnavailableReason.TOO_MANY_NEW)
+
+    def _finish(self, opened: Opened, saving: Flow[Saved], status: int, headers: Iterable[Header]) -> Flow[Answer]:
+        try:
+            saved = yield from saving
+        except (SessionUnavailable, SessionClosed, ConflictError) as error:
+            return self._refuse(opened, error)
+        except Exception:
+            opened.failed = True  # the app's own error page may pass, without a session
+            opened.phase = Phase.OPEN
+            raise
+        return self._answer(opened, saved, status, headers)
+
+    def _refuse(self, opened: Opened, error: SessionUnavailable | SessionClosed | ConflictError) -> Answer:
+        """What the app answers is not true: its change was not stored."""
+        opened.phase = Phase.ENDED
+        return Answer.refusal(error)
+
+    def _answer(self, opened: Opened, saved: Saved, status: int, headers: Iterable[Header]) -> Answer:
+        opened.closed = saved.clear
+        session = opened.session
+        session._request.rotating = False
+        return opened.transport.answer(session, opened.cookie_header, saved, self._seal, status, headers)
+
+    # -- end ---------------------------------------------------------------------------------------
+
+    def end(self, opened: Opened) -> Flow[None] | None:
+        """Before the last piece of the body leaves: store what was changed while it was streamed. Repeatable.
+
+        Raises :class:`CoatcheckError` for what needs a cookie, whose time has passed, and :class:`SessionDataError`;
+        the flow raises what :meth:`Lifecycle.save` raises.
+        """
+        if opened.phase is Phase.ENDED:
+            return None
+        opened.demand(Phase.FINISHED, "end")
+        opened.phase = Phase.ENDED
+        session = opened.session
+        if opened.failed or opened.closed or self._is_settled(session):
+            return None
+        saved = self._lifecycle.finish(session)
+        if isinstance(saved, Saved):
+            return None
+        if session.is_new or session._request.new_login:
+            saved.close()
+            raise CoatcheckError(TOO_LATE)
+        return _only(saved)
+
+
+def _only(saving: Flow[Saved]) -> Flow[None]:
+    yield from saving

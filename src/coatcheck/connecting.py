@@ -20,6 +20,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.events import Event, EventKind, Observer, both
 from coatcheck.options import check_plain_name, refuse_unknown, settings_of, shown
 from coatcheck.seldom import Seldom
+from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
@@ -50,7 +51,12 @@ _QUIET = {
 """What happens all day: counted, and in the audit log, but nothing that an operator must look at."""
 
 
-def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: Observer | None = None) -> Sessions:
+def open_sessions(
+    access: SessionAccess,
+    merge: Merge | None = None,
+    observer: Observer | None = None,
+    cookies: CookiePolicy | None = None,
+) -> Sessions:
     """The sessions of one web server, not yet connected: ``await sessions.start()`` does that.
 
     ``observer`` is told each event besides the log.
@@ -78,6 +84,7 @@ def open_sessions(access: SessionAccess, merge: Merge | None = None, observer: O
         open_streams=settings.open_streams,
         in_memory=all(address.parts.scheme == "memory" for address in access.session_servers),
         newcomers=Newcomers(settings.new_sessions_burst, settings.new_sessions_per_minute),
+        cookies=cookies,
         observer=log_event if observer is None else both(log_event, observer),
     )
 
@@ -87,6 +94,7 @@ def connect(
     key: str | bytes | Sequence[str | bytes],
     farm: str = "farm",
     server: str = "",
+    cookies: CookiePolicy | None = None,
     observer: Observer | None = None,
     **settings: Unpack[SessionArguments],
 ) -> Sessions:
@@ -95,7 +103,8 @@ def connect(
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
     ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
     text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
-    ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait.
+    ``cookies``: how browsers keep their tokens, unless the middleware says otherwise; ``Secure`` and ``__Host-`` if
+    nobody does. ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait.
     ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
     in ``_s`` (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
     Raises :class:`ConfigError`: one line, the same as the farm's.
@@ -109,6 +118,8 @@ def connect(
         raise ConfigError(f"server: at most {MAX_SERVER_NAME} printable characters (got {shown(server)!r})")
     if observer is not None and not callable(observer):
         raise ConfigError(f"observer: a function that takes an event (got {shown(observer)!r})")
+    if cookies is not None and not isinstance(cookies, CookiePolicy):
+        raise ConfigError(f"connect: cookies: a CookiePolicy, not {type(cookies).__name__}")
     conflict = settings.get("conflict")
     values: dict[str, Any] = {"copies": default_copies(len(addresses)), **settings}
     if callable(conflict):
@@ -122,7 +133,7 @@ def connect(
         keys=_keys(key),
         settings=judged,
     )
-    return open_sessions(access, conflict if callable(conflict) else None, observer)
+    return open_sessions(access, conflict if callable(conflict) else None, observer, cookies)
 
 
 def _keys(key: object) -> tuple[bytes, ...]:

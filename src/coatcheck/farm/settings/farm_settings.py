@@ -1,4 +1,4 @@
-"""Every setting of a farm but those of sessions (``sessions/settings.py``), cookies (``web/cookies.py``) and directors.
+"""Every setting of a farm but sessions' (``sessions/settings.py``), cookies' (``sessions/cookies.py``) and directors'.
 
 Each field is one option with its default, its bounds and the sentence that the documentation shows. Where the
 values come from is in ``configuration.py``.

@@ -77,7 +77,7 @@ async def objects(servers: Servers, browser: Browser) -> list[Any]:
     record = decode_record(copy.body)
     entry = copy.as_entry()
     version = Version(1, b"o" * 8, 1)
-    view = await sessions.driver.run(sessions.copies.viewer.look(token.key, None, every=True))
+    view = await sessions.driver.run(sessions.copies.viewer.look(token.key))
     flow = sessions.lifecycle.open(token, False)
     delta = diff({"card": ""}, {"card": CARD})
     effects = [

@@ -440,7 +440,7 @@ def only_copy_withdrawn(monkeypatch: Any) -> None:
         return [name for name, one in seen.entries.items() if name not in home and not one.closed]
 
     def withdraw(self: Surplus, key: bytes) -> Any:
-        seen = yield from self._copies.viewer.look(key, None, every=True)
+        seen = yield from self._copies.viewer.look(key)
         for name in stand_ins(self, seen):
             ended = msgspec.structs.replace(seen.entries[name], expires_in_ms=1)
             yield Put(key, ended, {name: ended.version})

@@ -36,7 +36,20 @@ def test_fresh_seeds() -> None:
 
 @pytest.mark.parametrize(
     "profile",
-    ["calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers", "clocks"],
+    [
+        "calm",
+        "expiry",
+        "storm",
+        "duel",
+        "leases",
+        "sleepers",
+        "thieves",
+        "wide",
+        "lists",
+        "newcomers",
+        "clocks",
+        "many",
+    ],
 )
 def test_profiles(profile: str) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000

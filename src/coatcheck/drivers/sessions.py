@@ -448,7 +448,7 @@ class Sessions:
 
     async def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
         """What the session servers hold of a session; changes nothing, claims nothing."""
-        view = await self.driver.run(self.copies.viewer.look(key, None, every=True))
+        view = await self.driver.run(self.copies.viewer.look(key))
         return _describe(view, with_data)
 
     async def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:

@@ -165,7 +165,7 @@ class Copies:
                 yield Pause(self._backoff(attempt))
             elif promised is not None and (copy := self.cached(key, promised)) is not None:
                 return copy  # somebody else's load, while we waited for our turn
-            view = yield from self.viewer.look(key, wanted)
+            view = yield from self.viewer.look(key)
             newest = view.newest
             if newest is not None and newest.final:
                 self.cache.mark_closed(key)
@@ -393,7 +393,7 @@ class Copies:
         Repeating a close is harmless. What could not be reached is kept in :attr:`closing` and retried by the
         repair. Raises :class:`SessionUnavailable` when no session server took it.
         """
-        view = yield from self.viewer.look(key, None, every=True)
+        view = yield from self.viewer.look(key)
         newest = view.newest
         if newest is not None and newest.final:
             self.cache.mark_closed(key)
@@ -483,7 +483,7 @@ class Copies:
         Nobody willed it: only if all session servers answer and none shows another write. Raises
         :class:`SessionUnavailable` when nobody answers.
         """
-        view = yield from self.viewer.look(key, None, every=True)
+        view = yield from self.viewer.look(key)
         newest = view.newest
         if newest is None:
             return Lapsed.CLOSED

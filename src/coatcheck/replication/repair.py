@@ -70,7 +70,7 @@ class Repair:
 
     def _repair(self, key: bytes) -> Flow[Repaired]:
         copies = self._copies
-        view = yield from copies.viewer.look(key, None, every=True)
+        view = yield from copies.viewer.look(key)
         tombstone = copies.unfinished_close(key)
         newest = view.newest
         if tombstone is not None and (newest is None or not newest.final or key in copies.partly_closed):

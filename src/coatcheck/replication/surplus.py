@@ -49,7 +49,7 @@ class Surplus:
         copies = self._copies
         if self._back.isdisjoint(self._home(key)):
             return False
-        view = yield from copies.viewer.look(key, None, every=True)
+        view = yield from copies.viewer.look(key)
         stand_ins = self._stand_ins(view)
         if not stand_ins:
             return False

@@ -8,15 +8,12 @@ from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.absences import Absences
 from coatcheck.replication.cache import Cache, Copy
-from coatcheck.replication.effects import Flow, Get, Gotten, Surroundings, Unreachable
+from coatcheck.replication.effects import Flow, Get, GetReply, Gotten, Surroundings, Unreachable
 from coatcheck.replication.entry import WITHDRAWN_MS, Entry, Sealer
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.resolution import resolve
 from coatcheck.replication.version import Version, covers
-
-ASK_ALL_UP_TO = 8
-"""With more session servers, the first ``copies + 2`` of the ranking are asked, then the others while needed."""
 
 
 class View(msgspec.Struct):
@@ -81,19 +78,18 @@ class Viewer:
         self._cache = cache
         self.absences = Absences(world, policy.patience_s)
 
-    def look(self, key: bytes, promised: Version | None, every: bool = False) -> Flow[View]:
-        """Ask the session servers (all of them with ``every``).
+    def look(self, key: bytes) -> Flow[View]:
+        """Ask all session servers at once: a read quorum is nearly all of them, however many there are.
 
         The own cached copy is one more candidate, so that a session whose copies were all lost comes
         back from the cache (mission B9). Raises :class:`SessionUnavailable` if nobody answers.
         """
-        ranking = self._placement.ranking(key)
-        first = len(ranking)
-        if first > ASK_ALL_UP_TO and not every:
-            first = self._placement.wanted + 2
-        view = yield from self._ask(View(key, self._world.monotonic()), ranking[:first])
-        if first < len(ranking) and (view.newest is None or not covers(view.newest.history, promised)):
-            view = yield from self._ask(view, ranking[first:])
+        view = View(key, self._world.monotonic())
+        gotten: Gotten = yield Get(key, self._placement.ranking(key))
+        view.sent_at = min(view.sent_at, gotten.sent_at)
+        for server, reply in gotten.replies.items():
+            self._take(view, server, reply)
+        self._judge(view)
         if not view.seen:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         return view
@@ -106,21 +102,15 @@ class Viewer:
         """The session servers that did not answer. One with a forged tombstone did: there is nothing else to come."""
         return [name for name in self._placement.servers if name not in view.seen and name not in view.avoid]
 
-    def _ask(self, view: View, servers: tuple[str, ...]) -> Flow[View]:
-        gotten: Gotten = yield Get(view.key, servers)
-        view.sent_at = min(view.sent_at, gotten.sent_at)
-        for server, reply in gotten.replies.items():
-            answers = not isinstance(reply, Unreachable)
-            self.absences.note(server, answers)
-            if isinstance(reply, Unreachable):
-                continue
-            if reply is not None and reply.expires_in_ms <= WITHDRAWN_MS:
-                reply = None  # withdrawn, and gone before anybody could do something with it
-            view.seen[server] = reply.version if reply is not None else None
-            if reply is not None:
-                view.entries[server] = reply
-        self._judge(view)
-        return view
+    def _take(self, view: View, server: str, reply: GetReply) -> None:
+        self.absences.note(server, not isinstance(reply, Unreachable))
+        if isinstance(reply, Unreachable):
+            return
+        if reply is None or reply.expires_in_ms <= WITHDRAWN_MS:
+            view.seen[server] = None  # nothing, or withdrawn, and gone before anybody could do something with it
+            return
+        view.seen[server] = reply.version
+        view.entries[server] = reply
 
     def _judge(self, view: View) -> None:
         own = self._cache.candidate(view.key)

@@ -53,7 +53,7 @@ def look(copies: Copies, key: bytes) -> Flow[Alive | SessionEnd]:
     """Ask the session servers. Raises :class:`SessionUnavailable` when too few of them answer."""
     if copies.cache.is_closed(key):
         return SessionEnd.CLOSED
-    view: View = yield from copies.viewer.look(key, None)
+    view: View = yield from copies.viewer.look(key)
     newest = view.newest
     if newest is not None and newest.final:
         copies.cache.mark_closed(key)

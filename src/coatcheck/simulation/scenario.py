@@ -15,7 +15,7 @@ HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
     "mixed", "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers",
-    "clocks",
+    "clocks", "many",
 ]  # fmt: skip
 """Kinds of histories. ``mixed``: each seed is one of the others, half of them ``all``: small farms and every fault
 that a message, a process or a link can have. ``duel``: three web servers at once at one session, and no fault.
@@ -23,7 +23,7 @@ that a message, a process or a link can have. ``duel``: three web servers at onc
 for longer than the grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers,
 camps that are cut off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list
 of session servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back.
-``clocks``: one clock at a time is wrong by hours."""
+``clocks``: one clock at a time is wrong by hours. ``many``: as ``wide``, with nine or sixteen session servers."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -169,6 +169,8 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
             draw(seed, "storm"), damage=profile, web_servers=web_servers, session_servers=session_servers,
             copies=copies, faults=dice.randint(1, 6),
         )  # fmt: skip
+    if profile == "many":
+        return msgspec.structs.replace(draw(seed, "wide"), session_servers=Random(f"many {seed}").choice((9, 9, 16)))
     if profile == "newcomers":
         dice = Random(f"newcomers {seed}")
         return msgspec.structs.replace(

@@ -312,7 +312,7 @@ def resp(count: int, seed: int) -> Report:
                 connection.connection_lost(None)
                 connections[at] = connect(at)
         assert len(states[0].clients) == len(states[1].clients) == 1
-        assert states[0].table.bytes <= 1024 * 1024
+        assert states[0].table.held_bytes <= 1024 * 1024
         return answered
 
     return run("resp", genuine, check, count, seed)

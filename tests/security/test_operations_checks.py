@@ -131,9 +131,7 @@ def test_a_session_server_sees_no_data_no_user_and_no_token() -> None:
             browser = await shopper(servers)
             await browser.put(1, "visible-name")
             await browser.post(1, "/login?user=visible-name")
-            held = b"".join(
-                row.raw for store in servers.stores for shard in store.table._shards for row in shard.values()
-            )
+            held = b"".join(raw for store in servers.stores for _, _, raw in store.table.hand_over(0))
             assert len(held) > 200
             assert b"visible-name" not in held
             assert browser.token("__Host-coatcheck-login").session_id not in held

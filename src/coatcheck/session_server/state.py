@@ -138,7 +138,7 @@ class SessionState:
             "name": self.name,
             "entries": self.table.entries,
             "tombstones": self.table.tombstones,
-            "bytes": self.table.bytes,
+            "bytes": self.table.held_bytes,
             "max_entries": self.table.max_entries,
             "max_bytes": self.table.max_bytes,
             "full": self.table.is_full,

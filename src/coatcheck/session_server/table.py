@@ -26,13 +26,18 @@ from coatcheck.replication.put_rule import (
     server_to_notify,
 )
 from coatcheck.replication.resolution import resolve
+from coatcheck.session_server import tombstones
 
 SHARDS: Final = 4096
 """The keys are spread by their first 12 bits, so that a scan needs no snapshot: its cursor is a shard."""
+PLACES_PER_SHARD: Final = tombstones.BUCKETS // SHARDS
 SLOT_MS: Final = 1024
-"""Expired entries that nobody asks for are dropped at most this much later, plus the sweeper's period."""
+"""Expired sessions that nobody asks for are dropped at most this much later, plus the sweeper's period."""
+STEPS_PER_BUCKET: Final = 8
+"""A sweep of so many steps looks at one bucket of tombstones: an expired one is gone within two minutes."""
 ROW_OVERHEAD_BYTES: Final = 320
-"""What an entry takes beside its bytes (measured: row, key, dict and slot), for the memory bound."""
+"""What a session takes beside its bytes (measured: row, key, dict and slot), for the memory bound; a tombstone takes
+:data:`coatcheck.session_server.tombstones.TOMBSTONE_OVERHEAD_BYTES`."""
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024 * 1024
 DEFAULT_MAX_ENTRIES: Final = 2_000_000
@@ -59,8 +64,8 @@ class EntryTable:
     """The newest accepted entry of each key, as bytes.
 
     Each call is atomic because it runs to its end in one thread. ``now_ms`` is any clock that never goes
-    back. Each key waits in one slot of a wheel; a put that lengthens a life does not move it, the sweep
-    does so when it comes across.
+    back. Each session waits in one slot of a wheel; a put that lengthens a life does not move it, the sweep
+    does so when it comes across. Tombstones are packed, and wait in none.
     """
 
     def __init__(self, publish: Publish, max_bytes: int, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
@@ -70,14 +75,36 @@ class EntryTable:
         self._publish = publish
         self.max_bytes = max_bytes
         self.max_entries = max_entries
-        self.entries = 0
-        self.tombstones = 0
-        self.bytes = 0
+        self._tombstones = tombstones.Tombstones()
+        self._sessions = 0
+        self._session_bytes = 0
+
+    @property
+    def entries(self) -> int:
+        return self._sessions + self._tombstones.count
+
+    @property
+    def tombstones(self) -> int:
+        return self._tombstones.count
+
+    @property
+    def held_bytes(self) -> int:
+        """What all entries take, by the memory bound's reckoning."""
+        return self._session_bytes + self._tombstones.held_bytes
 
     def get(self, key: bytes, now_ms: int) -> Stored | None:
         """The stored bytes and the life left; ``None`` if nothing is stored or it has expired."""
-        row = self._live(key, now_ms)
-        return (row.raw, row.expires_at_ms - now_ms) if row is not None else None
+        row = self._shard(key).get(key)
+        if row is not None:
+            if row.expires_at_ms > now_ms:
+                return row.raw, row.expires_at_ms - now_ms
+            self._drop(key, row)
+        elif (tombstone := self._tombstones.get(key)) is not None:
+            raw, expires_at_ms = tombstone
+            if expires_at_ms > now_ms:
+                return raw, expires_at_ms - now_ms
+            self._tombstones.drop(key)
+        return None
 
     def put(self, key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int) -> Verdict:
         """Offer ``new``; protocol section 3.
@@ -86,14 +113,13 @@ class EntryTable:
         :class:`TableFull`; then nothing has changed.
         """
         check_entry(new)
-        row = self._live(key, now_ms)
-        stored = row.raw if row is not None else None
+        stored = self._stored(key, now_ms)
         if stored is not None:
             check_entry(stored)
         verdict = judge(stored, seen, new)
         if verdict is not Verdict.REFUSED:
-            newcomer = row is None and is_first_write(new)
-            self._store(key, row, new, now_ms + bounded_life_ms(expires_in_ms), newcomer=newcomer)
+            newcomer = stored is None and is_first_write(new)
+            self._store(key, stored, new, now_ms + bounded_life_ms(expires_in_ms), newcomer=newcomer)
             if verdict is Verdict.ACCEPTED_NOTIFY and stored is not None:
                 self._publish(server_to_notify(stored), notice_of(key, new))
         return verdict
@@ -104,13 +130,19 @@ class EntryTable:
         at = max(cursor, 0)
         while at < SHARDS:
             keys.extend([key for key, row in self._shards[at].items() if row.expires_at_ms > now_ms])
+            closed = self._tombstones.in_places(at * PLACES_PER_SHARD, (at + 1) * PLACES_PER_SHARD)
+            keys.extend([key for key, _, expires_at_ms in closed if expires_at_ms > now_ms])
             at += 1
             if len(keys) >= limit:
                 break
         return (at if at < SHARDS else 0), keys
 
     def sweep(self, now_ms: int, steps: int) -> int:
-        """Drop entries that expired at least a slot ago; answers how many it looked at, ``steps`` at most."""
+        """Drop sessions that expired at least a slot ago; answers how many it looked at, ``steps`` at most.
+
+        Of the tombstones, which live long, it looks at the next few buckets.
+        """
+        self._tombstones.sweep(now_ms, steps // STEPS_PER_BUCKET)
         looked = 0
         while looked < steps and self._slot_order and self._slot_order[0] * SLOT_MS <= now_ms:
             slot = self._slot_order[0]
@@ -133,6 +165,9 @@ class EntryTable:
             for key, row in shard.items():
                 if row.expires_at_ms > now_ms and not is_take_once(row.raw):
                     yield key, row.expires_at_ms - now_ms, row.raw
+        for key, raw, expires_at_ms in self._tombstones.in_places(0, tombstones.BUCKETS):
+            if expires_at_ms > now_ms:
+                yield key, expires_at_ms - now_ms, raw
 
     def take_over(self, key: bytes, left_ms: int, raw: bytes, now_ms: int) -> bool:
         """Keep an entry of a predecessor, unless what is stored here wins over it.
@@ -140,23 +175,18 @@ class EntryTable:
         Two predecessors may have held the same session; raises as :meth:`put` does.
         """
         check_entry(raw)
-        row = self._live(key, now_ms)
-        if is_take_once(raw) or (row is not None and not _wins(raw, row.raw)):
+        stored = self._stored(key, now_ms)
+        if is_take_once(raw) or (stored is not None and not _wins(raw, stored)):
             return False
-        self._store(key, row, raw, now_ms + bounded_life_ms(left_ms))
+        self._store(key, stored, raw, now_ms + bounded_life_ms(left_ms))
         return True
 
     def _shard(self, key: bytes) -> dict[bytes, _Row]:
         return self._shards[key[0] << 4 | key[1] >> 4]
 
-    def _live(self, key: bytes, now_ms: int) -> _Row | None:
-        row = self._shards[key[0] << 4 | key[1] >> 4].get(key)
-        if row is None:
-            return None
-        if row.expires_at_ms <= now_ms:
-            self._drop(key, row)
-            return None
-        return row
+    def _stored(self, key: bytes, now_ms: int) -> bytes | None:
+        found = self.get(key, now_ms)
+        return found[0] if found is not None else None
 
     @property
     def is_full(self) -> bool:
@@ -165,39 +195,50 @@ class EntryTable:
 
     def _lacks(self, more_bytes: int, more_entries: int, share: float) -> str:
         """Which bound does not allow so much more, in words; empty if both do."""
-        if self.bytes + more_bytes > int(self.max_bytes * share):
-            return f"{self.bytes} of {self.max_bytes} bytes"
+        if self.held_bytes + more_bytes > int(self.max_bytes * share):
+            return f"{self.held_bytes} of {self.max_bytes} bytes"
         if self.entries + more_entries > int(self.max_entries * share):
             return f"{self.entries} of {self.max_entries} entries"
         return ""
 
-    def _check_room(self, row: _Row | None, new: bytes, grown: int, newcomer: bool) -> None:
+    def _check_room(self, stored: bytes | None, new: bytes, newcomer: bool) -> None:
         """Raise :class:`TableFull` unless there is room: most of it is for anyone, the rest for sessions that exist."""
-        if row is not None and (grown <= 0 or is_tombstone(new)):
+        grown = _cost(new) - (_cost(stored) if stored is not None else 0)
+        if stored is not None and (grown <= 0 or is_tombstone(new)):
             return  # a close is never refused where there is something to close
         share = NEWCOMERS_SHARE if newcomer else 1.0
-        if lack := self._lacks(grown, int(row is None), share):
+        if lack := self._lacks(grown, int(stored is None), share):
             reserved = f"; {1 - share:.0%} is kept for sessions that exist" if newcomer else ""
             raise TableFull(f"no room: {lack}{reserved}")
 
-    def _store(self, key: bytes, row: _Row | None, new: bytes, expires_at_ms: int, *, newcomer: bool = False) -> None:
-        grown = len(new) - len(row.raw) if row is not None else len(new) + ROW_OVERHEAD_BYTES
-        self._check_room(row, new, grown, newcomer)
+    def _store(
+        self, key: bytes, stored: bytes | None, new: bytes, expires_at_ms: int, *, newcomer: bool = False
+    ) -> None:
+        """``stored`` is what is there now."""
+        self._check_room(stored, new, newcomer)
+        row = self._shard(key).get(key)
+        if is_tombstone(new):
+            if row is not None:
+                self._drop(key, row)
+            elif stored is not None:
+                self._tombstones.drop(key)
+            self._tombstones.add(key, new, expires_at_ms)
+            return
         slot = expires_at_ms // SLOT_MS + 1
         if row is None:
-            row = _Row(new, expires_at_ms, slot)
-            self._shard(key)[key] = row
-            self.entries += 1
-            self.tombstones += is_tombstone(new)
+            if stored is not None:
+                self._tombstones.drop(key)
+            self._shard(key)[key] = _Row(new, expires_at_ms, slot)
+            self._sessions += 1
+            self._session_bytes += _cost(new)
             self._wait(key, slot)
         else:
-            self.tombstones += is_tombstone(new) - is_tombstone(row.raw)
+            self._session_bytes += len(new) - len(row.raw)
             row.raw = new
             row.expires_at_ms = expires_at_ms
             if slot < row.slot:
                 row.slot = slot
                 self._wait(key, slot)
-        self.bytes += grown
 
     def _wait(self, key: bytes, slot: int) -> None:
         keys = self._slots.get(slot)
@@ -205,6 +246,15 @@ class EntryTable:
             keys = self._slots[slot] = set()
             heapq.heappush(self._slot_order, slot)
         keys.add(key)
+
+    def _leave(self, key: bytes, slot: int) -> None:
+        """What was closed or has expired waits no longer."""
+        keys = self._slots.get(slot)
+        if keys is None:
+            return
+        keys.discard(key)
+        if not keys:  # an emptied set keeps its memory as well
+            self._slots[slot] = set()
 
     def _look(self, key: bytes, slot: int, now_ms: int) -> None:
         row = self._shard(key).get(key)
@@ -221,9 +271,14 @@ class EntryTable:
         del shard[key]
         if not shard:  # an emptied dict keeps its memory; a new one returns it
             self._shards[key[0] << 4 | key[1] >> 4] = {}
-        self.entries -= 1
-        self.tombstones -= is_tombstone(row.raw)
-        self.bytes -= len(row.raw) + ROW_OVERHEAD_BYTES
+        self._leave(key, row.slot)
+        self._sessions -= 1
+        self._session_bytes -= _cost(row.raw)
+
+
+def _cost(raw: bytes) -> int:
+    """What an entry takes of the memory bound."""
+    return tombstones.cost(raw) if is_tombstone(raw) else len(raw) + ROW_OVERHEAD_BYTES
 
 
 def _wins(new: bytes, stored: bytes) -> bool:

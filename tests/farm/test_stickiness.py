@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -24,7 +26,7 @@ sio = socketio.AsyncServer(async_mode="asgi")
 
 @sio.event
 async def say(sid, words):
-    return [words, os.environ["COATCHECK_SERVER"]]
+    return [words, os.environ["COATCHECK_SERVER"], sio.transport(sid)]
 
 app = socketio.ASGIApp(sio)
 """
@@ -95,10 +97,42 @@ def test_socket_io_that_polls_first(farm: Callable[..., Farm], tmp_path: Path, s
         client.connect(running.base, transports=["polling"], wait_timeout=60)
         answers = [client.call("say", f"word {number}", timeout=60) for number in range(8)]
         hang_up(client)
-        assert [words for words, _ in answers] == [f"word {number}" for number in range(8)]
-        assert len({name for _, name in answers}) == 1
+        assert [words for words, _, _ in answers] == [f"word {number}" for number in range(8)]
+        assert len({name for _, name, _ in answers}) == 1
         servers.add(answers[0][1])
     assert len(servers) > 1, "and browsers are still spread"
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "granian"])
+def test_socket_io_that_polls_first_and_goes_over_to_a_websocket(
+    farm: Callable[..., Farm], tmp_path: Path, server: str
+) -> None:
+    """As its clients do it by default: the WebSocket has to reach the web server that answered the first poll."""
+    (tmp_path / "echo.py").write_text(ECHO)
+    running = farm("--web", "3", "--server", server, app="echo:app")
+
+    async def talk() -> tuple[str, list[list[str]]]:
+        # aiohttp's own jar keeps no cookies of hosts that are addresses.
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+            client = socketio.AsyncClient(reconnection=False, http_session=browser)
+            await client.connect(running.base, wait_timeout=60)
+            answers = [await client.call("say", f"word {number}", timeout=60) for number in range(8)]
+            transport = client.transport()
+            await client.eio.disconnect(abort=True)
+            return transport, answers
+
+    async def story() -> None:
+        servers = set()
+        for _ in range(CLIENTS):
+            transport, answers = await talk()
+            assert transport == "websocket"
+            assert [words for words, _, _ in answers] == [f"word {number}" for number in range(8)]
+            assert len({name for _, name, _ in answers}) == 1
+            assert answers[-1][2] == "websocket"
+            servers.add(answers[0][1])
+        assert len(servers) > 1, "and browsers are still spread"
+
+    asyncio.run(story())
 
 
 def test_nicegui(farm: Callable[..., Farm], tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.events import EventKind
@@ -15,6 +17,11 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken
 from in_hand import must_save
 from replication.tiny_farm import Farm, WebServer
+
+
+class Shade(StrEnum):
+    DARK = "dark"
+
 
 # -- create and save -----------------------------------------------------------------------------
 
@@ -81,6 +88,20 @@ def test_what_cannot_be_stored_is_refused_and_the_session_stays_as_it_was(bad: d
     assert web.read(token) == {"n": 1}
     with pytest.raises(SessionDataError):
         web.save(Session(bad))
+
+
+def test_any_kind_of_text_is_stored_as_text() -> None:
+    web = Farm().web()
+    session = Session({Markup("safe"): Markup("<b>"), "list": [Markup("i")], "kind": Shade.DARK})
+    session.regenerate(Markup("ada"))
+    saved = web.save(session)
+    assert saved.issue is not None
+    found = web.opened(saved.issue.token, login=True)
+    assert dict(found) == {"safe": "<b>", "list": ["i"], "kind": "dark"}
+    assert {type(found["safe"]), type(found["list"][0]), type(found["kind"]), type(found.user)} == {str}
+    found.regenerate(Shade.DARK)
+    assert web.save(found).issue is not None
+    assert (found.user, type(found.user)) == ("dark", str)
 
 
 def test_a_stale_cache_is_noticed_by_the_token_alone() -> None:
@@ -321,6 +342,59 @@ def test_login_keeps_what_a_parallel_request_has_stored_meanwhile() -> None:
     saved = web.save(session)
     assert saved.issue is not None
     assert web.read(saved.issue.token, login=True) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("user", ["ada", "bob", None])
+def test_a_login_after_a_close_begins_anew(user: str | None) -> None:
+    """As Django's flush() and then login(): nothing of the closed session is left, not even its age or its user."""
+    farm = Farm()
+    one, two = farm.two_webs()
+    session = one.opened(one.create(cart=["tea"]))
+    session.regenerate("ada", remember=True)
+    before = one.save(session)
+    assert before.issue is not None
+    farm.now_ms += 60_000
+    session = two.opened(before.issue.token, login=True)
+    session["seen"] = 1
+    session.close()
+    session["message"] = "welcome back"
+    session.regenerate(user)
+    assert session.user == user
+    saved = two.save(session)
+    assert saved.issue is not None
+    assert saved.issue.login
+    assert not saved.clear
+    token = saved.issue.token
+    assert token.key != before.issue.token.key
+    assert one.read(before.issue.token, login=True) is None
+    found = one.opened(token, login=True)
+    assert (dict(found), found.user, found.remember) == ({"message": "welcome back"}, user, None)
+    assert found._request.copy_held is not None
+    assert found._request.copy_held.record.created_at == token.timestamp
+    assert [(event.kind, event.user) for event in two.events] == [
+        (EventKind.SESSION_CLOSED, "ada"),
+        (EventKind.SESSION_LOGIN, user or ""),
+    ]
+    session["later"] = 1
+    assert two.save(session).issue is not None
+    assert one.read(token, login=True) == {"message": "welcome back", "later": 1}, "it began once"
+
+
+def test_a_close_after_a_login_closes() -> None:
+    web = Farm().web()
+    token = web.create(n=1)
+    session = web.opened(token)
+    session.close()
+    session.regenerate("ada")
+    session.close()
+    assert web.save(session).clear
+    assert web.read(token) is None
+    session = Session()
+    session.close()
+    session.regenerate("bob")
+    saved = web.save(session)
+    assert saved.issue is not None
+    assert web.opened(saved.issue.token, login=True).user == "bob"
 
 
 def test_login_without_any_session_before_creates_one() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.mapping import MAX_USER_BYTES, Session
 from coatcheck.sessions.record import decode_data, encode_data
 
 DATA = {"n": 1, "name": "Ada", "cart": [{"sku": "tea", "count": 2}], "flags": {"dark": True}, "none": None}
@@ -126,7 +126,9 @@ def test_a_session_that_says_it_is_settled_has_not_changed(steps: list[tuple[str
         assert encode_data(session) == session._request.blob
 
 
-@pytest.mark.parametrize("user", [5, b"ada", 0, object(), ""])
+@pytest.mark.parametrize(
+    "user", [5, b"ada", 0, object(), "", "\ud800", "a" * (MAX_USER_BYTES + 1), "ä" * (MAX_USER_BYTES // 2 + 1)]
+)
 def test_a_name_that_cannot_be_kept_is_refused_and_changes_nothing(user: Any) -> None:
     """Such a record could be written, but never be read again."""
     session = opened()
@@ -135,3 +137,18 @@ def test_a_name_that_cannot_be_kept_is_refused_and_changes_nothing(user: Any) ->
     assert dict(session) == DATA
     assert not session._request.new_login
     assert session.user is None
+
+
+@pytest.mark.parametrize("remember", ["no", "on", 1, 0, []])
+def test_remember_is_true_or_false(remember: Any) -> None:
+    session = opened()
+    with pytest.raises(TypeError, match="regenerate: remember is True, False or None, not "):
+        session.regenerate("ada", remember=remember)
+    assert (dict(session), session.user) == (DATA, None)
+
+
+@pytest.mark.parametrize("user", ["a" * MAX_USER_BYTES, "ä" * (MAX_USER_BYTES // 2)])
+def test_a_name_of_the_greatest_length_is_kept(user: str) -> None:
+    session = opened()
+    session.regenerate(user)
+    assert session.user == user

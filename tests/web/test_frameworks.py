@@ -121,6 +121,43 @@ def streaming(act: Callable[[Any], Any]) -> Route:
     return Route("/stream", stream)
 
 
+def close_and_log_in(session: Any) -> None:
+    session.close()
+    session["hello"] = "again"
+    session.regenerate("bob")
+
+
+def test_a_close_and_then_a_login_make_a_fresh_session() -> None:
+    async def again(request: Request) -> Response:
+        close_and_log_in(request.session)
+        if "fails" in request.query_params:
+            return PlainTextResponse("failed half-way", 500)
+        return PlainTextResponse(request.session.user)
+
+    async def story() -> None:
+        async with served(site(Route("/again", again))) as server, server.client() as browser:
+            await browser.get("/count")
+            assert (await browser.get("/again")).text == "bob"
+            assert (await browser.get("/")).json() == {"user": "bob", "data": {"hello": "again"}}
+            assert [store.table.entries - store.table.tombstones for store in server.stores] == [1, 1]
+            assert (await browser.get("/again?fails=yes")).status_code == 500
+            assert (await browser.get("/")).json() == {"user": None, "data": {}}, "the close counts, the login does not"
+            assert [store.table.entries - store.table.tombstones for store in server.stores] == [0, 0]
+
+    asyncio.run(story())
+
+
+def test_a_login_after_a_close_while_the_response_is_streamed_closes() -> None:
+    async def story() -> None:
+        async with served(site(streaming(close_and_log_in))) as server, server.client() as browser:
+            await browser.get("/count")
+            with pytest.raises(CoatcheckError, match="before the response starts"):
+                await browser.get("/stream")
+            assert (await browser.get("/")).json() == {"user": None, "data": {}}
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_login_while_the_response_is_streamed_is_refused_and_logs_nobody_out(begun: bool) -> None:
     async def story() -> None:

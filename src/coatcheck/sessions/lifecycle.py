@@ -258,7 +258,7 @@ class Lifecycle:
         if copy is None:
             if request.unheard and self.is_logout(session):
                 return True
-            return (blob != EMPTY_DATA or request.new_login) and not request.closing
+            return (blob != EMPTY_DATA or request.new_login) and not request.only_closes
         if blob != request.blob:
             check_data(session, blob)
             return True
@@ -304,6 +304,7 @@ class Lifecycle:
         copy = request.copy_held
         if self.is_logout(session):
             return (yield from self._log_out(session))
+        begins_anew, request.closing, request.begins_anew = request.begins_anew, False, False
         if copy is None:
             check_data(session, request.saved_blob)
             request.login, request.new_login = request.new_login, False
@@ -313,6 +314,8 @@ class Lifecycle:
             if request.login:
                 yield from self._close_unheard(session)
             return created
+        if begins_anew:
+            return (yield from self._begin_anew(session, copy))
         if request.new_login:
             return (yield from self._regenerate(session, copy.key))
         durability = self.copies.policy.durability
@@ -325,7 +328,7 @@ class Lifecycle:
     def is_logout(self, session: Session) -> bool:
         """Whether what the request did ends its session; known once it was encoded."""
         request = session._request
-        return request.closing or (
+        return request.only_closes or (
             request.cleared and not request.new_login and request.saved_blob == EMPTY_DATA and not request.is_nothing
         )
 
@@ -509,6 +512,18 @@ class Lifecycle:
         """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""
         saved: Saved = yield Exclusive(old_key, self._replace(session, old_key))
         yield from self._close_unheard(session)
+        return saved
+
+    def _begin_anew(self, session: Session, old: Copy) -> Flow[Saved]:
+        """The app closed its session and then began another: the old one ends as by a logout, and leaves nothing."""
+        request = session._request
+        request.login, request.new_login = True, False
+        saved = yield from self._create(session, request.new_user)
+        closed: Closed = yield Exclusive(old.key, self._close_for_good(old.key))
+        detail = f"by the app, {closed.holds} of {closed.servers}"
+        self._report(EventKind.SESSION_CLOSED, old.key, detail, self._record(old).user)
+        yield from self._close_unheard(session)
+        self._report_new(EventKind.SESSION_LOGIN, session, f"after {public_id(old.key)} was closed")
         return saved
 
     def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:

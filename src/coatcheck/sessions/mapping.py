@@ -18,6 +18,10 @@ REMEMBER: Final = "_remember"
 """The key of the session that says whether its cookie outlives the browser; Django and scs keep it there too."""
 
 
+MAX_USER_BYTES: Final = 1024
+"""Of a user's name in UTF-8. It is for operators to find, and stands in every copy of the session."""
+
+
 class Session(dict[str, Any]):
     """A dict that can be changed freely, nested values included; it is saved with the response.
 
@@ -53,26 +57,29 @@ class Session(dict[str, Any]):
         ``user`` is kept for operators to find; ``None`` keeps the one named before. The data stays, and the absolute
         timeout goes on, unless this is the login of somebody: then the timeout starts anew, and if the session was
         another user's, it is emptied of all that was in it when the request began, but for plain values that this
-        request has already replaced.
+        request has already replaced. After :meth:`close` in the same request a session begins that has nothing of the
+        closed one: what was put in since, no user but the one named now, and a timeout of its own.
 
         ``remember``: whether the browser keeps the cookie when it ends ("remember me"); ``None`` leaves it as it was,
         and at first to the cookie's ``max_age``. It is kept in the session, under :data:`REMEMBER`.
 
-        Raises :class:`TypeError` for a ``user`` that is no text, such as a number, and :class:`ValueError` for an empty
-        one; then nothing has changed.
+        Raises :class:`TypeError` for a ``user`` that is no text, such as a number, or a ``remember`` that is neither
+        true nor false, and :class:`ValueError` for a name that is empty, cannot be written as UTF-8, or has more than
+        :data:`MAX_USER_BYTES`; then nothing has changed.
         """
-        if user is not None and not isinstance(user, str):
-            raise TypeError(f"regenerate: the user's name is text, not {type(user).__name__}; write str(...)")
-        if user == "":
-            raise ValueError("regenerate: the user's name is empty; leave it out to keep the one named before")
+        user = _checked_user(user)
+        if remember is not None and not isinstance(remember, bool):
+            raise TypeError(f"regenerate: remember is True, False or None, not {type(remember).__name__}")
+        request = self._request
+        request.begins_anew = request.closing
         former = self.user
         if user is not None and former is not None and user != former:
             self._flush()
-        self._request.new_login = True
+        request.new_login = True
         if user is not None:
-            self._request.new_user = user
+            request.new_user = user
         if remember is not None:
-            _setitem(self, REMEMBER, bool(remember))
+            _setitem(self, REMEMBER, remember)
         self.mark_modified()
 
     def _flush(self) -> None:
@@ -86,8 +93,12 @@ class Session(dict[str, Any]):
         request.flushed = True
 
     def close(self) -> None:
-        """End the session on every server (logout). Its data and its tokens are dead from then on."""
+        """End the session on every server (logout). Its data and its tokens are dead from then on.
+
+        What the request puts in afterwards goes with it, unless :meth:`regenerate` then begins another session.
+        """
         self._request.closing = True
+        self._request.drop_new()
         self.mark_modified()
         super().clear()
 
@@ -123,7 +134,7 @@ class Session(dict[str, Any]):
     def user(self) -> str | None:
         """Whom :meth:`regenerate` named, in this request or before."""
         request = self._request
-        if request.new_user is not None:
+        if request.new_user is not None or request.begins_anew:
             return request.new_user
         record = request.copy_held.record if request.copy_held is not None else None
         return record.user if record is not None else None
@@ -190,6 +201,24 @@ class Session(dict[str, Any]):
         request = self._request
         request.accessed = request.modified = request.unsettled = True
         _setitem(self, key, value)
+
+
+def _checked_user(user: Any) -> str | None:
+    """The name as it is stored: text of any kind as text. Raises as :meth:`Session.regenerate` says."""
+    if user is None:
+        return None
+    if not isinstance(user, str):
+        raise TypeError(f"regenerate: the user's name is text, not {type(user).__name__}; write str(...)")
+    if user == "":
+        raise ValueError("regenerate: the user's name is empty; leave it out to keep the one named before")
+    plain = str.__str__(user)
+    try:
+        size = len(plain.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"regenerate: the user's name is no text that UTF-8 can write: {error.reason}") from None
+    if size > MAX_USER_BYTES:
+        raise ValueError(f"regenerate: the user's name is {size} bytes long; at most {MAX_USER_BYTES} are kept")
+    return plain
 
 
 _contains = dict.__contains__

@@ -52,8 +52,16 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
 
+
+def _plain_text(value: Any) -> str:
+    """A kind of text, as template engines mark it safe, is stored as text; it comes back as that."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"{type(value).__name__} cannot be encoded")
+
+
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 _record_decoder = msgspec.msgpack.Decoder(Record)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
 _Leaf = bool | int | float | str | None
@@ -87,7 +95,7 @@ def encode_data(data: dict[str, Any]) -> bytes:
 
 
 def check_data(data: dict[str, Any], encoded: bytes) -> None:
-    """Keys are strings, and values come back as what they were stored as (tuples as lists).
+    """Keys are strings, and values come back as what they were stored as (tuples as lists, every kind of text as text).
 
     The encoder takes more than that: a set would come back as a list, a date without a zone as text. ``encoded``: the
     same mapping. Raises :class:`SessionDataError`.

@@ -33,6 +33,8 @@ class RequestState:
     used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
     rotating: bool = False
     closing: bool = False
+    begins_anew: bool = False
+    """Whether the app went on to :meth:`Session.regenerate` after it had closed the session."""
     cleared: bool = False
     new_login: bool = False
     new_user: str | None = None
@@ -41,6 +43,16 @@ class RequestState:
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
     ended_by: Callable[[Any], Awaitable[SessionEnd]] | None = None
     """Who knows when a session ends, and is given it; set by whoever hands it to the app."""
+
+    @property
+    def only_closes(self) -> bool:
+        """Whether the app closed the session, and began no other one after that."""
+        return self.closing and not self.begins_anew
+
+    def drop_new(self) -> None:
+        """Nothing begins: of what the request did to its session, only that it closed it is left."""
+        self.begins_anew = self.new_login = False
+        self.new_user = None
 
     @property
     def is_nothing(self) -> bool:

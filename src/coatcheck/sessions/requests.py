@@ -133,10 +133,11 @@ class Requests:
         if self._is_settled(session):
             opened.phase = Phase.FINISHED
             return opened.transport.answer(session, opened.cookie_header, NOTHING, self._seal, status, headers)
-        if status == FAILED and not session._request.closing:
+        if status == FAILED:
             # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
             # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
-            opened.failed = True
+            opened.failed = opened.failed or not session._request.closing
+            session._request.drop_new()
         saved: Saved | Flow[Saved] = NOTHING
         if not opened.failed:
             try:
@@ -205,9 +206,22 @@ class Requests:
             return None
         if session.is_new or session._request.new_login:
             saved.close()
-            raise CoatcheckError(TOO_LATE)
+            return self._end_too_late(session)
         return _only(saved)
+
+    def _end_too_late(self, session: Session) -> Flow[None]:
+        """What was to begin cannot; a logout before it counts."""
+        session._request.drop_new()
+        closing = self._lifecycle.finish(session) if session._request.closing else NOTHING
+        if isinstance(closing, Saved):
+            raise CoatcheckError(TOO_LATE)
+        return _and_then_too_late(closing)
 
 
 def _only(saving: Flow[Saved]) -> Flow[None]:
     yield from saving
+
+
+def _and_then_too_late(closing: Flow[Saved]) -> Flow[None]:
+    yield from closing
+    raise CoatcheckError(TOO_LATE)

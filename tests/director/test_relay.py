@@ -525,7 +525,9 @@ def test_a_web_server_that_takes_too_long() -> None:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhalf")
             await asyncio.sleep(LONGEST_S)
 
-        async with farm(FakeServer(behave=hang), first_byte_s=0.3, between_bytes_s=0.3, tick_s=0.02) as running:
+        async with farm(
+            FakeServer(behave=hang), first_byte_s=0.3, resend_after_s=0, between_bytes_s=0.3, tick_s=0.02
+        ) as running:
             async with running.client() as client:
                 answer = await client.ask(GET)
                 assert (answer.status, answer.values("connection")) == (504, [])

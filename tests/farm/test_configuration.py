@@ -42,7 +42,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
         "session_server_max_bytes": "70000", "session_server_max_entries": "70",
         "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5",
-        "kept_body_bytes": "2048", "reserved_descriptors": "64",
+        "kept_body_bytes": "2048", "reserved_descriptors": "64", "first_byte_timeout_s": "70s",
     }  # fmt: skip
     for setting in SETTINGS:
         text = samples.get(setting.parameter, "7s" if setting.option.duration else "4")
@@ -73,7 +73,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nweb = 'two'", "[farm] web: write a whole number (got 'two')"),
         ("[farm]\nweb = 2.5", "[farm] web: write a whole number"),
         ("[farm]\nweb = true", "[farm] web: write a whole number"),
-        ("[director]\nresend_after = '30s'", "resend_after: not below first_byte_timeout"),
+        ("[director]\nresend_after = '30s'", "resend_after: 30s is not below first_byte_timeout (30s)"),
+        ("[director]\nfirst_byte_timeout = '10s'", "resend_after: 20s is not below first_byte_timeout (10s)"),
         ("[director]\nmax_sends = 3", "[director] max_sends: must be at most 2"),
         ("[farm]\nweb = 0", "[farm] web: must be at least 1"),
         ("[farm]\nport = 70000", "[farm] port: must be at most 65535"),

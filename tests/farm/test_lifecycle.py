@@ -172,7 +172,7 @@ def test_hsts_where_the_director_speaks_tls(
 
 
 def test_the_directors_bounds_are_settings(farm: Callable[..., Farm]) -> None:
-    running = farm("--web", "1", "--first-byte-timeout", "500ms", "--max-head-bytes", "2000")
+    running = farm("--web", "1", "--first-byte-timeout", "500ms", "--resend-after", "0", "--max-head-bytes", "2000")
     with httpx.Client(base_url=running.base, timeout=20) as browser:
         assert browser.get("/slow?s=0.1").status_code == 200
         assert browser.get("/slow?s=10").status_code == 504

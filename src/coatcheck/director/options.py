@@ -114,7 +114,7 @@ class DirectorOptions(msgspec.Struct, frozen=True):
     no_server_wait_s: float = 2.0
     resend_after_s: float = 20.0
     """A request without an answer for so long goes to another web server, if its own answers no health check either
-    and it may be sent twice, or was not sent yet. 0: never."""
+    and it may be sent twice, or was not sent yet. Below ``first_byte_s``; 0: never."""
     hsts_s: float = 0.0
     """With ``tls``: the ``max-age`` of Strict-Transport-Security (RFC 6797) where the app sets none; 0: not sent."""
     tick_s: float = 0.1
@@ -155,6 +155,11 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
             raise ConfigError(f"director: {field.name} is {value}; it must be 0 or above")
     if options.max_sends > _MOST_SENDS:
         raise ConfigError(f"director: max_sends is {options.max_sends}; it must be 1 or {_MOST_SENDS}")
+    if options.first_byte_s <= options.resend_after_s:
+        raise ConfigError(
+            f"director: resend_after_s is {options.resend_after_s}; it must be below first_byte_s "
+            f"({options.first_byte_s}), or 0"
+        )
     trusted_networks(options)
     return options
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from coatcheck.duration import format_duration
 from coatcheck.errors import ConfigError
 from coatcheck.options import LONGEST_S, Option, judge
 
@@ -19,7 +20,8 @@ class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_timeout_s: Annotated[
         float,
         Option(
-            "How long a web server may take to begin its answer; then the browser gets 504.",
+            "How long a web server may take to begin its answer; then the browser gets 504. Must "
+            "be above `resend_after`.",
             duration=True,
             minimum=0.1,
             maximum=86400,
@@ -250,7 +252,8 @@ class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         judge(self)
-        if self.resend_after_s not in (0, PATIENCE_S) and self.resend_after_s >= self.first_byte_timeout_s:
+        if self.first_byte_timeout_s <= self.resend_after_s:
             raise ConfigError(
-                "resend_after: not below first_byte_timeout, so it would never come to it; shorten it, or say 0"
+                f"resend_after: {format_duration(self.resend_after_s)} is not below first_byte_timeout "
+                f"({format_duration(self.first_byte_timeout_s)}), so it would never come to it; shorten it, or say 0"
             )

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import coatcheck.errors
+from coatcheck.farm.files.run_directory import SOCKETS_LINK, RunDirectory
+from coatcheck.farm.files.socket_directory import remove_socket_directory
 
 SOURCE = Path(coatcheck.errors.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -79,6 +81,16 @@ def eventually(condition: Callable[[], Any], what: str) -> Any:
         time.sleep(0.05)
 
 
+def sweep(directory: Path) -> None:
+    """Remove what killed farms left outside of their run directories, which are somewhere below this one.
+
+    A next start would do so; after a test there is none.
+    """
+    for link in directory.rglob(SOCKETS_LINK):
+        if link.is_symlink() and not RunDirectory(link.parent).is_in_use():
+            remove_socket_directory(link)
+
+
 class Command:
     """``coatcheck`` with its output."""
 
@@ -113,6 +125,7 @@ class Command:
         finally:
             process.kill()
             process.wait(DEADLINE_S)
+            sweep(self.directory)
 
 
 class Farm(Command):
@@ -208,3 +221,4 @@ class Farm(Command):
         for pid in self.seen:
             if alive(pid) and b"coatcheck.farm.processes.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
+        sweep(self.directory)

@@ -30,7 +30,7 @@ from coatcheck.replication.effects import Unreachable
 from coatcheck.stores.session_server_store import SessionServerStore
 from other_user import as_stranger, error_of, impostor, need_root
 
-from .farm_process import SOURCE, Farm, alive, environment, eventually
+from .farm_process import COUNTER_APP, SOURCE, Farm, alive, environment, eventually
 
 FORGED = b"GET /client HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6\r\nConnection: close\r\n\r\n"
 CLIENT_APP = """
@@ -345,6 +345,18 @@ def test_what_a_killed_farm_left_is_removed_by_the_next(farm: Callable[..., Farm
     assert second.stop() == 0
     assert not fresh.exists()
     assert not (second.directory / ".coatcheck/sockets").is_symlink()
+
+
+def test_a_test_that_kills_its_farm_leaves_nothing(tmp_path: Path) -> None:
+    """Its run directory is kept for a while, to be looked at; no next start comes there."""
+    (tmp_path / "counter.py").write_text(COUNTER_APP)
+    killed = Farm(tmp_path, ("counter:app", "--port", "0", "--insecure-localhost", "--web", "1"), {})
+    killed.wait_running()
+    left = path_of(killed, "web-1").parent
+    assert left.is_dir()
+    killed.end()
+    assert not left.exists()
+    assert not (tmp_path / ".coatcheck/sockets").is_symlink()
 
 
 def test_two_farms_share_no_socket(farm: Callable[..., Farm]) -> None:

@@ -35,7 +35,7 @@ def refused(pages: ErrorPages | ErrorPage | None, headers: dict[str, str]) -> ht
             def away(session: Any) -> Any:
                 raise SessionUnavailable(UnavailableReason.NO_SERVER)
 
-            server.sessions.save = away  # type: ignore[method-assign]
+            server.sessions.lifecycle.finish = away  # type: ignore[method-assign]
             async with server.client() as browser:
                 return await browser.get("/", headers=headers)
 

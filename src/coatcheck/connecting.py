@@ -5,7 +5,6 @@ A module called ``connect`` would take the place of the function ``coatcheck.con
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -17,9 +16,9 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
-from coatcheck.events import Event, EventKind, Observer, both
+from coatcheck.event_log import log_event
+from coatcheck.events import Observer, both
 from coatcheck.options import check_plain_name, refuse_unknown, settings_of, shown
-from coatcheck.seldom import Seldom
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import Merge
@@ -35,20 +34,6 @@ if TYPE_CHECKING:
 
 MAX_SERVER_NAME: Final = 255
 """Characters of a web server's name in the log: a host name and a process ID."""
-
-log = logging.getLogger("coatcheck.sessions")
-_seldom = Seldom(log, time.monotonic)
-_QUIET = {
-    EventKind.SESSION_CREATED,
-    EventKind.SESSION_LOGIN,
-    EventKind.SESSION_REGENERATED,
-    EventKind.SESSION_ROTATED,
-    EventKind.SESSION_EXPIRED,
-    EventKind.SESSION_CLOSED,
-    EventKind.TOKEN_REJECTED,
-    EventKind.BELOW_TARGET,
-}
-"""What happens all day: counted, and in the audit log, but nothing that an operator must look at."""
 
 
 def open_sessions(
@@ -176,10 +161,3 @@ def open_store(
     from coatcheck.stores.valkey import ValkeyStore
 
     return ValkeyStore(address.name, address.url, farm=farm, timeout_s=timeout_s)
-
-
-def log_event(event: Event) -> None:
-    """Events in the log: one line each, no secrets; what an operator must see is a warning."""
-    level = logging.DEBUG if event.kind in _QUIET else logging.WARNING
-    text = "%s session=%s %s"
-    _seldom.write(level, text, event.kind.value, event.session or "-", event.detail, kind=event.kind.value)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from hashlib import blake2b
+from typing import Final
 
 import msgspec
+
+from coatcheck.seldom import DEBUG, WARNING
 
 
 class EventKind(Enum):
@@ -37,6 +40,21 @@ class EventKind(Enum):
     CLOCK_AGREES = "clock.agrees"
 
 
+_QUIET: Final = frozenset(
+    {
+        EventKind.SESSION_CREATED,
+        EventKind.SESSION_LOGIN,
+        EventKind.SESSION_REGENERATED,
+        EventKind.SESSION_ROTATED,
+        EventKind.SESSION_EXPIRED,
+        EventKind.SESSION_CLOSED,
+        EventKind.TOKEN_REJECTED,
+        EventKind.BELOW_TARGET,
+    }
+)
+"""What happens all day: counted, and in the audit log, but nothing that an operator must look at."""
+
+
 class Event(msgspec.Struct, frozen=True):
     """``session`` is :func:`public_id` of the session's key; the key itself stays in the farm. ``user`` is whom the app
     named at the login; any text, also a hostile one."""
@@ -45,6 +63,22 @@ class Event(msgspec.Struct, frozen=True):
     session: str = ""
     detail: str = ""
     user: str = ""
+
+    @property
+    def logger(self) -> str:
+        return "coatcheck.sessions"
+
+    @property
+    def level(self) -> int:
+        return DEBUG if self.kind in _QUIET else WARNING
+
+    @property
+    def line(self) -> str:
+        return f"{self.kind.value} session={self.session or '-'} {self.detail}"
+
+    @property
+    def flood(self) -> str:
+        return self.kind.value
 
 
 LOSSES = frozenset({EventKind.SESSION_NOT_FOUND, EventKind.SESSION_ROLLED_BACK})

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+DEBUG: Final = 10
+INFO: Final = 20
+WARNING: Final = 30
+"""Levels, as :mod:`logging` numbers them."""
+
 BURST: Final = 10
 """Lines of one kind that are written as they come."""
 PERIOD_S: Final = 10.0
@@ -46,7 +51,7 @@ class Seldom:
 
     def warning(self, message: str, *arguments: Any, kind: str = "") -> None:
         """Write a warning, or count it."""
-        self.write(30, message, *arguments, kind=kind)
+        self.write(WARNING, message, *arguments, kind=kind)
 
     def write(self, level: int, message: str, *arguments: Any, kind: str = "") -> None:
         """Write a line of this level (as :mod:`logging` numbers them), or count it."""

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from coatcheck import SessionMiddleware, connect
-from coatcheck.connecting import log_event
+from coatcheck.event_log import log_event
 from coatcheck.events import LOSSES, Event, EventKind
 
 KEY = "for-tests-only-for-tests-only-for-tests-001"

@@ -13,8 +13,9 @@ import pytest
 
 import in_hand
 from coatcheck.access import SessionAccess
-from coatcheck.connecting import connect, log_event
+from coatcheck.connecting import connect
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, TokenRejected
+from coatcheck.event_log import log_event
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.roles import Address, SessionServerRole

@@ -21,7 +21,7 @@ from coatcheck.replication.entry import MAX_ENTRY_BYTES, Entry
 from coatcheck.replication.version import Version
 from coatcheck.session_server import connection as session_connection
 from coatcheck.session_server import server as session_server
-from coatcheck.session_server.server import SessionServer, is_loopback, parse_listen
+from coatcheck.session_server.server import SessionServer
 from coatcheck.stores.port import ACCEPTED, Unreachable
 from coatcheck.stores.session_server_store import SessionServerStore
 
@@ -504,10 +504,3 @@ def check_refusal(options: list[str], complaint: str, status: int) -> None:
     assert done.returncode == status
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_addresses() -> None:
-    assert parse_listen("[::1]:70") == ("::1", 70)
-    assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "10.0.0.1", "example.org")] == [
-        True, True, True, False, False,
-    ]  # fmt: skip

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from coatcheck.cli.answering import JSON, fail, json_text
 from coatcheck.cli.key_commands import keys
 from coatcheck.cli.options import setting_options
 from coatcheck.cli.pool_commands import pool
+from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.soap_commands import soap
-from coatcheck.errors import CoatcheckError, ConfigError
-
-RUN_DIR = click.option(
-    "--run-dir", default=None, metavar="DIR", help="The farm's run directory.  [default: .coatcheck]"
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+from coatcheck.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="coatcheck", message="coatcheck %(version)s")
 def coatcheck() -> None:
     """Session management for web farms: leave your session anywhere, pick it up anywhere."""
-
-
-def fail(error: Exception, code: int = 1) -> NoReturn:
-    """One line on stderr, no traceback."""
-    click.echo(f"coatcheck: {error}", err=True)
-    raise SystemExit(code)
 
 
 @coatcheck.command()
@@ -160,12 +149,7 @@ def sessions_close(key: str, run_dir: str | None) -> None:
 @click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="How long to wait for open requests.")
 def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
     """Take a web server out: no new requests, the open ones are finished, then it stops."""
-    from coatcheck.duration import parse_duration
-
-    try:
-        wait_s = parse_duration(timeout_s) if timeout_s is not None else None
-    except ValueError as error:
-        fail(ConfigError(f"--timeout: {error}"), 2)
+    wait_s = seconds_of("--timeout", timeout_s) if timeout_s is not None else None
     # The farm keeps the time; our own limit is only for a farm that hangs.
     message = {"op": "drain", "server": server, "timeout_s": wait_s}
     answer = ask(run_dir, message, timeout_s=(86_400 if wait_s is None else wait_s) + 60, show_progress=True)
@@ -201,29 +185,3 @@ def simulate(arguments: tuple[str, ...]) -> None:
 coatcheck.add_command(keys)
 coatcheck.add_command(pool)
 coatcheck.add_command(soap)
-
-
-def ask(
-    run_dir: str | None, message: dict[str, Any], timeout_s: float = 15.0, show_progress: bool = False
-) -> dict[str, Any]:
-    """Ask the farm of this run directory; its refusal ends the command with one line."""
-    from coatcheck.farm.control.channel import call_farm
-    from coatcheck.farm.files.run_directory import CONTROL_SOCKET
-
-    directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck").absolute()
-    answer: dict[str, Any] = {}
-    try:
-        for answer in call_farm(directory / CONTROL_SOCKET, message, timeout_s):
-            if show_progress and "progress" in answer and sys.stderr.isatty():
-                click.echo(f"{message.get('server', '')}: {answer['progress']}", err=True)
-    except CoatcheckError as error:
-        fail(error)
-    return answer
-
-
-def json_text(value: Any) -> str:
-    """Indented JSON, without what could steer a terminal (JSON itself escapes the other control characters)."""
-    import msgspec
-
-    text = msgspec.json.format(msgspec.json.encode(value)).decode()
-    return re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.tables import text_table
 from coatcheck.errors import ConfigError
 
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from coatcheck.farm.files.keys import FarmKeys
 
 KEYS_TIMEOUT_S = 90.0
-RUN_DIR = click.option(
-    "--run-dir", default=None, metavar="DIR", help="The farm's run directory.  [default: .coatcheck]"
-)
 KEYS_FILE = click.option(
     "--keys-file", default=None, metavar="FILE", help="Of a stopped farm that keeps its keys elsewhere."
 )
@@ -40,11 +39,9 @@ def keys_new() -> None:
 @keys.command("ls")
 @RUN_DIR
 @KEYS_FILE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
     """List the keys by name: which one seals, which ones open, how many sessions each has sealed."""
-    from coatcheck.cli.commands import json_text
-
     with _Ring(run_dir, keys_file) as ring:
         rows = ring.rows()
     if as_json:
@@ -60,13 +57,7 @@ def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
 @click.option("--timeout", "timeout", default="30s", show_default=True, metavar="TIME", help="For all to accept it.")
 def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str) -> None:
     """Seal with a new key. Every server accepts it first; the old keys open until they are revoked."""
-    from coatcheck.cli.commands import fail
-    from coatcheck.duration import parse_duration
-
-    try:
-        timeout_s = parse_duration(timeout)
-    except ValueError as error:
-        fail(ConfigError(f"--timeout: {error}"), 2)
+    timeout_s = seconds_of("--timeout", timeout)
     with _Ring(run_dir, keys_file) as ring:
         name, late = ring.rotate(timeout_s)
     click.echo(f"{name} seals; the older keys open until they are revoked")
@@ -107,7 +98,6 @@ class _Ring:
         self._kept: FarmKeys | None = None
 
     def __enter__(self) -> _Ring:
-        from coatcheck.cli.commands import fail
         from coatcheck.farm.files.keys import load
 
         try:
@@ -133,8 +123,6 @@ class _Ring:
 
     def row(self, name: str) -> dict[str, Any]:
         """One of them, which may be revoked."""
-        from coatcheck.cli.commands import fail
-
         rows = self.rows()
         found = next((row for row in rows if row["key"] == name), None)
         if found is None:
@@ -169,15 +157,11 @@ class _Ring:
         save(self._file, changed)
 
     def _ask(self, message: dict[str, Any], more_s: float = 0.0) -> dict[str, Any]:
-        from coatcheck.cli.commands import ask
-
         return ask(self._run_dir, message, timeout_s=KEYS_TIMEOUT_S + more_s)
 
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    from coatcheck.cli.commands import fail
-
     try:
         yield
     except ConfigError as error:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from coatcheck.cli.answering import JSON, fail, json_text
 from coatcheck.cli.tables import text_table
 from coatcheck.errors import CoatcheckError, ConfigError
 
@@ -97,7 +98,7 @@ def serve(**flags: Any) -> None:
 @pool.command("ls")
 @target_options
 @click.option("--user", metavar="USER", help="Only this one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def ls(user: str | None, as_json: bool, watch: bool, **target: Any) -> None:
     """List every slot: whose, in which state, tokens masked."""
@@ -136,7 +137,7 @@ def tokens_table(rows: Sequence[Any]) -> str:
 
 @pool.command()
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 def stats(as_json: bool, **target: Any) -> None:
     """Show the numbers of each user."""
     import msgspec
@@ -158,7 +159,7 @@ def stats(as_json: bool, **target: Any) -> None:
 @click.argument("user")
 @click.argument("token_id", type=click.IntRange(1), required=False)
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 def remove(user: str, token_id: int | None, as_json: bool, **target: Any) -> None:
     """Drop one token of USER, or all of them, also those in use."""
     with opened(target) as asked:
@@ -169,7 +170,7 @@ def remove(user: str, token_id: int | None, as_json: bool, **target: Any) -> Non
 @pool.command()
 @click.argument("user")
 @store_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 def reset(user: str, as_json: bool, **target: Any) -> None:
     """Forget all that holds USER up in a store: tokens, leases, failed logins, the rate of logins.
 
@@ -182,7 +183,7 @@ def reset(user: str, as_json: bool, **target: Any) -> None:
 
 @pool.command("clean-up")
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@JSON
 def clean_up(as_json: bool, **target: Any) -> None:
     """Drop expired tokens, and those of callers that never came back."""
     with opened(target) as asked:
@@ -247,21 +248,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}s"
 
 
-def json_text(value: Any) -> str:
-    """Indented JSON."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value)).decode()
-
-
 def missing(error: ModuleNotFoundError) -> NoReturn:
     """Say which extra brings a module."""
     if error.name is None or error.name.startswith("coatcheck"):
         raise error
     fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[pool-service]'"), 2)
-
-
-def fail(error: Exception, code: int = 1) -> NoReturn:
-    """One line on stderr, no traceback."""
-    click.echo(f"coatcheck: {error}", err=True)
-    raise SystemExit(code)

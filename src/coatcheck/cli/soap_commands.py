@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from coatcheck.cli.answering import fail
 from coatcheck.errors import ConfigError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,7 +42,8 @@ def soap() -> None:
 def serve(listen: str, **flags: Any) -> None:
     """Serve it; the WSDL is at /soap?wsdl, the operator's switches at /admin/..."""
     try:
-        from coatcheck.pool.service.http_server import is_loopback, parse_listen, serve_app
+        from coatcheck.host_port import is_loopback, parse_host_port
+        from coatcheck.pool.service.http_server import serve_app
         from coatcheck.pool.soap.app import SOAP_PATH, soap_app
         from coatcheck.pool.soap.configuration import read_secret_file
     except ModuleNotFoundError as error:
@@ -51,7 +53,7 @@ def serve(listen: str, **flags: Any) -> None:
         admin_token = read_secret_file(file, "admin-token-file").strip() if file else None
         if file and not admin_token:
             raise ConfigError("admin-token-file: it is empty")
-        admin = admin_token is not None or is_loopback(parse_listen(listen)[0])
+        admin = admin_token is not None or is_loopback(parse_host_port(listen, "listen")[0])
         app = soap_app(_options(flags), admin_token=admin_token, admin=admin, public_url=flags["public_url"])
         serve_app(app, listen, lambda url: click.echo(f"SOAP provider at {url}{SOAP_PATH}?wsdl"))
     except ConfigError as error:
@@ -80,9 +82,3 @@ def _options(flags: dict[str, Any]) -> Any:
         misbehaviour=misbehaviour,
         seed=flags["seed"],
     )
-
-
-def fail(error: Exception, code: int = 1) -> NoReturn:
-    """One line on stderr, no traceback."""
-    click.echo(f"coatcheck: {error}", err=True)
-    raise SystemExit(code)

@@ -14,13 +14,14 @@ import sys
 from coatcheck.director.embedded import EmbeddedDirector
 from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.errors import ConfigError
+from coatcheck.host_port import format_host_port, parse_host_port
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+    try:
+        return parse_host_port(text, "an address")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _server(text: str) -> WebServer:
@@ -37,7 +38,7 @@ async def _serve(options: DirectorOptions, grace_s: float) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    sys.stdout.write("listening on {}:{}\n".format(*director.address))
+    sys.stdout.write(f"listening on {format_host_port(*director.address)}\n")
     sys.stdout.flush()
     # What lives from here on lives to the end: the collector need not look at it again.
     gc.freeze()

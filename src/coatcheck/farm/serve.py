@@ -13,9 +13,10 @@ from typing import Any, Final
 from coatcheck.errors import ConfigError
 from coatcheck.farm.operations.operations import Operations
 from coatcheck.farm.operations.reload import check_reload, reload_on_change
-from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
+from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.console import Console
 from coatcheck.farm.supervision.supervisor import FarmFailed, Supervisor
+from coatcheck.host_port import is_loopback
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1

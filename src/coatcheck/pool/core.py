@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
+from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
 from coatcheck.pool.commands import Acquire, Add, Command, Granted, Reply, TakeIdle
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, PoolClosed
-from coatcheck.pool.events import PoolEvent, PoolEventKind, log_event
+from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.live import LiveLeases

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from enum import Enum
 
 import msgspec
+
+from coatcheck.seldom import WARNING
 
 
 class PoolEventKind(Enum):
@@ -28,10 +29,21 @@ class PoolEvent(msgspec.Struct, frozen=True):
     user: str
     detail: str = ""
 
+    @property
+    def logger(self) -> str:
+        return "coatcheck.pool"
+
+    @property
+    def level(self) -> int:
+        return WARNING
+
+    @property
+    def line(self) -> str:
+        return f"{self.kind.value} user={self.user!r} {self.detail}"
+
+    @property
+    def flood(self) -> str:
+        return self.kind.value
+
 
 PoolObserver = Callable[[PoolEvent], None]
-
-
-def log_event(event: PoolEvent) -> None:
-    """The default observer: a warning of the logger ``coatcheck.pool``."""
-    logging.getLogger("coatcheck.pool").warning("%s user=%r %s", event.kind.value, event.user, event.detail)

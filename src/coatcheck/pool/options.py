@@ -10,8 +10,9 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.event_log import log_event
 from coatcheck.pool.duration import MAX_S, Duration, rate, seconds
-from coatcheck.pool.events import PoolObserver, log_event
+from coatcheck.pool.events import PoolObserver
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.masking import check_token
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy

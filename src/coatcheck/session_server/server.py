@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 from coatcheck.errors import ConfigError, ForeignPeer
 from coatcheck.host_clock import HeldClock
+from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.replication.put_rule import is_tombstone, payload_at
 from coatcheck.session_server.connection import SessionConnection
@@ -197,23 +197,6 @@ def run_fast(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """``HOST:PORT``, IPv6 hosts in brackets; raises :class:`ConfigError`."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--listen: HOST:PORT is needed, not {text!r}")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``; names other than ``localhost`` count as reachable."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command; answers its exit status: 0 after a signal, 2 for bad options, 1 if it cannot listen."""
     parser = argparse.ArgumentParser(prog="coatcheck-session-server", description="Keep copies of sessions.")
@@ -224,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-entries", type=int, default=DEFAULT_MAX_ENTRIES)
     options = parser.parse_args(arguments)
     try:
-        host, port = parse_listen(options.listen)
+        host, port = parse_host_port(options.listen, "--listen")
         password = os.environ.get(options.password_env, "") if options.password_env else ""
         if options.password_env and not password:
             raise ConfigError(f"--password-env: the variable {options.password_env} is not set")

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.host_port import format_host_port
 from coatcheck.url import REDIS, TLS_OF, parse_store_url
 
 DEFAULT_PORT: Final = 6379
@@ -30,7 +31,7 @@ class Address(msgspec.Struct, frozen=True):
     """Whose proof is taken: that of the server of this name; empty: any server's that knows the password."""
 
     def __str__(self) -> str:
-        return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
+        return self.path or format_host_port(self.host, self.port)
 
     def __repr__(self) -> str:
         return f"Address({str(self)!r}, db={self.db}, tls={self.tls is not None})"

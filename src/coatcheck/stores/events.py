@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from enum import Enum
 
 import msgspec
 
-from coatcheck.seldom import Seldom
-
-logger = logging.getLogger("coatcheck.stores")
-_seldom = Seldom(logger, time.monotonic)
+from coatcheck.seldom import INFO, WARNING
 
 
 class StoreEventKind(Enum):
@@ -34,11 +29,21 @@ class StoreEvent(msgspec.Struct, frozen=True):
     kind: StoreEventKind
     detail: str = ""
 
+    @property
+    def logger(self) -> str:
+        return "coatcheck.stores"
+
+    @property
+    def level(self) -> int:
+        return INFO if self.kind is StoreEventKind.REACHABLE else WARNING
+
+    @property
+    def line(self) -> str:
+        return f"{self.store}: {self.kind.value} {self.detail}"
+
+    @property
+    def flood(self) -> str:
+        return self.kind.value + self.store
+
 
 EventSink = Callable[[StoreEvent], None]
-
-
-def log_event(event: StoreEvent) -> None:
-    """The sink of stores that were given none: a warning in the log of ``coatcheck.stores``."""
-    level = logging.INFO if event.kind is StoreEventKind.REACHABLE else logging.WARNING
-    _seldom.write(level, "%s: %s %s", event.store, event.kind.value, event.detail, kind=event.kind.value + event.store)

@@ -18,13 +18,14 @@ from typing import Any, Final
 import hiredis
 
 from coatcheck import resp
+from coatcheck.event_log import log_event
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.peers.dial import connect_unix
 from coatcheck.peers.proof import NONCE_BYTES, Service, Side, is_proof, proof
 from coatcheck.stores.address import Address
 from coatcheck.stores.bulletin import Bulletin, OnMessage
 from coatcheck.stores.connection import Connection, Sink
-from coatcheck.stores.events import EventSink, log_event
+from coatcheck.stores.events import EventSink
 from coatcheck.stores.port import Unreachable
 from coatcheck.stores.reachability import Reachability
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Final
 
 from coatcheck.errors import CorruptEntry
+from coatcheck.event_log import log_event
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.put_rule import Verdict, encode_for_put, pack_seen
 from coatcheck.replication.version import Version
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, EntryTable, TableFull, check_key
 from coatcheck.stores.bulletin import Bulletin
-from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
+from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
 from coatcheck.stores.reachability import Reachability
 

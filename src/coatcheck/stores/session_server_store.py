@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ssl
 
+from coatcheck.event_log import log_event
 from coatcheck.stores.address import Address
-from coatcheck.stores.events import EventSink, log_event
+from coatcheck.stores.events import EventSink
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
 

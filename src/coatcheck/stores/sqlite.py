@@ -20,12 +20,13 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError, CorruptEntry
+from coatcheck.event_log import log_event
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.put_rule import Verdict, encode_for_put, notice_of, pack_seen, server_to_notify
 from coatcheck.replication.version import Version
 from coatcheck.session_server.table import check_key
 from coatcheck.stores.bulletin import Bulletin
-from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
+from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
 from coatcheck.stores.reachability import Reachability
 from coatcheck.stores.sqlite_file import Durability, Offer, Outcome, SqliteFile

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from coatcheck import resp
 from coatcheck.errors import ConfigError
+from coatcheck.event_log import log_event
 from coatcheck.stores.address import Address, parse_url
-from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind, log_event
+from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
 from coatcheck.stores.valkey_scripts import GET, PUT, digest

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.errors import ConfigError
 from coatcheck.pool.inspection import UserStats
 from coatcheck.pool.service.authentication import BearerTokens
-from coatcheck.pool.service.http_server import is_loopback, parse_listen
 from coatcheck.pool.service.lease_id import LeaseName, format_lease_id, parse_lease_id
 from coatcheck.pool.service.metrics import WAIT_BUCKETS_S, Totals, WaitTimes
 from coatcheck.pool.service.replays import Replays
@@ -40,17 +38,6 @@ def test_only_the_bearer_tokens_are_accepted(shown: str) -> None:
     assert not tokens.accept(shown) and not tokens.accept(f"Bearer {shown}")
     assert tokens.accept("Bearer " + "a" * 20) and tokens.accept("bearer " + "b" * 20)
     assert "aaaa" not in repr(tokens)
-
-
-def test_addresses() -> None:
-    assert parse_listen("[::1]:80") == ("::1", 80)
-    assert [is_loopback(host) for host in ("127.0.0.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "x")] == [
-        *([True] * 3),
-        *([False] * 4),
-    ]
-    for wrong in ("", ":80", "x", "x:", "x:y", "x:65536", "x:-1"):
-        with pytest.raises(ConfigError):
-            parse_listen(wrong)
 
 
 def test_replays_run_once_are_bounded_and_forget_failures() -> None:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.plan.roles import LOOPBACK, Address
+from coatcheck.host_port import format_host_port
 
 _INTERNAL: Final = range(15_000, 30_000)
 """Below what Linux gives to outgoing connections, so that none of those takes the port of a dead process."""
@@ -61,7 +62,7 @@ def listen_on_public_address(host: str, port: int) -> tuple[socket.socket, Addre
             raise ConfigError(f"port: {port} on {host} is in use; {mend}") from None
         if error.errno == errno.EACCES:
             raise ConfigError(f"port: {port} needs privileges; choose one from 1024 on") from None
-        raise ConfigError(f"host: cannot listen on {host}:{port}: {error.strerror}") from None
+        raise ConfigError(f"host: cannot listen on {format_host_port(host, port)}: {error.strerror}") from None
     bound = listener.getsockname()
     return listener, Address(host, bound[1])
 

@@ -7,6 +7,7 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import HttpServer
+from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.routes import Sticky
@@ -24,7 +25,7 @@ class Address(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return format_host_port(self.host, self.port)
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,8 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.director_settings import DirectorSettings
-from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
+from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.host_port import is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.settings import SessionSettings, default_copies

@@ -13,6 +13,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.director_settings import DirectorSettings
+from coatcheck.host_port import is_loopback
 from coatcheck.options import Option, check_plain_name, judge, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
@@ -234,11 +235,3 @@ def check(settings: FarmSettings) -> None:
             raise ConfigError(
                 f"trusted_proxy: {shown(str(error))}; write a network such as 10.0.0.0/8, or an address"
             ) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from coatcheck.duration import format_duration
-from coatcheck.farm.settings.farm_settings import FarmSettings, is_loopback
+from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.host_port import is_loopback
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 from coatcheck.url import TLS_OF
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.host_port import format_host_port, parse_host_port
 
 MAX_CONNECTIONS: Final = 1000
 BACKLOG: Final = 512
@@ -19,24 +18,6 @@ KEEP_ALIVE_S: Final = 30
 STOP_GRACE_S: Final = 5
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 MAX_SHOWN: Final = 80
-
-_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """``127.0.0.1:8200`` or ``[::1]:8200``; port 0 takes a free one. Raises :class:`ConfigError` for others."""
-    found = _ADDRESS.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
-        raise ConfigError(f"listen: an address such as 127.0.0.1:8200 is needed, not {text[:MAX_SHOWN]!r}")
-    return found["six"] or found["host"], int(found["port"])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve_app(
@@ -59,11 +40,10 @@ def serve_app(
     except ImportError:
         raise ConfigError("uvicorn is missing; pip install 'coatcheck[pool-service]'") from None
 
-    host, port = parse_listen(listen)
+    host, port = parse_host_port(listen, "listen")
     listener = _listen(host, port)
     scheme = "https" if certificate else "http"
-    shown = f"[{host}]" if ":" in host else host
-    url = f"{scheme}://{shown}:{listener.getsockname()[1]}"
+    url = f"{scheme}://{format_host_port(host, listener.getsockname()[1])}"
 
     config = uvicorn.Config(
         app,
@@ -127,5 +107,5 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot listen on {format_host_port(host, port)}: {error.strerror or error}") from None
     return listener

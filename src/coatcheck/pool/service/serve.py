@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
 from coatcheck.pool.service.authentication import read_bearer_tokens
-from coatcheck.pool.service.http_server import is_loopback, parse_listen, serve_app
+from coatcheck.pool.service.http_server import serve_app
 from coatcheck.pool.service.upstream_login import login_command, login_url, logout_command, logout_url
 
 
@@ -38,7 +39,7 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
     bearer = read_bearer_tokens(settings.token_file)
     if bool(settings.certificate) != bool(settings.private_key):
         raise ConfigError("tls-cert and tls-key: both are needed, or none")
-    host = parse_listen(settings.listen)[0]
+    host = parse_host_port(settings.listen, "listen")[0]
     if not (is_loopback(host) or settings.certificate or settings.insecure):
         raise ConfigError(
             f"listen: {host} can be reached from other machines, and tokens would go there in the clear; "

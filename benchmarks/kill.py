@@ -24,7 +24,7 @@ from statistics import median
 
 from benchmarks.processes import OTHER_CORE, ROOT, Processes, environment, free_port
 from benchmarks.report import table, write_section
-from coatcheck.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import BrowserError, ShopBrowser
 
 COATCHECK = [sys.executable, "-m", "coatcheck.cli"]
 FARM_TIMEOUT_S = 60.0
@@ -83,7 +83,7 @@ class Visitor:
     """A browser that counts what it was told is stored."""
 
     def __init__(self, port: int) -> None:
-        self.browser = Browser("127.0.0.1", port)
+        self.browser = ShopBrowser("127.0.0.1", port)
         self.acknowledged = 0
         self.unknown = 0
 

@@ -19,7 +19,6 @@ from coatcheck.pool.commands import (
     Acquire,
     Add,
     CleanUp,
-    Closed,
     Command,
     Done,
     Extend,
@@ -27,10 +26,11 @@ from coatcheck.pool.commands import (
     Leave,
     LoginDone,
     LoginEnded,
+    LogoutEnded,
     Lost,
     MustLogIn,
     NoSlot,
-    Nothing,
+    NoToken,
     QueueFull,
     Release,
     Remove,
@@ -105,7 +105,7 @@ def test_a_number_that_is_not_current_changes_nothing(client: Open) -> None:
     assert ask(store, Release(granted.fence)) == Done()
     held = ask(store, Acquire())
     for fence in (granted.fence, held.fence + 1, 1):
-        for command in (Release(fence, "x"), Extend(fence), LoginDone(fence, "x", 60.0), Closed(fence)):
+        for command in (Release(fence, "x"), Extend(fence), LoginDone(fence, "x", 60.0), LogoutEnded(fence)):
             assert ask(store, command) == Lost(), command
     assert ask(store, LoginDone(held.fence, "x", 60.0)) == Lost(), "a lease is no login"
     still = ask(store, Extend(held.fence))
@@ -117,7 +117,7 @@ def test_slots_and_the_queue_have_ends(client: Open) -> None:
     store = client(msgspec.structs.replace(POLICY, max_waiting=2))
     slots = [ask(store, Acquire()) for _ in range(2)]
     assert [type(slot) for slot in slots] == [MustLogIn, MustLogIn]
-    assert ask(store, Acquire(may_wait=False)) == Nothing()
+    assert ask(store, Acquire(may_wait=False)) == NoToken()
     waiting = [ask(store, Acquire()) for _ in range(2)]
     assert [type(reply) for reply in waiting] == [Waiting, Waiting]
     assert ask(store, Acquire()) == QueueFull()
@@ -154,8 +154,8 @@ def test_what_is_dropped_holds_its_slot_until_it_is_logged_out(client: Open) -> 
     outcome = store.apply("SADMIN", Release(granted.fence, keep=False))
     (parting,) = outcome.partings
     assert parting.value == TOKEN
-    assert ask(store, Acquire(may_wait=False)) == Nothing(), "the upstream still counts that session"
-    assert ask(store, Closed(parting.fence)) == Done()
+    assert ask(store, Acquire(may_wait=False)) == NoToken(), "the upstream still counts that session"
+    assert ask(store, LogoutEnded(parting.fence)) == Done()
     assert type(ask(store, Acquire(may_wait=False))) is MustLogIn
 
 
@@ -314,8 +314,15 @@ def test_pools_and_users_of_any_name_are_strangers(client: Open) -> None:
 def test_asking_in_vain_leaves_nothing_behind(client: Open) -> None:
     store = client()
     assert store.look() == {}
-    for command in (CleanUp(), Remove(), Release(5), Extend(5), Closed(5), Acquire(may_wait=False, may_login=False)):
-        assert type(ask(store, command, "nobody")) in (Done, Lost, Nothing)
+    for command in (
+        CleanUp(),
+        Remove(),
+        Release(5),
+        Extend(5),
+        LogoutEnded(5),
+        Acquire(may_wait=False, may_login=False),
+    ):
+        assert type(ask(store, command, "nobody")) in (Done, Lost, NoToken)
     assert store.look() == {}
     store.forget()
 
@@ -427,7 +434,7 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
         case ("extend", which):
             return Extend(pick(fences, which))
         case ("closed", which):
-            return Closed(pick(partings, which))
+            return LogoutEnded(pick(partings, which))
         case ("add",):
             return Add("added", 3_000.0)
         case ("idle",):
@@ -473,7 +480,7 @@ def test_a_reset_frees_a_user_who_is_locked_up(client: Open, token_backend: Toke
     (state, now), *_ = store.look("SADMIN").values()
     state.retry_at, state.rate_at, state.failures = now + AHEAD_S, now + AHEAD_S, 3
     token_backend.put_back(name, "SADMIN", state)
-    assert isinstance(ask(store, Acquire(may_wait=False)), Nothing)
+    assert isinstance(ask(store, Acquire(may_wait=False)), NoToken)
     assert ask(store, Reset()) == Done(0)
     assert isinstance(ask(store, Acquire()), MustLogIn)
 

@@ -21,11 +21,11 @@ from typing import Any
 import psycopg
 import redis
 
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.address import open_async_store, open_store
 from coatcheck.pool.stores.blob import StateBox
-from coatcheck.pool.stores.memory import AsyncMemoryStore, MemoryStore
+from coatcheck.pool.stores.memory import AsyncMemoryTokenStore, MemoryTokenStore
 from coatcheck.pool.stores.port import AsyncTokenStore, TokenStore
 from coatcheck.tokens.keyring import KeyRing
 from ports import free_port
@@ -46,8 +46,8 @@ class Looped:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
-    def apply(self, user: str, command: Command) -> Outcome:
-        outcome: Outcome = self._run(self.store.apply(user, command))
+    def apply(self, user: str, command: Command) -> CommandOutcome:
+        outcome: CommandOutcome = self._run(self.store.apply(user, command))
         return outcome
 
     def wait(self, user: str, ticket: int, timeout_s: float) -> None:
@@ -117,11 +117,11 @@ class MemoryBackend(TokenBackend):
     shared = False
 
     def __init__(self) -> None:
-        self.stores: dict[str, MemoryStore] = {}
+        self.stores: dict[str, MemoryTokenStore] = {}
 
     def client(self, policy: Policy, name: str, *, awaited: bool, key: bytes = KEY) -> TokenStore:
-        store = self.stores.setdefault(name, MemoryStore(policy))
-        return looped(lambda: AsyncMemoryStore(store)) if awaited else store
+        store = self.stores.setdefault(name, MemoryTokenStore(policy))
+        return looped(lambda: AsyncMemoryTokenStore(store)) if awaited else store
 
     def put_back(self, name: str, user: str, state: UserState) -> None:
         self.stores[name].states[user] = state

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import BrowserError, ShopBrowser
 
 from .farm_process import Farm
 
@@ -60,7 +60,7 @@ class Seen(msgspec.Struct):
 class Shopper:
     def __init__(self, number: int, host: str, port: int) -> None:
         self.name = f"user{number}"
-        self.browser = Browser(host, port)
+        self.browser = ShopBrowser(host, port)
         self.acknowledged: dict[str, int] = {}
         self.marks = 0
 

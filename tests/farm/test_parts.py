@@ -18,7 +18,7 @@ from coatcheck.farm.control.channel import ControlError, ControlServer, Message,
 from coatcheck.farm.files.run_directory import RunDirectory
 from coatcheck.farm.plan.ports import InternalPorts, listen
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
-from coatcheck.farm.processes.front_door import HEALTH_PATH, FrontDoor
+from coatcheck.farm.processes.front_door import HEALTH_PATH, AppShell
 from coatcheck.farm.supervision.console import Console
 from coatcheck.web.open_websocket import OpenWebSocket
 
@@ -138,7 +138,7 @@ def test_front_door_answers_health_and_counts() -> None:
             inside.append(door.in_flight)
             raise ValueError("the app's own mistake")
 
-        door = FrontDoor(app, stopping)
+        door = AppShell(app, stopping)
         sent: list[Message] = []
 
         async def send(message: Message) -> None:

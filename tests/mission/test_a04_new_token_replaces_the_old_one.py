@@ -14,7 +14,7 @@ import pytest
 import in_hand
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_record
-from coatcheck.tokens.chain import Chain, Link, Retired
+from coatcheck.tokens.chain import Chain, ChainLink, Retired
 from coatcheck.tokens.sealed import SealedToken
 
 from .conftest import StartFarm
@@ -28,8 +28,8 @@ def farm(start: StartFarm) -> MissionFarm:
     return start("--web", "2", "--session-servers", "2", *STRICT)
 
 
-def link(token: SealedToken) -> Link:
-    return Link(token.session_id, token.timestamp)
+def link(token: SealedToken) -> ChainLink:
+    return ChainLink(token.session_id, token.timestamp)
 
 
 def chains(farm: MissionFarm, key: bytes) -> list[Chain]:

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from coatcheck.tokens.chain import Chain, Link, Retired, Shown
+from coatcheck.tokens.chain import Chain, ChainLink, Retired, Shown
 from coatcheck.tokens.chain import show as judge
 
 from .conftest import StartFarm
 from .mission_farm import Browser, MissionFarm, show
 from .strict_mode import STRICT
 
-A, B, C = (Link(bytes([n]) * 16, 1000 * n) for n in (1, 2, 3))
+A, B, C = (ChainLink(bytes([n]) * 16, 1000 * n) for n in (1, 2, 3))
 NOW_MS = 10_000
 GRACE_MS = 60_000
 CHAIN = Chain(B, C, (Retired(A, 2_500),))
@@ -23,7 +23,7 @@ CHAIN = Chain(B, C, (Retired(A, 2_500),))
 @pytest.mark.parametrize(
     ("link", "verdict"), [(A, Shown.IN_GRACE), (B, Shown.CURRENT), (C, Shown.NEXT)], ids=["retired", "current", "next"]
 )
-def test_both_must_match_the_record(link: Link, verdict: Shown) -> None:
+def test_both_must_match_the_record(link: ChainLink, verdict: Shown) -> None:
     assert judge(CHAIN, link.session_id, link.minted_at, NOW_MS, GRACE_MS)[0] is verdict
     others = {each.minted_at for each in (A, B, C)} - {link.minted_at}
     for wrong in (*others, link.minted_at - 1, link.minted_at + 1):

@@ -13,7 +13,6 @@ from coatcheck.pool.commands import (
     Acquire,
     Add,
     CleanUp,
-    Closed,
     Command,
     Done,
     Extend,
@@ -21,6 +20,7 @@ from coatcheck.pool.commands import (
     Leave,
     LoginDone,
     LoginEnded,
+    LogoutEnded,
     Lost,
     MustLogIn,
     NoSlot,
@@ -195,7 +195,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.to_close)
     @rule(which=WHICH)
     def close(self, which: int) -> None:
-        self.apply(Closed(self.to_close.pop(which % len(self.to_close))))
+        self.apply(LogoutEnded(self.to_close.pop(which % len(self.to_close))))
 
     @precondition(lambda self: self.state.free)
     @rule(every=st.booleans())

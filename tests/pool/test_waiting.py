@@ -13,7 +13,7 @@ from coatcheck.pool import AsyncTokenPool, LoginFailed, PoolClosed, PoolFull, To
 from coatcheck.pool.commands import Acquire, Waiting
 from coatcheck.pool.state import Policy
 from coatcheck.pool.stores import memory
-from coatcheck.pool.stores.memory import MemoryStore
+from coatcheck.pool.stores.memory import MemoryTokenStore
 
 PATIENCE_S = 120.0
 SOON_S = 60.0
@@ -118,7 +118,7 @@ def test_asyncio(kind: str) -> None:
 
 def test_who_begins_to_wait_while_the_pool_closes_is_not_forgotten() -> None:
     """The window between being told to wait and falling asleep."""
-    store = MemoryStore(Policy(per_user=1))
+    store = MemoryTokenStore(Policy(per_user=1))
     store.apply("ann", Acquire())
     reply = store.apply("ann", Acquire()).reply
     assert type(reply) is Waiting

@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.errors import CorruptEntry
-from coatcheck.replication.notice import Answer, Notice, decode_message
+from coatcheck.replication.notice import ClaimAnswer, Notice, decode_message
 from coatcheck.replication.version import Version
 
 NUMBERS = st.integers(0, 2**32 - 1)
 VERSIONS = st.builds(Version, NUMBERS, st.binary(min_size=8, max_size=8), NUMBERS)
 KEYS = st.binary(min_size=16, max_size=16)
-MESSAGES = st.one_of(st.builds(Notice, KEYS, VERSIONS, st.booleans()), st.builds(Answer, KEYS, VERSIONS, NUMBERS))
+MESSAGES = st.one_of(st.builds(Notice, KEYS, VERSIONS, st.booleans()), st.builds(ClaimAnswer, KEYS, VERSIONS, NUMBERS))
 NOTICE = Notice(b"k" * 16, Version(1, b"serverAA", 2), True).encode()
-ANSWER = Answer(b"k" * 16, Version(1, b"serverAA", 2), 1500).encode()
+ANSWER = ClaimAnswer(b"k" * 16, Version(1, b"serverAA", 2), 1500).encode()
 
 
 @given(MESSAGES)
-def test_round_trip(message: Notice | Answer) -> None:
+def test_round_trip(message: Notice | ClaimAnswer) -> None:
     assert decode_message(message.encode()) == message
 
 
@@ -47,4 +47,4 @@ def test_any_bytes_are_corrupt_or_a_message(raw: bytes) -> None:
         message = decode_message(raw)
     except CorruptEntry:
         return
-    assert isinstance(message, Notice | Answer)
+    assert isinstance(message, Notice | ClaimAnswer)

@@ -20,7 +20,7 @@ from coatcheck.events import Event, EventKind, public_id
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.roles import Address, SessionServerRole
 from coatcheck.replication.effects import Acknowledge, Detach, Exclusive, Get, Put, Tell
-from coatcheck.replication.notice import Answer, Notice
+from coatcheck.replication.notice import ClaimAnswer, Notice
 from coatcheck.replication.version import Version
 from coatcheck.replication.view import View
 from coatcheck.sessions.delta import diff
@@ -93,7 +93,7 @@ async def objects(servers: Servers, browser: Browser) -> list[Any]:
     codec.open(browser.jar[COOKIE].encode())
     return [
         token, codec, copy, delta, record, record.chain, record.chain.current, entry, view, View(token.key, 0.0),
-        *effects, Notice(token.key, version, False), Answer(token.key, version, 0), Issue(token, False),
+        *effects, Notice(token.key, version, False), ClaimAnswer(token.key, version, 0), Issue(token, False),
         Saved(Issue(token, False)), servers.ring, servers.ring.box("token", "farm", os.urandom),
         PayloadSealer(servers.ring, "farm", os.urandom), sessions, sessions.copies, sessions.copies.cache,
         sessions.lifecycle, sessions.driver, servers.middlewares[0], *servers.stores, sessions.status(), flow,

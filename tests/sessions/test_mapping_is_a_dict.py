@@ -16,7 +16,7 @@ from coatcheck.replication.cache import Copy
 from coatcheck.replication.version import Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import EMPTY_DATA, Record
-from coatcheck.tokens.chain import Chain, Link
+from coatcheck.tokens.chain import Chain, ChainLink
 
 KEYS = st.sampled_from("abc")
 VALUES = st.one_of(st.integers(0, 3), st.lists(st.integers(0, 3), max_size=2), st.none())
@@ -183,7 +183,7 @@ def test_clearing_is_remembered_even_if_something_is_put_in_again() -> None:
 
 def hosted(user: str | None) -> Session:
     held = Copy(b"k" * 16, Version(1, b"serverAA", 1), (), b"")
-    held.record = Record(EMPTY_DATA, 0, 0, user, Chain(Link(b"i", 0)))
+    held.record = Record(EMPTY_DATA, 0, 0, user, Chain(ChainLink(b"i", 0)))
     session = Session()
     session._request.copy_held = held
     return session

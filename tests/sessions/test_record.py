@@ -27,10 +27,10 @@ from coatcheck.sessions.record import (
     encode_data,
     encode_record,
 )
-from coatcheck.tokens.chain import Chain, Link, Retired
+from coatcheck.tokens.chain import Chain, ChainLink, Retired
 
 TIMES = st.integers(0, 2**45)
-LINKS = st.builds(Link, st.binary(min_size=16, max_size=16), TIMES)
+LINKS = st.builds(ChainLink, st.binary(min_size=16, max_size=16), TIMES)
 CHAINS = st.builds(
     Chain,
     LINKS,
@@ -68,7 +68,7 @@ def test_any_bytes_are_corrupt_or_a_record(raw: bytes) -> None:
         assert "not a session record" in str(corrupt)
 
 
-RECORD = encode_record(Record(b"", 1, 2, None, Chain(Link(b"i", 3))))
+RECORD = encode_record(Record(b"", 1, 2, None, Chain(ChainLink(b"i", 3))))
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x90", b"\x80", b"\xff" * 40, RECORD[:-1], RECORD + b"\x00"])
@@ -201,11 +201,11 @@ POLICY = SessionPolicy(idle_timeout_ms=8_000, absolute_timeout_ms=100_000, leewa
     ],
 )
 def test_when_a_session_expires(created_at: int, last_seen_at: int, expires_at: int) -> None:
-    record = Record(EMPTY_DATA, created_at, last_seen_at, None, Chain(Link(b"i", 0)))
+    record = Record(EMPTY_DATA, created_at, last_seen_at, None, Chain(ChainLink(b"i", 0)))
     assert record.expires_at(POLICY) == expires_at
 
 
 @given(RECORDS)
 def test_rotation_and_data_do_not_extend_a_session(record: Record) -> None:
-    other = Record(b"other", record.created_at, record.last_seen_at, "user", Chain(Link(b"i", 2**45)))
+    other = Record(b"other", record.created_at, record.last_seen_at, "user", Chain(ChainLink(b"i", 2**45)))
     assert other.expires_at(POLICY) == record.expires_at(POLICY) <= record.created_at + POLICY.absolute_timeout_ms

@@ -252,7 +252,7 @@ def many_successors(monkeypatch: Any) -> None:
         return now - links.current.minted_at >= rotate_after_ms
 
     def mint(links: Any, session_id: bytes, now: int) -> Any:
-        return chain.Chain(links.current, chain.Link(session_id, now), links.retired, links.forgotten_at)
+        return chain.Chain(links.current, chain.ChainLink(session_id, now), links.retired, links.forgotten_at)
 
     monkeypatch.setattr(lifecycle, "needs_successor", needs_successor)
     monkeypatch.setattr(lifecycle, "mint", mint)

@@ -7,23 +7,23 @@ import ssl
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.stores.address import Address, parse_url
+from coatcheck.stores.address import StoreAddress, parse_url
 
 
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("redis://127.0.0.1", Address(host="127.0.0.1", port=6379)),
-        ("valkey://h:7000?db=2", Address(host="h", port=7000, db=2)),
-        ("redis://h/5", Address(host="h", db=5)),
-        ("redis://h/5?db=5", Address(host="h", db=5)),
-        ("redis://:p%40ss%2F@h", Address(host="h", password="p@ss/")),
-        ("redis://me:secret@[::1]:7001", Address(host="::1", port=7001, username="me", password="secret")),
-        ("unix:///run/v.sock?db=1", Address(path="/run/v.sock", db=1)),
-        ("unix://me:secret@/run/v.sock", Address(path="/run/v.sock", username="me", password="secret")),
+        ("redis://127.0.0.1", StoreAddress(host="127.0.0.1", port=6379)),
+        ("valkey://h:7000?db=2", StoreAddress(host="h", port=7000, db=2)),
+        ("redis://h/5", StoreAddress(host="h", db=5)),
+        ("redis://h/5?db=5", StoreAddress(host="h", db=5)),
+        ("redis://:p%40ss%2F@h", StoreAddress(host="h", password="p@ss/")),
+        ("redis://me:secret@[::1]:7001", StoreAddress(host="::1", port=7001, username="me", password="secret")),
+        ("unix:///run/v.sock?db=1", StoreAddress(path="/run/v.sock", db=1)),
+        ("unix://me:secret@/run/v.sock", StoreAddress(path="/run/v.sock", username="me", password="secret")),
     ],
 )
-def test_forms(url: str, address: Address) -> None:
+def test_forms(url: str, address: StoreAddress) -> None:
     assert parse_url(url) == address
 
 

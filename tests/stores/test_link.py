@@ -15,7 +15,7 @@ from coatcheck import resp
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 from coatcheck.session_server.requests import Limits, RequestParser
-from coatcheck.stores.address import Address
+from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.link import Link
 from coatcheck.stores.port import Unreachable
@@ -88,7 +88,7 @@ async def ask(method: Callable[..., None], *arguments: object) -> Any:
 
 
 def link_to(server: ScriptedServer, **options: Any) -> Link:
-    return Link("s", Address(host="127.0.0.1", port=server.port), on_event=lambda event: None, **options)
+    return Link("s", StoreAddress(host="127.0.0.1", port=server.port), on_event=lambda event: None, **options)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_refused_handshake_is_told_once_and_tried_again_with_growing_pauses() 
 
         async with scripted(answer) as server:
             events: list[StoreEvent] = []
-            link = Link("s", Address(host="127.0.0.1", port=server.port), on_event=events.append)
+            link = Link("s", StoreAddress(host="127.0.0.1", port=server.port), on_event=events.append)
             began = time.monotonic()
             await link.open()
             assert not link.reachability.now
@@ -318,7 +318,7 @@ def test_a_refused_subscription_drops_the_link_and_not_the_order_of_replies() ->
 
 
 def test_subscriptions_are_bounded() -> None:
-    link = Link("s", Address(host="127.0.0.1"))
+    link = Link("s", StoreAddress(host="127.0.0.1"))
     for at in range(64):
         link.subscribe(b"%03d" % at, lambda message: None)
     with pytest.raises(ValueError, match="64"):

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.tokens.chain import MAX_RETIRED, Chain, Link, Retired, Shown, mint, needs_successor, show
+from coatcheck.tokens.chain import MAX_RETIRED, Chain, ChainLink, Retired, Shown, mint, needs_successor, show
 
 GRACE = 1_000
 ROTATE_AFTER = 5_000
-OLD, NOW, SOON = Link(b"old" * 4, 1), Link(b"now" * 4, 1_000), Link(b"soon" * 4, 2_000)
+OLD, NOW, SOON = ChainLink(b"old" * 4, 1), ChainLink(b"now" * 4, 1_000), ChainLink(b"soon" * 4, 2_000)
 T = 10_000
 
 
 def shown(
-    chain: Chain, link: Link, now: int = T, grace: int = GRACE, newest_shown_at: int | None = None
+    chain: Chain, link: ChainLink, now: int = T, grace: int = GRACE, newest_shown_at: int | None = None
 ) -> tuple[Shown, Chain]:
     return show(chain, link.session_id, link.minted_at, now, grace, newest_shown_at)
 
@@ -49,7 +49,7 @@ def test_a_browser_that_lost_its_newer_cookies_goes_on_from_the_one_it_has() -> 
     assert verdict is Shown.RETURNED
     assert after == Chain(OLD, None, (Retired(NOW, T, T), Retired(SOON, T, T)))
     assert needs_successor(after, verdict, T, 1)
-    assert mint(after, b"x", 5).next == Link(b"x", SOON.minted_at), "no timestamp goes back, nor behind a lost one"
+    assert mint(after, b"x", 5).next == ChainLink(b"x", SOON.minted_at), "no timestamp goes back, nor behind a lost one"
 
 
 def test_a_dead_token_does_not_return_however_silent_the_newer_ones_are() -> None:
@@ -69,8 +69,8 @@ def test_the_chain_never_has_a_second_successor() -> None:
 
 
 def test_a_successor_has_a_new_id_and_a_timestamp_that_never_goes_back() -> None:
-    assert mint(Chain(NOW), b"x", T).next == Link(b"x", T)
-    assert mint(Chain(NOW), b"x", NOW.minted_at - 500).next == Link(b"x", NOW.minted_at)
+    assert mint(Chain(NOW), b"x", T).next == ChainLink(b"x", T)
+    assert mint(Chain(NOW), b"x", NOW.minted_at - 500).next == ChainLink(b"x", NOW.minted_at)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_an_overwritten_cookie_of_a_sleeping_browser_accuses_nobody() -> None:
 
 
 @pytest.mark.parametrize("link", [NOW, SOON, OLD])
-def test_id_and_timestamp_must_both_match(link: Link) -> None:
+def test_id_and_timestamp_must_both_match(link: ChainLink) -> None:
     chain = Chain(NOW, SOON, (Retired(OLD, T),))
     assert shown(chain, link)[0].accepted
-    assert not shown(chain, Link(link.session_id, link.minted_at + 1))[0].accepted
-    assert not shown(chain, Link(b"other", link.minted_at))[0].accepted
+    assert not shown(chain, ChainLink(link.session_id, link.minted_at + 1))[0].accepted
+    assert not shown(chain, ChainLink(b"other", link.minted_at))[0].accepted
 
 
 def test_an_unknown_link_of_a_live_session_is_theft_unless_it_may_be_forgotten() -> None:
-    unknown = Link(b"unknown", 500)
+    unknown = ChainLink(b"unknown", 500)
     assert shown(Chain(NOW), unknown)[0] is Shown.STOLEN
     assert shown(Chain(NOW, None, (), 499), unknown)[0] is Shown.STOLEN
     assert shown(Chain(NOW, None, (), 500), unknown)[0] is Shown.DEAD
@@ -165,7 +165,7 @@ def test_without_grace_a_replaced_token_is_dead_at_once_and_not_kept() -> None:
 
 
 def test_the_list_of_retired_is_bounded_and_the_forgotten_accuse_nobody() -> None:
-    chain, links = Chain(Link(b"0", 0)), [Link(b"0", 0)]
+    chain, links = Chain(ChainLink(b"0", 0)), [ChainLink(b"0", 0)]
     for step in range(1, MAX_RETIRED + 10):
         chain = mint(chain, b"%d" % step, step)
         assert chain.next is not None
@@ -192,7 +192,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 2 * ROTATE_AFTER), st.integers(0, 3), 
 @given(STEPS)
 def test_an_honest_browser_is_never_accused(steps: list[tuple[int, int, bool]]) -> None:
     now = T
-    chain = Chain(Link(b"first", now))
+    chain = Chain(ChainLink(b"first", now))
     cookie, minted, newest_shown_at = chain.current, 0, now
     for pause, parallel, lost in steps:
         now += pause
@@ -218,8 +218,8 @@ def test_an_honest_browser_is_never_accused(steps: list[tuple[int, int, bool]]) 
 def test_a_thief_who_comes_after_the_victim_moved_on_is_found(
     steps: list[tuple[int, int, bool]], stolen_at: int
 ) -> None:
-    now, chain, minted = T, Chain(Link(b"first", T)), 0
-    used: list[Link] = []
+    now, chain, minted = T, Chain(ChainLink(b"first", T)), 0
+    used: list[ChainLink] = []
     for pause, _, _ in [*steps, (ROTATE_AFTER, 0, False), (ROTATE_AFTER, 0, False)]:
         now += pause
         used.append(chain.next or chain.current)
@@ -236,5 +236,5 @@ def test_a_thief_who_comes_after_the_victim_moved_on_is_found(
     assert shown(chain, booty, now)[0] is (Shown.CURRENT if booty == victim else Shown.STOLEN)
 
 
-def links_of(chain: Chain) -> list[Link]:
+def links_of(chain: Chain) -> list[ChainLink]:
     return [old.link for old in chain.retired] + [chain.current] + ([chain.next] if chain.next else [])

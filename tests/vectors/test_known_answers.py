@@ -19,7 +19,7 @@ from coatcheck.drivers.sessions import Sessions
 from coatcheck.pool.soap.session_types import SessionType
 from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.replication.entry import Entry, decode_entry
-from coatcheck.replication.notice import Answer, Notice, decode_message
+from coatcheck.replication.notice import ClaimAnswer, Notice, decode_message
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import SERVER_ID_BYTES, Version
 from coatcheck.sessions.mapping import Session
@@ -151,7 +151,7 @@ def test_messages() -> None:
     messages = {
         "notice": Notice(key, version, False),
         "notice_of_a_close": Notice(key, version, True),
-        "answer": Answer(key, version, known["others_ms"]),
+        "answer": ClaimAnswer(key, version, known["others_ms"]),
     }
     for name, message in messages.items():
         assert message.encode().hex() == known[name]

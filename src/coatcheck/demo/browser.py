@@ -15,7 +15,7 @@ class BrowserError(Exception):
     """No usable response came."""
 
 
-class Browser:
+class ShopBrowser:
     """Sends one request at a time to one address."""
 
     def __init__(self, host: str, port: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from coatcheck.demo.browser import Browser, BrowserError
+from coatcheck.demo.browser import BrowserError, ShopBrowser
 from coatcheck.farm.plan.roles import Address
 
 GOODS: Final = ("coat", "hat", "scarf", "gloves", "umbrella", "boots")
@@ -32,7 +32,7 @@ class Shopper:
         self.cart: dict[str, int] = {}
         self._uncertain: dict[str, set[int]] = {}
         self._random = random.Random(seed + number)
-        self._browser = Browser(address.host, address.port)
+        self._browser = ShopBrowser(address.host, address.port)
 
     async def arrive(self, tally: Tally) -> None:
         """Log in by name; this makes the session."""

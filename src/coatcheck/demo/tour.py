@@ -24,7 +24,7 @@ SETTLE_S: Final = 10.0
 """The longest wait for the farm to be whole again between two steps."""
 
 
-class Step(msgspec.Struct):
+class TourStep(msgspec.Struct):
     """One line of the story."""
 
     number: int
@@ -42,14 +42,14 @@ async def tell(farm: Supervisor, shoppers: int) -> int:
     crowd = [Shopper(number, address, seed) for number in range(1, shoppers + 1)]
     farm.console.say(f"tour: {shoppers} shoppers arrive")
     began = time.monotonic()
-    steps = [Step(1, f"{shoppers} shoppers fill their carts")]
+    steps = [TourStep(1, f"{shoppers} shoppers fill their carts")]
     await asyncio.gather(*(shopper.arrive(steps[0].tally) for shopper in crowd))
     await _step(farm, crowd, steps[0], None)
-    steps.append(Step(2, "the web server with most sessions dies"))
+    steps.append(TourStep(2, "the web server with most sessions dies"))
     await _step(farm, crowd, steps[1], _busiest_web_server)
-    steps.append(Step(3, "a session server dies"))
+    steps.append(TourStep(3, "a session server dies"))
     await _step(farm, crowd, steps[2], _fullest_session_server)
-    steps.append(Step(4, "another web server dies"))
+    steps.append(TourStep(4, "another web server dies"))
     await _step(farm, crowd, steps[3], _busiest_web_server)
     for shopper in crowd:
         await shopper.leave()
@@ -61,7 +61,7 @@ async def tell(farm: Supervisor, shoppers: int) -> int:
 async def _step(
     farm: Supervisor,
     crowd: Sequence[Shopper],
-    step: Step,
+    step: TourStep,
     victim: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> None:
     """Shop; kill while they shop; let the farm become whole; compare all carts."""
@@ -107,7 +107,7 @@ def _most(rows: Sequence[dict[str, Any]], field: str) -> dict[str, Any]:
     return max((row for row in rows if row["pid"]), key=lambda row: row[field] or 0)
 
 
-def report(steps: Sequence[Step], shoppers: int, seconds: float) -> str:
+def report(steps: Sequence[TourStep], shoppers: int, seconds: float) -> str:
     """What happened, as a table."""
     header = ("step", "what happened", "killed", "requests", "failed", "slowest", "carts intact")
     rows = [

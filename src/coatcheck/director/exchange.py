@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.rules.delivery import Delivery, Failure, Pause, Step
+from coatcheck.director.rules.delivery import Delivery, Failure, Step, WaitReason
 from coatcheck.director.rules.http_framing import CHUNKED, UNTIL_CLOSE
 from coatcheck.director.rules.request_head import RequestHead
 from coatcheck.director.rules.routing import ServerState
@@ -52,7 +52,7 @@ class Exchange:
         self._fresh_only = False
         self._continued = False
         self._connecting: asyncio.Task[None] | None = None
-        self._pause: Pause | None = None
+        self._pause: WaitReason | None = None
         self._waiting_since: float | None = None
         self._no_server_since = 0.0
 
@@ -63,7 +63,7 @@ class Exchange:
         relay, waiting_since = self.relay, self._waiting_since
         waited_s = 0.0 if waiting_since is None else relay.now - waiting_since
         chosen = self.delivery.next_server(relay.balancer, waited_s, relay.delivery_policy)
-        if isinstance(chosen, Pause):
+        if isinstance(chosen, WaitReason):
             self._wait(chosen)
             return
         self._pause = None
@@ -132,18 +132,18 @@ class Exchange:
 
     # Waiting for a web server
 
-    def _wait(self, pause: Pause) -> None:
+    def _wait(self, pause: WaitReason) -> None:
         relay, options = self.relay, self.relay.options
         if self._waiting_since is None:
             self._waiting_since = relay.now
-        if pause is Pause.NO_SERVER and self._pause is not pause:
+        if pause is WaitReason.NO_SERVER and self._pause is not pause:
             self._no_server_since = relay.now
         self._pause = pause
         if not relay.park(self):
             self.waited_too_long()
             return
         self.client.deadline = self._waiting_since + options.first_byte_s
-        if pause is Pause.NO_SERVER:
+        if pause is WaitReason.NO_SERVER:
             self.client.deadline = min(self.client.deadline, self._no_server_since + options.no_server_wait_s)
 
     @property
@@ -159,7 +159,7 @@ class Exchange:
 
     def waited_too_long(self) -> None:
         """It was never sent, or its only try ended without an answer; the client may come again."""
-        self.client.fail(503, Fault.UPSTREAM_BUSY if self._pause is Pause.BUSY else Fault.NO_SERVER)
+        self.client.fail(503, Fault.UPSTREAM_BUSY if self._pause is WaitReason.BUSY else Fault.NO_SERVER)
 
     # When it goes wrong
 
@@ -181,7 +181,7 @@ class Exchange:
     def reconsider(self, now: float) -> None:
         """Some web server is busy: has this request waited for it long enough?"""
         policy = self.relay.delivery_policy
-        if self._pause is Pause.BUSY:
+        if self._pause is WaitReason.BUSY:
             if self._waiting_since is not None and 0 < policy.resend_after_s <= now - self._waiting_since:
                 self.relay.unpark(self)
                 self.dispatch()

@@ -7,7 +7,7 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
     # login(user) or login(user, password) -> str | SignedIn(token, expires_in_s=None)
     # logout(user, token); probe(user, token) -> bool; keepalive(user, token) -> str | None
 
-    with pool.lease("SADMIN") as held:                 # lease(user, password=None, *, wait=None) -> Lease
+    with pool.lease("SADMIN") as held:                 # lease(user, password=None, *, wait=None) -> TokenLease
         reply = call(token=held.token)
         held.renew(reply.session_token)                # the refreshed token; stored when the lease is given back
         # held.user, held.token, held.fencing, held.deadline (seconds on held.clock()), held.remaining_s(), held.drop()
@@ -31,7 +31,7 @@ Errors are all under ``PoolError`` (a ``CoatcheckError``): ``LeaseLost``, ``Pool
 ``LoginFailed``, ``LoginRateLimited`` (both with ``user``; the latter with ``retry_after_s``), ``StoreUnavailable``.
 """
 
-from coatcheck.pool.aio import AsyncLease, AsyncTokenPool
+from coatcheck.pool.aio import AsyncTokenLease, AsyncTokenPool
 from coatcheck.pool.classic import NULL_TOKEN, SessionPool, TokenObject, UserSessionPool
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -46,13 +46,12 @@ from coatcheck.pool.errors import (
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.options import SignedIn
-from coatcheck.pool.threads import Lease, TokenPool
+from coatcheck.pool.threads import TokenLease, TokenPool
 
 __all__ = [
     "NULL_TOKEN",
-    "AsyncLease",
+    "AsyncTokenLease",
     "AsyncTokenPool",
-    "Lease",
     "LeaseLost",
     "LoginFailed",
     "LoginRateLimited",
@@ -65,6 +64,7 @@ __all__ = [
     "SessionPool",
     "SignedIn",
     "StoreUnavailable",
+    "TokenLease",
     "TokenObject",
     "TokenPool",
     "TokenRow",

@@ -23,9 +23,9 @@ from coatcheck.pool.commands import (
     Acquire,
     Add,
     CleanUp,
-    Closed,
     Extend,
     Granted,
+    LogoutEnded,
     Parting,
     Release,
     Remove,
@@ -43,7 +43,7 @@ from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.address import open_async_store
-from coatcheck.pool.stores.memory import AsyncMemoryStore
+from coatcheck.pool.stores.memory import AsyncMemoryTokenStore
 from coatcheck.pool.stores.port import AsyncTokenStore
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ T = TypeVar("T")
 CLOSE_POLL_S: Final = 0.005
 
 
-class AsyncLease(Held):
+class AsyncTokenLease(Held):
     """A lease of an :class:`AsyncTokenPool`: ``async with pool.lease(user) as held``, or ``acquire``, ``release``."""
 
     __slots__ = ()
@@ -105,13 +105,13 @@ class AsyncTokenPool(PoolCore):
     def _open(self) -> None:
         url = str(self.settings.store)
         self._store: AsyncTokenStore
-        self._store = AsyncMemoryStore(self.memory) if self.memory else open_async_store(url, self.box())
+        self._store = AsyncMemoryTokenStore(self.memory) if self.memory else open_async_store(url, self.box())
         self._background = Background(self, self._logged_out)
         self._ticker: asyncio.Task[None] | None = None
 
     # -- leases
 
-    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> AsyncLease:
+    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> AsyncTokenLease:
         """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
@@ -122,10 +122,10 @@ class AsyncTokenPool(PoolCore):
         if password is not None or wait is not None:
             check_password(password)
             self.wait_s(wait)
-        return AsyncLease(self, user, password, wait)
+        return AsyncTokenLease(self, user, password, wait)
 
-    async def acquire(self, held: AsyncLease) -> None:
-        """What :meth:`AsyncLease.acquire` does."""
+    async def acquire(self, held: AsyncTokenLease) -> None:
+        """What :meth:`AsyncTokenLease.acquire` does."""
         held._must_be_free()
         if self.settings.keepalive is not None and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
@@ -133,13 +133,13 @@ class AsyncTokenPool(PoolCore):
         flow = flows.acquire(user, password, self.wait_s(held._wait), self.clock)
         held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence))))
 
-    async def resume(self, user: str, fencing: int) -> AsyncLease:
+    async def resume(self, user: str, fencing: int) -> AsyncTokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
-        held = AsyncLease(self, check_user(user), None, 0)
+        held = AsyncTokenLease(self, check_user(user), None, 0)
         held._hold(await self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
         return held
 
-    async def give_up(self, held: AsyncLease) -> None:
+    async def give_up(self, held: AsyncTokenLease) -> None:
         """Give a lease back whose ``async with`` block failed. What goes wrong here must not hide that failure."""
         fencing = held.fencing
         try:
@@ -223,7 +223,7 @@ class AsyncTokenPool(PoolCore):
         return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._look()])
 
     async def close(self, timeout: Duration = "10s") -> None:
-        """Lease no more, wait for what is out, log out what the process alone has, let the store go.
+        """Lend no more, wait for what is out, log out what the process alone has, let the store go.
 
         At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
         """
@@ -383,7 +383,7 @@ class AsyncTokenPool(PoolCore):
 
     async def _logged_out(self, user: str, parting: Parting) -> None:
         try:
-            await self.run(flows.ask(user, Closed(parting.fence)))
+            await self.run(flows.ask(user, LogoutEnded(parting.fence)))
         except StoreUnavailable as error:
             self.report(PoolEventKind.STORE_UNAVAILABLE, user, str(error))
 

@@ -64,7 +64,7 @@ class Extend(msgspec.Struct, frozen=True, tag=True):
     renew: bool = True
 
 
-class Closed(msgspec.Struct, frozen=True, tag=True):
+class LogoutEnded(msgspec.Struct, frozen=True, tag=True):
     """The logout that holds slot ``fence`` is done, or was given up."""
 
     fence: int
@@ -101,7 +101,18 @@ class CleanUp(msgspec.Struct, frozen=True, tag=True):
 
 
 Command = (
-    Acquire | Leave | LoginDone | LoginEnded | Release | Extend | Closed | Add | TakeIdle | Remove | Reset | CleanUp
+    Acquire
+    | Leave
+    | LoginDone
+    | LoginEnded
+    | Release
+    | Extend
+    | LogoutEnded
+    | Add
+    | TakeIdle
+    | Remove
+    | Reset
+    | CleanUp
 )
 
 
@@ -136,7 +147,7 @@ class Waiting(msgspec.Struct, frozen=True):
     hopeless: bool = False
 
 
-class Nothing(msgspec.Struct, frozen=True):
+class NoToken(msgspec.Struct, frozen=True):
     """No token now, for a caller who does not wait. ``limited_s``: a login would be allowed only then."""
 
     limited_s: float = 0.0
@@ -160,11 +171,11 @@ class Done(msgspec.Struct, frozen=True):
     count: int = 1
 
 
-Reply = Granted | MustLogIn | Waiting | Nothing | QueueFull | NoSlot | Lost | Done
+Reply = Granted | MustLogIn | Waiting | NoToken | QueueFull | NoSlot | Lost | Done
 
 
 class Parting(msgspec.Struct, frozen=True):
-    """A dropped token that whoever got this outcome must log out, then say :class:`Closed`."""
+    """A dropped token that whoever got this outcome must log out, then say :class:`LogoutEnded`."""
 
     fence: int
     value: str
@@ -173,7 +184,7 @@ class Parting(msgspec.Struct, frozen=True):
         return f"<Parting {self.fence}>"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class CommandOutcome(msgspec.Struct, frozen=True):
     """A reply, and the tokens to log out."""
 
     reply: Reply

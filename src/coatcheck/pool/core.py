@@ -23,7 +23,7 @@ from coatcheck.pool.options import Login, PoolOptions, Settings
 from coatcheck.pool.rules import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
-from coatcheck.pool.stores.memory import MemoryStore
+from coatcheck.pool.stores.memory import MemoryTokenStore
 
 _pools: weakref.WeakSet[PoolCore] = weakref.WeakSet()
 _abandoned: list[object] = []
@@ -34,11 +34,11 @@ class PoolCore:
 
     def __init__(self, login: Login | None, options: PoolOptions) -> None:
         self.settings = Settings(login, options)
-        self.memory: MemoryStore | None = None
+        self.memory: MemoryTokenStore | None = None
         self.clock = time.monotonic
         if self.settings.store is None:
             self.clock = self.settings.clock
-            self.memory = MemoryStore(self.settings.policy, self.settings.clock)
+            self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock)
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory
         self.closed = False

@@ -23,7 +23,7 @@ from coatcheck.pool.commands import (
     Lost,
     MustLogIn,
     NoSlot,
-    Nothing,
+    NoToken,
     Parting,
     QueueFull,
     Release,
@@ -123,7 +123,7 @@ def acquire(user: str, password: str | None, wait_s: float, clock: Callable[[], 
                 return (yield from log_in(user, password, reply.fence))
             if type(reply) is QueueFull:
                 raise PoolFull(f"as many callers wait for a token of {user!r} as may")
-            if type(reply) is Nothing:
+            if type(reply) is NoToken:
                 raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
             assert type(reply) is Waiting
             ticket = reply.ticket

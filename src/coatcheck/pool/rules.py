@@ -18,19 +18,19 @@ from coatcheck.pool.commands import (
     Acquire,
     Add,
     CleanUp,
-    Closed,
     Command,
+    CommandOutcome,
     Done,
     Extend,
     Granted,
     Leave,
     LoginDone,
     LoginEnded,
+    LogoutEnded,
     Lost,
     MustLogIn,
     NoSlot,
-    Nothing,
-    Outcome,
+    NoToken,
     Parting,
     QueueFull,
     Release,
@@ -48,12 +48,12 @@ REFRESHES_PER_TICKET_LIFE: Final = 3
 Partings = list[Parting]
 
 
-def apply(state: UserState, policy: Policy, now: float, command: Command) -> Outcome:
+def apply(state: UserState, policy: Policy, now: float, command: Command) -> CommandOutcome:
     """Change ``state`` as ``command`` asks, and say what came of it."""
     partings: Partings = []
     clamp(state, policy, now)
     reply = _RULES[type(command)](state, policy, now, command, partings)
-    return Outcome(reply, tuple(partings))
+    return CommandOutcome(reply, tuple(partings))
 
 
 def clamp(state: UserState, policy: Policy, now: float) -> None:
@@ -272,7 +272,7 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
         return MustLogIn(hold(state, None, now, policy.login_timeout_s))
     limited_s = _limited_s(state, policy, now)
     if not command.may_wait:
-        return Nothing(limited_s)
+        return NoToken(limited_s)
     return _queue(state, policy, now, command.ticket, limited_s)
 
 
@@ -383,7 +383,7 @@ def _extend(state: UserState, policy: Policy, now: float, command: Extend, parti
     return Granted(command.fence, holding.token.value, holding.deadline - now, holding.token.uses)
 
 
-def _closed(state: UserState, policy: Policy, now: float, command: Closed, partings: Partings) -> Reply:
+def _closed(state: UserState, policy: Policy, now: float, command: LogoutEnded, partings: Partings) -> Reply:
     return Lost() if state.closing.pop(command.fence, None) is None else Done()
 
 
@@ -402,7 +402,7 @@ def _take_idle(state: UserState, policy: Policy, now: float, command: TakeIdle, 
     sweep(state, policy, now, partings)
     # Whoever waits comes first, and uses the token anyway.
     if state.tickets or not state.free or now - state.free[0].used_at < command.idle_s:
-        return Nothing()
+        return NoToken()
     token = state.free.pop(0)
     return Granted(hold(state, token, now, policy.lease_s), token.value, policy.lease_s, token.uses)
 
@@ -446,7 +446,7 @@ _RULES: Final[dict[type, _Rule]] = {
     LoginEnded: _login_ended,
     Release: _release,
     Extend: _extend,
-    Closed: _closed,
+    LogoutEnded: _closed,
     Add: _add,
     TakeIdle: _take_idle,
     Remove: _remove,

@@ -14,9 +14,9 @@ from coatcheck.pool.commands import (
     Acquire,
     Add,
     CleanUp,
-    Closed,
     Extend,
     Granted,
+    LogoutEnded,
     Parting,
     Release,
     Remove,
@@ -39,7 +39,7 @@ from coatcheck.pool.stores.port import TokenStore
 T = TypeVar("T")
 
 
-class Lease(Held):
+class TokenLease(Held):
     """A lease of a :class:`TokenPool`: ``with pool.lease(user) as held``, or ``acquire()`` and ``release()``."""
 
     __slots__ = ()
@@ -100,7 +100,7 @@ class TokenPool(PoolCore):
 
     # -- leases
 
-    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> Lease:
+    def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> TokenLease:
         """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
 
         ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
@@ -111,21 +111,21 @@ class TokenPool(PoolCore):
         if password is not None or wait is not None:
             check_password(password)
             self.wait_s(wait)
-        return Lease(self, user, password, wait)
+        return TokenLease(self, user, password, wait)
 
-    def acquire(self, held: Lease) -> None:
-        """What :meth:`Lease.acquire` does."""
+    def acquire(self, held: TokenLease) -> None:
+        """What :meth:`TokenLease.acquire` does."""
         held._must_be_free()
         user, password = check_user(held.user), check_password(held.password)
         held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.clock)))
 
-    def resume(self, user: str, fencing: int) -> Lease:
+    def resume(self, user: str, fencing: int) -> TokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
-        held = Lease(self, check_user(user), None, 0)
+        held = TokenLease(self, check_user(user), None, 0)
         held._hold(self.run(flows.settle(user, Extend(number(fencing), renew=False), fencing)))
         return held
 
-    def give_up(self, held: Lease) -> None:
+    def give_up(self, held: TokenLease) -> None:
         """Give a lease back whose ``with`` block failed. What goes wrong here must not hide that failure."""
         fencing = held.fencing
         try:
@@ -207,7 +207,7 @@ class TokenPool(PoolCore):
         return sum(self.run(flows.keep_alive(user, idle_s, most)) for user in self._store.look())
 
     def close(self, timeout: Duration = "10s") -> None:
-        """Lease no more, wait for what is out, log out what the process alone has, let the store go.
+        """Lend no more, wait for what is out, log out what the process alone has, let the store go.
 
         At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
         """
@@ -335,7 +335,7 @@ class TokenPool(PoolCore):
         if not parting.fence:
             return
         try:
-            self._apply(Apply(user, Closed(parting.fence)))
+            self._apply(Apply(user, LogoutEnded(parting.fence)))
         except StoreUnavailable as error:
             self.report(PoolEventKind.STORE_UNAVAILABLE, user, str(error))
 

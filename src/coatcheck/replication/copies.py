@@ -27,7 +27,7 @@ from coatcheck.replication.effects import (
     Tell,
 )
 from coatcheck.replication.entry import Entry, Sealer, encode_header
-from coatcheck.replication.notice import Answer, Notice
+from coatcheck.replication.notice import ClaimAnswer, Notice
 from coatcheck.replication.placement import Placement, is_newer_list
 from coatcheck.replication.policy import Durability, ReplicationPolicy
 from coatcheck.replication.puts import Puts
@@ -559,7 +559,7 @@ class Copies:
 
     # -- messages from other web servers ---------------------------------------------------------
 
-    def on_message(self, message: Notice | Answer) -> Tell | None:
+    def on_message(self, message: Notice | ClaimAnswer) -> Tell | None:
         """Take a notice (stop serving from the cache, answer) or an answer (no one else serves any more).
 
         Notices are not sealed, so one of a close proves nothing: a tombstone has to be seen.
@@ -569,7 +569,7 @@ class Copies:
             return None
         own = copy.version[:2] == message.version[:2]
         now = self.world.monotonic()
-        if isinstance(message, Answer):
+        if isinstance(message, ClaimAnswer):
             if own:
                 copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
             return None
@@ -580,7 +580,7 @@ class Copies:
         copy.lease_until = 0.0
         copy.moved = True
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
-        answer = Answer(message.key, message.version, math.ceil(others_s * 1000))
+        answer = ClaimAnswer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())
 
     # -- shared by the above ---------------------------------------------------------------------

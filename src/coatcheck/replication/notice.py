@@ -35,7 +35,7 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
         return _NOTICE.pack(_NOTICE_KIND, self.key, self.version.pack(), self.closed)
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
+class ClaimAnswer(msgspec.Struct, frozen=True, gc=False):
     """To the claimant: I serve this session no more; owners before me may for ``others_ms`` yet."""
 
     key: bytes
@@ -43,18 +43,18 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     others_ms: int
 
     def __repr__(self) -> str:
-        return f"<Answer: session {public_id(self.key)} at {self.version} is yours in {self.others_ms} ms>"
+        return f"<ClaimAnswer: session {public_id(self.key)} at {self.version} is yours in {self.others_ms} ms>"
 
     def encode(self) -> bytes:
         return _ANSWER.pack(_ANSWER_KIND, self.key, self.version.pack(), self.others_ms)
 
 
-def decode_message(raw: bytes) -> Notice | Answer:
+def decode_message(raw: bytes) -> Notice | ClaimAnswer:
     """A notice or an answer; raises :class:`CorruptEntry` on anything else."""
     if len(raw) == _NOTICE.size and raw[0] == _NOTICE_KIND:
         _, key, version, closed = _NOTICE.unpack(raw)
         return Notice(key, Version.unpack(version), bool(closed))
     if len(raw) == _ANSWER.size and raw[0] == _ANSWER_KIND:
         _, key, version, others_ms = _ANSWER.unpack(raw)
-        return Answer(key, Version.unpack(version), others_ms)
+        return ClaimAnswer(key, Version.unpack(version), others_ms)
     raise CorruptEntry(f"a message of {len(raw)} bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from coatcheck.replication.placement import is_newer_list
-from coatcheck.tokens.chain import Link, Shown
+from coatcheck.tokens.chain import ChainLink, Shown
 from coatcheck.tokens.sealed import SealedToken
 
 
@@ -17,7 +17,7 @@ class Issue(msgspec.Struct, frozen=True):
 
 
 def token_to_tell(
-    shown: SealedToken, verdict: Shown, told: Link, promised: bytes, wrote: bool, list_number: int
+    shown: SealedToken, verdict: Shown, told: ChainLink, promised: bytes, wrote: bool, list_number: int
 ) -> SealedToken | None:
     """The token for an answer to ``shown``; ``None`` if the browser needs none. ``told``: :meth:`Chain.told`.
 
@@ -30,7 +30,7 @@ def token_to_tell(
     replaced = verdict is Shown.IN_GRACE or verdict is Shown.LATE
     if replaced and not wrote:
         return None
-    link = Link(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
+    link = ChainLink(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
     if link.session_id == shown.session_id and promised == shown.version:
         return None
     newer = is_newer_list(shown.list_number, list_number)

@@ -27,7 +27,7 @@ from coatcheck.sessions.record import (
     encode_record,
 )
 from coatcheck.sessions.request_state import RequestState
-from coatcheck.tokens.chain import Chain, Link, Shown, mint, needs_successor, show
+from coatcheck.tokens.chain import Chain, ChainLink, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
 
@@ -477,7 +477,7 @@ class Lifecycle:
         request = session._request
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
-        chain = Chain(Link(self._world.random_bytes(SESSION_ID_BYTES), now))
+        chain = Chain(ChainLink(self._world.random_bytes(SESSION_ID_BYTES), now))
         created_at = now if created_at is None else created_at
         # A login takes more than a client that keeps no cookies; so does an older session's successor.
         last_seen_at = max(now, created_at + KNOWN_MS) if request.login else now

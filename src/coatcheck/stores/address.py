@@ -14,7 +14,7 @@ from coatcheck.url import REDIS, TLS_OF, parse_store_url
 DEFAULT_PORT: Final = 6379
 
 
-class Address(msgspec.Struct, frozen=True):
+class StoreAddress(msgspec.Struct, frozen=True):
     """A TCP address or the path of a Unix socket, with its credentials; ``repr`` shows no password."""
 
     host: str = ""
@@ -34,10 +34,10 @@ class Address(msgspec.Struct, frozen=True):
         return self.path or format_host_port(self.host, self.port)
 
     def __repr__(self) -> str:
-        return f"Address({str(self)!r}, db={self.db}, tls={self.tls is not None})"
+        return f"StoreAddress({str(self)!r}, db={self.db}, tls={self.tls is not None})"
 
 
-def parse_url(url: str, tls: ssl.SSLContext | None = None) -> Address:
+def parse_url(url: str, tls: ssl.SSLContext | None = None) -> StoreAddress:
     """Parse ``scheme://[user[:password]@]host[:port][/db]`` or ``unix:///path``, both with ``?db=`` if wanted.
 
     A TLS scheme without a context uses the system's certificate authorities. Raises :class:`ConfigError`,
@@ -51,7 +51,7 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> Address:
         tls = tls or ssl.create_default_context()
     elif tls is not None and parts.scheme != "unix":
         raise ConfigError("store URL: a TLS context was given, so the URL must begin with rediss:// or valkeys://")
-    return Address(
+    return StoreAddress(
         host=parts.host,
         port=parts.port or DEFAULT_PORT,
         path=parts.path,

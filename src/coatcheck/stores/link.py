@@ -22,7 +22,7 @@ from coatcheck.event_log import log_event
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.peers.dial import connect_unix
 from coatcheck.peers.proof import NONCE_BYTES, Service, Side, is_proof, proof
-from coatcheck.stores.address import Address
+from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.bulletin import Bulletin, OnMessage
 from coatcheck.stores.connection import Connection, Sink
 from coatcheck.stores.events import EventSink
@@ -62,7 +62,7 @@ class Link:
     def __init__(
         self,
         name: str,
-        address: Address,
+        address: StoreAddress,
         *,
         prepare: Sequence[bytes] = (),
         channel_prefix: bytes = b"",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from coatcheck.event_log import log_event
-from coatcheck.stores.address import Address
+from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.events import EventSink
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
@@ -35,7 +35,7 @@ class SessionServerStore(NetworkedStore):
     ) -> None:
         link = Link(
             name,
-            Address(host=host, port=port, path=path, password=password, tls=tls, ours=True, name=server_name),
+            StoreAddress(host=host, port=port, path=path, password=password, tls=tls, ours=True, name=server_name),
             timeout_s=timeout_s,
             idle_ping_s=idle_ping_s,
             on_event=on_event,

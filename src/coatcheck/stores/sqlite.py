@@ -29,7 +29,7 @@ from coatcheck.stores.bulletin import Bulletin
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, GetReply, PutReply, Refused, ScanReply, Unreachable
 from coatcheck.stores.reachability import Reachability
-from coatcheck.stores.sqlite_file import Durability, Offer, Outcome, SqliteFile
+from coatcheck.stores.sqlite_file import Durability, Offer, OfferOutcome, SqliteFile
 from coatcheck.stores.sqlite_worker import SqliteWorker
 
 logger = logging.getLogger("coatcheck.stores")
@@ -150,7 +150,7 @@ class SqliteStore:
 
     # From the worker, in the loop's thread (see _Messenger)
 
-    def done(self, outcomes: list[Outcome]) -> None:
+    def done(self, outcomes: list[OfferOutcome]) -> None:
         """Answer the oldest puts; a reply that came too late was answered already and is dropped."""
         for outcome in outcomes:
             waiting = self._waiting.popleft()
@@ -205,7 +205,7 @@ class SqliteStore:
             self._worker.doubt()
         return self._report(StoreEventKind.REFUSED_BY_SERVER, str(broken))
 
-    def _answer_of(self, offer: Offer, outcome: Outcome) -> PutReply:
+    def _answer_of(self, offer: Offer, outcome: OfferOutcome) -> PutReply:
         if outcome.corrupt:
             return self._report(StoreEventKind.CORRUPT_ENTRY, outcome.corrupt)
         stored = outcome.stored
@@ -269,7 +269,7 @@ class _Messenger:
         self._loop = loop
         self._tried = tried
 
-    def done(self, outcomes: list[Outcome]) -> None:
+    def done(self, outcomes: list[OfferOutcome]) -> None:
         self._post(self._store.done, outcomes)
 
     def failed(self, offers: int, why: str) -> None:

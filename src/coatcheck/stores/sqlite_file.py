@@ -65,7 +65,7 @@ class Offer(msgspec.Struct, gc=False):
     new: bytes
 
 
-class Outcome(msgspec.Struct, gc=False):
+class OfferOutcome(msgspec.Struct, gc=False):
     """What became of an offer, and what was stored before it; ``corrupt`` says why it could not be judged."""
 
     verdict: Verdict
@@ -113,7 +113,7 @@ class SqliteFile:
         with self._turn() as connection:
             return _find(connection, key, now_ms)
 
-    def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[Outcome]:
+    def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[OfferOutcome]:
         """Judge and store all offers, in order, in one transaction that has taken the write lock first."""
         with self._turn() as connection:
             with _writing(connection):
@@ -287,19 +287,19 @@ def _find(connection: sqlite3.Connection, key: bytes, now_ms: int) -> tuple[byte
     return (entry, expires_at_ms - now_ms) if expires_at_ms > now_ms else None
 
 
-def _put(connection: sqlite3.Connection, offer: Offer, now_ms: int) -> Outcome:
+def _put(connection: sqlite3.Connection, offer: Offer, now_ms: int) -> OfferOutcome:
     try:
         found = _find(connection, offer.key, now_ms)
         if found is not None:
             check_entry(found[0])
     except CorruptEntry as corrupt:
-        return Outcome(Verdict.REFUSED, corrupt=str(corrupt))
+        return OfferOutcome(Verdict.REFUSED, corrupt=str(corrupt))
     stored, left_ms = found or (None, 0)
     verdict = judge(stored, offer.seen, offer.new)
     if verdict is not Verdict.REFUSED:
         expires_at_ms = now_ms + bounded_life_ms(offer.life_ms)
         connection.execute(_STORE, (offer.key, expires_at_ms, offer.new))
-    return Outcome(verdict, stored, left_ms)
+    return OfferOutcome(verdict, stored, left_ms)
 
 
 _open_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from coatcheck.stores.sqlite_file import Offer, Outcome, SqliteFile
+from coatcheck.stores.sqlite_file import Offer, OfferOutcome, SqliteFile
 
 logger = logging.getLogger("coatcheck.stores")
 
@@ -20,10 +20,10 @@ FIRST_RETRY_S: Final = 0.02
 MAX_RETRY_S: Final = 0.5
 
 
-class Listener(Protocol):
+class OfferListener(Protocol):
     """Who hears of the worker, in the worker's thread; offers are done or failed in the order they came."""
 
-    def done(self, outcomes: list[Outcome]) -> None:
+    def done(self, outcomes: list[OfferOutcome]) -> None:
         """These offers are on disk (or refused)."""
         ...
 
@@ -39,7 +39,7 @@ class Listener(Protocol):
 class SqliteWorker:
     """Owns the writing connection. ``offer`` is for the loop's thread; its caller bounds how many wait."""
 
-    def __init__(self, open_file: Callable[[], SqliteFile], now_ms: Callable[[], int], listener: Listener) -> None:
+    def __init__(self, open_file: Callable[[], SqliteFile], now_ms: Callable[[], int], listener: OfferListener) -> None:
         self._open_file = open_file
         self._now_ms = now_ms
         self._listener = listener

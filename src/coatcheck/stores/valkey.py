@@ -7,7 +7,7 @@ from typing import Any, Final
 from coatcheck import resp
 from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
-from coatcheck.stores.address import Address, parse_url
+from coatcheck.stores.address import StoreAddress, parse_url
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
@@ -20,14 +20,14 @@ class ValkeyStore(NetworkedStore):
     """Keeps entries in Valkey or Redis, under ``coatcheck:{<farm>}:`` and the key's 16 bytes.
 
     ``where`` is a URL (``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix://``) or an
-    :class:`Address`. Every call is answered within ``timeout_s`` (seconds). Farms with different names share
+    :class:`StoreAddress`. Every call is answered within ``timeout_s`` (seconds). Farms with different names share
     a server without meeting. Raises :class:`ConfigError` for a bad URL or farm name.
     """
 
     def __init__(
         self,
         name: str,
-        where: str | Address,
+        where: str | StoreAddress,
         *,
         farm: str = "farm",
         timeout_s: float = DEFAULT_TIMEOUT_S,

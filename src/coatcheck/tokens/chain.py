@@ -14,21 +14,21 @@ MAX_RETIRED = 32
 """Retired links that a chain remembers; see :attr:`Chain.forgotten_at` for the others."""
 
 
-class Link(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class ChainLink(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One token of the chain: its session ID and the timestamp that it carries."""
 
     session_id: bytes
     minted_at: int
 
     def __repr__(self) -> str:
-        return f"<Link minted at {self.minted_at}>"
+        return f"<ChainLink minted at {self.minted_at}>"
 
 
 class Retired(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A link that was replaced. ``moved_on_at``: when a newer token was first shown more than the grace
     after ``retired_at``; from then on no honest browser holds this one for longer than the grace."""
 
-    link: Link
+    link: ChainLink
     retired_at: int
     moved_on_at: int | None = None
 
@@ -40,12 +40,12 @@ class Chain(msgspec.Struct, frozen=True, array_like=True):
     A token that old is refused, but accuses nobody.
     """
 
-    current: Link
-    next: Link | None = None
+    current: ChainLink
+    next: ChainLink | None = None
     retired: tuple[Retired, ...] = ()
     forgotten_at: int = 0
 
-    def told(self, now: int, grace_ms: int) -> Link:
+    def told(self, now: int, grace_ms: int) -> ChainLink:
         """What an answer carries: the successor, unless that is about to be given up as lost (:func:`show`)."""
         if self.next is None or (grace_ms and now - self.next.minted_at > grace_ms):
             return self.current
@@ -108,7 +108,7 @@ def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
         raise ValueError("the chain has a successor that was not shown yet")
     # The timestamp never goes back, whatever the clocks of two servers say.
     minted_at = max(now, chain.current.minted_at, *(old.link.minted_at for old in chain.retired))
-    return Chain(chain.current, Link(session_id, minted_at), chain.retired, chain.forgotten_at)
+    return Chain(chain.current, ChainLink(session_id, minted_at), chain.retired, chain.forgotten_at)
 
 
 def _is_dead(old: Retired, now: int, grace_ms: int) -> bool:
@@ -131,7 +131,7 @@ def _without_lost_successor(chain: Chain, now: int, grace_ms: int) -> Chain:
     return _trim(Chain(chain.current, None, retired, chain.forgotten_at), now, grace_ms)
 
 
-def _lost(link: Link, now: int) -> Retired:
+def _lost(link: ChainLink, now: int) -> Retired:
     """A link that its browser cannot have any more: whoever shows it after the grace is somebody else."""
     return Retired(link, now, moved_on_at=now)
 

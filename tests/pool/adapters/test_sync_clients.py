@@ -17,7 +17,7 @@ import coatcheck.pool.adapters.httpx2 as httpx2_adapter
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolTimeout, TokenPool
 from coatcheck.pool.adapters.aiohttp import PoolMiddleware
-from coatcheck.pool.adapters.exchange import Exchange
+from coatcheck.pool.adapters.exchange import UpstreamTokens
 from coatcheck.pool.adapters.placing import cookie, from_cookie, from_header, header
 from coatcheck.pool.adapters.requests import PoolAdapter
 
@@ -347,7 +347,7 @@ def test_the_wrong_kind_of_pool_is_told_at_once() -> None:
 )
 def test_what_is_no_origin_is_told(origin: str) -> None:
     with pytest.raises(ConfigError, match="origin"):
-        Exchange("ANN", origin=origin)
+        UpstreamTokens("ANN", origin=origin)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_what_is_no_origin_is_told(origin: str) -> None:
     ],
 )
 def test_an_origin_may_be_written_in_several_ways(origin: str, url: str) -> None:
-    exchange = Exchange("ANN", origin=origin)
+    exchange = UpstreamTokens("ANN", origin=origin)
     assert exchange.concerns(url)
     for other in (url.replace("http", "httpx", 1), "https://api.example.com.evil.example/", "https://[::1", "nonsense"):
         assert not exchange.concerns(other)

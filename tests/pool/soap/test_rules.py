@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coatcheck.pool.soap.envelope import read_envelope
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.rules import Entry, Presented, SessionState, TokenLimits, enter, leave
+from coatcheck.pool.soap.rules import Presented, ProviderSessionState, TokenLimits, WayIn, enter, leave
 from coatcheck.pool.soap.session_types import SessionType
 from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.tokens.keyring import KeyRing
@@ -26,12 +26,12 @@ def token(kind: SessionType = SessionType.STATELESS, age_ms: int = 0, serial: in
 @given(
     kind=st.sampled_from(SessionType),
     issued=st.sampled_from([SessionType.STATELESS, SessionType.STATEFUL]),
-    session=st.none() | st.builds(SessionState, st.booleans(), st.integers(1, 3)),
+    session=st.none() | st.builds(ProviderSessionState, st.booleans(), st.integers(1, 3)),
     age_ms=st.integers(0, 120_000),
     server=st.sampled_from(["one", "two"]),
 )
 def test_a_token_resumes_logs_in_again_or_is_a_fault(
-    kind: SessionType, issued: SessionType, session: SessionState | None, age_ms: int, server: str
+    kind: SessionType, issued: SessionType, session: ProviderSessionState | None, age_ms: int, server: str
 ) -> None:
     presented = Presented(kind, token=token(issued, age_ms))
     try:
@@ -48,9 +48,9 @@ def test_a_token_resumes_logs_in_again_or_is_a_fault(
         return
     assert age_ms < 60_000
     if session is not None:
-        assert entry is Entry.RESUME and not session.busy
+        assert entry is WayIn.RESUME and not session.busy
     else:
-        assert entry is Entry.LOG_IN_AGAIN and SessionType.STATEFUL not in (kind, issued)
+        assert entry is WayIn.LOG_IN_AGAIN and SessionType.STATEFUL not in (kind, issued)
 
 
 @pytest.mark.parametrize(

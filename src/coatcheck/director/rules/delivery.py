@@ -58,7 +58,7 @@ class Step(Enum):
     """A part of the response has left: all that can be done is to let the browser see that it is not whole."""
 
 
-class Pause(Enum):
+class WaitReason(Enum):
     """Why a request waits in the director."""
 
     BUSY = "busy"
@@ -87,13 +87,13 @@ class Delivery:
         self.replied = False
         """Whether a byte of the final response has left for the browser."""
 
-    def next_server(self, balancer: Balancer, waited_s: float, policy: DeliveryPolicy) -> ServerState | Pause:
+    def next_server(self, balancer: Balancer, waited_s: float, policy: DeliveryPolicy) -> ServerState | WaitReason:
         """Where it is to be written now, or why it has to wait; ``waited_s``: how long it already does."""
         patient = not 0 < policy.resend_after_s <= waited_s
         server = balancer.choose(self.tag, self.tried, patient=patient)
         if server is None:
-            return Pause.BUSY if balancer.waits_for_busy() else Pause.NO_SERVER
-        return Pause.BUSY if server.health is Health.BUSY else server
+            return WaitReason.BUSY if balancer.waits_for_busy() else WaitReason.NO_SERVER
+        return WaitReason.BUSY if server.health is Health.BUSY else server
 
     def write(self) -> None:
         """It is written to a web server: from now on that one may have carried it out."""

@@ -12,7 +12,7 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.ports import InternalAddresses
-from coatcheck.farm.plan.roles import Address, DirectorRole, SessionServerRole, Upstream, WebServerRole
+from coatcheck.farm.plan.roles import Address, DirectorRole, SessionServerRole, WebServerRole, WebServerTarget
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 
@@ -70,7 +70,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         )
         for name in names
     )
-    upstreams = tuple(Upstream(role.name, role.address, role.route_tag) for role in web_servers)
+    upstreams = tuple(WebServerTarget(role.name, role.address, role.route_tag) for role in web_servers)
     directors = tuple(
         DirectorRole(
             name=f"director-{n}",

@@ -91,7 +91,7 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
         return f"WebServerRole({self.name!r}, {self.address})"
 
 
-class Upstream(msgspec.Struct, frozen=True):
+class WebServerTarget(msgspec.Struct, frozen=True):
     """A web server as a director sees it."""
 
     name: str
@@ -106,7 +106,7 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     address: Address
     listener: int = -1
     """The descriptor of the socket that listens there, inherited from the supervisor."""
-    upstreams: tuple[Upstream, ...]
+    upstreams: tuple[WebServerTarget, ...]
     credential: str
     """What the web servers prove to know, and this director to them, where they are connected by TCP."""
     route_cookie: str

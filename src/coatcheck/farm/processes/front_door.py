@@ -17,7 +17,7 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class FrontDoor:
+class AppShell:
     """An ASGI app around the app: 200 for a health check while it takes requests, 503 once it stops."""
 
     def __init__(self, app: App, stopping: asyncio.Event) -> None:

@@ -45,7 +45,7 @@ async def serve_with_uvicorn(
     def guarded(**made_for: Any) -> asyncio.Protocol:
         return guard.protocol(lambda: HttpToolsProtocol(**made_for))
 
-    class Server(uvicorn.Server):
+    class AppHttpServer(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             started()
@@ -66,7 +66,7 @@ async def serve_with_uvicorn(
         # The director keeps connections open for reuse; it must be the one to close them.
         timeout_keep_alive=75,
     )
-    server = Server(config)
+    server = AppHttpServer(config)
 
     async def stop() -> None:
         await stopping.wait()

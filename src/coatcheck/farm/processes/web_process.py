@@ -17,7 +17,7 @@ from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import WebServerRole
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
 from coatcheck.farm.processes.audit import AuditLog
-from coatcheck.farm.processes.front_door import App, FrontDoor
+from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.web.asgi import SessionMiddleware
@@ -46,7 +46,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     await sessions.start()
     pages = load_error_pages(role.error_pages)
     inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
-    door = FrontDoor(inner, control.stopping)
+    door = AppShell(inner, control.stopping)
     control.on(_operations(door, sessions))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn
 
@@ -82,7 +82,7 @@ async def _key(message: Message, sessions: Sessions) -> bytes | None:
     return raw
 
 
-def _operations(door: FrontDoor, sessions: Sessions) -> dict[str, Any]:
+def _operations(door: AppShell, sessions: Sessions) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
         return {"status": {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}}
 

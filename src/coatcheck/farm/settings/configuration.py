@@ -98,7 +98,7 @@ def try_settings(
     flags: Mapping[str, object] | None = None,
 ) -> tuple[FarmSettings | None, list[ConfigError]]:
     """The same; instead of raising the first mistake, return all that were found and no settings."""
-    reading = _Reading()
+    reading = _SettingsReader()
     if config is not None:
         reading.file(config)
     reading.environment(environ or {})
@@ -137,7 +137,7 @@ def _development_mode(farm: Mapping[str, Any], cookie: Mapping[str, Any]) -> boo
     return plain and is_loopback(farm.get("host", FarmSettings().host)) and not CookiePolicy(**cookie).needs_secure
 
 
-class _Reading:
+class _SettingsReader:
     """What was given so far, and what of it was wrong."""
 
     def __init__(self) -> None:

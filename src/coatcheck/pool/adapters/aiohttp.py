@@ -14,13 +14,13 @@ import aiohttp
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError
-from coatcheck.pool.adapters.exchange import Exchange, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
 
 
 class PoolMiddleware:
     """Gives each request of a ``ClientSession`` a leased token (mission D1).
 
-    The keyword arguments are those of :class:`coatcheck.pool.adapters.exchange.Exchange`; ``origin`` is needed, because
+    The keyword arguments are those of :class:`~.exchange.UpstreamTokens`; ``origin`` is needed, because
     redirects pass through here as well. A refused token is dropped
     and the request sent again, once after a login (mission D7); a request whose body is used up is not sent again.
     Requests raise the pool's errors. :meth:`settle` waits until all leases of finished responses are given back.
@@ -30,7 +30,7 @@ class PoolMiddleware:
         if not isinstance(pool, AsyncTokenPool):
             raise ConfigError("PoolMiddleware needs an AsyncTokenPool")
         self._pool = pool
-        self._exchange = Exchange(user, **upstream).with_origin("PoolMiddleware")
+        self._exchange = UpstreamTokens(user, **upstream).with_origin("PoolMiddleware")
         # Never more than there are leases.
         self._ending: set[asyncio.Task[None]] = set()
 

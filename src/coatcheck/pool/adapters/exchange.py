@@ -22,7 +22,7 @@ User = str | Callable[[Any], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class UpstreamTokens:
     """How an upstream takes tokens and gives them back.
 
     ``user``: whose token, or a function of the request that says so. ``apply`` puts the token into the request,
@@ -44,7 +44,7 @@ class Exchange:
                 f"origin: scheme and host are needed, such as https://api.example.com, not {self.origin!r}"
             )
 
-    def with_origin(self, adapter: str) -> Exchange:
+    def with_origin(self, adapter: str) -> UpstreamTokens:
         """Itself. Raises :class:`ConfigError` without an origin, for adapters that redirects pass through."""
         if self.origin is None:
             raise ConfigError(f"origin: {adapter} needs it, or a redirect could take tokens to any host")

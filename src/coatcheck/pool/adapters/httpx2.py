@@ -32,7 +32,7 @@ class _AsyncStream(AsyncLeasedStream, httpx2.AsyncByteStream):
 class PoolAuth(SyncFlow, httpx2.Auth):
     """Gives each request of a ``Client`` a leased token (mission D1).
 
-    The keyword arguments are those of :class:`coatcheck.pool.adapters.exchange.Exchange`: ``apply``, ``extract``,
+    The keyword arguments are those of :class:`~.exchange.UpstreamTokens`: ``apply``, ``extract``,
     ``is_expired``, ``read_body``, ``origin``. A refused token is dropped and the request sent again, once after a
     login (mission D7); a request whose body is a stream is not sent again. Requests raise the pool's errors.
     """

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import Exchange, log, may_try_again, origin_of, refresh, report
+from coatcheck.pool.adapters.exchange import UpstreamTokens, log, may_try_again, origin_of, refresh, report
 
 
 class LeasedStream:
@@ -60,7 +60,7 @@ def own_answer(asked: Any, response: Any) -> Any:
     return next((each for each in answers if origin_of(str(each.request.url)) == here), response)
 
 
-def take_over(exchange: Exchange, held: Any, asked: Any, own: Any, response: Any) -> None:
+def take_over(exchange: UpstreamTokens, held: Any, asked: Any, own: Any, response: Any) -> None:
     """The refreshed token; unless a redirect has taken the token to another host, which ends its use."""
     here = origin_of(str(asked.url))
     for each in (*response.history, response):
@@ -82,7 +82,7 @@ class SyncFlow:
         if not isinstance(pool, TokenPool):
             raise ConfigError("PoolAuth needs a TokenPool; AsyncPoolAuth is for an AsyncTokenPool")
         self._pool = pool
-        self._exchange = Exchange(user, **upstream)
+        self._exchange = UpstreamTokens(user, **upstream)
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         exchange = self._exchange
@@ -145,7 +145,7 @@ class AsyncFlow:
         if not isinstance(pool, AsyncTokenPool):
             raise ConfigError("AsyncPoolAuth needs an AsyncTokenPool; PoolAuth is for a TokenPool")
         self._pool = pool
-        self._exchange = Exchange(user, **upstream)
+        self._exchange = UpstreamTokens(user, **upstream)
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         exchange = self._exchange
@@ -206,7 +206,7 @@ class SyncTransport:
     transport_class: ClassVar[Callable[..., Any]]
 
     def __init__(self, pool: TokenPool, user: Any, *, transport: Any = None, **upstream: Any) -> None:
-        Exchange(user, **upstream).with_origin(type(self).__name__)
+        UpstreamTokens(user, **upstream).with_origin(type(self).__name__)
         self._auth = self.auth_class(pool, user, **upstream)
         self._transport = transport or self.transport_class()
 
@@ -241,7 +241,7 @@ class AsyncTransport:
     transport_class: ClassVar[Callable[..., Any]]
 
     def __init__(self, pool: AsyncTokenPool, user: Any, *, transport: Any = None, **upstream: Any) -> None:
-        Exchange(user, **upstream).with_origin(type(self).__name__)
+        UpstreamTokens(user, **upstream).with_origin(type(self).__name__)
         self._auth = self.auth_class(pool, user, **upstream)
         self._transport = transport or self.transport_class()
 

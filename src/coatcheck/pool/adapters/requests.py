@@ -19,13 +19,13 @@ from requests.adapters import HTTPAdapter
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import Exchange, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
 
 
 class PoolAdapter(HTTPAdapter):
     """Gives each request a leased token (mission D1).
 
-    The keyword arguments are those of :class:`coatcheck.pool.adapters.exchange.Exchange`, and ``transport``: those of
+    The keyword arguments are those of :class:`~.exchange.UpstreamTokens`, and ``transport``: those of
     ``HTTPAdapter``. A refused token is dropped and the request sent again, once after a login (mission D7); a request
     whose body is a stream is not sent again. Requests raise the pool's errors.
     """
@@ -36,7 +36,7 @@ class PoolAdapter(HTTPAdapter):
         if not isinstance(pool, TokenPool):
             raise ConfigError("PoolAdapter needs a TokenPool: requests has no asyncio")
         self._pool = pool
-        self._exchange = Exchange(user, **upstream)
+        self._exchange = UpstreamTokens(user, **upstream)
         super().__init__(**(transport or {}))
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:

@@ -26,9 +26,9 @@ from coatcheck.pool.service.lease_id import LeaseName, parse_lease_id
 from coatcheck.pool.service.leases import Leases, first_of
 from coatcheck.pool.service.metrics import CONTENT_TYPE, Totals, WaitTimes, metrics_text
 from coatcheck.pool.service.openapi import openapi_document
-from coatcheck.pool.service.problems import Refused, pool_problem, refused
+from coatcheck.pool.service.problems import RequestRefused, pool_problem, refused
 from coatcheck.pool.service.replays import Replays
-from coatcheck.pool.service.routes import OPERATIONS, Operation
+from coatcheck.pool.service.routes import OPERATIONS, ApiOperation
 
 MAX_BODY_BYTES: Final = 512 * 1024
 BODY_TIMEOUT_S: Final = 10.0
@@ -120,7 +120,7 @@ class PoolEndpoint:
         """Check-outs that wait are told at once that the service is stopping; called in the loop that serves."""
         self._stopping.set()
 
-    def guarded(self, operation: Operation) -> Handler:
+    def guarded(self, operation: ApiOperation) -> Handler:
         """The operation's handler, behind the bearer token; every error becomes a problem."""
         handler: Handler = getattr(self, operation.name)
 
@@ -132,36 +132,38 @@ class PoolEndpoint:
 
         return handle
 
-    async def _answer(self, operation: Operation, handler: Handler, request: Request) -> Response:
+    async def _answer(self, operation: ApiOperation, handler: Handler, request: Request) -> Response:
         try:
             if not operation.open and not self._bearer.accept(request.headers.get("authorization", "")):
-                raise Refused(401, "unauthorized", "send a bearer token", {"WWW-Authenticate": "Bearer"})
+                raise RequestRefused(401, "unauthorized", "send a bearer token", {"WWW-Authenticate": "Bearer"})
             return await handler(request)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             return refused(refusal)
         except PoolError as error:
             return pool_problem(error)
         except ValueError as error:
             # The pool's own words about a user, a token or a number that it cannot take; they show no secret.
-            return refused(Refused(400, "bad-request", str(error)))
+            return refused(RequestRefused(400, "bad-request", str(error)))
         except Exception:
             log.exception("a request broke the service")
-            return refused(Refused(500, "internal", "the service failed; its log has the reason"))
+            return refused(RequestRefused(500, "internal", "the service failed; its log has the reason"))
 
     async def no_route(self, request: Request, error: Exception) -> Response:
         """An address or method that there is not."""
         if isinstance(error, HTTPException) and error.status_code == 405:
             return refused(
-                Refused(405, "wrong-method", f"{request.method} is not for this address", dict(error.headers or {}))
+                RequestRefused(
+                    405, "wrong-method", f"{request.method} is not for this address", dict(error.headers or {})
+                )
             )
-        return refused(Refused(404, "no-such-page", "see /openapi.json"))
+        return refused(RequestRefused(404, "no-such-page", "see /openapi.json"))
 
     # -- leases
 
     async def checkOut(self, request: Request) -> Response:
         asked, _ = await _read(request, m.CheckOut)
         if self._waiting >= MAX_WAITING:
-            raise Refused(503, "busy", f"{MAX_WAITING} check-outs wait already", {"Retry-After": "1"})
+            raise RequestRefused(503, "busy", f"{MAX_WAITING} check-outs wait already", {"Retry-After": "1"})
         self._waiting += 1
         work = asyncio.create_task(self._leases.check_out(_part(request, "user"), asked))
         gone = asyncio.create_task(_disconnected(request))
@@ -228,7 +230,7 @@ class PoolEndpoint:
     async def removeToken(self, request: Request) -> Response:
         text = _part(request, "token_id")
         if not text.isascii() or not text.isdecimal() or len(text) > 19:
-            raise Refused(400, "bad-request", "a token ID is a whole number")
+            raise RequestRefused(400, "bad-request", "a token ID is a whole number")
         return _json(m.Removed(await self._pool.remove_token(_part(request, "user"), int(text))))
 
     async def cleanUp(self, request: Request) -> Response:
@@ -250,7 +252,7 @@ class PoolEndpoint:
     async def health(self, request: Request) -> Response:
         # A look at one user that is nobody's: the store must answer, however many users there are.
         await self._pool.list("-")
-        return _json(m.Health("ok"))
+        return _json(m.ServiceHealth("ok"))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self._document)
@@ -276,13 +278,13 @@ def _part(request: Request, name: str) -> str:
     try:
         return unquote(request.path_params[name], errors="strict")
     except UnicodeDecodeError:
-        raise Refused(400, "bad-request", f"{name}: not UTF-8 in percent-encoding") from None
+        raise RequestRefused(400, "bad-request", f"{name}: not UTF-8 in percent-encoding") from None
 
 
 def _lease_of(request: Request) -> LeaseName:
     name = parse_lease_id(request.path_params["lease"])
     if name is None:
-        raise Refused(404, "no-such-lease", "this is not the name of a lease")
+        raise RequestRefused(404, "no-such-lease", "this is not the name of a lease")
     return name
 
 
@@ -293,15 +295,15 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _read(request: Request, kind: type[Body]) -> tuple[Body, bytes]:
-    """The body, judged, and as it came. Raises :class:`Refused`."""
+    """The body, judged, and as it came. Raises :class:`RequestRefused`."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "wrong-content-type", "send application/json, not compressed")
+        raise RequestRefused(415, "wrong-content-type", "send application/json, not compressed")
     text = await _read_bytes(request)
     try:
         return msgspec.json.decode(text or b"{}", type=kind), text
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, "bad-request", str(error)) from None
+        raise RequestRefused(400, "bad-request", str(error)) from None
 
 
 async def _read_bytes(request: Request) -> bytes:
@@ -312,11 +314,11 @@ async def _read_bytes(request: Request) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     close = {"Connection": "close"}
-                    raise Refused(413, "too-large", f"a request has at most {MAX_BODY_BYTES} bytes", close)
+                    raise RequestRefused(413, "too-large", f"a request has at most {MAX_BODY_BYTES} bytes", close)
     except TimeoutError:
-        raise Refused(
+        raise RequestRefused(
             408, "too-slow", f"a request takes at most {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
         ) from None
     except ClientDisconnect:
-        raise Refused(400, "bad-request", "the request ended too early") from None
+        raise RequestRefused(400, "bad-request", "the request ended too early") from None
     return bytes(body)

@@ -71,7 +71,7 @@ def serve_app(
 def _server(config: Any, started: Callable[[], None], stopping: Callable[[], None]) -> Any:
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class PoolHttpServer(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
@@ -92,7 +92,7 @@ def _server(config: Any, started: Callable[[], None], stopping: Callable[[], Non
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    return Server(config)
+    return PoolHttpServer(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

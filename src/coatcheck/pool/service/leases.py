@@ -28,7 +28,7 @@ class Leases:
         self._pool = pool
         self._waits = waits
 
-    async def check_out(self, user: str, asked: m.CheckOut) -> m.Lease | m.LoginLease:
+    async def check_out(self, user: str, asked: m.CheckOut) -> m.LentToken | m.LoginLease:
         """Raises ``ValueError`` for a bad user, and the pool's errors."""
         check_user(user)
         began = time.monotonic()
@@ -47,15 +47,15 @@ class Leases:
             return m.LoginLease(name, user, True, settings.policy.login_timeout_s, given.fence)
         return self._lease(user, given)
 
-    async def give_back(self, given: m.Lease | m.LoginLease) -> None:
+    async def give_back(self, given: m.LentToken | m.LoginLease) -> None:
         """The caller went away before it got the answer: as if it had never asked."""
-        if isinstance(given, m.Lease):
+        if isinstance(given, m.LentToken):
             flow = flows.release(given.user, Release(given.fencing))
         else:
             flow = flows.settle(given.user, LoginEnded(given.fencing, failed=False), given.fencing)
         await self._pool.run(flow)
 
-    async def complete(self, name: LeaseName, asked: m.Complete) -> m.Lease:
+    async def complete(self, name: LeaseName, asked: m.Complete) -> m.LentToken:
         """The caller has logged in; the same again is the same lease. Raises ``LeaseLost`` if it took too long."""
         command = LoginDone(
             name.fencing, check_token(asked.token), self._pool.new_life_s(), span_of(asked.expires_in_s)
@@ -94,11 +94,11 @@ class Leases:
         self._pool.live.discard((name.user, name.fencing))
         return m.Renewed(granted.remaining_s)
 
-    def _lease(self, user: str, granted: Granted) -> m.Lease:
+    def _lease(self, user: str, granted: Granted) -> m.LentToken:
         # It is the caller's now: any instance may end it, so this process must not wait for it when it stops.
         self._pool.live.discard((user, granted.fence))
         name = format_lease_id(user, granted.fence)
-        return m.Lease(name, user, granted.value, granted.uses, granted.remaining_s, granted.fence)
+        return m.LentToken(name, user, granted.value, granted.uses, granted.remaining_s, granted.fence)
 
 
 def _give_back(user: str, given: Granted | LoginDue) -> Flow[None]:
@@ -108,7 +108,7 @@ def _give_back(user: str, given: Granted | LoginDue) -> Flow[None]:
         yield from flows.release(user, Release(given.fence))
 
 
-async def first_of(work: asyncio.Task[m.Lease | m.LoginLease], *ends: asyncio.Task[Any]) -> bool:
+async def first_of(work: asyncio.Task[m.LentToken | m.LoginLease], *ends: asyncio.Task[Any]) -> bool:
     """Wait for one of them; whether the work was done before it was of no use any more."""
     await asyncio.wait({work, *ends}, return_when=asyncio.FIRST_COMPLETED)
     return work.done()

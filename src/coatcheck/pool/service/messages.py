@@ -61,7 +61,7 @@ class Nothing(Request):
     """No fields."""
 
 
-class Lease(msgspec.Struct, frozen=True):
+class LentToken(msgspec.Struct, frozen=True):
     """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: its leases so far, this one included."""
 
     lease: str
@@ -72,7 +72,7 @@ class Lease(msgspec.Struct, frozen=True):
     fencing: int
 
     def __repr__(self) -> str:
-        return f"<Lease {self.fencing} of {self.user!r}>"
+        return f"<LentToken {self.fencing} of {self.user!r}>"
 
 
 class LoginLease(msgspec.Struct, frozen=True):
@@ -110,7 +110,7 @@ class Removed(msgspec.Struct, frozen=True):
     removed: int
 
 
-class Health(msgspec.Struct, frozen=True):
+class ServiceHealth(msgspec.Struct, frozen=True):
     """``ok``: the service answers and its store does."""
 
     status: str

@@ -11,7 +11,7 @@ import msgspec
 from coatcheck.pool.service import messages
 from coatcheck.pool.service.lease_id import MAX_LEASE_ID_CHARS
 from coatcheck.pool.service.problems import PROBLEM_TYPE
-from coatcheck.pool.service.routes import BODY_PROBLEMS, COMMON_PROBLEMS, OPERATIONS, Operation
+from coatcheck.pool.service.routes import BODY_PROBLEMS, COMMON_PROBLEMS, OPERATIONS, ApiOperation
 
 REF: Final = "#/components/schemas/{name}"
 PARAMETERS: Final[dict[str, dict[str, Any]]] = {
@@ -44,7 +44,7 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, references: dict[type, dict[str, Any]]) -> dict[str, Any]:
+def _operation(operation: ApiOperation, references: dict[type, dict[str, Any]]) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, answer in operation.answers.items():
         responses[str(status)] = {"description": operation.words, **_content(answer, references)}

@@ -22,7 +22,7 @@ from coatcheck.pool.service.messages import Problem
 PROBLEM_TYPE = "application/problem+json"
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is refused before the pool is asked."""
 
     def __init__(self, status: int, name: str, detail: str, headers: dict[str, str] | None = None) -> None:
@@ -64,7 +64,7 @@ _POOL_ERRORS: tuple[tuple[type[PoolError], int, str], ...] = (
 )
 
 
-def refused(error: Refused) -> Response:
+def refused(error: RequestRefused) -> Response:
     """The answer to a request that was refused."""
     return _response(error.status, error.name, error.detail, error.headers)
 

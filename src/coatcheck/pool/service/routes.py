@@ -9,7 +9,7 @@ from coatcheck.pool.service import messages as m
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class ApiOperation:
     """One method of one address. ``answers``: status to body (``None``: empty; ``str``: text of that media type).
 
     ``problems``: the statuses of its errors, beyond those that every operation has.
@@ -32,25 +32,25 @@ OPENAPI: Final = "application/json"
 METRICS: Final = "text/plain"
 
 OPERATIONS: Final = (
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/users/{user}/checkout",
         "checkOut",
         "Check a token out. 201: there is none, but a place for one; log in and complete the lease.",
-        {200: m.Lease, 201: m.LoginLease},
+        {200: m.LentToken, 201: m.LoginLease},
         m.CheckOut,
         (429, 502),
     ),
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/leases/{lease}/complete",
         "complete",
         "Bring the token of a login that a check-out asked for; the lease goes on with it.",
-        {200: m.Lease},
+        {200: m.LentToken},
         m.Complete,
         (404, 409),
     ),
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/leases/{lease}/fail",
         "fail",
@@ -59,7 +59,7 @@ OPERATIONS: Final = (
         m.Nothing,
         (404, 409),
     ),
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/leases/{lease}/checkin",
         "checkIn",
@@ -68,7 +68,7 @@ OPERATIONS: Final = (
         m.CheckIn,
         (404, 409),
     ),
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/leases/{lease}/drop",
         "drop",
@@ -77,7 +77,7 @@ OPERATIONS: Final = (
         m.Drop,
         (404, 409),
     ),
-    Operation(
+    ApiOperation(
         "POST",
         "/v1/leases/{lease}/renew",
         "renew",
@@ -86,19 +86,19 @@ OPERATIONS: Final = (
         m.Nothing,
         (404, 409),
     ),
-    Operation("GET", "/v1/stats", "stats", "Numbers per user.", {200: m.Stats}),
-    Operation("GET", "/v1/users", "users", "Every slot of every user, tokens masked.", {200: m.Users}),
-    Operation("GET", "/v1/users/{user}", "user", "Every slot of one user, tokens masked.", {200: m.Users}),
-    Operation("DELETE", "/v1/users/{user}", "removeUser", "Drop all tokens of a user.", {200: m.Removed}),
-    Operation(
+    ApiOperation("GET", "/v1/stats", "stats", "Numbers per user.", {200: m.Stats}),
+    ApiOperation("GET", "/v1/users", "users", "Every slot of every user, tokens masked.", {200: m.Users}),
+    ApiOperation("GET", "/v1/users/{user}", "user", "Every slot of one user, tokens masked.", {200: m.Users}),
+    ApiOperation("DELETE", "/v1/users/{user}", "removeUser", "Drop all tokens of a user.", {200: m.Removed}),
+    ApiOperation(
         "DELETE",
         "/v1/users/{user}/tokens/{token_id}",
         "removeToken",
         "Drop one token of a user, wherever it is.",
         {200: m.Removed},
     ),
-    Operation("POST", "/v1/clean-up", "cleanUp", "Drop what has expired.", {200: m.Removed}, m.Nothing),
-    Operation("GET", "/metrics", "metrics", "Prometheus text.", {200: METRICS}),
-    Operation("GET", "/healthz", "health", "Whether it works.", {200: m.Health}, open=True),
-    Operation("GET", "/openapi.json", "openapi", "This document.", {200: OPENAPI}, open=True),
+    ApiOperation("POST", "/v1/clean-up", "cleanUp", "Drop what has expired.", {200: m.Removed}, m.Nothing),
+    ApiOperation("GET", "/metrics", "metrics", "Prometheus text.", {200: METRICS}),
+    ApiOperation("GET", "/healthz", "health", "Whether it works.", {200: m.ServiceHealth}, open=True),
+    ApiOperation("GET", "/openapi.json", "openapi", "This document.", {200: OPENAPI}, open=True),
 )

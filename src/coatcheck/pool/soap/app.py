@@ -22,7 +22,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.pool.soap.envelope import CONTENT_TYPE, MAX_BODY_BYTES, read_envelope
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
 from coatcheck.pool.soap.options import ProviderOptions
-from coatcheck.pool.soap.provider import Provider, World
+from coatcheck.pool.soap.provider import Provider, ProviderWorld
 
 SOAP_PATH: Final = "/soap"
 BODY_TIMEOUT_S: Final = 10.0
@@ -50,7 +50,7 @@ def soap_app(
     """
     options = options or ProviderOptions()
     uniform = random.Random(options.seed).random
-    provider = Provider(options, World(lambda: time.time_ns() // 1_000_000, os.urandom, uniform))
+    provider = Provider(options, ProviderWorld(lambda: time.time_ns() // 1_000_000, os.urandom, uniform))
     endpoint = SoapEndpoint(provider, public_url)
     routes = [
         Route(SOAP_PATH, endpoint.soap, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),

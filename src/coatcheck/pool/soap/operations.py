@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.sessions import MAX_CHANGES, Session
+from coatcheck.pool.soap.sessions import MAX_CHANGES, ProviderSession
 
 MAX_TEXT_CHARS: Final = 10_000
 MAX_NAME_CHARS: Final = 100
@@ -18,7 +18,7 @@ ANONYMOUS: Final = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OperationResult:
     """The results, in the order of the WSDL, and how long to take before giving them (seconds)."""
 
     results: dict[str, str]
@@ -42,7 +42,9 @@ class Accounts:
         self._notes.update(added)
 
 
-def perform(operation: str, arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
+def perform(
+    operation: str, arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str
+) -> OperationResult:
     """Perform an operation in its session.
 
     Raises:
@@ -58,19 +60,19 @@ def perform(operation: str, arguments: dict[str, str], session: Session, account
     return work(arguments, session, accounts, server)
 
 
-def _echo(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
-    return Answer({"text": _text(arguments, "text", MAX_TEXT_CHARS)})
+def _echo(arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str) -> OperationResult:
+    return OperationResult({"text": _text(arguments, "text", MAX_TEXT_CHARS)})
 
 
-def _slow_echo(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
+def _slow_echo(arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str) -> OperationResult:
     text = arguments.get("delayMs", "").strip()
     if not text.isdecimal() or not text.isascii() or len(text) > 6 or int(text) > MAX_DELAY_MS:
         raise SoapFault(FaultReason.BAD_ARGUMENT, f"delayMs: a number from 0 to {MAX_DELAY_MS}")
-    return Answer({"text": _text(arguments, "text", MAX_TEXT_CHARS)}, int(text) / 1000)
+    return OperationResult({"text": _text(arguments, "text", MAX_TEXT_CHARS)}, int(text) / 1000)
 
 
-def _who_am_i(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
-    return Answer(
+def _who_am_i(arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str) -> OperationResult:
+    return OperationResult(
         {
             "username": session.username or ANONYMOUS,
             # The whole ID is a secret of the provider's; this much tells sessions apart.
@@ -81,16 +83,20 @@ def _who_am_i(arguments: dict[str, str], session: Session, accounts: Accounts, s
     )
 
 
-def _query_account(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
+def _query_account(
+    arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str
+) -> OperationResult:
     user, name = _user(session), _text(arguments, "name", MAX_NAME_CHARS)
     uncommitted = session.changes.get(name)
     note = accounts.get(user, name) if uncommitted is None else uncommitted
     if note is None:
         raise SoapFault(FaultReason.NOT_FOUND, f"there is no account {name!r}")
-    return Answer({"name": name, "note": note, "committed": _boolean(uncommitted is None)})
+    return OperationResult({"name": name, "note": note, "committed": _boolean(uncommitted is None)})
 
 
-def _update_account(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
+def _update_account(
+    arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str
+) -> OperationResult:
     user, name = _user(session), _text(arguments, "name", MAX_NAME_CHARS)
     note = _text(arguments, "note", MAX_TEXT_CHARS)
     if not name:
@@ -101,18 +107,18 @@ def _update_account(arguments: dict[str, str], session: Session, accounts: Accou
     if commit in ("true", "1"):
         accounts.commit(user, {**session.changes, name: note})
         session.changes.clear()
-        return Answer({"uncommitted": "0"})
+        return OperationResult({"uncommitted": "0"})
     if name not in session.changes and len(session.changes) >= MAX_CHANGES:
         raise SoapFault(FaultReason.BAD_ARGUMENT, f"a session holds at most {MAX_CHANGES} uncommitted changes")
     session.changes[name] = note
-    return Answer({"uncommitted": str(len(session.changes))})
+    return OperationResult({"uncommitted": str(len(session.changes))})
 
 
-def _log_out(arguments: dict[str, str], session: Session, accounts: Accounts, server: str) -> Answer:
-    return Answer({})
+def _log_out(arguments: dict[str, str], session: ProviderSession, accounts: Accounts, server: str) -> OperationResult:
+    return OperationResult({})
 
 
-def _user(session: Session) -> str:
+def _user(session: ProviderSession) -> str:
     if session.username is None:
         raise SoapFault(FaultReason.LOGIN_REQUIRED, "accounts need a user; log in")
     return session.username
@@ -129,7 +135,7 @@ def _boolean(value: bool) -> str:
     return "true" if value else "false"
 
 
-Work = Callable[[dict[str, str], Session, Accounts, str], Answer]
+Work = Callable[[dict[str, str], ProviderSession, Accounts, str], OperationResult]
 OPERATIONS: Final[dict[str, tuple[frozenset[str], Work]]] = {
     "Echo": (frozenset({"text"}), _echo),
     "SlowEcho": (frozenset({"text", "delayMs"}), _slow_echo),

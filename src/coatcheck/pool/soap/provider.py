@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from coatcheck.pool.soap.envelope import SoapRequest, write_fault, write_reply
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
 from coatcheck.pool.soap.misbehaviour import Dice, Misbehaviour
-from coatcheck.pool.soap.operations import LOG_OUT, Accounts, Answer, perform
+from coatcheck.pool.soap.operations import LOG_OUT, Accounts, OperationResult, perform
 from coatcheck.pool.soap.options import ANY_USER, MAX_CREDENTIAL_CHARS, ProviderOptions
-from coatcheck.pool.soap.rules import Entry, Presented, TokenLimits, enter, leave
+from coatcheck.pool.soap.rules import Presented, TokenLimits, WayIn, enter, leave
 from coatcheck.pool.soap.session_types import SessionType, parse_session_type
-from coatcheck.pool.soap.sessions import Session, SessionTable
+from coatcheck.pool.soap.sessions import ProviderSession, SessionTable
 from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.tokens.keyring import KeyRing
 
@@ -27,7 +27,7 @@ MAX_EXPIRED_USERS = 1000
 
 
 @dataclass(slots=True)
-class World:
+class ProviderWorld:
     """Time, randomness and waiting: Unix ms, random bytes, numbers from 0 to 1, sleeping for seconds."""
 
     now: Callable[[], int]
@@ -39,7 +39,7 @@ class World:
 class Provider:
     """One server. All its methods run in one event loop; between two waits nothing else does."""
 
-    def __init__(self, options: ProviderOptions, world: World) -> None:
+    def __init__(self, options: ProviderOptions, world: ProviderWorld) -> None:
         self.options = options
         self.misbehaviour: Misbehaviour = options.misbehaviour
         # After the token's time nobody can come back to the session.
@@ -71,7 +71,7 @@ class Provider:
         self.counters[f"fault.{fault.reason.value}"] += 1
         return write_fault(fault, headers or {}), fault.reason.status
 
-    async def _serve(self, request: SoapRequest, headers: dict[str, str]) -> Answer:
+    async def _serve(self, request: SoapRequest, headers: dict[str, str]) -> OperationResult:
         presented = self._presented(request.headers)
         if presented.token is not None:
             self._misbehave(presented.token)
@@ -116,18 +116,18 @@ class Provider:
                 self.counters["killed"] += 1
                 self.sessions.close(idle[self._dice.below(len(idle))])
 
-    async def _enter(self, presented: Presented) -> Session:
+    async def _enter(self, presented: Presented) -> ProviderSession:
         now = self._world.now()
         token = presented.token
         session = self.sessions.get(token.session_id, now) if token is not None else None
         limits = self._limits(token)
         entry = enter(presented, session.state if session else None, self.options.server, limits, now)
         self.counters[f"entry.{entry.value}"] += 1
-        if entry is Entry.RESUME:
+        if entry is WayIn.RESUME:
             assert session is not None
             session.busy = True
             return session
-        if entry is Entry.ANONYMOUS:
+        if entry is WayIn.ANONYMOUS:
             return self.sessions.open(None, 1, now)
         if token is not None:
             return await self._log_in(token.username, token.password)
@@ -139,7 +139,7 @@ class Provider:
             not_before = max(not_before, self._not_before.get(token.username, 0))
         return TokenLimits(self.options.token_timeout_s, not_before, self.options.single_use)
 
-    async def _log_in(self, username: str, password: str) -> Session:
+    async def _log_in(self, username: str, password: str) -> ProviderSession:
         """A session that is open only if the login succeeds; it counts against the limit meanwhile."""
         session = self.sessions.open(username, self.misbehaviour.max_sessions_per_user, self._world.now())
         try:
@@ -157,7 +157,7 @@ class Provider:
         self.counters["logins"] += 1
         return session
 
-    def _leave(self, session: Session, asked: SessionType, presented: Presented) -> dict[str, str]:
+    def _leave(self, session: ProviderSession, asked: SessionType, presented: Presented) -> dict[str, str]:
         """Close the session or keep it, and the headers of the response."""
         session.busy = False
         session.session_type = leave(asked, bool(session.changes))
@@ -177,7 +177,7 @@ class Provider:
         )
         return {"SessionType": session.session_type.value, "SessionToken": self._codec.seal(token)}
 
-    def _log_out(self, presented: Presented) -> Answer:
+    def _log_out(self, presented: Presented) -> OperationResult:
         """Close the token's session. One that is closed already is fine; nobody is logged in for that."""
         if presented.token is None:
             raise SoapFault(FaultReason.LOGIN_REQUIRED, "Logout needs the SessionToken of the session to close")
@@ -187,7 +187,7 @@ class Provider:
                 raise SoapFault(FaultReason.SESSION_BUSY, "the session is in use by another request")
             self.sessions.close(session)
         self.counters["logouts"] += 1
-        return Answer({})
+        return OperationResult({})
 
     def expire_tokens(self, username: str | None = None) -> None:
         """All tokens issued until now are refused, of one user or of all; sessions that only they open are closed."""
@@ -200,7 +200,7 @@ class Provider:
         else:
             self._not_before[username] = now
 
-    def _close_if_idle(self, session: Session | None) -> None:
+    def _close_if_idle(self, session: ProviderSession | None) -> None:
         """Nobody can come back to a session whose tokens have expired; one in use gets a fresh token afterwards."""
         if session is not None and not session.busy:
             self.sessions.close(session)

@@ -21,7 +21,7 @@ class Presented:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionState:
+class ProviderSessionState:
     """What this server knows of the token's session. ``newest``: the serial of the newest token."""
 
     busy: bool
@@ -41,7 +41,7 @@ class TokenLimits:
     single_use: bool = False
 
 
-class Entry(Enum):
+class WayIn(Enum):
     """How a request gets its session."""
 
     ANONYMOUS = "anonymous"
@@ -51,7 +51,9 @@ class Entry(Enum):
     """Automatic re-login, with the credentials from the token."""
 
 
-def enter(presented: Presented, session: SessionState | None, server: str, limits: TokenLimits, now: int) -> Entry:
+def enter(
+    presented: Presented, session: ProviderSessionState | None, server: str, limits: TokenLimits, now: int
+) -> WayIn:
     """How the request gets its session; ``session``: the token's session if it is open on this ``server``.
 
     ``now``: Unix ms.
@@ -72,28 +74,28 @@ def enter(presented: Presented, session: SessionState | None, server: str, limit
         if token.server != server:
             raise SoapFault(FaultReason.WRONG_SERVER, "this stateful session lives on another server; log in here")
         raise SoapFault(FaultReason.SESSION_EXPIRED, "the stateful session was closed; log in")
-    return Entry.LOG_IN_AGAIN
+    return WayIn.LOG_IN_AGAIN
 
 
-def _enter_without_token(presented: Presented) -> Entry:
+def _enter_without_token(presented: Presented) -> WayIn:
     if presented.username is not None:
-        return Entry.LOG_IN
+        return WayIn.LOG_IN
     if presented.password is not None:
         raise SoapFault(FaultReason.BAD_HEADER, "PasswordText without UsernameToken")
     if presented.session_type is SessionType.NONE:
-        return Entry.ANONYMOUS
+        return WayIn.ANONYMOUS
     raise SoapFault(
         FaultReason.LOGIN_REQUIRED,
         f"a {presented.session_type.value} session needs UsernameToken and PasswordText, or a SessionToken",
     )
 
 
-def _resume(token: SessionToken, session: SessionState, limits: TokenLimits) -> Entry:
+def _resume(token: SessionToken, session: ProviderSessionState, limits: TokenLimits) -> WayIn:
     if session.busy:
         raise SoapFault(FaultReason.SESSION_BUSY, "the session is in use by another request")
     if limits.single_use and token.serial != session.newest:
         raise SoapFault(FaultReason.TOKEN_EXPIRED, "the session token was replaced by a newer one; log in")
-    return Entry.RESUME
+    return WayIn.RESUME
 
 
 def leave(asked: SessionType, holds_changes: bool) -> SessionType:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.rules import SessionState
+from coatcheck.pool.soap.rules import ProviderSessionState
 from coatcheck.pool.soap.session_types import SessionType
 
 MAX_SESSIONS: Final = 10_000
@@ -17,7 +17,7 @@ SESSION_ID_BYTES: Final = 16
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class ProviderSession:
     """One open session. ``seen_at``: Unix ms. ``changes``: account name to uncommitted note."""
 
     id: bytes
@@ -30,8 +30,8 @@ class Session:
     changes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def state(self) -> SessionState:
-        return SessionState(self.busy, self.newest)
+    def state(self) -> ProviderSessionState:
+        return ProviderSessionState(self.busy, self.newest)
 
 
 class SessionTable:
@@ -43,7 +43,7 @@ class SessionTable:
     def __init__(self, idle_s: float, random_bytes: Callable[[int], bytes]) -> None:
         self.idle_s = idle_s
         self._random_bytes = random_bytes
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[bytes, ProviderSession] = {}
         self._count: dict[str, int] = {}
         self._sweep_at = 0
         self.peak_per_user = 0
@@ -51,7 +51,7 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def get(self, session_id: bytes, now: int) -> Session | None:
+    def get(self, session_id: bytes, now: int) -> ProviderSession | None:
         """The session, if it is open."""
         session = self._sessions.get(session_id)
         if session is not None and not session.busy and now - session.seen_at >= self.idle_s * 1000:
@@ -59,7 +59,7 @@ class SessionTable:
             return None
         return session
 
-    def open(self, username: str | None, per_user: int, now: int) -> Session:
+    def open(self, username: str | None, per_user: int, now: int) -> ProviderSession:
         """A new session, in use; ``per_user``: how many a user may have at once.
 
         Raises:
@@ -74,11 +74,11 @@ class SessionTable:
                 raise SoapFault(FaultReason.TOO_MANY_SESSIONS, f"the user has {per_user} sessions open; no more")
             self._count[username] = self.count(username) + 1
             self.peak_per_user = max(self.peak_per_user, self._count[username])
-        session = Session(self._random_bytes(SESSION_ID_BYTES), username, now)
+        session = ProviderSession(self._random_bytes(SESSION_ID_BYTES), username, now)
         self._sessions[session.id] = session
         return session
 
-    def close(self, session: Session) -> None:
+    def close(self, session: ProviderSession) -> None:
         """Close it; closing twice is nothing."""
         if self._sessions.pop(session.id, None) is None or session.username is None:
             return
@@ -92,7 +92,7 @@ class SessionTable:
         """How many open sessions the user has."""
         return 0 if username is None else self._count.get(username, 0)
 
-    def of(self, username: str | None) -> list[Session]:
+    def of(self, username: str | None) -> list[ProviderSession]:
         """The open sessions of a user, or all."""
         return [each for each in self._sessions.values() if username is None or each.username == username]
 

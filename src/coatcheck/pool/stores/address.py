@@ -56,37 +56,37 @@ def open_store(url: str, box: StateBox) -> TokenStore:
     """The store for threads. Raises ``ConfigError`` for a URL that names none; connects at the first use."""
     parts = _parsed(url)
     if parts.scheme == "sqlite":
-        from coatcheck.pool.stores.sqlite import SqliteStore
+        from coatcheck.pool.stores.sqlite import SqliteTokenStore
 
-        return SqliteStore(Path(parts.path), box)
+        return SqliteTokenStore(Path(parts.path), box)
     if parts.scheme in POSTGRESQL:
         try:
-            from coatcheck.pool.stores.postgresql import PostgresqlStore
+            from coatcheck.pool.stores.postgresql import PostgresqlTokenStore
         except ImportError as error:
             raise _missing("psycopg", "pool-postgresql", error) from error
-        return PostgresqlStore(url, box)
+        return PostgresqlTokenStore(url, box)
     try:
-        from coatcheck.pool.stores.redis import RedisStore
+        from coatcheck.pool.stores.redis import RedisTokenStore
     except ImportError as error:
         raise _missing("redis", "pool-redis", error) from error
-    return RedisStore(_redis_url(url), box)
+    return RedisTokenStore(_redis_url(url), box)
 
 
 def open_async_store(url: str, box: StateBox) -> AsyncTokenStore:
     """The store for asyncio; see :func:`open_store`."""
     parts = _parsed(url)
     if parts.scheme == "sqlite":
-        from coatcheck.pool.stores.sqlite import AsyncSqliteStore, SqliteStore
+        from coatcheck.pool.stores.sqlite import AsyncSqliteTokenStore, SqliteTokenStore
 
-        return AsyncSqliteStore(SqliteStore(Path(parts.path), box))
+        return AsyncSqliteTokenStore(SqliteTokenStore(Path(parts.path), box))
     if parts.scheme in POSTGRESQL:
         try:
-            from coatcheck.pool.stores.postgresql import AsyncPostgresqlStore
+            from coatcheck.pool.stores.postgresql import AsyncPostgresqlTokenStore
         except ImportError as error:
             raise _missing("psycopg", "pool-postgresql", error) from error
-        return AsyncPostgresqlStore(url, box)
+        return AsyncPostgresqlTokenStore(url, box)
     try:
-        from coatcheck.pool.stores.redis import AsyncRedisStore
+        from coatcheck.pool.stores.redis import AsyncRedisTokenStore
     except ImportError as error:
         raise _missing("redis", "pool-redis", error) from error
-    return AsyncRedisStore(_redis_url(url), box)
+    return AsyncRedisTokenStore(_redis_url(url), box)

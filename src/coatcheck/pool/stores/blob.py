@@ -13,7 +13,7 @@ import msgspec
 
 from coatcheck.errors import TokenRejected
 from coatcheck.pool import rules
-from coatcheck.pool.commands import Acquire, Add, Command, LoginDone, Outcome
+from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import Policy, UserState, new_user
 from coatcheck.tokens.keyring import KeyRing
@@ -31,7 +31,7 @@ class Changed(msgspec.Struct):
     """
 
     sealed: bytes | None
-    outcome: Outcome
+    outcome: CommandOutcome
     turns: list[int]
     ends_at: float
 

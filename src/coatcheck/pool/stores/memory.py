@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.pool import rules
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.errors import PoolFull
 from coatcheck.pool.state import FAR, Policy, UserState, copy_of, new_user
 
@@ -20,7 +20,7 @@ MAX_USERS: Final = 10_000
 SWEEP_WHEN_FULL_EVERY_S: Final = 1.0
 
 
-class MemoryStore:
+class MemoryTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`. ``clock``: seconds that never go back.
 
     ``states`` and ``lock`` are open to the pool's own fast path; whoever holds the lock may use the rules directly.
@@ -37,7 +37,7 @@ class MemoryStore:
         self._closed = False
         self._swept_at = -FAR
 
-    def apply(self, user: str, command: Command) -> Outcome:
+    def apply(self, user: str, command: Command) -> CommandOutcome:
         with self.lock:
             state = self.states.get(user)
             if state is None:
@@ -70,7 +70,7 @@ class MemoryStore:
             self._swept_at = now
             return True
 
-    def _apply_to_new(self, user: str, command: Command) -> Outcome:
+    def _apply_to_new(self, user: str, command: Command) -> CommandOutcome:
         if len(self.states) >= MAX_USERS:
             self._forget_idle()
             if len(self.states) >= MAX_USERS:
@@ -145,13 +145,13 @@ class MemoryStore:
         """Nothing to let go."""
 
 
-class AsyncMemoryStore:
+class AsyncMemoryTokenStore:
     """The same store for asyncio; pools of several event loops and threads may share one."""
 
-    def __init__(self, inner: MemoryStore) -> None:
+    def __init__(self, inner: MemoryTokenStore) -> None:
         self.inner = inner
 
-    async def apply(self, user: str, command: Command) -> Outcome:
+    async def apply(self, user: str, command: Command) -> CommandOutcome:
         return self.inner.apply(user, command)
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:

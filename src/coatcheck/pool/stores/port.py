@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.state import UserState
 
 
 class TokenStore(Protocol):
     """Keeps the state of users; called from any thread."""
 
-    def apply(self, user: str, command: Command) -> Outcome:
+    def apply(self, user: str, command: Command) -> CommandOutcome:
         """Apply ``command``. Raises ``StoreUnavailable``."""
         ...
 
@@ -55,7 +55,7 @@ class TokenStore(Protocol):
 class AsyncTokenStore(Protocol):
     """The same promises as :class:`TokenStore`, awaited on one event loop."""
 
-    async def apply(self, user: str, command: Command) -> Outcome: ...
+    async def apply(self, user: str, command: Command) -> CommandOutcome: ...
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None: ...
 

@@ -19,16 +19,16 @@ from typing import Any, Final, TypeVar
 import psycopg
 import psycopg_pool
 
-from coatcheck.pool.commands import CleanUp, Command, Done, Outcome
+from coatcheck.pool.commands import CleanUp, Command, CommandOutcome, Done
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import FAR, UserState
 from coatcheck.pool.stores.blob import Changed, StateBox
 from coatcheck.pool.stores.postgresql_connection import (
     PATIENCE_S,
     SETTINGS,
-    AsyncConnection,
-    Connection,
+    AsyncPostgresqlConnection,
     DeadConnection,
+    PostgresqlConnection,
     check_url,
     last_rows,
     last_rows_of,
@@ -97,7 +97,7 @@ class _Rows:
         cleans = isinstance(command, CleanUp)
         rows = yield (_UNLOCKED if cleans else _LOCK), key
         if cleans and not rows:  # whoever works on it cleans it up as well
-            return Changed(None, Outcome(Done(0)), [], -FAR)
+            return Changed(None, CommandOutcome(Done(0)), [], -FAR)
         for _ in range(MAX_RACES):
             if rows:
                 break
@@ -139,7 +139,7 @@ class _Rows:
         return POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
 
 
-class PostgresqlStore:
+class PostgresqlTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
@@ -154,7 +154,7 @@ class PostgresqlStore:
         with self._opening:
             if self._ready:
                 return True
-            with Connection.connect(self._rows.url, **SETTINGS) as connection:
+            with PostgresqlConnection.connect(self._rows.url, **SETTINGS) as connection:
                 if not connection.execute(_HAS_TABLE).fetchall()[0][0]:
                     if not create:
                         return False
@@ -186,7 +186,7 @@ class PostgresqlStore:
                 result: T = end.value
         return result
 
-    def apply(self, user: str, command: Command) -> Outcome:
+    def apply(self, user: str, command: Command) -> CommandOutcome:
         changed = self._run(lambda: self._rows.applying(user, command))
         self._rows.wakers.wake(key_of(user), changed.turns)
         return changed.outcome
@@ -211,11 +211,11 @@ class PostgresqlStore:
         closing, self._pool, self._ready = self._pool, self._new_pool(), False
         closing.close(timeout=PATIENCE_S)
 
-    def _new_pool(self) -> psycopg_pool.ConnectionPool[Connection]:
-        return psycopg_pool.ConnectionPool(self._rows.url, connection_class=Connection, **_OPTIONS)
+    def _new_pool(self) -> psycopg_pool.ConnectionPool[PostgresqlConnection]:
+        return psycopg_pool.ConnectionPool(self._rows.url, connection_class=PostgresqlConnection, **_OPTIONS)
 
 
-class AsyncPostgresqlStore:
+class AsyncPostgresqlTokenStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
@@ -229,7 +229,7 @@ class AsyncPostgresqlStore:
         async with self._opening:
             if self._ready:
                 return True
-            async with await AsyncConnection.connect(self._rows.url, **SETTINGS) as connection:
+            async with await AsyncPostgresqlConnection.connect(self._rows.url, **SETTINGS) as connection:
                 if not (await (await connection.execute(_HAS_TABLE)).fetchall())[0][0]:
                     if not create:
                         return False
@@ -260,7 +260,7 @@ class AsyncPostgresqlStore:
                 result: T = end.value
         return result
 
-    async def apply(self, user: str, command: Command) -> Outcome:
+    async def apply(self, user: str, command: Command) -> CommandOutcome:
         changed = await self._run(lambda: self._rows.applying(user, command))
         self._rows.wakers.wake(key_of(user), changed.turns)
         return changed.outcome
@@ -284,5 +284,5 @@ class AsyncPostgresqlStore:
         closing, self._pool, self._ready = self._pool, self._new_pool(), False
         await closing.close(timeout=PATIENCE_S)
 
-    def _new_pool(self) -> psycopg_pool.AsyncConnectionPool[AsyncConnection]:
-        return psycopg_pool.AsyncConnectionPool(self._rows.url, connection_class=AsyncConnection, **_OPTIONS)
+    def _new_pool(self) -> psycopg_pool.AsyncConnectionPool[AsyncPostgresqlConnection]:
+        return psycopg_pool.AsyncConnectionPool(self._rows.url, connection_class=AsyncPostgresqlConnection, **_OPTIONS)

@@ -57,7 +57,7 @@ def _dead(connection: Any, error: psycopg.OperationalError) -> psycopg.Operation
     return DeadConnection(str(error)) if gone else error
 
 
-class Connection(psycopg.Connection[Any]):
+class PostgresqlConnection(psycopg.Connection[Any]):
     """For threads. Values go into the statements here, so that one round trip can take several statements."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class Connection(psycopg.Connection[Any]):
             raise _dead(self, error) from error
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
+class AsyncPostgresqlConnection(psycopg.AsyncConnection[Any]):
     """For asyncio."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return await super().wait(_bounded(self, gen), *args, **kwargs)
 
     async def execute_first(self, statement: Any, values: Any) -> list[tuple[Any, ...]]:
-        """See :meth:`Connection.execute_first`."""
+        """See :meth:`PostgresqlConnection.execute_first`."""
         try:
             return await last_rows_of(await self.execute(statement, values))
         except psycopg.OperationalError as error:

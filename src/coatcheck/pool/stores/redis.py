@@ -32,7 +32,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -122,7 +122,7 @@ class _Swaps:
     def wake_key(self, user: str, ticket: int) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
 
-    def steps(self, user: str, command: Command) -> Generator[Step, list[Any], Outcome]:
+    def steps(self, user: str, command: Command) -> Generator[Step, list[Any], CommandOutcome]:
         keys = [self.key(user), f"{self._prefix}{{{_digest(user)}}}:next"]
         look: list[Any] = [b"", b"?", b"", b"", 0, *self._always(user)]
         version, sealed = self._seen.get(user) or (yield from self._look(user, keys, look, until=-math.inf))
@@ -205,7 +205,7 @@ def _turn(lock: threading.Lock) -> Iterator[None]:
         lock.release()
 
 
-class RedisStore:
+class RedisTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
@@ -232,7 +232,7 @@ class RedisStore:
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
 
-    def apply(self, user: str, command: Command) -> Outcome:
+    def apply(self, user: str, command: Command) -> CommandOutcome:
         steps = self._swaps.steps(user, command)
         # Callers of one process take turns here: they would only make each other's calls fail.
         with _turn(self._turns[hash(user) % STRIPES]):
@@ -245,7 +245,7 @@ class RedisStore:
                     else:
                         step = steps.send(self._swap(keys=step[0], args=step[1]))
             except StopIteration as end:
-                outcome: Outcome = end.value
+                outcome: CommandOutcome = end.value
                 return outcome
             except RedisError as error:
                 raise _unavailable(error) from error
@@ -288,7 +288,7 @@ class RedisStore:
         self._waiting.connection_pool.disconnect()
 
 
-class AsyncRedisStore:
+class AsyncRedisTokenStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
@@ -314,7 +314,7 @@ class AsyncRedisStore:
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
 
-    async def apply(self, user: str, command: Command) -> Outcome:
+    async def apply(self, user: str, command: Command) -> CommandOutcome:
         steps = self._swaps.steps(user, command)
         turn = self._turns[hash(user) % STRIPES]
         try:
@@ -332,7 +332,7 @@ class AsyncRedisStore:
                     else:
                         step = steps.send(await self._swap(keys=step[0], args=step[1]))
             except StopIteration as end:
-                outcome: Outcome = end.value
+                outcome: CommandOutcome = end.value
                 return outcome
             except RedisError as error:
                 raise _unavailable(error) from error

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from coatcheck.pool.commands import Command, Outcome
+from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -40,11 +40,11 @@ _HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE name='coatcheck_pool'"
 _READ: Final = "SELECT state FROM coatcheck_pool WHERE pool=? AND user=?"
 _LOOK: Final = "SELECT user, state FROM coatcheck_pool WHERE pool=?"
 
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_stopped: list[SqliteStore] = []
+_stores: weakref.WeakSet[SqliteTokenStore] = weakref.WeakSet()
+_stopped: list[SqliteTokenStore] = []
 
 
-class SqliteStore:
+class SqliteTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`. ``clock``: Unix seconds, of the one machine.
 
     One connection and one lock per process. Between processes, SQLite's write lock is the atom, taken before reading.
@@ -128,7 +128,7 @@ class SqliteStore:
             if self.is_stale():
                 raise sqlite3.OperationalError("the file or its journal was removed or replaced meanwhile")
 
-    def apply(self, user: str, command: Command) -> Outcome:
+    def apply(self, user: str, command: Command) -> CommandOutcome:
         key = (self._box.name, user)
         with self._transaction() as connection:
             row = connection.execute(_READ, key).fetchone()
@@ -231,18 +231,18 @@ def _after_fork() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-class AsyncSqliteStore:
+class AsyncSqliteTokenStore:
     """The same store for asyncio: the file is touched by one thread, waits sleep on the loop."""
 
-    def __init__(self, inner: SqliteStore) -> None:
+    def __init__(self, inner: SqliteTokenStore) -> None:
         self._inner = inner
         self._thread = self._new_thread()
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    async def apply(self, user: str, command: Command) -> Outcome:
-        outcome: Outcome = await self._run(self._inner.apply, user, command)
+    async def apply(self, user: str, command: Command) -> CommandOutcome:
+        outcome: CommandOutcome = await self._run(self._inner.apply, user, command)
         return outcome
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:

@@ -16,6 +16,9 @@ import msgspec
 TLS_OF: Final[Mapping[str, bool]] = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 """The schemes of Redis and Valkey servers, and whether they mean TLS."""
 
+DEFAULT_PORT: Final = 6379
+"""Of a Redis, a Valkey or a session server of ours, where the URL names none."""
+
 REDIS: Final = (*TLS_OF, "unix")
 _EXAMPLES: Final = {"unix": "unix:///run/valkey.sock", "sqlite": "sqlite:///FILE, or sqlite:////DIRECTORY/FILE"}
 _MAX_DATABASE_DIGITS: Final = 6

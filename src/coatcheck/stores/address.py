@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from typing import Final
 
 import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.host_port import format_host_port
-from coatcheck.url import REDIS, TLS_OF, parse_store_url
-
-DEFAULT_PORT: Final = 6379
+from coatcheck.url import DEFAULT_PORT, REDIS, TLS_OF, parse_store_url
 
 
 class StoreAddress(msgspec.Struct, frozen=True):

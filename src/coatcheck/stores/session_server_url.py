@@ -9,8 +9,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.stores.address import DEFAULT_PORT
-from coatcheck.url import REDIS, StoreUrl, parse_store_url
+from coatcheck.url import DEFAULT_PORT, REDIS, StoreUrl, parse_store_url
 
 OUTSIDE: Final = (*REDIS, "coatcheck", "sqlite")
 """What several processes can share."""

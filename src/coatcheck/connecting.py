@@ -55,7 +55,7 @@ def open_sessions(
     checked_locally = all(address.parts.scheme in ("sqlite", "memory") for address in access.session_servers)
     replication = settings.replication()
     if checked_locally:
-        # Where a check is cheap nobody need be trusted for two seconds (protocol 5).
+        # Where a check is cheap nobody need be trusted for two seconds (protocol section 4).
         replication = msgspec.structs.replace(replication, lease_s=0.0)
     return Sessions(
         farm=access.farm,

@@ -53,7 +53,7 @@ class UnavailableReason(Enum):
 
 
 class SessionUnavailable(CoatcheckError):
-    """The copies cannot be reached, so we fail closed: no session is invented (protocol 5)."""
+    """The copies cannot be reached, so we fail closed: no session is invented (protocol section 9)."""
 
     def __init__(self, reason: UnavailableReason) -> None:
         super().__init__(reason.value)
@@ -61,11 +61,11 @@ class SessionUnavailable(CoatcheckError):
 
 
 class ConflictError(CoatcheckError):
-    """Two writers changed the same keys and the policy is ``reject``, or the tries ran out (protocol 6)."""
+    """Two writers changed the same keys and the policy is ``reject``, or the tries ran out (protocol section 5)."""
 
 
 class SessionClosed(CoatcheckError):
-    """A write reached a session that is closed: a slow request does not undo a logout (protocol 6)."""
+    """A write reached a session that is closed: a slow request does not undo a logout (protocol section 6)."""
 
 
 class SessionDataError(CoatcheckError):

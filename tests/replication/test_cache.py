@@ -1,4 +1,4 @@
-"""The sessions that a web server hosts: bounded, leased, closed for good (mission B2, protocol section 5)."""
+"""The sessions that a web server hosts: bounded, leased, closed for good (mission B2, protocol section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who must answer, who is believed, and what a close does (protocol sections 3 to 5)."""
+"""Who must answer, who is believed, and what a close does (protocol sections 3 to 6)."""
 
 from __future__ import annotations
 

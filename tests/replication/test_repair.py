@@ -1,4 +1,4 @@
-"""Bringing the copies back to their number (protocol section 4, mission B9)."""
+"""Bringing the copies back to their number (protocol section 9, mission B9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two requests changed one session: what becomes of both (protocol section 6)."""
+"""Two requests changed one session: what becomes of both (protocol section 5)."""
 
 from __future__ import annotations
 

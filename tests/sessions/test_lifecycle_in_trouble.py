@@ -1,4 +1,4 @@
-"""Sessions while session servers are away, behind, or have forgotten (protocol sections 4, 5 and 8)."""
+"""Sessions while session servers are away, behind, or have forgotten (protocol sections 4, 6 and 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotation, theft and expiry of whole sessions, on two web servers and a clock to turn (protocol section 7, A7, A8)."""
+"""Rotation, theft and expiry of sessions, on two web servers (protocol section 7, mission A7 and A8)."""
 
 from __future__ import annotations
 

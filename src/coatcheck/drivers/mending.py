@@ -1,4 +1,4 @@
-"""Repair in the background: who is repaired when, and how fast (protocol section 4, mission B9)."""
+"""Repair in the background: who is repaired when, and how fast (protocol section 9, mission B9)."""
 
 from __future__ import annotations
 

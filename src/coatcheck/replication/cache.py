@@ -1,4 +1,4 @@
-"""The local cache of a web server: the sessions that it hosts (mission B2, protocol section 5)."""
+"""The local cache of a web server: the sessions that it hosts (mission B2, protocol section 4)."""
 
 from __future__ import annotations
 

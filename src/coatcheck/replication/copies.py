@@ -1,4 +1,4 @@
-"""Where the copies of a session are: read and claim, write, close (protocol sections 3 to 5).
+"""Where the copies of a session are: read and claim, write, close (protocol sections 3 to 6).
 
 All methods here that return a ``Flow`` must run as the only flow of their key: inside :class:`Exclusive`.
 """

@@ -147,7 +147,10 @@ Flow = Generator[Effect, Any, T]
 
 
 class Surroundings(Protocol):
-    """Port: the clocks, the dice and the eyes of a web server. Time and randomness come in through here only."""
+    """Port: what the rules must be told by the world: the time, random numbers, and which session servers answer.
+
+    Nothing else brings time or randomness into them.
+    """
 
     def now_ms(self) -> int:
         """Unix milliseconds; may jump and differ between servers."""

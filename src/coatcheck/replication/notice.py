@@ -1,4 +1,4 @@
-"""Messages between web servers, carried by the session servers (protocol section 5).
+"""Messages between web servers, carried by the session servers (protocol section 4).
 
 A *notice* tells the old owner of a session that another server has claimed or closed it. An
 *answer* tells the claimant that the old owner serves the session no more, and for how long at

@@ -1,4 +1,7 @@
-"""Copies that stood in for a session server while it was away, and are too many since it is back (mission B4, B8)."""
+"""Copies that stood in for a session server that was away, and are too many since it is back.
+
+Protocol section 9, mission B4 and B8.
+"""
 
 from __future__ import annotations
 

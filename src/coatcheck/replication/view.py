@@ -1,4 +1,4 @@
-"""Looking at all copies of a session at once (protocol section 5)."""
+"""Looking at all copies of a session at once (protocol section 4)."""
 
 from __future__ import annotations
 

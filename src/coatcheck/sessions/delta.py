@@ -1,4 +1,4 @@
-"""What a request did to the session, and how two such changes become one (protocol section 6).
+"""What a request did to the session, and how two such changes become one (protocol section 5).
 
 A change is seen by comparing the mapping before and after, key by key, so changes inside nested values
 are noticed without any co-operation of the app.

@@ -1,4 +1,4 @@
-"""Whether a session that something open depends on is still alive (mission N4; protocol section 5).
+"""Whether a session that something open depends on is still alive (mission N4; protocol section 9).
 
 Nothing is claimed or written here: a WebSocket that only listens must not take a session away from the web server
 that its browser's requests go to.

@@ -103,7 +103,7 @@ class Lifecycle:
         return session
 
     def _lapse(self, found: Copy, token: SealedToken, login: bool, tries: int) -> Flow[Session | None]:
-        """What was found has timed out: close it (A8), unless it is used elsewhere or that cannot be known."""
+        """What was found has timed out: close it (mission A8), unless it is used elsewhere or that cannot be known."""
         lapsed: Lapsed = yield Exclusive(token.key, self.copies.lapse(token.key, found.history))
         if lapsed is Lapsed.CLOSED:
             self._report(EventKind.SESSION_EXPIRED, token.key, "idle or absolute timeout", self._record(found).user)
@@ -120,7 +120,7 @@ class Lifecycle:
         return min(self.policy.idle_timeout_ms, self.policy.new_session_ms) if first else self.policy.idle_timeout_ms
 
     def _timed_out(self, copy: Copy, token: SealedToken, now: int) -> bool:
-        """By the record's own times, and by the timestamp of the token itself (A7).
+        """By the record's own times, and by the timestamp of the token itself (mission A7).
 
         An old token that was replaced long ago proves nothing about a session that is used with newer ones.
         """
@@ -140,7 +140,7 @@ class Lifecycle:
         return record
 
     def _admit(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Session | None:
-        """The session, if the token is one that its record accepts (A6, A7)."""
+        """The session, if the token is one that its record accepts (mission A6, A7)."""
         record: Record = copy.record or self._record(copy)
         current = record.chain.current
         if now >= copy.review_at or token.session_id != current.session_id or token.timestamp != current.minted_at:

@@ -1,4 +1,4 @@
-"""The session as an app sees it: a dict, and three verbs (mission A, issue "Sessions")."""
+"""The session as an app sees it: a dict, and three verbs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Session(dict[str, Any]):
     # -- the verbs -------------------------------------------------------------------------------
 
     def rotate(self) -> None:
-        """Give the browser a new token with this response (A3). The session stays the same."""
+        """Give the browser a new token with this response (mission A3). The session stays the same."""
         request = self._request
         request.rotating = request.accessed = request.unsettled = True
 

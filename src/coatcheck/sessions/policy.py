@@ -1,4 +1,4 @@
-"""What the operator decides about sessions (protocol sections 6 and 7; ASVS 7.1, 7.3)."""
+"""What the operator decides about sessions (protocol sections 5 to 7; ASVS 7.1, 7.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
     ``new_session_ms``: how long a session lives whose token was never shown again after it was given out, as those of
     clients that keep no cookies; 0: as long as any other.
 
-    ``rotate_after_ms``: age at which a token gets a successor (0: with every response, the letter of A3).
+    ``rotate_after_ms``: age at which a token gets a successor (0: with every response, the letter of mission A3).
     ``grace_ms``: how long a replaced token is still honest; at least the longest round trip plus lease plus
     clock skew. ``theft``: what to do when a dead token comes back. ``rolled_back``: what to do when the newest
     copy lacks what the browser was promised. ``conflict``: when two requests changed the same key.
@@ -59,7 +59,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
 
     @property
     def max_token_age_ms(self) -> int:
-        """The age at which no token is worth looking up any more (A7).
+        """The age at which no token is worth looking up any more (mission A7).
 
         When every response carries a new token, its timestamp is the last activity; otherwise the record
         knows better, and the timestamp only bounds the absolute timeout.

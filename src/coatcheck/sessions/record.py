@@ -1,4 +1,4 @@
-"""A session as it is stored, and when it has expired (protocol section 1; mission A7, ASVS 7.3)."""
+"""A session as it is stored, and when it has expired (protocol section 7; mission A7, ASVS 7.3)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class RequestState:
     copy_held: Copy | None = None
     """The acknowledged copy that the mapping was opened from; ``None``: it exists nowhere yet."""
     unheard: tuple[bytes, ...] = ()
-    """Keys of sessions that this browser shows and that could be neither found nor declared lost (protocol 6)."""
+    """Keys of sessions that this browser shows, and that are neither found nor lost (protocol section 6)."""
     shown: SealedToken | None = None
     verdict: Shown = Shown.CURRENT
     login: bool = False

@@ -108,7 +108,7 @@ class Browser(Process):
             jar.login = None
 
     def _judge_login(self, attempt: Attempt, response: Response) -> None:
-        """A login is never undone by a late answer (protocol 7)."""
+        """A login is never undone by a late answer (protocol section 7)."""
         if not (response.clear_login or response.set_login is not None) or attempt.kind == "login":
             return
         if attempt.sent_at < self._login_set_at:

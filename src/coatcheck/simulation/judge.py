@@ -1,4 +1,4 @@
-"""What web servers report, judged: is it true, and is it excused by a promise of protocol section 8?
+"""What web servers report, judged: is it true, and is it excused by a promise of protocol section 9?
 
 Each excuse names its promise, and a campaign prints how often it was used: a check that never bites is seen.
 """

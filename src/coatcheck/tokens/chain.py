@@ -72,7 +72,7 @@ class Shown(Enum):
 def show(
     chain: Chain, session_id: bytes, minted_at: int, now: int, grace_ms: int, newest_shown_at: int | None = None
 ) -> tuple[Shown, Chain]:
-    """Judge a shown token; ID and timestamp must both match the record (A6).
+    """Judge a shown token; ID and timestamp must both match the record (mission A6).
 
     ``newest_shown_at``: when ``current`` was last shown, as far as is known; ``None``: just now.
     Returns the verdict and the chain afterwards (the same object if nothing changed).
@@ -103,7 +103,7 @@ def needs_successor(chain: Chain, shown: Shown, now: int, rotate_after_ms: int) 
 
 
 def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
-    """The chain with a successor: a new session ID and an updated timestamp (A3)."""
+    """The chain with a successor: a new session ID and an updated timestamp (mission A3)."""
     if chain.next is not None:
         raise ValueError("the chain has a successor that was not shown yet")
     # The timestamp never goes back, whatever the clocks of two servers say.

@@ -1,4 +1,4 @@
-"""The farm's secret keys: which one seals, and which ones still open (security.md, ASVS 9.1)."""
+"""The farm's secret keys: which one seals, and which ones still open (threat model, section 7; ASVS 9.1)."""
 
 from __future__ import annotations
 

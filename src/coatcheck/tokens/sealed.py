@@ -1,4 +1,4 @@
-"""The sealed token: what the browser holds (mission A5, protocol sections 1 and 2)."""
+"""The sealed token: what the browser holds (mission A5, protocol section 2)."""
 
 from __future__ import annotations
 

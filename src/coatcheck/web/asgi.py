@@ -1,4 +1,4 @@
-"""ASGI middleware: where requests enter (mission A12, B1; issue "Web").
+"""ASGI middleware: where requests enter (mission B1).
 
 ``scope["session"]`` is a dict that behaves as Starlette's. The response waits until what the request
 did is acknowledged; a cookie is set only when the browser must learn something new.

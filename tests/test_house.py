@@ -25,11 +25,9 @@ TWINS = {("coatcheck.pool.adapters.httpx", "coatcheck.pool.adapters.httpx2")}
 
 
 IN_A_CIRCLE = {
-    "coatcheck.web.asgi",
-    "coatcheck.web.response",
     *(f"coatcheck.director.{name}" for name in ("downstream", "exchange", "relay", "tunnel", "upstream")),
 }
-NAMED_TWICE = {"Response", "SessionServer", "Watch", "WebServer"}
+NAMED_TWICE = {"SessionServer", "WebServer"}
 """What is still to be untied and renamed. Nothing comes to it."""
 
 

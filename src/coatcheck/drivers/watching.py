@@ -27,7 +27,7 @@ FAR: Final = float("inf")
 OnEnd = Callable[[SessionEnd], None]
 
 
-class Watch:
+class WatchedConnection:
     """One connection that is to be told; :meth:`Watching.forget` takes it back."""
 
     __slots__ = ("key", "on_end")
@@ -43,7 +43,7 @@ class _Watched:
     __slots__ = ("asking", "due", "expires_at", "heard_at", "noticed", "watches")
 
     def __init__(self, now: float, alive: Alive) -> None:
-        self.watches: dict[Watch, None] = {}
+        self.watches: dict[WatchedConnection, None] = {}
         self.heard_at = now
         self.due = now
         self.expires_at = alive.expires_at
@@ -96,9 +96,9 @@ class Watching:
 
     # -- what is open ------------------------------------------------------------------------------
 
-    def watch(self, key: bytes, on_end: OnEnd) -> Watch:
+    def watch(self, key: bytes, on_end: OnEnd) -> WatchedConnection:
         """Call ``on_end`` once, from the event loop, when the session has ended."""
-        watch = Watch(key, on_end)
+        watch = WatchedConnection(key, on_end)
         watched = self._watched.get(key)
         if watched is None:
             now = self._now()
@@ -113,7 +113,7 @@ class Watching:
             self._loop.call_soon(self.closed, key)
         return watch
 
-    def forget(self, watch: Watch) -> None:
+    def forget(self, watch: WatchedConnection) -> None:
         watched = self._watched.get(watch.key)
         if watched is not None:
             watched.watches.pop(watch, None)

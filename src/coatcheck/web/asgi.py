@@ -23,7 +23,7 @@ from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.interface import ASGIApp, Message, Receive, Scope, Send
 from coatcheck.web.open_websocket import is_caused_by_hang_up
 from coatcheck.web.replaced import MAX_LAYERS_NAMED
-from coatcheck.web.response import Response
+from coatcheck.web.response import ResponseSender
 
 
 class SessionMiddleware:
@@ -72,7 +72,7 @@ class SessionMiddleware:
             await self.refuse(scope, send, Answer.refusal(unavailable), "session unavailable")
             return
         scope["session"] = opened.session
-        response = Response(self, opened, scope, send)
+        response = ResponseSender(self, opened, scope, send)
         try:
             if kind == "http":
                 await self.app(scope, receive, response.send)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Iterable
 
-from coatcheck.drivers.watching import Watch
+from coatcheck.drivers.watching import WatchedConnection
 from coatcheck.errors import SessionDataError
 from coatcheck.replication.effects import Flow
 from coatcheck.sessions.answer import SWITCHING_PROTOCOLS, Answer
@@ -22,7 +22,7 @@ from coatcheck.web.replaced import ABSENT, content_of, other_layer
 NO_HEADERS: tuple[Header, ...] = ()
 
 
-class Response:
+class ResponseSender:
     """One answer on its way out: saves the session before the head leaves."""
 
     __slots__ = (
@@ -40,7 +40,7 @@ class Response:
         self._headers: Iterable[Header] = NO_HEADERS
         self._stream: OpenStream | None = None
         self._websocket: OpenWebSocket | None = None
-        self._watch: Watch | None = None
+        self._watch: WatchedConnection | None = None
         self._ending: asyncio.Task[None] | None = None
 
     @property

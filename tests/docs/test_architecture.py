@@ -8,16 +8,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "src/coatcheck"
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
+QUESTIONS = TEXT.split("## Fourteen questions")[1].split("\n## ")[0]
 
 
 def test_every_place_of_a_decision_exists() -> None:
-    table = TEXT.split("## Where is it decided?")[1].split("\n## ")[0]
+    table = TEXT.split("## Where else is it decided?")[1].split("\n## ")[0] + QUESTIONS
     missing = []
     for row in table.splitlines():
         place = None
         for quoted in re.findall(r"`([^`]+)`", row):
-            if quoted.endswith((".py", "/")):
-                place = HOUSE / quoted
+            if quoted.endswith((".py", ".md", "/")):
+                place = ROOT / quoted if quoted.startswith("docs/") else HOUSE / quoted
                 missing += [] if place.exists() else [quoted]
             elif place is not None and place.is_file() and not quoted.startswith("__"):
                 name = quoted.rsplit(".", 1)[-1]
@@ -26,6 +27,15 @@ def test_every_place_of_a_decision_exists() -> None:
                 )
     assert table.count(".py") > 20
     assert missing == []
+
+
+def test_each_of_the_fourteen_questions_is_answered_in_at_most_three_files() -> None:
+    rows = [row.strip("|").split(" | ") for row in QUESTIONS.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == 14
+    for question, answer, where in rows:
+        assert question.strip().endswith("?")
+        assert len(answer) > 40
+        assert 1 <= len(re.findall(r"`[\w/-]+\.(?:py|md)`", where)) <= 3, question
 
 
 def test_the_tree_names_every_room() -> None:

@@ -392,7 +392,7 @@ class Lifecycle:
             if not rotated and record.data == before.data and not self._touch_due(before, record):
                 request.copy_held = copy  # a parallel request has stored all that this one would
                 return Saved(self._tell(session, copy, wrote=True))
-            # A successor leaves only after its put is acknowledged at target (protocol 7).
+            # A successor leaves only after its put is acknowledged at target (protocol section 5).
             level: Durability = "all" if rotated else durability
             offered.append(copy.version.next_write())
             life_ms = max(1, record.expires_at(self.policy) - now)

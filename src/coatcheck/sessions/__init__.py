@@ -1,0 +1,1 @@
+"""What a session is, and what its request and response do to it: rules and flows, pure."""

@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coatcheck import resp
-from coatcheck.session_server.requests import Limits, ProtocolViolation, RequestParser
+from coatcheck.session_server.requests import ProtocolViolation, RequestLimits, RequestParser
 
-LIMITS = Limits(args=8, arg_bytes=600, request_bytes=2000, line_bytes=100)
+LIMITS = RequestLimits(args=8, arg_bytes=600, request_bytes=2000, line_bytes=100)
 KEY = bytes(range(16))
 
 WORDS = st.lists(st.binary(max_size=60), min_size=1, max_size=8)
@@ -151,7 +151,7 @@ def test_lines_of_words() -> None:
 
 
 def test_a_large_argument_in_many_pieces_takes_linear_time() -> None:
-    limits = Limits(args=8, arg_bytes=2**20, request_bytes=2**20 + 100, line_bytes=100)
+    limits = RequestLimits(args=8, arg_bytes=2**20, request_bytes=2**20 + 100, line_bytes=100)
     parser = RequestParser(limits)
     data = resp.command(b"X", bytes(2**20))
     began = time.monotonic()

@@ -14,14 +14,14 @@ import pytest
 from coatcheck import resp
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.session_server.requests import Limits, RequestParser
+from coatcheck.session_server.requests import RequestLimits, RequestParser
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.link import Link
 from coatcheck.stores.port import Unreachable
 from coatcheck.stores.session_server_store import SessionServerStore
 
-LIMITS = Limits(args=64, arg_bytes=2**20, request_bytes=2**21, line_bytes=1024)
+LIMITS = RequestLimits(args=64, arg_bytes=2**20, request_bytes=2**21, line_bytes=1024)
 KEY = bytes(range(16))
 ENTRY = Entry(Version(1, b"AAA-0001", 0), (), False, 60_000, b"payload")
 

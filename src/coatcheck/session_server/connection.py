@@ -9,11 +9,11 @@ from typing import Final, cast
 from coatcheck import resp
 from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.session_server.commands import answer
-from coatcheck.session_server.requests import Limits, ProtocolViolation, RequestParser
+from coatcheck.session_server.requests import ProtocolViolation, RequestLimits, RequestParser
 from coatcheck.session_server.state import SessionState
 
-STRANGER_LIMITS: Final = Limits(args=8, arg_bytes=512, request_bytes=1024, line_bytes=512)
-MEMBER_LIMITS: Final = Limits(
+STRANGER_LIMITS: Final = RequestLimits(args=8, arg_bytes=512, request_bytes=1024, line_bytes=512)
+MEMBER_LIMITS: Final = RequestLimits(
     args=64, arg_bytes=MAX_ENTRY_BYTES, request_bytes=MAX_ENTRY_BYTES + 64 * 1024, line_bytes=1024
 )
 WRITE_AT_BYTES: Final = 64 * 1024

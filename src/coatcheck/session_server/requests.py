@@ -30,7 +30,7 @@ class ProtocolViolation(CoatcheckError):
     """A client sent bytes that are no request, or more than it may: the connection is closed."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class RequestLimits(msgspec.Struct, frozen=True):
     """What one request of a client may take: arguments, bytes of one argument, bytes in all, bytes of a line."""
 
     args: int
@@ -46,7 +46,7 @@ class RequestParser:
     bytes are not parsed again until the argument that is being received is complete.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self.limits = limits
         self._data = b""
         self._at = 0

@@ -574,6 +574,9 @@ class Copies:
                 copy.alone_at = min(copy.alone_at, now + message.others_ms / 1000)
             return None
         if own or message.version.server_id == self.server_id:
+            if message.version.epoch > copy.version.epoch and not message.closed:
+                # A claim of ours that was given up has reached a session server after all: copies may differ.
+                self.under_replicated.add(message.key)
             return None  # our own claim or close
         # Whatever its epoch: a close takes its epoch from an older look than our claim may have had.
         copy.no_lease_before = now

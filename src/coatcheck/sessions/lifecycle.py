@@ -379,6 +379,7 @@ class Lifecycle:
         request = session._request
         shown = request.shown
         base, offered = request.blob, list[Version]()
+        needed = durability
         for _ in range(self.policy.max_tries):
             copy = self._hosted(key) or (yield from self._owned(key, shown))
             if offered:
@@ -391,9 +392,12 @@ class Lifecycle:
             rotated = record.chain is not before.chain
             if not rotated and record.data == before.data and not self._touch_due(before, record):
                 request.copy_held = copy  # a parallel request has stored all that this one would
+                if offered and request.blob == request.saved_blob:
+                    self._written_by_claim(copy, needed)
                 return Saved(self._tell(session, copy, wrote=True))
             # A successor leaves only after its put is acknowledged at target (protocol section 5).
             level: Durability = "all" if rotated else durability
+            needed = level if needed != "all" else needed
             offered.append(copy.version.next_write())
             life_ms = max(1, record.expires_at(self.policy) - now)
             written = yield from self.copies.write(copy, encode_record(record), life_ms, level)
@@ -505,7 +509,13 @@ class Lifecycle:
         found: Copy | Gone = yield from self.copies.load(new.key, version.pack())
         if not isinstance(found, Copy) or not holds(found.history, version):
             return None
-        holders = sum(seen == found.version for seen in found.seen.values())
+        return self._written_by_claim(found, "all")
+
+    def _written_by_claim(self, copy: Copy, durability: Durability) -> Written:
+        """A write that was refused is stored all the same, and the claim that found it has it: as many servers as hold
+        the claim. A claim may have fewer than a write needs; then :class:`SessionUnavailable`."""
+        holders = sum(seen == copy.version for seen in copy.seen.values())
+        self.copies.puts.check_level(copy, holders, quorum=durability == "all")
         return Written(holders, self.copies.placement.wanted)
 
     def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:

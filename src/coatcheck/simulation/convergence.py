@@ -63,6 +63,9 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     if any(server in log.vanished_on for server, version in versions.items() if version is None):
         ledger.excuse("promise 1: vanished while its connections stood, noticed at the next use")
         return
+    if _is_late_claim(farm, log, [present.get(server) for server in placed]):
+        ledger.excuse("section 4: a claim that was given up came late, changed no data, and nobody was there to hear")
+        return
     if len(set(versions.values())) != 1 or None in versions.values():
         shown = {server: farm.trace.version(version) for server, version in versions.items()}
         ledger.fail("I6", f"the placed servers of {name} differ: {shown}")
@@ -73,6 +76,17 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
         if had is not None and not holds(newest.history, had) and not forgotten(newest.history, had):
             ledger.fail("I6", f"{server} has {farm.trace.version(had)} of {name}, which the placed servers lack")
     _check_acknowledged(farm, log, newest)
+
+
+def _is_late_claim(farm: Farm, log: SessionLog, placed: list[Entry | None]) -> bool:
+    """Whether copies differ in nothing but a claim whose notice was lost, or whose sender hosts the session no more."""
+    entries = [entry for entry in placed if entry is not None]
+    if len(entries) < len(placed) or any(entry.history != entries[0].history for entry in entries):
+        return False
+    latest = max((entry.version for entry in entries), key=lambda version: version.epoch)
+    senders = [web for web in farm.webs if web.server_id == latest.server_id]
+    hosted = any(web.copies.cache.get(log.key) is not None for web in senders)
+    return any(entry.version != latest for entry in entries) and not (latest in log.heard and hosted)
 
 
 def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.simulation.log import SessionLog, holds
+from coatcheck.simulation.log import SessionLog, holds, quorum
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import EPOCH_MS, Schedule
 from coatcheck.simulation.session_server import SessionServer
@@ -74,6 +74,9 @@ class Judge:
             self.excuse("promise 1: fork, acknowledged or served without a quorum")
         elif self.leaving:
             self.excuse("promise 1: fork, a session server was taken off the list")
+        elif any(ack.level < quorum(scenario.session_servers, scenario.wanted) for ack in log.acks.values()):
+            # Whoever has still the list of two session servers writes with one of them, as two servers do.
+            self.excuse("promise 1: fork, acknowledged by a list of two that became longer")
         elif log.data_lost:
             self.excuse("promise 1: fork, a server forgot")
         else:
@@ -149,7 +152,13 @@ class Judge:
 
     def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
         """A session that some server still has must not be declared absent."""
-        keepers = [name for name, server in web.servers.items() if _alive(server.look(log.key))]
+        asked_at, _ = web.answered.get(log.key, (0.0, {}))
+        keepers = [
+            name
+            for name, server in web.servers.items()
+            # What came back from a cache after the look was lost when it was looked for.
+            if _alive(server.look(log.key)) and log.there_since.get(name, 0.0) <= asked_at
+        ]
         if not keepers:
             self._judge_expiry(web, log)
         elif self.is_expiring(log):

@@ -24,6 +24,7 @@ class LeaseJudge(Judge):
         if self.trace.on:
             version = self.trace.version(notice.version)
             self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
+        self.log(notice.key).heard.add(notice.version)
         own = before is not None and before.version[:2] == notice.version[:2]
         if not own and notice.version.server_id != web.server_id:
             web.noticed[notice.key] = self.schedule.now

@@ -25,7 +25,7 @@ from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
-from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds
+from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import SessionServer
 from coatcheck.simulation.web_server import WebServer
@@ -143,6 +143,8 @@ class Ledger(LeaseJudge):
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
         log.vanished_on.discard(server.name)
+        if old is None:
+            log.there_since[server.name] = self.schedule.now
         log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:
             what = " LAPSED" if new.provisional else " CLOSED" if new.closed else ""
@@ -196,10 +198,9 @@ class Ledger(LeaseJudge):
     def _check_revival(self, server: SessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
         """A provisional tombstone yields only to a write that it lacks."""
         had = newest_write(new.history)
-        other_branch = log.forked_away.intersection(log.acks)
         if had is not None and not holds(old.history, had) and not forgotten(old.history, had):
             self.counts["lapses undone by a write that they lacked"] += 1
-        elif new.version.server_id in log.forked_by and any(not holds(old.history, one) for one in other_branch):
+        elif new.version.server_id in log.forked_by and any(not holds(old.history, one) for one in log.forked_away):
             self.excuse("promise 2: lapse undone by who found the other branch of a fork, which it lacked")
         else:
             self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
@@ -415,8 +416,8 @@ class Ledger(LeaseJudge):
         log.acks[version] = Ack(now, level, web.server_id)
         if version not in self._kept(log):
             log.lost.add(version)  # who took it has forgotten it before the acknowledgement left
-        quorum = self.scenario.below_target == "quorum" and self.scenario.durability == "all"
-        if quorum and level < _quorum(web.copies.placement.servers, scenario.wanted):
+        needs_quorum = self.scenario.below_target == "quorum" and self.scenario.durability == "all"
+        if needs_quorum and level < quorum(len(web.copies.placement.servers), scenario.wanted):
             self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, which is no quorum")
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} acknowledges {self.trace.version(version)} at {level}")
@@ -489,11 +490,6 @@ def _inherited(data: dict[str, Any], version: Version, key: bytes) -> list[Opera
             operation.session_key = key
             operations.append(operation)
     return operations
-
-
-def _quorum(servers: tuple[str, ...], wanted: int) -> int:
-    """Said again here, so that a broken rule cannot excuse itself."""
-    return min(wanted, len(servers) // 2 + 1) if len(servers) >= 3 else 1
 
 
 def _closed(entry: Entry | None) -> bool:

@@ -23,6 +23,11 @@ def forgotten(history: History, version: Version) -> bool:
     return len(history) >= MAX_HISTORY and version.epoch < history[0].epoch
 
 
+def quorum(servers: int, wanted: int) -> int:
+    """How many copies an acknowledged write needs at least. Said again here too."""
+    return min(wanted, servers // 2 + 1) if servers >= 3 else 1
+
+
 class Ack:
     """``level`` servers acknowledged a write, at a moment of simulated time, through the web server ``owner``."""
 
@@ -66,6 +71,10 @@ class SessionLog:
         """By the owner of a claim: when the first server stored it."""
         self.tried: dict[bytes, int] = {}
         """By web server: the highest epoch that it has claimed or closed with."""
+        self.there_since: dict[str, float] = {}
+        """Since when each session server has had anything of it, without a gap."""
+        self.heard: set[Version] = set()
+        """Claims and closes of which a notice has arrived."""
         self.tombstones = 0
         self.tombstone_on: dict[str, float] = {}
         """When each session server had a final tombstone for the first time."""

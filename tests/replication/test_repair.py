@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
+from coatcheck.replication.cache import Copy
+from coatcheck.replication.effects import Accepted
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.repair import Repaired
+from coatcheck.replication.version import Version
 from coatcheck.tokens.sealed import SealedToken
+from replication.one_session import KEY, LIFE_MS, loaded, store
 from replication.tiny_farm import Farm, WebServer
 
 
@@ -285,3 +290,22 @@ def test_a_session_that_moved_is_hosted_by_one_web_server() -> None:
     farm.notices = False
     one.read(other)
     assert one.copies.cache.hosted() == 1
+
+
+def test_a_claim_that_was_given_up_and_came_late_is_brought_to_the_other_copy() -> None:
+    """It lay in a broken connection; its sender went on with the copy that it had."""
+    farm = Farm(servers=3)
+    web = farm.web()
+    store(web, b"one")
+    own = loaded(web)
+    first, second, _ = farm.ranked(KEY)
+    late = web.copies.puts.sealed(
+        Copy(KEY, Version(own.version.epoch + 1, own.version.owner, 0), own.history, own.body)
+    )
+    late = msgspec.structs.replace(late, expires_in_ms=LIFE_MS)
+    assert second.put(KEY, own.version, late) == Accepted()
+    assert web.repairs.needs_repair() == [KEY]
+    web.run(web.repairs.repair(KEY))
+    assert first.entry(KEY) == second.entry(KEY)
+    assert web.repairs.needs_repair() == []
+    assert loaded(web).body == b"one"

@@ -209,3 +209,27 @@ def test_a_write_that_nobody_took_leaves_the_acknowledged_state_where_it_may_be_
     farm.wait(3)
     assert web.read(token) == {"n": 1}
     assert farm.web().read(token) == {"n": 1}
+
+
+def test_a_write_that_a_claim_saved_is_acknowledged_with_enough_copies_or_not_at_all() -> None:
+    """Its answers were lost, a rival claimed it, and it was claimed back where one session server was left."""
+    farm = Farm(servers=3, too_few_answers="serve")
+    one, two = farm.two_webs()
+    token = one.create(n=1)
+    first, second, third = farm.ranked(token.key)
+    session = one.opened(token)
+    session["n"] = 2
+    first.forgets_answers = second.silent = True
+
+    def rival() -> None:
+        first.forgets_answers = False
+        assert two.read(token) == {"n": 2}
+
+    def left_alone() -> None:
+        second.down = third.down = True
+
+    one.during_put = [lambda: None, rival, left_alone]
+    with pytest.raises(SessionUnavailable) as caught:
+        one.save(session)
+    assert caught.value.reason is UnavailableReason.BELOW_TARGET
+    assert not one.during_put

@@ -26,6 +26,11 @@ class Schedule:
         self._count += 1
         heapq.heappush(self._heap, (self.now + delay_s, self._count, act, args))
 
+    def at(self, moment: float, act: Act, *args: Any) -> None:
+        """Call ``act`` at a moment; one that has passed is now."""
+        self._count += 1
+        heapq.heappush(self._heap, (max(moment, self.now), self._count, act, args))
+
     def step(self, end: float) -> bool:
         """Let the next event happen, if there is one up to ``end``."""
         heap = self._heap

@@ -1,0 +1,117 @@
+"""asyncio's own event loop on virtual time: only the selector and the clock below it are simulated."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import selectors
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from coatcheck.simulation.world.sockets import Kernel
+
+
+class Readiness(selectors.BaseSelector):
+    """The selector of a machine: says which of its sockets are ready, and never waits."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._keys: dict[int, selectors.SelectorKey] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        if fd in self._keys:
+            raise KeyError(f"{fileobj!r} is already registered")
+        key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
+        self._kernel.hot[fd] = None
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self.unregister(fileobj)
+        return self.register(fileobj, events, data)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[fileobj if isinstance(fileobj, int) else fileobj.fileno()]
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        hot = self._kernel.hot
+        if not hot:
+            return []
+        found: list[tuple[selectors.SelectorKey, int]] = []
+        for fd in list(hot):
+            key, sock = self._keys.get(fd), self._kernel.sockets.get(fd)
+            if key is None or sock is None:
+                del hot[fd]
+                continue
+            ready = selectors.EVENT_READ if key.events & selectors.EVENT_READ and sock.is_readable else 0
+            if key.events & selectors.EVENT_WRITE and sock.is_writable:
+                ready |= selectors.EVENT_WRITE
+            if ready:
+                found.append((key, ready))
+            else:
+                del hot[fd]
+        return found
+
+    def close(self) -> None:
+        self._keys.clear()
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """The event loop of one run of one machine.
+
+    ``complain`` gets what nobody has caught: a text, and the exception if there is one.
+    """
+
+    def __init__(
+        self, kernel: Kernel, monotonic: Callable[[], float], complain: Callable[[str, BaseException | None], None]
+    ) -> None:
+        self.time = monotonic  # type: ignore[method-assign]
+        self._complain = complain
+        super().__init__(Readiness(kernel))
+        self._clock_resolution = 1e-9
+        self.set_debug(False)
+
+    def next_due(self) -> float | None:
+        """When the next turn is due on this loop's clock; minus infinity: now; ``None``: when something arrives."""
+        if self._ready or self._kernel_is_hot():
+            return float("-inf")
+        return self._scheduled[0].when() if self._scheduled else None
+
+    def _kernel_is_hot(self) -> bool:
+        selector: Any = self._selector
+        return any(fd in selector._keys for fd in selector._kernel.hot)
+
+    # -- what a loop does with the machine around it -------------------------------------------------
+
+    def _make_self_pipe(self) -> None:
+        """Nobody wakes this loop from another thread."""
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        """There is none."""
+
+    def _write_to_self(self) -> None:
+        """There is none."""
+
+    def _check_closed(self) -> None:
+        """What is left of a process that was killed may still be tidied up: it calls into the void."""
+
+    def _check_running(self) -> None:
+        raise RuntimeError("the world runs this loop")
+
+    def call_exception_handler(self, context: Any) -> None:
+        self._complain(str(context.get("message")), context.get("exception"))
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        raise RuntimeError(f"a simulated machine has no threads: {func!r}")
+
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
+        ipaddress.ip_address(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]

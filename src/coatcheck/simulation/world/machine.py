@@ -1,0 +1,160 @@
+"""One run of one process on a host of its own: an event loop, clocks, sockets. It can be frozen and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+from coatcheck.simulation.schedule import EPOCH_MS, Schedule
+from coatcheck.simulation.world.event_loop import SimulatedLoop
+from coatcheck.simulation.world.sockets import Hosts, Kernel
+from coatcheck.simulation.world.takeover import turn
+
+TURN_S = 2e-5
+"""What a turn of an event loop takes: whoever is ready again at once runs so much later."""
+
+
+class IdleClocks:
+    """The clocks of the world itself."""
+
+    kernel: Any = None
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def monotonic(self) -> float:
+        return self._schedule.now
+
+    def wall_ns(self) -> int:
+        return EPOCH_MS * 1_000_000 + round(self._schedule.now * 1e9)
+
+
+class Machine:
+    """``complain(text, error)`` gets what nothing in the process has caught. ``skew_ms``: how wrong its clock is."""
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Schedule,
+        hosts: Hosts,
+        complain: Callable[[str, BaseException | None], None],
+        uptime_s: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.address = hosts.address_of(name)
+        self.schedule = schedule
+        self.alive = True
+        self.frozen = False
+        self.skew_ms = 0.0
+        self._uptime_s = uptime_s
+        self._complain = complain
+        self._hosts = hosts
+        self.kernel = Kernel(name, hosts, self.wake)
+        self.loop = SimulatedLoop(self.kernel, self.monotonic, self._uncaught)
+        self._generators: list[Any] = []
+        self._due: float | None = None
+        self._plans = 0
+        self._in_turn = False
+
+    # -- clocks ------------------------------------------------------------------------------------
+
+    def monotonic(self) -> float:
+        return self.schedule.now + self._uptime_s
+
+    def wall_ns(self) -> int:
+        return round((EPOCH_MS + self.schedule.now * 1000 + self.skew_ms) * 1e6)
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        if not self._in_turn:
+            self._plan(self.schedule.now)
+
+    def call(self, act: Callable[..., Any], *args: Any) -> Any:
+        """Do something in this process now, outside of its event loop's turns; ``None`` if it is dead."""
+        if not self.alive:
+            return None
+        answer = self._as_current(act, *args)
+        self._plan_next()
+        return answer
+
+    def start(self, main: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
+        """A task of this process."""
+        task: asyncio.Task[Any] = self.call(self.loop.create_task, main)
+        return task
+
+    def _plan(self, at: float) -> None:
+        if self._due is not None and self._due <= at:
+            return
+        self._due = at
+        self._plans += 1
+        self.schedule.at(at, self._turn, self._plans)
+
+    def _plan_next(self) -> None:
+        due = self.loop.next_due()
+        if due is not None:
+            soonest = self.schedule.now + TURN_S
+            self._plan(max(due - self._uptime_s, soonest))
+
+    def _turn(self, plan: int) -> None:
+        if plan != self._plans:
+            return
+        self._due = None
+        if self.frozen or not self.alive:
+            return
+        self._in_turn = True
+        try:
+            self._as_current(self.loop._run_once)
+        finally:
+            self._in_turn = False
+        self._plan_next()
+
+    def _as_current(self, act: Callable[..., Any], *args: Any) -> Any:
+        before, turn.machine = turn.machine, self
+        running, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(self.loop)
+        sys.set_asyncgen_hooks(firstiter=self._generators.append, finalizer=_leave_alone)
+        try:
+            return act(*args)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(running)
+            turn.machine = before
+
+    def _uncaught(self, text: str, error: BaseException | None) -> None:
+        if self.alive:
+            self._complain(text, error)
+
+    # -- what can happen to a process ----------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """It does not run; what arrives waits in its sockets."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.wake()
+
+    def kill(self, silently: bool = False) -> None:
+        """It is gone, and its kernel ends its connections; with the power (``silently``) nobody is told."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._as_current(self.kernel.end, silently)
+        loop: Any = self.loop
+        for transport in list(loop._transports.values()):
+            transport._sock = None  # it is closed, and nobody is there to be warned of it
+        loop.close()
+
+
+def _leave_alone(generator: Any) -> None:
+    """A process that was killed finishes nothing."""
+
+
+def uptime_of(dice: Random) -> float:
+    """How long a host has run when a history begins: the clocks of two hosts never agree."""
+    return dice.random() * 1e6

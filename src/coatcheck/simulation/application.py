@@ -49,6 +49,7 @@ class Attempt:
         "browser",
         "cookies",
         "done",
+        "error",
         "events",
         "kind",
         "login",
@@ -78,6 +79,7 @@ class Attempt:
         self.login = False
         self.parallel = False
         self.events: list[Any] = []
+        self.error: Exception | None = None
         self.done: Act
 
 

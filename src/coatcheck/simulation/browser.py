@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
 
@@ -44,6 +45,9 @@ class Browser(Process):
         """Where the last answer came from: the route cookie."""
         self.honest = True
         self._login_set_at = 0.0
+        self.wants: Callable[[str], bool] = lambda name: True
+        """Which of its requests are sent, by name: a history may be run again without some."""
+        self._ticks = 0
         weights = list(WEIGHTS)
         if not scenario.logins:
             weights[7] = weights[8] = 0
@@ -61,7 +65,9 @@ class Browser(Process):
             self.remaining -= 1
             kinds = KINDS if self.honest else THEFT_KINDS
             kind = self._rng.choices(kinds, self._weights if self.honest else (3, 1))[0]
-            self.send(kind)
+            self._ticks += 1
+            if self.wants(f"{self.name}.{self._ticks}"):
+                self.send(kind)
         self._schedule_tick()
 
     def _schedule_tick(self) -> None:

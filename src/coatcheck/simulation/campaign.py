@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from coatcheck.simulation.history import Outcome, run
+from coatcheck.simulation import history
+from coatcheck.simulation.history import Outcome
 from coatcheck.simulation.scenario import Profile, draw
+from coatcheck.simulation.site import history as site_history
 
 BATCH = 50
 
@@ -33,11 +35,12 @@ class Total(msgspec.Struct):
             self.failed.append(outcome)
 
 
-def run_all(seeds: Iterable[int], profile: Profile, jobs: int, stop_after: int) -> Total:
-    """Run the histories of ``seeds``; ends early after ``stop_after`` failures."""
+def run_all(seeds: Iterable[int], profile: Profile, jobs: int, stop_after: int, shipped: bool = False) -> Total:
+    """Run the histories of ``seeds``, of the bare flows or of the ``shipped`` shells; ends early after ``stop_after``
+    failures."""
     total = Total()
     began = time.monotonic()
-    for outcome in _outcomes(list(seeds), profile, jobs):
+    for outcome in _outcomes(list(seeds), profile, jobs, shipped):
         total.add(outcome)
         if len(total.failed) >= stop_after:
             break
@@ -47,15 +50,16 @@ def run_all(seeds: Iterable[int], profile: Profile, jobs: int, stop_after: int) 
     return total
 
 
-def _outcomes(seeds: list[int], profile: Profile, jobs: int) -> Iterator[Outcome]:
+def _outcomes(seeds: list[int], profile: Profile, jobs: int, shipped: bool) -> Iterator[Outcome]:
     if jobs <= 1:
         for seed in seeds:
-            yield run(draw(seed, profile))
+            yield _one((seed, profile, shipped))
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        work = [(seed, profile) for seed in seeds]
+        work = [(seed, profile, shipped) for seed in seeds]
         yield from pool.imap_unordered(_one, work, chunksize=BATCH)
 
 
-def _one(work: tuple[int, Profile]) -> Outcome:
-    return run(draw(*work))
+def _one(work: tuple[int, Profile, bool]) -> Outcome:
+    seed, profile, shipped = work
+    return (site_history.run if shipped else history.run)(draw(seed, profile))

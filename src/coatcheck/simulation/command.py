@@ -11,6 +11,8 @@ from coatcheck.simulation import search
 from coatcheck.simulation.campaign import Total, run_all
 from coatcheck.simulation.history import Outcome, run
 from coatcheck.simulation.scenario import Profile, draw
+from coatcheck.simulation.site import history as site_history
+from coatcheck.simulation.site.shrink import shrink
 
 MAX_SHOWN = 5
 """Failures that are printed with their replay command; a campaign stops there."""
@@ -25,6 +27,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
     options.add_argument(
         "--profile", choices=get_args(Profile), default="mixed", help="which kind of histories (mixed)"
+    )
+    options.add_argument(
+        "--shipped", action="store_true", help="histories of the shipped shells, on virtual time and a simulated wire"
+    )
+    options.add_argument(
+        "--only", metavar="PARTS", help="with --shipped and --seed: leave out all faults and requests but these"
     )
     options.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (1)")
     options.add_argument("--exhaustive", action="store_true", help="search a small farm: every order, every fault")
@@ -55,10 +63,16 @@ def main(argv: list[str]) -> int:
         return int(end.code or 0)
     if options.exhaustive:
         return _exhaustive(options)
+    if options.only is not None and not (options.shipped and options.seed is not None):
+        say("coatcheck simulate: --only needs --shipped and --seed")
+        return 2
+    if options.seed is not None and options.shipped:
+        only = None if options.only is None else frozenset(options.only.split(","))
+        return _one_shipped(options.seed, options.profile, options.trace, only)
     if options.seed is not None:
         return _one(options.seed, options.profile, options.trace)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    total = run_all(seeds, options.profile, options.jobs, MAX_SHOWN)
+    total = run_all(seeds, options.profile, options.jobs, MAX_SHOWN, options.shipped)
     _print_total(total, options.profile)
     return 1 if total.failed else 0
 
@@ -89,11 +103,43 @@ def _one(seed: int, profile: Profile, traced: bool) -> int:
     return 1 if outcome.violations else 0
 
 
+def _one_shipped(seed: int, profile: Profile, traced: bool, only: frozenset[str] | None) -> int:
+    told = site_history.run(draw(seed, profile), traced, only)
+    for line in told.lines:
+        say(line)
+    if traced:
+        say(f"trace {told.digest}")
+    if only is None:
+        _print_outcome(told, profile)
+    else:
+        for violation in told.violations:
+            say(f"VIOLATION seed {seed}: {violation}")
+    if not told.violations:
+        say(f"seed {seed}: {told.steps} steps, no invariant broken")
+    return 1 if told.violations else 0
+
+
 def _print_outcome(outcome: Outcome, profile: Profile) -> None:
+    if isinstance(outcome, site_history.Told):
+        _print_shrunk(outcome, profile)
+        return
     for violation in outcome.violations:
         say(f"VIOLATION seed {outcome.seed}: {violation}")
     if outcome.violations:
         say(f"  replay: {replay_command(outcome.seed, profile)}")
+
+
+def _print_shrunk(told: site_history.Told, profile: Profile) -> None:
+    """What broke, and the fewest faults and requests with which it still does."""
+    for violation in told.violations:
+        say(f"VIOLATION seed {told.seed}: {violation}")
+    if told.violations:
+        least = shrink(draw(told.seed, profile), told)
+        say(f"  of {len(told.parts)} faults and requests, {len(least.parts)} are enough ({least.runs} histories):")
+        say(f"  VIOLATION {least.violation}")
+        extra = "" if profile == "mixed" else f" --profile {profile}"
+        only = ",".join(least.parts) or "none"
+        say(f"  replay: coatcheck simulate --shipped --seed {told.seed}{extra} --only {only} --trace")
 
 
 def _print_total(total: Total, profile: Profile) -> None:

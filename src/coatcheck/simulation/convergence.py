@@ -14,8 +14,8 @@ REPORTS = (EventKind.SESSION_FORKED, EventKind.SESSION_ROLLED_BACK, EventKind.SE
 def check_convergence(farm: Farm) -> None:
     """Judge the farm after :data:`coatcheck.simulation.history.CALM_S` without faults."""
     for web in farm.webs:
-        if web.runner.running or web.runner.turns:
-            farm.ledger.fail("deadlock", f"{web.name} still has {len(web.runner.running)} flows under way")
+        if unfinished := web.unfinished():
+            farm.ledger.fail("deadlock", f"{web.name} still has {len(unfinished)} flows under way: {unfinished}")
         if web.copies.closing:
             farm.ledger.fail("I6", f"{web.name} says that {len(web.copies.closing)} closes are incomplete")
     for log in list(farm.ledger.logs.values()):
@@ -23,8 +23,8 @@ def check_convergence(farm: Farm) -> None:
         present = {name: entry for name, entry in entries.items() if entry is not None}
         if not present:
             continue
-        if any(server.entries[log.key][1] < server.time_s + 10.0 for server in farm.servers.values()
-               if log.key in server.entries):  # fmt: skip
+        lives = [server.life_left_s(log.key) for server in farm.servers.values()]
+        if any(left_s is not None and left_s < 10.0 for left_s in lives):
             continue  # about to expire
         live = {name: entry for name, entry in present.items() if not entry.closed}
         if any(entry.final for entry in present.values()):

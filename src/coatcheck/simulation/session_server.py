@@ -61,6 +61,11 @@ class SessionServer(Process):
             return None
         return row[0]
 
+    def life_left_s(self, key: bytes) -> float | None:
+        """How long what is stored lives on; ``None``: nothing is."""
+        row = self.entries.get(key)
+        return None if row is None else row[1] - self.time_s
+
     @property
     def time_s(self) -> float:
         """What entries end by: a steady clock, or (Redis) the one that may jump."""

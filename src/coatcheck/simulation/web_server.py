@@ -130,6 +130,10 @@ class WebServer(Process):
         self.after(self.MENDING_S * (0.5 + self.jitter()), self._mend_regularly)
         self._alarm()
 
+    def unfinished(self) -> list[object]:
+        """The flows that are still under way, and the keys whose turn is taken."""
+        return [*self.runner.running, *self.runner.turns]
+
     # -- surroundings ----------------------------------------------------------------------------
 
     def _wall_ms(self) -> float:

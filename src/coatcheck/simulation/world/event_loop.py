@@ -11,6 +11,8 @@ from typing import Any
 
 from coatcheck.simulation.world.sockets import Kernel
 
+NOW = float("-inf")
+
 
 class Readiness(selectors.BaseSelector):
     """The selector of a machine: says which of its sockets are ready, and never waits."""
@@ -46,18 +48,30 @@ class Readiness(selectors.BaseSelector):
             return []
         found: list[tuple[selectors.SelectorKey, int]] = []
         for fd in list(hot):
-            key, sock = self._keys.get(fd), self._kernel.sockets.get(fd)
-            if key is None or sock is None:
-                del hot[fd]
-                continue
-            ready = selectors.EVENT_READ if key.events & selectors.EVENT_READ and sock.is_readable else 0
-            if key.events & selectors.EVENT_WRITE and sock.is_writable:
-                ready |= selectors.EVENT_WRITE
-            if ready:
-                found.append((key, ready))
+            if ready := self._ready(fd):
+                found.append((self._keys[fd], ready))
             else:
                 del hot[fd]
         return found
+
+    def _ready(self, fd: int) -> int:
+        key, sock = self._keys.get(fd), self._kernel.sockets.get(fd)
+        if key is None or sock is None:
+            return 0
+        ready = selectors.EVENT_READ if key.events & selectors.EVENT_READ and sock.is_readable else 0
+        if key.events & selectors.EVENT_WRITE and sock.is_writable:
+            ready |= selectors.EVENT_WRITE
+        return ready
+
+    def has_something(self) -> bool:
+        """Whether the next :meth:`select` will answer anything."""
+        hot = self._kernel.hot
+        while hot:
+            fd = next(iter(hot))
+            if self._ready(fd):
+                return True
+            del hot[fd]
+        return False
 
     def close(self) -> None:
         self._keys.clear()
@@ -74,19 +88,22 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     ) -> None:
         self.time = monotonic  # type: ignore[method-assign]
         self._complain = complain
-        super().__init__(Readiness(kernel))
+        self.readiness = Readiness(kernel)
+        super().__init__(self.readiness)
         self._clock_resolution = 1e-9
         self.set_debug(False)
 
     def next_due(self) -> float | None:
         """When the next turn is due on this loop's clock; minus infinity: now; ``None``: when something arrives."""
-        if self._ready or self._kernel_is_hot():
-            return float("-inf")
-        return self._scheduled[0].when() if self._scheduled else None
+        loop: Any = self
+        if loop._ready or self.readiness.has_something():
+            return NOW
+        return float(loop._scheduled[0].when()) if loop._scheduled else None
 
-    def _kernel_is_hot(self) -> bool:
-        selector: Any = self._selector
-        return any(fd in selector._keys for fd in selector._kernel.hot)
+    def run_turn(self) -> None:
+        """One iteration: what is ready, what has arrived, and the timers that are due."""
+        loop: Any = self
+        loop._run_once()
 
     # -- what a loop does with the machine around it -------------------------------------------------
 
@@ -109,7 +126,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def call_exception_handler(self, context: Any) -> None:
         self._complain(str(context.get("message")), context.get("exception"))
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         raise RuntimeError(f"a simulated machine has no threads: {func!r}")
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:

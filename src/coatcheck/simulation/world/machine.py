@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -17,6 +17,11 @@ TURN_S = 2e-5
 """What a turn of an event loop takes: whoever is ready again at once runs so much later."""
 
 
+FINE_S = 0.0001
+COARSE_S = 0.0125
+"""Timers are late by up to so much, as on a busy host; coarse ones are due together, and cost less to simulate."""
+
+
 class IdleClocks:
     """The clocks of the world itself."""
 
@@ -24,6 +29,7 @@ class IdleClocks:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
+        self.generators: list[Any] = []
 
     def monotonic(self) -> float:
         return self._schedule.now
@@ -42,19 +48,24 @@ class Machine:
         hosts: Hosts,
         complain: Callable[[str, BaseException | None], None],
         uptime_s: float = 0.0,
+        grain_s: float = FINE_S,
     ) -> None:
         self.name = name
         self.address = hosts.address_of(name)
         self.schedule = schedule
         self.alive = True
         self.frozen = False
+        self.holds = 0
+        """How many faults hold it frozen."""
         self.skew_ms = 0.0
         self._uptime_s = uptime_s
+        self._grain_s = grain_s
         self._complain = complain
         self._hosts = hosts
         self.kernel = Kernel(name, hosts, self.wake)
         self.loop = SimulatedLoop(self.kernel, self.monotonic, self._uncaught)
-        self._generators: list[Any] = []
+        self.generators: list[Any] = []
+        """The asynchronous generators that it has begun: they end with it, and finish nothing."""
         self._due: float | None = None
         self._plans = 0
         self._in_turn = False
@@ -79,7 +90,8 @@ class Machine:
         if not self.alive:
             return None
         answer = self._as_current(act, *args)
-        self._plan_next()
+        if not self._in_turn:
+            self._plan_next()
         return answer
 
     def start(self, main: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
@@ -96,9 +108,13 @@ class Machine:
 
     def _plan_next(self) -> None:
         due = self.loop.next_due()
-        if due is not None:
-            soonest = self.schedule.now + TURN_S
-            self._plan(max(due - self._uptime_s, soonest))
+        if due is None:
+            return
+        soonest = self.schedule.now + TURN_S
+        if due > soonest + self._uptime_s:
+            grain_s = self._grain_s
+            soonest = ceil((due - self._uptime_s) / grain_s) * grain_s
+        self._plan(soonest)
 
     def _turn(self, plan: int) -> None:
         if plan != self._plans:
@@ -107,21 +123,22 @@ class Machine:
         if self.frozen or not self.alive:
             return
         self._in_turn = True
+        turn.machine = self
+        asyncio._set_running_loop(self.loop)  # until the next turn, of whomever: nobody asks in between
         try:
-            self._as_current(self.loop._run_once)
+            self.loop.run_turn()
         finally:
             self._in_turn = False
+            turn.machine = None
         self._plan_next()
 
     def _as_current(self, act: Callable[..., Any], *args: Any) -> Any:
         before, turn.machine = turn.machine, self
-        running, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+        running = asyncio._get_running_loop()
         asyncio._set_running_loop(self.loop)
-        sys.set_asyncgen_hooks(firstiter=self._generators.append, finalizer=_leave_alone)
         try:
             return act(*args)
         finally:
-            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(running)
             turn.machine = before
 
@@ -149,10 +166,6 @@ class Machine:
         for transport in list(loop._transports.values()):
             transport._sock = None  # it is closed, and nobody is there to be warned of it
         loop.close()
-
-
-def _leave_alone(generator: Any) -> None:
-    """A process that was killed finishes nothing."""
 
 
 def uptime_of(dice: Random) -> float:

@@ -80,7 +80,11 @@ class SimulatedSocket:
     """A non-blocking stream socket of the machine whose turn it is."""
 
     def __init__(
-        self, family: int = AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0, fileno: int | None = None
+        self,
+        family: int = AF_INET,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - as socket.socket calls it
+        proto: int = 0,
+        fileno: int | None = None,
     ) -> None:
         if family not in (AF_INET, AF_UNIX) or not type & socket.SOCK_STREAM or fileno is not None:
             raise OSError(errno.EAFNOSUPPORT, "a simulated socket is a stream over IPv4 or Unix")

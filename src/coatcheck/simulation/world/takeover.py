@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ class Clocks(Protocol):
     """What the machine whose turn it is has for clocks and sockets."""
 
     kernel: Any
+    generators: list[Any]
 
     def monotonic(self) -> float:
         """Seconds since it started; they never go back."""
@@ -93,11 +96,23 @@ def taken_over(idle: Clocks, sockets: type, dice: Random) -> Iterator[None]:
         _replace(undo, socket, "socket", sockets)
         undo.callback(random.setstate, random.getstate())
         random.seed(dice.random())
+        undo.callback(sys.set_asyncgen_hooks, *sys.get_asyncgen_hooks())
+        sys.set_asyncgen_hooks(firstiter=_begun, finalizer=_left_alone)
+        undo.callback(asyncio._set_running_loop, asyncio._get_running_loop())
+        asyncio._set_running_loop(None)
         turn.machine, turn.idle = None, idle
         try:
             yield
         finally:
             turn.machine = turn.idle = None
+
+
+def _begun(generator: Any) -> None:
+    turn.clocks().generators.append(generator)
+
+
+def _left_alone(generator: Any) -> None:
+    """A process that was killed finishes nothing."""
 
 
 def _replace(undo: ExitStack, owner: Any, name: str, fake: Any) -> None:

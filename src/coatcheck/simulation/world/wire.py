@@ -89,7 +89,9 @@ class Wire:
         self._schedule.at(at, self._arrive, end, what, piece)
 
     def _arrive(self, end: End, what: str, piece: bytes) -> None:
-        if end.is_silent or end.held or (self.cut and self.is_cut(end.host, end.peer.host)):
+        if end.is_silent:
+            return
+        if end.held or (self.cut and self.is_cut(end.host, end.peer.host)):
             if what != "reset":  # a reset is sent once
                 end.held.append((what, piece))
                 self._holding[end] = None
@@ -97,8 +99,9 @@ class Wire:
         end.peer.take(what, piece)
 
     def reset(self, end: End) -> None:
-        """Break a connection under both ends; each finds out in its own time."""
+        """Break a connection under both ends; each finds out in its own time. Nothing more arrives: no holes."""
         for one in (end, end.peer):
+            one.is_silent = True
             self._schedule.after(self.latency_s(), one.take, "reset", b"")
 
     # -- cuts --------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ class Wire:
             if not self.cut[link]:
                 del self.cut[link]
         for end in list(self._holding):
-            if not end.is_silent and not self.is_cut(end.host, end.peer.host):
+            if not self.is_cut(end.host, end.peer.host):
                 del self._holding[end]
                 self._schedule.after(self.RESEND_S * self._random(), self._send_again, end)
 

@@ -1,0 +1,143 @@
+"""Where the judge looks on: at the stores' port, at the rules that open and save, and at what a response is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.errors import CoatcheckError
+from coatcheck.replication.effects import Flow, GetReply, PutReply
+from coatcheck.replication.entry import Entry
+from coatcheck.replication.notice import Notice, decode_message
+from coatcheck.replication.version import Version
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.lifecycle import Lifecycle, Saved
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.requests import Requests
+from coatcheck.simulation.application import Attempt
+from coatcheck.stores.port import ScanReply, Store
+from coatcheck.tokens.sealed import SealedToken
+
+ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+"""The request that is being served; ``None``: nobody's, as when sessions are repaired."""
+
+
+class ObservedStore:
+    """A store, and the judge's eyes on it; see :class:`coatcheck.stores.port.Store`."""
+
+    def __init__(self, store: Store, web: Any) -> None:
+        self.name = store.name
+        self._store = store
+        self._web = web
+        self._watched = False
+        self.publish = store.publish
+        self.scan: Callable[[int, int, Callable[[ScanReply], None]], None] = store.scan
+        self.watch_clock = store.watch_clock
+        self.open = store.open
+        self.aclose = store.aclose
+
+    @property
+    def reachable(self) -> bool:
+        return self._store.reachable
+
+    def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
+        replies = self._web.asked(key, self.name)
+
+        def take(answer: GetReply) -> None:
+            replies[self.name] = answer
+            reply(answer)
+
+        self._store.get(key, take)
+
+    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+        self._web.putting(key, new, self.name, seen)
+        self._store.put(key, seen, new, reply)
+
+    def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
+        def hear(raw: bytes) -> None:
+            if self._web.loses_notice():
+                return
+            message = decode_message(raw)
+            before = self._web.copies.cache.get(message.key)
+            on_message(raw)
+            if isinstance(message, Notice):
+                self._web.judge.heard(self._web, message, before)
+
+        self._store.subscribe(server_id, hear)
+
+    def watch(self, on_change: Callable[[str, bool], None]) -> None:
+        if not self._watched:
+            self._watched = True
+            self._store.watch(lambda server, reachable: self._web.judge.lost_contact(self._web, server))
+        self._store.watch(on_change)
+
+
+class ObservedLifecycle(Lifecycle):
+    """The rules of one web server; the judge sees what each request opens and saves."""
+
+    web: Any
+
+    def open_cached(self, token: SealedToken, login: bool) -> Session | None:
+        attempt, judge = ATTEMPT.get(), self.web.judge
+        if attempt is None:
+            return super().open_cached(token, login)
+        attempt.moment = judge.moment()
+        session = super().open_cached(token, login)
+        if session is not None:
+            judge.opened(self.web, attempt, token, session, True, judge.schedule.now)
+        return session
+
+    def open(self, token: SealedToken, login: bool, tries: int = 2) -> Flow[Session | None]:
+        attempt, judge = ATTEMPT.get(), self.web.judge
+        if attempt is None or tries != 2:  # its own second look
+            return (yield from super().open(token, login, tries))
+        began_at = judge.schedule.now
+        judge.asking(self.web, attempt, token)
+        try:
+            session = yield from super().open(token, login)
+        except CoatcheckError as error:
+            attempt.error = error
+            raise
+        if session is not None and session._request.unheard:
+            judge.unheard(self.web, attempt, token)
+        else:
+            judge.opened(self.web, attempt, token, session, False, began_at)
+        return session
+
+    def finish(self, session: Session) -> Saved | Flow[Saved]:
+        saved = super().finish(session)
+        return saved if isinstance(saved, Saved) else self._observed(session, saved)
+
+    def _observed(self, session: Session, saving: Flow[Saved]) -> Flow[Saved]:
+        attempt, held = ATTEMPT.get(), session._request.copy_held
+        before = held.key if held is not None else None
+        try:
+            saved = yield from saving
+        except CoatcheckError as error:
+            if attempt is not None:
+                attempt.error = error
+            raise
+        self.web.judge.saved(self.web, attempt, session, saved, before)
+        return saved
+
+
+class ObservedSessions(Sessions):
+    """The sessions of one web server, as shipped, over :class:`ObservedLifecycle`."""
+
+    def __init__(self, web: Any, **arguments: Any) -> None:
+        self._web = web
+        super().__init__(**arguments)
+
+    def _build(self) -> None:
+        super()._build()
+        self.lifecycle = observed = ObservedLifecycle(self.copies, self._policy)
+        observed.web = self._web
+        self.requests = Requests(observed, self.newcomers, self._open_token, self.seal, self._rejected)
+
+    def seal(self, issue: Issue) -> bytes:
+        attempt = ATTEMPT.get()
+        if attempt is not None:
+            self._web.judge.issued(self._web, attempt, issue)
+        return super().seal(issue)

@@ -1,0 +1,290 @@
+"""A web server as shipped, on a simulated host: an app behind the middleware, called as an ASGI server calls it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from coatcheck.events import Event
+from coatcheck.replication.copies import Copies
+from coatcheck.replication.effects import Put
+from coatcheck.replication.entry import Entry, Sealer
+from coatcheck.replication.stall_guard import StallGuard
+from coatcheck.replication.version import Version
+from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.simulation.application import Attempt, Response, act
+from coatcheck.simulation.site.observed import ATTEMPT, ObservedSessions, ObservedStore
+from coatcheck.simulation.site.session_host import PORT, SessionHost
+from coatcheck.simulation.world.machine import Machine
+from coatcheck.stores.link import DEFAULT_TIMEOUT_S
+from coatcheck.stores.session_server_store import SessionServerStore
+from coatcheck.web.asgi import SessionMiddleware
+
+REMEMBERED: Final = 32
+Scope = dict[str, Any]
+Done = Callable[[Response | None, BaseException | None], None]
+
+
+class Plan:
+    """What all web servers of a farm are started with."""
+
+    def __init__(self, sessions: dict[str, Any], sealer: Sealer, judge: Any, password: str) -> None:
+        self.sessions = sessions
+        self.sealer = sealer
+        self.judge = judge
+        self.password = password
+
+
+class WebHost:
+    """One run of a web server; what the judge asks about it is kept here."""
+
+    class runner:
+        TIMEOUT_S = DEFAULT_TIMEOUT_S
+
+    def __init__(
+        self,
+        site: Any,
+        name: str,
+        run: int,
+        machine: Machine,
+        plan: Plan,
+        servers: dict[str, SessionHost],
+        list_number: int,
+    ) -> None:
+        self._site = site
+        self.name = name
+        self.run = run
+        self.machine = machine
+        self.judge = plan.judge
+        self.sealer = plan.sealer
+        self.servers = servers
+        """Those of its own list of session servers: another web server may know another list for a while."""
+        self.ready = False
+        self.tasks: dict[asyncio.Task[None], Attempt] = {}
+        self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
+        """Per session: when its copies were last asked for, and the replies."""
+        self.checked: dict[bytes, float] = {}
+        """Per session: when the last get or put was sent."""
+        self.noticed: dict[bytes, float] = {}
+        """Per session: when the last notice came that was not of an own claim."""
+        self.unsure: dict[bytes, float] = {}
+        """Per session: when contact with a server that holds it was last lost or found again."""
+        self.stalled_at = -1.0
+        """When this process went on after it had not run for longer than a lease may be trusted."""
+        self._frozen_at = 0.0
+        self._in_reach: dict[bytes, deque[tuple[float, tuple[str, ...]]]] = {}
+        self._asking: Any = None
+        self._puts: tuple[Attempt | None, bytes, Entry, dict[str, Version | None]] | None = None
+        machine.call(self._build, plan, list_number)
+        self._serving = machine.start(self._serve())
+
+    def _build(self, plan: Plan, list_number: int) -> None:
+        stores = [
+            ObservedStore(
+                SessionServerStore(
+                    name, host.address, PORT, password=plan.password, server_name=name, on_event=lambda event: None
+                ),
+                self,
+            )
+            for name, host in self.servers.items()
+        ]
+        self.sessions = ObservedSessions(
+            self, server_name=self.name, stores=stores, list_number=list_number, observer=self._report, **plan.sessions
+        )
+        self.middleware = SessionMiddleware(self._app, self.sessions)
+        cookies = self.sessions.cookies
+        self._cookie_names = (cookies.full_name(), cookies.full_name("-login"))
+
+    # -- what the judge asks -----------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        return self.machine.alive
+
+    @property
+    def copies(self) -> Copies:
+        return self.sessions.copies
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        return self.sessions.lifecycle
+
+    @property
+    def server_id(self) -> bytes:
+        return self.sessions.server_id
+
+    def now_ms(self) -> int:
+        answer: int = self.machine.call(self.copies.world.now_ms) if self.alive else 0
+        return answer
+
+    def in_reach_at(self, key: bytes, moment: float) -> tuple[str, ...]:
+        """The session servers that were in reach when the last get or put of a session was sent before a moment."""
+        return next((names for at, names in reversed(self._in_reach.get(key, ())) if at <= moment), ())
+
+    def unfinished(self) -> list[str]:
+        """What is still under way."""
+        driver: Any = self.sessions.driver
+        return [f"#{attempt.number}" for attempt in self.tasks.values()] + ["detached"] * len(driver._detached)
+
+    # -- what the judge sees -----------------------------------------------------------------------
+
+    def _report(self, event: Event) -> None:
+        if self.alive:
+            self.judge.reported(self, event)
+
+    def asked(self, key: bytes, server: str) -> dict[str, Any]:
+        """A copy is asked for; where the replies of this question belong."""
+        now = self.judge.schedule.now
+        _, replies = self.answered.get(key, (-1.0, {}))
+        asking = (asyncio.current_task(), key, now)
+        if asking != self._asking or server in replies:
+            self._asking = asking
+            replies = {}
+            self.answered[key] = (now, replies)
+            self._sent(key, now)
+        return replies
+
+    def _sent(self, key: bytes, now: float) -> None:
+        self.checked[key] = now
+        in_reach = tuple(name for name, host in self.servers.items() if self._is_in_reach(name, host))
+        self._in_reach.setdefault(key, deque(maxlen=REMEMBERED)).append((now, in_reach))
+
+    def _is_in_reach(self, name: str, host: SessionHost) -> bool:
+        wire = self.machine._hosts.wire
+        cut = wire.is_cut(self.name, name) or wire.is_cut(name, self.name)
+        return host.alive and not host.frozen and not cut and self.copies.world.reachable(name)
+
+    def putting(self, key: bytes, entry: Entry, server: str, seen: Version | None) -> None:
+        """Puts of one entry to several servers are one."""
+        puts = self._puts
+        if puts is not None and puts[2] is entry and server not in puts[3]:
+            puts[3][server] = seen
+            return
+        self._tell_puts()
+        self._puts = (ATTEMPT.get(), key, entry, {server: seen})
+        self._sent(key, self.judge.schedule.now)
+        self.machine.loop.call_soon(self._tell_puts)
+
+    def _tell_puts(self) -> None:
+        puts, self._puts = self._puts, None
+        if puts is not None and self.alive:
+            attempt, key, entry, all_seen = puts
+            self.judge.putting(self, attempt, Put(key, entry, all_seen))
+
+    def loses_notice(self) -> bool:
+        """Whether a message is lost that a session server has published: it may be, says the port."""
+        chance = self._site.lost_notices
+        return bool(chance) and self._site.dice.random() < chance
+
+    # -- the process -------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """The life of the app, as an ASGI server leads it."""
+        started = False
+
+        async def receive() -> Scope:
+            nonlocal started
+            if started:
+                await asyncio.get_running_loop().create_future()  # it is never stopped in order
+            started = True
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Scope) -> None:
+            self.ready = message["type"] == "lifespan.startup.complete"
+            self.judge.trace.name_server(self.server_id, self.name if not self.run else f"{self.name}#{self.run}")
+
+        await self.middleware({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)  # type: ignore[arg-type]
+
+    def freeze(self) -> None:
+        if not self.machine.frozen:
+            self._frozen_at = self.judge.schedule.now
+        self.machine.freeze()
+
+    def thaw(self) -> None:
+        if self.machine.frozen and self.judge.schedule.now - self._frozen_at > StallGuard.STALL_S + StallGuard.BEAT_S:
+            self.stalled_at = self.judge.schedule.now
+        self.machine.thaw()
+
+    def kill(self, silently: bool = False) -> None:
+        self.machine.kill(silently)
+        self.ready = False
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def arrive(self, attempt: Attempt, think_s: float, done: Done) -> None:
+        """A request is in the socket: it becomes a task when the event loop reads it."""
+        self.machine.call(self.machine.loop.call_soon, self._begin, attempt, think_s, done)
+
+    def _begin(self, attempt: Attempt, think_s: float, done: Done) -> None:
+        response = Response(0)
+        task = self.machine.loop.create_task(self._call(attempt, think_s, response))
+        attempt.task = task
+        self.tasks[task] = attempt
+
+        def end(task: asyncio.Task[None]) -> None:
+            del self.tasks[task]
+            if task.cancelled():
+                return
+            error = task.exception()
+            done(None if error is not None else response, error)
+
+        task.add_done_callback(end)
+
+    def cancel(self, attempt: Attempt) -> None:
+        """The client hangs up, and the ASGI server tells the app so in the rudest way."""
+        if attempt.task is not None and self.alive:
+            self.machine.call(attempt.task.cancel)
+
+    async def _call(self, attempt: Attempt, think_s: float, response: Response) -> None:
+        ATTEMPT.set(attempt)
+        shown = zip(self._cookie_names, (attempt.cookies.anonymous, attempt.cookies.login), strict=True)
+        cookies = b"; ".join(name + b"=" + value for name, value in shown if value is not None)
+        scope: Scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "https",
+            "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "server": (self.machine.address, 443),
+            "client": ("192.0.2.1", 1024 + attempt.number), "headers": [(b"cookie", cookies)] if cookies else [],
+            "simulation": (attempt, think_s),
+        }  # fmt: skip
+
+        async def receive() -> Scope:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Scope) -> None:
+            if message["type"] == "http.response.start":
+                self._note_head(attempt, message, response)
+
+        await self.middleware(scope, receive, send)  # type: ignore[arg-type]
+
+    def _note_head(self, attempt: Attempt, message: Scope, response: Response) -> None:
+        response.status = message["status"]
+        for name, value in message.get("headers", ()):
+            if name.lower() == b"set-cookie":
+                self._note_cookie(value, response)
+        if response.status == 200:
+            self.judge.responding(self, attempt, attempt.session)
+
+    def _note_cookie(self, header: bytes, response: Response) -> None:
+        """As a browser reads it: ``Max-Age=0`` deletes."""
+        pair, _, attributes = header.partition(b";")
+        name, _, value = pair.partition(b"=")
+        deleted = b"max-age=0" in attributes.lower()
+        if name == self._cookie_names[0]:
+            response.clear_anonymous, response.set_anonymous = deleted, None if deleted else value
+        elif name == self._cookie_names[1]:
+            response.clear_login, response.set_login = deleted, None if deleted else value
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            return
+        attempt, think_s = scope["simulation"]
+        attempt.session = scope["session"]
+        if think_s:
+            await asyncio.sleep(think_s)
+        act(attempt, scope["session"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})

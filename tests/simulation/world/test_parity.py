@@ -371,7 +371,10 @@ def test_the_same_conversation(name: str, fragmentation: float) -> None:
     assert [settled(log) for log in simulated] == [settled(log) for log in real]
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
+MUCH = {"blocked_reader", "closes_with_much_unsent"}
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS.keys() - MUCH))
 def test_a_world_repeats_itself(name: str) -> None:
     serve, talk = SCRIPTS[name]
     assert in_a_world(serve, talk, 7, 0.3) == in_a_world(serve, talk, 7, 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from math import ceil
 from random import Random
@@ -17,6 +18,8 @@ TURN_S = 2e-5
 """What a turn of an event loop takes: whoever is ready again at once runs so much later."""
 
 
+WAKE_S = 5e-6
+"""From the arrival of something until a process that waits for it runs; what arrives meanwhile is read at once."""
 FINE_S = 0.0001
 COARSE_S = 0.0125
 """Timers are late by up to so much, as on a busy host; coarse ones are due together, and cost less to simulate."""
@@ -83,7 +86,7 @@ class Machine:
     def wake(self) -> None:
         """There may be something to do."""
         if not self._in_turn:
-            self._plan(self.schedule.now)
+            self._plan(self.schedule.now + WAKE_S)
 
     def call(self, act: Callable[..., Any], *args: Any) -> Any:
         """Do something in this process now, outside of its event loop's turns; ``None`` if it is dead."""
@@ -162,10 +165,18 @@ class Machine:
             return
         self.alive = False
         self._as_current(self.kernel.end, silently)
+        self._as_current(self._drop_tasks)
         loop: Any = self.loop
         for transport in list(loop._transports.values()):
             transport._sock = None  # it is closed, and nobody is there to be warned of it
         loop.close()
+
+    def _drop_tasks(self) -> None:
+        """What was under way is gone now, not when its memory is collected in the middle of something else."""
+        for task in asyncio.all_tasks(self.loop):
+            coroutine: Any = task.get_coro()
+            with contextlib.suppress(Exception):  # nobody is left to whom it could matter
+                coroutine.close()
 
 
 def uptime_of(dice: Random) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coatcheck.connecting import connect
     from coatcheck.drivers.sessions import SessionInfo, Sessions
+    from coatcheck.drivers.threads import ThreadedSessions
     from coatcheck.error_pages import ErrorPages
     from coatcheck.errors import (
         CoatcheckError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         SessionUnavailable,
     )
     from coatcheck.events import Event, EventKind
+    from coatcheck.sessions.answer import Answer
     from coatcheck.sessions.cookies import CookiePolicy
     from coatcheck.sessions.ending import SessionEnd
     from coatcheck.sessions.mapping import Session
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "sessions.answer",
     "CoatcheckError": "errors",
     "ConfigError": "errors",
     "ConflictError": "errors",
@@ -43,10 +46,12 @@ _HOMES = {
     "SessionMiddleware": "web.asgi",
     "SessionUnavailable": "errors",
     "Sessions": "drivers.sessions",
+    "ThreadedSessions": "drivers.threads",
     "connect": "connecting",
 }
 
 __all__ = [
+    "Answer",
     "CoatcheckError",
     "ConfigError",
     "ConflictError",
@@ -63,6 +68,7 @@ __all__ = [
     "SessionMiddleware",
     "SessionUnavailable",
     "Sessions",
+    "ThreadedSessions",
     "connect",
 ]
 

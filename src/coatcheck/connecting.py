@@ -9,12 +9,13 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args, overload
 
 import msgspec
 
 from coatcheck.access import SessionAccess
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
 from coatcheck.events import Observer, both
@@ -31,6 +32,9 @@ from coatcheck.tokens.secret import parse_key
 
 if TYPE_CHECKING:
     from coatcheck.stores.memory import MemoryStore
+
+Driver = Literal["asyncio", "threads"]
+"""What runs the flows: the event loop of the requests, or a thread in the background."""
 
 MAX_SERVER_NAME: Final = 255
 """Characters of a web server's name in the log: a host name and a process ID."""
@@ -74,20 +78,48 @@ def open_sessions(
     )
 
 
+@overload
 def connect(
     *session_servers: str,
     key: str | bytes | Sequence[str | bytes],
     farm: str = "farm",
     server: str = "",
+    driver: Literal["asyncio"] = "asyncio",
     cookies: CookiePolicy | None = None,
     observer: Observer | None = None,
     **settings: Unpack[SessionArguments],
-) -> Sessions:
+) -> Sessions: ...
+
+
+@overload
+def connect(
+    *session_servers: str,
+    key: str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    server: str = "",
+    driver: Literal["threads"],
+    cookies: CookiePolicy | None = None,
+    observer: Observer | None = None,
+    **settings: Unpack[SessionArguments],
+) -> ThreadedSessions: ...
+
+
+def connect(
+    *session_servers: str,
+    key: str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    server: str = "",
+    driver: Driver = "asyncio",
+    cookies: CookiePolicy | None = None,
+    observer: Observer | None = None,
+    **settings: Unpack[SessionArguments],
+) -> Sessions | ThreadedSessions:
     """Sessions on one or more session servers, for :class:`coatcheck.SessionMiddleware`.
 
     ``session_servers``: ``[NAME=]URL`` each: ``sqlite:///FILE``, ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``,
     ``unix:///SOCKET``, or ``memory://``, which this process alone can use. ``key``: 32 random bytes or more, or their
     text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
+    ``driver``: ``threads`` for apps whose requests run in threads (WSGI), ``asyncio`` for those on an event loop.
     ``cookies``: how browsers keep their tokens, unless the middleware says otherwise; ``Secure`` and ``__Host-`` if
     nobody does. ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait.
     ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
@@ -103,6 +135,8 @@ def connect(
         raise ConfigError(f"server: at most {MAX_SERVER_NAME} printable characters (got {shown(server)!r})")
     if observer is not None and not callable(observer):
         raise ConfigError(f"observer: a function that takes an event (got {shown(observer)!r})")
+    if driver not in get_args(Driver):
+        raise ConfigError(f"connect: driver: choose one of {', '.join(get_args(Driver))} (got {shown(driver)!r})")
     if cookies is not None and not isinstance(cookies, CookiePolicy):
         raise ConfigError(f"connect: cookies: a CookiePolicy, not {type(cookies).__name__}")
     conflict = settings.get("conflict")
@@ -118,7 +152,8 @@ def connect(
         keys=_keys(key),
         settings=judged,
     )
-    return open_sessions(access, conflict if callable(conflict) else None, observer, cookies)
+    sessions = open_sessions(access, conflict if callable(conflict) else None, observer, cookies)
+    return ThreadedSessions(sessions) if driver == "threads" else sessions
 
 
 def _keys(key: object) -> tuple[bytes, ...]:

@@ -49,6 +49,8 @@ class UnavailableReason(Enum):
     BELOW_TARGET = "fewer_copies_than_asked_for"
     UNHEARD = "a_session_server_that_may_hold_the_session_is_away"
     CONTENDED = "too_many_rival_claims"
+    STOPPING = "this_web_server_is_stopping"
+    TIMED_OUT = "the_background_thread_does_not_answer"
     TOO_MANY_NEW = "too_many_new_sessions_from_this_address"
 
 

@@ -32,3 +32,14 @@ def test_arguments_of_the_right_kind() -> None:
     sessions = connect("memory://", key=KEY)
     SessionMiddleware(Starlette(), sessions, CookiePolicy(), "tag", ErrorPages({"503.html": b"busy"}), "session")
     SessionMiddleware(Starlette(), sessions, error_pages=lambda scope, status, detail: ("text/plain", "busy"))
+
+
+def test_the_cookies_that_connect_was_given_are_the_middlewares_unless_it_says_otherwise() -> None:
+    sessions = connect("sqlite:///sessions.db", key=KEY, cookies=CookiePolicy(name="shop"))
+    assert SessionMiddleware(Starlette(), sessions)._transport.login_name == b"__Host-shop-login"
+    other = SessionMiddleware(Starlette(), sessions, CookiePolicy(name="other"))
+    assert other._transport.login_name == b"__Host-other-login"
+    with pytest.raises(ConfigError, match="connect: cookies: a CookiePolicy, not str"):
+        connect("memory://", key=KEY, cookies="strict")  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="cookie_max_age: longer than absolute_timeout"):
+        connect("memory://", key=KEY, cookies=CookiePolicy(max_age_s=86_400), absolute_timeout_s=3600)

@@ -43,7 +43,7 @@ from coatcheck.sessions.requests import Requests
 from coatcheck.sessions.routes import Header, Sticky
 from coatcheck.stores.port import Store, Unreachable
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
-from coatcheck.tokens.sealed import SealedToken, TokenCodec
+from coatcheck.tokens.sealed import TokenCodec
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ class Sessions:
             False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
             True: TokenCodec(ring, "login", farm, self._world.random_bytes),
         }
-        self._ended_by = self.ended
+        self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
@@ -163,7 +163,10 @@ class Sessions:
         placement = Placement(list(self._stores), self._copies_wanted, self._list_number)
         self.copies = Copies(self.server_id, placement, self._replication, self._sealer, self._world)
         self.lifecycle = Lifecycle(self.copies, self._policy)
-        self.requests = Requests(self.lifecycle, self.newcomers, self._open_token, self.seal, self._rejected)
+        self.lifecycle.ended_by = self.ended
+        self.requests = Requests(
+            self.lifecycle, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected
+        )
 
     def _forget_run(self) -> None:
         """Belong to no event loop."""
@@ -358,11 +361,18 @@ class Sessions:
         """
         home = self if self.loop is asyncio.get_running_loop() else await self.on_this_loop()
         opened = Opened(home, cookie_header, client, transport or self.transport)
-        loading = home.requests.open(opened)
-        if loading is not None:
-            await home.run_for(opened, loading)
-        opened.session._request.ended_by = home._ended_by
+        await home.load(opened)
         return opened
+
+    async def load(self, opened: Opened) -> None:
+        """Open the session of a request that was begun, on the event loop that these sessions belong to."""
+        loading = self.requests.open(opened)
+        if loading is not None:
+            await self.run_for(opened, loading)
+
+    def beats(self) -> bool:
+        """Whether the heart-beat is in time, so that another thread may be served from what is hosted here."""
+        return self._stall_guard is not None and not self._stall_guard.is_late()
 
     async def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
         """When the app's response starts, with this status and these headers: what to send instead of them.
@@ -394,9 +404,6 @@ class Sessions:
         if visit.lost is not None and opened.session.is_new:
             opened.session._request.lost = visit.lost
         return result
-
-    def _open_token(self, text: bytes, login: bool) -> SealedToken:
-        return self._codecs[login].open(text)
 
     def _rejected(self, reason: TokenReason, client: str | None) -> None:
         with visiting(client):

@@ -38,6 +38,10 @@ class StallGuard:
         self._timer = call_later(self.BEAT_S, self.beat)
         self.stalls = 0
 
+    def is_late(self) -> bool:
+        """Whether this process may have stalled just now: then the next beat must come before anything is served."""
+        return self._monotonic() - self._last > self.STALL_S
+
     def beat(self) -> None:
         now = self._monotonic()
         if now - self._last > self.STALL_S:

@@ -14,7 +14,7 @@ from coatcheck.replication.policy import Durability
 from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.delta import merge
 from coatcheck.sessions.issuing import Issue, token_to_tell
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.mapping import Session, session_of
 from coatcheck.sessions.policy import Merge, SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
@@ -26,7 +26,7 @@ from coatcheck.sessions.record import (
     encode_data,
     encode_record,
 )
-from coatcheck.sessions.request_state import RequestState
+from coatcheck.sessions.request_state import EndedBy, RequestState
 from coatcheck.tokens.chain import Chain, ChainLink, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
@@ -58,6 +58,8 @@ class Lifecycle:
         self._hosted = copies.cache.get
         self._touch_ms = policy.touch_ms
         self._list_number = copies.placement.list_number
+        self.ended_by: EndedBy | None = None
+        """Who knows when a session ends; set where sessions are watched."""
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -161,14 +163,14 @@ class Lifecycle:
 
     def _opened(self, copy: Copy, token: SealedToken, login: bool) -> Session:
         data = copy.record.data
-        session = Session(decode_data(data))
-        request = session._request = RequestState()
+        request = RequestState()
         request.blob = data
         request.copy_held = copy
         request.shown = token
+        request.ended_by = self.ended_by
         if login:
             request.login = True
-        return session
+        return session_of(decode_data(data), request)
 
     def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
         """What the token is to its chain; also says when the chain needs judging again."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+import msgspec
+
 from coatcheck.errors import CoatcheckError
 from coatcheck.sessions.answer import CookieTransport
 from coatcheck.sessions.mapping import Session
+
+NOT_OPEN = Session()
+"""In the place of a session that is being loaded; no app sees it."""
 
 
 class Phase(Enum):
@@ -20,31 +25,23 @@ class Phase(Enum):
     """Nothing is stored for it any more: its response is complete, or was refused."""
 
 
-class Opened:
+class Opened(msgspec.Struct):
     """What ``open`` returns and ``finish`` and ``end`` take; :attr:`session` is the app's dict.
 
-    ``home``: whose sessions these are; ``client``: the host that asked, if the server knows it.
+    ``home``: whose sessions these are; ``cookie_header``: what the browser showed; ``client``: the host that asked, if
+    the server knows it.
     """
 
-    __slots__ = ("client", "closed", "cookie_header", "failed", "home", "phase", "session", "transport")
-
-    session: Session
-
-    def __init__(self, home: Any, cookie_header: bytes, client: str | None, transport: CookieTransport) -> None:
-        self.home = home
-        self.cookie_header = cookie_header
-        self.client = client
-        self.transport = transport
-        self.phase = Phase.OPENING
-        self.failed = False
-        """Whether what the request did is not kept: it failed half-way, or cannot be stored."""
-        self.closed = False
-        """Whether this very response closed its session: it may well say good-bye in many pieces."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "session":
-            raise CoatcheckError("this request's session is not open yet: wait for open() to return it")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    home: Any
+    cookie_header: bytes
+    client: str | None
+    transport: CookieTransport
+    phase: Phase = Phase.OPENING
+    session: Session = NOT_OPEN
+    failed: bool = False
+    """Whether what the request did is not kept: it failed half-way, or cannot be stored."""
+    closed: bool = False
+    """Whether this very response closed its session: it may well say good-bye in many pieces."""
 
     @property
     def key(self) -> bytes | None:
@@ -55,4 +52,4 @@ class Opened:
     def demand(self, phase: Phase, what: str) -> None:
         """Raises :class:`CoatcheckError`, a fault of the adapter, if this is not the turn of ``what``."""
         if self.phase is not phase:
-            raise CoatcheckError(f"{what}: this request is {self.phase.value} already, or not yet {phase.value}")
+            raise CoatcheckError(f"{what}: this request should be {phase.value}, and is {self.phase.value}")

@@ -11,6 +11,9 @@ from coatcheck.sessions.record import EMPTY_DATA
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
+EndedBy = Callable[[Any], Awaitable[SessionEnd]]
+"""Waits for the end of the session that a request state belongs to."""
+
 
 class RequestState:
     """Class attributes are the defaults: a session that is only read sets a few of them."""
@@ -41,7 +44,7 @@ class RequestState:
     lost: str | None = None
     flushed: bool = False
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
-    ended_by: Callable[[Any], Awaitable[SessionEnd]] | None = None
+    ended_by: EndedBy | None = None
     """Who knows when a session ends, and is given it; set by whoever hands it to the app."""
 
     @property

@@ -6,6 +6,7 @@ did is acknowledged; a cookie is set only when the browser must learn something 
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from typing import get_args
 
 from coatcheck.drivers.sessions import Sessions
@@ -18,6 +19,7 @@ from coatcheck.errors import (
 from coatcheck.events import Event, EventKind
 from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Sticky
 from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.interface import ASGIApp, Message, Receive, Scope, Send
@@ -66,8 +68,14 @@ class SessionMiddleware:
             if name == b"cookie":
                 header = header + b"; " + value if header else value
         client = scope.get("client")
+        sessions = self.sessions
+        if sessions.loop is not get_running_loop():
+            sessions = await sessions.on_this_loop()
+        # As Sessions.open does it, without a coroutine where nobody need be asked.
+        opened = Opened(sessions, header, client[0] if client else None, self._transport)
         try:
-            opened = await self.sessions.open(header, client[0] if client else None, self._transport)
+            if (loading := sessions.requests.open(opened)) is not None:
+                await sessions.run_for(opened, loading)
         except SessionUnavailable as unavailable:
             await self.refuse(scope, send, Answer.refusal(unavailable), "session unavailable")
             return

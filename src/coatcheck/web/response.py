@@ -25,23 +25,20 @@ NO_HEADERS: tuple[Header, ...] = ()
 class ResponseSender:
     """One answer on its way out: saves the session before the head leaves."""
 
-    __slots__ = (
-        "_ending", "_headers", "_middleware", "_opened", "_replaced", "_scope", "_send", "_stream", "_streaming",
-        "_watch", "_websocket",
-    )  # fmt: skip
+    # Class attributes are the defaults: most answers leave in one piece.
+    _streaming = False
+    _replaced = False
+    _headers: Iterable[Header] = NO_HEADERS
+    _stream: OpenStream | None = None
+    _websocket: OpenWebSocket | None = None
+    _watch: WatchedConnection | None = None
+    _ending: asyncio.Task[None] | None = None
 
     def __init__(self, middleware: Middleware, opened: Opened, scope: Scope, send: Send) -> None:
         self._middleware = middleware
         self._opened = opened
         self._scope = scope
         self._send = send
-        self._streaming = False
-        self._replaced = False
-        self._headers: Iterable[Header] = NO_HEADERS
-        self._stream: OpenStream | None = None
-        self._websocket: OpenWebSocket | None = None
-        self._watch: WatchedConnection | None = None
-        self._ending: asyncio.Task[None] | None = None
 
     @property
     def was_ended(self) -> bool:
@@ -63,7 +60,7 @@ class ResponseSender:
                 self._adopt_unless_failed(status)
             self._headers = message.get("headers", NO_HEADERS)
             answer = opened.home.requests.finish(opened, status, self._headers)
-            if not isinstance(answer, Answer):
+            if type(answer) is not Answer:
                 return self._start(message, answer)
             if answer.refused:
                 return self._replace(answer)

@@ -1,0 +1,314 @@
+"""The sessions of one web server whose requests run in threads (WSGI): the same flows, no event loop to be seen.
+
+One background thread has an event loop with the links to the session servers; it runs the flows, the repair and the
+heart-beat, with the asyncio driver as it is. Whoever asks for a session that is hosted here is answered in the thread
+that asks, under a lock that the background thread holds while it works and gives away while it waits for its sockets.
+So nobody ever sees a session half changed, and no answer waits for another thread but for one from a session server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures.thread  # noqa: F401 - so that it has registered what it does at the end
+import contextlib
+import os
+import selectors
+import sys
+import threading
+import weakref
+from asyncio import _get_running_loop
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, TypeVar
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
+from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.routes import Header
+
+T = TypeVar("T")
+
+LONGEST_WAIT_S: Final = 30.0
+"""How long a thread waits for the session servers at most; the store's own time-outs are over long before."""
+STOP_S: Final = 5.0
+"""How long :meth:`ThreadedSessions.close` waits for the background thread."""
+MAX_WAITING: Final = 10_000
+"""Threads that wait for session servers at once; one more is refused."""
+
+_all: weakref.WeakSet[ThreadedSessions] = weakref.WeakSet()
+_inherited: list[object] = []
+"""What a parent process had running at the fork: its threads are not in this process, and its links are not ours."""
+
+
+def _after_fork_in_child() -> None:
+    for sessions in list(_all):
+        sessions._after_fork()
+
+
+def _close_all() -> None:
+    for sessions in list(_all):
+        sessions.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+# When Python ends, executors go first, which SQLite needs to be closed in order; then the functions of `atexit`. What
+# is registered here, as executors register theirs, is called before them, because it was registered later.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
+
+
+class _GivingSelector(selectors.DefaultSelector):
+    """Gives a lock away while it waits."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        super().__init__()
+        self._lock = lock
+
+    def select(self, timeout: float | None = None) -> Any:
+        self._lock.release()
+        try:
+            return super().select(timeout)
+        finally:
+            self._lock.acquire()
+
+
+class _Call:
+    """A coroutine that a thread waits for."""
+
+    __slots__ = ("_answered", "_coroutine", "_task", "error", "result")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[None] | None = None
+        self._answered = threading.Lock()
+        self._answered.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        """On the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self.result = await self._coroutine
+        except asyncio.CancelledError:
+            self.fail()
+        except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
+            self.error = error
+        self._release()
+
+    def cancel(self) -> None:
+        """On the event loop: nobody waits any more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def fail(self) -> None:
+        self.error = SessionUnavailable(UnavailableReason.STOPPING)
+        self._release()
+
+    def _release(self) -> None:
+        with contextlib.suppress(RuntimeError):  # answered already
+            self._answered.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._answered.acquire(timeout=timeout_s)
+
+
+class _Background:
+    """The background thread of one process. ``lock`` is held by whoever looks at or changes what is hosted here."""
+
+    def __init__(self, name: str) -> None:
+        self.lock = threading.RLock()
+        self.loop = asyncio.SelectorEventLoop(_GivingSelector(self.lock))
+        self._calls: set[_Call] = set()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name=f"coatcheck {name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        loop = self.loop
+        with self.lock:
+            asyncio.set_event_loop(loop)
+            try:
+                loop.run_forever()
+                loop.run_until_complete(_cancel_all())
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                self._over = True
+                loop.close()
+                for call in list(self._calls):
+                    call.fail()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine in the calling thread, at most :data:`LONGEST_WAIT_S`."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            coroutine.close()
+            raise CoatcheckError("sessions cannot be waited for inside an observer: it is called while they are held")
+        if len(self._calls) >= MAX_WAITING:
+            coroutine.close()
+            raise SessionUnavailable(UnavailableReason.CONTENDED)
+        call = _Call(coroutine)
+        self._calls.add(call)
+        try:
+            self._schedule(call)
+            if not call.wait(LONGEST_WAIT_S):
+                self._abandon(call)
+                raise SessionUnavailable(UnavailableReason.TIMED_OUT)
+        except (KeyboardInterrupt, SystemExit):
+            self._abandon(call)
+            raise
+        finally:
+            self._calls.discard(call)
+        if call.error is not None:
+            raise call.error
+        result: T = call.result
+        return result
+
+    def _schedule(self, call: _Call) -> None:
+        try:
+            self.loop.call_soon_threadsafe(call.start)
+        except RuntimeError:  # it was closed
+            call.fail()
+        if self._over:
+            call.fail()
+
+    def _abandon(self, call: _Call) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(call.cancel)
+
+    def stop(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(STOP_S)
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ThreadedSessions:
+    """The sessions of one web server, for apps that run in threads: :meth:`open` with each request, :meth:`finish` when
+    its response starts, :meth:`end` when its body was streamed. From as many threads as you like.
+
+    Build it anywhere, also before a fork: the background thread is begun by the first request of each process, and
+    closed when the process ends. ``sessions``: what the background thread is to run; nobody else may.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._beginning = threading.Lock()
+        self._background: _Background | None = None
+        self.cookies = sessions.cookies
+        self.transport = sessions.transport
+        self.transport_of = sessions.transport_of
+        _all.add(self)
+
+    # -- the life of a request ---------------------------------------------------------------------
+
+    def open(
+        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
+    ) -> Opened:
+        """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
+        joined by ``; ``; ``client``: the host that asks, if the server knows it.
+
+        Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
+        :meth:`Answer.refusal` says what to answer then. Raises :class:`CoatcheckError` on an event loop.
+        """
+        background = self._running()
+        opened = Opened(self, cookie_header, client, transport or self.transport)
+        if self._sessions.beats():
+            with background.lock:
+                loading = self._sessions.requests.open(opened)
+            if loading is not None:
+                background.run(self._sessions.run_for(opened, loading))
+        else:
+            background.run(self._sessions.load(opened))
+        return opened
+
+    def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
+        """When the app's response starts, with this status and these headers: what to send instead of them.
+
+        Returns when what the request did is acknowledged. Raises as :meth:`Sessions.finish` does.
+        """
+        background = self._running_for(opened)
+        with background.lock:
+            answer = self._sessions.requests.finish(opened, status, headers)
+        if isinstance(answer, Answer):
+            return answer
+        return background.run(self._sessions.run_for(opened, answer))
+
+    def end(self, opened: Opened) -> None:
+        """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.
+
+        Raises as :meth:`Sessions.end` does.
+        """
+        background = self._running_for(opened)
+        with background.lock:
+            storing = self._sessions.requests.end(opened)
+        if storing is not None:
+            background.run(self._sessions.run_for(opened, storing))
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for operators, as :meth:`Sessions.status` has them."""
+        background = self._background
+        with background.lock if background is not None else contextlib.nullcontext():
+            return self._sessions.status()
+
+    # -- the life of this web server ---------------------------------------------------------------
+
+    def close(self) -> None:
+        """Settle what was acknowledged early, then release everything; called when the process ends. The next request
+        begins anew; one that waits meanwhile is refused."""
+        with self._beginning:
+            background, self._background = self._background, None
+        if background is not None:
+            try:
+                background.run(self._sessions.aclose())
+            finally:
+                background.stop()
+
+    def _running(self) -> _Background:
+        if _get_running_loop() is not None:
+            raise CoatcheckError(
+                "these sessions are for threads, and would block this event loop: leave out connect(driver='threads')"
+            )
+        running = self._background
+        return running if running is not None else self._begin()
+
+    def _running_for(self, opened: Opened) -> _Background:
+        home: object = opened.home
+        if home is not self:
+            raise CoatcheckError("this request was opened by other sessions")
+        return self._running()
+
+    def _begin(self) -> _Background:
+        with self._beginning:
+            background = self._background
+            if background is None:
+                _refuse_greenlets()
+                background = _Background(self._sessions.server_name)
+                try:
+                    background.run(self._sessions.start())
+                except BaseException:
+                    background.stop()
+                    raise
+                self._background = background
+            return background
+
+    def _after_fork(self) -> None:
+        """In the child: threads are not forked, and what the parent has open is the parent's."""
+        _inherited.append(self._background)
+        self._background = None
+        self._beginning = threading.Lock()
+
+
+def _refuse_greenlets() -> None:
+    """Patched threads are no threads: the background one would never run while a greenlet computes."""
+    monkey = sys.modules.get("gevent.monkey") or sys.modules.get("eventlet.patcher")
+    patched = getattr(monkey, "is_module_patched", None) or getattr(monkey, "is_monkey_patched", None)
+    if patched is not None and patched("thread" if monkey.__name__.startswith("eventlet") else "threading"):  # type: ignore[union-attr]
+        raise CoatcheckError("sessions for threads need real ones; gevent or eventlet has replaced them")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -204,6 +205,14 @@ def test_on_an_event_loop_there_is_a_clear_error_also_for_what_is_hosted() -> No
         connect("memory://", key=KEY, driver="gevent")  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="sessions: what connect"):
         SessionMiddleware(lambda *_: None, connect("memory://", key=KEY, driver="threads"))  # type: ignore[arg-type]
+
+
+def test_threads_that_gevent_has_replaced_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkey = ModuleType("gevent.monkey")
+    monkey.is_module_patched = {"threading": True}.get  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with pytest.raises(CoatcheckError, match="has replaced them"):
+        in_memory().open()
 
 
 def test_a_request_of_other_sessions_is_refused() -> None:

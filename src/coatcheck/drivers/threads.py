@@ -36,6 +36,12 @@ STOP_S: Final = 5.0
 MAX_WAITING: Final = 10_000
 """Threads that wait for session servers at once; one more is refused."""
 
+_PATCHERS: Final = (
+    ("gevent.monkey", "is_module_patched", "threading"),
+    ("eventlet.patcher", "is_monkey_patched", "thread"),
+)
+"""Who replaces threads by greenlets: the module, its function that says so, and what is asked for."""
+
 _all: weakref.WeakSet[ThreadedSessions] = weakref.WeakSet()
 _inherited: list[object] = []
 """What a parent process had running at the fork: its threads are not in this process, and its links are not ours."""
@@ -308,7 +314,7 @@ class ThreadedSessions:
 
 def _refuse_greenlets() -> None:
     """Patched threads are no threads: the background one would never run while a greenlet computes."""
-    monkey = sys.modules.get("gevent.monkey") or sys.modules.get("eventlet.patcher")
-    patched = getattr(monkey, "is_module_patched", None) or getattr(monkey, "is_monkey_patched", None)
-    if patched is not None and patched("thread" if monkey.__name__.startswith("eventlet") else "threading"):  # type: ignore[union-attr]
-        raise CoatcheckError("sessions for threads need real ones; gevent or eventlet has replaced them")
+    for module, question, what in _PATCHERS:
+        is_patched = getattr(sys.modules.get(module), question, None)
+        if is_patched is not None and is_patched(what):
+            raise CoatcheckError(f"sessions for threads need real ones, and {module} has replaced them")

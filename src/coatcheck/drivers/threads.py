@@ -47,7 +47,27 @@ _inherited: list[object] = []
 """What a parent process had running at the fork: its threads are not in this process, and its links are not ours."""
 
 
+_forking = threading.Lock()
+_parked: list[_Background] = []
+"""What a fork waits for and holds: no background thread is in the middle of anything that the child inherits."""
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for sessions in list(_all):
+        if sessions._background is not None:
+            sessions._background.lock.acquire()
+            _parked.append(sessions._background)
+
+
+def _after_fork_in_parent() -> None:
+    while _parked:
+        _parked.pop().lock.release()
+    _forking.release()
+
+
 def _after_fork_in_child() -> None:
+    _after_fork_in_parent()
     for sessions in list(_all):
         sessions._after_fork()
 
@@ -57,7 +77,7 @@ def _close_all() -> None:
         sessions.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 # When Python ends, executors go first, which SQLite needs to be closed in order; then the functions of `atexit`. What
 # is registered here, as executors register theirs, is called before them, because it was registered later.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)

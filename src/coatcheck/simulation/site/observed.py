@@ -133,8 +133,10 @@ class ObservedSessions(Sessions):
     def _build(self) -> None:
         super()._build()
         self.lifecycle = observed = ObservedLifecycle(self.copies, self._policy)
-        observed.web = self._web
-        self.requests = Requests(observed, self.newcomers, self._open_token, self.seal, self._rejected)
+        observed.web, observed.ended_by = self._web, self.ended
+        self.requests = Requests(
+            observed, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected
+        )
 
     def seal(self, issue: Issue) -> bytes:
         attempt = ATTEMPT.get()

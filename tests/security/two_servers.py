@@ -131,7 +131,7 @@ class Servers:
         self.now_ms += round(seconds * 1000)
         if seconds > 1:
             for sessions in self.sessions:
-                sessions.copies.cache.revoke_leases()
+                sessions.copies.void_leases()
 
     def kinds(self) -> list[EventKind]:
         return [event.kind for event in self.events]

@@ -379,10 +379,9 @@ def lost_server_keeps_lease(monkeypatch: Any) -> None:
     original = repair.Repair.lost_server
 
     def lost_server(self: Any, server: str) -> None:
-        leases = [(copy, copy.lease_until) for copy in self._copies.cache]
+        before = self._copies._leases_from
         original(self, server)
-        for copy, until in leases:
-            copy.lease_until = until
+        self._copies._leases_from = before
 
     monkeypatch.setattr(repair.Repair, "lost_server", lost_server)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
@@ -39,17 +39,48 @@ class Round:
         """Whether one failure is logged already: the same one may befall every session."""
 
 
+class Pace:
+    """Work in the background goes as fast as the event loop has nothing else to do.
+
+    After each piece of it everybody else has a turn, and it rests :attr:`RESTS` times as long as those turns took:
+    alone it does not rest at all, and beside requests it takes a small share.
+    """
+
+    RESTS = 4.0
+    UNNOTICED_S = 0.0003
+    """Turns that are shorter are those of an idle event loop."""
+    LONGEST_REST_S = 0.25
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+
+    async def let_others_go_first(self) -> None:
+        began = self._now()
+        await asyncio.sleep(0)  # whoever is ready now
+        await asyncio.sleep(0)  # and whoever was heard from meanwhile
+        taken = self._now() - began
+        if taken > self.UNNOTICED_S:
+            await asyncio.sleep(min(taken * self.RESTS, self.LONGEST_REST_S))
+
+
 class Mending:
     """Copies hosted sessions again when a session server is lost or back, then looks after sessions that
-    nobody hosts, by scanning the session servers. Every step is paced."""
+    nobody hosts, by scanning the session servers. Every step is paced.
+
+    What needs repair is a set that puts and closes maintain (:meth:`Repair.known`). All hosted sessions are looked
+    through after an alarm, and slowly all the time; both in slices of :attr:`SLICE_S`.
+    """
 
     INTERVAL_S = 5.0
-    """How often hosted sessions are looked through without any alarm."""
+    """How often what is known to need repair is tried again, and between two slow looks through all."""
     SETTLE_S = 0.05
     """After an alarm: servers that fail together are taken together."""
     PARALLEL = 16
-    PAUSE_S = 0.005
-    """Between batches of :attr:`PARALLEL` repairs: at most 3,200 sessions a second."""
+    """Repairs at once; after them, others go first."""
+    SLICE_S = 0.001
+    """For how long sessions are looked at (seconds) before others have a turn."""
+    SLOWLY_S = 0.1
+    """Between slices of the slow look through all: a hundredth of one core."""
     SCAN_DELAY_S = 1.0
     """Plus a random part of the same length, so that web servers do not scan in step."""
     SCAN_STEP = 256
@@ -67,10 +98,15 @@ class Mending:
         """At the start too: a web server that was killed in the middle of a write may have left unequal copies."""
         self._hosted = Round()
         self._unhosted = Round()
+        self._pace = Pace()
         self._outcomes: Counter[Repaired] = Counter()
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._mend()), asyncio.create_task(self._sweep())]
+        self._tasks = [
+            asyncio.create_task(self._mend()),
+            asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._patrol()),
+        ]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -98,8 +134,40 @@ class Mending:
                 await asyncio.sleep(self.SETTLE_S)
             except TimeoutError:
                 self._copies.cache.drop_expired(self._world.now_ms(), self.EXPIRY_STEP)
+                await self._repair_those_of(self._repair.known())
+                continue
             self._alarm.clear()
-            await self._repair_all(self._hosted, self._repair.needs_repair())
+            await self._repair_those_of(self._repair.every())
+
+    async def _patrol(self) -> None:
+        """Look through all that is hosted, slowly: whatever a put has left undone unnoticed is found within minutes."""
+        while True:
+            async for needing in self._looked_at(self._repair.every()):
+                self._copies.puts.unsettled.update(needing)
+                await asyncio.sleep(self.SLOWLY_S)
+            await asyncio.sleep(self.INTERVAL_S)
+
+    async def _looked_at(self, keys: list[bytes]) -> AsyncIterator[list[bytes]]:
+        """Of ``keys``, which it empties, those that need repair: slice by slice, each of :attr:`SLICE_S`."""
+        needs, now = self._repair.needs, self._world.monotonic
+        while keys:
+            until = now() + self.SLICE_S
+            needing: list[bytes] = []
+            while keys and now() < until:
+                key = keys.pop()
+                if needs(key):
+                    needing.append(key)
+            yield needing
+            await self._pace.let_others_go_first()
+
+    async def _repair_those_of(self, keys: list[bytes]) -> None:
+        begun = False
+        async for needing in self._looked_at(keys):
+            if needing and not begun:
+                begun = True
+                self._hosted.begin(0)
+            self._hosted.total += len(needing)
+            await self._repair_all(self._hosted, needing)
 
     async def _sweep(self) -> None:
         while True:
@@ -115,16 +183,16 @@ class Mending:
             reply = await scan(store, max(cursor, 0), self.SCAN_STEP)
             if isinstance(reply, Unreachable):
                 return
-            cursor, keys = reply
-            await self._repair_all(self._unhosted, [key for key in keys if self._copies.cache.get(key) is None])
+            cursor, found = reply
+            keys = [key for key in found if self._copies.cache.get(key) is None]
+            if keys:
+                self._unhosted.begin(len(keys))
+            await self._repair_all(self._unhosted, keys)
 
     async def _repair_all(self, progress: Round, keys: list[bytes]) -> None:
-        if not keys:
-            return
-        progress.begin(len(keys))
         for start in range(0, len(keys), self.PARALLEL):
             await asyncio.gather(*(self._repair_one(progress, key) for key in keys[start : start + self.PARALLEL]))
-            await asyncio.sleep(self.PAUSE_S)
+            await self._pace.let_others_go_first()
 
     async def _repair_one(self, progress: Round, key: bytes) -> None:
         outcome = Repaired.PARTIAL

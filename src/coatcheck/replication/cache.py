@@ -19,11 +19,12 @@ class Copy:
     ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
     other web server can be serving this session from its own cache; and before which a put must not
     have begun to earn a lease (a notice came). ``moved``: another web server said that it hosts the session now.
-    ``spent``: its next number may have been used, so only a new claim may go on from it.
+    ``spent``: its next number may have been used, so only a new claim may go on from it. ``contact``: up to which
+    change of contact with a session server ``seen`` is good (:meth:`coatcheck.replication.puts.Puts.forget_lost`).
     """
 
     __slots__ = (
-        "alone_at", "body", "expires_at", "history", "key", "lease_until", "moved", "no_lease_before",
+        "alone_at", "body", "contact", "expires_at", "history", "key", "lease_until", "moved", "no_lease_before",
         "promised", "record", "review_at", "seen", "shown_at", "spent", "under_replicated", "version",
     )  # fmt: skip
 
@@ -37,6 +38,7 @@ class Copy:
         self.under_replicated = False
         self.moved = False
         self.spent = False
+        self.contact = 0
         self.replace(version, history, body)
 
     def replace(self, version: Version, history: History, body: bytes) -> None:
@@ -75,6 +77,7 @@ class Cache:
         self._copies: dict[bytes, Copy] = {}
         self._closed: dict[bytes, None] = {}
         self._spent: dict[bytes, Copy] = {}
+        self._moved: set[bytes] = set()
         self.get = self._copies.get
         self.on_closed: Callable[[bytes], None] = lambda key: None
         """Told of each key that :meth:`mark_closed` is given."""
@@ -85,9 +88,25 @@ class Cache:
     def __iter__(self) -> Iterator[Copy]:
         return iter(list(self._copies.values()))
 
+    def keys(self) -> list[bytes]:
+        """Those of all copies, as of now."""
+        return list(self._copies)
+
     def hosted(self) -> int:
-        """How many of the sessions are hosted here, as far as is known; copies of those that moved are kept a while."""
-        return sum(not copy.moved for copy in self._copies.values())
+        """How many of the sessions are hosted here, as far as is known; copies of those that moved are kept a while.
+
+        Takes as long as there are copies of sessions that moved.
+        """
+        self._moved = {key for key in self._moved if (copy := self._copies.get(key)) is not None and copy.moved}
+        return len(self._copies) - len(self._moved)
+
+    def note_moved(self, copy: Copy) -> None:
+        """Another web server says that it hosts the session now."""
+        copy.moved = True
+        if len(self._moved) >= self.max_sessions:
+            self._moved.clear()
+            self._moved.update(other.key for other in self._copies.values() if other.moved)
+        self._moved.add(copy.key)
 
     def add(self, copy: Copy) -> None:
         """Keep a copy as the most recent one; the oldest one goes when the cache is full.
@@ -133,11 +152,6 @@ class Cache:
 
     def is_closed(self, key: bytes) -> bool:
         return key in self._closed
-
-    def revoke_leases(self) -> None:
-        """Ask again before serving anything: this process was not running, and heard no notices."""
-        for copy in self._copies.values():
-            copy.lease_until = 0.0
 
     def drop_expired(self, now_ms: int, limit: int) -> int:
         """Look at up to ``limit`` of the longest unrenewed copies and drop the expired; returns how many."""

@@ -112,6 +112,8 @@ class Copies:
         self.policy = policy
         self.cache = Cache(policy.max_sessions)
         self._hosted = self.cache.get
+        self._leases_from = 0.0
+        """A lease that ends by this moment (monotonic seconds) was earned before all leases were voided."""
         self._monotonic = world.monotonic
         self.sealer = sealer
         self.world = world
@@ -132,15 +134,19 @@ class Copies:
     def cached(self, key: bytes, promised: bytes) -> Copy | None:
         """The own copy, if it may be served without asking anyone. The hot path: no flow, no I/O."""
         copy = self._hosted(key)
-        if copy is None or copy.lease_until <= self._monotonic():
+        if copy is None or copy.lease_until <= self._monotonic() or copy.lease_until <= self._leases_from:
             return None
         return copy if copy.promised == promised or copy.covers(promised) else None
 
     def void_leases(self) -> None:
         """Ask again before serving anything: this process was not running, and has heard no notices. What was sent
-        before now earns no lease either."""
-        self.cache.revoke_leases()
+        before now earns no lease either. However many sessions are hosted, this is one assignment."""
         self.puts.distrust()
+        self._leases_from = self.world.monotonic() + self.policy.lease_s
+
+    def leased_until(self, copy: Copy) -> float:
+        """Until when (monotonic seconds) a copy may be served without asking; 0.0 if its lease was voided."""
+        return copy.lease_until if copy.lease_until > self._leases_from else 0.0
 
     def load(
         self,
@@ -227,6 +233,7 @@ class Copies:
         copy = view.cached
         assert copy is not None
         copy.moved = False
+        self.puts.forget_lost(copy)
         for server, version in view.seen.items():
             copy.seen[server] = version
         placed = self.puts.placed_among(copy.key, view.seen)
@@ -254,6 +261,7 @@ class Copies:
         if not newest.expires_in_ms and view.cached is not None:
             copy.expires_at = view.cached.expires_at
         copy.seen = dict(view.seen)
+        copy.contact = self.puts.contact
         copy.alone_at = FAR
         self._claiming[key] = copy
         try:
@@ -581,7 +589,7 @@ class Copies:
         # Whatever its epoch: a close takes its epoch from an older look than our claim may have had.
         copy.no_lease_before = now
         copy.lease_until = 0.0
-        copy.moved = True
+        self.cache.note_moved(copy)
         others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
         answer = ClaimAnswer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())

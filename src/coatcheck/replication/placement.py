@@ -43,7 +43,11 @@ class Placement:
     full copy on each server (B1). Removing a server moves only the sessions that it held.
     """
 
-    MAX_CACHED = 65_536
+    MAX_CACHED = 32_768
+    """Rankings that are remembered, in two halves: when the newer one is full, the older one is forgotten. With more
+    sessions than that, those that are asked for often stay, and the others are ranked anew (microseconds)."""
+    MAX_ORDERS = 5_040
+    """Different rankings of which there is one object each: all those of seven session servers."""
 
     def __init__(self, servers: Sequence[str], copies: Copies, list_number: int = 0) -> None:
         """``list_number``: which list of session servers this is; the operator raises it with each change."""
@@ -62,14 +66,22 @@ class Placement:
         self.read_quorum = read_quorum(self.wanted, len(servers))
         self._salts = [(name, name.encode()) for name in servers]
         self._ranked: dict[bytes, tuple[str, ...]] = {}
+        self._older: dict[bytes, tuple[str, ...]] = {}
+        self._orders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def ranking(self, key: bytes) -> tuple[str, ...]:
         """All session servers, best first, the same on every web server."""
         ranked = self._ranked.get(key)
         if ranked is None:
-            if len(self._ranked) >= self.MAX_CACHED:
-                self._ranked.clear()
-            scores = [(blake2b(key, key=salt[:64], digest_size=8).digest(), name) for name, salt in self._salts]
-            ranked = tuple(name for _, name in sorted(scores, reverse=True))
+            ranked = self._older.get(key) or self._rank(key)
+            if len(self._ranked) >= self.MAX_CACHED // 2:
+                self._older, self._ranked = self._ranked, {}
             self._ranked[key] = ranked
         return ranked
+
+    def _rank(self, key: bytes) -> tuple[str, ...]:
+        scores = [(blake2b(key, key=salt[:64], digest_size=8).digest(), name) for name, salt in self._salts]
+        ranked = tuple(name for _, name in sorted(scores, reverse=True))
+        if len(self._orders) < self.MAX_ORDERS:
+            return self._orders.setdefault(ranked, ranked)
+        return self._orders.get(ranked, ranked)

@@ -27,6 +27,12 @@ class Puts:
         self._linger_ms = policy.linger_ms
         self.under_replicated: set[bytes] = set()
         """Sessions with fewer copies than wanted."""
+        self.unsettled: set[bytes] = set()
+        """Sessions with a put that a session server did not take; repair looks at them."""
+        self.contact = 0
+        """Counts the times that contact with a session server was lost or found again."""
+        self._lost: dict[str, int] = {}
+        """Per session server, the last of these times."""
         self._lost_at: dict[str, float] = {}
         """When contact with a session server was last lost or found again: monotonic seconds."""
         self._no_lease_before = 0.0
@@ -37,6 +43,7 @@ class Puts:
     ) -> Flow[tuple[Settled, bool]]:
         """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
         ``also``; returns the replies, and whether anyone refused."""
+        self.forget_lost(copy)
         key, last_seen = copy.key, copy.seen.get
         wanted = missing = self._placement.wanted - len(holders)
         total: Settled | None = None
@@ -95,7 +102,11 @@ class Puts:
             if isinstance(reply, Accepted):
                 if settled.sent_at >= self._lost_at.get(server, 0.0):
                     copy.seen[server] = copy.version
-            elif isinstance(reply, Refused):
+                else:
+                    self.unsettled.add(copy.key)
+                continue
+            self.unsettled.add(copy.key)
+            if isinstance(reply, Refused):
                 refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
         return refused
 
@@ -113,7 +124,22 @@ class Puts:
     def lost_contact(self, server: str) -> None:
         """A session server went away or came back: what was put there until now may be gone, and notices with it."""
         self._lost_at[server] = self._world.monotonic()
+        self.contact += 1
+        self._lost[server] = self.contact
         self.distrust()
+
+    def forget_lost(self, copy: Copy) -> None:
+        """Take nothing for granted that a session server held before contact with it was lost or found again.
+
+        Called before what was seen is used, so that losing a server costs nothing for sessions that nobody asks for.
+        """
+        if copy.contact == self.contact:
+            return
+        for server, lost in self._lost.items():
+            if lost > copy.contact and copy.seen.get(server) == copy.version:
+                del copy.seen[server]
+                self.under_replicated.add(copy.key)
+        copy.contact = self.contact
 
     def distrust(self) -> None:
         """Notices may have been missed: only what is sent from now on earns a lease."""

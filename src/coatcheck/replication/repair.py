@@ -28,18 +28,47 @@ class Repair:
         self._copies = copies
         self._surplus = Surplus(copies)
 
-    def needs_repair(self) -> list[bytes]:
-        """Keys of hosted sessions that the servers placed for them do not all hold, or of which another server showed
-        a copy of a former owner that our claim has not reached; and of unfinished closes."""
+    def known(self) -> list[bytes]:
+        """Keys of which something is known to need a look: unfinished closes, and puts that were not taken."""
         copies = self._copies
-        # What the gauge counts is looked at again even if we host it no more: only that sets the gauge right.
         unfinished = [key for key in list(copies.closing) if copies.unfinished_close(key) is not None]
-        keys = dict.fromkeys([*unfinished, *sorted(copies.under_replicated)])
-        for copy in copies.cache:
-            lacking = any(copy.seen.get(name) != copy.version for name in copies.puts.placed(copy.key))
-            if lacking or self._knows_left_over(copy) or self._surplus.of_hosted(copy):
-                keys[copy.key] = None
-        return list(keys)
+        return [*unfinished, *copies.puts.unsettled]
+
+    def every(self) -> list[bytes]:
+        """All keys that may need repair, some of them twice: what is known to, what is hosted, and what is counted as
+        having too few copies (also if we host it no more: only a look sets the gauge right).
+
+        Takes 10 ns a session: no more is done in one go.
+        """
+        return [*self.known(), *self._copies.under_replicated, *self._copies.cache.keys()]
+
+    def needs(self, key: bytes) -> bool:
+        """Whether a repair of this session could mend something, as far as its web server knows: an unfinished close; a
+        placed server lacks it; another server showed a copy of a former owner that our claim has not reached.
+
+        Asks nobody, and takes microseconds.
+        """
+        copies = self._copies
+        if copies.closing and copies.unfinished_close(key) is not None:
+            return True
+        copy = copies.cache.get(key)
+        if copy is None:
+            copies.puts.unsettled.discard(key)
+            return key in copies.under_replicated
+        copies.puts.forget_lost(copy)
+        placed = copies.puts.placed(key)
+        lacking = any(copy.seen.get(name) != copy.version for name in placed)
+        if lacking or self._knows_left_over(copy) or self._surplus.of_hosted(copy):
+            return True
+        copies.puts.unsettled.discard(key)
+        # With fewer servers than copies there is nothing to be done; with enough of them the gauge is wrong.
+        return key in copies.under_replicated and len(placed) >= copies.placement.wanted
+
+    def needs_repair(self) -> list[bytes]:
+        """All keys that need repair, in an order that is the same in every process."""
+        counted = sorted({*self._copies.under_replicated, *self._copies.puts.unsettled})
+        candidates = dict.fromkeys([*self._copies.closing, *counted, *self._copies.cache.keys()])
+        return [key for key in candidates if self.needs(key)]
 
     def _knows_left_over(self, copy: Copy) -> bool:
         reachable = self._copies.world.reachable
@@ -47,15 +76,14 @@ class Repair:
         return any(seen is not None and seen[:2] != owner and reachable(name) for name, seen in copy.seen.items())
 
     def lost_server(self, server: str) -> None:
-        """A session server went away or came back: what it held is no longer taken for granted."""
+        """A session server went away or came back: what it held is no longer taken for granted, and no lease is.
+
+        Takes the same time however many sessions are hosted; which of them need repair, :meth:`needs` says.
+        """
         self._copies.puts.lost_contact(server)
         self._surplus.note(server)
         self._copies.viewer.absences.note(server, self._copies.world.reachable(server))
-        for copy in self._copies.cache:
-            if copy.seen.get(server) == copy.version:
-                del copy.seen[server]
-                copy.lease_until = 0.0
-                self._copies.under_replicated.add(copy.key)
+        self._copies.void_leases()
 
     def repair(self, key: bytes) -> Flow[Repaired]:
         """Read all reachable servers; spread a tombstone; copy the entry that covers all; otherwise claim. Then

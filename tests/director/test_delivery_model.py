@@ -6,17 +6,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coatcheck.director import DirectorOptions, WebServer
-from coatcheck.director.exchange import Exchange
-from coatcheck.director.relay import Fault, Relay
-from coatcheck.director.rules.delivery import Delivery, Failure
-from coatcheck.director.rules.request_head import RequestHead, parse_request_fields
-from coatcheck.director.rules.routing import Check, Health, HealthPolicy, checked
+from coatcheck.director.rules.actions import Order, Reach, ReleaseServer, ToClient, ToServer
+from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.delivery import Delivery, DeliveryPolicy
+from coatcheck.director.rules.forwarding import ClientAddress
+from coatcheck.director.rules.limits import Limits
+from coatcheck.director.rules.routing import Check, Health, servers_of
+from coatcheck.director.rules.server_half import Ending
+from coatcheck.director.rules.traffic import ConnectFault, Traffic
+from coatcheck.director.rules.transitions import State
 
 SERVERS = 2
 RESEND_AFTER_S = 5.0
@@ -25,42 +29,24 @@ NO_SERVER_WAIT_S = 2.0
 METHODS = st.sampled_from([b"GET", b"HEAD", b"PUT", b"DELETE", b"POST", b"PATCH", b"BREW"])
 IDEMPOTENT = {b"GET", b"HEAD", b"PUT", b"DELETE"}
 WHICH = st.integers(0, SERVERS - 1)
-FIELDS = parse_request_fields(b"HTTP/1.1\r\nHost: a", 100, has_authority=False)
-OPTIONS = DirectorOptions(
-    servers=tuple(WebServer(f"web-{n}", "127.0.0.1", n + 1, f"tag-{n}") for n in range(SERVERS)),
+LIMITS = Limits(
     resend_after_s=RESEND_AFTER_S,
     first_byte_s=FIRST_BYTE_S,
     no_server_wait_s=NO_SERVER_WAIT_S,
     max_waiting=1000,
+    idle_s=1e9,
 )
-
-
-class Loop:
-    """What a relay needs of an event loop when it opens no socket."""
-
-    def time(self) -> float:
-        return 0.0
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 class Wire:
     """A connection: what was written to it is in the web server's hands until that one dies."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, request: Request) -> None:
         self.server, self.life = server, server.life
-        self.exchange: Exchange | None = None
-        self.is_gone = self.is_reused = self.write_paused = self.is_holding = False
-        self.transport = self
+        self.request: Request | None = request
+        self.is_gone = False
         self.written_at = 0.0
-
-    def write(self, data: bytes) -> None:
-        request = self.exchange.client  # type: ignore[union-attr]
-        assert isinstance(request, Request)
-        self.written_at = request.relay.now
-        request.writes.append(self)
-        self.server.inbox.append((self, request))
-
-    def drop(self) -> None:
-        self.exchange = None
 
 
 class Server:
@@ -76,68 +62,85 @@ class Server:
 
 
 class Request:
-    """A browser's request, as its connection to the director."""
+    """A browser's request, and the shell of its connection."""
 
-    def __init__(self, relay: Relay, method: bytes, tag: bytes | None) -> None:
-        self.relay, self.method, self.tag = relay, method, tag
-        self.arrived_at = relay.now
-        self.deadline = relay.now + 1000.0
-        self.body_done, self.write_paused = True, False
+    def __init__(self, farm: Farm, method: bytes, tag: int | None) -> None:
+        self.farm, self.traffic, self.method, self.tag = farm, farm.traffic, method, tag
+        self.arrived_at = self.traffic.now
         self.executed = 0
+        self.wire: Wire | None = None
+        self.reach: Reach | None = None
         self.writes: list[Wire] = []
         self.answered: object = None
-        head = RequestHead(method, b"/", FIELDS, b"")
-        self.exchange: Any = Exchange(relay, self, head, b"request", tag)  # type: ignore[arg-type]
+        address = ClientAddress("192.0.2.1", tls=False, trusted=())
+        self.machine = ProxiedConnection(self.traffic, address, can_half_close=True)
+        self.machine.opened()
+        cookie = b"" if tag is None else b"Cookie: coatcheck-route=tag-%d\r\n" % tag
+        self.machine.client_bytes(b"%b / HTTP/1.1\r\nHost: a\r\n%b\r\n" % (method, cookie))
 
-    def fail(self, status: int, fault: Fault) -> None:
-        assert self.answered is None
-        self.answered = status
-        self.exchange.abandon()
+    def perform(self) -> None:
+        actions, self.machine.actions[:] = list(self.machine.actions), []
+        for action in actions:
+            if isinstance(action, Reach):
+                self.reach = action
+            elif isinstance(action, ToServer):
+                assert self.wire is not None
+                self.wire.written_at = self.traffic.now
+                self.writes.append(self.wire)
+                self.wire.server.inbox.append((self.wire, self))
+            elif isinstance(action, ToClient):
+                assert self.answered is None, "answered twice"
+                self.answered = int(action.data[9:12])
+            elif isinstance(action, ReleaseServer) or action is Order.LEAVE_SERVER:
+                if self.wire is not None:
+                    self.wire.request = None
+                self.wire = self.reach = None
 
-    def release_body(self) -> None: ...
-
-    def answer_timeout_s(self) -> float:
-        return FIRST_BYTE_S
+    @property
+    def is_parked(self) -> bool:
+        return self.machine.state is State.PARKED
 
 
 class Farm(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.relay = Relay(OPTIONS, Loop())  # type: ignore[arg-type]
-        self.relay.connect = self._connect  # type: ignore[method-assign]
+        self.states = servers_of((f"web-{n}", f"tag-{n}") for n in range(SERVERS))
+        for state in self.states:
+            state.health = Health.HEALTHY
+        # Nobody is refused: each of the model's requests comes over a connection of its own.
+        limits = msgspec.structs.replace(LIMITS, max_connections_per_address=10_000)
+        self.traffic = Traffic(limits, self.states, 0.0, max_connections=10_000, tls=False)
         self.servers = [Server(index) for index in range(SERVERS)]
         self.requests: list[Request] = []
-        self.connecting: list[tuple[Any, Server, Exchange]] = []
-        for state in self.relay.states:
-            state.health = Health.HEALTHY
-
-    def _connect(self, pool: Any, exchange: Exchange) -> Any:
-        task = object()
-        self.connecting.append((task, self.servers[pool.state.index], exchange))
-        return task
 
     def _settle(self) -> None:
-        """Connections to loopback are there, or refused, at once."""
-        while self.connecting:
-            task, server, exchange = self.connecting.pop(0)
-            if not exchange.is_connecting(task):
-                continue
-            if server.alive and server.blocked and server.full:
-                self.relay.stalled(self.relay.states[server.index])
-                exchange.not_connected(Failure.STALLED)
-            elif server.alive:
-                exchange.connected(Wire(server))  # type: ignore[arg-type]
-            else:
-                self.relay.eject(self.relay.states[server.index], "refused")
-                exchange.not_connected(Failure.REFUSED)
+        """Carry out what is asked for; connections to loopback are there, or refused, at once."""
+        while True:
+            self.traffic.actions.clear()
+            for request in self.requests:
+                request.perform()
+            reaching = [request for request in self.requests if request.reach is not None]
+            if not reaching:
+                return
+            for request in reaching:
+                self._connect(request)
+
+    def _connect(self, request: Request) -> None:
+        reach, request.reach = request.reach, None
+        assert reach is not None
+        server = self.servers[reach.server.index]
+        if server.alive and not (server.blocked and server.full):
+            request.wire = Wire(server, request)
+            request.machine.connected(reused=False, full=False)
+            return
+        fault = ConnectFault.NOT_ACCEPTED if server.alive else ConnectFault.REFUSED
+        request.machine.not_connected(self.traffic.connect_failed(reach.server, fault, "refused"))
 
     # What browsers do
 
     @rule(method=METHODS, tag=st.none() | WHICH)
     def arrive(self, method: bytes, tag: int | None) -> None:
-        request = Request(self.relay, method, None if tag is None else b"tag-%d" % tag)
-        self.requests.append(request)
-        request.exchange.dispatch()
+        self.requests.append(Request(self, method, tag))
         self._settle()
 
     @precondition(lambda self: self._open())
@@ -145,7 +148,8 @@ class Farm(RuleBasedStateMachine):
     def leave(self, pick: st.DataObject) -> None:
         request = pick.draw(st.sampled_from(self._open()))
         request.answered = "left"
-        request.exchange.abandon()
+        request.machine.client_lost()
+        self._settle()
 
     # What web servers do
 
@@ -164,9 +168,8 @@ class Farm(RuleBasedStateMachine):
         server.alive = server.blocked = False
         if told:
             # The supervisor's word comes before the connections' end.
-            # In the order of their arrival: a set of them would be in another order each time.
-            self.relay.clients = dict.fromkeys(self._open())  # type: ignore[assignment]
-            self.relay.server_died(self.relay.states[which])
+            self.traffic.server_died(self.states[which])
+            self._settle()
         for wire, _ in lost:
             self._end(wire)
         self._settle()
@@ -179,9 +182,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(which=WHICH, draining=st.booleans())
     def drain(self, which: int, draining: bool) -> None:
-        state = self.relay.states[which]
-        state.draining = draining
-        self.relay.wake(None if draining else state)
+        self.traffic.set_draining(self.states[which], draining=draining)
         self._settle()
 
     @rule(which=WHICH, how=st.sampled_from(["answer", "answer", "cut", "nonsense", "block"]))
@@ -197,25 +198,19 @@ class Farm(RuleBasedStateMachine):
             server.inbox[0] = wire, _Done(request)  # type: ignore[assignment]
             return
         server.inbox.pop(0)
-        exchange = wire.exchange
-        if exchange is None:
+        if wire.request is None:
             return
         if how == "cut":
             self._end(wire)
-        elif how == "nonsense":
-            exchange.bad_response(wire)  # type: ignore[arg-type]
         else:
-            self._heard(server)
-            exchange.release_server()
-            request.answered = 200
+            request.machine.server_bytes(b"nonsense\r\n\r\n" if how == "nonsense" else ANSWER)
         self._settle()
 
     @rule(which=WHICH, honest=st.booleans())
     def check(self, which: int, honest: bool) -> None:
-        server, state = self.servers[which], self.relay.states[which]
+        server, state = self.servers[which], self.states[which]
         seen = Check.REFUSED if not server.alive else Check.SILENT if server.blocked else Check.PASSED
-        if checked(state, seen if honest else Check.INCONCLUSIVE, HealthPolicy()):
-            self.relay.health_changed(state, "checked")
+        self.traffic.health_checked(state, seen if honest else Check.INCONCLUSIVE)
         self._settle()
 
     # What time does
@@ -225,15 +220,7 @@ class Farm(RuleBasedStateMachine):
         for which in range(SERVERS):
             for _ in range(min(2, int(seconds / 0.3))):
                 self.check(which, honest=True)
-        self.relay.now += seconds
-        for request in self._open():
-            if request.deadline <= self.relay.now:
-                if request.exchange.is_parked:
-                    request.exchange.waited_too_long()
-                else:
-                    request.exchange.timed_out()
-            else:
-                request.exchange.reconsider(self.relay.now)
+        self.traffic.tick(self.traffic.now + seconds, lambda member: 0)
         self._settle()
 
     # What must hold
@@ -255,20 +242,20 @@ class Farm(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_without_need(self) -> None:
-        takes = {state.index for state in self.relay.states if state.health is Health.HEALTHY and not state.draining}
+        takes = {state.index for state in self.states if state.health is Health.HEALTHY and not state.draining}
         for request in self._open():
-            if not request.exchange.is_parked:
+            if not request.is_parked:
                 continue
-            assert request.exchange in self.relay.waiting
+            assert request.machine in self.traffic.waiting
             # Rather than ask a server that has just failed it, it waits for one that is busy.
-            fit = takes - {state.index for state in request.exchange.delivery.tried}
-            named = None if request.tag is None else int(request.tag[-1:])
+            fit = takes - {state.index for state in request.machine._delivery.tried}
+            named = request.tag
             assert named not in fit
-            state = None if named is None else self.relay.states[named]
+            state = None if named is None else self.states[named]
             waits_for_its_own = state is not None and state.health is Health.BUSY and not state.draining
-            waited_s = self.relay.now - request.exchange._waiting_since
+            waited_s = self.traffic.now - request.machine._waiting_since
             assert (waits_for_its_own and waited_s < RESEND_AFTER_S) or not fit
-        assert len(self.relay.waiting) == sum(request.exchange.is_parked for request in self._open())
+        assert len(self.traffic.waiting) == sum(request.is_parked for request in self._open())
 
     @invariant()
     def an_error_tells_the_truth(self) -> None:
@@ -278,25 +265,21 @@ class Farm(RuleBasedStateMachine):
             if request.answered == 503:
                 sent = len(request.writes)
                 assert sent == 0 or request.method in IDEMPOTENT, "it may have been carried out"
-            assert request.answered is not None or self.relay.now - request.arrived_at < 3 * FIRST_BYTE_S
+            assert request.answered is not None or self.traffic.now - request.arrived_at < 3 * FIRST_BYTE_S
 
     @invariant()
     def the_counts_are_right(self) -> None:
-        for state in self.relay.states:
-            held = [r for r in self._open() if r.exchange.pool is not None and r.exchange.pool.state is state]
+        for state in self.states:
+            held = [request for request in self._open() if request.machine.server is state]
             assert state.in_flight == len(held)
 
     def _open(self) -> list[Request]:
         return [request for request in self.requests if request.answered is None]
 
-    def _heard(self, server: Server) -> None:
-        self.relay.heard(self.relay.states[server.index])
-
     def _end(self, wire: Wire) -> None:
         wire.is_gone = True
-        exchange, wire.exchange = wire.exchange, None
-        if exchange is not None:
-            exchange.lost(wire, reset=False)  # type: ignore[arg-type]
+        if wire.request is not None:
+            wire.request.machine.server_ended(Ending.CLEAN)
 
 
 class _Done:
@@ -323,6 +306,6 @@ def test_a_write_too_many_is_refused_by_the_rules_themselves() -> None:
         delivery = Delivery(method, None)
         for _ in range(most):
             delivery.write()
-        assert not delivery.may_be_resent(Relay(OPTIONS, Loop()).delivery_policy)  # type: ignore[arg-type]
+        assert not delivery.may_be_resent(DeliveryPolicy(resend_after_s=RESEND_AFTER_S))
     with pytest.raises(AssertionError):
         delivery.write()

@@ -7,13 +7,12 @@ import logging
 import socket
 from typing import Any, Final
 
-from coatcheck.director.downstream import Downstream
-from coatcheck.director.health import HealthWatch
+from coatcheck.director.io.client_link import ClientLink
+from coatcheck.director.io.health import HealthWatch
+from coatcheck.director.io.relay import Relay
+from coatcheck.director.io.tls_door import TlsDoor
 from coatcheck.director.options import DirectorOptions, checked_options
-from coatcheck.director.relay import Relay
-from coatcheck.director.rules.routing import Check, Health, ServerState
-from coatcheck.director.tls_door import TlsDoor
-from coatcheck.director.upstream import UpstreamPool
+from coatcheck.director.rules.routing import Health, ServerState
 from coatcheck.errors import ConfigError
 
 _log: Final = logging.getLogger("coatcheck.director")
@@ -52,7 +51,7 @@ class EmbeddedDirector:
         """
         loop, options = asyncio.get_running_loop(), self._options
         relay = self._relay = Relay(options, loop)
-        for state in relay.states:
+        for state in relay.traffic.servers:
             state.draining = state.name in self._draining
         if options.tls is not None:
             listener = _listen(options) if sock is None else sock
@@ -65,9 +64,9 @@ class EmbeddedDirector:
             where: dict[str, Any] = {"sock": sock}
             if sock is None:
                 where = {"host": options.host, "port": options.port, "reuse_port": True}
-            self._server = await loop.create_server(lambda: Downstream(relay), backlog=options.backlog, **where)
+            self._server = await loop.create_server(lambda: ClientLink(relay), backlog=options.backlog, **where)
             self._address = self._server.sockets[0].getsockname()[:2]
-        self._watches = [HealthWatch(relay, pool, self._report) for pool in relay.pools]
+        self._watches = [HealthWatch(relay, pool) for pool in relay.pools]
         relay.nudge = self._nudge
         self._watching = [loop.create_task(watch.run()) for watch in self._watches]
         self._on_tick(relay)
@@ -91,9 +90,8 @@ class EmbeddedDirector:
         (self._draining.add if draining else self._draining.discard)(name)
         if self._relay is None or state is None:
             return
-        was_draining, state.draining = state.draining, draining
-        if was_draining != draining:
-            self._relay.wake(None if draining else state)
+        self._relay.traffic.set_draining(state, draining=draining)
+        self._relay.flush()
 
     def server_died(self, name: str) -> None:
         """Whoever keeps the web servers alive says that this one's process has ended.
@@ -103,17 +101,20 @@ class EmbeddedDirector:
         """
         state = self._state(name)
         if self._relay is not None and state is not None:
-            self._relay.server_died(state)
+            self._relay.traffic.server_died(state)
+            self._relay.flush()
 
     def _state(self, name: str) -> ServerState | None:
         if name not in {server.name for server in self._options.servers}:
             raise ConfigError(f"director: there is no web server {name!r}")
-        return next((state for state in self._relay.states if state.name == name), None) if self._relay else None
+        return (
+            next((state for state in self._relay.traffic.servers if state.name == name), None) if self._relay else None
+        )
 
     def status(self) -> dict[str, Any]:
         """The counters since the start, and the state of each web server; all zero before the start."""
-        relay = self._relay
-        states = relay.states if relay is not None else []
+        traffic = self._relay.traffic if self._relay is not None else None
+        states = traffic.servers if traffic is not None else []
         servers = [
             {
                 "name": server.name,
@@ -128,17 +129,17 @@ class EmbeddedDirector:
             for server, state in zip(self._options.servers, states, strict=False)
         ]
         return {
-            "requests": relay.requests if relay else 0,
-            "in_flight": sum(state.in_flight for state in states) + (len(relay.waiting) if relay else 0),
-            "connections": relay.admission.connections if relay else 0,
-            "handshakes": len(relay.handshakes) if relay else 0,
-            "websockets": len(relay.tunnels) if relay else 0,
-            "addresses": relay.admission.addresses if relay else 0,
-            "most_of_one_address": relay.admission.most_of_one_address if relay else 0,
-            "waiting": len(relay.waiting) if relay else 0,
-            "retries": relay.retries if relay else 0,
-            "evicted": relay.evicted if relay else 0,
-            "errors": dict(relay.errors) if relay else {},
+            "requests": traffic.requests if traffic else 0,
+            "in_flight": sum(state.in_flight for state in states) + (len(traffic.waiting) if traffic else 0),
+            "connections": traffic.admission.connections if traffic else 0,
+            "handshakes": len(traffic.handshakes) if traffic else 0,
+            "websockets": len(traffic.tunnels) if traffic else 0,
+            "addresses": traffic.admission.addresses if traffic else 0,
+            "most_of_one_address": traffic.admission.most_of_one_address if traffic else 0,
+            "waiting": len(traffic.waiting) if traffic else 0,
+            "retries": traffic.retries if traffic else 0,
+            "evicted": traffic.evicted if traffic else 0,
+            "errors": dict(traffic.errors) if traffic else {},
             "servers": servers,
         }
 
@@ -148,14 +149,13 @@ class EmbeddedDirector:
         if relay is None:
             return
         self._relay = self._server = self._door = None
-        relay.stopping = True
         for entrance in (server, door):
             if entrance is not None:
                 entrance.close()
         deadline = relay.loop.time() + grace_s
-        while relay.clients or relay.tunnels:
-            for client in list(relay.clients):
-                client.close_if_idle()
+        while relay.traffic.connections or relay.traffic.tunnels:
+            # In each round: a handshake that was under way may have ended meanwhile.
+            relay.stop()
             if relay.loop.time() >= deadline:
                 break
             await asyncio.sleep(_POLL_S)
@@ -176,9 +176,6 @@ class EmbeddedDirector:
 
     def _nudge(self, state: ServerState) -> None:
         self._watches[state.index].nudge()
-
-    def _report(self, pool: UpstreamPool, check: Check) -> None:
-        pool.relay.health_changed(pool.state, f"health check {check.value}")
 
 
 def _listen(options: DirectorOptions) -> socket.socket:

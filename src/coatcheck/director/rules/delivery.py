@@ -67,6 +67,9 @@ class WaitReason(Enum):
     """No web server takes requests."""
 
 
+_BUSY: Final = Health.BUSY
+
+
 class Delivery:
     """One request on its way: what was written where, and so what may still be done with it."""
 
@@ -93,11 +96,11 @@ class Delivery:
         server = balancer.choose(self.tag, self.tried, patient=patient)
         if server is None:
             return WaitReason.BUSY if balancer.waits_for_busy() else WaitReason.NO_SERVER
-        return WaitReason.BUSY if server.health is Health.BUSY else server
+        return WaitReason.BUSY if server.health is _BUSY else server
 
     def write(self) -> None:
         """It is written to a web server: from now on that one may have carried it out."""
-        assert self.may_be_written, "a request would be carried out too often"
+        assert not self.sends or self.may_be_written, "a request would be carried out too often"
         self.written = True
         self.sends += 1
 

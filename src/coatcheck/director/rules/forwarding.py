@@ -20,25 +20,22 @@ _RESERVED: Final = b"/.well-known/coatcheck"
 class ClientAddress:
     """Who is at the other end of one connection, as told to the web servers."""
 
-    __slots__ = ("_block", "_block_host", "_networks", "_node", "_peer", "_proto", "_trusted")
+    __slots__ = ("_block", "_block_host", "_networks", "_node", "_peer", "_proto", "is_trusted", "peer")
 
     def __init__(self, peer: str, *, tls: bool, trusted: tuple[Network, ...]) -> None:
+        self.peer = peer
         self._peer = peer.encode("ascii", "replace")
         self._node = b'"[%s]"' % self._peer if b":" in self._peer else self._peer
         self._proto = b"https" if tls else b"http"
-        self._trusted = bool(trusted) and is_within(peer, trusted)
+        self.is_trusted = bool(trusted) and is_within(peer, trusted)
+        """Whether it is a proxy whose words are believed."""
         self._networks = trusted
         self._block_host: bytes | None = None
         self._block = b""
 
-    @property
-    def is_trusted(self) -> bool:
-        """Whether it is a proxy whose words are believed."""
-        return self._trusted
-
     def client_behind(self, fields: RequestFields) -> str | None:
         """The client of a request that came through a trusted proxy, as far as that one says."""
-        if not self._trusted or not fields.forwarding:
+        if not self.is_trusted or not fields.forwarding:
             return None
         return client_behind(self._told(fields).get(b"x-forwarded-for", []), self._networks)
 
@@ -48,7 +45,7 @@ class ClientAddress:
         What the client itself said there is dropped, unless it is a trusted proxy: then it is extended
         (RFC 7239, 4).
         """
-        if self._trusted and fields.forwarding:
+        if self.is_trusted and fields.forwarding:
             return self._extended(fields)
         if fields.host != self._block_host:
             self._block_host = fields.host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -24,19 +25,50 @@ _RESPONSE_SPECIAL: Final = re.compile(
 )
 
 
-class ResponseHead(msgspec.Struct, gc=False):
+_MAX_KNOWN: Final = 128
+_MAX_KNOWN_BYTES: Final = 1024
+
+
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """A response head of a web server."""
 
     status: int
     status_line: bytes
     """Or, if nothing in the head concerns the director, the whole head; then ``lines`` is empty."""
-    lines: list[bytes]
+    lines: Sequence[bytes]
     length: int
     """Of the body in bytes; or :data:`CHUNKED` or :data:`UNTIL_CLOSE`."""
     keep_alive: bool
     as_sent: bool
     """Whether all of it goes on, so that the bytes can be passed on as they came."""
     websocket: bool
+
+
+class ResponseReader:
+    """Reads the heads of responses, and remembers the latest: an app often answers many requests alike.
+
+    What is remembered is the head that was read, byte for byte: nothing is taken for something else.
+    """
+
+    __slots__ = ("_known", "_max_headers")
+
+    def __init__(self, max_headers: int) -> None:
+        self._max_headers = max_headers
+        # Bounded by _MAX_KNOWN times _MAX_KNOWN_BYTES; the oldest leaves first.
+        self._known: dict[bytes, ResponseHead] = {}
+
+    def read(self, head: bytes) -> ResponseHead:
+        """Read a head, without the empty line that ends it. Raises as :func:`parse_response_head`."""
+        known = self._known.get(head)
+        if known is not None:
+            return known
+        read = parse_response_head(head, self._max_headers)
+        # One that sets a cookie comes once, and what it carries is kept no longer than needed.
+        if len(head) <= _MAX_KNOWN_BYTES and b"set-cookie:" not in head.lower():
+            if len(self._known) >= _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[head] = read
+        return read
 
 
 def parse_response_head(head: bytes, max_headers: int) -> ResponseHead:

@@ -43,11 +43,15 @@ class Check(Enum):
     """Nothing came in time, but others were answered meanwhile, or the director itself was late."""
 
 
+# Of an enumeration, a look-up of each costs as much as a call.
+_BUSY, _HEALTHY = Health.BUSY, Health.HEALTHY
+
+
 class ServerState:
     """What the director knows of one web server."""
 
     __slots__ = (
-        "draining", "failed_checks", "failures", "health", "in_flight", "index", "name", "passed_checks",
+        "answers", "draining", "failed_checks", "failures", "health", "in_flight", "index", "name", "passed_checks",
         "requests", "tag",
     )  # fmt: skip
 
@@ -58,6 +62,8 @@ class ServerState:
         # Unproven until the first check has passed: a server that still starts gets no request.
         self.health = Health.GONE
         self.draining = False
+        self.answers = 0
+        """How often bytes came from it: proof of life for the health checks."""
         self.passed_checks = 0
         self.failed_checks = 0
         self.in_flight = 0
@@ -130,14 +136,14 @@ class Balancer:
         """
         named = self._by_tag.get(tag) if tag is not None else None
         if named is not None and not named.draining and named not in tried:
-            fit = named.health is Health.HEALTHY or (patient and named.health is Health.BUSY)
+            fit = named.health is _HEALTHY or (patient and named.health is _BUSY)
             if fit:
                 return named
-        chosen = self._least_busy(Health.HEALTHY, tried)
+        chosen = self._least_busy(_HEALTHY, tried)
         if chosen is None and patient:
-            chosen = self._least_busy(Health.BUSY, tried)
+            chosen = self._least_busy(_BUSY, tried)
         if chosen is None and tried:
-            chosen = self._least_busy(Health.HEALTHY, ())
+            chosen = self._least_busy(_HEALTHY, ())
         return chosen
 
     def _least_busy(self, health: Health, tried: Collection[ServerState]) -> ServerState | None:
@@ -161,7 +167,7 @@ class Balancer:
 
     def waits_for_busy(self) -> bool:
         """Whether a server that is only busy may still take requests."""
-        return any(server.health is Health.BUSY and not server.draining for server in self.servers)
+        return any(server.health is _BUSY and not server.draining for server in self.servers)
 
 
 def servers_of(names_and_tags: Iterable[tuple[str, str]]) -> list[ServerState]:

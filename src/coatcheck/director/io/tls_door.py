@@ -9,9 +9,10 @@ import socket
 import ssl
 from typing import Final
 
-from coatcheck.director.downstream import Downstream
-from coatcheck.director.relay import OWN_SHORTAGES, Fault, Relay
+from coatcheck.director.io.client_link import ClientLink
+from coatcheck.director.io.relay import OWN_SHORTAGES, Relay
 from coatcheck.director.rules.admission import Guest
+from coatcheck.director.rules.faults import Fault
 
 _log: Final = logging.getLogger("coatcheck.director")
 _AT_ONCE: Final = 64
@@ -66,16 +67,18 @@ class TlsDoor:
         """Without a descriptor, accepting again at once would be a loop without an end."""
         relay = self._relay
         relay.loop.remove_reader(self._listener)
-        relay.make_room()
+        relay.traffic.make_room()
+        relay.flush()
         self._shortage = relay.loop.call_later(_SHORTAGE_PAUSE_S, self.open)
 
     def _take(self, sock: socket.socket, peer: str) -> None:
-        relay = self._relay
-        guest = relay.enter(peer)
-        fault = relay.too_many(guest)
+        relay, traffic = self._relay, self._relay.traffic
+        guest = traffic.enter(peer)
+        fault = traffic.too_many(guest)
+        relay.flush()
         if fault is not None:
             # Before a handshake there is no way to say why, and to make one would be what an attacker wants.
-            relay.count(fault)
+            traffic.count(fault)
             guest.leave()
             sock.close()
             return
@@ -86,12 +89,13 @@ class TlsDoor:
 
     async def _shake_hands(self, sock: socket.socket, guest: Guest, peer: str) -> None:
         relay = self._relay
-        relay.begin_handshake(sock)
+        relay.traffic.begin_handshake(sock)
+        relay.flush()
         try:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await relay.loop.connect_accepted_socket(
-                lambda: Downstream(relay, guest),
+                lambda: ClientLink(relay, guest),
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=relay.options.tls_handshake_s,
@@ -99,11 +103,11 @@ class TlsDoor:
         except (OSError, ssl.CertificateError) as error:
             guest.leave()
             sock.close()
-            relay.count(Fault.HANDSHAKE_FAILED)
+            relay.traffic.count(Fault.HANDSHAKE_FAILED)
             relay.seldom.write(logging.INFO, "a TLS handshake failed: %s", error, kind="handshake")
         except BaseException:
             guest.leave()
             sock.close()
             raise
         finally:
-            relay.end_handshake(sock)
+            relay.traffic.end_handshake(sock)

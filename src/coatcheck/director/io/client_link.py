@@ -1,0 +1,206 @@
+"""A client's socket: what it reports goes to the machine of the connection, and what that asks for is done."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from coatcheck.director.io.relay import Relay
+from coatcheck.director.io.server_link import ServerLink
+from coatcheck.director.io.tunnel_ends import TunnelEnds
+from coatcheck.director.rules.actions import Order, Reach, ReleaseServer, ToClient, ToServer
+from coatcheck.director.rules.admission import Guest
+from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.forwarding import ClientAddress
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class ClientLink(asyncio.Protocol):
+    """The shell around one :class:`~coatcheck.director.rules.connection.ProxiedConnection`."""
+
+    __slots__ = ("_guest", "_link", "_performing", "_relay", "connecting", "machine", "transport")
+
+    def __init__(self, relay: Relay, guest: Guest | None = None) -> None:
+        """``guest``: of a connection that was counted before its handshake."""
+        self._relay = relay
+        self._guest = guest
+        self._link: ServerLink | None = None
+        self._performing = False
+        self.connecting: asyncio.Task[None] | None = None
+        self.machine = cast(ProxiedConnection, None)
+        self.transport = cast(asyncio.Transport, None)
+
+    # Events
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        relay = self._relay
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(relay.options.buffer_bytes)
+        peername = transport.get_extra_info("peername")
+        peer = peername[0] if isinstance(peername, tuple) else "unknown"
+        tls = transport.get_extra_info("ssl_object") is not None
+        address = ClientAddress(peer, tls=tls, trusted=relay.traffic.trusted)
+        self.machine = ProxiedConnection(
+            relay.traffic, address, can_half_close=self.transport.can_write_eof(), guest=self._guest
+        )
+        relay.performers[self.machine] = self.perform
+        relay.transports[self.machine] = self.transport
+        self.machine.opened()
+        self.perform()
+
+    def data_received(self, data: bytes) -> None:
+        self.machine.client_bytes(data)
+        self.perform()
+
+    def eof_received(self) -> bool:
+        # Whether it stays open is for the machine to say; with TLS it cannot.
+        self.machine.client_eof()
+        self.perform()
+        return self.transport.can_write_eof()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.machine.client_lost()
+        self.perform()
+        self._forget()
+
+    def pause_writing(self) -> None:
+        self.machine.client_full(self.transport.get_write_buffer_size())
+        self.perform()
+
+    def resume_writing(self) -> None:
+        self.machine.client_ready()
+        self.perform()
+
+    def _go_on(self) -> None:
+        self.machine.go_on()
+        self.perform()
+
+    def _forget(self) -> None:
+        del self._relay.performers[self.machine]
+        del self._relay.transports[self.machine]
+
+    # Actions
+
+    def perform(self) -> None:
+        """Carry out what the machine asks for."""
+        if self._performing:
+            return
+        self._performing = True
+        actions = self.machine.actions
+        try:
+            # What is asked for meanwhile is appended, and so comes last.
+            for action in actions:
+                _PERFORM[action.__class__](self, action)
+        except BaseException:
+            self.transport.abort()
+            raise
+        finally:
+            actions.clear()
+            self._performing = False
+        if self._relay.traffic.actions:
+            self._relay.flush()
+
+    def _to_client(self, action: ToClient) -> None:
+        self.transport.write(action.data)
+
+    def _to_server(self, action: ToServer) -> None:
+        assert self._link is not None
+        self._link.transport.write(action.data)
+
+    def _reach(self, action: Reach) -> None:
+        pool = self._relay.pools[action.server.index]
+        link = None if action.fresh else pool.take(certain=action.certain)
+        if link is None:
+            self.connecting = self._relay.connect(pool, self)
+        else:
+            self.attach(link, reused=True)
+
+    def attach(self, link: ServerLink, *, reused: bool) -> None:
+        """A connection to a web server was had."""
+        self._link = link
+        link.owner = self
+        self.machine.connected(reused=reused, full=link.is_full)
+
+    def _release_server(self, action: ReleaseServer) -> None:
+        link, self._link = self._link, None
+        assert link is not None
+        link.owner = None
+        if action.keep:
+            link.pool.keep(link)
+        else:
+            link.transport.close()
+
+    def _order(self, order: Order) -> None:
+        _ORDERS[order](self)
+
+    def _leave_server(self) -> None:
+        link, self._link = self._link, None
+        self.connecting = None
+        if link is not None:
+            link.drop()
+
+    def _pause_server(self) -> None:
+        if self._link is not None and not self._link.transport.is_closing():
+            self._link.transport.pause_reading()
+
+    def _resume_server(self) -> None:
+        if self._link is not None and not self._link.transport.is_closing():
+            self._link.transport.resume_reading()
+
+    def _pause_client(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume_client(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _end_client(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def _close_client(self) -> None:
+        self.transport.close()
+
+    def _abort_client(self) -> None:
+        self.transport.abort()
+
+    def _reset_client(self) -> None:
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+    def _ask_to_go_on(self) -> None:
+        self._relay.loop.call_soon(self._go_on)
+
+    def _join(self) -> None:
+        link, self._link = self._link, None
+        assert link is not None
+        link.owner = None
+        self._forget()
+        TunnelEnds(self._relay, self.machine.join(), self.transport, link.transport).perform()
+
+
+_PERFORM: Final[dict[type, Callable[[ClientLink, Any], None]]] = {
+    ToClient: ClientLink._to_client,
+    ToServer: ClientLink._to_server,
+    Reach: ClientLink._reach,
+    ReleaseServer: ClientLink._release_server,
+    Order: ClientLink._order,
+}
+_ORDERS: Final[dict[Order, Callable[[ClientLink], None]]] = {
+    Order.LEAVE_SERVER: ClientLink._leave_server,
+    Order.PAUSE_SERVER: ClientLink._pause_server,
+    Order.RESUME_SERVER: ClientLink._resume_server,
+    Order.PAUSE_CLIENT: ClientLink._pause_client,
+    Order.RESUME_CLIENT: ClientLink._resume_client,
+    Order.END_CLIENT: ClientLink._end_client,
+    Order.CLOSE_CLIENT: ClientLink._close_client,
+    Order.ABORT_CLIENT: ClientLink._abort_client,
+    Order.RESET_CLIENT: ClientLink._reset_client,
+    Order.GO_ON: ClientLink._ask_to_go_on,
+    Order.JOIN: ClientLink._join,
+}

@@ -1,0 +1,140 @@
+"""The director's exchange without sockets: its table, and what must hold whatever comes in whatever order."""
+
+from __future__ import annotations
+
+import random
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import coatcheck.director
+from coatcheck.director.rules import connection
+from coatcheck.director.rules.actions import ReleaseServer
+from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.deadlines import LIMIT_OF, DeadlineKind
+from coatcheck.director.rules.delivery import Failure
+from coatcheck.director.rules.forwarding import ClientAddress
+from coatcheck.director.rules.limits import Limits
+from coatcheck.director.rules.routing import Health, servers_of
+from coatcheck.director.rules.server_half import Ending
+from coatcheck.director.rules.traffic import Traffic
+from coatcheck.director.rules.transitions import TRANSITIONS, Event, ProtocolError, State
+
+from .random_walk import WatchedConnection, seen, walk
+
+ARGUMENTS: dict[Event, tuple[tuple[object, ...], dict[str, object]]] = {
+    Event.CLIENT_BYTES: ((b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",), {}),
+    Event.CLIENT_FULL: ((1,), {}),
+    Event.CONNECTED: ((), {"reused": False, "full": False}),
+    Event.NOT_CONNECTED: ((Failure.REFUSED,), {}),
+    Event.SERVER_BYTES: ((b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",), {}),
+    Event.SERVER_ENDED: ((Ending.CLEAN,), {}),
+    Event.WOKEN: ((None,), {}),
+    Event.DEADLINE: ((0,), {}),
+    Event.RATE_WINDOW: ((0,), {}),
+}
+
+
+def fresh() -> ProxiedConnection:
+    traffic = Traffic(Limits(), servers_of([("web-1", "one")]), 0.0, max_connections=10, tls=False)
+    return ProxiedConnection(traffic, ClientAddress("192.0.2.1", tls=False, trusted=()), can_half_close=True)
+
+
+@pytest.mark.parametrize("event", list(Event), ids=lambda event: event.value)
+@pytest.mark.parametrize("state", list(State), ids=lambda state: state.name)
+def test_every_pair_is_listed_or_refused(state: State, event: Event) -> None:
+    machine = fresh()
+    machine.state = state
+    arguments, named = ARGUMENTS.get(event, ((), {}))
+    if state in TRANSITIONS[event]:
+        assert TRANSITIONS[event][state], "a listed event leads somewhere"
+        assert state in connection._Row(event)
+        return
+    with pytest.raises(ProtocolError) as caught:
+        getattr(machine, event.value)(*arguments, **named)
+    assert (caught.value.state, caught.value.event) == (state, event)
+    assert machine.state is state and not machine.actions, "a refused event changes nothing"
+
+
+def test_the_table_has_every_event_and_no_handler_stands_beside_it() -> None:
+    assert set(TRANSITIONS) == set(Event) == set(connection._HANDLERS)
+    for event, handlers in connection._HANDLERS.items():
+        wide = set(handlers) == set(State)  # A handler for all states that the table lists.
+        assert wide or set(handlers) <= set(TRANSITIONS[event]) or event in (Event.DEADLINE, Event.RATE_WINDOW)
+    assert not any(State.NEW in states for states in TRANSITIONS[Event.OPENED].values())
+
+
+def test_no_module_of_the_director_needs_itself() -> None:
+    """Nor by way of others, imports for types alone included."""
+    folder = Path(coatcheck.director.__file__).parent
+    needs: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        name = ".".join(["coatcheck.director", *path.relative_to(folder).with_suffix("").parts])
+        found = re.findall(r"^\s*from (coatcheck\.director[.\w]*) import", path.read_text(), re.MULTILINE)
+        needs[name.removesuffix(".__init__")] = set(found)
+    assert len(needs) > 20
+    TopologicalSorter(needs).prepare()
+
+
+def test_every_deadline_is_named_and_has_its_limit() -> None:
+    fields = {field.name for field in msgspec.structs.fields(Limits)}
+    assert set(LIMIT_OF) == set(DeadlineKind)
+    assert set(LIMIT_OF.values()) <= fields
+    machine = fresh()
+    machine.opened()
+    assert machine.deadline == (DeadlineKind.HEADER, Limits().header_read_s)
+    assert machine.deadline.why == "a request's head must be whole"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False), st.integers(20, 150))
+def test_whatever_comes_in_whatever_order(rng: random.Random, steps: int) -> None:
+    walk(rng, steps)
+
+
+def test_every_listed_event_comes_and_leads_nowhere_else() -> None:
+    """Always the same walks. Where an event leads from a state, the table may list more than these come across."""
+    for seed in range(WALKS):
+        walk(random.Random(seed), 300)
+    rare_meetings()
+    listed = {
+        (event, before, after)
+        for event, befores in TRANSITIONS.items()
+        for before, afters in befores.items()
+        for after in afters
+    }
+    assert seen <= listed
+    walked = {(event, before) for event, before, _ in seen}
+    assert [(e.name, b.name) for e, b, _ in listed if (e, b) not in walked] == [], "listed, and never comes"
+
+
+WALKS = 400
+
+
+def rare_meetings() -> None:
+    """What hardly any walk comes across: buffers that fill or empty just while a response is held or begins."""
+    traffic = Traffic(Limits(), servers_of([("web-1", "one")]), 0.0, max_connections=10, tls=False)
+    traffic.servers[0].health = Health.HEALTHY
+    machine = WatchedConnection(traffic, ClientAddress("192.0.2.1", tls=False, trusted=()), can_half_close=True)
+    machine.opened()
+    machine.client_bytes(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    machine.connected(reused=False, full=False)
+    machine.go_on()
+    machine.server_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+    for _ in range(2):
+        machine.server_full()
+        machine.server_ready()
+        machine.client_full(1)
+        machine.client_ready()
+        machine.go_on()
+        if machine.state is State.HELD:
+            machine.deadline_reached(0)
+    assert machine.state is State.REPLYING
+    machine.server_bytes(b"67890")
+    machine.go_on()
+    assert machine.state is State.IDLE and machine.actions[-1] == ReleaseServer(keep=True)

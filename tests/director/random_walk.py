@@ -18,10 +18,10 @@ from coatcheck.director.rules.actions import (
     Order,
     Reach,
     ReleaseServer,
-    Side,
     ToClient,
     ToServer,
     TunnelOrder,
+    TunnelSide,
 )
 from coatcheck.director.rules.connection import ProxiedConnection
 from coatcheck.director.rules.deadlines import LIMIT_OF, DeadlineKind
@@ -31,7 +31,7 @@ from coatcheck.director.rules.limits import Limits
 from coatcheck.director.rules.routing import Check, Health, servers_of
 from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Attend, ConnectFault, Traffic
-from coatcheck.director.rules.transitions import TRANSITIONS, Event, State
+from coatcheck.director.rules.transitions import TRANSITIONS, ConnectionEvent, State
 from coatcheck.director.rules.tunnel import Tunnel
 
 READ: Final = 160
@@ -57,7 +57,7 @@ ALLOWED_DEADLINES: Final = {
     State.LINGERING: {DeadlineKind.LINGER},
     State.CLOSING: {DeadlineKind.LINGER, DeadlineKind.HEADER},
 }
-seen: set[tuple[Event, State, State]] = set()
+seen: set[tuple[ConnectionEvent, State, State]] = set()
 """Every transition that was walked in this process."""
 
 
@@ -67,7 +67,7 @@ class WatchedConnection(ProxiedConnection):
     __slots__ = ()
 
 
-def _watch(event: Event) -> None:
+def _watch(event: ConnectionEvent) -> None:
     shipped = getattr(ProxiedConnection, event.value)
 
     def watched(self: WatchedConnection, *arguments: Any, **named: Any) -> None:
@@ -79,7 +79,7 @@ def _watch(event: Event) -> None:
     setattr(WatchedConnection, event.value, watched)
 
 
-for _event in Event:
+for _event in ConnectionEvent:
     _watch(_event)
 
 
@@ -214,7 +214,7 @@ class Client:
         if self.unsent > HIGH_WATER and not self.full:
             self.full = True
             if self.tunnel is not None:
-                self.tunnel.full(Side.CLIENT)
+                self.tunnel.full(TunnelSide.CLIENT)
             else:
                 self.machine.client_full(self.unsent)
 
@@ -285,7 +285,7 @@ class Walk:
         tunnel.actions.clear()
 
     def _order_tunnel(self, client: Client, link: Link, action: AtEnd) -> None:
-        at_client = action.side is Side.CLIENT
+        at_client = action.side is TunnelSide.CLIENT
         if action.order in (TunnelOrder.PAUSE, TunnelOrder.RESUME):
             end: Client | Link = client if at_client else link
             end.reading = action.order is TunnelOrder.RESUME
@@ -313,7 +313,7 @@ class Walk:
         if link.unread > HIGH_WATER and not link.full:
             link.full = True
             if link.tunnel is not None:
-                link.tunnel.full(Side.SERVER)
+                link.tunnel.full(TunnelSide.SERVER)
             elif link.owner is not None:
                 link.owner.machine.server_full()
 
@@ -396,7 +396,7 @@ class Walk:
         if client.full and client.unsent <= HIGH_WATER // 4:
             client.full = False
             if client.tunnel is not None:
-                client.tunnel.ready(Side.CLIENT)
+                client.tunnel.ready(TunnelSide.CLIENT)
                 self.perform_tunnel(client.tunnel)
             else:
                 client.machine.client_ready()
@@ -426,7 +426,7 @@ class Walk:
     def lose(self, client: Client) -> None:
         client.lost = True
         if client.tunnel is not None:
-            client.tunnel.lost(Side.CLIENT)
+            client.tunnel.lost(TunnelSide.CLIENT)
             self.perform_tunnel(client.tunnel)
         else:
             client.machine.client_lost()
@@ -646,22 +646,22 @@ class Walk:
         elif client.lost:
             return
         elif roll < 0.5 and client.reading and not client.sent_eof:
-            tunnel.came(Side.CLIENT, b"frame")
+            tunnel.came(TunnelSide.CLIENT, b"frame")
         elif roll < 0.9 and link.reading and not link.ends:
-            tunnel.came(Side.SERVER, b"frame")
+            tunnel.came(TunnelSide.SERVER, b"frame")
         elif roll < 0.95 and not link.ends:
             link.ends = True
-            tunnel.ended(Side.SERVER)
+            tunnel.ended(TunnelSide.SERVER)
         elif not client.sent_eof:
             client.sent_eof = True
-            tunnel.ended(Side.CLIENT)
+            tunnel.ended(TunnelSide.CLIENT)
         self.perform_tunnel(tunnel)
 
     def lose_server_end(self, tunnel: Tunnel, link: Link) -> None:
         link.gone = True
         if link not in self.lost_ends:
             self.lost_ends.add(link)
-            tunnel.lost(Side.SERVER)
+            tunnel.lost(TunnelSide.SERVER)
             self.perform_tunnel(tunnel)
 
     # What must hold

@@ -6,7 +6,7 @@ import asyncio
 
 from coatcheck.director.io.relay import OWN_SHORTAGES, Relay
 from coatcheck.director.io.server_link import ServerPool
-from coatcheck.director.rules.health_checks import HealthQuestion, NoAnswer
+from coatcheck.director.rules.health_checks import HealthQuestion, NoStatus
 from coatcheck.director.rules.routing import Check
 from coatcheck.peers.dial import open_streams
 
@@ -21,7 +21,7 @@ class HealthWatch:
         self._pool = pool
         self._question = HealthQuestion(relay.options, pool.state)
         self._wanted = asyncio.Event()
-        self._asking: asyncio.Task[int | NoAnswer] | None = None
+        self._asking: asyncio.Task[int | NoStatus] | None = None
 
     def nudge(self) -> None:
         """Ask for a check now: something went wrong with this server."""
@@ -71,17 +71,17 @@ class HealthWatch:
         return check
 
 
-async def _ask(pool: ServerPool, path: str) -> int | NoAnswer:
+async def _ask(pool: ServerPool, path: str) -> int | NoStatus:
     """The status of the health resource, or why there is none."""
     try:
         return await _status(pool, path)
     except BlockingIOError:
-        return NoAnswer.QUEUE_FULL
+        return NoStatus.QUEUE_FULL
     except OSError as error:
-        return NoAnswer.OWN_SHORTAGE if error.errno in OWN_SHORTAGES else NoAnswer.REFUSED
+        return NoStatus.OWN_SHORTAGE if error.errno in OWN_SHORTAGES else NoStatus.REFUSED
 
 
-async def _status(pool: ServerPool, path: str) -> int | NoAnswer:
+async def _status(pool: ServerPool, path: str) -> int | NoStatus:
     server = pool.server
     reader, writer = await open_streams(server.door, limit=_MAX_STATUS_LINE_BYTES)
     try:
@@ -90,10 +90,10 @@ async def _status(pool: ServerPool, path: str) -> int | NoAnswer:
         try:
             line = await reader.readline()
         except ValueError:
-            return NoAnswer.NO_HTTP
+            return NoStatus.NO_HTTP
         parts = line.split(b" ", 2)
         if len(parts) < 2 or not line.endswith(b"\n") or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-            return NoAnswer.NO_HTTP
+            return NoStatus.NO_HTTP
         return int(parts[1])
     finally:
         writer.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from coatcheck.director.io.relay import Relay
-from coatcheck.director.rules.actions import Side, ToClient, ToServer, TunnelOrder
+from coatcheck.director.rules.actions import ToClient, ToServer, TunnelOrder, TunnelSide
 from coatcheck.director.rules.tunnel import Tunnel
 
 
@@ -23,7 +23,7 @@ class TunnelEnds:
         self._server = server
         self._performing = False
         relay.performers[tunnel] = self.perform
-        for side, transport in ((Side.CLIENT, client), (Side.SERVER, server)):
+        for side, transport in ((TunnelSide.CLIENT, client), (TunnelSide.SERVER, server)):
             transport.set_protocol(_TunnelEnd(self, side))
 
     def perform(self) -> None:
@@ -40,12 +40,12 @@ class TunnelEnds:
                 elif isinstance(action, ToClient):
                     _write(self._client, action.data)
                 else:
-                    _ORDERS[action.order](self._client if action.side is Side.CLIENT else self._server)
+                    _ORDERS[action.order](self._client if action.side is TunnelSide.CLIENT else self._server)
         finally:
             actions.clear()
             self._performing = False
 
-    def ended(self, side: Side) -> None:
+    def ended(self, side: TunnelSide) -> None:
         """One connection is gone."""
         self.tunnel.lost(side)
         self.perform()
@@ -58,7 +58,7 @@ class _TunnelEnd(asyncio.Protocol):
 
     __slots__ = ("_ends", "_side", "_tunnel")
 
-    def __init__(self, ends: TunnelEnds, side: Side) -> None:
+    def __init__(self, ends: TunnelEnds, side: TunnelSide) -> None:
         self._ends = ends
         self._side = side
         self._tunnel = ends.tunnel

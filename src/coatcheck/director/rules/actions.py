@@ -64,7 +64,7 @@ class Order(Enum):
 Action = ToClient | ToServer | Reach | ReleaseServer | Order
 
 
-class Side(Enum):
+class TunnelSide(Enum):
     """One of a tunnel's two ends."""
 
     CLIENT = "client"
@@ -84,7 +84,7 @@ class TunnelOrder(Enum):
 class AtEnd(msgspec.Struct, frozen=True, gc=False):
     """Do something with one end of a tunnel."""
 
-    side: Side
+    side: TunnelSide
     order: TunnelOrder
 
 

@@ -13,7 +13,7 @@ from coatcheck.director.rules.client_half import ClientHalf
 from coatcheck.director.rules.delivery import Failure
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.server_half import Ending
-from coatcheck.director.rules.transitions import TRANSITIONS, Event, ProtocolError, State
+from coatcheck.director.rules.transitions import TRANSITIONS, ConnectionEvent, ProtocolError, State
 
 
 class ProxiedConnection(ClientHalf):
@@ -109,66 +109,66 @@ _C: Final = ProxiedConnection
 _WITH_REQUEST: Final = (State.PARKED, State.CONNECTING, State.SENT, State.HELD, State.REPLYING)
 _WITH_SERVER: Final = (State.SENT, State.HELD, State.REPLYING)
 
-_HANDLERS: Final[dict[Event, dict[State, _Handler]]] = {
-    Event.OPENED: {State.NEW: _C._enter},
-    Event.CLIENT_BYTES: {
+_HANDLERS: Final[dict[ConnectionEvent, dict[State, _Handler]]] = {
+    ConnectionEvent.OPENED: {State.NEW: _C._enter},
+    ConnectionEvent.CLIENT_BYTES: {
         State.IDLE: _C._take_head,
         State.HEAD: _C._take_more_of_head,
         **dict.fromkeys(_WITH_REQUEST, _C._take_behind_head),
     },
-    Event.CLIENT_EOF: {
+    ConnectionEvent.CLIENT_EOF: {
         State.IDLE: _C._eof_before_a_request,
         State.HEAD: _C._eof_in_buffered_bytes,
         **dict.fromkeys(_WITH_REQUEST, _C._eof_behind_a_request),
         State.LINGERING: _C._eof_before_a_request,
     },
-    Event.CLIENT_LOST: dict.fromkeys(State, _C._client_gone),
-    Event.CLIENT_FULL: {
+    ConnectionEvent.CLIENT_LOST: dict.fromkeys(State, _C._client_gone),
+    ConnectionEvent.CLIENT_FULL: {
         **dict.fromkeys(State, _C._note_client_full),
         **dict.fromkeys(_WITH_SERVER, _C._client_full_in_exchange),
     },
-    Event.CLIENT_READY: {
+    ConnectionEvent.CLIENT_READY: {
         **dict.fromkeys(State, _C._note_client_ready),
         State.HEAD: _C._client_ready_for_next,
         **dict.fromkeys(_WITH_SERVER, _C._client_ready_in_exchange),
     },
-    Event.GO_ON: {State.HEAD: _C._next},
-    Event.CONNECTED: {State.CONNECTING: _C._connected},
-    Event.NOT_CONNECTED: {State.CONNECTING: _C._not_connected},
-    Event.SERVER_BYTES: {
+    ConnectionEvent.GO_ON: {State.HEAD: _C._next},
+    ConnectionEvent.CONNECTED: {State.CONNECTING: _C._connected},
+    ConnectionEvent.NOT_CONNECTED: {State.CONNECTING: _C._not_connected},
+    ConnectionEvent.SERVER_BYTES: {
         State.SENT: _C._take_response_head,
         State.HELD: _C._hold_response_body,
         State.REPLYING: _C._take_response_body,
     },
-    Event.SERVER_ENDED: dict.fromkeys(_WITH_SERVER, _C._server_ended),
-    Event.SERVER_FULL: dict.fromkeys(State, _C._note_server_full),
-    Event.SERVER_READY: dict.fromkeys(State, _C._note_server_ready),
-    Event.SERVER_DIED: dict.fromkeys(_WITH_SERVER, _C._server_died),
-    Event.WOKEN: {State.PARKED: _C._woken},
-    Event.BUSY_TICK: {
+    ConnectionEvent.SERVER_ENDED: dict.fromkeys(_WITH_SERVER, _C._server_ended),
+    ConnectionEvent.SERVER_FULL: dict.fromkeys(State, _C._note_server_full),
+    ConnectionEvent.SERVER_READY: dict.fromkeys(State, _C._note_server_ready),
+    ConnectionEvent.SERVER_DIED: dict.fromkeys(_WITH_SERVER, _C._server_died),
+    ConnectionEvent.WOKEN: {State.PARKED: _C._woken},
+    ConnectionEvent.BUSY_TICK: {
         State.PARKED: _C._parked_busy_tick,
         State.SENT: _C._sent_busy_tick,
         State.HELD: _C._sent_busy_tick,
     },
-    Event.DEADLINE: {
+    ConnectionEvent.DEADLINE: {
         **dict.fromkeys(State, _C._overdue),
         State.LINGERING: _C._end_overdue,
         State.CLOSING: _C._end_overdue,
     },
-    Event.RATE_WINDOW: {
+    ConnectionEvent.RATE_WINDOW: {
         **dict.fromkeys(State, _C._judge_pace),
         State.LINGERING: _C._ignore,
         State.CLOSING: _C._ignore,
     },
-    Event.CLOSE_IDLE: {State.IDLE: _C._close_client},
+    ConnectionEvent.CLOSE_IDLE: {State.IDLE: _C._close_client},
 }
 """What is done about an event that the table lists; where nothing stands, nothing."""
 
 
-class _Row(dict[State, _Handler]):
+class _Handlers(dict[State, _Handler]):
     """The handlers of one event."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: ConnectionEvent) -> None:
         handlers = _HANDLERS[event]
         super().__init__({state: handlers.get(state, _C._ignore) for state in TRANSITIONS[event]})
         self._event = event
@@ -177,22 +177,22 @@ class _Row(dict[State, _Handler]):
         raise ProtocolError(state, self._event)
 
 
-_ON_OPENED: Final = _Row(Event.OPENED)
-_ON_CLIENT_BYTES: Final = _Row(Event.CLIENT_BYTES)
-_ON_CLIENT_EOF: Final = _Row(Event.CLIENT_EOF)
-_ON_CLIENT_LOST: Final = _Row(Event.CLIENT_LOST)
-_ON_CLIENT_FULL: Final = _Row(Event.CLIENT_FULL)
-_ON_CLIENT_READY: Final = _Row(Event.CLIENT_READY)
-_ON_GO_ON: Final = _Row(Event.GO_ON)
-_ON_CONNECTED: Final = _Row(Event.CONNECTED)
-_ON_NOT_CONNECTED: Final = _Row(Event.NOT_CONNECTED)
-_ON_SERVER_BYTES: Final = _Row(Event.SERVER_BYTES)
-_ON_SERVER_ENDED: Final = _Row(Event.SERVER_ENDED)
-_ON_SERVER_FULL: Final = _Row(Event.SERVER_FULL)
-_ON_SERVER_READY: Final = _Row(Event.SERVER_READY)
-_ON_SERVER_DIED: Final = _Row(Event.SERVER_DIED)
-_ON_WOKEN: Final = _Row(Event.WOKEN)
-_ON_BUSY_TICK: Final = _Row(Event.BUSY_TICK)
-_ON_DEADLINE: Final = _Row(Event.DEADLINE)
-_ON_RATE_WINDOW: Final = _Row(Event.RATE_WINDOW)
-_ON_CLOSE_IDLE: Final = _Row(Event.CLOSE_IDLE)
+_ON_OPENED: Final = _Handlers(ConnectionEvent.OPENED)
+_ON_CLIENT_BYTES: Final = _Handlers(ConnectionEvent.CLIENT_BYTES)
+_ON_CLIENT_EOF: Final = _Handlers(ConnectionEvent.CLIENT_EOF)
+_ON_CLIENT_LOST: Final = _Handlers(ConnectionEvent.CLIENT_LOST)
+_ON_CLIENT_FULL: Final = _Handlers(ConnectionEvent.CLIENT_FULL)
+_ON_CLIENT_READY: Final = _Handlers(ConnectionEvent.CLIENT_READY)
+_ON_GO_ON: Final = _Handlers(ConnectionEvent.GO_ON)
+_ON_CONNECTED: Final = _Handlers(ConnectionEvent.CONNECTED)
+_ON_NOT_CONNECTED: Final = _Handlers(ConnectionEvent.NOT_CONNECTED)
+_ON_SERVER_BYTES: Final = _Handlers(ConnectionEvent.SERVER_BYTES)
+_ON_SERVER_ENDED: Final = _Handlers(ConnectionEvent.SERVER_ENDED)
+_ON_SERVER_FULL: Final = _Handlers(ConnectionEvent.SERVER_FULL)
+_ON_SERVER_READY: Final = _Handlers(ConnectionEvent.SERVER_READY)
+_ON_SERVER_DIED: Final = _Handlers(ConnectionEvent.SERVER_DIED)
+_ON_WOKEN: Final = _Handlers(ConnectionEvent.WOKEN)
+_ON_BUSY_TICK: Final = _Handlers(ConnectionEvent.BUSY_TICK)
+_ON_DEADLINE: Final = _Handlers(ConnectionEvent.DEADLINE)
+_ON_RATE_WINDOW: Final = _Handlers(ConnectionEvent.RATE_WINDOW)
+_ON_CLOSE_IDLE: Final = _Handlers(ConnectionEvent.CLOSE_IDLE)

@@ -15,7 +15,7 @@ _ASKED_ANEW_AFTER: Final = 20
 that a server which was blocked is known to be well the moment it is, and a frozen one is not flooded with checks."""
 
 
-class NoAnswer(Enum):
+class NoStatus(Enum):
     """Why a health check has no status."""
 
     NO_HTTP = "the connection ended, or what came was no HTTP"
@@ -25,10 +25,10 @@ class NoAnswer(Enum):
 
 
 _SHOWN_BY: Final = {
-    NoAnswer.NO_HTTP: Check.REFUSED,
-    NoAnswer.QUEUE_FULL: Check.SILENT,
-    NoAnswer.REFUSED: Check.REFUSED,
-    NoAnswer.OWN_SHORTAGE: Check.INCONCLUSIVE,
+    NoStatus.NO_HTTP: Check.REFUSED,
+    NoStatus.QUEUE_FULL: Check.SILENT,
+    NoStatus.REFUSED: Check.REFUSED,
+    NoStatus.OWN_SHORTAGE: Check.INCONCLUSIVE,
 }
 
 
@@ -56,9 +56,9 @@ class HealthQuestion:
         self._answers = self._server.answers
         self.gives_up = False
 
-    def answered(self, answer: int | NoAnswer) -> Check:
+    def answered(self, answer: int | NoStatus) -> Check:
         """An answer came: an HTTP status, or the reason why there is none."""
-        if isinstance(answer, NoAnswer):
+        if isinstance(answer, NoStatus):
             return _SHOWN_BY[answer]
         return Check.PASSED if 200 <= answer < 300 else Check.UNFIT
 

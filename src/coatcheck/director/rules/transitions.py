@@ -32,7 +32,7 @@ class State(Enum):
     CLOSED = "gone"
 
 
-class Event(Enum):
+class ConnectionEvent(Enum):
     """What a shell reports; the names are those of the machine's methods."""
 
     OPENED = "opened"
@@ -59,7 +59,7 @@ class Event(Enum):
 class ProtocolError(CoatcheckError):
     """A shell reported an event that cannot come in this state: its mistake, not the client's or the web server's."""
 
-    def __init__(self, state: State, event: Event) -> None:
+    def __init__(self, state: State, event: ConnectionEvent) -> None:
         super().__init__(f"director: {event.value} cannot come to a connection in state {state.name}")
         self.state = state
         self.event = event
@@ -85,56 +85,56 @@ _ALIVE: Final = (_S.IDLE, _S.HEAD, *_WITH_REQUEST, _S.LINGERING, _S.CLOSING)
 _FAILED: Final = _ASKED | _OVER
 """A web server failed the request: it is delivered anew, waits, or is answered by the director."""
 
-TRANSITIONS: Final[Mapping[Event, Mapping[State, frozenset[State]]]] = {
-    Event.OPENED: {_S.NEW: frozenset({_S.IDLE}) | _ENDING},
-    Event.CLIENT_BYTES: {
+TRANSITIONS: Final[Mapping[ConnectionEvent, Mapping[State, frozenset[State]]]] = {
+    ConnectionEvent.OPENED: {_S.NEW: frozenset({_S.IDLE}) | _ENDING},
+    ConnectionEvent.CLIENT_BYTES: {
         _S.IDLE: frozenset({_S.IDLE, _S.HEAD}) | _ASKED | _ENDING,
         _S.HEAD: frozenset({_S.IDLE, _S.HEAD}) | _ASKED | _ENDING,
         **{state: frozenset({state}) | _ENDING for state in _WITH_REQUEST},
         _S.REPLYING: frozenset({_S.REPLYING, _S.CLOSING}),
         **_same(_S.LINGERING, _S.CLOSING),
     },
-    Event.CLIENT_EOF: {
+    ConnectionEvent.CLIENT_EOF: {
         _S.IDLE: frozenset({_S.CLOSING}),
         **{state: frozenset({state, _S.CLOSING}) for state in _WITH_REQUEST},
         _S.HEAD: frozenset({_S.HEAD}),
         _S.LINGERING: frozenset({_S.CLOSING}),
         **_same(_S.CLOSING),
     },
-    Event.CLIENT_LOST: {state: frozenset({_S.CLOSED}) for state in _ALIVE},
-    Event.CLIENT_FULL: _same(*_ALIVE, _S.TUNNEL),
-    Event.CLIENT_READY: {
+    ConnectionEvent.CLIENT_LOST: {state: frozenset({_S.CLOSED}) for state in _ALIVE},
+    ConnectionEvent.CLIENT_FULL: _same(*_ALIVE, _S.TUNNEL),
+    ConnectionEvent.CLIENT_READY: {
         **_same(*_ALIVE),
         _S.HEAD: _QUIET | _ASKED | _ENDING,
     },
-    Event.GO_ON: {
+    ConnectionEvent.GO_ON: {
         _S.HEAD: _QUIET | _ASKED | _ENDING,
         **_same(*_WITH_REQUEST, _S.IDLE, _S.LINGERING, _S.CLOSING, _S.CLOSED),
     },
-    Event.CONNECTED: {_S.CONNECTING: frozenset({_S.SENT})},
-    Event.NOT_CONNECTED: {_S.CONNECTING: _FAILED},
-    Event.SERVER_BYTES: {
+    ConnectionEvent.CONNECTED: {_S.CONNECTING: frozenset({_S.SENT})},
+    ConnectionEvent.NOT_CONNECTED: {_S.CONNECTING: _FAILED},
+    ConnectionEvent.SERVER_BYTES: {
         _S.SENT: frozenset({_S.SENT, _S.HELD, _S.REPLYING, _S.TUNNEL}) | _OVER,
         _S.HELD: frozenset({_S.HELD}) | _OVER,
         _S.REPLYING: frozenset({_S.REPLYING}) | _OVER,
     },
-    Event.SERVER_ENDED: {_S.SENT: _FAILED, _S.HELD: _FAILED, _S.REPLYING: _ENDING},
-    Event.SERVER_FULL: _same(*_WITH_SERVER),
-    Event.SERVER_READY: _same(*_WITH_SERVER),
-    Event.SERVER_DIED: {
+    ConnectionEvent.SERVER_ENDED: {_S.SENT: _FAILED, _S.HELD: _FAILED, _S.REPLYING: _ENDING},
+    ConnectionEvent.SERVER_FULL: _same(*_WITH_SERVER),
+    ConnectionEvent.SERVER_READY: _same(*_WITH_SERVER),
+    ConnectionEvent.SERVER_DIED: {
         **_same(_S.CONNECTING),
         _S.SENT: _FAILED,
         _S.HELD: _FAILED,
         _S.REPLYING: frozenset({_S.CLOSING}),
     },
-    Event.WOKEN: {_S.PARKED: _ASKED},
-    Event.BUSY_TICK: {
+    ConnectionEvent.WOKEN: {_S.PARKED: _ASKED},
+    ConnectionEvent.BUSY_TICK: {
         _S.PARKED: _ASKED,
         **_same(_S.CONNECTING, _S.REPLYING),
         _S.SENT: frozenset({_S.SENT}) | _FAILED,
         _S.HELD: frozenset({_S.HELD}) | _FAILED,
     },
-    Event.DEADLINE: {
+    ConnectionEvent.DEADLINE: {
         _S.IDLE: frozenset({_S.IDLE, _S.CLOSING}),
         _S.HEAD: frozenset({_S.HEAD}) | _ENDING,
         **{state: frozenset({state}) | _OVER for state in (_S.PARKED, _S.CONNECTING, _S.SENT)},
@@ -142,11 +142,11 @@ TRANSITIONS: Final[Mapping[Event, Mapping[State, frozenset[State]]]] = {
         _S.REPLYING: frozenset({_S.REPLYING, _S.CLOSING}),
         **{state: frozenset({_S.CLOSING}) for state in _ENDING},
     },
-    Event.RATE_WINDOW: {
+    ConnectionEvent.RATE_WINDOW: {
         **{state: frozenset({state}) | _ENDING for state in _WITH_REQUEST},
         **{state: frozenset({state, _S.CLOSING}) for state in (_S.IDLE, _S.HEAD, _S.REPLYING)},
         **_same(_S.LINGERING, _S.CLOSING),
     },
-    Event.CLOSE_IDLE: {_S.IDLE: frozenset({_S.CLOSING})},
+    ConnectionEvent.CLOSE_IDLE: {_S.IDLE: frozenset({_S.CLOSING})},
 }
 """From each event, and the state in which it comes, to the states in which it may leave the connection."""

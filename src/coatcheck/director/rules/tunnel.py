@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from coatcheck.director.rules.actions import AtEnd, Side, ToClient, ToServer, TunnelAction, TunnelOrder
+from coatcheck.director.rules.actions import AtEnd, ToClient, ToServer, TunnelAction, TunnelOrder, TunnelSide
 from coatcheck.director.rules.admission import Guest
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.traffic import Traffic
@@ -35,8 +35,8 @@ class Tunnel:
         self.server = server
         self._guests = guests
         self.can_half_close = can_half_close
-        self._ended: set[Side] = set()
-        self._lost: set[Side] = set()
+        self._ended: set[TunnelSide] = set()
+        self._lost: set[TunnelSide] = set()
         self._closes_at = _NEVER
         self._last_byte_at = traffic.now
         self._draining_since: float | None = None
@@ -48,25 +48,25 @@ class Tunnel:
         A side whose write buffer is full already says so no second time, hence the flags.
         """
         self._traffic.tunnels[self] = None
-        for side, other_full in ((Side.CLIENT, server_full), (Side.SERVER, client_full)):
+        for side, other_full in ((TunnelSide.CLIENT, server_full), (TunnelSide.SERVER, client_full)):
             self.actions.append(AtEnd(side, TunnelOrder.PAUSE if other_full else TunnelOrder.RESUME))
         if early:
             self.actions.append(ToServer(early))
 
-    def came(self, side: Side, data: bytes) -> None:
+    def came(self, side: TunnelSide, data: bytes) -> None:
         """Bytes came from one side."""
         self._last_byte_at = self._traffic.now
-        self.actions.append(ToServer(data) if side is Side.CLIENT else ToClient(data))
+        self.actions.append(ToServer(data) if side is TunnelSide.CLIENT else ToClient(data))
 
-    def full(self, side: Side) -> None:
+    def full(self, side: TunnelSide) -> None:
         """One side takes no more for now."""
         self.actions.append(AtEnd(_OTHER[side], TunnelOrder.PAUSE))
 
-    def ready(self, side: Side) -> None:
+    def ready(self, side: TunnelSide) -> None:
         """One side takes bytes again."""
         self.actions.append(AtEnd(_OTHER[side], TunnelOrder.RESUME))
 
-    def ended(self, side: Side) -> None:
+    def ended(self, side: TunnelSide) -> None:
         """One side has no more to say; the other one may go on, where connections have halves (TLS has none)."""
         self._ended.add(side)
         if len(self._ended) == 2 or not self.can_half_close:
@@ -74,7 +74,7 @@ class Tunnel:
         else:
             self.actions.append(AtEnd(_OTHER[side], TunnelOrder.END))
 
-    def lost(self, side: Side) -> None:
+    def lost(self, side: TunnelSide) -> None:
         """One connection is gone, so the other has nobody to talk to; it may take what is still buffered for it."""
         self._lost.add(side)
         if len(self._lost) == 1:
@@ -108,8 +108,8 @@ class Tunnel:
         self._both(TunnelOrder.ABORT)
 
     def _both(self, order: TunnelOrder) -> None:
-        self.actions += [AtEnd(Side.CLIENT, order), AtEnd(Side.SERVER, order)]
+        self.actions += [AtEnd(TunnelSide.CLIENT, order), AtEnd(TunnelSide.SERVER, order)]
 
 
 _NEVER: Final = float("inf")
-_OTHER: Final = {Side.CLIENT: Side.SERVER, Side.SERVER: Side.CLIENT}
+_OTHER: Final = {TunnelSide.CLIENT: TunnelSide.SERVER, TunnelSide.SERVER: TunnelSide.CLIENT}

@@ -32,7 +32,7 @@ from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict, judge_entries
 from coatcheck.replication.version import Version
 from coatcheck.simulation.schedule import Schedule
-from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import ACCEPTED, Refused, Store
 
@@ -42,12 +42,12 @@ class SimulatedStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__("simulated", time.monotonic)
-        self.simulated = SessionServer("simulated", Schedule(), self, self)  # type: ignore[arg-type]
+        self.simulated = ModelSessionServer("simulated", Schedule(), self, self)  # type: ignore[arg-type]
 
-    def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
+    def stored(self, server: ModelSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
         """The witness of every change; here nobody judges."""
 
-    def notify(self, sender: SessionServer, server_id: bytes, message: Notice) -> None:
+    def notify(self, sender: ModelSessionServer, server_id: bytes, message: Notice) -> None:
         self.publish(server_id, message.encode())
 
     def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:

@@ -9,7 +9,7 @@ from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.simulation.schedule import Act
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.web_server import ModelWebServer
 from coatcheck.tokens.sealed import SealedToken
 
 Kind = Literal["read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout"]
@@ -71,7 +71,7 @@ class Attempt:
         self.sent_at = sent_at
         self.began_at = 0.0
         self.moment = 0
-        self.web: WebServer | None = None
+        self.web: ModelWebServer | None = None
         self.session: Session | None = None
         self.operation: Operation | None = None
         self.task: Any = None
@@ -103,7 +103,7 @@ class App:
         self._judge = judge
         self._codecs = codecs
 
-    def handle(self, attempt: Attempt, web: WebServer, think_s: float) -> Flow[Response]:
+    def handle(self, attempt: Attempt, web: ModelWebServer, think_s: float) -> Flow[Response]:
         session = yield from self._open(attempt, web)
         attempt.session = session
         if think_s:
@@ -116,7 +116,7 @@ class App:
             self._judge.saved(web, attempt, session, saved, before)
         return self._respond(attempt, web, session, saved)
 
-    def _open(self, attempt: Attempt, web: WebServer) -> Flow[Session]:
+    def _open(self, attempt: Attempt, web: ModelWebServer) -> Flow[Session]:
         cookies = attempt.cookies
         unheard: tuple[bytes, ...] = ()
         for sealed, login in ((cookies.login, True), (cookies.anonymous, False)):
@@ -142,7 +142,7 @@ class App:
         session._request.unheard = unheard
         return session
 
-    def _respond(self, attempt: Attempt, web: WebServer, session: Session, saved: Saved) -> Response:
+    def _respond(self, attempt: Attempt, web: ModelWebServer, session: Session, saved: Saved) -> Response:
         response = Response()
         shown = attempt.cookies
         changes = cookie_changes(

@@ -16,9 +16,9 @@ from coatcheck.simulation.network import Network
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Schedule
 from coatcheck.simulation.sealing import seals
-from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 
 class Farm:
@@ -51,8 +51,8 @@ class Farm:
         self.policy = scenario.session_policy()
         self.skews_ms = [int(scenario.skew_ms * self.rng.random()) for _ in range(scenario.web_servers)]
         self.ledger.skew_range_ms = scenario.skew_ms
-        self.webs: list[WebServer] = []
-        self.by_id: dict[bytes, WebServer] = {}
+        self.webs: list[ModelWebServer] = []
+        self.by_id: dict[bytes, ModelWebServer] = {}
         for index in range(scenario.web_servers):
             self.webs.append(self._new_web(index, 0))
         self.browsers = [
@@ -65,10 +65,10 @@ class Farm:
         self._numbers = 0
         self._in_hand: dict[Attempt, None] = {}
 
-    def _new_web(self, index: int, run: int) -> WebServer:
+    def _new_web(self, index: int, run: int) -> ModelWebServer:
         placement = self.placements[index]
         servers = {name: self.servers[name] for name in placement.servers}
-        web = WebServer(
+        web = ModelWebServer(
             f"web-{index + 1}", run, self.schedule, self.network, servers, self.rng, self.ledger, self.sealer
         )
         web.skew_ms = self.skews_ms[index]
@@ -83,10 +83,10 @@ class Farm:
         self.start_web(web)
         return web
 
-    def new_server(self, name: str) -> SessionServer:
-        return SessionServer(name, self.schedule, self.ledger, self, self.scenario.seed % 2 == 0)
+    def new_server(self, name: str) -> ModelSessionServer:
+        return ModelSessionServer(name, self.schedule, self.ledger, self, self.scenario.seed % 2 == 0)
 
-    def start_web(self, web: WebServer) -> None:
+    def start_web(self, web: ModelWebServer) -> None:
         """A web server comes up."""
         web.begin()
 
@@ -105,10 +105,10 @@ class Farm:
 
     # -- messages between web servers --------------------------------------------------------------
 
-    def notify(self, sender: SessionServer, server_id: bytes, message: Notice) -> None:
+    def notify(self, sender: ModelSessionServer, server_id: bytes, message: Notice) -> None:
         self._post(sender, server_id, message.encode())
 
-    def _post(self, sender: SessionServer, server_id: bytes, message: bytes) -> None:
+    def _post(self, sender: ModelSessionServer, server_id: bytes, message: bytes) -> None:
         web = self.by_id.get(server_id)
         if web is not None and web.alive and (not self.lost_notices or self.rng.random() >= self.lost_notices):
             self.network.send(sender.name, web, web.on_message, message)
@@ -137,7 +137,7 @@ class Farm:
         if self.scenario.retries and attempt.kind == "read":
             self.schedule.after(self.RETRY_AFTER_S, self._retry, attempt)
 
-    def _arrive(self, attempt: Attempt, web: WebServer) -> None:
+    def _arrive(self, attempt: Attempt, web: ModelWebServer) -> None:
         think_s = 0.0 if self.rng.random() < 0.8 else self.rng.random() * 0.5
         attempt.began_at = self.schedule.now
         flow = self.app.handle(attempt, web, think_s)
@@ -145,7 +145,7 @@ class Farm:
         if self.cancelled and self.rng.random() < self.cancelled:
             web.after(self.rng.random() * 0.02, web.runner.cancel, attempt.task)
 
-    def _handled(self, attempt: Attempt, web: WebServer, result: Any, error: Exception | None) -> None:
+    def _handled(self, attempt: Attempt, web: ModelWebServer, result: Any, error: Exception | None) -> None:
         if error is not None:
             result = Response(503 if isinstance(error, SessionUnavailable) else 409)
             self._judge_error(attempt, web, error)
@@ -153,7 +153,7 @@ class Farm:
             return
         self.network.carry(attempt.browser, attempt.done, result)
 
-    def _judge_error(self, attempt: Attempt, web: WebServer, error: Exception) -> None:
+    def _judge_error(self, attempt: Attempt, web: ModelWebServer, error: Exception) -> None:
         ledger = self.ledger
         if self.trace.on:
             ledger.say(f"#{attempt.number} {attempt.kind} fails on {web.name}: {error}")
@@ -187,7 +187,7 @@ class Farm:
             attempt.browser.after(attempt.browser.PATIENCE_S, attempt.browser._give_up, again)
             self.dispatch(again)
 
-    def web_died(self, web: WebServer) -> None:
+    def web_died(self, web: ModelWebServer) -> None:
         """Connections break: reads are retried elsewhere, the others fail."""
         for attempt in list(self._in_hand):
             if attempt.web is web:
@@ -206,7 +206,7 @@ class Farm:
             self.ledger.log(key).willed = True
             web.runner.start(_closing(web, key), lambda closed, error: self._closed(web, key, now, closed, error))
 
-    def _closed(self, web: WebServer, key: bytes, began: float, closed: Any, error: Exception | None) -> None:
+    def _closed(self, web: ModelWebServer, key: bytes, began: float, closed: Any, error: Exception | None) -> None:
         if error is None:
             self.ledger.closed(web, self.ledger.log(key), closed.holds, began)
         elif not isinstance(error, CoatcheckError):
@@ -226,5 +226,5 @@ class Farm:
         thief.after(self.rng.random() * 3, thief.tick)
 
 
-def _closing(web: WebServer, key: bytes) -> Flow[Any]:
+def _closing(web: ModelWebServer, key: bytes) -> Flow[Any]:
     return (yield Exclusive(key, web.copies.close(key)))

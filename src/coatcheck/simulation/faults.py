@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
 from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.session_server import SessionServer
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.session_server import ModelSessionServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 SPAN_S = 6.0
 KINDS = (
@@ -38,7 +38,7 @@ class Faults:
         self._stopped = False
         self._changing = False
         self._added = 0
-        self._wrong: WebServer | SessionServer | None = None
+        self._wrong: ModelWebServer | ModelSessionServer | None = None
         self._wrong_ms = 0
         """By how much the one clock is wrong that is wrong by hours now."""
 
@@ -215,7 +215,7 @@ class Faults:
         skews = [*farm.skews_ms, 0]
         farm.ledger.skew_range_ms = max(farm.ledger.skew_range_ms, max(skews) - min(skews)) + abs(jump)
 
-    def _set_wrong(self, process: WebServer | SessionServer, length: float) -> None:
+    def _set_wrong(self, process: ModelWebServer | ModelSessionServer, length: float) -> None:
         """One clock is set wrong by hours, and right again. The others do not let themselves be misled: what the judge
         allows for differences between clocks does not grow."""
         if self._wrong_ms or self._stopped:
@@ -226,15 +226,15 @@ class Faults:
         self._set_clock(process, self._wrong_ms)
         self._farm.schedule.after(length, self._set_right, process)
 
-    def _set_right(self, process: WebServer | SessionServer) -> None:
+    def _set_right(self, process: ModelWebServer | ModelSessionServer) -> None:
         if self._wrong is process:
             self._set_clock(process, -self._wrong_ms)
             self._wrong, self._wrong_ms = None, 0
 
-    def _set_clock(self, process: WebServer | SessionServer, by_ms: int) -> None:
+    def _set_clock(self, process: ModelWebServer | ModelSessionServer, by_ms: int) -> None:
         if self._farm.trace.on:
             self._farm.ledger.say(f"the clock of {process.name} jumps by {by_ms / HOUR_MS:+.1f} h")
-        if isinstance(process, SessionServer):
+        if isinstance(process, ModelSessionServer):
             process.jump(by_ms)
         else:
             process.skew_ms += by_ms

@@ -14,9 +14,9 @@ from coatcheck.replication.version import Version
 from coatcheck.simulation.log import SessionLog, holds, quorum
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import EPOCH_MS, Schedule
-from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 AGREE_MS = 2_000
 """Clocks that differ by less agree (protocol section 8)."""
@@ -34,7 +34,7 @@ class Judge:
         self.violations: list[str] = []
         self._moments = 0
         self.counts: Counter[str] = Counter()
-        self.servers: dict[str, SessionServer] = {}
+        self.servers: dict[str, ModelSessionServer] = {}
         self.leaving: set[str] = set()
         """Session servers that the operator has taken off the list."""
         self.longest_trip_s = 0.0
@@ -84,7 +84,7 @@ class Judge:
 
     # -- what web servers report ---------------------------------------------------------------------
 
-    def reported(self, web: WebServer, event: Event) -> None:
+    def reported(self, web: ModelWebServer, event: Event) -> None:
         if self.trace.on:
             log = self.by_public.get(event.session)
             self.say(f"{web.name} reports {event.kind.value} {self.trace.key(log.key) if log else ''} {event.detail}")
@@ -127,7 +127,7 @@ class Judge:
         else:
             self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
 
-    def _judge_rollback(self, web: WebServer, log: SessionLog, detail: str) -> None:
+    def _judge_rollback(self, web: ModelWebServer, log: SessionLog, detail: str) -> None:
         """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
         holders = self._holders(web, log, wanted)
@@ -145,12 +145,12 @@ class Judge:
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 
-    def _holders(self, web: WebServer, log: SessionLog, version: Version) -> list[str]:
+    def _holders(self, web: ModelWebServer, log: SessionLog, version: Version) -> list[str]:
         """The session servers of a web server's list that have a write in a live entry, be they up or not."""
         entries = {name: server.look(log.key) for name, server in web.servers.items()}
         return [name for name, entry in entries.items() if _alive(entry) and entry and holds(entry.history, version)]
 
-    def _judge_not_found(self, web: WebServer, log: SessionLog) -> None:
+    def _judge_not_found(self, web: ModelWebServer, log: SessionLog) -> None:
         """A session that some server still has must not be declared absent."""
         asked_at, _ = web.answered.get(log.key, (0.0, {}))
         keepers = [
@@ -166,12 +166,12 @@ class Judge:
         else:
             self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
 
-    def note_time(self, web: WebServer, log: SessionLog) -> None:
+    def note_time(self, web: ModelWebServer, log: SessionLog) -> None:
         """Remember that a web server which puts or judges this session has a wrong time."""
         off_ms = abs(web.now_ms() - EPOCH_MS - self.schedule.now * 1000)
         log.misdated = log.misdated or off_ms > self.skew_range_ms + AGREE_MS
 
-    def _judge_expiry(self, web: WebServer, log: SessionLog) -> None:
+    def _judge_expiry(self, web: ModelWebServer, log: SessionLog) -> None:
         """No session ends before its time, clock skew apart (promise 6)."""
         self.note_time(web, log)
         if log.tombstones:

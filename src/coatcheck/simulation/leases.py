@@ -10,7 +10,7 @@ from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.simulation.judge import Judge, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 ROUNDING_S = 1e-6
 FAR = float("inf")
@@ -19,7 +19,7 @@ FAR = float("inf")
 class LeaseJudge(Judge):
     """Says when a lease is served that nobody has earned, or that has ended."""
 
-    def heard(self, web: WebServer, notice: Notice, before: Any) -> None:
+    def heard(self, web: ModelWebServer, notice: Notice, before: Any) -> None:
         """From now on only what was sent later may earn a lease, whatever the epoch of the notice is."""
         if self.trace.on:
             version = self.trace.version(notice.version)
@@ -29,13 +29,13 @@ class LeaseJudge(Judge):
         if not own and notice.version.server_id != web.server_id:
             web.noticed[notice.key] = self.schedule.now
 
-    def lost_contact(self, web: WebServer, server: str) -> None:
+    def lost_contact(self, web: ModelWebServer, server: str) -> None:
         """No notice comes from there any more: what is served on that server's word must be checked again."""
         for copy in web.copies.cache:
             if copy.seen.get(server) == copy.version:
                 web.unsure[copy.key] = self.schedule.now
 
-    def check_lease(self, web: WebServer, log: SessionLog, copy: Copy) -> None:
+    def check_lease(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
         """One answer from the cache, without asking."""
         earned_at = copy.lease_until - self.scenario.lease_s + ROUNDING_S
         version = self.trace.version(copy.version)
@@ -51,7 +51,7 @@ class LeaseJudge(Judge):
             self.fail("lease", f"{version} is served from a lease that no full put has earned")
         self._check_age(web, log, copy)
 
-    def check_closed_lease(self, web: WebServer, log: SessionLog, close: Close, copy: Copy) -> None:
+    def check_closed_lease(self, web: ModelWebServer, log: SessionLog, close: Close, copy: Copy) -> None:
         """Invariant 2, within promise 3: one answer from the cache after a close was told.
 
         Whoever closes waits for the leases that were earned before its tombstones were stored. A later one is earned
@@ -78,17 +78,17 @@ class LeaseJudge(Judge):
         else:
             self.excuse("promise 3: a lease earned where the tombstone was forgotten, its holders unreachable")
 
-    def read_quorum_meets(self, web: WebServer, holders: Iterable[str]) -> bool:
+    def read_quorum_meets(self, web: ModelWebServer, holders: Iterable[str]) -> bool:
         """Whether every read quorum that this web server knows has one of these session servers."""
         placement = web.copies.placement
         known = sum(name in placement.servers for name in holders)
         return self.counts_answers(web) and known + placement.read_quorum > len(placement.servers)
 
-    def counts_answers(self, web: WebServer) -> bool:
+    def counts_answers(self, web: ModelWebServer) -> bool:
         """Whether fewer answers than a read quorum are refused."""
         return len(web.copies.placement.servers) >= QUORUM_FROM and self.scenario.too_few_answers == "refuse"
 
-    def _check_age(self, web: WebServer, log: SessionLog, copy: Copy) -> None:
+    def _check_age(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
         """What others acknowledged longer ago than a lease must be in it."""
         scenario = self.scenario
         since = self.schedule.now - scenario.lease_s

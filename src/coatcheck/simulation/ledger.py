@@ -27,8 +27,8 @@ from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.schedule import EPOCH_MS
-from coatcheck.simulation.session_server import SessionServer
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.session_server import ModelSessionServer
+from coatcheck.simulation.web_server import ModelWebServer
 from coatcheck.simulation.withdrawals import check_withdrawal
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
@@ -43,7 +43,7 @@ class Ledger(LeaseJudge):
 
     # -- what web servers put -----------------------------------------------------------------------
 
-    def putting(self, web: WebServer, context: Any, effect: Put) -> None:
+    def putting(self, web: ModelWebServer, context: Any, effect: Put) -> None:
         """Invariant 4: no two payloads carry one version; a claim changes no data; a write holds what it should."""
         entry = effect.entry
         log = self.log(effect.key)
@@ -81,7 +81,7 @@ class Ledger(LeaseJudge):
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
 
-    def _check_epoch(self, web: WebServer, log: SessionLog, version: Version) -> None:
+    def _check_epoch(self, web: ModelWebServer, log: SessionLog, version: Version) -> None:
         """Invariant 4: whoever claims or closes takes an epoch above all that it has tried before."""
         tried = log.tried.get(web.server_id, 0)
         if version.epoch <= tried:
@@ -127,10 +127,10 @@ class Ledger(LeaseJudge):
         if problem:
             self.fail("I1", f"{self.trace.version(version)} {problem}")
 
-    def _body(self, web: WebServer, key: bytes, entry: Entry) -> bytes:
+    def _body(self, web: ModelWebServer, key: bytes, entry: Entry) -> bytes:
         return web.sealer.unseal(key, entry.header(), entry.payload)
 
-    def _body_of(self, web: WebServer, log: SessionLog, entry: Entry, payload: bytes) -> bytes | None:
+    def _body_of(self, web: ModelWebServer, log: SessionLog, entry: Entry, payload: bytes) -> bytes | None:
         try:
             return web.sealer.unseal(log.key, entry.header(), payload)
         except CoatcheckError:
@@ -138,7 +138,7 @@ class Ledger(LeaseJudge):
 
     # -- what session servers store -----------------------------------------------------------------
 
-    def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
+    def stored(self, server: ModelSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
@@ -179,14 +179,14 @@ class Ledger(LeaseJudge):
         elif had in log.acks or self._told(log, had):
             self._judge_fork(log, had)
 
-    def _note_kept(self, server: SessionServer, log: SessionLog, new: Entry) -> None:
+    def _note_kept(self, server: ModelSessionServer, log: SessionLog, new: Entry) -> None:
         """What a cache brings back is lost no more; what only a server has that the operator gives up, is."""
         if server.name not in self.leaving:
             log.lost = {one for one in log.lost if not holds(new.history, one)}
         elif new.version in log.blobs and new.version not in self._kept(log):
             log.lost.add(new.version)
 
-    def _check_lapse(self, server: SessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
+    def _check_lapse(self, server: ModelSessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
         """A close that nobody willed destroys nothing that a session server still holds as acknowledged."""
         if old is None or old.closed:
             return
@@ -195,7 +195,7 @@ class Ledger(LeaseJudge):
                 text = f"{self.trace.version(version)}, which {server.name} held"
                 self.fail("I1", f"a close that nobody willed destroys the acknowledged {text}")
 
-    def _check_revival(self, server: SessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
+    def _check_revival(self, server: ModelSessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
         """A provisional tombstone yields only to a write that it lacks."""
         had = newest_write(new.history)
         if had is not None and not holds(old.history, had) and not forgotten(old.history, had):
@@ -225,7 +225,7 @@ class Ledger(LeaseJudge):
     def _told(self, log: SessionLog, version: Version) -> bool:
         return version in log.acks
 
-    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
+    def forgot(self, server: ModelSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
         """A server restarted empty or stale, or dropped these keys: what it alone had is excused, what others have
         is not."""
         for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
@@ -247,7 +247,7 @@ class Ledger(LeaseJudge):
                 if server.name in close.holders and (entry is None or not entry.final):
                     close.lost.add(server.name)
 
-    def _tombstone_forgotten(self, server: SessionServer, log: SessionLog) -> None:
+    def _tombstone_forgotten(self, server: ModelSessionServer, log: SessionLog) -> None:
         """With a willed tombstone goes the last trace of the writes that it took the place of there."""
         since = log.tombstone_since.pop(server.name)
         log.tombstone_forgotten.append((server.name, since, self.schedule.now))
@@ -259,7 +259,7 @@ class Ledger(LeaseJudge):
         most = max(self.scenario.session_servers, len(placement.servers))
         self.scenario = msgspec.structs.replace(self.scenario, session_servers=most)
 
-    def given_up(self, server: SessionServer) -> None:
+    def given_up(self, server: ModelSessionServer) -> None:
         """The operator takes this one off the list: what it alone has is given up with it."""
         self.leaving.add(server.name)
         others = [one for one in self.servers.values() if one is not server]
@@ -275,16 +275,16 @@ class Ledger(LeaseJudge):
             if not any(entry.closed or written is None or holds(entry.history, written) for entry in kept):
                 log.data_lost = True
 
-    def repairing(self, web: WebServer, key: bytes) -> None:
+    def repairing(self, web: ModelWebServer, key: bytes) -> None:
         if self.trace.on:
             self.say(f"{web.name} repairs {self.trace.key(key)}")
 
-    def crashed(self, web: WebServer, error: Exception) -> None:
+    def crashed(self, web: ModelWebServer, error: Exception) -> None:
         self.fail("errors", f"a flow on {web.name} raised {error!r}")
 
     # -- what requests see ---------------------------------------------------------------------------
 
-    def asking(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
+    def asking(self, web: ModelWebServer, attempt: Attempt, token: SealedToken) -> None:
         self.longest_trip_s = max(self.longest_trip_s, self.schedule.now - attempt.sent_at)
         if self.trace.on:
             shown = f"token {token.session_id[:2].hex()} promising {self.trace.packed(token.version)}"
@@ -292,7 +292,7 @@ class Ledger(LeaseJudge):
 
     def opened(
         self,
-        web: WebServer,
+        web: ModelWebServer,
         attempt: Attempt,
         token: SealedToken,
         session: Session | None,
@@ -328,13 +328,13 @@ class Ledger(LeaseJudge):
         if data_version is not None and log.blobs.get(data_version) != session._request.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
 
-    def unheard(self, web: WebServer, attempt: Attempt, token: SealedToken) -> None:
+    def unheard(self, web: ModelWebServer, attempt: Attempt, token: SealedToken) -> None:
         """The patience is over: the request is anonymous, the session is left alone."""
         self.counts["unheard: anonymous"] += 1
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} goes on without {self.trace.key(token.key)}, of which nobody heard")
 
-    def _check_promise(self, web: WebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
+    def _check_promise(self, web: ModelWebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
         if not any(token.version):
             return
         promised = Version.unpack(token.version)
@@ -363,7 +363,7 @@ class Ledger(LeaseJudge):
         if moved_on and self.schedule.now > moved_on[0] + grace_s + self.scenario.lease_s + SLACK_S:
             self.fail("I5", f"a stolen token of {self.trace.key(log.key)} is still taken")
 
-    def _check_closed(self, web: WebServer, log: SessionLog, copy: Any, by_lease: bool, began: int) -> None:
+    def _check_closed(self, web: ModelWebServer, log: SessionLog, copy: Any, by_lease: bool, began: int) -> None:
         """Invariant 2, within promise 3."""
         for close in log.closes:
             if began < close.moment:
@@ -383,7 +383,9 @@ class Ledger(LeaseJudge):
             else:
                 self.excuse("promise 3: holders of the tombstone unreachable")
 
-    def saved(self, web: WebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None) -> None:
+    def saved(
+        self, web: ModelWebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None
+    ) -> None:
         """What was acknowledged, and how well."""
         now = self.schedule.now
         if saved.closed is not None and before is not None:
@@ -441,7 +443,7 @@ class Ledger(LeaseJudge):
         if problem:
             self.fail("I1", f"#{attempt.number} acknowledged, but {self.trace.version(written)} {problem}")
 
-    def closed(self, web: WebServer, log: SessionLog, holds_count: int, began: float) -> None:
+    def closed(self, web: ModelWebServer, log: SessionLog, holds_count: int, began: float) -> None:
         holders = {name for name, server in self.servers.items() if _closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
             self.fail(
@@ -453,7 +455,7 @@ class Ledger(LeaseJudge):
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 
-    def issued(self, web: WebServer, attempt: Attempt, issue: Issue) -> None:
+    def issued(self, web: ModelWebServer, attempt: Attempt, issue: Issue) -> None:
         """Invariant 5: at most one unshown successor per chain within a grace (an older one was lost); no ID twice."""
         token = issue.token
         log = self.log(token.key)
@@ -470,7 +472,7 @@ class Ledger(LeaseJudge):
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} issues token {token.session_id[:2].hex()}")
 
-    def responding(self, web: WebServer, attempt: Attempt, session: Session) -> None:
+    def responding(self, web: ModelWebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
         if session._request.copy_held is not None:
             log = self.log(session._request.copy_held.key)

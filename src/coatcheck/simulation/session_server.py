@@ -19,18 +19,20 @@ READ_ONLY = Unreachable("writes are refused")
 class Witness(Protocol):
     """Sees every change of what is stored."""
 
-    def stored(self, server: SessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
+    def stored(self, server: ModelSessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
 
-    def forgot(self, server: SessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None: ...
+    def forgot(
+        self, server: ModelSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False
+    ) -> None: ...
 
 
 class Post(Protocol):
     """Brings notices to web servers."""
 
-    def notify(self, sender: SessionServer, server_id: bytes, message: Notice) -> None: ...
+    def notify(self, sender: ModelSessionServer, server_id: bytes, message: Notice) -> None: ...
 
 
-class SessionServer(Process):
+class ModelSessionServer(Process):
     """Entries by key, with the moment of their end on this server's own clock."""
 
     MAX_UNDO = 64

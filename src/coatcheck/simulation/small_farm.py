@@ -15,9 +15,9 @@ from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Act, Process, Schedule
-from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 BEGIN_S = 10.0
 
@@ -99,7 +99,7 @@ class ChosenNetwork(Network):
         if isinstance(owner, Collector):
             if not self.lose_reply:
                 to.deliver(act, *args)
-        elif isinstance(to, SessionServer) and not isinstance(args[0], Collector):
+        elif isinstance(to, ModelSessionServer) and not isinstance(args[0], Collector):
             to.deliver(act, *args)  # a message for another web server: in flight from there on
         else:
             self.messages.append(Message(to, act, args, f"{sender} to {to.name}"))
@@ -141,7 +141,7 @@ class SmallFarm(Farm):
         self.browser = self.browsers[0]
         self._begin()
 
-    def start_web(self, web: WebServer) -> None:
+    def start_web(self, web: ModelWebServer) -> None:
         own = Random(f"{web.name} run {web.run}")
         web.random_bytes = own.randbytes
         web.jitter = lambda: 0.5
@@ -257,7 +257,7 @@ class SmallFarm(Farm):
     def _is_vain(self, timer: Timer) -> bool:
         """Whether a web server would only find out once more that it is cut off."""
         probe, *rest = timer[3] or (None,)
-        if getattr(probe, "__func__", None) is not WebServer._probe:
+        if getattr(probe, "__func__", None) is not ModelWebServer._probe:
             return False
         return (probe.__self__.name, rest[0]) in self.flying.cut
 
@@ -272,7 +272,7 @@ class SmallFarm(Farm):
         found: list[Choice] = []
         for index, message in enumerate(self.flying.messages):
             found.append((f"FAULT lose {message.label}", lambda index=index: self._lose(index)))  # type: ignore[misc]
-            if isinstance(message.to, SessionServer):
+            if isinstance(message.to, ModelSessionServer):
                 found.append((f"FAULT lose the reply to {message.label}", lambda index=index: self._lose_reply(index)))  # type: ignore[misc]
                 found.append((f"FAULT duplicate {message.label}", lambda index=index: self._duplicate(index)))  # type: ignore[misc]
         if self.flying.messages and self.chosen.timers:
@@ -317,7 +317,7 @@ class SmallFarm(Farm):
         self.restart_web(index)
         self.chosen.settle()
 
-    def _restart(self, server: SessionServer, puts: int) -> None:
+    def _restart(self, server: ModelSessionServer, puts: int) -> None:
         """Connections break; what was on its way to the server may still come."""
         self.budget -= 1
         server.restart()
@@ -403,7 +403,7 @@ class SmallFarm(Farm):
         return Fingerprint(now, past_s).digest((webs, servers, flying, timers, logs, mine, sorted(self.flying.cut)))
 
 
-def _crosses(message: Message, web: WebServer, server: SessionServer) -> bool:
+def _crosses(message: Message, web: ModelWebServer, server: ModelSessionServer) -> bool:
     """Whether a message is under way between the two. (One from a session server says so in its label.)"""
     return (message.to is server and message.label.startswith(f"{web.name} ")) or (
         message.to is web and message.label.startswith(f"{server.name} ")

@@ -24,7 +24,7 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
-from coatcheck.simulation.session_server import SessionServer
+from coatcheck.simulation.session_server import ModelSessionServer
 
 UNREACHABLE = Unreachable("no connection")
 CLOCK_PERIOD_S = 1.0
@@ -34,17 +34,17 @@ REMEMBERED = 32
 class Watch(Protocol):
     """Sees what a web server does."""
 
-    def putting(self, web: WebServer, context: Any, effect: Put) -> None: ...
+    def putting(self, web: ModelWebServer, context: Any, effect: Put) -> None: ...
 
-    def repairing(self, web: WebServer, key: bytes) -> None: ...
+    def repairing(self, web: ModelWebServer, key: bytes) -> None: ...
 
-    def heard(self, web: WebServer, notice: Notice, before: Any) -> None: ...
+    def heard(self, web: ModelWebServer, notice: Notice, before: Any) -> None: ...
 
-    def lost_contact(self, web: WebServer, server: str) -> None: ...
+    def lost_contact(self, web: ModelWebServer, server: str) -> None: ...
 
-    def reported(self, web: WebServer, event: Event) -> None: ...
+    def reported(self, web: ModelWebServer, event: Event) -> None: ...
 
-    def crashed(self, web: WebServer, error: Exception) -> None: ...
+    def crashed(self, web: ModelWebServer, error: Exception) -> None: ...
 
 
 class Beat:
@@ -61,7 +61,7 @@ class Beat:
         self._act = None
 
 
-class WebServer(Process):
+class ModelWebServer(Process):
     """Its clock may be wrong (``skew_ms``); what it hosts is gone when it dies."""
 
     MENDING_S = 5.0
@@ -75,7 +75,7 @@ class WebServer(Process):
         run: int,
         schedule: Schedule,
         network: Network,
-        servers: dict[str, SessionServer],
+        servers: dict[str, ModelSessionServer],
         rng: Random,
         watch: Watch,
         sealer: Sealer,
@@ -215,7 +215,7 @@ class WebServer(Process):
         store = self.servers[server]
         self.network.send(self.name, store, self._arrive, collector, store, store.run)
 
-    def _arrive(self, collector: Collector, store: SessionServer, run: int) -> None:
+    def _arrive(self, collector: Collector, store: ModelSessionServer, run: int) -> None:
         """At the session server. A late put is carried out even if nobody waits for it any more."""
         effect = collector.effect
         reply: Any
@@ -240,7 +240,7 @@ class WebServer(Process):
         self._heard_at[server] = self.schedule.now
         self.clock.heard(server, self.network.LATENCY_S, self.servers[server].wall_ms())
 
-    def _put(self, store: SessionServer, effect: Put) -> PutReply:
+    def _put(self, store: ModelSessionServer, effect: Put) -> PutReply:
         return store.put(effect.key, effect.seen[store.name], effect.entry)
 
     def tell(self, effect: Tell) -> None:
@@ -249,10 +249,10 @@ class WebServer(Process):
                 store = self.servers[name]
                 self.network.send(self.name, store, self._pass_on, store, effect)
 
-    def _pass_on(self, store: SessionServer, effect: Tell) -> None:
+    def _pass_on(self, store: ModelSessionServer, effect: Tell) -> None:
         self.post(store, effect.server_id, effect.message)
 
-    post: Callable[[SessionServer, bytes, bytes], None]
+    post: Callable[[ModelSessionServer, bytes, bytes], None]
     """Set by the farm: brings a message to whichever web server has that ID."""
 
     def on_message(self, raw: bytes) -> None:

@@ -9,11 +9,11 @@ from coatcheck.replication.entry import WITHDRAWN_MS
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.simulation.judge import Judge
 from coatcheck.simulation.log import SessionLog, holds
-from coatcheck.simulation.session_server import SessionServer
-from coatcheck.simulation.web_server import WebServer
+from coatcheck.simulation.session_server import ModelSessionServer
+from coatcheck.simulation.web_server import ModelWebServer
 
 
-def check_withdrawal(judge: Judge, web: WebServer, log: SessionLog, effect: Put) -> None:
+def check_withdrawal(judge: Judge, web: ModelWebServer, log: SessionLog, effect: Put) -> None:
     """Judge a put that leaves a live copy no life: everything in it must be elsewhere at that moment."""
     entry = effect.entry
     if entry.closed or entry.expires_in_ms > WITHDRAWN_MS or log.payloads.get((entry.version, False)) != entry.payload:
@@ -34,6 +34,6 @@ def check_withdrawal(judge: Judge, web: WebServer, log: SessionLog, effect: Put)
             judge.fail("I1", f"{web.name} withdraws the only copy of {judge.trace.version(written)}")
 
 
-def _kept(log: SessionLog, servers: Iterable[SessionServer], written: Version) -> bool:
+def _kept(log: SessionLog, servers: Iterable[ModelSessionServer], written: Version) -> bool:
     entries = [server.look(log.key) for server in servers]
     return any(entry is not None and (entry.closed or holds(entry.history, written)) for entry in entries)

@@ -9,23 +9,23 @@ import msgspec
 import pytest
 
 from coatcheck.simulation.scenario import draw
-from coatcheck.simulation.site.faults import Faults
+from coatcheck.simulation.site.faults import SiteFaults
 from coatcheck.simulation.site.site import Site
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 
 
 class Town:
     """Two web servers, three session servers, one browser that does what it is told."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedWorld) -> None:
         scenario = msgspec.structs.replace(
             draw(2, "calm"), web_servers=2, session_servers=3, copies=2, browsers=1, lease_s=2.0, stickiness=1.0,
             durability="all", below_target="quorum", too_few_answers="refuse", real_seal=True, retries=False,
         )  # fmt: skip
         self.site = Site(scenario, Trace(True), world)
         self.site.ledger.disturbed = True
-        self.faults = Faults(self.site)
+        self.faults = SiteFaults(self.site)
         self.browser = self.site.browsers[0]
         self.world = world
 
@@ -46,7 +46,7 @@ class Town:
 
 @pytest.fixture
 def town() -> Iterator[Town]:
-    world = World(3, lambda text, error: pytest.fail(f"{text} {error!r}"))
+    world = SimulatedWorld(3, lambda text, error: pytest.fail(f"{text} {error!r}"))
     with world.running():
         town = Town(world)
         assert "200" in town.ask()

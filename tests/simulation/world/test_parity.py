@@ -16,7 +16,7 @@ import pytest
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.peers.dial import connect_unix
 from coatcheck.simulation.world.sockets import SimulatedSocket
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 
 Log = list[Any]
 BIG = 20_000_000
@@ -330,7 +330,7 @@ async def on_loopback(serve: Serve, talk: Talk) -> tuple[Log, Log]:
 
 def in_a_world(serve: Serve, talk: Talk, seed: object = 1, fragmentation: float = 0.0) -> tuple[Log, Log]:
     theirs, ours, complaints = [], [], []
-    world = World(seed, lambda text, error: complaints.append((text, error)))
+    world = SimulatedWorld(seed, lambda text, error: complaints.append((text, error)))
     world.wire.fragmentation = fragmentation
     with world.running():
         one, other = world.machine("server"), world.machine("client")
@@ -404,7 +404,7 @@ def test_unix_sockets(tmp_path: Path) -> None:
     real: Log = []
     asyncio.run(over_a_unix_socket(str(tmp_path / "s"), real))
     simulated: Log = []
-    world = World(1, lambda text, error: pytest.fail(f"{text} {error!r}"))
+    world = SimulatedWorld(1, lambda text, error: pytest.fail(f"{text} {error!r}"))
     with world.running():
         done = world.machine("one").start(over_a_unix_socket(str(tmp_path / "s"), simulated))
         world.run(5, done.done)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from coatcheck.simulation.world.machine import Machine
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 
 Got = list[bytes]
 
@@ -31,7 +31,7 @@ class Reader(asyncio.Protocol):
 class Pair:
     """A client that is connected to a server, on two hosts."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedWorld) -> None:
         self.world = world
         self.got: Got = []
         self.server, self.client = world.machine("server"), world.machine("client")
@@ -67,7 +67,7 @@ class Pair:
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    world = World(5, lambda text, error: pytest.fail(f"{text} {error!r}"))
+    world = SimulatedWorld(5, lambda text, error: pytest.fail(f"{text} {error!r}"))
     with world.running():
         yield Pair(world)
 
@@ -93,7 +93,7 @@ def test_order_is_kept_whatever_is_late_or_split(pair: Pair) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_lost_segment_is_sent_again_or_breaks_the_connection(seed: int) -> None:
-    world = World(seed, lambda text, error: pytest.fail(f"{text} {error!r}"))
+    world = SimulatedWorld(seed, lambda text, error: pytest.fail(f"{text} {error!r}"))
     with world.running():
         pair = Pair(world)
         world.wire.loss = 0.02

@@ -13,7 +13,7 @@ from coatcheck.simulation.world.wire import Link
 Host = WebHost | SessionHost
 
 
-class Faults:
+class SiteFaults:
     """The faults of one site. Each changes what it must and puts it back; those of one kind may overlap."""
 
     def __init__(self, site: Site) -> None:

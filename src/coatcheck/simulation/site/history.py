@@ -13,7 +13,7 @@ from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.site.site import Site
 from coatcheck.simulation.site.weather import Weather
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 
 CHANCES: Final = ("loss", "duplication", "lateness", "lost_notices", "lost_responses", "cancelled")
 """What may befall any message; each can be left out of a history by its name."""
@@ -40,7 +40,7 @@ def run(scenario: Scenario, traced: bool = False, only: frozenset[str] | None = 
 
     without = {name: 0.0 for name in CHANCES if getattr(scenario, name) and not wants(name)}
     trace = Trace(traced)
-    world = World(scenario.seed, _no_ledger_yet)
+    world = SimulatedWorld(scenario.seed, _no_ledger_yet)
     with world.running():
         site = Site(msgspec.structs.replace(scenario, **without), trace, world, wants)
         site.ledger.disturbed = not scenario.faultless

@@ -11,7 +11,7 @@ from coatcheck.replication.put_rule import Verdict
 from coatcheck.session_server.server import SessionServer
 from coatcheck.session_server.table import EntryTable, TableFull
 from coatcheck.simulation.world.machine import Machine
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 
 PORT: Final = 7000
 MAX_UNDO: Final = 64
@@ -21,7 +21,7 @@ Row = tuple[bytes, int]
 """Stored bytes, and when their life ends: milliseconds of the world."""
 
 
-class Witness(Protocol):
+class SiteWitness(Protocol):
     """Sees every change of what is stored."""
 
     def stored(self, server: Any, key: bytes, old: Entry | None, new: Entry) -> None: ...
@@ -33,7 +33,9 @@ class SessionHost:
     """The host of one session server. Its data outlives the process, unless a fault says otherwise, as where a Valkey
     writes to its disk. ``expires_by_wall``: its entries end by a clock that may jump, as a Valkey's do."""
 
-    def __init__(self, name: str, world: World, witness: Witness, password: str, expires_by_wall: bool) -> None:
+    def __init__(
+        self, name: str, world: SimulatedWorld, witness: SiteWitness, password: str, expires_by_wall: bool
+    ) -> None:
         self.name = name
         self._world = world
         self._witness = witness

@@ -13,9 +13,9 @@ from coatcheck.simulation.browser import Browser
 from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.site.session_host import SessionHost
-from coatcheck.simulation.site.web_host import Plan, WebHost
+from coatcheck.simulation.site.web_host import WebHost, WebHostPlan
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.world.world import World
+from coatcheck.simulation.world.world import SimulatedWorld
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
@@ -25,7 +25,7 @@ RETRY_AFTER_S: Final = 1.0
 GATEWAY_LATE_S: Final = 2.5
 
 
-class Codecs:
+class SiteCodecs:
     """Reads what browsers hold."""
 
     def __init__(self, ring: KeyRing, dice: Random) -> None:
@@ -41,7 +41,7 @@ class Site:
     """Everything that a history is made of. Build it, and let it run, while its world is running."""
 
     def __init__(
-        self, scenario: Scenario, trace: Trace, world: World, wants: Callable[[str], bool] = lambda name: True
+        self, scenario: Scenario, trace: Trace, world: SimulatedWorld, wants: Callable[[str], bool] = lambda name: True
     ) -> None:
         """``wants``: which of the browsers' requests are sent, by name."""
         self.scenario = scenario
@@ -57,14 +57,14 @@ class Site:
         self.ledger: Any = Ledger(scenario, self.schedule, trace)
         world.complain = self._complain
         ring = KeyRing([self.dice.randbytes(32)])
-        self.codecs = Codecs(ring, self.dice)
+        self.codecs = SiteCodecs(ring, self.dice)
         sealer = PayloadSealer(ring, FARM, self.dice.randbytes)
         self._password = PASSWORD if scenario.real_seal else ""
         arguments = {
             "farm": FARM, "ring": ring, "copies": scenario.copies, "replication": scenario.replication_policy(),
             "policy": scenario.session_policy(),
         }  # fmt: skip
-        self._plan = Plan(arguments, sealer, self.ledger, self._password)
+        self._plan = WebHostPlan(arguments, sealer, self.ledger, self._password)
         names = [f"store-{number + 1}" for number in range(scenario.session_servers)]
         self.placement = Placement(names, scenario.copies)
         """The newest list of session servers; a web server learns it when it is restarted."""

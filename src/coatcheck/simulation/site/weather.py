@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
-from coatcheck.simulation.site.faults import Faults, Host
+from coatcheck.simulation.site.faults import Host, SiteFaults
 from coatcheck.simulation.site.site import Site
 
 SPAN_S: Final = 6.0
@@ -66,7 +66,7 @@ class Weather:
 
     def __init__(self, site: Site, wants: Callable[[str], bool]) -> None:
         self._site = site
-        self._faults = Faults(site)
+        self._faults = SiteFaults(site)
         self._wants = wants
         self._lasting: dict[int, AbstractContextManager[None]] = {}
         self._guards = 0

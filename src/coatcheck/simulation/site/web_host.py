@@ -27,7 +27,7 @@ Scope = dict[str, Any]
 Done = Callable[[Response | None, BaseException | None], None]
 
 
-class Plan:
+class WebHostPlan:
     """What all web servers of a farm are started with."""
 
     def __init__(self, sessions: dict[str, Any], sealer: Sealer, judge: Any, password: str) -> None:
@@ -49,7 +49,7 @@ class WebHost:
         name: str,
         run: int,
         machine: Machine,
-        plan: Plan,
+        plan: WebHostPlan,
         servers: dict[str, SessionHost],
         list_number: int,
     ) -> None:
@@ -80,7 +80,7 @@ class WebHost:
         machine.call(self._build, plan, list_number)
         self._serving = machine.start(self._serve())
 
-    def _build(self, plan: Plan, list_number: int) -> None:
+    def _build(self, plan: WebHostPlan, list_number: int) -> None:
         stores = [
             ObservedStore(
                 SessionServerStore(

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, Protocol
 
 
-class Clocks(Protocol):
+class SimulatedClocks(Protocol):
     """What the machine whose turn it is has for clocks and sockets."""
 
     kernel: Any
@@ -33,10 +33,10 @@ class Turn:
     """Whose turn it is; ``None``: nobody's, and the clocks stand at :attr:`idle`."""
 
     def __init__(self) -> None:
-        self.machine: Clocks | None = None
-        self.idle: Clocks | None = None
+        self.machine: SimulatedClocks | None = None
+        self.idle: SimulatedClocks | None = None
 
-    def clocks(self) -> Clocks:
+    def clocks(self) -> SimulatedClocks:
         clocks = self.machine or self.idle
         assert clocks is not None, "no world is running"
         return clocks
@@ -80,7 +80,7 @@ def _no_sleep(seconds: float) -> None:
 
 
 @contextmanager
-def taken_over(idle: Clocks, sockets: type, dice: Random) -> Iterator[None]:
+def taken_over(idle: SimulatedClocks, sockets: type, dice: Random) -> Iterator[None]:
     """For as long as the block runs: ``time``, ``os.urandom``, the shared dice of ``random``, and ``socket.socket``.
 
     ``idle``: the clocks while no machine has its turn; ``sockets``: the class of simulated sockets. What bound one of

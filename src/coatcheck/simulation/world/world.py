@@ -19,7 +19,7 @@ Complain = Callable[[str, BaseException | None], None]
 LOGS = ("coatcheck", "asyncio")
 
 
-class World:
+class SimulatedWorld:
     """``complain(text, error)``: what no process has caught, and what is logged as an error."""
 
     def __init__(self, seed: object, complain: Complain) -> None:
@@ -40,7 +40,7 @@ class World:
         return machine
 
     @contextmanager
-    def running(self) -> Iterator[World]:
+    def running(self) -> Iterator[SimulatedWorld]:
         """Machines may run in this block; after it all of them are gone."""
         with taken_over(IdleClocks(self.schedule), SimulatedSocket, self._dice), _errors_to(self.complain):
             collects = gc.isenabled()

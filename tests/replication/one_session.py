@@ -20,7 +20,9 @@ def store(web: WebServer, body: bytes, durability: Durability = "all") -> Writte
     copy = web.copies.cache.get(KEY) or web.copies.create(KEY)
 
     def flow() -> Flow[Written | None]:
-        written: Written | None = yield Detach(web.copies.write(copy, body, LIFE_MS, durability))
+        written: Written | None = yield Detach(
+            web.copies.write(copy, body, web.now_ms(), web.now_ms() + LIFE_MS, durability)
+        )
         return written
 
     return web.run(flow())

@@ -29,6 +29,7 @@ from coatcheck.replication.effects import (
     Settled,
     Tell,
     Unreachable,
+    as_flow,
 )
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice, decode_message
@@ -137,8 +138,8 @@ class WebServer:
 
     # -- what the tests call
 
-    def run(self, flow: Flow[T]) -> T:
-        result: T = _Run(self, flow).go()
+    def run(self, work: Flow[T] | Exclusive) -> T:
+        result: T = _Run(self, as_flow(work)).go()
         return result
 
     def exclusively(self, key: bytes, flow: Flow[T]) -> T:

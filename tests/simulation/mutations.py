@@ -131,8 +131,8 @@ def duelling_claims(monkeypatch: Any) -> None:
 def narrow_claim(monkeypatch: Any) -> None:
     original = Puts.to_placed
 
-    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
-        return (yield from original(self, copy, sealed, holders, [], early))
+    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = ()) -> Any:
+        return (yield from original(self, copy, sealed, holders, []))
 
     monkeypatch.setattr(Puts, "to_placed", to_placed)
 
@@ -306,14 +306,14 @@ def repair_without_claim(monkeypatch: Any) -> None:
 
 @mutation("a write is acknowledged though no server has it")
 def empty_acknowledgement(monkeypatch: Any) -> None:
-    original = Puts.to_placed
+    original = Puts.note_accepted
 
-    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = (), early: bool = False) -> Any:
-        settled, refused = yield from original(self, copy, sealed, holders, also, early)
-        replies = {name: Accepted() for name in settled.replies}
-        return msgspec.structs.replace(settled, replies=replies), refused
+    def note_accepted(self: Puts, copy: Any, version: Any, settled: Any) -> Any:
+        for name in settled.replies:
+            settled.replies[name] = Accepted()
+        return original(self, copy, version, settled)
 
-    monkeypatch.setattr(Puts, "to_placed", to_placed)
+    monkeypatch.setattr(Puts, "note_accepted", note_accepted)
 
 
 @mutation("a second close is complete at once")

@@ -133,7 +133,7 @@ class _Acknowledgement(Settled, kw_only=True):
             self.pending = None
             if self.whole is not None and not self.whole.done():
                 self.whole.set_result(None)
-        elif self.enough > len(self.replies) or self.accepted() < self.enough:
+        elif not self.enough or self.accepted() < self.enough:
             return
         if not self.future.done():
             self.future.set_result(None)
@@ -152,11 +152,16 @@ class AsyncioDriver:
         self._turns = Turns(self._loop)
         self._detached: set[asyncio.Task[Any]] = set()
 
-    async def run(self, flow: Flow[T], key: bytes | None = None, acknowledge: asyncio.Future[Any] | None = None) -> T:
-        """Run a flow to its end; with ``key`` as an :class:`Exclusive` one. A cancelled run closes the flow, which
+    async def run(self, work: Flow[T] | Exclusive, acknowledge: asyncio.Future[Any] | None = None) -> T:
+        """Run a flow to its end, an :class:`Exclusive` one when it is its turn. A cancelled run closes the flow, which
         then forgets what was not acknowledged."""
-        if key is not None and not self._turns.take(key):
-            await self._turns.wait(key)
+        key: bytes | None = None
+        if isinstance(work, Exclusive):
+            flow, key = work.flow, work.key
+            if not self._turns.take(key):
+                await self._turns.wait(key)
+        else:
+            flow = work
         answer: Any = None
         failure: Exception | None = None
         try:
@@ -174,9 +179,10 @@ class AsyncioDriver:
         except StopIteration as end:
             result: T = end.value
             return result
+        except BaseException:
+            flow.close()  # a cancelled run: the innermost flow first, for that has a run of its own
+            raise
         finally:
-            # Only a cancelled run leaves anything to close: the innermost flow first, for that has a run of its own.
-            flow.close()
             if key is not None:
                 self._turns.give(key)
 
@@ -185,7 +191,7 @@ class AsyncioDriver:
         if kind is Get:
             return self._get(effect)
         if kind is Exclusive:
-            return self.run(effect.flow, effect.key, acknowledge)
+            return self.run(effect, acknowledge)
         if kind is Pause:
             return asyncio.sleep(effect.seconds)
         if kind is Rest:
@@ -207,7 +213,7 @@ class AsyncioDriver:
         servers = len(seen)
         future: asyncio.Future[None] = self._loop.create_future()
         acknowledgement = _Acknowledgement(
-            time.monotonic(), {}, missing=servers, enough=effect.enough or servers, future=future
+            time.monotonic(), {}, missing=servers, enough=effect.enough or 0, future=future
         )
         acknowledgement.pending = acknowledgement
         key, entry, take, puts = effect.key, effect.entry, acknowledgement.take, self._puts
@@ -244,7 +250,7 @@ class AsyncioDriver:
         acknowledged: asyncio.Future[Any] = self._loop.create_future()
         if len(self._detached) >= self.MAX_DETACHED:
             return await self.run(effect.flow)
-        task = self._loop.create_task(self.run(effect.flow, acknowledge=acknowledged))
+        task = self._loop.create_task(self.run(effect.flow, acknowledged))
         self._detached.add(task)
 
         def settle(done: asyncio.Task[Any]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.mending import Mending, scan
-from coatcheck.drivers.visit import VISIT, visiting
+from coatcheck.drivers.visit import VISIT, Visit, visiting
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
@@ -397,10 +397,14 @@ class Sessions:
         if storing is not None:
             await home.run_for(opened, storing)
 
-    async def run_for(self, opened: Opened, flow: Flow[T]) -> T:
+    async def run_for(self, opened: Opened, flow: Flow[T] | Exclusive) -> T:
         """Run a flow in the name of the client that asks."""
-        with visiting(opened.client) as visit:
-            result: T = await self.driver.run(flow)
+        visit = Visit(opened.client)
+        before = VISIT.set(visit)
+        try:
+            result: T = await (self._driver or self.driver).run(flow)
+        finally:
+            VISIT.reset(before)
         if visit.lost is not None and opened.session.is_new:
             opened.session._request.lost = visit.lost
         return result

@@ -55,6 +55,26 @@ class Copy:
         self.promised = written.pack() if written else NO_VERSION
         """The data version that tokens carry, packed."""
 
+    def wrote(self, version: Version, history: History, body: bytes, expires_at: int) -> None:
+        """Take over a write of the own, acknowledged: nobody else has shown that the session is theirs."""
+        self.version = version
+        self.history = history
+        self.body = body
+        self.record = None
+        self.review_at = 0
+        self.expires_at = expires_at
+        self.promised = version.pack()
+        self.moved = False
+
+    def without_lease(self) -> Copy:
+        """Another one with the same state, to be changed on its own; no put has earned it a lease."""
+        other: Copy = object.__new__(Copy)
+        for name in Copy.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.seen = self.seen.copy()
+        other.lease_until = 0.0
+        return other
+
     def covers(self, promised: bytes) -> bool:
         """Whether this copy has everything that a browser was told about (packed version of its token)."""
         if promised == self.promised or promised == NO_VERSION:
@@ -79,6 +99,7 @@ class Cache:
         self._spent: dict[bytes, Copy] = {}
         self._moved: set[bytes] = set()
         self.get = self._copies.get
+        self.is_closed: Callable[[bytes], bool] = self._closed.__contains__
         self.on_closed: Callable[[bytes], None] = lambda key: None
         """Told of each key that :meth:`mark_closed` is given."""
 
@@ -113,12 +134,16 @@ class Cache:
 
         Dropping a copy loses nothing: the session servers have it. A closed session never comes back.
         """
-        if copy.key in self._closed:
+        key, copies = copy.key, self._copies
+        if key in self._closed:
             return
-        self.drop(copy.key)
-        while len(self._copies) >= self.max_sessions:
-            self._copies.pop(next(iter(self._copies)))
-        self._copies[copy.key] = copy
+        if key in copies:
+            del copies[key]
+        elif self._spent:
+            self._spent.pop(key, None)
+        while len(copies) >= self.max_sessions:
+            copies.pop(next(iter(copies)))
+        copies[key] = copy
 
     def drop(self, key: bytes) -> None:
         self._copies.pop(key, None)
@@ -149,9 +174,6 @@ class Cache:
             self._closed.pop(next(iter(self._closed)))
         self._closed[key] = None
         self.on_closed(key)
-
-    def is_closed(self, key: bytes) -> bool:
-        return key in self._closed
 
     def drop_expired(self, now_ms: int, limit: int) -> int:
         """Look at up to ``limit`` of the longest unrenewed copies and drop the expired; returns how many."""

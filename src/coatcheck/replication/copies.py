@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
+from typing import NoReturn
 
 import msgspec
 
@@ -240,7 +241,7 @@ class Copies:
         lacking = [server for server in placed if view.seen[server] != copy.version]
         if lacking:
             settled: Settled = yield Put(copy.key, self.puts.sealed(copy), {name: copy.seen[name] for name in lacking})
-            if self.puts.note_accepted(copy, settled):
+            if self.puts.note_accepted(copy, copy.version, settled) is None:
                 self.cache.drop(copy.key)
                 return None
         holders = sum(copy.seen.get(server) == copy.version for server in view.seen)
@@ -299,7 +300,7 @@ class Copies:
                 continue
             settled: Settled = yield Put(copy.key, entry, {server: copy.seen.get(server)})
             sent_at = settled.sent_at if sent_at is None else sent_at
-            if self.puts.note_accepted(copy, settled):
+            if self.puts.note_accepted(copy, copy.version, settled) is None:
                 return False
             if isinstance(settled.replies[server], Accepted):
                 holders.append(server)
@@ -307,11 +308,11 @@ class Copies:
         if sent_at is None or not holders:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         showed = [name for name in view.entries if name not in holders and name not in leave]
-        settled, refused = yield from self.puts.to_placed(copy, entry, holders, showed)
-        if refused:
+        settled, taken = yield from self.puts.to_placed(copy, entry, holders, showed)
+        if taken is None:
             return False
         yield from self._notify_others(view, copy.version, [*holders, *settled.replies], closed=False)
-        level = settled.accepted() + 1
+        level = taken + 1
         # Who serves with too few answers serves with too few copies of a claim, which carries no data.
         self.puts.check_level(copy, level, quorum=self.policy.too_few_answers == "refuse")
         self.cache.add(copy)
@@ -332,66 +333,78 @@ class Copies:
         """A copy of a session that exists nowhere yet; the first :meth:`write` stores it."""
         return Copy(key, Version(1, self._fresh_owner(), 0), (), b"")
 
-    def write(self, copy: Copy, body: bytes, life_ms: int, durability: Durability) -> Flow[Written | None]:
+    def write(
+        self, copy: Copy, body: bytes, now_ms: int, expires_at: int, durability: Durability
+    ) -> Flow[Written | None]:
         """Store a new state of an owned session. ``None``: refused, somebody else owns it now.
 
         With ``async`` or ``one`` the flow acknowledges early and goes on until all servers are settled;
         run it inside :class:`Detach`. Raises :class:`SessionUnavailable`; whatever is not acknowledged leaves
         the cache, so that its number is never used again.
         """
-        target = self.placement.wanted
+        puts = self.puts
+        if copy.contact != puts.contact:
+            puts.forget_lost(copy)
         version = copy.version.next_write()
         history = with_write(copy.history, version)
-        new = Copy(copy.key, version, history, body)
-        new.seen = copy.seen.copy()
-        new.alone_at, new.no_lease_before = copy.alone_at, copy.no_lease_before
-        new.expires_at = self.world.now_ms() + life_ms
-        promised = new.promised
-        entry = self.puts.sealed(new, life_ms)
+        entry = puts.seal(copy.key, version, history, body, expires_at - now_ms)
         acknowledged = False
         try:
-            if durability == "all":
-                settled, refused = yield from self.puts.to_placed(new, entry)
+            if durability != "all":
+                new = copy.without_lease()  # what is hosted is the acknowledged state until all servers have answered
+                new.wrote(version, history, body, expires_at)
+                settled, level = yield from self._put_early(new, entry, copy.promised, durability)
             else:
-                settled, refused = yield from self._put_early(new, entry, copy.promised, durability)
-            acknowledged = not refused and not self.cache.is_closed(copy.key)
-            if not acknowledged:
+                new, put = copy, puts.first(copy, entry)
+                settled = Settled(self._monotonic(), {}) if put is None else (yield put)
+                level = puts.note_accepted(copy, version, settled)
+                if level is not None and level < self.placement.wanted:
+                    level = yield from puts.complete(copy, entry, level, settled)
+            if level is None or self.cache.is_closed(copy.key):
                 return None
-            # A notice may have reached the old copy while the put was in flight.
-            new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
-            level = settled.accepted()
             if not level:
-                acknowledged = False
-                if settled.found_full:
-                    self._report(EventKind.SERVERS_FULL, copy.key, "no room for it on any session server that answers")
-                    raise SessionUnavailable(UnavailableReason.FULL)
-                raise SessionUnavailable(UnavailableReason.NO_SERVER)
-            acknowledged = False
-            self.puts.check_level(new, level, quorum=durability == "all")
+                self._nobody_took(new, settled)
+            puts.check_level(new, level, quorum=durability == "all")
             acknowledged = True
-            new.promised = promised
+            if new is copy:
+                copy.wrote(version, history, body, expires_at)
+            else:
+                new.promised = version.pack()
+                # A notice may have reached the old copy while the put was in flight.
+                new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
             self.cache.add(new)
-            self.puts.earn_lease(new, settled.sent_at, level)
-            return Written(level, target)
+            puts.earn_lease(new, settled.sent_at, level)
+            return Written(level, self.placement.wanted)
         finally:
             # Also when the request is cancelled: an unacknowledged number must never be used again.
             if not acknowledged:
                 self.cache.set_aside(copy)
 
-    def _put_early(self, new: Copy, entry: Entry, before: bytes, durability: Durability) -> Flow[tuple[Settled, bool]]:
+    def _nobody_took(self, copy: Copy, settled: Settled) -> NoReturn:
+        if settled.found_full:
+            self._report(EventKind.SERVERS_FULL, copy.key, "no room for it on any session server that answers")
+            raise SessionUnavailable(UnavailableReason.FULL)
+        raise SessionUnavailable(UnavailableReason.NO_SERVER)
+
+    def _put_early(
+        self, new: Copy, entry: Entry, before: bytes, durability: Durability
+    ) -> Flow[tuple[Settled, int | None]]:
         """As :meth:`Puts.to_placed`, but acknowledges as early as asked for. ``before``: what was promised so far."""
         target = self.placement.wanted
         if durability == "async":
             new.promised = before  # no token speaks of what no session server has taken yet
             self.cache.add(new)
             yield Acknowledge(Written(0, target))
-        settled, refused = yield from self.puts.to_placed(new, entry, early=durability == "one")
-        if settled.pending is not None and not refused:
+        put = self.puts.first(new, entry, enough=1 if durability == "one" else None)
+        settled = Settled(self._monotonic(), {}) if put is None else (yield put)
+        level = self.puts.note_accepted(new, new.version, settled)
+        level = yield from self.puts.complete(new, entry, level, settled)
+        if settled.pending is not None and level is not None:
             self.cache.add(new)
             yield Acknowledge(Written(1, target))
             yield Rest(settled)
-            refused = self.puts.note_accepted(new, settled)
-        return settled, refused
+            level = self.puts.note_accepted(new, new.version, settled)
+        return settled, level
 
     # -- closing ---------------------------------------------------------------------------------
 

@@ -146,6 +146,14 @@ Effect = Get | Put | Rest | Pause | Exclusive | Acknowledge | Detach | Tell
 Flow = Generator[Effect, Any, T]
 
 
+def as_flow(work: Flow[T] | Exclusive) -> Flow[T]:
+    """A flow that does nothing else."""
+    if isinstance(work, Exclusive):
+        result: T = yield work
+        return result
+    return (yield from work)
+
+
 class Surroundings(Protocol):
     """Port: what the rules must be told by the world: the time, random numbers, and which session servers answer.
 

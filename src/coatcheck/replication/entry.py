@@ -59,7 +59,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     def encode(self) -> bytes:
         """Header and payload: what is stored. The expiry travels beside it, as the store's own TTL."""
-        return self.header() + self.payload
+        return encode_header(self.version, self.history, self.closed, self.provisional) + self.payload
 
 
 def encode_header(version: Version, history: History, closed: bool, provisional: bool = False) -> bytes:

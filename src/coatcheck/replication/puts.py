@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
+from itertools import islice
 
 from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
@@ -11,6 +12,7 @@ from coatcheck.replication.effects import Accepted, Flow, Put, Refused, Settled,
 from coatcheck.replication.entry import Entry, Sealer, encode_header
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
+from coatcheck.replication.version import History, Version
 
 
 class Puts:
@@ -38,45 +40,53 @@ class Puts:
         self._no_lease_before = 0.0
         """What was sent before this moment earns no lease: notices may have been missed since."""
 
-    def to_placed(
-        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), early: bool = False
-    ) -> Flow[tuple[Settled, bool]]:
-        """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
-        ``also``; returns the replies, and whether anyone refused."""
-        self.forget_lost(copy)
-        key, last_seen = copy.key, copy.seen.get
-        wanted = missing = self._placement.wanted - len(holders)
-        total: Settled | None = None
-        tried = holders
-        while True:
-            targets = self._reachable(key, missing, tried) if missing > 0 else []
-            if total is None and also:
-                targets += [name for name in also if name not in targets]
+    def first(
+        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), enough: int | None = None
+    ) -> Put | None:
+        """The put to the first reachable servers of the ranking, so many that ``wanted`` hold it, ``holders`` included,
+        and to ``also``; ``None`` if that is nobody."""
+        missing = self._placement.wanted - len(holders)
+        targets = self._reachable(copy.key, missing, holders) if missing > 0 else []
+        if also:
+            targets += [name for name in also if name not in targets]
+        if not targets:
+            return None
+        return Put(copy.key, entry, dict(zip(targets, map(copy.seen.get, targets), strict=True)), enough)
+
+    def complete(
+        self, copy: Copy, entry: Entry, level: int | None, total: Settled, holders: Sequence[str] = ()
+    ) -> Flow[int | None]:
+        """Put to the next servers of the ranking while fewer than ``wanted`` hold the entry; ``total`` has the replies
+        to the first put, which ``level`` took, and gets the others. Answers how many took it; ``None``: somebody
+        refused it."""
+        wanted = self._placement.wanted - len(holders)
+        while level is not None and level < wanted and total.pending is None:
+            targets = self._reachable(copy.key, wanted - level, [*holders, *total.replies])
             if not targets:
                 break
-            settled: Settled = yield Put(key, entry, {name: last_seen(name) for name in targets}, 1 if early else None)
-            if total is None:
-                total = settled
-            else:
-                total.replies.update(settled.replies)
-            if self.note_accepted(copy, settled):
-                return total, True
-            missing = wanted - total.accepted()
-            if missing <= 0 or total.pending is not None:
-                break
-            tried = [*holders, *total.replies]
-        return total or Settled(self._world.monotonic(), {}), False
+            settled: Settled = yield Put(copy.key, entry, {name: copy.seen.get(name) for name in targets})
+            total.replies.update(settled.replies)
+            taken = self.note_accepted(copy, entry.version, settled)
+            level = None if taken is None else level + taken
+        return level
 
-    def _reachable(self, key: bytes, count: int, without: Iterable[str]) -> list[str]:
+    def to_placed(
+        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = ()
+    ) -> Flow[tuple[Settled, int | None]]:
+        """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
+        ``also``; returns the replies, and how many took it (``None``: somebody refused it)."""
+        self.forget_lost(copy)
+        put = self.first(copy, entry, holders, also)
+        settled: Settled = Settled(self._world.monotonic(), {}) if put is None else (yield put)
+        level = self.note_accepted(copy, entry.version, settled)
+        return settled, (yield from self.complete(copy, entry, level, settled, holders))
+
+    def _reachable(self, key: bytes, count: int, without: Collection[str]) -> list[str]:
         """The first ``count`` reachable servers of the ranking, ``without`` these."""
-        reachable = self._world.reachable
-        found: list[str] = []
-        for name in self._placement.ranking(key):
-            if name not in without and reachable(name):
-                found.append(name)
-                if len(found) == count:
-                    break
-        return found
+        ranking: Iterable[str] = self._placement.ranking(key)
+        if without:
+            ranking = [name for name in ranking if name not in without]
+        return list(islice(filter(self._world.reachable, ranking), count))
 
     def placed(self, key: bytes) -> list[str]:
         return self._reachable(key, self._placement.wanted, ())
@@ -87,28 +97,31 @@ class Puts:
         ranking = self._placement.ranking(key)
         return [name for name in ranking if name in answered][: self._placement.wanted]
 
-    def sealed(self, copy: Copy, life_ms: int | None = None) -> Entry:
-        """The copy as an entry. ``life_ms``: what is left until it expires, if that is known."""
-        header = encode_header(copy.version, copy.history, False)
-        payload = self._sealer.seal(copy.key, header, copy.body)
-        if life_ms is None:
-            life_ms = copy.expires_at - self._world.now_ms()
-        return Entry(copy.version, copy.history, False, max(1, life_ms + self._linger_ms), payload)
+    def sealed(self, copy: Copy) -> Entry:
+        """The copy as an entry, with the life that it has left."""
+        life_ms = copy.expires_at - self._world.now_ms()
+        return self.seal(copy.key, copy.version, copy.history, copy.body, life_ms)
 
-    def note_accepted(self, copy: Copy, settled: Settled) -> bool:
-        """Remember where the copy is; returns whether anyone refused it."""
-        refused = False
+    def seal(self, key: bytes, version: Version, history: History, body: bytes, life_ms: int) -> Entry:
+        """An entry of a live session. ``life_ms``: what is left until it expires."""
+        payload = self._sealer.seal(key, encode_header(version, history, False), body)
+        return Entry(version, history, False, max(1, life_ms + self._linger_ms), payload)
+
+    def note_accepted(self, copy: Copy, version: Version, settled: Settled) -> int | None:
+        """Remember where this version of the copy is; returns how many took it, ``None`` if anyone refused it."""
+        taken, refused = 0, False
         for server, reply in settled.replies.items():
-            if isinstance(reply, Accepted):
-                if settled.sent_at >= self._lost_at.get(server, 0.0):
-                    copy.seen[server] = copy.version
+            if type(reply) is Accepted:
+                taken += 1
+                if server not in self._lost_at or settled.sent_at >= self._lost_at[server]:
+                    copy.seen[server] = version
                 else:
                     self.unsettled.add(copy.key)
                 continue
             self.unsettled.add(copy.key)
             if isinstance(reply, Refused):
                 refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
-        return refused
+        return None if refused else taken
 
     def _is_forged_tombstone(self, key: bytes, server: str, stored: Entry | None) -> bool:
         """A real one ends the session; a forged one only takes its server out of the count, for it stays there."""
@@ -162,7 +175,7 @@ class Puts:
             raise SessionUnavailable(UnavailableReason.BELOW_TARGET)
 
     def earn_lease(self, copy: Copy, sent_at: float, holders: int) -> None:
-        unbroken = sent_at >= max(copy.no_lease_before, self._no_lease_before)
+        unbroken = sent_at >= copy.no_lease_before and sent_at >= self._no_lease_before
         enough = unbroken and holders >= self._placement.wanted
         copy.lease_until = sent_at + self._policy.lease_s if enough else 0.0
 

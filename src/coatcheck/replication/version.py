@@ -39,7 +39,7 @@ class Version(NamedTuple):
         return cls(*_PACK.unpack(raw))
 
     def next_write(self) -> Version:
-        return Version(self.epoch, self.owner, self.seq + 1)
+        return _new_version(Version, (self[0], self[1], self[2] + 1))
 
     @property
     def server_id(self) -> bytes:
@@ -49,6 +49,8 @@ class Version(NamedTuple):
     def __str__(self) -> str:
         return f"{self.epoch}.{self.owner.hex()}.{self.seq}"
 
+
+_new_version = tuple.__new__  # what the class itself would call
 
 History = tuple[Version, ...]
 """For each epoch that wrote data, oldest first, the version of its last write."""

@@ -33,6 +33,7 @@ def token_to_tell(
     link = ChainLink(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
     if link.session_id == shown.session_id and promised == shown.version:
         return None
-    newer = is_newer_list(shown.list_number, list_number)
-    number = shown.list_number if newer else list_number
+    number = shown.list_number
+    if number != list_number and not is_newer_list(number, list_number):
+        number = list_number
     return SealedToken(shown.key, link.session_id, link.minted_at, promised, number)

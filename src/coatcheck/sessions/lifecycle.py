@@ -8,7 +8,7 @@ from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, U
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Closed, Copies, Gone, Lapsed, Written
-from coatcheck.replication.effects import Detach, Exclusive, Flow
+from coatcheck.replication.effects import Detach, Exclusive, Flow, as_flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability
 from coatcheck.replication.version import Version, holds
@@ -226,16 +226,20 @@ class Lifecycle:
 
     # -- saving ----------------------------------------------------------------------------------
 
-    def finish(self, session: Session) -> Saved | Flow[Saved]:
+    def finish(self, session: Session) -> Saved | Flow[Saved] | Exclusive:
         """What a request did to its session: the outcome if nothing is to be stored, else the flow that stores it.
 
         Of one that was opened, :meth:`is_settled` may say so sooner. Raises :class:`SessionDataError`; the flow
-        raises what :meth:`_store` does.
+        raises what :meth:`_change` does.
         """
-        if self._needs_save(session):
-            return self._store(session)
-        issue = self._issue(session)
-        return NOTHING if issue is None else Saved(issue)
+        if not self._needs_save(session):
+            issue = self._issue(session)
+            return NOTHING if issue is None else Saved(issue)
+        request = session._request
+        copy = request.copy_held
+        if copy is None or request.closing or request.cleared or request.new_login:
+            return self._change(session)
+        return self._store_data(session, copy.key)
 
     def is_settled(self, session: Session) -> bool:
         """Whether there is nothing to save and nothing to tell the browser: the hot path of reading.
@@ -247,7 +251,9 @@ class Lifecycle:
         if request.unsettled:
             return False
         copy = request.copy_held
-        return copy is None or self._hosted(copy.key) is copy
+        if copy is None:
+            return True
+        return self._hosted(copy.key) is copy and request.shown is not None and request.shown.version == copy.promised
 
     def _needs_save(self, session: Session) -> bool:
         """Whether the response must wait for :meth:`_store`. Encodes the mapping once; no I/O.
@@ -262,7 +268,8 @@ class Lifecycle:
                 return True
             return (blob != EMPTY_DATA or request.new_login) and not request.only_closes
         if blob != request.blob:
-            check_data(session, blob)
+            if request.deep:
+                check_data(session, blob)
             return True
         verdict = request.verdict
         if (
@@ -273,7 +280,7 @@ class Lifecycle:
             or request.new_login
         ):
             return True
-        record: Record = copy.record
+        record = self._record(copy)
         now = self._world.now_ms()
         return (
             now - record.last_seen_at >= self._touch_ms
@@ -290,14 +297,22 @@ class Lifecycle:
 
     def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
         request = session._request
-        if request.shown is None:
+        shown = request.shown
+        if shown is None:
             return None
-        told = self._record(copy).chain.told(self._world.now_ms(), self.policy.grace_ms)
-        token = token_to_tell(request.shown, request.verdict, told, copy.promised, wrote, self._list_number)
+        chain = (copy.record or self._record(copy)).chain
+        told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
+        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number)
         return None if token is None else Issue(token, request.login)
 
-    def _store(self, session: Session) -> Flow[Saved]:
-        """Store what the request did; acknowledged at the durability asked for.
+    def _store_data(self, session: Session, key: bytes) -> Flow[Saved] | Exclusive:
+        """Acknowledged at the durability asked for."""
+        durability = self.copies.policy.durability
+        saving = Exclusive(key, self._save(session, key, durability))
+        return saving if durability == "all" else self._early(session, saving)
+
+    def _change(self, session: Session) -> Flow[Saved]:
+        """What changes more than the data: a session begins, is replaced or ends.
 
         Raises :class:`SessionUnavailable` (nothing acknowledged), :class:`SessionClosed` (a slow request does not undo
         a logout) and :class:`ConflictError`.
@@ -320,12 +335,7 @@ class Lifecycle:
             return (yield from self._begin_anew(session, copy))
         if request.new_login:
             return (yield from self._regenerate(session, copy.key))
-        durability = self.copies.policy.durability
-        flow = Exclusive(copy.key, self._save(session, copy.key, durability))
-        if durability == "all":
-            saved: Saved = yield flow
-            return saved
-        return (yield from self._early(session, flow))
+        return (yield from as_flow(self._store_data(session, copy.key)))
 
     def is_logout(self, session: Session) -> bool:
         """Whether what the request did ends its session; known once it was encoded."""
@@ -368,7 +378,7 @@ class Lifecycle:
     def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
         """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
         request = session._request
-        outcome: Saved | Written = yield Detach(_only(flow))
+        outcome: Saved | Written = yield Detach(as_flow(flow))
         if isinstance(outcome, Saved):
             return outcome
         assert request.copy_held is not None
@@ -400,22 +410,21 @@ class Lifecycle:
             # A successor leaves only after its put is acknowledged at target (protocol section 5).
             level: Durability = "all" if rotated else durability
             needed = level if needed != "all" else needed
-            offered.append(copy.version.next_write())
-            life_ms = max(1, record.expires_at(self.policy) - now)
-            written = yield from self.copies.write(copy, encode_record(record), life_ms, level)
+            expires_at = record.expires_at(self.policy)
+            review_at = 0 if rotated else copy.review_at  # a later touch and timeout only put it off
+            written = yield from self.copies.write(copy, encode_record(record), now, expires_at, level)
             if written is not None:
                 stored = self._hosted(key)
                 if stored is None:
                     raise SessionClosed("the session was closed while it was saved")
                 stored.record = record
-                stored.shown_at = copy.shown_at
-                if not rotated:
-                    stored.review_at = copy.review_at  # a later touch and timeout only put it off
+                stored.review_at = review_at
                 request.copy_held = stored
                 request.blob = request.saved_blob
                 if record.chain.next is not None and record.chain.next is not before.chain.next:
                     self._report(EventKind.SESSION_ROTATED, key, "a new token", record.user)
                 return Saved(self._tell(session, stored, wrote=True), written=written)
+            offered.append(copy.version.next_write())
         raise ConflictError("other requests changed this session faster than this one could save it")
 
     def _owned(self, key: bytes, shown: SealedToken | None) -> Flow[Copy]:
@@ -488,9 +497,9 @@ class Lifecycle:
         # A login takes more than a client that keeps no cookies; so does an older session's successor.
         last_seen_at = max(now, created_at + KNOWN_MS) if request.login else now
         record = Record(request.saved_blob, created_at, last_seen_at, user, chain)
-        life_ms = max(1, record.expires_at(self.policy) - now)
+        expires_at = record.expires_at(self.policy)
         new = self.copies.create(key)
-        written: Written | None = yield Exclusive(key, self._create_entry(new, encode_record(record), life_ms))
+        written: Written | None = yield Exclusive(key, self._create_entry(new, encode_record(record), now, expires_at))
         stored = self.copies.cache.get(key)
         if written is None or stored is None:
             raise ConflictError("a session server holds another session under a key just drawn at random")
@@ -501,10 +510,10 @@ class Lifecycle:
         request.shown = token
         return Saved(Issue(token, request.login), written=written)
 
-    def _create_entry(self, new: Copy, body: bytes, life_ms: int) -> Flow[Written | None]:
+    def _create_entry(self, new: Copy, body: bytes, now: int, expires_at: int) -> Flow[Written | None]:
         """Store a new session. While an answer is late, a repair may find the first copy, take it for one without an
         owner and claim the session: then the refusal says that it is stored, and it is claimed back."""
-        written = yield from self.copies.write(new, body, life_ms, "all")
+        written = yield from self.copies.write(new, body, now, expires_at, "all")
         if written is not None:
             return written
         version = new.version.next_write()
@@ -561,8 +570,3 @@ class Lifecycle:
         request = session._request
         if request.copy_held is not None:
             self._report(kind, request.copy_held.key, detail, session.user)
-
-
-def _only(effect: Exclusive) -> Flow[Saved]:
-    saved: Saved = yield effect
-    return saved

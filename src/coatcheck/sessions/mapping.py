@@ -162,7 +162,7 @@ class Session(dict[str, Any]):
     def mark_modified(self) -> None:
         """The same as a change of the session itself."""
         request = self._request
-        request.accessed = request.modified = request.unsettled = True
+        request.accessed = request.modified = request.unsettled = request.deep = True
 
     def clear(self) -> None:
         """Empty the session. One that is still empty when the response leaves is closed, as a logout is."""
@@ -183,7 +183,7 @@ class Session(dict[str, Any]):
         request.accessed = True
         value = _getitem(self, key)
         if type(value) not in _IMMUTABLE:
-            request.unsettled = True
+            request.unsettled = request.deep = True
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -191,12 +191,14 @@ class Session(dict[str, Any]):
         request.accessed = True
         value = _get(self, key, default)
         if type(value) not in _IMMUTABLE:
-            request.unsettled = True
+            request.unsettled = request.deep = True
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         request = self._request
         request.accessed = request.modified = request.unsettled = True
+        if type(value) not in _IMMUTABLE or type(key) is not str:
+            request.deep = True
         _setitem(self, key, value)
 
 
@@ -230,7 +232,7 @@ def _listing(name: str) -> Callable[..., Any]:
 
     def method(self: Session, *args: Any) -> Any:
         request = self._request
-        request.accessed = request.unsettled = True
+        request.accessed = request.unsettled = request.deep = True
         return original(self, *args)
 
     method.__name__ = name
@@ -242,7 +244,7 @@ def _changing(name: str) -> Callable[..., Any]:
 
     def method(self: Session, *args: Any, **kwargs: Any) -> Any:
         request = self._request
-        request.accessed = request.modified = request.unsettled = True
+        request.accessed = request.modified = request.unsettled = request.deep = True
         return original(self, *args, **kwargs)
 
     method.__name__ = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -19,7 +20,7 @@ MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
 
-class SessionPolicy(msgspec.Struct, frozen=True):
+class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     """Times are milliseconds.
 
     ``new_session_ms``: how long a session lives whose token was never shown again after it was given out, as those of
@@ -52,7 +53,7 @@ class SessionPolicy(msgspec.Struct, frozen=True):
         if self.idle_timeout_ms <= 0 or self.absolute_timeout_ms <= 0:
             raise ConfigError("the idle and the absolute timeout must be positive")
 
-    @property
+    @cached_property
     def touch_ms(self) -> int:
         """``last_seen_at`` is stored when it is this much newer than the stored one."""
         return self.idle_timeout_ms // 8

@@ -44,7 +44,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def expires_at(self, policy: SessionPolicy) -> int:
         """Unix ms. The idle timeout counts from the last activity; ``last_seen_at`` may be one touch older."""
         idle = self.last_seen_at + policy.idle_timeout_ms + policy.touch_ms + policy.leeway_ms
-        if self.is_new and policy.new_session_ms:
+        if policy.new_session_ms and self.is_new:
             idle = min(idle, self.created_at + policy.new_session_ms + policy.leeway_ms)
         return min(idle, self.created_at + policy.absolute_timeout_ms)
 

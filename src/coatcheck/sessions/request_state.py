@@ -34,6 +34,9 @@ class RequestState:
     unsettled: bool = False
     """Whether the response must look closer: the mapping was changed, a mutable value was handed out, a verb was
     used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
+    deep: bool = False
+    """Whether anything but plain values was set under text, or a mutable value was handed out: only then can the
+    session hold what would not come back as it was stored."""
     rotating: bool = False
     closing: bool = False
     begins_anew: bool = False

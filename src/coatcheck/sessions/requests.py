@@ -19,7 +19,7 @@ from coatcheck.errors import (
     UnavailableReason,
 )
 from coatcheck.events import Event, EventKind
-from coatcheck.replication.effects import Flow
+from coatcheck.replication.effects import Exclusive, Flow, as_flow
 from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import NOTHING, Lifecycle, Saved
@@ -128,7 +128,7 @@ class Requests:
 
     # -- finish ------------------------------------------------------------------------------------
 
-    def finish(self, opened: Opened, status: int, headers: Iterable[Header]) -> Answer | Flow[Answer]:
+    def finish(self, opened: Opened, status: int, headers: Iterable[Header]) -> Answer | Flow[Answer] | Exclusive:
         """What to answer when the app's response starts, with its ``status`` and ``headers``: decided at once, or by
         the flow that stores what the request did, which ends when that is acknowledged.
 
@@ -145,7 +145,7 @@ class Requests:
             # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
             opened.failed = opened.failed or not session._request.closing
             session._request.drop_new()
-        saved: Saved | Flow[Saved] = NOTHING
+        saved: Saved | Flow[Saved] | Exclusive = NOTHING
         if not opened.failed:
             try:
                 saved = self._saved(opened)
@@ -157,12 +157,14 @@ class Requests:
         opened.phase = FINISHED
         if isinstance(saved, Saved):
             return self._answer(opened, saved, status, headers)
+        if isinstance(saved, Exclusive):
+            return Exclusive(saved.key, self._finish(opened, saved.flow, status, headers))
         return self._finish(opened, saved, status, headers)
 
-    def _saved(self, opened: Opened) -> Saved | Flow[Saved]:
+    def _saved(self, opened: Opened) -> Saved | Flow[Saved] | Exclusive:
         lifecycle, session = self._lifecycle, opened.session
         saved = lifecycle.finish(session)
-        if type(saved) is not Saved and session.is_new and not lifecycle.is_logout(session):
+        if type(saved) is not Saved and session._request.copy_held is None and not lifecycle.is_logout(session):
             self._admit(opened.client)
         return saved
 
@@ -212,9 +214,9 @@ class Requests:
         if isinstance(saved, Saved):
             return None
         if session.is_new or session._request.new_login:
-            saved.close()
+            (saved.flow if isinstance(saved, Exclusive) else saved).close()
             return self._end_too_late(session)
-        return _only(saved)
+        return _only(as_flow(saved))
 
     def _end_too_late(self, session: Session) -> Flow[None]:
         """What was to begin cannot; a logout before it counts."""
@@ -222,7 +224,7 @@ class Requests:
         closing = self._lifecycle.finish(session) if session._request.closing else NOTHING
         if isinstance(closing, Saved):
             raise CoatcheckError(TOO_LATE)
-        return _and_then_too_late(closing)
+        return _and_then_too_late(as_flow(closing))
 
 
 def _only(saving: Flow[Saved]) -> Flow[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from coatcheck.replication.effects import Flow, Pause
+from coatcheck.replication.effects import Flow, Pause, as_flow
 from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
@@ -112,7 +112,7 @@ class App:
         before = session._request.copy_held.key if session._request.copy_held is not None else None
         saved = web.lifecycle.finish(session)
         if not isinstance(saved, Saved):
-            saved = yield from saved
+            saved = yield from as_flow(saved)
             self._judge.saved(web, attempt, session, saved, before)
         return self._respond(attempt, web, session, saved)
 

@@ -29,6 +29,8 @@ MAX_REPLY_BYTES: Final = MAX_ENTRY_BYTES + 1024 * 1024
 Sink = Callable[[Any], None]
 """Takes the reply as hiredis parsed it, or :class:`Unreachable`."""
 
+CALLBACK_FAILED: Final = "a reply callback failed"
+"""Logged, no more: a caller's fault must not cost the other callers their replies."""
 _BUSY: Final = Unreachable("too many calls are outstanding")
 _MORE: Final = object()
 
@@ -107,7 +109,10 @@ class Connection(asyncio.Protocol):
         self._out.clear()
         answer = Unreachable(why)
         for sink in sinks:
-            self._answer(sink, answer)
+            try:
+                sink(answer)
+            except Exception:
+                logger.exception(CALLBACK_FAILED)
 
     # asyncio.Protocol
 
@@ -164,7 +169,10 @@ class Connection(asyncio.Protocol):
             if not self._sinks:
                 self.drop("a reply came that nobody asked for")
                 break
-            self._answer(self._sinks.popleft(), reply)
+            try:
+                self._sinks.popleft()(reply)
+            except Exception:
+                logger.exception(CALLBACK_FAILED)
         return answered
 
     def _confirms(self, push: Any) -> bool:
@@ -178,10 +186,3 @@ class Connection(asyncio.Protocol):
         if len(push) == 3 and push[0] == b"message":
             self._owner.pushed(push[1], push[2])
         return False
-
-    def _answer(self, sink: Sink, reply: Any) -> None:
-        try:
-            sink(reply)
-        except Exception:
-            # The caller's fault must not cost the other callers their replies.
-            logger.exception("a reply callback failed")

@@ -84,6 +84,9 @@ class Link:
         self._on_connected = on_connected
         self._bulletin = Bulletin()
         self._live: Connection | None = None
+        self.call: Callable[[bytes, Sink], None] = self._answer_down
+        """Send an encoded request; the sink gets hiredis's reply or :class:`Unreachable`, exactly once. While the link
+        is down the answer comes before this returns; while it is up this is the connection's own."""
         self._down = Unreachable("not opened")
         self._gone = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,16 +98,8 @@ class Link:
         self._late_sweeps = 0
         self._closed = False
 
-    def call(self, request: bytes, sink: Sink) -> None:
-        """Send an encoded request; ``sink`` gets hiredis's reply or :class:`Unreachable`, exactly once.
-
-        When the link is down the answer comes before this returns.
-        """
-        live = self._live
-        if live is None:
-            sink(self._down)
-        else:
-            live.call(request, sink)
+    def _answer_down(self, request: bytes, sink: Sink) -> None:
+        sink(self._down)
 
     def subscribe(self, server_id: bytes, on_message: OnMessage) -> None:
         """Receive the messages for ``server_id``, now and after each reconnection.
@@ -155,6 +150,7 @@ class Link:
         if connection is not self._live:
             return
         self._live = None
+        self.call = self._answer_down
         self._down = Unreachable(why)
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
@@ -283,6 +279,7 @@ class Link:
         assert self._loop is not None
         self._gone.clear()
         self._live = connection
+        self.call = connection.call
         self._late_sweeps = 0
         self._swept_at = self._loop.time()
         self._sweep_later()

@@ -69,7 +69,9 @@ class TokenCodec:
         high, low = token.list_number << _TIME_BITS_HIGH | timestamp >> 32, timestamp & 0xFFFFFFFF
         body = _BODY.pack(token.key, token.session_id, high, low, token.version)
         text = b2a_base64(self._seal(body), newline=False).translate(_TO_URL)
-        self._remember(text, token)
+        if len(self._remembered) >= self.MAX_REMEMBERED:
+            self._forget_older()
+        self._remembered[text] = token
         return text
 
     def open(self, text: bytes) -> SealedToken:
@@ -77,17 +79,17 @@ class TokenCodec:
         token = self._remembered.get(text)
         if token is None:
             token = self._remembered_before.get(text) or self._unseal(text)
-            self._remember(text, token)
+            if len(self._remembered) >= self.MAX_REMEMBERED:
+                self._forget_older()
+            self._remembered[text] = token
         return token
 
     def forget(self) -> None:
         """Forget what was sealed and opened: the keys have changed."""
         self._remembered, self._remembered_before = {}, {}
 
-    def _remember(self, text: bytes, token: SealedToken) -> None:
-        if len(self._remembered) >= self.MAX_REMEMBERED:
-            self._remembered_before, self._remembered = self._remembered, {}
-        self._remembered[text] = token
+    def _forget_older(self) -> None:
+        self._remembered_before, self._remembered = self._remembered, {}
 
     def _unseal(self, text: bytes) -> SealedToken:
         if len(text) != TOKEN_CHARS:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable
 
 from coatcheck.drivers.watching import WatchedConnection
 from coatcheck.errors import SessionDataError
-from coatcheck.replication.effects import Flow
+from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.sessions.answer import SWITCHING_PROTOCOLS, Answer
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.mapping import replace
@@ -129,7 +129,7 @@ class ResponseSender:
                 code = TRY_AGAIN_LATER if end is SessionEnd.UNKNOWN else POLICY_VIOLATION
                 await self._websocket.hang_up(code, f"session {end.value}")
 
-    async def _start(self, message: Message, finishing: Flow[Answer]) -> None:
+    async def _start(self, message: Message, finishing: Flow[Answer] | Exclusive) -> None:
         answer = await self._opened.home.run_for(self._opened, finishing)
         if answer.refused:
             await self._replace(answer)

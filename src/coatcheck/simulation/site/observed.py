@@ -8,7 +8,7 @@ from typing import Any
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError
-from coatcheck.replication.effects import Flow, GetReply, PutReply
+from coatcheck.replication.effects import Exclusive, Flow, GetReply, PutReply
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.version import Version
@@ -106,8 +106,10 @@ class ObservedLifecycle(Lifecycle):
             judge.opened(self.web, attempt, token, session, False, began_at)
         return session
 
-    def finish(self, session: Session) -> Saved | Flow[Saved]:
+    def finish(self, session: Session) -> Saved | Flow[Saved] | Exclusive:
         saved = super().finish(session)
+        if isinstance(saved, Exclusive):
+            return Exclusive(saved.key, self._observed(session, saved.flow))
         return saved if isinstance(saved, Saved) else self._observed(session, saved)
 
     def _observed(self, session: Session, saving: Flow[Saved]) -> Flow[Saved]:

@@ -11,7 +11,7 @@ from coatcheck.director.rules.deadlines import Deadline, DeadlineKind
 from coatcheck.director.rules.delivery import Delivery, WaitReason
 from coatcheck.director.rules.faults import Fault
 from coatcheck.director.rules.forwarding import ClientAddress
-from coatcheck.director.rules.pace import Pace
+from coatcheck.director.rules.pace import ClientPace
 from coatcheck.director.rules.request_head import RequestFields, RequestHead
 from coatcheck.director.rules.request_stream import RequestStream
 from coatcheck.director.rules.response_stream import ResponseStream
@@ -75,7 +75,7 @@ class ConnectionState(Member):
         self.due_at = traffic.now + limits.header_read_s
         self._stream = RequestStream(traffic.reader, limits.max_head_bytes)
         self._response = ResponseStream(traffic.response_reader, limits.max_response_head_bytes)
-        self._pace = Pace()
+        self._pace = ClientPace()
         self._pauses = 0
         self._half_closed = self._client_full = False
         self._stalled_bytes = 0

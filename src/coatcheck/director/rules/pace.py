@@ -14,7 +14,7 @@ class PaceRound(NamedTuple):
     """Bytes that left towards it, of those that waited."""
 
 
-class Pace:
+class ClientPace:
     """Measures one client, window by window."""
 
     __slots__ = ("_body_bytes", "_was_coming", "_was_unsent")

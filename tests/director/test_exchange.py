@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coatcheck.director.rules import connection
-from coatcheck.director.rules.actions import ReleaseServer
+from coatcheck.director.rules.actions import Order, ReleaseServer
 from coatcheck.director.rules.connection import ProxiedConnection
 from coatcheck.director.rules.deadlines import LIMIT_OF, DeadlineKind
 from coatcheck.director.rules.delivery import Failure
@@ -123,3 +123,19 @@ def rare_meetings() -> None:
     machine.server_bytes(b"67890")
     machine.go_on()
     assert machine.state is State.IDLE and machine.actions[-1] == ReleaseServer(keep=True)
+
+
+def test_a_client_that_takes_nothing_is_not_read_for_ever() -> None:
+    """Its next request begins while the answer before still waits for it: the second read of it is the last."""
+    machine = fresh()
+    machine.opened()
+    machine.client_bytes(b"GET /.well-known/coatcheck/x HTTP/1.1\r\nHost: a\r\n\r\n")
+    machine.client_full(100_000)
+    assert machine.state is State.IDLE
+    machine.actions.clear()
+    machine.client_bytes(b"GET / HTTP/1.1\r\nX: ")
+    assert machine.actions == []
+    machine.client_bytes(b"x" * 100)
+    assert machine.actions == [Order.PAUSE_CLIENT]
+    machine.client_ready()
+    assert machine.actions == [Order.PAUSE_CLIENT, Order.RESUME_CLIENT]

@@ -40,8 +40,9 @@ HIGH_WATER: Final = 60
 LIMITS: Final = Limits(
     max_head_bytes=400, max_response_head_bytes=300, kept_body_bytes=200, held_response_bytes=120, max_waiting=2,
     max_connections=6, max_connections_per_address=5, max_websockets=1, max_idle_upstream=2, rate_window_s=4.0,
-    header_read_s=10.0, idle_s=20.0, first_byte_s=15.0, between_bytes_s=25.0, held_response_s=8.0, linger_s=1.0,
-    no_server_wait_s=3.0, resend_after_s=5.0, upstream_idle_s=4.0, tunnel_idle_s=50.0, tunnel_drain_s=10.0,
+    header_timeout_s=10.0, keep_alive_timeout_s=20.0, first_byte_timeout_s=15.0, body_timeout_s=25.0,
+    hold_response_s=8.0, linger_s=1.0,
+    no_server_wait_s=3.0, resend_after_s=5.0, upstream_idle_s=4.0, websocket_timeout_s=50.0, tunnel_drain_s=10.0,
 )  # fmt: skip
 LONGEST_LIFE_S: Final = 400.0
 """After the last event every connection must have ended by then, on its deadlines alone."""
@@ -702,7 +703,7 @@ class Walk:
         assert deadline.why
         if not (state is State.CLOSING and client.aborted):
             assert deadline.at <= self.now + getattr(LIMITS, LIMIT_OF[deadline.kind]) + max(
-                LIMITS.between_bytes_s, LIMITS.idle_s
+                LIMITS.body_timeout_s, LIMITS.keep_alive_timeout_s
             )
         if state is State.HEAD and not client.full:
             assert client.going_on or machine._due is DeadlineKind.HEADER, "a head that is not whole must have its own"

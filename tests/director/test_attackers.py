@@ -86,7 +86,7 @@ def test_slow_handshakes_of_many_addresses_make_room_for_honest_ones(tls: Contex
 
 def test_slow_handshakes_run_out_of_time(tls: Contexts) -> None:
     async def test() -> None:
-        async with farm(FakeServer(), tls=tls[0], tls_handshake_s=0.5) as running, running.client() as attacker:
+        async with farm(FakeServer(), tls=tls[0], tls_handshake_timeout_s=0.5) as running, running.client() as attacker:
             attacker.writer.write(b"\x16\x03\x01\x02\x00")
             assert await attacker.rest() == b""
             await until(lambda: count(running, "connections") == 0)

@@ -31,10 +31,10 @@ IDEMPOTENT = {b"GET", b"HEAD", b"PUT", b"DELETE"}
 WHICH = st.integers(0, SERVERS - 1)
 LIMITS = Limits(
     resend_after_s=RESEND_AFTER_S,
-    first_byte_s=FIRST_BYTE_S,
+    first_byte_timeout_s=FIRST_BYTE_S,
     no_server_wait_s=NO_SERVER_WAIT_S,
     max_waiting=1000,
-    idle_s=1e9,
+    keep_alive_timeout_s=1e9,
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 

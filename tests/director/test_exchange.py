@@ -72,7 +72,7 @@ def test_every_deadline_is_named_and_has_its_limit() -> None:
     assert set(LIMIT_OF.values()) <= fields
     machine = fresh()
     machine.opened()
-    assert machine.deadline == (DeadlineKind.HEADER, Limits().header_read_s)
+    assert machine.deadline == (DeadlineKind.HEADER, Limits().header_timeout_s)
     assert machine.deadline.why == "a request's head must be whole"
 
 

@@ -97,7 +97,7 @@ def test_a_request_that_kills_every_server_is_given_up() -> None:
 def test_a_post_moves_when_no_connection_could_be_had() -> None:
     async def test() -> None:
         first, second = FakeServer("web-1"), FakeServer("web-2")
-        async with farm(first, second, check_every_s=5.0) as running, running.client() as client:
+        async with farm(first, second, check_interval_s=5.0) as running, running.client() as client:
             await first.stop()
             assert (await client.ask(to_1(POST))).status == 200
             assert second.seen[0].body == b"hello"
@@ -332,7 +332,7 @@ def test_what_waits_for_a_busy_server_goes_elsewhere_when_it_dies() -> None:
 def test_patience_ends_when_the_operator_says_so() -> None:
     async def test() -> None:
         first, second = FakeServer("web-1", hang), FakeServer("web-2")
-        settings = {"resend_after_s": 1.5, "first_byte_s": 4.0, "tick_s": 0.02}
+        settings = {"resend_after_s": 1.5, "first_byte_timeout_s": 4.0, "tick_s": 0.02}
         async with farm(first, second, **settings) as running, AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(running.client()) for _ in range(4)]
             first.health = None
@@ -354,7 +354,7 @@ def test_patience_ends_when_the_operator_says_so() -> None:
 def test_without_an_end_of_patience_a_request_waits_as_long_as_an_answer_may_take() -> None:
     async def test() -> None:
         first, second = FakeServer("web-1", hang), FakeServer("web-2")
-        settings = {"resend_after_s": 0.0, "first_byte_s": 1.5, "tick_s": 0.02}
+        settings = {"resend_after_s": 0.0, "first_byte_timeout_s": 1.5, "tick_s": 0.02}
         async with farm(first, second, **settings) as running, running.client() as sent, running.client() as unsent:
             first.health = None
             sent.writer.write(to_1(GET))

@@ -451,7 +451,7 @@ def test_slow_and_idle_clients_are_ended() -> None:
     async def test() -> None:
         server = FakeServer()
         async with farm(
-            server, header_read_s=0.3, idle_s=0.4, between_bytes_s=0.3, linger_s=0.2, tick_s=0.02
+            server, header_timeout_s=0.3, keep_alive_timeout_s=0.4, body_timeout_s=0.3, linger_s=0.2, tick_s=0.02
         ) as running:
             async with running.client() as client:
                 # A byte now and then does not win more time.
@@ -526,7 +526,7 @@ def test_a_web_server_that_takes_too_long() -> None:
             await asyncio.sleep(LONGEST_S)
 
         async with farm(
-            FakeServer(behave=hang), first_byte_s=0.3, resend_after_s=0, between_bytes_s=0.3, tick_s=0.02
+            FakeServer(behave=hang), first_byte_timeout_s=0.3, resend_after_s=0, body_timeout_s=0.3, tick_s=0.02
         ) as running:
             async with running.client() as client:
                 answer = await client.ask(GET)

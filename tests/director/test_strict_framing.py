@@ -204,7 +204,7 @@ def test_mutated_heads_reach_the_server_only_as_what_was_understood() -> None:
     async def test() -> None:
         server = FakeServer()
         async with farm(
-            server, between_bytes_s=0.2, header_read_s=0.2, first_byte_s=2.0, resend_after_s=0, linger_s=0.1
+            server, body_timeout_s=0.2, header_timeout_s=0.2, first_byte_timeout_s=2.0, resend_after_s=0, linger_s=0.1
         ) as running:
             for _ in range(1_500):
                 request = bytearray(chance.choice(good))

@@ -51,7 +51,7 @@ class Farm:
         self.ports = {name: free_port() for name in ("web-0", "web-1")}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         servers = tuple(WebServer(name, "127.0.0.1", port, name) for name, port in self.ports.items())
-        standing = {"tick_s": 0.02, "first_byte_s": 30.0, "resend_after_s": 0.0, "no_server_wait_s": 20.0}
+        standing = {"tick_s": 0.02, "first_byte_timeout_s": 30.0, "resend_after_s": 0.0, "no_server_wait_s": 20.0}
         self.director = EmbeddedDirector(DirectorOptions(servers=servers, port=0, **{**standing, **options}))
         self.clients: dict[str, Client] = {}
 
@@ -267,21 +267,21 @@ class _Joined:
 
 
 STORIES: dict[str, tuple[Story, dict[str, Any]]] = {
-    "refused": (refused, {"check_every_s": 60.0}),
+    "refused": (refused, {"check_interval_s": 60.0}),
     "killed": (killed, {}),
     "killed-twice": (killed_twice, {}),
     "killed-long-body": (killed_with_a_long_body, {"kept_body_bytes": 1024}),
     "killed-mid-body": (killed_amid_the_body, {}),
     "killed-before-continue": (killed_before_continue, {}),
-    "half-held": (half, {"held_response_s": LONGEST_S}),
+    "half-held": (half, {"hold_response_s": LONGEST_S}),
     "half-streamed": (half_streamed, {}),
     "nonsense": (nonsense, {}),
     "blocked": (blocked, {}),
     "frozen-killed": (frozen_and_killed, {}),
     "frozen-not-sent": (frozen_not_sent, {}),
-    "silent": (silent, {"resend_after_s": 1.0, "first_byte_s": 5.0}),
+    "silent": (silent, {"resend_after_s": 1.0, "first_byte_timeout_s": 5.0}),
     "silent-not-sent": (silent_not_sent, {"resend_after_s": 1.0}),
-    "late": (late, {"first_byte_s": 1.0}),
+    "late": (late, {"first_byte_timeout_s": 1.0}),
     "no-server": (no_server, {"no_server_wait_s": 0.5}),
     "queue-full": (queue_full, {"max_waiting": 1}),
 }

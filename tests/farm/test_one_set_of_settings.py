@@ -9,10 +9,9 @@ import pytest
 
 from coatcheck import ConfigError, connect
 from coatcheck.director import DirectorOptions, WebServer
+from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.duration import Duration
-from coatcheck.farm.processes.director_process import director_limits
 from coatcheck.farm.settings.configuration import GROUPS, SETTINGS, load_settings
-from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.options import settings_of
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.sessions.policy import Merge, SessionPolicy
@@ -74,7 +73,14 @@ def test_copies_not_said_are_two_or_as_many_as_there_are(servers: int) -> None:
     assert farm.session.copies == library.copies.placement.wanted == min(2, servers)
 
 
-def test_the_directors_own_defaults_are_the_farms() -> None:
+def test_the_director_goes_by_the_very_settings_of_the_farm() -> None:
+    """Each is stated once: the director's options take the settings over, and state none of them again."""
+    names = {field.name for field in msgspec.structs.fields(DirectorSettings)}
+    assert issubclass(DirectorOptions, DirectorSettings) and len(names) > 20
+    for kind in DirectorOptions.__mro__:
+        if kind is not DirectorSettings:
+            assert not names & set(vars(kind).get("__annotations__", ())), kind
+    settings = DirectorSettings(first_byte_timeout_s=7.0, resend_after_s=3.0, max_websockets=9)
     server = WebServer("web-1", "127.0.0.1", 1, "tag")
-    own = DirectorOptions(servers=(server,))
-    assert DirectorOptions(servers=(server,), **director_limits(DirectorSettings())) == own
+    options = DirectorOptions(servers=(server,), **msgspec.structs.asdict(settings))
+    assert {name: getattr(options, name) for name in names} == msgspec.structs.asdict(settings)

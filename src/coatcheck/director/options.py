@@ -51,13 +51,8 @@ class DirectorOptions(Limits, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None = None
     backlog: int = 4096
     health_path: str = "/.well-known/coatcheck/health"
-    reserved_descriptors: int = 128
-    """Kept back for the event loop, the health checks, the control channel and the log."""
     buffer_bytes: int = 64 * 1024
     """High-water mark of each connection's write buffer; beyond it the other side is not read."""
-    tls_handshake_s: float = 10.0
-    connect_s: float = 1.0
-    """A web server that accepts no connection for so long is busy."""
     tick_s: float = 0.1
     """How often deadlines are looked at, and so how exact the time-outs are."""
 
@@ -84,16 +79,18 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
         raise ConfigError(f"director: health_path {options.health_path!r} is no path")
     for field in msgspec.structs.fields(options):
         value = getattr(options, field.name)
-        if field.type in (int, float, "int", "float") and field.name not in _MAY_BE_ZERO and value <= 0:
+        if not isinstance(value, int | float):
+            continue
+        if field.name not in _MAY_BE_ZERO and value <= 0:
             raise ConfigError(f"director: {field.name} is {value}; it must be above 0")
-        if field.name in _MAY_BE_ZERO and value < 0:
+        if value < 0:
             raise ConfigError(f"director: {field.name} is {value}; it must be 0 or above")
     if options.max_sends > _MOST_SENDS:
         raise ConfigError(f"director: max_sends is {options.max_sends}; it must be 1 or {_MOST_SENDS}")
-    if options.first_byte_s <= options.resend_after_s:
+    if options.first_byte_timeout_s <= options.resend_after_s:
         raise ConfigError(
-            f"director: resend_after_s is {options.resend_after_s}; it must be below first_byte_s "
-            f"({options.first_byte_s}), or 0"
+            f"director: resend_after_s is {options.resend_after_s}; it must be below first_byte_timeout_s "
+            f"({options.first_byte_timeout_s}), or 0"
         )
     trusted_networks(options)
     return options

@@ -90,7 +90,7 @@ class Relay:
             cast(socket.socket, action.handshake).shutdown(socket.SHUT_RDWR)
 
     def connect(self, pool: ServerPool, owner: LinkOwner) -> asyncio.Task[None]:
-        """Open a connection to a web server for a request; bounded by ``connect_s`` and by the clients' number."""
+        """Open a connection to a web server for a request; bounded by ``connect_timeout_s`` and the clients' number."""
         task = self.loop.create_task(self._connect(pool, owner))
         self._connects.add(task)
         task.add_done_callback(self._connects.discard)
@@ -115,7 +115,7 @@ class Relay:
 
     async def _opened(self, pool: ServerPool) -> ServerLink | Failure:
         try:
-            async with asyncio.timeout(self.options.connect_s):
+            async with asyncio.timeout(self.options.connect_timeout_s):
                 return await open_connection(pool.server.door, lambda: ServerLink(self.options, pool))
         except (TimeoutError, BlockingIOError):
             fault, why = ConnectFault.NOT_ACCEPTED, ""

@@ -98,7 +98,7 @@ class TlsDoor:
                 lambda: ClientLink(relay, guest),
                 sock,
                 ssl=self._context,
-                ssl_handshake_timeout=relay.options.tls_handshake_s,
+                ssl_handshake_timeout=relay.options.tls_handshake_timeout_s,
             )
         except (OSError, ssl.CertificateError) as error:
             guest.leave()

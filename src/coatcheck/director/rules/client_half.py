@@ -34,7 +34,7 @@ class ClientHalf(ServerHalf):
 
     def _enter(self) -> None:
         traffic = self._traffic
-        self._await(DeadlineKind.HEADER, self._limits.header_read_s)
+        self._await(DeadlineKind.HEADER, self._limits.header_timeout_s)
         self.state = _IDLE
         guest = self._guest
         if guest is None:
@@ -108,7 +108,7 @@ class ClientHalf(ServerHalf):
             self._begin(head)
             return
         self.state = _HEAD
-        self._await(DeadlineKind.HEADER, self._limits.header_read_s)
+        self._await(DeadlineKind.HEADER, self._limits.header_timeout_s)
 
     def _take_more_of_head(self, data: bytes) -> None:
         self._stream.hold(data)
@@ -131,7 +131,7 @@ class ClientHalf(ServerHalf):
             # It can never become whole.
             self._close_client()
         elif self._due is _AWAITS_IDLE:
-            self._await(DeadlineKind.HEADER, self._limits.header_read_s)
+            self._await(DeadlineKind.HEADER, self._limits.header_timeout_s)
 
     def _begin(self, head: RequestHead) -> None:
         traffic, fields, stream = self._traffic, head.fields, self._stream
@@ -221,7 +221,7 @@ class ClientHalf(ServerHalf):
             self._close_client()
         else:
             self._due = _AWAITS_IDLE
-            self.due_at = traffic.now + self._limits.idle_s
+            self.due_at = traffic.now + self._limits.keep_alive_timeout_s
             if stream.buffer:
                 self.state = _HEAD
                 # Not at once: a thousand pipelined requests would be a thousand calls deep.
@@ -320,7 +320,7 @@ class ClientHalf(ServerHalf):
             self._drop_client(Fault.CLIENT_TIMEOUT)
             return
         self._stalled_bytes = unsent
-        self._await(self._due, self._limits.between_bytes_s)
+        self._await(self._due, self._limits.body_timeout_s)
 
     def _drop_client(self, fault: Fault) -> None:
         self._traffic.count(fault)

@@ -72,7 +72,7 @@ class ConnectionState(Member):
         self.actions: list[Action] = []
         """What the shell is to do, in this order; it empties the list."""
         self._due = DeadlineKind.HEADER
-        self.due_at = traffic.now + limits.header_read_s
+        self.due_at = traffic.now + limits.header_timeout_s
         self._stream = RequestStream(traffic.reader, limits.max_head_bytes)
         self._response = ResponseStream(traffic.response_reader, limits.max_response_head_bytes)
         self._pace = ClientPace()
@@ -114,11 +114,11 @@ class ConnectionState(Member):
             return
         limits = self._limits
         if not self._stream.body_done:
-            self._await(DeadlineKind.BODY, limits.between_bytes_s)
+            self._await(DeadlineKind.BODY, limits.body_timeout_s)
         elif self._delivery.replied:
-            self._await(DeadlineKind.RESPONSE, limits.between_bytes_s)
+            self._await(DeadlineKind.RESPONSE, limits.body_timeout_s)
         else:
-            self._await(DeadlineKind.ANSWER, limits.first_byte_s)
+            self._await(DeadlineKind.ANSWER, limits.first_byte_timeout_s)
 
     # Reading the client, or not
 

@@ -26,15 +26,15 @@ class DeadlineKind(Enum):
 
 
 LIMIT_OF: Final[Mapping[DeadlineKind, str]] = {
-    DeadlineKind.HEADER: "header_read_s",
-    DeadlineKind.IDLE: "idle_s",
-    DeadlineKind.BODY: "between_bytes_s",
-    DeadlineKind.ANSWER: "first_byte_s",
-    DeadlineKind.RESPONSE: "between_bytes_s",
-    DeadlineKind.HELD: "held_response_s",
-    DeadlineKind.QUEUE: "first_byte_s",
+    DeadlineKind.HEADER: "header_timeout_s",
+    DeadlineKind.IDLE: "keep_alive_timeout_s",
+    DeadlineKind.BODY: "body_timeout_s",
+    DeadlineKind.ANSWER: "first_byte_timeout_s",
+    DeadlineKind.RESPONSE: "body_timeout_s",
+    DeadlineKind.HELD: "hold_response_s",
+    DeadlineKind.QUEUE: "first_byte_timeout_s",
     DeadlineKind.NO_SERVER: "no_server_wait_s",
-    DeadlineKind.CLIENT_TAKES: "between_bytes_s",
+    DeadlineKind.CLIENT_TAKES: "body_timeout_s",
     DeadlineKind.LINGER: "linger_s",
 }
 """The field of :class:`~coatcheck.director.rules.limits.Limits` that says how long each is."""

@@ -71,8 +71,8 @@ class HealthQuestion:
 
     def gap_s(self) -> float:
         """How long no check is made after one, whoever asks for it."""
-        return min(_MIN_GAP_S, self._limits.check_every_s)
+        return min(_MIN_GAP_S, self._limits.check_interval_s)
 
     def pause_s(self, now: float) -> float:
         """How long it takes from ``now`` to the next check, if nobody asks for one."""
-        return self._began + self._limits.check_every_s - now
+        return self._began + self._limits.check_interval_s - now

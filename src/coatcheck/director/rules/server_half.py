@@ -52,7 +52,7 @@ class ServerHalf(ConnectionState):
         self.server = chosen
         self.state = _CONNECTING
         self._due = _ANSWER
-        self.due_at = traffic.now + self._limits.first_byte_s
+        self.due_at = traffic.now + self._limits.first_byte_timeout_s
         self.actions.append(Reach(chosen, not delivery.idempotent, self._fresh_only))
 
     def _connected(self, reused: bool, full: bool) -> None:
@@ -106,7 +106,7 @@ class ServerHalf(ConnectionState):
         if not traffic.park(self):
             self._waited_too_long()
             return
-        self._due, self.due_at = DeadlineKind.QUEUE, self._waiting_since + limits.first_byte_s
+        self._due, self.due_at = DeadlineKind.QUEUE, self._waiting_since + limits.first_byte_timeout_s
         if pause is WaitReason.NO_SERVER:
             no_server_at = self._no_server_since + limits.no_server_wait_s
             if no_server_at < self.due_at:
@@ -254,7 +254,7 @@ class ServerHalf(ConnectionState):
         if len(body) < length <= self._limits.held_response_bytes:
             self.state = _HELD
             self._held.append(start)
-            self._await(DeadlineKind.HELD, self._limits.held_response_s)
+            self._await(DeadlineKind.HELD, self._limits.hold_response_s)
             if body:
                 self._held.append(response.body(body))
             return
@@ -291,7 +291,7 @@ class ServerHalf(ConnectionState):
     def _pass_on(self, data: bytes) -> None:
         response = self._response
         self._due = _RESPONSE
-        self.due_at = self._traffic.now + self._limits.between_bytes_s
+        self.due_at = self._traffic.now + self._limits.body_timeout_s
         piece = response.body(data)
         if piece:
             self.actions.append(ToClient(piece))
@@ -315,7 +315,7 @@ class ServerHalf(ConnectionState):
     def _held_long_enough(self) -> None:
         self._let_held_leave()
         self.state = _REPLYING
-        self._await(_RESPONSE, self._limits.between_bytes_s)
+        self._await(_RESPONSE, self._limits.body_timeout_s)
 
     def _informational(self, head: ResponseHead) -> None:
         """A 1xx response: for HTTP/1.1 clients only, and 100 only once and if asked for (RFC 9110, 15.2)."""

@@ -138,7 +138,7 @@ class Traffic:
         self.hsts = b"Strict-Transport-Security: max-age=%d" % limits.hsts_s if tls and limits.hsts_s > 0 else b""
         """The header line that every response over TLS carries (RFC 6797, 7.1); over plain HTTP none may."""
         self.delivery_policy = DeliveryPolicy(max_sends=limits.max_sends, resend_after_s=limits.resend_after_s)
-        self._health_policy = HealthPolicy(rise=limits.rise, fall=limits.fall)
+        self._health_policy = HealthPolicy(rise=limits.checks_to_admit, fall=limits.checks_to_fail)
         self._window_ends_at = now + limits.rate_window_s
         self.actions: list[TrafficAction] = []
         """What is to be done besides what the connection that had an event asks for; the shell empties it."""

@@ -94,7 +94,7 @@ class Tunnel:
     def tick(self) -> None:
         """End a tunnel that is idle too long, outstays its web server's drain, or has lost one end for a while."""
         now, limits = self._traffic.now, self._traffic.limits
-        if now - self._last_byte_at >= limits.tunnel_idle_s or now >= self._closes_at:
+        if now - self._last_byte_at >= limits.websocket_timeout_s or now >= self._closes_at:
             self.abort()
         if not self.server.draining:
             self._draining_since = None

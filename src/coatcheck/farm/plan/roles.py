@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from coatcheck.access import SessionAccess
-from coatcheck.farm.settings.director_settings import DirectorSettings
+from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import HttpServer
 from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES

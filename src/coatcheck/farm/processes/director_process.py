@@ -13,7 +13,6 @@ from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
-from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.farm.settings.error_pages import load_error_pages
 
 
@@ -39,7 +38,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             error_pages=load_error_pages(role.error_pages),
             tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
             trusted_proxies=role.trusted_proxies,
-            **director_limits(role.limits),
+            **msgspec.structs.asdict(role.limits),
         )
     )
 
@@ -65,24 +64,6 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     control.ready()
     await control.stopping.wait()
     await director.stop(role.stop_grace_s)
-
-
-def director_limits(limits: DirectorSettings) -> dict[str, Any]:
-    """The director's own names for what the operator set."""
-    other_names = {
-        "first_byte_timeout_s": "first_byte_s",
-        "body_timeout_s": "between_bytes_s",
-        "keep_alive_timeout_s": "idle_s",
-        "websocket_timeout_s": "tunnel_idle_s",
-        "connect_timeout_s": "connect_s",
-        "check_interval_s": "check_every_s",
-        "checks_to_fail": "fall",
-        "checks_to_admit": "rise",
-        "hold_response_s": "held_response_s",
-        "header_timeout_s": "header_read_s",
-        "tls_handshake_timeout_s": "tls_handshake_s",
-    }
-    return {other_names.get(name, name): value for name, value in msgspec.structs.asdict(limits).items()}
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
-from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.host_port import is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown

@@ -1,4 +1,4 @@
-"""Every setting of a farm but sessions' (``sessions/settings.py``), cookies' (``sessions/cookies.py``) and directors'.
+"""Every setting of a farm but those of sessions, cookies and directors, which are where their rules are.
 
 Each field is one option with its default, its bounds and the sentence that the documentation shows. Where the
 values come from is in ``configuration.py``.
@@ -11,8 +11,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
-from coatcheck.farm.settings.director_settings import DirectorSettings
 from coatcheck.host_port import is_loopback
 from coatcheck.options import Option, check_plain_name, judge, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES

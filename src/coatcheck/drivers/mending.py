@@ -39,7 +39,7 @@ class Round:
         """Whether one failure is logged already: the same one may befall every session."""
 
 
-class Pace:
+class RepairPace:
     """Work in the background goes as fast as the event loop has nothing else to do.
 
     After each piece of it everybody else has a turn, and it rests :attr:`RESTS` times as long as those turns took:
@@ -98,7 +98,7 @@ class Mending:
         """At the start too: a web server that was killed in the middle of a write may have left unequal copies."""
         self._hosted = Round()
         self._unhosted = Round()
-        self._pace = Pace()
+        self._pace = RepairPace()
         self._outcomes: Counter[Repaired] = Counter()
 
     def start(self) -> None:

@@ -281,8 +281,8 @@ def test_a_session_that_was_lost_everywhere_is_over() -> None:
             session = await made.begin()
             told = asyncio.create_task(session_ended(made, 1, session))
             await asyncio.sleep(0)
-            assert made.web[0]._mending is not None
-            await made.web[0]._mending.stop()  # its cache would bring the session back
+            assert made.web[0]._repair is not None
+            await made.web[0]._repair.stop()  # its cache would bring the session back
             made.stores[0]._table = CountingStore("empty", time.monotonic)._table
             await made.stores[1].aclose()
             await asyncio.sleep(3 * LEASE_S)

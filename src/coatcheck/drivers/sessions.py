@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
-from coatcheck.drivers.mending import Mending, scan
+from coatcheck.drivers.background_repair import BackgroundRepair, scan
 from coatcheck.drivers.visit import VISIT, Visit, visiting
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenReason
@@ -176,7 +176,7 @@ class Sessions:
         self._bound: asyncio.AbstractEventLoop | None = None
         self._twins: dict[asyncio.AbstractEventLoop, Sessions] = {}
         self._driver: AsyncioDriver | None = None
-        self._mending: Mending | None = None
+        self._repair: BackgroundRepair | None = None
         self._stall_guard: StallGuard | None = None
         self._clock_timer: asyncio.TimerHandle | None = None
         self._watching_ends: Watching | None = None
@@ -267,14 +267,14 @@ class Sessions:
             for store in self._stores.values():
                 store.watch(self._on_change)
         driver = AsyncioDriver(self._stores, self._report)
-        mending = Mending(self.copies, self._stores, driver, self._world)
+        repair = BackgroundRepair(self.copies, self._stores, driver, self._world)
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
-        mending.start()
+        repair.start()
         self._look_at_clocks()
         self._stall_guard = StallGuard(self.copies, time.monotonic, loop.call_later)
         self._watching_ends = Watching(self.copies, driver)
-        self._driver, self._mending = driver, mending
+        self._driver, self._repair = driver, repair
         self._closes_with_loop = self._close_with_loop()
         await anext(self._closes_with_loop)
         self.loop = loop
@@ -309,11 +309,11 @@ class Sessions:
             self._watching_ends.stop()
         if self._clock_timer is not None:
             self._clock_timer.cancel()
-        if self._mending is not None:
-            await self._mending.stop()
+        if self._repair is not None:
+            await self._repair.stop()
         if self._driver is not None:
             await self._driver.settle(timeout_s)
-        self._driver = self._mending = self._opening = None
+        self._driver = self._repair = self._opening = None
         await asyncio.gather(*(store.aclose() for store in self._stores.values()))
         closes_with_loop, self._closes_with_loop = self._closes_with_loop, None
         if closes_with_loop is not None:
@@ -325,7 +325,7 @@ class Sessions:
     def _after_fork(self) -> None:
         """In the child: what the parent has open is the parent's, and must not even be closed here."""
         if self._bound is not None:
-            _inherited.append((self._stores, self._driver, self._mending, self._closes_with_loop, self._twins))
+            _inherited.append((self._stores, self._driver, self._repair, self._closes_with_loop, self._twins))
             self._used = True
         self._forget_run()
         self._binding = threading.Lock()
@@ -486,13 +486,13 @@ class Sessions:
 
     def status(self) -> dict[str, Any]:
         """Numbers for ``coatcheck status``: sessions hosted, copies below their number, repair, events."""
-        mending = self._mending
+        repair = self._repair
         return {
             "sessions": self.copies.cache.hosted(),
             "under_replicated": len(self.copies.under_replicated),
             "closing": len(self.copies.closing),
             "refused_new_sessions": self.newcomers.refused,
-            "recopy": mending.progress() if mending is not None else {},
+            "recopy": repair.progress() if repair is not None else {},
             "session_servers": {name: store.reachable for name, store in self._stores.items()},
             "clock": self._world.clock.status(),
             "events": {kind.value: count for kind, count in self.events.items()},
@@ -517,8 +517,8 @@ class Sessions:
         self._clock_timer = asyncio.get_running_loop().call_later(self.CLOCK_PERIOD_S, self._look_at_clocks)
 
     def _on_change(self, server: str, reachable: bool) -> None:
-        if self._mending is not None:
-            self._mending.on_change(server, reachable)
+        if self._repair is not None:
+            self._repair.on_change(server, reachable)
 
     def _on_message(self, raw: bytes) -> None:
         try:

@@ -305,7 +305,7 @@ class ModelWebServer(Process):
         """Repair all that needs it, hosted or not."""
         self._alarm()
 
-    # -- mending: as drivers.mending does it ---------------------------------------------------------
+    # -- repair: as drivers.background_repair does it ------------------------------------------------------
 
     def _alarm(self) -> None:
         if not self._mending_due:

@@ -1,1 +1,1 @@
-"""The shipped shells in a world: middleware, sessions, driver, mending, links, session servers; and browsers."""
+"""The shipped shells in a world: middleware, sessions, driver, repair, links, session servers; and browsers."""

@@ -21,7 +21,7 @@ CHANCES: Final = ("loss", "duplication", "lateness", "lost_notices", "lost_respo
 
 SETTLE_S: Final = 4.0
 CALM_S: Final = 8.0
-"""Longer than :data:`coatcheck.drivers.mending.Mending.INTERVAL_S`, and the scans that follow an alarm."""
+"""Longer than the interval of ``BackgroundRepair``, and the scans that follow an alarm."""
 
 
 class Told(Outcome):

@@ -63,7 +63,7 @@ class RepairPace:
             await asyncio.sleep(min(taken * self.RESTS, self.LONGEST_REST_S))
 
 
-class Mending:
+class BackgroundRepair:
     """Copies hosted sessions again when a session server is lost or back, then looks after sessions that
     nobody hosts, by scanning the session servers. Every step is paced.
 

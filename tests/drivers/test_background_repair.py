@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coatcheck.drivers.mending import Mending, scan
+from coatcheck.drivers.background_repair import BackgroundRepair, scan
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.effects import Flow
@@ -78,7 +78,7 @@ def test_sessions_that_nobody_hosts_are_found_by_scanning() -> None:
         async with trade(3) as farm:
             gone, home = await farm.server(), await farm.server()
             issues = [await begun(gone, n=number) for number in range(30)]
-            await gone._mending.stop()  # type: ignore[union-attr]  # that web server died
+            await gone._repair.stop()  # type: ignore[union-attr]  # that web server died
             assert len(home.copies.cache) == 0
             await farm.stores[0].aclose()
             await until(lambda: all(holders(farm, issue.token.key) == 2 for issue in issues))
@@ -150,7 +150,7 @@ class SlowScan(MemoryStore):
 
 
 def test_stopping_in_the_middle_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mending, "SCAN_DELAY_S", 0.01)
+    monkeypatch.setattr(BackgroundRepair, "SCAN_DELAY_S", 0.01)
 
     async def story() -> None:
         async with trade(2) as farm:

@@ -15,7 +15,7 @@ from .mutations import MUTATIONS
 FIRST: dict[str, tuple[str, int, int]] = {
     "a claim goes to all servers at once, and is tried again at once": ("duel", 1, 200),
     "a claim skips the servers that showed a copy but are not placed": ("leases", 1, 600),
-    "a put begun before a notice earns a lease": ("sleepers", 1, 600),
+    "a put begun before a notice earns a lease": ("duel", 1, 200),
     "an owner thinks itself alone as soon as it has claimed": ("leases", 1, 800),
     "a retired token is dead one grace after it was replaced": ("sleepers", 1, 600),
     "a retired token is taken for ever": ("thieves", 1, 600),

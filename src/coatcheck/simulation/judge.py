@@ -77,8 +77,8 @@ class Judge:
         elif any(ack.level < quorum(scenario.session_servers, scenario.wanted) for ack in log.acks.values()):
             # Whoever has still the list of two session servers writes with one of them, as two servers do.
             self.excuse("promise 1: fork, acknowledged by a list of two that became longer")
-        elif log.data_lost:
-            self.excuse("promise 1: fork, a server forgot")
+        elif lost in log.forgotten:
+            self.excuse("promise 1: fork, a server forgot this very write")
         else:
             self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached a quorum")
 
@@ -122,7 +122,7 @@ class Judge:
             self.excuse("promise 4: grace 0 and parallel requests")
         elif scenario.grace_ms / 1000 < needed_s:
             self.excuse("promise 4: grace shorter than the longest round trip")
-        elif log.data_lost or log.forked_by or log.below_target:
+        elif log.once_lost or log.forked_by or log.below_target:
             self.excuse("promise 4: the chain itself was lost or forked")
         else:
             self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
@@ -176,8 +176,8 @@ class Judge:
         self.note_time(web, log)
         if log.tombstones:
             self.excuse("promise 3: closing, holders of the tombstone unreachable")
-        elif log.lost:
-            self.excuse("promise 1: every holder forgot")
+        elif self._newest_is_lost(log):
+            self.excuse("promise 1: every holder of the newest write forgot")
         elif self.scenario.durability == "async":
             self.excuse("async: nothing was promised")
         elif log.forked_away or log.reported(EventKind.SESSION_ROLLED_BACK):
@@ -189,6 +189,12 @@ class Judge:
             self.excuse("section 8: two clocks, and no majority")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} ended before its time")
+
+    def _newest_is_lost(self, log: SessionLog) -> bool:
+        """Whether no session server has the newest write any more, so that the last activity is unknown."""
+        entries = [entry for server in self.servers.values() if (entry := server.look(log.key)) is not None]
+        kept = [one for one in log.blobs if any(holds(entry.history, one) for entry in entries if not entry.closed)]
+        return bool(log.lost) and max(log.lost) == max([*log.lost, *kept])
 
     def is_expiring(self, log: SessionLog) -> bool:
         """Whether the session's own time is over, or may be by the clock that deviates most."""

@@ -97,7 +97,7 @@ class LeaseJudge(Judge):
                 continue
             if forgotten(copy.history, version):
                 continue
-            if ack.level < scenario.wanted or log.data_lost or log.forked_by or scenario.durability != "all":
+            if ack.level < scenario.wanted or version in log.forgotten or log.forked_by or scenario.durability != "all":
                 self.excuse("promise 1: stale lease of a rival cut off, below target")
             elif scenario.wanted * 2 <= scenario.session_servers:
                 self.excuse("promise 1: stale lease of a rival cut off, copies <= N/2")

@@ -184,7 +184,7 @@ class Ledger(LeaseJudge):
         if server.name not in self.leaving:
             log.lost = {one for one in log.lost if not holds(new.history, one)}
         elif new.version in log.blobs and new.version not in self._kept(log):
-            log.lost.add(new.version)
+            log.lose([new.version])
 
     def _check_lapse(self, server: ModelSessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
         """A close that nobody willed destroys nothing that a session server still holds as acknowledged."""
@@ -237,22 +237,28 @@ class Ledger(LeaseJudge):
                 self._tombstone_forgotten(server, log)
             elif before is not None and not before.closed:
                 kept = self._kept(log)
-                log.lost.update(one for one in log.blobs if holds(before.history, one) and one not in kept)
+                log.lose(one for one in log.blobs if holds(before.history, one) and one not in kept)
             if entry is None and silently:
                 log.vanished_on.add(server.name)
-            for versions in log.accepted_by.values():
-                if server.name in versions:
-                    log.data_lost = True
+            if before is not None and entry is not before:
+                self._note_forgotten(server, log, before, entry)
             for close in log.closes:
                 if server.name in close.holders and (entry is None or not entry.final):
                     close.lost.add(server.name)
+
+    def _note_forgotten(self, server: ModelSessionServer, log: SessionLog, before: Entry, now: Entry | None) -> None:
+        """Which writes a session server has no more; a tombstone stood for all that it had accepted before."""
+        accepted = [one for one in log.blobs if server.name in log.accepted_by.get(one, ())]
+        had = accepted if before.closed else [one for one in log.blobs if holds(before.history, one)]
+        kept = now.history if now is not None else ()
+        log.forgotten.update((one, self.schedule.now) for one in had if not holds(kept, one))
 
     def _tombstone_forgotten(self, server: ModelSessionServer, log: SessionLog) -> None:
         """With a willed tombstone goes the last trace of the writes that it took the place of there."""
         since = log.tombstone_since.pop(server.name)
         log.tombstone_forgotten.append((server.name, since, self.schedule.now))
         kept = self._kept(log)
-        log.lost.update(one for one in log.blobs if server.name in log.accepted_by.get(one, ()) and one not in kept)
+        log.lose(one for one in log.blobs if server.name in log.accepted_by.get(one, ()) and one not in kept)
 
     def list_changed(self, placement: Placement) -> None:
         """Web servers learn a new list of session servers, one after another."""
@@ -269,11 +275,11 @@ class Ledger(LeaseJudge):
                 continue
             if not had.closed:
                 kept_writes = self._kept(log)
-                log.lost.update(one for one in log.blobs if holds(had.history, one) and one not in kept_writes)
+                log.lose(one for one in log.blobs if holds(had.history, one) and one not in kept_writes)
             kept = [entry for one in others if (entry := one.look(log.key)) is not None]
             written = newest_write(had.history)
             if not any(entry.closed or written is None or holds(entry.history, written) for entry in kept):
-                log.data_lost = True
+                self._note_forgotten(server, log, had, None)
 
     def repairing(self, web: ModelWebServer, key: bytes) -> None:
         if self.trace.on:
@@ -417,7 +423,7 @@ class Ledger(LeaseJudge):
         operation.acked_at = now
         log.acks[version] = Ack(now, level, web.server_id)
         if version not in self._kept(log):
-            log.lost.add(version)  # who took it has forgotten it before the acknowledgement left
+            log.lose([version])  # who took it has forgotten it before the acknowledgement left
         needs_quorum = self.scenario.below_target == "quorum" and self.scenario.durability == "all"
         if needs_quorum and level < quorum(len(web.copies.placement.servers), scenario.wanted):
             self.fail("I1", f"{self.trace.version(version)} acknowledged at {level}, which is no quorum")
@@ -465,7 +471,7 @@ class Ledger(LeaseJudge):
         lost_before = self.schedule.now - max(0.0, self.scenario.grace_ms / 1000 - SLACK_S)
         unshown = [one for one, at in log.issued.items() if one not in log.shown and at > lost_before]
         if len(unshown) > 1:
-            if log.data_lost or log.forked_by or log.below_target or self.scenario.wanted * 2 <= len(self.servers):
+            if log.once_lost or log.forked_by or log.below_target or self.scenario.wanted * 2 <= len(self.servers):
                 self.excuse("promise 1: two successors after a loss or a fork")
             else:
                 self.fail("I5", f"{len(unshown)} unshown successors of {self.trace.key(log.key)}")

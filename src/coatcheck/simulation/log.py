@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from coatcheck.events import public_id
@@ -99,7 +100,10 @@ class SessionLog:
         """Whether a web server put or judged it while it took a wrong time for the farm's."""
         self.forked_by: set[bytes] = set()
         self.below_target = False
-        self.data_lost = False
+        self.forgotten: dict[Version, float] = {}
+        """Writes that a session server held and forgot, though others may have them: when that last happened."""
+        self.once_lost: set[Version] = set()
+        """Writes that no session server had at some time; a cache may have brought them back since."""
         self.vanished_on: set[str] = set()
         """Servers that dropped this one silently and have not been given it since."""
         self.thief = False
@@ -120,6 +124,11 @@ class SessionLog:
         if until is None:
             return had
         return had | {name for name, since, end in self.tombstone_forgotten if since <= moment and end > until}
+
+    def lose(self, versions: Iterable[Version]) -> None:
+        """No session server has these writes any more."""
+        self.lost.update(versions)
+        self.once_lost |= self.lost
 
     def ever_set(self, name: str, history: History) -> bool:
         """Whether a state with this history contains a write of ``name``."""

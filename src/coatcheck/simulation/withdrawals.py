@@ -28,7 +28,7 @@ def check_withdrawal(judge: Judge, web: ModelWebServer, log: SessionLog, effect:
     if written is not None and not _kept(log, others, written):
         if judge.is_expiring(log):
             judge.excuse("promise 6: withdrawn when the session's own time was over")
-        elif log.data_lost:
+        elif log.forgotten.get(written, -1.0) >= web.answered.get(log.key, (0.0, {}))[0]:
             judge.excuse("promise 1: withdrawn in the moment in which the others forgot")
         else:
             judge.fail("I1", f"{web.name} withdraws the only copy of {judge.trace.version(written)}")

@@ -11,7 +11,7 @@ from coatcheck.replication.cache import Copy
 from coatcheck.replication.effects import Accepted
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.repair import Repaired
-from coatcheck.replication.version import Version
+from coatcheck.replication.version import Version, holds, with_write
 from coatcheck.tokens.sealed import SealedToken
 from replication.one_session import KEY, LIFE_MS, loaded, store
 from replication.tiny_farm import Farm, WebServer
@@ -352,3 +352,27 @@ def test_a_claim_that_was_given_up_and_came_late_is_brought_to_the_other_copy() 
     assert first.entry(KEY) == second.entry(KEY)
     assert web.repairs.needs_repair() == []
     assert loaded(web).body == b"one"
+
+
+def test_a_write_that_was_given_up_and_came_late_to_a_stand_in_is_found_by_the_scan() -> None:
+    """The stand-in was away when the session was claimed from the cache: nothing was known of what it has."""
+    farm = Farm(servers=2, copies=1)
+    web = farm.web()
+    home, stand_in = farm.ranked(KEY)
+    home.down = True
+    store(web, b"one")
+    home.down, stand_in.down = False, True
+    web.repairs.lost_server(stand_in.name)
+    web.exclusively(KEY, web.repairs.repair(KEY))
+    version = Version(1, loaded(web).history[-1].owner, 2)
+    late = Copy(KEY, version, with_write((), version), b"two")
+    late.expires_at = farm.now_ms + LIFE_MS
+    stand_in.set(KEY, web.copies.puts.sealed(late))
+    stand_in.down = False
+    web.repairs.lost_server(stand_in.name)
+    assert web.repairs.unknown(home.name, [KEY]) == []
+    assert web.repairs.unknown(stand_in.name, [KEY]) == [KEY]
+    web.exclusively(KEY, web.repairs.repair(KEY))
+    kept = home.entry(KEY)
+    assert kept is not None
+    assert holds(kept.history, version)

@@ -184,7 +184,7 @@ class BackgroundRepair:
             if isinstance(reply, Unreachable):
                 return
             cursor, found = reply
-            keys = [key for key in found if self._copies.cache.get(key) is None]
+            keys = self._repair.unknown(store.name, found)
             if keys:
                 self._unhosted.begin(len(keys))
             await self._repair_all(self._unhosted, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from coatcheck.events import Event, EventKind, public_id
@@ -69,6 +70,19 @@ class Repair:
         counted = sorted({*self._copies.under_replicated, *self._copies.puts.unsettled})
         candidates = dict.fromkeys([*self._copies.closing, *counted, *self._copies.cache.keys()])
         return [key for key in candidates if self.needs(key)]
+
+    def unknown(self, server: str, found: Iterable[bytes]) -> list[bytes]:
+        """Which of the sessions that a scan ``found`` on a session server are to be looked at: those that are not
+        hosted here, and those of which it had nothing as far as their copy knows (a write that was given up may have
+        come late)."""
+        unknown = []
+        for key in found:
+            copy = self._copies.cache.get(key)
+            if copy is not None:
+                self._copies.puts.forget_lost(copy)
+            if copy is None or copy.seen.get(server) is None:
+                unknown.append(key)
+        return unknown
 
     def _knows_left_over(self, copy: Copy) -> bool:
         reachable = self._copies.world.reachable

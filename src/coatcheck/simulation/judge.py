@@ -132,7 +132,8 @@ class Judge:
         wanted = _parse(detail)
         holders = self._holders(web, log, wanted)
         replies = web.answered.get(log.key, (0.0, {}))[1]
-        if holders and self.scenario.rolled_back == "accept" and not any(answered(replies.get(one)) for one in holders):
+        showed = any(_shows(replies.get(one), wanted) for one in holders)
+        if holders and self.scenario.rolled_back == "accept" and not showed:
             self.excuse("promise 2: rollback reported, and accepted by the operator while its holders were away")
         elif holders:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
@@ -218,6 +219,11 @@ def _parse(detail: str) -> Version:
 def answered(reply: Any) -> bool:
     """Whether a session server said what it has, or that it has nothing."""
     return reply is None or isinstance(reply, Entry)
+
+
+def _shows(reply: Any, version: Version) -> bool:
+    """Whether it was in what a session server said; one that has it now may have got it since."""
+    return isinstance(reply, Entry) and not reply.closed and holds(reply.history, version)
 
 
 def _alive(entry: Entry | None) -> bool:

@@ -335,9 +335,8 @@ class ModelWebServer(Process):
             if not self._answers(name):
                 self.after(self.runner.TIMEOUT_S, self.disconnected, name)
                 continue
-            for key in list(store.entries):
-                if self.copies.cache.get(key) is None:
-                    self.repair_one(key)
+            for key in self.repair.unknown(name, list(store.entries)):
+                self.repair_one(key)
 
     def repair_one(self, key: bytes) -> None:
         self.watch.repairing(self, key)

@@ -188,6 +188,7 @@ class BackgroundRepair:
             if keys:
                 self._unhosted.begin(len(keys))
             await self._repair_all(self._unhosted, keys)
+            await self._pace.let_others_go_first()  # a store in this process has answered at once
 
     async def _repair_all(self, progress: Round, keys: list[bytes]) -> None:
         for start in range(0, len(keys), self.PARALLEL):

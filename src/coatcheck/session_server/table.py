@@ -31,6 +31,8 @@ from coatcheck.session_server import tombstones
 SHARDS: Final = 4096
 """The keys are spread by their first 12 bits, so that a scan needs no snapshot: its cursor is a shard."""
 PLACES_PER_SHARD: Final = tombstones.BUCKETS // SHARDS
+SHARDS_PER_SCAN: Final = 256
+"""A scan looks at so many shards in one go, however few keys are in them: a millisecond."""
 SLOT_MS: Final = 1024
 """Expired sessions that nobody asks for are dropped at most this much later, plus the sweeper's period."""
 STEPS_PER_BUCKET: Final = 8
@@ -125,7 +127,7 @@ class EntryTable:
         return verdict
 
     def scan(self, cursor: int, limit: int, now_ms: int) -> tuple[int, list[bytes]]:
-        """The next cursor (0: the end) and about ``limit`` keys: always whole shards."""
+        """The next cursor (0: the end) and about ``limit`` keys, or fewer: always whole shards."""
         keys: list[bytes] = []
         at = max(cursor, 0)
         while at < SHARDS:
@@ -133,7 +135,7 @@ class EntryTable:
             closed = self._tombstones.in_places(at * PLACES_PER_SHARD, (at + 1) * PLACES_PER_SHARD)
             keys.extend([key for key, _, expires_at_ms in closed if expires_at_ms > now_ms])
             at += 1
-            if len(keys) >= limit:
+            if len(keys) >= limit or at % SHARDS_PER_SCAN == 0:
                 break
         return (at if at < SHARDS else 0), keys
 

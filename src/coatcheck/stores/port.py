@@ -65,7 +65,7 @@ class Store(Protocol):
         ...
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
-        """Reply with the next cursor (0: the end) and about ``limit`` keys; a key may come twice."""
+        """Reply with the next cursor (0: the end) and about ``limit`` keys, or fewer; a key may come twice."""
         ...
 
     def publish(self, server_id: bytes, message: bytes) -> None:

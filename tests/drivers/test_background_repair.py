@@ -103,6 +103,31 @@ def test_a_close_that_one_server_missed_is_finished_when_it_is_back() -> None:
     asyncio.run(story())
 
 
+def test_an_unfinished_close_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sessions are to be copied to a session server that is back, a logout does not wait for them."""
+    genuine = Repair.repair
+    looked_at: list[bytes] = []
+
+    def repair(self: Repair, key: bytes) -> Flow[Repaired]:
+        looked_at.append(key)
+        return genuine(self, key)
+
+    async def story() -> None:
+        async with trade(2) as farm:
+            home = await farm.server()
+            issues = [await begun(home, n=number) for number in range(200)]
+            await farm.stores[1].aclose()
+            await until(lambda: len(home.copies.under_replicated) == len(issues))
+            await changed(home, issues[100], lambda session: session.close())
+            assert home.status()["closing"] == 1
+            monkeypatch.setattr(Repair, "repair", repair)
+            await farm.stores[1].open()
+            await until(lambda: len(looked_at) > BackgroundRepair.PARALLEL)
+            assert looked_at[0] == issues[100].token.key
+
+    asyncio.run(story())
+
+
 def test_a_session_that_cannot_be_repaired_does_not_end_the_repair_of_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

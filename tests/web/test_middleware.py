@@ -376,3 +376,34 @@ def test_two_cookie_headers_are_one() -> None:
                 assert response.text == "{'n': 1}"
 
     asyncio.run(story())
+
+
+async def in_time(scope: Any, receive: Any, send: Any) -> None:
+    """An app with a bound for each answer, and a page for what takes longer."""
+    count(scope["session"])
+    try:
+        async with asyncio.timeout(0.1):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+    except TimeoutError:
+        await send({"type": "http.response.start", "status": 504, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_an_app_that_waits_no_longer_for_its_answer_can_send_its_error_page() -> None:
+    """Whether its save was under way, or waited for its turn; and the session goes on."""
+
+    async def story() -> None:
+        async with served(acting(count)) as server, server.client() as browser:
+            await browser.get("/")
+            server.app = in_time
+            for store in server.stores:
+                store.delay_s = 0.5
+            answers = await asyncio.gather(browser.get("/"), browser.get("/"))
+            assert [answer.status_code for answer in answers] == [504, 504]
+            assert not any("set-cookie" in answer.headers for answer in answers)
+            for store in server.stores:
+                store.delay_s = 0.0
+            server.app = acting(count)
+            assert int((await browser.get("/")).text) in (2, 3)
+
+    asyncio.run(story())

@@ -403,6 +403,9 @@ class Sessions:
         before = VISIT.set(visit)
         try:
             result: T = await (self._driver or self.driver).run(flow)
+        except BaseException:
+            opened.give_up()
+            raise
         finally:
             VISIT.reset(before)
         if visit.lost is not None and opened.session.is_new:

@@ -49,6 +49,11 @@ class Opened(msgspec.Struct):
         held = self.session._request.copy_held
         return None if held is None else held.key
 
+    def give_up(self) -> None:
+        """Finishing it has failed or was cancelled: the app's own error page may be finished, without a session."""
+        if self.phase is Phase.FINISHED:
+            self.phase, self.failed = Phase.OPEN, True
+
     def demand(self, phase: Phase, what: str) -> None:
         """Raises :class:`CoatcheckError`, a fault of the adapter, if this is not the turn of ``what``."""
         if self.phase is not phase:

@@ -130,7 +130,8 @@ class Requests:
 
     def finish(self, opened: Opened, status: int, headers: Iterable[Header]) -> Answer | Flow[Answer] | Exclusive:
         """What to answer when the app's response starts, with its ``status`` and ``headers``: decided at once, or by
-        the flow that stores what the request did, which ends when that is acknowledged.
+        the flow that stores what the request did, which ends when that is acknowledged. Should it be cancelled or fail:
+        :meth:`Opened.give_up`.
 
         Raises :class:`SessionDataError` for what cannot be stored; then the app's own error page may be finished.
         """
@@ -178,10 +179,6 @@ class Requests:
             saved = yield from saving
         except (SessionUnavailable, SessionClosed, ConflictError) as error:
             return self._refuse(opened, error)
-        except Exception:
-            opened.failed = True  # the app's own error page may pass, without a session
-            opened.phase = OPEN
-            raise
         return self._answer(opened, saved, status, headers)
 
     def _refuse(self, opened: Opened, error: SessionUnavailable | SessionClosed | ConflictError) -> Answer:

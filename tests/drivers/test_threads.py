@@ -187,6 +187,26 @@ def test_after_a_stall_the_heart_beat_comes_before_anybody_is_served(two: list[N
         server.close()
 
 
+def test_who_waited_for_a_stall_to_end_is_not_served_before_the_heart_beat(two: list[NetworkedBackend]) -> None:
+    """The background thread itself stands still, with the lock: whoever asks meanwhile waits for it."""
+    server, browser = on_threads(two), Browser()
+    try:
+        browser.ask(server, count)
+        background = server.threaded._background
+        assert background is not None
+        handed_over: list[Any] = []
+        run = background.run
+        background.run = lambda coroutine: handed_over.append(coroutine) or run(coroutine)  # type: ignore[assignment]
+        background.loop.call_soon_threadsafe(time.sleep, StallGuard.STALL_S + 2 * StallGuard.BEAT_S)
+        time.sleep(StallGuard.BEAT_S)
+        assert server.sessions.beats(), "nobody has noticed yet"
+        browser.ask(server, dict)
+        assert handed_over, "the session servers were asked"
+        assert browser.told == {"n": 1}
+    finally:
+        server.close()
+
+
 # -- what cannot work is said ------------------------------------------------------------------------
 
 
@@ -284,6 +304,42 @@ def test_who_waits_while_it_is_closed_is_refused_and_the_next_request_begins_ane
     sessions.close()
 
 
+class SlowToClose(MemoryStore):
+    """Takes its time to be released."""
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0.3)
+        await super().aclose()
+
+
+def test_a_request_that_comes_while_it_is_closed_begins_anew() -> None:
+    sessions = ThreadedSessions(
+        Sessions(farm="farm", server_name="web", stores=lambda: [SlowToClose("s", time.monotonic)], ring=KeyRing(RING))
+    )
+    sessions.open()
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(sessions.close)
+        while sessions._background is not None:
+            time.sleep(0.001)
+        assert sessions.open().session.is_new
+        closing.result(30)
+    sessions.close()
+
+
+def test_an_error_page_can_be_finished_after_a_wait_that_was_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.1)
+    sessions = ThreadedSessions(
+        Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
+    )
+    opened = sessions.open()
+    count(opened.session)
+    with pytest.raises(SessionUnavailable):
+        sessions.finish(opened)
+    answer = sessions.finish(opened, 504)
+    assert (answer.status, answer.cookies, answer.refused) == (504, [], "")
+    sessions.close()
+
+
 # -- processes -----------------------------------------------------------------------------------------
 
 
@@ -300,6 +356,25 @@ def in_a_child(act: Any) -> None:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_while_sessions_are_closed_gives_every_lock_back() -> None:
+    sessions = in_memory()
+    sessions.open()
+    background = sessions._background
+    assert background is not None
+    with ThreadPoolExecutor(2) as pool:
+        with background.lock:
+            forking = pool.submit(lambda: (driver._before_fork(), driver._after_fork_in_parent()))
+            while not driver._forking.locked():
+                time.sleep(0.001)
+            time.sleep(0.05)  # it waits for the lock
+            closing = pool.submit(sessions.close)
+            while sessions._background is not None:
+                time.sleep(0.001)
+        forking.result(10)
+        closing.result(10)
+    assert not driver._forking.locked()
 
 
 def test_forked_workers_are_web_servers_of_their_own(two: list[NetworkedBackend]) -> None:

@@ -55,9 +55,10 @@ _parked: list[_Background] = []
 def _before_fork() -> None:
     _forking.acquire()
     for sessions in list(_all):
-        if sessions._background is not None:
-            sessions._background.lock.acquire()
-            _parked.append(sessions._background)
+        background = sessions._background  # another thread may close it while we wait for its lock
+        if background is not None:
+            background.lock.acquire()
+            _parked.append(background)
 
 
 def _after_fork_in_parent() -> None:
@@ -226,7 +227,8 @@ class ThreadedSessions:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._beginning = threading.Lock()
+        self._beginning = threading.RLock()
+        """Held while it is begun or closed; a signal handler may close it in the middle of either."""
         self._background: _Background | None = None
         self.cookies = sessions.cookies
         self.transport = sessions.transport
@@ -246,13 +248,16 @@ class ThreadedSessions:
         """
         background = self._running()
         opened = Opened(self, cookie_header, client, transport or self.transport)
-        if self._sessions.beats():
-            with background.lock:
+        with background.lock:
+            # Asked under the lock: whoever waits for it may have waited for a stall to end.
+            if self._sessions.beats():
                 loading = self._sessions.requests.open(opened)
-            if loading is not None:
-                background.run(self._sessions.run_for(opened, loading))
-        else:
-            background.run(self._sessions.load(opened))
+                if loading is None:
+                    return opened
+                asking = self._sessions.run_for(opened, loading)
+            else:
+                asking = self._sessions.load(opened)
+        background.run(asking)
         return opened
 
     def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
@@ -265,7 +270,11 @@ class ThreadedSessions:
             answer = self._sessions.requests.finish(opened, status, headers)
         if isinstance(answer, Answer):
             return answer
-        return background.run(self._sessions.run_for(opened, answer))
+        try:
+            return background.run(self._sessions.run_for(opened, answer))
+        except BaseException:
+            opened.give_up()
+            raise
 
     def end(self, opened: Opened) -> None:
         """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.
@@ -288,14 +297,14 @@ class ThreadedSessions:
 
     def close(self) -> None:
         """Settle what was acknowledged early, then release everything; called when the process ends. The next request
-        begins anew; one that waits meanwhile is refused."""
+        begins anew, when all is released; one that waits for session servers meanwhile is refused."""
         with self._beginning:
             background, self._background = self._background, None
-        if background is not None:
-            try:
-                background.run(self._sessions.aclose())
-            finally:
-                background.stop()
+            if background is not None:
+                try:
+                    background.run(self._sessions.aclose())
+                finally:
+                    background.stop()
 
     def _running(self) -> _Background:
         if _get_running_loop() is not None:
@@ -329,7 +338,7 @@ class ThreadedSessions:
         """In the child: threads are not forked, and what the parent has open is the parent's."""
         _inherited.append(self._background)
         self._background = None
-        self._beginning = threading.Lock()
+        self._beginning = threading.RLock()
 
 
 def _refuse_greenlets() -> None:

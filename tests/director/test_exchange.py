@@ -10,7 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coatcheck.director.rules import connection
-from coatcheck.director.rules.actions import Order, ReleaseServer
+from coatcheck.director.rules.actions import (
+    AtEnd,
+    Order,
+    Reach,
+    ReleaseServer,
+    ToClient,
+    ToServer,
+    TunnelOrder,
+    TunnelSide,
+)
 from coatcheck.director.rules.connection import ProxiedConnection
 from coatcheck.director.rules.deadlines import LIMIT_OF, DeadlineKind
 from coatcheck.director.rules.delivery import Failure
@@ -126,7 +135,7 @@ def rare_meetings() -> None:
 
 
 def test_a_client_that_takes_nothing_is_not_read_for_ever() -> None:
-    """Its next request begins while the answer before still waits for it: the second read of it is the last."""
+    """Its next request begins while the answer before still waits for it: the first read of it is the last."""
     machine = fresh()
     machine.opened()
     machine.client_bytes(b"GET /.well-known/coatcheck/x HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -134,8 +143,87 @@ def test_a_client_that_takes_nothing_is_not_read_for_ever() -> None:
     assert machine.state is State.IDLE
     machine.actions.clear()
     machine.client_bytes(b"GET / HTTP/1.1\r\nX: ")
-    assert machine.actions == []
-    machine.client_bytes(b"x" * 100)
     assert machine.actions == [Order.PAUSE_CLIENT]
     machine.client_ready()
     assert machine.actions == [Order.PAUSE_CLIENT, Order.RESUME_CLIENT]
+
+
+GET = b"GET /.well-known/coatcheck/x HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_no_answer_is_added_to_those_that_a_client_does_not_take() -> None:
+    """One whole request after another, each in a read of its own, and none of the answers is taken."""
+    machine = fresh()
+    machine.opened()
+    machine.client_bytes(GET)
+    machine.client_full(100_000)
+    machine.actions.clear()
+    machine.client_bytes(GET)
+    assert machine.actions == [Order.PAUSE_CLIENT], "it is neither answered nor read any more"
+    machine.client_ready()
+    assert [type(action) for action in machine.actions[1:]] == [Order, ToClient]
+    assert machine.state is State.IDLE
+
+
+def test_a_slow_client_gets_the_end_of_the_last_response() -> None:
+    """The connection ends with the response, and the client takes what is buffered of it for longer than it lingers."""
+    machine = fresh()
+    traffic = machine._traffic
+    traffic.servers[0].health = Health.HEALTHY
+    machine.opened()
+    machine.client_bytes(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    machine.connected(reused=False, full=False)
+    machine.server_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    assert machine.state is State.CLOSING and machine.actions[-1] is Order.CLOSE_CLIENT
+    machine.actions.clear()
+    for unsent in range(100_000, 0, -5_000):
+        traffic.tick(machine.due_at, {machine: unsent}.__getitem__)
+        assert not machine.actions, unsent
+    traffic.tick(machine.due_at, {machine: 0}.__getitem__)
+    assert machine.actions == [Order.ABORT_CLIENT]
+
+
+@pytest.mark.parametrize("takes", [0, 1], ids=["nothing", "too little"])
+def test_a_client_that_takes_too_little_of_the_last_response_is_dropped(takes: int) -> None:
+    machine = fresh()
+    traffic = machine._traffic
+    machine.opened()
+    machine.client_bytes(b"nonsense\r\n\r\n")
+    assert machine.state is State.LINGERING
+    machine.actions.clear()
+    unsent = 100_000
+    while not machine.actions:
+        traffic.tick(machine.due_at, {machine: unsent}.__getitem__)
+        unsent -= takes
+        assert traffic.now < 2 * Limits().body_timeout_s + 2 * Limits().rate_window_s
+    assert machine.actions == [Order.RESET_CLIENT], "what it has of a body must not look whole"
+
+
+def test_a_request_that_leaves_the_queue_as_its_client_is_judged_too_slow() -> None:
+    """Its patience and a window of the least rates end at the same time: a web server is not reached for nothing."""
+    limits = Limits(resend_after_s=20.0, rate_window_s=20.0)
+    servers = servers_of([("web-1", "one"), ("web-2", "two")])
+    traffic = Traffic(limits, servers, 0.0, max_connections=10, tls=False)
+    busy, well = servers
+    busy.health, well.health = Health.BUSY, Health.HEALTHY
+    machine = ProxiedConnection(traffic, ClientAddress("192.0.2.1", tls=False, trusted=()), can_half_close=True)
+    machine.opened()
+    machine.client_bytes(b"POST / HTTP/1.1\r\nHost: a\r\nCookie: coatcheck-route=one\r\nContent-Length: 9\r\n\r\n")
+    assert machine.state is State.PARKED
+    machine._pace.round_over(comes=True, unsent=None)
+    traffic.tick(20.0, {machine: 0}.__getitem__)
+    assert not any(isinstance(action, Reach) for action in machine.actions)
+    assert machine.state is State.LINGERING and traffic.errors["client_too_slow"] == 1
+
+
+def test_the_end_of_a_client_before_its_upgrade_is_agreed_ends_its_half_of_the_tunnel() -> None:
+    machine = fresh()
+    machine._traffic.servers[0].health = Health.HEALTHY
+    machine.opened()
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    machine.client_bytes(b"GET / HTTP/1.1\r\nHost: a\r\n" + upgrade + b"early")
+    machine.connected(reused=False, full=False)
+    machine.client_eof()
+    machine.server_bytes(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade)
+    tunnel = machine.join()
+    assert tunnel.actions[-2:] == [ToServer(b"early"), AtEnd(TunnelSide.SERVER, TunnelOrder.END)]

@@ -446,3 +446,34 @@ def test_bytes_that_nobody_asked_for_are_no_answer() -> None:
                 await asyncio.sleep(0.05)
 
     run(test)
+
+
+def test_a_client_that_pauses_gets_the_end_of_its_last_response() -> None:
+    """The web server is done and the connection is to end, but the client takes what is buffered only later."""
+
+    async def test() -> None:
+        sent = 0
+        done = asyncio.Event()
+
+        async def until_buffered(request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            relay = running.director._relay
+            assert relay is not None
+            (transport,) = relay.transports.values()
+            while not transport.get_write_buffer_size():
+                writer.write(b"x" * 16384)
+                sent += 16384
+                await writer.drain()
+                await asyncio.sleep(0)
+            done.set()
+            writer.close()
+
+        async with farm(FakeServer(behave=until_buffered)) as running, running.client(limit=1024) as client:
+            client.writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await done.wait()
+            await asyncio.sleep(2.5)
+            taken = len((await client.answer()).body)
+            assert taken == sent
+
+    run(test)

@@ -58,9 +58,11 @@ class Relay:
             return
         self._flushing = True
         actions = self.traffic.actions
+        taken = 0
         try:
             # What is asked for meanwhile is appended, and so comes last.
             for action in actions:
+                taken += 1
                 if isinstance(action, Attend):
                     self.performers[action.member]()
                 elif isinstance(action, CheckNow):
@@ -73,7 +75,8 @@ class Relay:
                 else:
                     self._drop_handshake(action)
         finally:
-            actions.clear()
+            # If one has failed, the others' turn comes with the next event.
+            del actions[:taken]
             self._flushing = False
 
     def _tell(self, changed: HealthChanged) -> None:

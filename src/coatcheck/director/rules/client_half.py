@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from coatcheck.director.rules.actions import Order, ToClient
+from coatcheck.director.rules.actions import Order, ToClient, TunnelSide
 from coatcheck.director.rules.connection_state import BODY_HELD, PIPELINED
 from coatcheck.director.rules.deadlines import DeadlineKind
 from coatcheck.director.rules.delivery import Delivery
@@ -23,6 +23,8 @@ _CLOSED, _CLOSING, _HEAD, _IDLE, _LINGERING = (
 )  # fmt: skip
 _AWAITS_IDLE = DeadlineKind.IDLE
 _NEVER: Final = float("inf")
+_ANY_NUMBER: Final = 1 << 62
+"""Of bytes that wait for a client: more than there can be."""
 
 
 class ClientHalf(ServerHalf):
@@ -75,6 +77,9 @@ class ClientHalf(ServerHalf):
         guests = [guest for guest in (self._guest, self._guest_behind) if guest is not None]
         tunnel = Tunnel(self._traffic, self.server, guests, can_half_close=self._can_half_close)
         tunnel.opened(self._stream.take_all(), client_full=self._client_full, server_full=self._server_full)
+        if self._half_closed:
+            # The socket says so once, and that was before there was a tunnel.
+            tunnel.ended(TunnelSide.CLIENT)
         # The tunnel counts as the request in flight now.
         self.server = None
         return tunnel
@@ -99,6 +104,11 @@ class ClientHalf(ServerHalf):
     # Requests
 
     def _take_head(self, data: bytes) -> None:
+        if self._client_full:
+            # It does not take the answers that it has: one more is not begun before it does.
+            self.state = _HEAD
+            self._take_more_of_head(data)
+            return
         try:
             head = self._stream.head(data)
         except BadHead as fault:
@@ -196,7 +206,8 @@ class ClientHalf(ServerHalf):
                 self._fail(400, Fault.BAD_REQUEST)
                 return False
             self._await_bytes()
-            self._feed(piece)
+            if piece:
+                self._feed(piece)
             if not stream.body_done:
                 return True
             self._release_body()
@@ -272,6 +283,7 @@ class ClientHalf(ServerHalf):
     def _await_end(self, state: State, order: Order) -> None:
         self._stream.take_all()
         self.state = state
+        self._stalled_bytes, self._taken_at = _ANY_NUMBER, self._traffic.now
         self._await(DeadlineKind.LINGER, self._limits.linger_s)
         self.actions.append(order)
 
@@ -327,7 +339,8 @@ class ClientHalf(ServerHalf):
         if self.is_under_way:
             self._abandon()
         self._end_exchange()
-        self._await_end(_CLOSING, Order.ABORT_CLIENT)
+        # Without a break, what has left of a body that ends with the connection would look whole.
+        self._await_end(_CLOSING, Order.RESET_CLIENT)
 
     def _head_overdue(self) -> None:
         self._refuse(408, Fault.CLIENT_TIMEOUT)
@@ -339,7 +352,14 @@ class ClientHalf(ServerHalf):
             self._answer_overdue()
 
     def _end_overdue(self, unsent: int) -> None:
-        self.actions.append(Order.ABORT_CLIENT)
+        """The last response may still be on its way to a slow client: it goes on for as long as it is taken."""
+        now, limits = self._traffic.now, self._limits
+        if unsent < self._stalled_bytes:
+            self._stalled_bytes, self._taken_at = unsent, now
+        if unsent and now - self._taken_at < limits.body_timeout_s:
+            self._await(DeadlineKind.LINGER, limits.linger_s)
+            return
+        self.actions.append(Order.RESET_CLIENT if unsent else Order.ABORT_CLIENT)
         self.state = _CLOSING
         self.due_at = _NEVER
 
@@ -350,7 +370,8 @@ class ClientHalf(ServerHalf):
         """
         limits = self._limits
         comes = self.is_under_way and not self._stream.body_done and not self._pauses & BODY_HELD
-        given, taken = self._pace.round_over(comes=comes, unsent=unsent if self._client_full else None)
+        waits = self._client_full or (self.is_ending and unsent > 0)
+        given, taken = self._pace.round_over(comes=comes, unsent=unsent if waits else None)
         if taken is not None and taken < limits.min_read_rate * limits.rate_window_s:
             self._drop_client(Fault.CLIENT_TOO_SLOW)
         elif (

@@ -157,8 +157,6 @@ _HANDLERS: Final[dict[ConnectionEvent, dict[State, _Handler]]] = {
     },
     ConnectionEvent.RATE_WINDOW: {
         **dict.fromkeys(State, _C._judge_pace),
-        State.LINGERING: _C._ignore,
-        State.CLOSING: _C._ignore,
     },
     ConnectionEvent.CLOSE_IDLE: {State.IDLE: _C._close_client},
 }

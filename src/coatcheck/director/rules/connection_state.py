@@ -37,7 +37,7 @@ class ConnectionState(Member):
         "_fresh_only", "_guest", "_guest_behind", "_half_closed", "_head", "_held", "_kept", "_kept_bytes",
         "_known_fields", "_limits", "_no_server_since", "_pace", "_pause", "_pauses", "_request", "_response",
         "_reused", "_sent_at", "_server_full", "_server_paused", "_stalled_bytes", "_stream", "_tag", "_tail",
-        "_traffic", "_waiting_since", "actions", "due_at", "server", "state",
+        "_taken_at", "_traffic", "_waiting_since", "actions", "due_at", "server", "state",
     )  # fmt: skip
 
     # Of the exchange, set with every request.
@@ -79,6 +79,7 @@ class ConnectionState(Member):
         self._pauses = 0
         self._half_closed = self._client_full = False
         self._stalled_bytes = 0
+        self._taken_at = traffic.now
         self._known_fields: RequestFields | None = None
         self._tail = b""
         self._cookies = b""
@@ -91,7 +92,7 @@ class ConnectionState(Member):
     @property
     def deadline(self) -> Deadline:
         """What has to happen next, and by when."""
-        takes = self._client_full and self.state not in _ENDING
+        takes = self._client_full and not self.is_ending
         return Deadline(DeadlineKind.CLIENT_TAKES if takes else self._due, self.due_at)
 
     @property
@@ -103,6 +104,11 @@ class ConnectionState(Member):
     def is_under_way(self) -> bool:
         """Whether there is a request that was not answered in full."""
         return self.state in _UNDER_WAY
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether our side has ended, or will when all that waits for the client has left."""
+        return self.state in _ENDING
 
     def _await(self, kind: DeadlineKind, seconds: float) -> None:
         self._due = kind

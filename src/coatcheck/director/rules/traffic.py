@@ -308,21 +308,22 @@ class Traffic:
         """Time has passed: what is due? ``unsent``: how many bytes still wait to leave for a client."""
         self.now = now
         any_busy = any(server.health is Health.BUSY for server in self.servers)
+        window_is_over = self._window_ends_at <= now
+        if window_is_over:
+            self._window_ends_at = now + self.limits.rate_window_s
         for member in list(self.connections):
-            if member.due_at <= now:
+            if window_is_over:
+                member.rate_window_over(unsent(member))
+            if member.actions:
+                pass  # What it asks for is done before it is asked again.
+            elif member.due_at <= now:
                 member.deadline_reached(unsent(member))
-                self._attend(member)
             elif any_busy and member.is_under_way:
                 member.busy_tick()
-                self._attend(member)
+            self._attend(member)
         for tunnel in list(self.tunnels):
             tunnel.tick()
             self._attend(tunnel)
-        if self._window_ends_at <= now:
-            self._window_ends_at = now + self.limits.rate_window_s
-            for member in list(self.connections):
-                member.rate_window_over(unsent(member))
-                self._attend(member)
 
     def stop(self) -> None:
         """The director stops: no connection outlives its response, and idle ones end now."""

@@ -140,12 +140,11 @@ TRANSITIONS: Final[Mapping[ConnectionEvent, Mapping[State, frozenset[State]]]] =
         **{state: frozenset({state}) | _OVER for state in (_S.PARKED, _S.CONNECTING, _S.SENT)},
         _S.HELD: frozenset({_S.HELD, _S.REPLYING, _S.CLOSING}),
         _S.REPLYING: frozenset({_S.REPLYING, _S.CLOSING}),
-        **{state: frozenset({_S.CLOSING}) for state in _ENDING},
+        **{state: frozenset({state, _S.CLOSING}) for state in _ENDING},
     },
     ConnectionEvent.RATE_WINDOW: {
         **{state: frozenset({state}) | _ENDING for state in _WITH_REQUEST},
-        **{state: frozenset({state, _S.CLOSING}) for state in (_S.IDLE, _S.HEAD, _S.REPLYING)},
-        **_same(_S.LINGERING, _S.CLOSING),
+        **{state: frozenset({state, _S.CLOSING}) for state in (_S.IDLE, _S.HEAD, _S.REPLYING, *_ENDING)},
     },
     ConnectionEvent.CLOSE_IDLE: {_S.IDLE: frozenset({_S.CLOSING})},
 }

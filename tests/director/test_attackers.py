@@ -71,7 +71,7 @@ def test_a_connection_counts_before_its_handshake(tls: Contexts) -> None:
 def test_slow_handshakes_of_many_addresses_make_room_for_honest_ones(tls: Contexts) -> None:
     async def test() -> None:
         # None runs out of time: on a busy machine some would, and would be counted as failed, not as too many.
-        bounds = {"max_handshakes": 16, "max_connections": 64, "tls_handshake_s": 600.0}
+        bounds = {"max_handshakes": 16, "max_connections": 64, "tls_handshake_timeout_s": 600.0}
         async with farm(FakeServer(), tls=tls[0], **bounds) as running, AsyncExitStack() as stack:
             for number in range(200):
                 attacker = await stack.enter_async_context(comes_from(running, f"127.0.1.{number % 100 + 1}"))

@@ -183,6 +183,24 @@ def test_a_slow_client_gets_the_end_of_the_last_response() -> None:
     assert machine.actions == [Order.ABORT_CLIENT]
 
 
+@pytest.mark.parametrize(("stops", "order"), [(False, [Order.RESET_CLIENT]), (True, [])], ids=["room", "stop"])
+def test_a_connection_that_ends_for_the_room_it_takes_does_not_keep_it(stops: bool, order: list[Order]) -> None:
+    """A client that does not take its answers cannot stay by that; when the director stops, its grace is the bound."""
+    machine = fresh()
+    traffic = machine._traffic
+    machine.opened()
+    machine.client_bytes(GET)
+    machine.client_full(100_000)
+    if stops:
+        traffic.stop()
+    else:
+        assert traffic.make_room()
+    assert machine.actions[-1] is Order.CLOSE_CLIENT
+    machine.actions.clear()
+    traffic.tick(Limits().linger_s, {machine: 90_000}.__getitem__)
+    assert machine.actions == order
+
+
 @pytest.mark.parametrize("takes", [0, 1], ids=["nothing", "too little"])
 def test_a_client_that_takes_too_little_of_the_last_response_is_dropped(takes: int) -> None:
     machine = fresh()

@@ -271,6 +271,12 @@ class ClientHalf(ServerHalf):
     def _close_client(self) -> None:
         self._await_end(_CLOSING, Order.CLOSE_CLIENT)
 
+    def _close_idle(self) -> None:
+        self._close_client()
+        if not self._traffic.stopping:
+            # Somebody else needs the room: what this client does not take at once it does not get.
+            self._stalled_bytes, self._taken_at = 0, -_NEVER
+
     def _linger(self) -> None:
         """End our side, and swallow the client's for a while: a reset could destroy the answer (RFC 9112, 9.6)."""
         if not self._can_half_close or self._half_closed:

@@ -158,7 +158,7 @@ _HANDLERS: Final[dict[ConnectionEvent, dict[State, _Handler]]] = {
     ConnectionEvent.RATE_WINDOW: {
         **dict.fromkeys(State, _C._judge_pace),
     },
-    ConnectionEvent.CLOSE_IDLE: {State.IDLE: _C._close_client},
+    ConnectionEvent.CLOSE_IDLE: {State.IDLE: _C._close_idle},
 }
 """What is done about an event that the table lists; where nothing stands, nothing."""
 

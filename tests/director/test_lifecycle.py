@@ -280,3 +280,57 @@ def _server(**changes: object) -> WebServer:
 def test_options_that_make_no_sense(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         EmbeddedDirector(DirectorOptions(**({"servers": (_server(),)} | changes)))  # type: ignore[arg-type]
+
+
+def test_a_client_that_leaves_before_its_websocket_is_agreed_leaves_no_tunnel_behind() -> None:
+    async def test() -> None:
+        may_agree = asyncio.Event()
+        ended = asyncio.Event()
+
+        async def agree_late(request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await may_agree.wait()
+            writer.write(AGREED + b"\r\n\r\n")
+            await reader.read()
+            ended.set()
+
+        server = FakeServer(behave=agree_late)
+        async with farm(server) as running:
+            async with running.client() as client:
+                client.writer.write(UPGRADE)
+                await until(lambda: len(server.seen) == 1)
+                client.writer.write_eof()
+                # The director has taken the end when it has answered what came later.
+                async with running.client() as other:
+                    await other.ask(b"GET /.well-known/coatcheck/x HTTP/1.1\r\nHost: a\r\n\r\n")
+                may_agree.set()
+                await ended.wait()
+            await until(lambda: running.director.status()["connections"] == 0)
+            assert running.director.status()["websockets"] == 0
+
+    run(test)
+
+
+def test_one_connection_that_fails_does_not_cost_the_others_what_they_ask_for() -> None:
+    async def test() -> None:
+        async with farm(FakeServer()) as running, running.client() as first, running.client() as second:
+            for client in (first, second):
+                assert (await client.ask(GET)).status == 200
+            relay = running.director._relay
+            assert relay is not None
+            faulty, other = relay.traffic.connections
+
+            def fail() -> None:
+                raise RuntimeError("a fault of the shell")
+
+            shipped = relay.performers[faulty]
+            relay.performers[faulty] = fail
+            relay.traffic.stop()
+            assert faulty.actions and other.actions
+            with pytest.raises(RuntimeError, match="a fault of the shell"):
+                relay.flush()
+            relay.performers[faulty] = shipped
+            relay.flush()
+            assert not other.actions, "done with the next event"
+            assert await second.rest() == b""
+
+    run(test)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 from coatcheck.replication.farm_clock import FarmClock
 
-steady_s: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-"""Seconds since the machine started, its sleep included: what a jump of the clock is told by."""
+
+def steady_s() -> float:
+    """Seconds since the machine started, its sleep included: what a jump of the clock is told by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def wall_ms() -> float:

@@ -138,7 +138,7 @@ from starlette.routing import Route
 
 async def fill(request):
     request.session["x"] = "\\x01" * 1_000_000 if request.url.path == "/" else {(1, 2): 3}
-    request.session.regenerate("\\x1b[2J\\x9b\\n" + "u" * 40_000)
+    request.session.regenerate("\\x1b[2J\\x9b\\n" + "u" * 1_000)
     return PlainTextResponse("ok")
 
 app = Starlette(routes=[Route("/", fill), Route("/odd", fill)])

@@ -10,11 +10,14 @@ from typing import get_args
 
 import pytest
 
+from coatcheck.drivers.asyncio_driver import World
+from coatcheck.host_clock import steady_s, wall_ms
 from coatcheck.replication.puts import Puts
 from coatcheck.simulation import main
 from coatcheck.simulation.scenario import Profile, draw
 from coatcheck.simulation.site.history import Told, run
 from coatcheck.simulation.site.shrink import shrink
+from coatcheck.simulation.world.world import SimulatedWorld
 
 PROFILES = [profile for profile in get_args(Profile) if profile != "mixed"]
 
@@ -107,3 +110,14 @@ def test_the_command_replays_a_part_of_a_history(capsys: pytest.CaptureFixture[s
     assert main(["--shipped", "--seeds", "3", "--profile", "calm"]) == 0
     assert "3 histories" in capsys.readouterr().out
     assert main(["--only", "fault-1"]) == 2
+
+
+def test_no_clock_of_the_shells_was_bound_before_the_world_took_over() -> None:
+    """It would show the real time, and the farm's time would stand still in a history."""
+    world = SimulatedWorld(1, lambda text, error: pytest.fail(text))
+    with world.running():
+        shells = World({}, lambda event: None)
+        before = steady_s(), wall_ms(), shells.now_ms()
+        world.run(100.0)
+        after = steady_s(), wall_ms(), shells.now_ms()
+    assert [round(late - early) for early, late in zip(before, after, strict=True)] == [100, 100_000, 100_000]

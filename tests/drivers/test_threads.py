@@ -326,6 +326,28 @@ def test_a_request_that_comes_while_it_is_closed_begins_anew() -> None:
     sessions.close()
 
 
+def test_who_still_asks_a_background_thread_that_ends_is_refused() -> None:
+    inner = Sessions(
+        farm="farm", server_name="web", stores=lambda: [SlowToClose("s", time.monotonic)], ring=KeyRing(RING)
+    )
+    sessions = ThreadedSessions(inner)
+    opened = sessions.open()
+    count(opened.session)
+    background = sessions._background
+    assert background is not None
+    with background.lock:
+        saving = inner.requests.finish(opened, 200, ())
+        assert not isinstance(saving, Answer)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(sessions.close)
+        while inner._driver is not None:
+            time.sleep(0.001)
+        with pytest.raises(SessionUnavailable) as unavailable:
+            background.run(inner.run_for(opened, saving))
+        closing.result(30)
+    assert unavailable.value.reason is UnavailableReason.STOPPING
+
+
 def test_an_error_page_can_be_finished_after_a_wait_that_was_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.1)
     sessions = ThreadedSessions(

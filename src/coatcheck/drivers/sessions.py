@@ -18,7 +18,7 @@ from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.background_repair import BackgroundRepair, scan
 from coatcheck.drivers.visit import VISIT, Visit, visiting
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import CoatcheckError, CorruptEntry, TokenReason
+from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenReason, UnavailableReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.replication.copies import Closed, Copies
 from coatcheck.replication.effects import Exclusive, Flow, Tell
@@ -398,11 +398,16 @@ class Sessions:
             await home.run_for(opened, storing)
 
     async def run_for(self, opened: Opened, flow: Flow[T] | Exclusive) -> T:
-        """Run a flow in the name of the client that asks."""
+        """Run a flow in the name of the client that asks.
+
+        Raises what the flow raises, and :class:`SessionUnavailable` where the sessions were closed meanwhile.
+        """
         visit = Visit(opened.client)
         before = VISIT.set(visit)
         try:
-            result: T = await (self._driver or self.driver).run(flow)
+            if self._driver is None:
+                raise SessionUnavailable(UnavailableReason.STOPPING)
+            result: T = await self._driver.run(flow)
         except BaseException:
             opened.give_up()
             raise

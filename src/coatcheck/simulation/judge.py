@@ -160,7 +160,10 @@ class Judge:
             # What came back from a cache after the look was lost when it was looked for.
             if _alive(server.look(log.key)) and log.there_since.get(name, 0.0) <= asked_at
         ]
-        if not keepers:
+        came = [name for name, server in web.servers.items() if _alive(server.look(log.key)) and name not in keepers]
+        if not keepers and came and log.forgotten:
+            self.excuse("promise 1: every holder forgot, and a cache brought it back just after the look")
+        elif not keepers:
             self._judge_expiry(web, log)
         elif self.is_expiring(log):
             self.excuse("promise 6: expiring")

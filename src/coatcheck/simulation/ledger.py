@@ -192,6 +192,9 @@ class Ledger(LeaseJudge):
             return
         for version in log.acks:
             if holds(old.history, version) and not holds(new.history, version) and not forgotten(new.history, version):
+                if version in log.forked_away:
+                    self.excuse("promise 2: lapse of a fork, of which a late put had brought back a write")
+                    continue
                 text = f"{self.trace.version(version)}, which {server.name} held"
                 self.fail("I1", f"a close that nobody willed destroys the acknowledged {text}")
 
@@ -204,6 +207,10 @@ class Ledger(LeaseJudge):
             self.excuse("promise 2: lapse undone by who found the other branch of a fork, which it lacked")
         else:
             self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
+            return
+        # The lapse was reported; what only it covered does not come back with the other branch.
+        kept = self._kept(log)
+        log.forked_away.update(one for one in log.blobs if holds(old.history, one) and one not in kept)
 
     def _kept(self, log: SessionLog) -> set[Version]:
         """The writes that some session server has in a live entry, be it up or not, but for those that the operator

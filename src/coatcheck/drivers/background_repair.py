@@ -143,7 +143,7 @@ class BackgroundRepair:
         """Look through all that is hosted, slowly: whatever a put has left undone unnoticed is found within minutes."""
         while True:
             async for needing in self._looked_at(self._repair.every()):
-                self._copies.puts.unsettled.update(needing)
+                self._copies.puts.unsettled.update(dict.fromkeys(needing))
                 await asyncio.sleep(self.SLOWLY_S)
             await asyncio.sleep(self.INTERVAL_S)
 

@@ -15,6 +15,17 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.version import History, Version
 
 
+class KeySet(dict[bytes, None]):
+    """Keys of sessions in the order in which they came: that of a set differs from process to process, and a history
+    of the simulation has to be the same in each."""
+
+    def add(self, key: bytes) -> None:
+        self[key] = None
+
+    def discard(self, key: bytes) -> None:
+        self.pop(key, None)
+
+
 class Puts:
     """Seals copies, puts them where they belong, and notes who has them: what claims and writes have in common."""
 
@@ -27,9 +38,9 @@ class Puts:
         self._world = world
         self._cache = cache
         self._linger_ms = policy.linger_ms
-        self.under_replicated: set[bytes] = set()
+        self.under_replicated = KeySet()
         """Sessions with fewer copies than wanted."""
-        self.unsettled: set[bytes] = set()
+        self.unsettled = KeySet()
         """Sessions with a put that a session server did not take; repair looks at them."""
         self.contact = 0
         """Counts the times that contact with a session server was lost or found again."""

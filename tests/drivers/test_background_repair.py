@@ -151,7 +151,7 @@ def test_a_session_that_cannot_be_repaired_does_not_end_the_repair_of_the_others
                 others = {issue.token.key for issue in issues[1:]}
                 await until(lambda others=others: not others & home.copies.under_replicated.keys())  # type: ignore[misc]
                 await store.open()
-                await until(lambda: home.copies.under_replicated <= set(spoilt))
+                await until(lambda: home.copies.under_replicated.keys() <= set(spoilt))
             await until(lambda: "cannot be repaired" in caplog.text)
             assert issues[0].token.key.hex() not in caplog.text
 

@@ -175,6 +175,20 @@ def test_a_time_out_is_judged_again_on_what_all_show() -> None:
     assert not any(entry is not None and entry.closed for entry in farm.entries(KEY))
 
 
+def test_a_time_out_of_which_nothing_is_found_is_no_time_out_while_a_server_is_away() -> None:
+    """The cache said that its time was over; who has what was written since then does not answer."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    judged = loaded(one).history
+    holder, other, _ = farm.ranked(KEY)
+    del other.stored[KEY]
+    holder.down = True
+    assert two.exclusively(KEY, two.copies.lapse(KEY, judged)) is Lapsed.UNHEARD
+    holder.down = False
+    assert loaded(farm.web(), promise(one)).body == b"one"
+
+
 def test_a_provisional_tombstone_is_spread_only_over_what_it_covers() -> None:
     farm = Farm(servers=3)
     one, two = farm.two_webs()

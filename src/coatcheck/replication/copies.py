@@ -507,7 +507,7 @@ class Copies:
         view = yield from self.viewer.look(key)
         newest = view.newest
         if newest is None:
-            return Lapsed.CLOSED
+            return Lapsed.UNHEARD if self.viewer.missing(view) else Lapsed.CLOSED
         if newest.closed:
             yield from self.spread(view)
             return Lapsed.CLOSED

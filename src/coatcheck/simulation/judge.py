@@ -204,13 +204,24 @@ class Judge:
         """Whether the session's own time is over, or may be by the clock that deviates most."""
         if log.last_active is None:
             return True
-        scenario, now = self.scenario, self.schedule.now
-        idle_until = log.last_active + (scenario.idle_timeout_ms + scenario.leeway_ms - self.skew_range_ms) / 1000
-        ends = (log.created_ms - EPOCH_MS + scenario.absolute_timeout_ms - self.skew_range_ms) / 1000
+        return self.schedule.now >= self._ends_s(log, log.last_active, -self.skew_range_ms) - 0.01
+
+    def is_over(self, log: SessionLog) -> bool:
+        """Whether the session's own time is over, even by the clock that deviates most."""
+        return log.last_active is not None and self.schedule.now >= self._ends_s(
+            log, log.last_active, self.skew_range_ms
+        )
+
+    def _ends_s(self, log: SessionLog, last_active: float, skew_ms: int) -> float:
+        """When the session ends, by a clock that is off by ``skew_ms``."""
+        scenario = self.scenario
+        ends_ms = [
+            last_active * 1000 + scenario.idle_timeout_ms + scenario.leeway_ms,
+            log.created_ms - EPOCH_MS + scenario.absolute_timeout_ms,
+        ]
         if scenario.new_session_ms and not log.came_back:
-            life_ms = scenario.new_session_ms + scenario.leeway_ms - self.skew_range_ms
-            ends = min(ends, (log.created_ms - EPOCH_MS + life_ms) / 1000)
-        return now >= min(idle_until, ends) - 0.01
+            ends_ms.append(log.created_ms - EPOCH_MS + scenario.new_session_ms + scenario.leeway_ms)
+        return (min(ends_ms) + skew_ms) / 1000
 
 
 def _parse(detail: str) -> Version:

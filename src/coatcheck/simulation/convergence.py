@@ -67,7 +67,7 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     if any(server in log.vanished_on for server, version in versions.items() if version is None):
         ledger.excuse("promise 1: vanished while its connections stood, noticed at the next use")
         return
-    if _is_late_claim(farm, log, [present.get(server) for server in placed]):
+    if _is_late_claim(farm, log, {server: present.get(server) for server in placed}):
         ledger.excuse("section 4: a claim that was given up came late, changed no data, and nobody was there to hear")
         return
     if len(set(versions.values())) != 1 or None in versions.values():
@@ -82,12 +82,16 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     _check_acknowledged(farm, log, newest)
 
 
-def _is_late_claim(farm: Farm, log: SessionLog, placed: list[Entry | None]) -> bool:
-    """Whether copies differ in nothing but a claim whose notice was lost, or whose sender hosts the session no more."""
-    entries = [entry for entry in placed if entry is not None]
+def _is_late_claim(farm: Farm, log: SessionLog, placed: dict[str, Entry | None]) -> bool:
+    """Whether copies differ in nothing but a claim that was stored when its sender waited for it no more, and whose
+    notice was lost, or whose sender hosts the session no more."""
+    entries = [entry for entry in placed.values() if entry is not None]
     if len(entries) < len(placed) or any(entry.history != entries[0].history for entry in entries):
         return False
     latest = max((entry.version for entry in entries), key=lambda version: version.epoch)
+    holders = [server for server, entry in placed.items() if entry is not None and entry.version == latest]
+    if any((server, latest) not in log.came_late for server in holders):
+        return False
     senders = [web for web in farm.webs if web.server_id == latest.server_id]
     hosted = any(web.copies.cache.get(log.key) is not None for web in senders)
     return any(entry.version != latest for entry in entries) and not (latest in log.heard and hosted)
@@ -102,7 +106,7 @@ def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
     for version in log.acks:
         if holds(newest.history, version) or forgotten(newest.history, version):
             continue
-        if version in log.lost | log.forked_away and any(log.reported(kind) for kind in REPORTS):
+        if (version in log.lost or version in log.forked_away) and any(log.reported(kind) for kind in REPORTS):
             ledger.excuse("promise 2: lost and reported")
         elif version in log.lost:
             ledger.excuse("promise 1: lost with a server that forgot")

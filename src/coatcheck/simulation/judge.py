@@ -10,7 +10,8 @@ from typing import Any
 
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.version import Version
+from coatcheck.replication.placement import QUORUM_FROM
+from coatcheck.replication.version import History, Version, newest_write
 from coatcheck.simulation.log import SessionLog, holds, quorum
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import EPOCH_MS, Schedule
@@ -20,6 +21,8 @@ from coatcheck.simulation.web_server import ModelWebServer
 
 AGREE_MS = 2_000
 """Clocks that differ by less agree (protocol section 8)."""
+UNASKED = object()
+"""What stands for the reply of a session server that has not said anything."""
 
 
 class Judge:
@@ -65,8 +68,11 @@ class Judge:
             self.by_public[log.public] = log
         return log
 
-    def _judge_fork(self, log: SessionLog, lost: Version) -> None:
-        """Promise 1: an acknowledged write may be forked away only where rivals wrote below target."""
+    def _judge_fork(self, log: SessionLog, lost: Version, old: History = (), new: History = ()) -> None:
+        """Promise 1: an acknowledged write may be forked away only where rivals wrote below target.
+
+        ``old`` and ``new`` are the histories of the two branches.
+        """
         scenario = self.scenario
         if scenario.wanted * 2 <= scenario.session_servers:
             self.excuse("promise 1: fork, copies <= N/2")
@@ -74,13 +80,19 @@ class Judge:
             self.excuse("promise 1: fork, acknowledged or served without a quorum")
         elif self.leaving:
             self.excuse("promise 1: fork, a session server was taken off the list")
-        elif any(ack.level < quorum(scenario.session_servers, scenario.wanted) for ack in log.acks.values()):
+        elif any(self._is_of_list_of_two(log, one) for one in log.blobs if holds(old, one) != holds(new, one)):
             # Whoever has still the list of two session servers writes with one of them, as two servers do.
             self.excuse("promise 1: fork, acknowledged by a list of two that became longer")
         elif lost in log.forgotten:
             self.excuse("promise 1: fork, a server forgot this very write")
         else:
             self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached a quorum")
+
+    def _is_of_list_of_two(self, log: SessionLog, version: Version) -> bool:
+        """Whether a write was put by a web server that knew of two session servers, and one of them sufficed it."""
+        ack = log.acks.get(version)
+        below = ack is None or ack.level < quorum(self.scenario.session_servers, self.scenario.wanted)
+        return version in log.offers and log.offers[version].servers < QUORUM_FROM and below
 
     # -- what web servers report ---------------------------------------------------------------------
 
@@ -131,9 +143,11 @@ class Judge:
         """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
         holders = self._holders(web, log, wanted)
-        replies = web.answered.get(log.key, (0.0, {}))[1]
-        showed = any(_shows(replies.get(one), wanted) for one in holders)
-        if holders and self.scenario.rolled_back == "accept" and not showed:
+        asked_at, replies = web.answered.get(log.key, (0.0, {}))
+        # One that said what it has, without this write, may have got it since.
+        told = [one for one in holders if answered(replies.get(one, UNASKED))]
+        asked = [one for one in told if log.has_since.get((one, wanted), 0.0) <= asked_at]
+        if holders and self.scenario.rolled_back == "accept" and not asked:
             self.excuse("promise 2: rollback reported, and accepted by the operator while its holders were away")
         elif holders:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
@@ -161,7 +175,7 @@ class Judge:
             if _alive(server.look(log.key)) and log.there_since.get(name, 0.0) <= asked_at
         ]
         came = [name for name, server in web.servers.items() if _alive(server.look(log.key)) and name not in keepers]
-        if not keepers and came and log.forgotten:
+        if not keepers and any(self._came_back_since(log, web.servers[name], asked_at) for name in came):
             self.excuse("promise 1: every holder forgot, and a cache brought it back just after the look")
         elif not keepers:
             self._judge_expiry(web, log)
@@ -169,6 +183,12 @@ class Judge:
             self.excuse("promise 6: expiring")
         else:
             self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
+
+    def _came_back_since(self, log: SessionLog, server: ModelSessionServer, moment: float) -> bool:
+        """Whether the newest write that a session server has was on none at a moment or since, and was found again."""
+        entry = server.look(log.key)
+        written = newest_write(entry.history) if entry is not None else None
+        return written is not None and log.found_again.get(written, -1.0) >= moment
 
     def note_time(self, web: ModelWebServer, log: SessionLog) -> None:
         """Remember that a web server which puts or judges this session has a wrong time."""
@@ -233,11 +253,6 @@ def _parse(detail: str) -> Version:
 def answered(reply: Any) -> bool:
     """Whether a session server said what it has, or that it has nothing."""
     return reply is None or isinstance(reply, Entry)
-
-
-def _shows(reply: Any, version: Version) -> bool:
-    """Whether it was in what a session server said; one that has it now may have got it since."""
-    return isinstance(reply, Entry) and not reply.closed and holds(reply.history, version)
 
 
 def _alive(entry: Entry | None) -> bool:

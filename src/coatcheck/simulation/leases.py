@@ -8,6 +8,7 @@ from typing import Any
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
+from coatcheck.replication.version import Version
 from coatcheck.simulation.judge import Judge, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds
 from coatcheck.simulation.web_server import ModelWebServer
@@ -97,7 +98,8 @@ class LeaseJudge(Judge):
                 continue
             if forgotten(copy.history, version):
                 continue
-            if ack.level < scenario.wanted or version in log.forgotten or log.forked_by or scenario.durability != "all":
+            given_up = version in log.forgotten or _forked(log, version)
+            if ack.level < scenario.wanted or given_up or scenario.durability != "all":
                 self.excuse("promise 1: stale lease of a rival cut off, below target")
             elif scenario.wanted * 2 <= scenario.session_servers:
                 self.excuse("promise 1: stale lease of a rival cut off, copies <= N/2")
@@ -105,3 +107,8 @@ class LeaseJudge(Judge):
                 self.excuse("promise 6: the newest copy expired before an older one (clocks differ)")
             else:
                 self.fail("lease", f"{web.name} misses {self.trace.version(version)} for longer than a lease")
+
+
+def _forked(log: SessionLog, version: Version) -> bool:
+    """Whether a write is in a branch that somebody who reported the fork has given up."""
+    return version in log.forked_away or any(log.gives_up(owner, version) for owner in log.given_up)

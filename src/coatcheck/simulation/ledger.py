@@ -25,7 +25,7 @@ from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
-from coatcheck.simulation.log import Ack, Close, SessionLog, forgotten, holds, quorum
+from coatcheck.simulation.log import Ack, Close, Offer, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.web_server import ModelWebServer
@@ -52,6 +52,8 @@ class Ledger(LeaseJudge):
             what = "tombstone" if entry.closed else "claim" if entry.version.seq == 0 else "write"
             seen = ", ".join(f"{name} (saw {self.trace.version(v)})" for name, v in effect.seen.items())
             self.say(f"{web.name} puts {what} {self.trace.version(entry.version)} of {self.trace.key(log.key)}: {seen}")
+        offer = log.offers.setdefault(entry.version, Offer(self.schedule.now, len(web.copies.placement.servers)))
+        offer.until = self.schedule.now + web.runner.TIMEOUT_S
         check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)
         if known is not None:
@@ -74,12 +76,28 @@ class Ledger(LeaseJudge):
             return
         log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy)
         if entry.version.seq == 0:
+            self._note_branches(web, log, entry)
             written = newest_write(entry.history)
             if written is not None and written in log.blobs and log.blobs[written] != record.data:
                 self.fail("I4", f"the claim {self.trace.version(entry.version)} changes data")
             return
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
+
+    def looking(self, web: ModelWebServer, key: bytes) -> None:
+        """A web server asks for all copies; its own is one more of them."""
+        own = web.copies.cache.candidate(key)
+        web.had[key] = own.history if own is not None else ()
+
+    def _note_branches(self, web: ModelWebServer, log: SessionLog, claim: Entry) -> None:
+        """Which branches a claim gives up, whose web server has reported a fork since it looked."""
+        asked_at, replies = web.answered.get(log.key, (0.0, {}))
+        if not log.reported(EventKind.SESSION_FORKED, asked_at, web.server_id):
+            return
+        saw = [reply.history for reply in replies.values() if isinstance(reply, Entry) and not reply.closed]
+        branches = [history for history in (*saw, web.had.get(log.key, ())) if history]
+        given_up = [history for history in branches if not holds(claim.history, history[-1])]
+        log.given_up.setdefault(claim.version.owner, []).extend(given_up)
 
     def _check_epoch(self, web: ModelWebServer, log: SessionLog, version: Version) -> None:
         """Invariant 4: whoever claims or closes takes an epoch above all that it has tried before."""
@@ -145,6 +163,10 @@ class Ledger(LeaseJudge):
         log.vanished_on.discard(server.name)
         if old is None:
             log.there_since[server.name] = self.schedule.now
+            log.has_since = {one: since for one, since in log.has_since.items() if one[0] != server.name}
+        self._note_writes(server, log, new)
+        if new.version in log.offers and self.schedule.now > log.offers[new.version].until:
+            log.came_late.add((server.name, new.version))
         log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:
             what = " LAPSED" if new.provisional else " CLOSED" if new.closed else ""
@@ -167,22 +189,27 @@ class Ledger(LeaseJudge):
         if old.closed:
             self._check_revival(server, log, old, new)
             return
-        if new.version.server_id in log.forked_by:
-            kept = self._kept(log)
-            log.forked_away.update(one for one in log.blobs if holds(old.history, one) and one not in kept)
+        if new.version.owner in log.given_up:
+            self._note_forked_away(log, old)
         had = newest_write(old.history)
         if had is None or holds(new.history, had) or forgotten(new.history, had):
             return
-        if new.version.server_id not in log.forked_by:
+        if not log.gives_up(new.version.owner, had):
             versions = f"{self.trace.version(had)} to {self.trace.version(new.version)}"
             self.fail("I4", f"{server.name} loses {versions} and no fork was reported")
         elif had in log.acks or self._told(log, had):
-            self._judge_fork(log, had)
+            self._judge_fork(log, had, old.history, new.history)
 
     def _note_kept(self, server: ModelSessionServer, log: SessionLog, new: Entry) -> None:
-        """What a cache brings back is lost no more; what only a server has that the operator gives up, is."""
+        """What a cache brings back is lost no more; what only a server has that the operator gives up, is. What is put
+        once more is forked away no more; what only comes late is."""
+        offered_at = log.offers[new.version].since if new.version in log.offers else 0.0
+        for one in [one for one, since in log.forked_away.items() if offered_at > since and holds(new.history, one)]:
+            del log.forked_away[one]
         if server.name not in self.leaving:
-            log.lost = {one for one in log.lost if not holds(new.history, one)}
+            found = {one for one in log.lost if holds(new.history, one)}
+            log.found_again.update(dict.fromkeys(found, self.schedule.now))
+            log.lost -= found
         elif new.version in log.blobs and new.version not in self._kept(log):
             log.lose([new.version])
 
@@ -203,14 +230,28 @@ class Ledger(LeaseJudge):
         had = newest_write(new.history)
         if had is not None and not holds(old.history, had) and not forgotten(old.history, had):
             self.counts["lapses undone by a write that they lacked"] += 1
-        elif new.version.server_id in log.forked_by and any(not holds(old.history, one) for one in log.forked_away):
+        elif any(not holds(old.history, history[-1]) for history in log.given_up.get(new.version.owner, ())):
             self.excuse("promise 2: lapse undone by who found the other branch of a fork, which it lacked")
         else:
             self.fail("I2", f"{server.name} has a lapsed session revived by {self.trace.version(new.version)}")
             return
         # The lapse was reported; what only it covered does not come back with the other branch.
+        self._note_forked_away(log, old)
+
+    def _note_forked_away(self, log: SessionLog, old: Entry) -> None:
+        """What only the other branch had, or a lapse covered, is on no session server any more."""
         kept = self._kept(log)
-        log.forked_away.update(one for one in log.blobs if holds(old.history, one) and one not in kept)
+        for one in log.blobs:
+            if holds(old.history, one) and one not in kept:
+                log.forked_away.setdefault(one, self.schedule.now)
+
+    def _note_writes(self, server: ModelSessionServer, log: SessionLog, entry: Entry | None) -> None:
+        """Since when a session server has had each write that it has."""
+        for one in log.blobs:
+            if entry is not None and not entry.closed and holds(entry.history, one):
+                log.has_since.setdefault((server.name, one), self.schedule.now)
+            else:
+                log.has_since.pop((server.name, one), None)
 
     def _kept(self, log: SessionLog) -> set[Version]:
         """The writes that some session server has in a live entry, be it up or not, but for those that the operator
@@ -238,6 +279,7 @@ class Ledger(LeaseJudge):
         for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
             entry = server.look(log.key)
             before = log.on.pop(server.name, None)
+            self._note_writes(server, log, entry)
             if entry is not None:
                 log.on[server.name] = entry
             if before is not None and before.final and not _closed(entry):
@@ -355,9 +397,9 @@ class Ledger(LeaseJudge):
             return
         if forgotten(copy.history, promised):
             self.excuse("16 epochs: forgotten")
-        elif log.reported(EventKind.SESSION_ROLLED_BACK, began):
+        elif log.reported(EventKind.SESSION_ROLLED_BACK, began, web.server_id):
             self.excuse("promise 2: answered after a rollback report")
-        elif promised in log.forked_away or web.server_id in log.forked_by:
+        elif promised in log.forked_away or log.reported(EventKind.SESSION_FORKED, began, web.server_id):
             self.excuse("promise 2: answered after a fork was reported")
         else:
             self.fail("I3", f"{web.name} answers with less than the token's {self.trace.version(promised)}")

@@ -29,6 +29,17 @@ def quorum(servers: int, wanted: int) -> int:
     return min(wanted, servers // 2 + 1) if servers >= 3 else 1
 
 
+class Offer:
+    """A version that was put: ``since`` when, by whom knows of how many session ``servers``, and ``until`` when whoever
+    put it last waits for answers."""
+
+    __slots__ = ("servers", "since", "until")
+
+    def __init__(self, since: float, servers: int) -> None:
+        self.since = self.until = since
+        self.servers = servers
+
+
 class Ack:
     """``level`` servers acknowledged a write, at a moment of simulated time, through the web server ``owner``."""
 
@@ -64,6 +75,7 @@ class SessionLog:
         self.blobs: dict[Version, bytes] = {}
         """The mapping, encoded, of each data version."""
         self.expires_ms: dict[Version, int] = {}
+        self.offers: dict[Version, Offer] = {}
         self.accepted_by: dict[Version, set[str]] = {}
         self.operations: list[Operation] = []
         self.acks: dict[Version, Ack] = {}
@@ -74,6 +86,10 @@ class SessionLog:
         """By web server: the highest epoch that it has claimed or closed with."""
         self.there_since: dict[str, float] = {}
         """Since when each session server has had anything of it, without a gap."""
+        self.has_since: dict[tuple[str, Version], float] = {}
+        """Since when a session server has had a write, of those that it has."""
+        self.came_late: set[tuple[str, Version]] = set()
+        """What session servers stored when its sender waited for it no more."""
         self.heard: set[Version] = set()
         """Claims and closes of which a notice has arrived."""
         self.tombstones = 0
@@ -93,8 +109,13 @@ class SessionLog:
         """What each session server was seen to store last."""
         self.lost: set[Version] = set()
         """Writes that no session server has any more, for those that had them forgot."""
-        self.forked_away: set[Version] = set()
-        """Writes that no session server has any more, for the other branch of a reported fork won."""
+        self.found_again: dict[Version, float] = {}
+        """Writes that no session server had, until one was given them again: when that last happened."""
+        self.forked_away: dict[Version, float] = {}
+        """Writes that no session server has any more, for the other branch of a reported fork won: since when. One that
+        is put again later counts no more: its loss is to be reported again."""
+        self.given_up: dict[bytes, list[History]] = {}
+        """By the owner of a claim whose web server reported a fork: the branches that it saw and did not go on from."""
         self.events: list[tuple[float, bytes, Any]] = []
         self.misdated = False
         """Whether a web server put or judged it while it took a wrong time for the farm's."""
@@ -130,10 +151,15 @@ class SessionLog:
         self.lost.update(versions)
         self.once_lost |= self.lost
 
+    def gives_up(self, owner: bytes, version: Version) -> bool:
+        """Whether a claim reported a fork and saw this write in the branch that it did not go on from."""
+        return any(holds(history, version) for history in self.given_up.get(owner, ()))
+
     def ever_set(self, name: str, history: History) -> bool:
         """Whether a state with this history contains a write of ``name``."""
         sets = [one for one in self.operations if one.name == name and one.kind == "write"]
         return any(holds(history, version) or forgotten(history, version) for one in sets for version in one.versions)
 
-    def reported(self, kind: Any, since: float = 0.0) -> bool:
-        return any(event[2] is kind and event[0] >= since for event in self.events)
+    def reported(self, kind: Any, since: float = 0.0, by: bytes | None = None) -> bool:
+        """Whether an event was reported ``since`` then, by the web server with the ID ``by`` (by any)."""
+        return any(event[2] is kind and event[0] >= since and by in (None, event[1]) for event in self.events)

@@ -386,7 +386,7 @@ class SmallFarm(Farm):
                 list(log.forgotten),
                 log.once_lost,
                 log.lost,
-                log.forked_away,
+                list(log.forked_away),
                 log.willed,
             )
             for key, log in self.ledger.logs.items()

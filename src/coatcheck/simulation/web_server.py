@@ -18,7 +18,7 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.stall_guard import StallGuard, Timer
-from coatcheck.replication.version import SERVER_ID_BYTES
+from coatcheck.replication.version import SERVER_ID_BYTES, History
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.simulation.network import Network
@@ -35,6 +35,8 @@ class Watch(Protocol):
     """Sees what a web server does."""
 
     def putting(self, web: ModelWebServer, context: Any, effect: Put) -> None: ...
+
+    def looking(self, web: ModelWebServer, key: bytes) -> None: ...
 
     def repairing(self, web: ModelWebServer, key: bytes) -> None: ...
 
@@ -95,6 +97,8 @@ class ModelWebServer(Process):
         self._connected_to = {name: server.run for name, server in servers.items()}
         """Which run of each session server: a connection does not outlive the process at its other end."""
         self.runner = Runner(self)
+        self.had: dict[bytes, History] = {}
+        """Per session: the history of the own copy when its copies were last asked for."""
         self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
         """Per session: when its copies were last asked for, and the replies."""
         self.checked: dict[bytes, float] = {}
@@ -203,6 +207,7 @@ class ModelWebServer(Process):
             self.watch.putting(self, collector.task.context, effect)
         else:
             self.answered[effect.key] = (self.schedule.now, collector.replies)
+            self.watch.looking(self, effect.key)
 
     def in_reach_at(self, key: bytes, moment: float) -> tuple[str, ...]:
         """The session servers that were in reach when the last get or put of a session was sent before a moment."""

@@ -12,7 +12,7 @@ from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry, Sealer
 from coatcheck.replication.stall_guard import StallGuard
-from coatcheck.replication.version import Version
+from coatcheck.replication.version import History, Version
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.simulation.application import Attempt, Response, act
 from coatcheck.simulation.site.observed import ATTEMPT, ObservedSessions, ObservedStore
@@ -63,6 +63,8 @@ class WebHost:
         """Those of its own list of session servers: another web server may know another list for a while."""
         self.ready = False
         self.tasks: dict[asyncio.Task[None], Attempt] = {}
+        self.had: dict[bytes, History] = {}
+        """Per session: the history of the own copy when its copies were last asked for."""
         self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
         """Per session: when its copies were last asked for, and the replies."""
         self.checked: dict[bytes, float] = {}
@@ -143,6 +145,7 @@ class WebHost:
             self._asking = asking
             replies = {}
             self.answered[key] = (now, replies)
+            self.judge.looking(self, key)
             self._sent(key, now)
         return replies
 

@@ -120,6 +120,24 @@ def test_of_two_branches_the_one_that_covers_the_token_makes_a_fork_and_no_loss(
     assert not any(entry is not None and entry.closed for entry in farm.entries(token.key))
 
 
+def test_the_close_of_what_is_lost_leaves_the_other_branch_of_a_fork() -> None:
+    farm = Farm(servers=3, below_target="degrade", too_few_answers="serve")
+    a, b = farm.two_webs()
+    token = a.create(n=0)
+    cut(farm, a, b, token.key, 2)
+    kept = a.write(token, a=1)
+    theirs = b.write(token, b=1)
+    backup = farm.backup()
+    newer = a.write(kept, a=2)
+    farm.restore(backup)
+    heal(a, b)
+    c = farm.web()
+    assert ask(c, newer) is None, "what it promises is in neither branch"
+    assert EventKind.SESSION_ROLLED_BACK in c.kinds()
+    assert ask(c, kept) == {"n": 0, "a": 1}, "what the closed branch did not cover lives on"
+    assert Version.unpack(theirs.version) > Version.unpack(kept.version), "which was not the newest"
+
+
 def test_what_really_is_lost_is_still_reported_and_closed() -> None:
     farm = Farm(servers=3)
     a, b = farm.two_webs()

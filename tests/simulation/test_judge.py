@@ -1,4 +1,4 @@
-"""What the judge excuses as forgotten is the very write that a session server forgot, and no other of its session."""
+"""What the judge excuses is the very write, branch, claim or moment that its reason is true of, and no other."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
+from coatcheck.simulation.convergence import _is_late_claim
 from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.log import Ack, SessionLog
+from coatcheck.simulation.log import Ack, Offer, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.trace import Trace
@@ -96,3 +97,160 @@ def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: Farm) ->
     farm.ledger._judge_expiry(farm.webs[0], log)
     assert len(farm.ledger.violations) == 1
     assert not log.reported(EventKind.SESSION_EXPIRED)
+
+
+# -- forks: which branch, whose claim, and when ------------------------------------------------------------------------
+
+OTHER = b"W2-owner"
+CLAIM, RIVAL = Version(2, OTHER, 0), Version(2, OTHER, 1)
+
+
+def claim(*history: Version, version: Version = CLAIM) -> Entry:
+    return Entry(version, history, False, LIFE_MS, b"sealed")
+
+
+def forks(farm: Farm, log: SessionLog, *, reported: bool = True) -> None:
+    """A web server that has seen SECOND somewhere goes on from FIRST, and puts that over SECOND."""
+    web = farm.webs[0]
+    web.answered[KEY] = (farm.schedule.now, {"store-1": entry(SECOND)})
+    if reported:
+        log.events.append((farm.schedule.now, web.server_id, EventKind.SESSION_FORKED))
+    farm.ledger._note_branches(web, log, claim(RIVAL))
+
+
+def offer(farm: Farm, log: SessionLog, version: Version, servers: int = 3) -> None:
+    log.offers[version] = Offer(farm.schedule.now, servers)
+
+
+def test_a_claim_gives_up_what_it_saw_if_it_said_so(farm: Farm) -> None:
+    log = written(farm)
+    forks(farm, log, reported=False)
+    assert not log.gives_up(OTHER, SECOND)
+    forks(farm, log)
+    assert log.gives_up(OTHER, SECOND)
+    assert not log.gives_up(OTHER, Version(1, OWNER, 3)), "a write that it did not see"
+    assert not log.gives_up(OWNER, SECOND), "another claim"
+
+
+def test_a_fork_that_was_reported_once_excuses_no_later_loss(farm: Farm) -> None:
+    log = written(farm)
+    forks(farm, log)
+    log.forked_by.add(farm.webs[0].server_id)
+    third = Version(1, OWNER, 3)
+    log.blobs[third] = b""
+    server = next(iter(farm.servers.values()))
+    server.put(KEY, SECOND, entry(third))
+    server.put(KEY, third, claim(RIVAL))
+    assert len(farm.ledger.violations) == 1
+    assert "no fork was reported" in farm.ledger.violations[0]
+
+
+def test_a_write_that_is_put_again_after_a_fork_is_forked_away_no_more(farm: Farm) -> None:
+    log = written(farm)
+    forks(farm, log)
+    first, second = list(farm.servers.values())[:2]
+    for server in (first, second):
+        server.put(KEY, SECOND, claim(RIVAL))
+    assert SECOND in log.forked_away
+    first.put(KEY, CLAIM, entry(SECOND))
+    assert SECOND in log.forked_away, "what comes late is not put again"
+    farm.schedule.now += 1.0
+    again = Version(3, OWNER, 0)
+    offer(farm, log, again)
+    second.put(KEY, CLAIM, claim(SECOND, version=again))
+    assert SECOND not in log.forked_away
+
+
+def test_a_lapse_may_be_undone_only_by_a_claim_that_saw_what_it_lacks(farm: Farm) -> None:
+    log = written(farm)
+    server = next(iter(farm.servers.values()))
+    lapse = Entry(Version(3, b"W3-owner", 0), (SECOND,), True, LIFE_MS, b"", True)
+    server.put(KEY, SECOND, lapse)
+    log.forked_by.add(farm.webs[0].server_id)
+    log.forked_away[RIVAL] = 0.0
+    server.put(KEY, lapse.version, claim(SECOND, version=Version(4, OTHER, 0)))
+    assert len(farm.ledger.violations) == 1, "whoever once reported a fork, of whatever is gone"
+    server.put(KEY, Version(4, OTHER, 0), lapse)
+    log.given_up[OTHER] = [(RIVAL,)]
+    server.put(KEY, lapse.version, claim(SECOND, version=Version(4, OTHER, 0)))
+    assert len(farm.ledger.violations) == 1
+    assert len(excuses(farm)) == 1
+
+
+def test_a_lapse_destroys_no_branch_that_it_does_not_cover(farm: Farm) -> None:
+    log = written(farm)
+    log.forked_away[SECOND] = 0.0
+    server = next(iter(farm.servers.values()))
+    server.put(KEY, SECOND, Entry(Version(3, OTHER, 0), (FIRST,), True, LIFE_MS, b"", True))
+    assert len(farm.ledger.violations) == 1
+
+
+def test_only_a_write_of_a_list_of_two_excuses_the_fork_that_it_makes(farm: Farm) -> None:
+    log = written(farm)
+    earlier = Version(1, OWNER, 0)
+    log.blobs[earlier] = log.blobs[RIVAL] = b""
+    log.acks[earlier] = Ack(0.0, 1, OWNER)
+    offer(farm, log, earlier, servers=2)
+    offer(farm, log, RIVAL, servers=3)
+    branches = (FIRST, SECOND), (FIRST, RIVAL)
+    farm.ledger._judge_fork(log, SECOND, *branches)
+    assert len(farm.ledger.violations) == 1, "both branches have that one"
+    log.acks[RIVAL] = Ack(0.0, 1, OTHER)
+    offer(farm, log, RIVAL, servers=2)
+    farm.ledger._judge_fork(log, SECOND, *branches)
+    assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
+
+
+# -- what was lost when it was looked for ------------------------------------------------------------------------------
+
+
+def test_a_session_that_came_back_after_the_look_was_on_no_server_at_the_look(farm: Farm) -> None:
+    log = written(farm)
+    web, (first, second, third) = farm.webs[0], farm.servers.values()
+    third.put(KEY, None, entry(FIRST))
+    third.forget_all()
+    assert log.forgotten, "but others have it"
+    farm.schedule.now += 1.0
+    web.answered[KEY] = (farm.schedule.now, {})
+    farm.schedule.now += 0.1
+    third.put(KEY, None, entry(SECOND))
+    del first.entries[KEY], second.entries[KEY]  # it moved
+    farm.ledger._judge_not_found(web, log)
+    assert len(farm.ledger.violations) == 1
+    third.forget_all()
+    web.answered[KEY] = (farm.schedule.now, {})
+    farm.schedule.now += 0.1
+    first.put(KEY, None, entry(SECOND))
+    farm.ledger._judge_not_found(web, log)
+    assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
+
+
+def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: Farm) -> None:
+    log = written(farm)
+    farm.ledger.scenario = msgspec.structs.replace(farm.scenario, rolled_back="accept")
+    web, first = farm.webs[0], next(iter(farm.servers.values()))
+    lost = f"token {SECOND}, newest copy {FIRST}"
+    farm.schedule.now += 1.0
+    web.answered[KEY] = (farm.schedule.now, {})
+    farm.ledger._judge_rollback(web, log, lost)
+    assert (farm.ledger.violations, len(excuses(farm))) == ([], 1), "neither answered"
+    web.answered[KEY] = (farm.schedule.now, {first.name: None})
+    farm.ledger._judge_rollback(web, log, lost)
+    assert len(farm.ledger.violations) == 1, "it had the write when it was asked"
+    first.forget_all()
+    farm.schedule.now += 1.0
+    first.put(KEY, None, entry(SECOND))
+    farm.ledger._judge_rollback(web, log, lost)
+    assert len(farm.ledger.violations) == 1, "it got the write since"
+
+
+def test_a_claim_came_late_if_its_sender_waited_no_more(farm: Farm) -> None:
+    log = written(farm)
+    first, second = list(farm.servers.values())[:2]
+    offer(farm, log, CLAIM)
+    first.put(KEY, SECOND, claim(SECOND))
+    placed = {server.name: server.look(KEY) for server in (first, second)}
+    assert not _is_late_claim(farm, log, placed)
+    farm.schedule.now += 1.0
+    first.put(KEY, CLAIM, claim(SECOND))
+    assert _is_late_claim(farm, log, placed)

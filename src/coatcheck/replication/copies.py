@@ -519,7 +519,8 @@ class Copies:
         return Lapsed.CLOSED
 
     def _put_provisional(self, view: View) -> Flow[None]:
-        """Put a tombstone that closes what it covers and no more: by compare-and-set, on what this view showed."""
+        """Put a tombstone that closes what it covers and no more: by compare-and-set, on what this view showed, and not
+        over the other branch of a fork."""
         newest, key = view.newest, view.key
         assert newest is not None
         version = Version(self._next_epoch(view), self._fresh_owner(), 0)
@@ -527,8 +528,10 @@ class Copies:
         tombstone = Entry(version, newest.history, True, self.policy.tombstone_ms, payload, True)
         self.cache.drop(key)
         self.under_replicated.discard(key)
-        yield from self.put_tombstone(key, tombstone, view.seen)
-        yield from self._notify_others(view, version, view.seen, closed=True)
+        beyond = {name for name, entry in view.entries.items() if not contains(tombstone, entry)}
+        covered = {name: seen for name, seen in view.seen.items() if name not in beyond}
+        yield from self.put_tombstone(key, tombstone, covered)
+        yield from self._notify_others(view, version, covered, closed=True)
 
     def spread(self, view: View) -> Flow[Closed]:
         """Whoever sees a tombstone puts it on every session server that lacks it; a provisional one only over what it

@@ -219,9 +219,6 @@ class Ledger(LeaseJudge):
             return
         for version in log.acks:
             if holds(old.history, version) and not holds(new.history, version) and not forgotten(new.history, version):
-                if version in log.forked_away:
-                    self.excuse("promise 2: lapse of a fork, of which a late put had brought back a write")
-                    continue
                 text = f"{self.trace.version(version)}, which {server.name} held"
                 self.fail("I1", f"a close that nobody willed destroys the acknowledged {text}")
 

@@ -448,6 +448,91 @@ def only_copy_withdrawn(monkeypatch: Any) -> None:
     monkeypatch.setattr(Surplus, "withdraw", withdraw)
 
 
+# -- of sessions that forked, or were claimed late: what a fork or a claim of long ago must not excuse ---------------
+
+
+def forked_once(monkeypatch: Any) -> None:
+    """Each web server remembers in ``_forked`` which sessions it has found forked."""
+    original = Copies.claim
+
+    def claim(self: Copies, view: Any, leave: Any = ()) -> Any:
+        if view.forked:
+            self.__dict__.setdefault("_forked", set()).add(view.key)
+        self.__dict__["_claims_forked"] = view.key in self.__dict__.get("_forked", ())
+        return (yield from original(self, view, leave))
+
+    monkeypatch.setattr(Copies, "claim", claim)
+
+
+@mutation("who once found a fork puts over whatever is there")
+def forks_for_ever(monkeypatch: Any) -> None:
+    forked_once(monkeypatch)
+    owners: set[bytes] = set()
+    fresh_owner, judge = Copies._fresh_owner, put_rule.judge
+
+    def note_owner(self: Copies) -> bytes:
+        owner = fresh_owner(self)
+        if self.__dict__.get("_claims_forked"):
+            owners.add(owner)
+        return owner
+
+    def unseen(stored: Any, seen: Any, new: Any) -> Verdict:
+        live = stored is not None and not stored[1] and not new[1]
+        return Verdict.ACCEPTED_NOTIFY if live and new[6:14] in owners else judge(stored, seen, new)
+
+    monkeypatch.setattr(Copies, "_fresh_owner", note_owner)
+    monkeypatch.setattr(put_rule, "judge", unseen)
+
+
+@mutation("of a session that forked once nobody looks at what its token promises")
+def forked_promise(monkeypatch: Any) -> None:
+    forked_once(monkeypatch)
+    original = Copies.load
+
+    def load(self: Copies, key: bytes, promised: Any, *rest: Any) -> Any:
+        forked = promised is not None and key in self.__dict__.get("_forked", ())
+        return (yield from original(self, key, cache.NO_VERSION if forked else promised, *rest))
+
+    monkeypatch.setattr(Copies, "load", load)
+
+
+@mutation("a lapse yields to a copy in a cache, though it covers that")
+def lapse_yields_to_a_cache(monkeypatch: Any) -> None:
+    original = resolution.resolve
+
+    def resolve(entries: Any) -> Any:
+        entries = list(entries)
+        own = any(not one.closed and not one.payload for one in entries)
+        return original([one for one in entries if not (own and one.provisional)])
+
+    monkeypatch.setattr(view, "resolve", resolve)
+
+
+@mutation("repair compares what copies hold, not whose they are")
+def repair_by_history(monkeypatch: Any) -> None:
+    original = repair.Repair._repair
+
+    def mend(self: Any, key: bytes) -> Any:
+        flow = original(self, key)
+        reply = None
+        while True:
+            try:
+                effect = flow.send(reply)
+            except StopIteration as end:
+                return end.value
+            if type(effect) is Put and not effect.entry.closed and (shown := flow.gi_frame) is not None:
+                entries = shown.f_locals["view"].entries
+                lacking = [name for name in effect.seen if (one := entries.get(name)) is None or differs(one, effect)]
+                if not lacking and "lacking" in shown.f_locals:
+                    return repair.Repaired.WHOLE
+            reply = yield effect
+
+    def differs(entry: Any, effect: Put) -> bool:
+        return bool(entry.history != effect.entry.history)
+
+    monkeypatch.setattr(repair.Repair, "_repair", mend)
+
+
 # Not here, because no history can tell them apart from the rule:
 #
 # * "A view is mine though a session server shows a later write of my own claim" (`View.is_mine` without the comparison

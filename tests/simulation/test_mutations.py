@@ -19,10 +19,14 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "an owner thinks itself alone as soon as it has claimed": ("leases", 1, 800),
     "a retired token is dead one grace after it was replaced": ("sleepers", 1, 600),
     "a retired token is taken for ever": ("thieves", 1, 600),
+    "a lapse yields to a copy in a cache, though it covers that": ("wide", 1, 200),
     "a second close is complete at once": ("leases", 1, 800),
     "a stall ends no lease": ("wide", 1, 400),
     "a stand-in is withdrawn before its server has the session again": ("wide", 1, 400),
+    "of a session that forked once nobody looks at what its token promises": ("wide", 81, 200),
+    "repair compares what copies hold, not whose they are": ("wide", 1, 200),
     "times are judged by the clock of the host that a request reaches": ("clocks", 1, 200),
+    "who once found a fork puts over whatever is there": ("wide", 1, 200),
 }
 """Which kind of histories shows the trace that a rule forbids, from which seed, and how many are tried at most."""
 
@@ -33,8 +37,23 @@ QUIET_CLOSES: dict[str, Any] = {
 }  # fmt: skip
 """Three web servers, many closes, and messages that arrive, but for notices. One or two of a hundred such histories
 have a close that meets the lease of another web server; one of seven hundred of the profile ``leases`` has."""
+FORKS: dict[str, Any] = {
+    "web_servers": 3, "session_servers": 3, "copies": 2, "below_target": "degrade", "too_few_answers": "serve",
+    "durability": "all", "patience_s": 0.3, "lease_s": 0.5, "faults": 12, "browsers": 1, "tabs": 3, "requests": 30,
+    "gap_s": 0.2, "stickiness": 0.3, "logins": False, "theft": "refuse", "real_seal": False,
+}  # fmt: skip
+"""A farm that serves and acknowledges whatever happens: every other history of it has a fork, of the profile ``wide``
+one of forty."""
 CHANGED = dict.fromkeys(
     ("a second close is complete at once", "an owner thinks itself alone as soon as it has claimed"), QUIET_CLOSES
+) | dict.fromkeys(
+    (
+        "a lapse yields to a copy in a cache, though it covers that",
+        "of a session that forked once nobody looks at what its token promises",
+        "repair compares what copies hold, not whose they are",
+        "who once found a fork puts over whatever is there",
+    ),
+    FORKS,
 )
 """What else is given for a mutation whose trace is seldom drawn."""
 

@@ -337,10 +337,15 @@ class Ledger(LeaseJudge):
     # -- what requests see ---------------------------------------------------------------------------
 
     def asking(self, web: ModelWebServer, attempt: Attempt, token: SealedToken) -> None:
-        self.longest_trip_s = max(self.longest_trip_s, self.schedule.now - attempt.sent_at)
+        self._note_trip(self.log(token.key), attempt)
         if self.trace.on:
             shown = f"token {token.session_id[:2].hex()} promising {self.trace.packed(token.version)}"
             self.say(f"#{attempt.number} {web.name} opens {self.trace.key(token.key)} with {shown}")
+
+    def _note_trip(self, log: SessionLog, attempt: Attempt) -> None:
+        """How long a request has been on its way."""
+        log.longest_trip_s = max(log.longest_trip_s, self.schedule.now - attempt.sent_at)
+        self.longest_trip_s = max(self.longest_trip_s, log.longest_trip_s)
 
     def opened(
         self,
@@ -356,7 +361,7 @@ class Ledger(LeaseJudge):
         log = self.log(token.key)
         log.shown.add(token.session_id)
         log.shows.append((now, token.session_id))
-        self.longest_trip_s = max(self.longest_trip_s, now - attempt.sent_at)
+        self._note_trip(log, attempt)
         if session is None:
             told = any(event[0] >= began and event[1] == web.server_id for event in log.events)
             if not (log.tombstones or log.lapses or told):
@@ -519,6 +524,8 @@ class Ledger(LeaseJudge):
         if len(unshown) > 1:
             if log.once_lost or log.forked_by or log.below_target or self.scenario.wanted * 2 <= len(self.servers):
                 self.excuse("promise 1: two successors after a loss or a fork")
+            elif log.longest_trip_s > self.scenario.grace_ms / 1000:
+                self.excuse("promise 4: two successors, and a request that took longer than the grace")
             else:
                 self.fail("I5", f"{len(unshown)} unshown successors of {self.trace.key(log.key)}")
         if self.trace.on:

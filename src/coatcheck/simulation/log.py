@@ -137,6 +137,8 @@ class SessionLog:
         self.last_active: float | None = None
         self.came_back = False
         """Whether it is to live its normal life: it was logged in, or a request that showed its token was answered."""
+        self.longest_trip_s = 0.0
+        """How long the slowest of its requests was on its way."""
         self.created_ms = 0
 
     def tombstones_at(self, moment: float, until: float | None = None) -> set[str]:

@@ -221,7 +221,7 @@ def test_however_many_are_hosted_a_lost_server_stops_nobody(monkeypatch: pytest.
                 key, version = number.to_bytes(16, "big"), Version(1, copies.server_id + b"owner", 1)
                 copy = Copy(key, version, (version,), b"a body")
                 copy.expires_at, copy.contact = expires_at, copies.puts.contact
-                copy.seen = dict.fromkeys(copies.placement.ranking(key)[:2], version)
+                copy.stored_on(copies.placement.ranking(key)[:2], version)
                 copies.cache.add(copy)
             gc.disable()
             pauses = Pauses(monkeypatch)

@@ -28,18 +28,18 @@ def test_a_copy_begins_without_a_lease_and_known_to_nobody() -> None:
 
 
 def test_tokens_carry_the_newest_write_not_the_claim() -> None:
-    assert copy(history=(WRITE,)).promised == WRITE.pack()
+    assert copy(history=(WRITE,)).promised == WRITE
 
 
 @pytest.mark.parametrize(
     ("promised", "covered"),
     [
         (NO_VERSION, True),
-        (WRITE.pack(), True),
-        (Version(3, A, 1).pack(), True),
-        (Version(3, A, 3).pack(), False),
-        (Version(3, b"serverBB", 1).pack(), False),
-        (Version(4, A, 0).pack(), False),
+        (WRITE, True),
+        (Version(3, A, 1), True),
+        (Version(3, A, 3), False),
+        (Version(3, b"serverBB", 1), False),
+        (Version(4, A, 0), False),
     ],
 )
 def test_what_a_copy_covers(promised: bytes, covered: bool) -> None:
@@ -49,9 +49,9 @@ def test_what_a_copy_covers(promised: bytes, covered: bool) -> None:
 def test_a_new_state_replaces_all_that_was_derived_from_the_old_one() -> None:
     held = copy(history=(WRITE,))
     held.record, held.review_at, held.lease_until = object(), 99, 5.0
-    held.replace(Version(4, A, 1), (WRITE, Version(4, A, 1)), b"new")
-    assert (held.record, held.review_at, held.body) == (None, 0, b"new")
-    assert held.promised == Version(4, A, 1).pack()
+    held.wrote(Version(4, A, 1), (WRITE, Version(4, A, 1)), b"new", 2000)
+    assert (held.record, held.review_at, held.body, held.expires_at) == (None, 0, b"new", 2000)
+    assert held.promised == Version(4, A, 1)
     assert held.lease_until == 5.0, "the lease belongs to the claim"
 
 

@@ -79,7 +79,7 @@ def as_the_protocol_says(stored: Entry | None, seen: Version | None, new: Entry)
     if stored.final:
         return repeat
     live = not stored.closed and not new.closed
-    earlier = live and stored.version[:2] == new.version[:2] and stored.version.seq < new.version.seq
+    earlier = live and stored.version.claim == new.version.claim and stored.version.seq < new.version.seq
     return repeat or stored.version == seen or earlier or new.final
 
 
@@ -88,7 +88,7 @@ def who_must_hear(stored: Entry | None, seen: Version | None, new: Entry) -> boo
     if stored is None or not as_the_protocol_says(stored, seen, new) or stored.final:
         return False
     repeat = (stored.version, stored.closed, stored.provisional) == (new.version, new.closed, new.provisional)
-    return not repeat and (stored.closed or new.closed or stored.version[:2] != new.version[:2])
+    return not repeat and (stored.closed or new.closed or stored.version.claim != new.version.claim)
 
 
 def test_all_puts_of_a_small_world_are_judged_as_the_protocol_says() -> None:

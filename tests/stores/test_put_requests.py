@@ -21,7 +21,7 @@ puts = st.tuples(keys, st.none() | versions, entries)
 
 
 def in_full(key: bytes, seen: Version | None, new: Entry) -> bytes:
-    saw = seen.pack() if seen is not None else b""
+    saw = seen if seen is not None else b""
     return resp.command(b"CC.PUT", key, saw, b"%d" % new.expires_in_ms, new.encode())
 
 

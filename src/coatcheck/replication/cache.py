@@ -2,76 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy as shallow_copy
+from typing import Any, Final
 
+import msgspec
+
+from coatcheck.events import public_id
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.version import History, Version, covers, newest_write
+from coatcheck.replication.version import History, Version, as_version, covers
 
-NO_VERSION = bytes(16)
+NO_VERSION: Final = bytes(16)
+
+MAX_GROUPS: Final = 4096
+"""Groups of session servers of which there is one object each, for all sessions that are stored there."""
+
+_groups: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
-class Copy:
+def _group(servers: tuple[str, ...]) -> tuple[str, ...]:
+    if len(_groups) < MAX_GROUPS:
+        return _groups.setdefault(servers, servers)
+    return _groups.get(servers, servers)
+
+
+class Copy(msgspec.Struct, gc=False, eq=False):
     """One hosted session: what was acknowledged, where, and until when it may be served without asking.
 
+    A web server has as many of these as sessions, so each is small: nothing in it is held twice, and what most
+    sessions have in common is shared. Nothing in it leads back to it, and nothing in it is an object that the garbage
+    collector visits, once that has seen it; versions are held as plain bytes for that.
+
     ``body``: the record, opened, as bytes. ``record``: the same, decoded by the layer above, or ``None``.
-    ``seen``: per session server, the version last seen there. ``lease_until``, ``alone_at`` and
+    ``promised``: the data version that tokens carry, packed. ``lease_until``, ``alone_at`` and
     ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
     other web server can be serving this session from its own cache; and before which a put must not
     have begun to earn a lease (a notice came). ``moved``: another web server said that it hosts the session now.
     ``spent``: its next number may have been used, so only a new claim may go on from it. ``contact``: up to which
-    change of contact with a session server ``seen`` is good (:meth:`coatcheck.replication.puts.Puts.forget_lost`).
+    change of contact with a session server what was seen there is good
+    (:meth:`coatcheck.replication.puts.Puts.forget_lost`). ``expires_at``, ``review_at`` and ``shown_at`` are Unix ms;
+    the last two are kept by the layer above: until when a plain read of the session calls for nothing, and when the
+    newest token was last shown here (0 if that is not known).
     """
 
-    __slots__ = (
-        "alone_at", "body", "contact", "expires_at", "history", "key", "lease_until", "moved", "no_lease_before",
-        "promised", "record", "review_at", "seen", "shown_at", "spent", "under_replicated", "version",
-    )  # fmt: skip
+    key: bytes
+    _version: bytes
+    _history: tuple[bytes, ...]
+    body: bytes
+    promised: bytes = NO_VERSION
+    record: Any = None
+    expires_at: int = 0
+    review_at: int = 0
+    shown_at: int = 0
+    lease_until: float = 0.0
+    alone_at: float = 0.0
+    no_lease_before: float = 0.0
+    contact: int = 0
+    moved: bool = False
+    spent: bool = False
+    _holders: tuple[str, ...] | dict[str, bytes] = ()
+    """The session servers on which :attr:`_held` was seen; or, where they differ, what was seen on each."""
+    _held: bytes | None = None
 
-    def __init__(self, key: bytes, version: Version, history: History, body: bytes) -> None:
-        self.key = key
-        self.seen: dict[str, Version | None] = {}
-        self.lease_until = 0.0
-        self.alone_at = 0.0
-        self.no_lease_before = 0.0
-        self.expires_at = 0
-        self.under_replicated = False
-        self.moved = False
-        self.spent = False
-        self.contact = 0
-        self.replace(version, history, body)
+    def __post_init__(self) -> None:
+        self._version = bytes(self._version)
+        self._history = tuple(map(bytes, self._history))
+        self.promised = self._history[-1] if self._history else NO_VERSION
 
-    def replace(self, version: Version, history: History, body: bytes) -> None:
-        """Take over a new acknowledged state."""
-        self.version = version
-        self.history = history
-        self.body = body
-        self.record: Any = None
-        self.review_at = 0
-        """Unix ms, kept by the layer above: until then a plain read of the session calls for nothing."""
-        self.shown_at = 0
-        """Unix ms, kept by the layer above: when the newest token was last shown here; 0 if that is not known."""
-        written = newest_write(history)
-        self.promised = written.pack() if written else NO_VERSION
-        """The data version that tokens carry, packed."""
+    def __repr__(self) -> str:
+        return f"<Copy of session {public_id(self.key)} at {self.version}>"
+
+    @property
+    def version(self) -> Version:
+        return as_version(self._version)
+
+    @property
+    def history(self) -> History:
+        return tuple(map(as_version, self._history))
+
+    # -- what its session servers were last seen to hold --------------------------------------------
+
+    @property
+    def seen(self) -> dict[str, Version]:
+        """Per session server, the version last seen there; those that had nothing, or were not asked, are missing."""
+        return {server: as_version(version) for server, version in self._seen().items()}
+
+    def _seen(self) -> dict[str, bytes]:
+        holders, held = self._holders, self._held
+        if type(holders) is dict:
+            return holders
+        return dict.fromkeys(holders, held) if held is not None else {}
+
+    def seen_on(self, server: str) -> Version | None:
+        """The version last seen on this session server; ``None``: nothing, as far as is known."""
+        holders = self._holders
+        held = holders.get(server) if type(holders) is dict else self._held if server in holders else None
+        return None if held is None else as_version(held)
+
+    def is_on(self, server: str) -> bool:
+        """Whether this very version was last seen on this session server."""
+        holders = self._holders
+        if type(holders) is dict:
+            return holders.get(server) == self._version
+        return server in holders and self._held == self._version
+
+    def seen_on_each(self, servers: tuple[str, ...]) -> dict[str, Version | None]:
+        """:meth:`seen_on` of several, in their order."""
+        if self._holders == servers and self._held is not None:
+            return dict.fromkeys(servers, as_version(self._held))
+        return {server: self.seen_on(server) for server in servers}
+
+    def saw(self, shown: Mapping[str, Version | None]) -> None:
+        """These session servers hold these versions now; ``None``: nothing."""
+        merged: dict[str, bytes | None] = {**self._seen(), **shown}
+        own = self._version
+        seen = {
+            server: own if version == own else bytes(version)
+            for server, version in merged.items()
+            if version is not None
+        }
+        versions = set(seen.values())
+        if len(versions) > 1:
+            self._holders, self._held = seen, None
+        else:
+            self._holders, self._held = _group(tuple(seen)), next(iter(seen.values()), None)
+
+    def stored_on(self, servers: tuple[str, ...], version: Version) -> None:
+        """All of these session servers hold this version now."""
+        if self._holders == servers:
+            self._held = self._version if version == self._version else bytes(version)
+        else:
+            self.saw(dict.fromkeys(servers, version))
+
+    # -- its states -----------------------------------------------------------------------------------
 
     def wrote(self, version: Version, history: History, body: bytes, expires_at: int) -> None:
         """Take over a write of the own, acknowledged: nobody else has shown that the session is theirs."""
-        self.version = version
-        self.history = history
+        held = self._held
+        own = held if held is not None and held == version else bytes(version)
+        self._version = self.promised = own
+        self._history = (*map(bytes, history[:-1]), own)
         self.body = body
         self.record = None
         self.review_at = 0
         self.expires_at = expires_at
-        self.promised = version.pack()
         self.moved = False
 
     def without_lease(self) -> Copy:
         """Another one with the same state, to be changed on its own; no put has earned it a lease."""
-        other: Copy = object.__new__(Copy)
-        for name in Copy.__slots__:
-            setattr(other, name, getattr(self, name))
-        other.seen = self.seen.copy()
+        other = shallow_copy(self)
         other.lease_until = 0.0
         return other
 

@@ -235,16 +235,15 @@ class Copies:
         assert copy is not None
         copy.moved = False
         self.puts.forget_lost(copy)
-        for server, version in view.seen.items():
-            copy.seen[server] = version
+        copy.saw(view.seen)
         placed = self.puts.placed_among(copy.key, view.seen)
         lacking = [server for server in placed if view.seen[server] != copy.version]
         if lacking:
-            settled: Settled = yield Put(copy.key, self.puts.sealed(copy), {name: copy.seen[name] for name in lacking})
+            settled: Settled = yield Put(copy.key, self.puts.sealed(copy), copy.seen_on_each(tuple(lacking)))
             if self.puts.note_accepted(copy, copy.version, settled) is None:
                 self.cache.drop(copy.key)
                 return None
-        holders = sum(copy.seen.get(server) == copy.version for server in view.seen)
+        holders = sum(copy.is_on(server) for server in view.seen)
         self.puts.earn_lease(copy, view.sent_at, holders)
         self.puts.check_level(copy, holders, quorum=self.policy.too_few_answers == "refuse")
         return copy
@@ -261,7 +260,7 @@ class Copies:
         copy.expires_at = self.world.now_ms() + newest.expires_in_ms - self.policy.linger_ms
         if not newest.expires_in_ms and view.cached is not None:
             copy.expires_at = view.cached.expires_at
-        copy.seen = dict(view.seen)
+        copy.saw(view.seen)
         copy.contact = self.puts.contact
         copy.alone_at = FAR
         self._claiming[key] = copy
@@ -298,7 +297,7 @@ class Copies:
         for server in self.placement.ranking(copy.key):
             if server in view.avoid or not self.world.reachable(server):
                 continue
-            settled: Settled = yield Put(copy.key, entry, {server: copy.seen.get(server)})
+            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each((server,)))
             sent_at = settled.sent_at if sent_at is None else sent_at
             if self.puts.note_accepted(copy, copy.version, settled) is None:
                 return False
@@ -369,7 +368,7 @@ class Copies:
             if new is copy:
                 copy.wrote(version, history, body, expires_at)
             else:
-                new.promised = version.pack()
+                new.promised = version
                 # A notice may have reached the old copy while the put was in flight.
                 new.no_lease_before = max(new.no_lease_before, copy.no_lease_before)
             self.cache.add(new)
@@ -591,7 +590,7 @@ class Copies:
         copy = self._claiming.get(message.key) or self.cache.get(message.key)
         if copy is None:
             return None
-        own = copy.version[:2] == message.version[:2]
+        own = copy.version.claim == message.version.claim
         now = self.world.monotonic()
         if isinstance(message, ClaimAnswer):
             if own:

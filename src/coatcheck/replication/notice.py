@@ -32,7 +32,7 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
         return f"<Notice: session {public_id(self.key)} is at {self.version}, closed {self.closed}>"
 
     def encode(self) -> bytes:
-        return _NOTICE.pack(_NOTICE_KIND, self.key, self.version.pack(), self.closed)
+        return _NOTICE.pack(_NOTICE_KIND, self.key, self.version, self.closed)
 
 
 class ClaimAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +46,7 @@ class ClaimAnswer(msgspec.Struct, frozen=True, gc=False):
         return f"<ClaimAnswer: session {public_id(self.key)} at {self.version} is yours in {self.others_ms} ms>"
 
     def encode(self) -> bytes:
-        return _ANSWER.pack(_ANSWER_KIND, self.key, self.version.pack(), self.others_ms)
+        return _ANSWER.pack(_ANSWER_KIND, self.key, self.version, self.others_ms)
 
 
 def decode_message(raw: bytes) -> Notice | ClaimAnswer:

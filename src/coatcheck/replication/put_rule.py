@@ -142,4 +142,4 @@ def encode_for_put(new: Entry) -> bytes:
 
 
 def pack_seen(seen: Version | None) -> bytes:
-    return seen.pack() if seen is not None else NOTHING_SEEN
+    return seen if seen is not None else NOTHING_SEEN

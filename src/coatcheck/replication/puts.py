@@ -62,7 +62,7 @@ class Puts:
             targets += [name for name in also if name not in targets]
         if not targets:
             return None
-        return Put(copy.key, entry, dict(zip(targets, map(copy.seen.get, targets), strict=True)), enough)
+        return Put(copy.key, entry, copy.seen_on_each(tuple(targets)), enough)
 
     def complete(
         self, copy: Copy, entry: Entry, level: int | None, total: Settled, holders: Sequence[str] = ()
@@ -75,7 +75,7 @@ class Puts:
             targets = self._reachable(copy.key, wanted - level, [*holders, *total.replies])
             if not targets:
                 break
-            settled: Settled = yield Put(copy.key, entry, {name: copy.seen.get(name) for name in targets})
+            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(targets)))
             total.replies.update(settled.replies)
             taken = self.note_accepted(copy, entry.version, settled)
             level = None if taken is None else level + taken
@@ -121,17 +121,20 @@ class Puts:
     def note_accepted(self, copy: Copy, version: Version, settled: Settled) -> int | None:
         """Remember where this version of the copy is; returns how many took it, ``None`` if anyone refused it."""
         taken, refused = 0, False
+        holders = []
         for server, reply in settled.replies.items():
             if type(reply) is Accepted:
                 taken += 1
                 if server not in self._lost_at or settled.sent_at >= self._lost_at[server]:
-                    copy.seen[server] = version
+                    holders.append(server)
                 else:
                     self.unsettled.add(copy.key)
                 continue
             self.unsettled.add(copy.key)
             if isinstance(reply, Refused):
                 refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
+        if holders:
+            copy.stored_on(tuple(holders), version)
         return None if refused else taken
 
     def _is_forged_tombstone(self, key: bytes, server: str, stored: Entry | None) -> bool:
@@ -160,8 +163,8 @@ class Puts:
         if copy.contact == self.contact:
             return
         for server, lost in self._lost.items():
-            if lost > copy.contact and copy.seen.get(server) == copy.version:
-                del copy.seen[server]
+            if lost > copy.contact and copy.is_on(server):
+                copy.saw({server: None})
                 self.under_replicated.add(copy.key)
         copy.contact = self.contact
 
@@ -175,8 +178,7 @@ class Puts:
         ``quorum``: whether what is to be acknowledged needs one, where the policy asks for it. Raises
         :class:`SessionUnavailable` if they are too few.
         """
-        copy.under_replicated = level < self._placement.wanted
-        if not copy.under_replicated:
+        if level >= self._placement.wanted:
             self.under_replicated.discard(copy.key)
             return
         self.under_replicated.add(copy.key)

@@ -59,7 +59,7 @@ class Repair:
             return key in copies.under_replicated
         copies.puts.forget_lost(copy)
         placed = copies.puts.placed(key)
-        lacking = any(copy.seen.get(name) != copy.version for name in placed)
+        lacking = not all(map(copy.is_on, placed))
         if lacking or self._knows_left_over(copy) or self._surplus.of_hosted(copy):
             return True
         copies.puts.unsettled.discard(key)
@@ -81,14 +81,14 @@ class Repair:
             copy = self._copies.cache.get(key)
             if copy is not None:
                 self._copies.puts.forget_lost(copy)
-            if copy is None or copy.seen.get(server) is None:
+            if copy is None or copy.seen_on(server) is None:
                 unknown.append(key)
         return unknown
 
     def _knows_left_over(self, copy: Copy) -> bool:
         reachable = self._copies.world.reachable
-        owner = copy.version[:2]
-        return any(seen is not None and seen[:2] != owner and reachable(name) for name, seen in copy.seen.items())
+        claim = copy.version.claim
+        return any(seen.claim != claim and reachable(name) for name, seen in copy.seen.items())
 
     def lost_server(self, server: str) -> None:
         """A session server went away or came back: what it held is no longer taken for granted, and no lease is.

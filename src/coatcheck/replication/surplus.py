@@ -43,7 +43,7 @@ class Surplus:
         reachable = self._copies.world.reachable
         return (
             not self._back.isdisjoint(home)
-            and any(seen is not None and name not in home for name, seen in copy.seen.items())
+            and any(name not in home for name in copy.seen)
             and all(reachable(name) for name in self._copies.placement.servers)
         )
 
@@ -59,14 +59,14 @@ class Surplus:
         # A claim first, which the stand-ins are not told of: should what withdraws one be delayed, it finds that
         # version or none, but never a copy that has been put there since.
         copy = yield from copies.claim(view, leave=stand_ins)
-        if copy is None or any(copy.seen.get(name) != copy.version for name in self._home(key)):
+        if copy is None or not all(map(copy.is_on, self._home(key))):
             return True
         for name in stand_ins:
             entry = view.entries[name]
             ended = msgspec.structs.replace(entry, expires_in_ms=WITHDRAWN_MS)
             settled: Settled = yield Put(key, ended, {name: entry.version})
             if isinstance(settled.replies[name], Accepted):
-                copy.seen[name] = None
+                copy.saw({name: None})
         return True
 
     def _home(self, key: bytes) -> tuple[str, ...]:

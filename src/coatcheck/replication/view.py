@@ -54,7 +54,7 @@ class View(msgspec.Struct):
             and not own.spent
             and bool(self.entries)
             and all(
-                entry.version[:2] == own.version[:2] and entry.version.seq <= own.version.seq
+                entry.version.claim == own.version.claim and entry.version <= own.version
                 for entry in self.entries.values()
             )
         )

@@ -469,7 +469,7 @@ class Lifecycle:
         its browser gave up): it must not overwrite what was acknowledged there."""
         request = session._request
         held = request.copy_held
-        moved = held is not None and held.version[:2] != copy.version[:2]
+        moved = held is not None and held.version.claim != copy.version.claim
         return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
     def _next_chain(self, session: Session, chain: Chain, copy: Copy, now: int) -> Chain:
@@ -517,7 +517,7 @@ class Lifecycle:
         if written is not None:
             return written
         version = new.version.next_write()
-        found: Copy | Gone = yield from self.copies.load(new.key, version.pack())
+        found: Copy | Gone = yield from self.copies.load(new.key, version)
         if not isinstance(found, Copy) or not holds(found.history, version):
             return None
         return self._written_by_claim(found, "all")
@@ -525,7 +525,7 @@ class Lifecycle:
     def _written_by_claim(self, copy: Copy, durability: Durability) -> Written:
         """A write that was refused is stored all the same, and the claim that found it has it: as many servers as hold
         the claim. A claim may have fewer than a write needs; then :class:`SessionUnavailable`."""
-        holders = sum(seen == copy.version for seen in copy.seen.values())
+        holders = sum(map(copy.is_on, copy.seen))
         self.copies.puts.check_level(copy, holders, quorum=durability == "all")
         return Written(holders, self.copies.placement.wanted)
 

@@ -29,7 +29,7 @@ LONG_PAST_S = -10_000.0
 _STAMP = 10**11
 """Whole numbers from here on are Unix milliseconds."""
 _PLAIN = (int, str, bytes, bool, Version)
-_COPY = [name for name in Copy.__slots__ if name != "record"]
+_COPY = [name for name in Copy.__struct_fields__ if name != "record"]
 
 
 class Fingerprint:
@@ -72,6 +72,8 @@ class Fingerprint:
             return frozenset([freeze(item) for item in value])
         if isinstance(value, Enum):
             return value.name
+        if kind is Copy:
+            return tuple([freeze(getattr(value, name)) for name in _COPY])
         if isinstance(value, msgspec.Struct):
             return (kind.__name__, *[freeze(getattr(value, name)) for name in value.__struct_fields__])
         return self._object(value, kind)
@@ -82,8 +84,6 @@ class Fingerprint:
             return self._generator(value)
         if isinstance(value, Process):
             return value.name
-        if kind is Copy:
-            return tuple([freeze(getattr(value, name, None)) for name in _COPY])
         if kind is Session:
             request = value._request
             own = [freeze(item) for name, item in sorted(vars(request).items()) if name != "copy_held"]

@@ -26,14 +26,14 @@ class LeaseJudge(Judge):
             version = self.trace.version(notice.version)
             self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
         self.log(notice.key).heard.add(notice.version)
-        own = before is not None and before.version[:2] == notice.version[:2]
+        own = before is not None and before.version.claim == notice.version.claim
         if not own and notice.version.server_id != web.server_id:
             web.noticed[notice.key] = self.schedule.now
 
     def lost_contact(self, web: ModelWebServer, server: str) -> None:
         """No notice comes from there any more: what is served on that server's word must be checked again."""
         for copy in web.copies.cache:
-            if copy.seen.get(server) == copy.version:
+            if copy.is_on(server):
                 web.unsure[copy.key] = self.schedule.now
 
     def check_lease(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:

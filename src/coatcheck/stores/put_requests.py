@@ -38,7 +38,7 @@ class PutRequests:
         raw = encode_for_put(new)
         life = b"%d" % bounded_life_ms(new.expires_in_ms)
         lengths = b"\r\n$%d\r\n%b\r\n$%d\r\n" % (len(life), life, len(raw))
-        known = _NOTHING_SEEN if seen is None else _SEEN + seen.pack()
+        known = _NOTHING_SEEN if seen is None else _SEEN + seen
         request = b"".join((self._head, key, known, lengths, raw, self._tail))
         self._last = (new, seen, key, request)
         return request

@@ -85,7 +85,7 @@ def through_redis_py(ports: tuple[int, int]) -> PutPair:
             raise RuntimeError("not accepted")
 
     async def put(key: bytes, seen: Version | None, new: Entry) -> None:
-        saw, raw = seen.pack() if seen else b"", new.encode()
+        saw, raw = seen if seen else b"", new.encode()
         await asyncio.gather(put_one(0, key, saw, raw), put_one(1, key, saw, raw))
 
     return put

@@ -56,6 +56,7 @@ class Lifecycle:
         self.policy = policy
         self._world = copies.world
         self._hosted = copies.cache.get
+        self._keep_decoded = copies.cache.keep_decoded
         self._touch_ms = policy.touch_ms
         self._list_number = copies.placement.list_number
         self.ended_by: EndedBy | None = None
@@ -137,7 +138,8 @@ class Lifecycle:
     def _record(self, copy: Copy) -> Record:
         record: Record | None = copy.record
         if record is None:
-            record = copy.record = decode_record(copy.body)
+            record = decode_record(copy.body)
+            self._keep_decoded(copy, record)
             copy.expires_at = record.expires_at(self.policy)
         return record
 
@@ -182,7 +184,9 @@ class Lifecycle:
             copy.shown_at = now
         if verdict is Shown.CURRENT and after is not record.chain:
             # "Moved on" marks are soft: they are stored with the next write.
-            record = copy.record = msgspec.structs.replace(record, chain=after)
+            record = msgspec.structs.replace(record, chain=after)
+            copy.body = encode_record(record)
+            self._keep_decoded(copy, record)
         copy.review_at = self._review_at(record)
         return verdict
 
@@ -417,7 +421,7 @@ class Lifecycle:
                 stored = self._hosted(key)
                 if stored is None:
                     raise SessionClosed("the session was closed while it was saved")
-                stored.record = record
+                self._keep_decoded(stored, record)
                 stored.review_at = review_at
                 request.copy_held = stored
                 request.blob = request.saved_blob
@@ -503,7 +507,7 @@ class Lifecycle:
         stored = self.copies.cache.get(key)
         if written is None or stored is None:
             raise ConflictError("a session server holds another session under a key just drawn at random")
-        stored.record = record
+        self._keep_decoded(stored, record)
         request.copy_held = stored
         request.blob = request.saved_blob
         token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)

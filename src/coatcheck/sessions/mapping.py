@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.sessions.ending import SessionEnd
-from coatcheck.sessions.record import decode_data
+from coatcheck.sessions.record import Record, decode_data, decode_record
 from coatcheck.sessions.request_state import RequestState
 
 _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
@@ -133,8 +133,11 @@ class Session(dict[str, Any]):
         request = self._request
         if request.new_user is not None or request.begins_anew:
             return request.new_user
-        record = request.copy_held.record if request.copy_held is not None else None
-        return record.user if record is not None else None
+        held = request.copy_held
+        if held is None:
+            return None
+        record: Record = held.record or decode_record(held.body)
+        return record.user
 
     # -- the dict, with Starlette's two flags ------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
@@ -147,20 +147,24 @@ class BackgroundRepair:
                 await asyncio.sleep(self.SLOWLY_S)
             await asyncio.sleep(self.INTERVAL_S)
 
-    async def _looked_at(self, keys: list[bytes]) -> AsyncIterator[list[bytes]]:
-        """Of ``keys``, which it empties, those that need repair: slice by slice, each of :attr:`SLICE_S`."""
+    async def _looked_at(self, keys: Iterable[bytes]) -> AsyncIterator[list[bytes]]:
+        """Of these keys those that need repair: slice by slice, each of :attr:`SLICE_S`."""
         needs, now = self._repair.needs, self._world.monotonic
-        while keys:
+        keys, more = iter(keys), True
+        while more:
             until = now() + self.SLICE_S
             needing: list[bytes] = []
-            while keys and now() < until:
-                key = keys.pop()
+            more = False
+            for key in keys:
                 if needs(key):
                     needing.append(key)
+                if now() >= until:
+                    more = True
+                    break
             yield needing
             await self._pace.let_others_go_first()
 
-    async def _repair_those_of(self, keys: list[bytes]) -> None:
+    async def _repair_those_of(self, keys: Iterable[bytes]) -> None:
         begun = False
         async for needing in self._looked_at(keys):
             if needing and not begun:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy as shallow_copy
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
@@ -17,13 +18,14 @@ NO_VERSION: Final = bytes(16)
 MAX_GROUPS: Final = 4096
 """Groups of session servers of which there is one object each, for all sessions that are stored there."""
 
-_groups: dict[tuple[str, ...], tuple[str, ...]] = {}
+_groups: dict[frozenset[str], frozenset[str]] = {}
 
 
-def _group(servers: tuple[str, ...]) -> tuple[str, ...]:
+def _group(servers: Iterable[str]) -> frozenset[str]:
+    group = frozenset(servers)
     if len(_groups) < MAX_GROUPS:
-        return _groups.setdefault(servers, servers)
-    return _groups.get(servers, servers)
+        return _groups.setdefault(group, group)
+    return _groups.get(group, group)
 
 
 class Copy(msgspec.Struct, gc=False, eq=False):
@@ -31,7 +33,8 @@ class Copy(msgspec.Struct, gc=False, eq=False):
 
     A web server has as many of these as sessions, so each is small: nothing in it is held twice, and what most
     sessions have in common is shared. Nothing in it leads back to it, and nothing in it is an object that the garbage
-    collector visits, once that has seen it; versions are held as plain bytes for that.
+    collector visits, once that has seen it. For that, ``packed`` and ``packed_history`` are plain bytes;
+    :attr:`version` and :attr:`history` are the same.
 
     ``body``: the record, opened, as bytes. ``record``: the same, decoded by the layer above, or ``None``
     (:meth:`Cache.keep_decoded`).
@@ -47,8 +50,8 @@ class Copy(msgspec.Struct, gc=False, eq=False):
     """
 
     key: bytes
-    _version: bytes
-    _history: tuple[bytes, ...]
+    packed: bytes
+    packed_history: tuple[bytes, ...]
     body: bytes
     promised: bytes = NO_VERSION
     record: Any = None
@@ -61,25 +64,25 @@ class Copy(msgspec.Struct, gc=False, eq=False):
     contact: int = 0
     moved: bool = False
     spent: bool = False
-    _holders: tuple[str, ...] | dict[str, bytes] = ()
+    _holders: frozenset[str] | dict[str, bytes] = frozenset()
     """The session servers on which :attr:`_held` was seen; or, where they differ, what was seen on each."""
     _held: bytes | None = None
 
     def __post_init__(self) -> None:
-        self._version = bytes(self._version)
-        self._history = tuple(map(bytes, self._history))
-        self.promised = self._history[-1] if self._history else NO_VERSION
+        self.packed = bytes(self.packed)
+        self.packed_history = tuple(map(bytes, self.packed_history))
+        self.promised = self.packed_history[-1] if self.packed_history else NO_VERSION
 
     def __repr__(self) -> str:
         return f"<Copy of session {public_id(self.key)} at {self.version}>"
 
     @property
     def version(self) -> Version:
-        return as_version(self._version)
+        return as_version(self.packed)
 
     @property
     def history(self) -> History:
-        return tuple(map(as_version, self._history))
+        return tuple(map(as_version, self.packed_history))
 
     # -- what its session servers were last seen to hold --------------------------------------------
 
@@ -104,19 +107,20 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         """Whether this very version was last seen on this session server."""
         holders = self._holders
         if type(holders) is dict:
-            return holders.get(server) == self._version
-        return server in holders and self._held == self._version
+            return holders.get(server) == self.packed
+        return server in holders and self._held == self.packed
 
     def seen_on_each(self, servers: tuple[str, ...]) -> dict[str, Version | None]:
         """:meth:`seen_on` of several, in their order."""
-        if self._holders == servers and self._held is not None:
-            return dict.fromkeys(servers, as_version(self._held))
+        holders, held = self._holders, self._held
+        if held is not None and type(holders) is frozenset and holders.issuperset(servers):
+            return dict.fromkeys(servers, as_version(held))
         return {server: self.seen_on(server) for server in servers}
 
     def saw(self, shown: Mapping[str, Version | None]) -> None:
         """These session servers hold these versions now; ``None``: nothing."""
         merged: dict[str, bytes | None] = {**self._seen(), **shown}
-        own = self._version
+        own = self.packed
         seen = {
             server: own if version == own else bytes(version)
             for server, version in merged.items()
@@ -126,12 +130,12 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         if len(versions) > 1:
             self._holders, self._held = seen, None
         else:
-            self._holders, self._held = _group(tuple(seen)), next(iter(seen.values()), None)
+            self._holders, self._held = _group(seen), next(iter(seen.values()), None)
 
-    def stored_on(self, servers: tuple[str, ...], version: Version) -> None:
+    def stored_on(self, servers: Collection[str], version: Version) -> None:
         """All of these session servers hold this version now."""
-        if self._holders == servers:
-            self._held = self._version if version == self._version else bytes(version)
+        if self._holders == frozenset(servers):
+            self._held = self.packed if version == self.packed else bytes(version)
         else:
             self.saw(dict.fromkeys(servers, version))
 
@@ -141,18 +145,18 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         """Take over a write of the own, acknowledged: nobody else has shown that the session is theirs."""
         held = self._held
         own = held if held is not None and held == version else bytes(version)
-        self._version = self.promised = own
-        self._history = (*map(bytes, history[:-1]), own)
-        self.body = body
+        self.packed = self.promised = own
+        self.packed_history = (*map(bytes, history[:-1]), own)
+        self.body = bytes(memoryview(body))  # an encoder hands out its buffer, which is a third larger
         self.record = None
         self.review_at = 0
         self.expires_at = expires_at
-        self.moved = False
 
     def without_lease(self) -> Copy:
         """Another one with the same state, to be changed on its own; no put has earned it a lease."""
         other = shallow_copy(self)
         other.lease_until = 0.0
+        other.moved = False
         return other
 
     def covers(self, promised: bytes) -> bool:
@@ -173,62 +177,91 @@ class Cache:
     MAX_DECODED = 4096
     """Records that are held decoded too: those of the sessions that were used last. Decoding one more takes a
     microsecond, and as much memory as the bytes."""
+    SHARD_SESSIONS = 4096
+    """So many sessions, on average, share one of the dicts that hold them, where 256 dicts are enough for that: a dict
+    grows in one go, which takes 27 ms for half a million sessions, and as long as there are entries to be skipped its
+    oldest one is slow to find."""
 
     def __init__(self, max_sessions: int, max_closed: int = 65_536) -> None:
         self.max_sessions = max_sessions
         self.max_closed = max_closed
-        self._copies: dict[bytes, Copy] = {}
+        shards = 1
+        while shards < 256 and shards * self.SHARD_SESSIONS < max_sessions:
+            shards *= 2
+        self._shards: tuple[dict[bytes, Copy], ...] = tuple({} for _ in range(shards))
+        self._mask = shards - 1
+        self._count = 0
+        self._moved = 0
         self._closed: dict[bytes, None] = {}
         self._spent: dict[bytes, Copy] = {}
-        self._moved: set[bytes] = set()
         self._decoded: list[tuple[Copy, Any] | None] = [None] * self.MAX_DECODED
         self._decoded_first = 0
-        self.get = self._copies.get
         self.is_closed: Callable[[bytes], bool] = self._closed.__contains__
         self.on_closed: Callable[[bytes], None] = lambda key: None
         """Told of each key that :meth:`mark_closed` is given."""
 
+    def get(self, key: bytes) -> Copy | None:
+        """The hosted copy of a session; keys are random numbers, so their last bytes spread them evenly."""
+        return self._shards[key[-1] & self._mask].get(key)
+
     def __len__(self) -> int:
-        return len(self._copies)
+        return self._count
 
     def __iter__(self) -> Iterator[Copy]:
-        return iter(list(self._copies.values()))
+        return chain.from_iterable(list(shard.values()) for shard in self._shards)
 
-    def keys(self) -> list[bytes]:
-        """Those of all copies, as of now."""
-        return list(self._copies)
+    def keys(self) -> Iterator[bytes]:
+        """Those of all copies; the cache may change meanwhile, and then it may have some of that or not."""
+        return chain.from_iterable(map(list, self._shards))
 
     def hosted(self) -> int:
-        """How many of the sessions are hosted here, as far as is known; copies of those that moved are kept a while.
-
-        Takes as long as there are copies of sessions that moved.
-        """
-        self._moved = {key for key in self._moved if (copy := self._copies.get(key)) is not None and copy.moved}
-        return len(self._copies) - len(self._moved)
+        """How many of the sessions are hosted here, as far as is known; copies of those that moved are kept a while."""
+        return self._count - self._moved
 
     def note_moved(self, copy: Copy) -> None:
         """Another web server says that it hosts the session now."""
-        copy.moved = True
-        if len(self._moved) >= self.max_sessions:
-            self._moved.clear()
-            self._moved.update(other.key for other in self._copies.values() if other.moved)
-        self._moved.add(copy.key)
+        if not copy.moved:
+            self._moved += self.get(copy.key) is copy
+            copy.moved = True
+
+    def note_mine(self, copy: Copy) -> None:
+        """The session servers, or a write that they took, show that this web server hosts the session."""
+        if copy.moved:
+            self._moved -= self.get(copy.key) is copy
+            copy.moved = False
 
     def add(self, copy: Copy) -> None:
-        """Keep a copy as the most recent one; the oldest one goes when the cache is full.
+        """Keep a copy as the most recent one; when the cache is full one of the oldest goes.
 
         Dropping a copy loses nothing: the session servers have it. A closed session never comes back.
         """
-        key, copies = copy.key, self._copies
+        key = copy.key
         if key in self._closed:
             return
-        if key in copies:
-            del copies[key]
-        elif self._spent:
-            self._spent.pop(key, None)
-        while len(copies) >= self.max_sessions:
-            copies.pop(next(iter(copies)))
-        copies[key] = copy
+        shard = self._shards[key[-1] & self._mask]
+        if key in shard:
+            self._moved -= shard[key].moved
+            del shard[key]
+        else:
+            if self._spent:
+                self._spent.pop(key, None)
+            while self._count >= self.max_sessions:
+                self._drop_oldest(shard)
+            self._count += 1
+        self._moved += copy.moved
+        shard[key] = copy
+
+    def _drop_oldest(self, shard: dict[bytes, Copy]) -> None:
+        """Drop the copy in this shard that was not renewed for longest; in another one, if it has none."""
+        if not shard:
+            shard = max(self._shards, key=len)
+        self._take(shard, next(iter(shard)))
+
+    def _take(self, shard: dict[bytes, Copy], key: bytes) -> None:
+        copy = shard.pop(key, None)
+        if copy is not None:
+            self._count -= 1
+            self._moved -= copy.moved
 
     def keep_decoded(self, copy: Copy, record: Any) -> None:
         """Let a copy have its record decoded, in the place of the one that was decoded first: of that the bytes are
@@ -242,7 +275,7 @@ class Cache:
         self._decoded_first = (place + 1) % self.MAX_DECODED
 
     def drop(self, key: bytes) -> None:
-        self._copies.pop(key, None)
+        self._take(self._shards[key[-1] & self._mask], key)
         if self._spent:
             self._spent.pop(key, None)
 
@@ -260,7 +293,7 @@ class Cache:
 
     def candidate(self, key: bytes) -> Copy | None:
         """What is known here of a session, hosted or set aside: one more copy to compare those stored with."""
-        return self._copies.get(key) or self._spent.get(key)
+        return self.get(key) or self._spent.get(key)
 
     def mark_closed(self, key: bytes) -> None:
         """Remember that a session is closed; a tombstone is for ever, so this needs no lease."""
@@ -273,9 +306,9 @@ class Cache:
 
     def drop_expired(self, now_ms: int, limit: int) -> int:
         """Look at up to ``limit`` of the longest unrenewed copies and drop the expired; returns how many."""
-        expired = [
-            copy.key for copy, _ in zip(self._copies.values(), range(limit), strict=False) if copy.expires_at <= now_ms
-        ]
-        for key in expired:
-            del self._copies[key]
-        return len(expired)
+        before = self._count
+        each = -(-limit // len(self._shards))
+        for shard in self._shards:
+            for key in [copy.key for copy in islice(shard.values(), each) if copy.expires_at <= now_ms]:
+                self._take(shard, key)
+        return before - self._count

@@ -40,7 +40,7 @@ from coatcheck.replication.version import (
     Version,
     covers,
     newest_write,
-    with_write,
+    next_write,
 )
 from coatcheck.replication.view import View, Viewer
 
@@ -233,7 +233,7 @@ class Copies:
         """The own copy was checked and is the newest: bring the placed servers up to it, renew the lease."""
         copy = view.cached
         assert copy is not None
-        copy.moved = False
+        self.cache.note_mine(copy)
         self.puts.forget_lost(copy)
         copy.saw(view.seen)
         placed = self.puts.placed_among(copy.key, view.seen)
@@ -344,8 +344,7 @@ class Copies:
         puts = self.puts
         if copy.contact != puts.contact:
             puts.forget_lost(copy)
-        version = copy.version.next_write()
-        history = with_write(copy.history, version)
+        version, history = next_write(copy.packed, copy.packed_history)
         entry = puts.seal(copy.key, version, history, body, expires_at - now_ms)
         acknowledged = False
         try:
@@ -367,6 +366,8 @@ class Copies:
             acknowledged = True
             if new is copy:
                 copy.wrote(version, history, body, expires_at)
+                if copy.moved:
+                    self.cache.note_mine(copy)
             else:
                 new.promised = version
                 # A notice may have reached the old copy while the put was in flight.

@@ -27,6 +27,8 @@ MAX_ENTRY_BYTES = 1024 * 1024
 
 _HEAD = struct.Struct(">BB16sB")
 HEAD_BYTES = _HEAD.size
+_HEAD_OF_ONE = struct.Struct(">BB16sB16s")
+"""The same with the one epoch that most sessions know."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +65,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 def encode_header(version: Version, history: History, closed: bool, provisional: bool = False) -> bytes:
     """``format, flags, version (16), count, count x version (16)``: 19 bytes plus 16 per epoch."""
     flags = (FLAG_CLOSED if closed else 0) | (FLAG_PROVISIONAL if provisional else 0)
+    if len(history) == 1:
+        return _HEAD_OF_ONE.pack(FORMAT, flags, version, 1, history[0])
     return b"".join((_HEAD.pack(FORMAT, flags, version, len(history)), *history))
 
 

@@ -134,7 +134,7 @@ class Puts:
             if isinstance(reply, Refused):
                 refused = refused or not self._is_forged_tombstone(copy.key, server, reply.stored)
         if holders:
-            copy.stored_on(tuple(holders), version)
+            copy.stored_on(holders, version)
         return None if refused else taken
 
     def _is_forged_tombstone(self, key: bytes, server: str, stored: Entry | None) -> bool:

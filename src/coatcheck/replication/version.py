@@ -109,6 +109,15 @@ def holds(history: History, version: Version) -> bool:
     return any(last.claim == version.claim and last >= version for last in history)
 
 
+def next_write(version: bytes, history: tuple[bytes, ...]) -> tuple[Version, History]:
+    """The version after ``version`` in the same claim, and the history with that write in it; both given as bytes."""
+    claim, seq = _CLAIM_AND_SEQ.unpack(version)
+    written = as_version(_CLAIM_AND_SEQ.pack(claim, seq + 1))
+    if len(history) == 1 and history[0].startswith(claim):
+        return written, (written,)
+    return written, with_write(tuple(map(as_version, history)), written)
+
+
 def with_write(history: History, version: Version) -> History:
     """The history after the data write ``version``; remembers the last ``MAX_HISTORY`` epochs."""
     if history and history[-1][:_CLAIM_END] == version[:_CLAIM_END]:

@@ -126,3 +126,102 @@ def test_dropping_the_expired_looks_at_no_more_than_it_was_told() -> None:
     assert cache.drop_expired(now_ms=99, limit=9) == 0
     assert cache.drop_expired(now_ms=300, limit=9) == 2
     assert len(cache) == 0
+
+
+OWN, OLDER = Version(4, A, 0), Version(3, b"serverBB", 7)
+
+
+def test_what_a_session_server_showed_is_known_until_it_shows_something_else() -> None:
+    held = copy()
+    held.saw({"s1": OWN, "s2": None})
+    held.saw({"s3": OLDER})
+    assert held.seen == {"s1": OWN, "s3": OLDER}
+    assert [held.seen_on(name) for name in ("s1", "s2", "s3", "s4")] == [OWN, None, OLDER, None]
+    assert held.seen_on_each(("s3", "s2", "s1")) == {"s3": OLDER, "s2": None, "s1": OWN}
+    assert [held.is_on(name) for name in ("s1", "s2", "s3")] == [True, False, False]
+    held.saw({"s3": None})
+    assert held.seen == {"s1": OWN}
+    held.saw({"s1": None})
+    assert held.seen == {}
+    assert held.seen_on_each(("s1",)) == {"s1": None}
+
+
+def test_a_write_that_some_have_taken_leaves_what_the_others_hold() -> None:
+    held, written = copy(), OWN.next_write()
+    held.stored_on(["s1", "s2"], OWN)
+    held.stored_on(["s2"], written)
+    assert held.seen == {"s1": OWN, "s2": written}
+    held.wrote(written, (written,), b"new", 0)
+    assert (held.is_on("s1"), held.is_on("s2")) == (False, True)
+    held.stored_on(["s2", "s1"], written)
+    assert held.seen_on_each(("s1", "s2", "s3")) == {"s1": written, "s2": written, "s3": None}
+
+
+def test_a_copy_that_is_changed_on_its_own_leaves_the_other_as_it_was() -> None:
+    held, written = copy(history=(WRITE,)), OWN.next_write()
+    held.saw({"s1": OWN, "s2": OLDER})
+    held.lease_until = 5.0
+    other = held.without_lease()
+    other.wrote(written, (WRITE, written), b"new", 0)
+    other.stored_on(["s1", "s2"], written)
+    assert (held.seen, held.version, held.history, held.body) == ({"s1": OWN, "s2": OLDER}, OWN, (WRITE,), b"body")
+    assert (held.lease_until, other.lease_until) == (5.0, 0.0)
+    assert (other.version, other.history) == (written, (WRITE, written))
+
+
+def test_only_the_records_that_were_decoded_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cache, "MAX_DECODED", 2)
+    cache, (first, second, third) = Cache(3), (copy(b"a"), copy(b"b"), copy(b"c"))
+    cache.keep_decoded(first, "first")
+    cache.keep_decoded(second, "second")
+    cache.keep_decoded(first, "first, as it was written since")
+    assert [held.record for held in (first, second)] == ["first, as it was written since", "second"]
+    cache.keep_decoded(third, "third")
+    assert [held.record for held in (first, second, third)] == ["first, as it was written since", None, "third"]
+
+
+def many(count: int) -> list[Copy]:
+    return [copy(number.to_bytes(16, "big"), expires_at=number) for number in range(count)]
+
+
+def test_many_sessions_lie_in_several_dicts_and_the_bound_is_for_all_together() -> None:
+    cache, copies = Cache(5 * Cache.SHARD_SESSIONS), many(5 * Cache.SHARD_SESSIONS + 100)
+    for one in copies:
+        cache.add(one)
+    assert len(cache) == 5 * Cache.SHARD_SESSIONS == len(list(cache)) == len(set(cache.keys()))
+    assert [cache.get(one.key) for one in copies[:100]] == [None] * 100, "the oldest made room"
+    assert all(cache.get(one.key) is one for one in copies[100:])
+    assert cache.drop_expired(now_ms=10**9, limit=80) == 80
+    assert len(cache) == 5 * Cache.SHARD_SESSIONS - 80
+
+
+def test_a_session_makes_room_for_itself_though_none_like_it_is_hosted() -> None:
+    cache = Cache(2 * Cache.SHARD_SESSIONS)
+    for number in range(2 * Cache.SHARD_SESSIONS + 1):
+        cache.add(copy((2 * number).to_bytes(16, "big")))
+    assert len(cache) == 2 * Cache.SHARD_SESSIONS
+    cache.add(copy((1).to_bytes(16, "big")))
+    assert len(cache) == 2 * Cache.SHARD_SESSIONS
+    assert cache.get((1).to_bytes(16, "big")) is not None
+
+
+def test_sessions_that_moved_are_not_counted_as_hosted() -> None:
+    cache = Cache(4)
+    a, b, c = copy(b"a"), copy(b"b"), copy(b"c")
+    for one in (a, b, c):
+        cache.add(one)
+    cache.note_moved(copy(b"d"))
+    assert cache.hosted() == 3, "one that is only being claimed is not hosted yet"
+    for one in (a, b, b, c):
+        cache.note_moved(one)
+    assert cache.hosted() == 0
+    cache.note_mine(a)
+    cache.note_mine(a)
+    cache.drop(b"b")
+    cache.add(copy(b"c"))
+    assert (cache.hosted(), len(cache)) == (2, 2)
+    cache.note_moved(a)
+    cache.add(a)
+    assert (cache.hosted(), len(cache)) == (1, 2)
+    cache.drop_expired(now_ms=10**6, limit=4)
+    assert (cache.hosted(), len(cache)) == (0, 0)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from coatcheck.replication.farm_clock import FarmClock
 
 
-def steady_s() -> float:
-    """Seconds since the machine started, its sleep included: what a jump of the clock is told by."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+def steady_clock() -> Callable[[], float]:
+    """A clock that answers seconds since the machine started, its sleep included: what a jump of the time is told by.
+
+    It is asked with each request, so no function of ours stands around it.
+    """
+    return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 def wall_ms() -> float:
@@ -24,7 +28,7 @@ class HeldClock:
     :data:`coatcheck.replication.farm_clock.CONFIRM_S`. May be asked by several threads."""
 
     def __init__(self) -> None:
-        self._clock = FarmClock(steady_s, wall_ms)
+        self._clock = FarmClock(steady_clock(), wall_ms)
         self._lock = threading.Lock()
 
     def now_s(self) -> float:

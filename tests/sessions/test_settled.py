@@ -10,6 +10,7 @@ import time
 import pytest
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.sessions.lifecycle import NOTHING
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.stores.memory import MemoryStore
@@ -59,8 +60,7 @@ class Story:
             self.unsettled += 1
             return
         self.settled += 1
-        assert not self.sessions.lifecycle._needs_save(session)
-        assert self.sessions.lifecycle._issue(session) is None
+        assert self.sessions.lifecycle.finish(session) is NOTHING
 
     def judged(self, token: SealedToken) -> Shown:
         copy = self.sessions.copies.cache.get(token.key)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from coatcheck.drivers.turns import Turns
 from coatcheck.events import Event, EventKind, Observer
-from coatcheck.host_clock import steady_s, wall_ms
+from coatcheck.host_clock import steady_clock, wall_ms
 from coatcheck.replication.effects import (
     Acknowledge,
     Detach,
@@ -83,7 +83,7 @@ class World:
         self.monotonic = time.monotonic
         self.jitter = random
         self._observer = observer
-        self.clock = FarmClock(steady_s, wall_ms, report=self._report_clock)
+        self.clock = FarmClock(steady_clock(), wall_ms, report=self._report_clock)
         self.now_ms = self.clock.now_ms
 
     def watch_clocks(self) -> None:

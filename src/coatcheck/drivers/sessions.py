@@ -16,7 +16,7 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.background_repair import BackgroundRepair, scan
-from coatcheck.drivers.visit import VISIT, Visit, visiting
+from coatcheck.drivers.visit import VISIT, visiting
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenReason, UnavailableReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
@@ -402,8 +402,7 @@ class Sessions:
 
         Raises what the flow raises, and :class:`SessionUnavailable` where the sessions were closed meanwhile.
         """
-        visit = Visit(opened.client)
-        before = VISIT.set(visit)
+        before = VISIT.set(opened)
         try:
             if self._driver is None:
                 raise SessionUnavailable(UnavailableReason.STOPPING)
@@ -413,8 +412,8 @@ class Sessions:
             raise
         finally:
             VISIT.reset(before)
-        if visit.lost is not None and opened.session.is_new:
-            opened.session._request.lost = visit.lost
+        if opened.lost is not None and opened.session.is_new:
+            opened.session._request.lost = opened.lost
         return result
 
     def _rejected(self, reason: TokenReason, client: str | None) -> None:

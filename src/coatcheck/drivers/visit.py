@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 
-class Visit:
-    """``client``: the host that asked; ``lost``: the loss that its request has met, if any."""
+class Visit(Protocol):
+    """A request that is under way: :class:`coatcheck.sessions.opened.Opened` is one."""
+
+    client: str | None
+    """The host that asked."""
+    lost: str | None
+    """The loss that the request has met, if any."""
+
+
+class _Client:
+    """A visit of which no more than the host is known."""
 
     __slots__ = ("client", "lost")
 
@@ -24,7 +34,7 @@ VISIT: ContextVar[Visit | None] = ContextVar("coatcheck_visit", default=None)
 @contextmanager
 def visiting(client: str | None) -> Iterator[Visit]:
     """What is reported within is of this client."""
-    visit = Visit(client)
+    visit = _Client(client)
     before = VISIT.set(visit)
     try:
         yield visit

@@ -362,7 +362,8 @@ class Copies:
                 return None
             if not level:
                 self._nobody_took(new, settled)
-            puts.check_level(new, level, quorum=durability == "all")
+            if level < self.placement.wanted or puts.under_replicated:
+                puts.check_level(new, level, quorum=durability == "all")
             acknowledged = True
             if new is copy:
                 copy.wrote(version, history, body, expires_at)

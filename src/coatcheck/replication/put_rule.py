@@ -20,6 +20,7 @@ from coatcheck.replication.entry import (
     HEAD_BYTES,
     MAX_ENTRY_BYTES,
     Entry,
+    encode_header,
 )
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
@@ -132,7 +133,7 @@ def encode_for_put(new: Entry) -> bytes:
     last, raw = _last_encoded
     if last is new:
         return raw
-    raw = new.encode()
+    raw = encode_header(new.version, new.history, new.closed, new.provisional) + new.payload
     if len(raw) > MAX_ENTRY_BYTES:
         raise CorruptEntry(f"an entry of {len(raw)} bytes; a session server takes at most {MAX_ENTRY_BYTES}")
     if len(new.history) > MAX_HISTORY:

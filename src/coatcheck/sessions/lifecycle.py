@@ -26,7 +26,7 @@ from coatcheck.sessions.record import (
     encode_data,
     encode_record,
 )
-from coatcheck.sessions.request_state import EndedBy, RequestState
+from coatcheck.sessions.request_state import EndedBy
 from coatcheck.tokens.chain import Chain, ChainLink, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
@@ -153,26 +153,15 @@ class Lifecycle:
             verdict = self._judge(copy, token, now)
             if not verdict.accepted:
                 return None
-            session = self._opened(copy, token, login)
+            session = session_of(copy, token, login, self.ended_by)
             session._request.verdict = verdict
             session._request.unsettled = True
             return session
         copy.shown_at = now
-        session = self._opened(copy, token, login)
+        session = session_of(copy, token, login, self.ended_by)
         if token.version != copy.promised:
             session._request.unsettled = True  # the browser lacks the newest token
         return session
-
-    def _opened(self, copy: Copy, token: SealedToken, login: bool) -> Session:
-        data = copy.record.data
-        request = RequestState()
-        request.blob = data
-        request.copy_held = copy
-        request.shown = token
-        request.ended_by = self.ended_by
-        if login:
-            request.login = True
-        return session_of(decode_data(data), request)
 
     def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
         """What the token is to its chain; also says when the chain needs judging again."""
@@ -220,7 +209,7 @@ class Lifecycle:
         elif not rolled_back:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old", record.user)
         if rolled_back or (stolen and self.policy.theft == "report"):
-            session = self._opened(copy, token, login)
+            session = session_of(copy, token, login, self.ended_by)
             session._request.verdict = Shown.TOLERATED
             session._request.unsettled = True
             return session
@@ -236,11 +225,15 @@ class Lifecycle:
         Of one that was opened, :meth:`is_settled` may say so sooner. Raises :class:`SessionDataError`; the flow
         raises what :meth:`_change` does.
         """
-        if not self._needs_save(session):
-            issue = self._issue(session)
-            return NOTHING if issue is None else Saved(issue)
         request = session._request
         copy = request.copy_held
+        blob = request.saved_blob = encode_data(session)
+        if copy is not None and blob != request.blob:
+            if request.deep:
+                check_data(session, blob)
+        elif not self._needs_save(session):
+            issue = self._issue(session)
+            return NOTHING if issue is None else Saved(issue)
         if copy is None or request.closing or request.cleared or request.new_login:
             return self._change(session)
         return self._store_data(session, copy.key)
@@ -248,8 +241,8 @@ class Lifecycle:
     def is_settled(self, session: Session) -> bool:
         """Whether there is nothing to save and nothing to tell the browser: the hot path of reading.
 
-        A shortcut: if it says yes, :meth:`_needs_save` and :meth:`_issue` would have said no, as of the moment when
-        the session was opened.
+        A shortcut: if it says yes, :meth:`finish` would have answered :data:`NOTHING`, as of the moment when the
+        session was opened.
         """
         request = session._request
         if request.unsettled:
@@ -260,21 +253,13 @@ class Lifecycle:
         return self._hosted(copy.key) is copy and request.shown is not None and request.shown.version == copy.promised
 
     def _needs_save(self, session: Session) -> bool:
-        """Whether the response must wait for :meth:`_store`. Encodes the mapping once; no I/O.
-
-        Raises :class:`SessionDataError` if the mapping cannot be stored.
-        """
+        """Whether something is to be stored, though the data is as it was opened, or exists nowhere yet."""
         request = session._request
-        blob = request.saved_blob = encode_data(session)
         copy = request.copy_held
         if copy is None:
             if request.unheard and self.is_logout(session):
                 return True
-            return (blob != EMPTY_DATA or request.new_login) and not request.only_closes
-        if blob != request.blob:
-            if request.deep:
-                check_data(session, blob)
-            return True
+            return (request.saved_blob != EMPTY_DATA or request.new_login) and not request.only_closes
         verdict = request.verdict
         if (
             verdict is Shown.NEXT

@@ -42,6 +42,8 @@ class Opened(msgspec.Struct):
     """Whether what the request did is not kept: it failed half-way, or cannot be stored."""
     closed: bool = False
     """Whether this very response closed its session: it may well say good-bye in many pieces."""
+    lost: str | None = None
+    """The loss that was reported while the session servers were asked for it, if any."""
 
     @property
     def key(self) -> bytes | None:

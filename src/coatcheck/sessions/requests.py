@@ -75,17 +75,23 @@ class Requests:
         """
         if opened.phase is not OPENING:
             opened.demand(OPENING, "open")
-        if opened.cookie_header:
-            tokens = self._tokens(opened)
-            if tokens:
-                token, login = tokens[0]
-                session = self._open_cached(token, login)
-                if session is None:
-                    return self._load(opened, tokens)
-                opened.session = session
-                opened.phase = OPEN
-                return None
-        opened.session = self._fresh()
+        header, transport = opened.cookie_header, opened.transport
+        tokens: list[ShownToken] = []
+        """Those that the browser shows and that are ours; the logged-in cookie's is first."""
+        if transport.login_name in header and (text := transport.login.read(header)):
+            try:
+                tokens.append((self._open_login(text), True))
+            except TokenRejected as rejection:
+                self._rejected(rejection.reason, opened.client)
+        if header and (text := transport.read_anonymous(header)):
+            try:
+                tokens.append((self._open_anonymous(text), False))
+            except TokenRejected as rejection:
+                self._rejected(rejection.reason, opened.client)
+        session = self._open_cached(*tokens[0]) if tokens else self._fresh()
+        if session is None:
+            return self._load(opened, tokens)
+        opened.session = session
         opened.phase = OPEN
         return None
 
@@ -93,22 +99,6 @@ class Requests:
         session = Session()
         session._request.ended_by = self._lifecycle.ended_by
         return session
-
-    def _tokens(self, opened: Opened) -> list[ShownToken]:
-        """The tokens that the browser shows and that are ours; the logged-in cookie's is first."""
-        header, transport = opened.cookie_header, opened.transport
-        tokens: list[ShownToken] = []
-        if transport.login_name in header and (text := transport.login.read(header)):
-            try:
-                tokens.append((self._open_login(text), True))
-            except TokenRejected as rejection:
-                self._rejected(rejection.reason, opened.client)
-        if text := transport.read_anonymous(header):
-            try:
-                tokens.append((self._open_anonymous(text), False))
-            except TokenRejected as rejection:
-                self._rejected(rejection.reason, opened.client)
-        return tokens
 
     def _load(self, opened: Opened, tokens: list[ShownToken]) -> Flow[None]:
         """The session of the first token that opens one, else a fresh one."""
@@ -138,7 +128,7 @@ class Requests:
         if opened.phase is not OPEN:
             opened.demand(OPEN, "finish")
         session = opened.session
-        if self._is_settled(session):
+        if not session._request.unsettled and self._is_settled(session):
             opened.phase = FINISHED
             return opened.transport.answer(session, opened.cookie_header, NOTHING, self._seal, status, headers)
         if status == FAILED:
@@ -149,7 +139,9 @@ class Requests:
         saved: Saved | Flow[Saved] | Exclusive = NOTHING
         if not opened.failed:
             try:
-                saved = self._saved(opened)
+                saved = self._lifecycle.finish(session)
+                if type(saved) is not Saved and session._request.copy_held is None:
+                    self._admit(session, opened.client)
             except SessionUnavailable as error:
                 return self._refuse(opened, error)
             except SessionDataError:
@@ -162,15 +154,9 @@ class Requests:
             return Exclusive(saved.key, self._finish(opened, saved.flow, status, headers))
         return self._finish(opened, saved, status, headers)
 
-    def _saved(self, opened: Opened) -> Saved | Flow[Saved] | Exclusive:
-        lifecycle, session = self._lifecycle, opened.session
-        saved = lifecycle.finish(session)
-        if type(saved) is not Saved and session._request.copy_held is None and not lifecycle.is_logout(session):
-            self._admit(opened.client)
-        return saved
-
-    def _admit(self, client: str | None) -> None:
-        if not self._newcomers.admit(client, self._world.monotonic()):
+    def _admit(self, session: Session, client: str | None) -> None:
+        """Raises :class:`SessionUnavailable` if one session more is to begin, and there are too many new ones."""
+        if not self._lifecycle.is_logout(session) and not self._newcomers.admit(client, self._world.monotonic()):
             self._world.report(Event(EventKind.SESSION_LIMITED, detail=f"too many new sessions from {client}"))
             raise SessionUnavailable(UnavailableReason.TOO_MANY_NEW)
 

@@ -123,9 +123,21 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        gets, sinks = self._reader.gets, self._sinks
+        answered = False
         try:
             self._reader.feed(data)
-            answered = self._answer_all()
+            while not self.lost and (reply := gets()) is not _MORE:
+                answered = True
+                if type(reply) is hiredis.PushNotification and not self._confirms(reply):
+                    continue
+                if not sinks:
+                    self.drop("a reply came that nobody asked for")
+                    return
+                try:
+                    sinks.popleft()(reply)
+                except Exception:
+                    logger.exception(CALLBACK_FAILED)
         except hiredis.ProtocolError as wrong:
             self.drop(f"not RESP: {wrong}")
             return
@@ -154,26 +166,6 @@ class Connection(asyncio.Protocol):
         self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         out.clear()
         self._out_bytes = 0
-
-    def _answer_all(self) -> bool:
-        """Hand out every complete reply; answers whether there was one."""
-        gets = self._reader.gets
-        answered = False
-        while not self.lost:
-            reply = gets()
-            if reply is _MORE:
-                break
-            answered = True
-            if type(reply) is hiredis.PushNotification and not self._confirms(reply):
-                continue
-            if not self._sinks:
-                self.drop("a reply came that nobody asked for")
-                break
-            try:
-                self._sinks.popleft()(reply)
-            except Exception:
-                logger.exception(CALLBACK_FAILED)
-        return answered
 
     def _confirms(self, push: Any) -> bool:
         """Whether a push is the reply to our SUBSCRIBE; messages are handed on.

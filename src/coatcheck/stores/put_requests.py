@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Final
 
 from coatcheck.replication.entry import KEY_BYTES, Entry
-from coatcheck.replication.put_rule import bounded_life_ms, encode_for_put
+from coatcheck.replication.put_rule import MAX_LIFE_MS, MIN_LIFE_MS, bounded_life_ms, encode_for_put
 from coatcheck.replication.version import PACKED_BYTES, Version
 from coatcheck.session_server.table import check_key
 
@@ -36,7 +36,8 @@ class PutRequests:
         if len(key) != KEY_BYTES:
             check_key(key)
         raw = encode_for_put(new)
-        life = b"%d" % bounded_life_ms(new.expires_in_ms)
+        life_ms = new.expires_in_ms
+        life = b"%d" % (life_ms if MIN_LIFE_MS <= life_ms <= MAX_LIFE_MS else bounded_life_ms(life_ms))
         lengths = b"\r\n$%d\r\n%b\r\n$%d\r\n" % (len(life), life, len(raw))
         known = _NOTHING_SEEN if seen is None else _SEEN + seen
         request = b"".join((self._head, key, known, lengths, raw, self._tail))

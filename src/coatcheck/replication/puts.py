@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
-from itertools import islice
 
 from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
@@ -97,7 +96,13 @@ class Puts:
         ranking: Iterable[str] = self._placement.ranking(key)
         if without:
             ranking = [name for name in ranking if name not in without]
-        return list(islice(filter(self._world.reachable, ranking), count))
+        reachable, found = self._world.reachable, list[str]()
+        for name in ranking:
+            if reachable(name):
+                found.append(name)
+                if len(found) == count:
+                    break
+        return found
 
     def placed(self, key: bytes) -> list[str]:
         return self._reachable(key, self._placement.wanted, ())

@@ -36,4 +36,7 @@ def token_to_tell(
     number = shown.list_number
     if number != list_number and not is_newer_list(number, list_number):
         number = list_number
-    return SealedToken(shown.key, link.session_id, link.minted_at, promised, number)
+    return _new_token(SealedToken, (shown.key, link.session_id, link.minted_at, promised, number))
+
+
+_new_token = tuple.__new__  # what the class itself would call

@@ -26,7 +26,7 @@ from coatcheck.sessions.record import (
     encode_data,
     encode_record,
 )
-from coatcheck.sessions.request_state import EndedBy
+from coatcheck.sessions.request_state import MAX_SHARED, MAX_SHARED_BYTES, EndedBy, SharedData
 from coatcheck.tokens.chain import Chain, ChainLink, Shown, mint, needs_successor, show
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
@@ -59,6 +59,8 @@ class Lifecycle:
         self._keep_decoded = copies.cache.keep_decoded
         self._touch_ms = policy.touch_ms
         self._list_number = copies.placement.list_number
+        self._shared: dict[bytes, SharedData] = {}
+        """By session key, what requests that only look at it have in common."""
         self.ended_by: EndedBy | None = None
         """Who knows when a session ends; set where sessions are watched."""
 
@@ -153,12 +155,12 @@ class Lifecycle:
             verdict = self._judge(copy, token, now)
             if not verdict.accepted:
                 return None
-            session = session_of(copy, token, login, self.ended_by)
+            session = session_of(copy, token, login, self.ended_by, self._shared)
             session._request.verdict = verdict
             session._request.unsettled = True
             return session
         copy.shown_at = now
-        session = session_of(copy, token, login, self.ended_by)
+        session = session_of(copy, token, login, self.ended_by, self._shared)
         if token.version != copy.promised:
             session._request.unsettled = True  # the browser lacks the newest token
         return session
@@ -209,7 +211,7 @@ class Lifecycle:
         elif not rolled_back:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old", record.user)
         if rolled_back or (stolen and self.policy.theft == "report"):
-            session = session_of(copy, token, login, self.ended_by)
+            session = session_of(copy, token, login, self.ended_by, self._shared)
             session._request.verdict = Shown.TOLERATED
             session._request.unsettled = True
             return session
@@ -251,6 +253,18 @@ class Lifecycle:
         if copy is None:
             return True
         return self._hosted(copy.key) is copy and request.shown is not None and request.shown.version == copy.promised
+
+    def share(self, session: Session) -> None:
+        """A session that was only looked at may be again: then its data need not be decoded for each request."""
+        request, shared = session._request, self._shared
+        if request.copy_held is None or len(request.blob) > MAX_SHARED_BYTES:
+            return
+        key = request.copy_held.key
+        found = shared.get(key)
+        if found is None and len(shared) >= MAX_SHARED:
+            del shared[next(iter(shared))]
+        if found is None or found.data != request.blob:
+            shared[key] = SharedData(request.blob)
 
     def _needs_save(self, session: Session) -> bool:
         """Whether something is to be stored, though the data is as it was opened, or exists nowhere yet."""
@@ -353,6 +367,7 @@ class Lifecycle:
 
     def _close_for_good(self, key: bytes) -> Flow[Closed]:
         """Raises :class:`SessionUnavailable` while somebody might still be served: a logout that is told holds."""
+        self._shared.pop(key, None)
         closed = yield from self.copies.close(key)
         if not closed.effective:
             raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)

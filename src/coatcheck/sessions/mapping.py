@@ -9,7 +9,7 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.replication.cache import Copy
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.record import Record, decode_data, decode_record
-from coatcheck.sessions.request_state import EndedBy, RequestState
+from coatcheck.sessions.request_state import EndedBy, RequestState, SharedData
 from coatcheck.tokens.sealed import SealedToken
 
 _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
@@ -189,6 +189,9 @@ class Session(dict[str, Any]):
         value = _getitem(self, key)
         if type(value) not in _IMMUTABLE:
             request.unsettled = request.deep = True
+            if request.shared is not None:
+                _share_no_more(self, request)
+                return _getitem(self, key)
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -197,6 +200,9 @@ class Session(dict[str, Any]):
         value = _get(self, key, default)
         if type(value) not in _IMMUTABLE:
             request.unsettled = request.deep = True
+            if request.shared is not None:
+                _share_no_more(self, request)
+                return _get(self, key, default)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -238,6 +244,8 @@ def _listing(name: str) -> Callable[..., Any]:
     def method(self: Session, *args: Any) -> Any:
         request = self._request
         request.accessed = request.unsettled = request.deep = True
+        if request.shared is not None:
+            _share_no_more(self, request)
         return original(self, *args)
 
     method.__name__ = name
@@ -250,6 +258,8 @@ def _changing(name: str) -> Callable[..., Any]:
     def method(self: Session, *args: Any, **kwargs: Any) -> Any:
         request = self._request
         request.accessed = request.modified = request.unsettled = request.deep = True
+        if request.shared is not None:
+            _share_no_more(self, request)
         return original(self, *args, **kwargs)
 
     method.__name__ = name
@@ -268,10 +278,23 @@ def replace(session: Session, content: dict[str, Any]) -> None:
     dict.update(session, content)
 
 
-def session_of(copy: Copy, token: SealedToken, login: bool, ended_by: EndedBy | None) -> Session:
+def _share_no_more(session: Session, request: RequestState) -> None:
+    """Before a value that can be changed is handed out: the session gets values of its own, which nobody else sees."""
+    shared, request.shared = request.shared, None
+    assert shared is not None
+    assert shared.mapping is not None
+    for key, value in decode_data(shared.data).items():
+        if type(value) not in _IMMUTABLE and _get(session, key, None) is shared.mapping[key]:
+            _setitem(session, key, value)
+    shared.pays = False
+
+
+def session_of(
+    copy: Copy, token: SealedToken, login: bool, ended_by: EndedBy | None, shared: dict[bytes, SharedData]
+) -> Session:
     """The session of a copy whose record is decoded, for a request that showed ``token``.
 
-    The hot path: a third of what it takes to call the class.
+    ``shared``: by session key, the data that requests share. The hot path: a third of what it takes to call the class.
     """
     request = RequestState()
     request.blob = data = copy.record.data
@@ -281,8 +304,15 @@ def session_of(copy: Copy, token: SealedToken, login: bool, ended_by: EndedBy | 
     if login:
         request.login = True
     session: Session = _new(Session)
-    _update(session, decode_data(data))
     session._request = request
+    found = shared.get(copy.key)
+    if found is not None and found.data == data and found.pays:
+        if found.mapping is None:
+            found.mapping = decode_data(data)
+        request.shared = found
+        _update(session, found.mapping)
+        return session
+    _update(session, decode_data(data))
     return session
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from coatcheck.replication.cache import Copy
 from coatcheck.sessions.ending import SessionEnd
@@ -11,8 +13,25 @@ from coatcheck.sessions.record import EMPTY_DATA
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
+MAX_SHARED: Final = 1024
+"""Sessions of which decoded data is kept for more than one request; the oldest is forgotten first."""
+MAX_SHARED_BYTES: Final = 2048
+"""Of encoded data: what is larger is decoded for each request. Decoded, it may take ten times as much."""
+
 EndedBy = Callable[[Any], Awaitable[SessionEnd]]
 """Waits for the end of the session that a request state belongs to."""
+
+
+class SharedData(msgspec.Struct):
+    """The data of a session that a request has only looked at: the next ones that do so have it decoded once, for all
+    of them. None is handed any value of it that it could change: then it gets its own."""
+
+    data: bytes
+    """As it is stored."""
+    mapping: dict[str, Any] | None = None
+    """The same, decoded when it is opened again."""
+    pays: bool = True
+    """Whether nobody has asked for a value that can be changed; else each request decodes its own at once."""
 
 
 class RequestState:
@@ -20,6 +39,8 @@ class RequestState:
 
     blob: bytes = EMPTY_DATA
     """The mapping as it was opened, encoded."""
+    shared: SharedData | None = None
+    """Whose values the mapping has, while the app was handed none of those that can be changed."""
     saved_blob: bytes = EMPTY_DATA
     """The mapping as it is to be stored; set when the response leaves."""
     copy_held: Copy | None = None

@@ -128,19 +128,22 @@ class Requests:
         if opened.phase is not OPEN:
             opened.demand(OPEN, "finish")
         session = opened.session
-        if not session._request.unsettled and self._is_settled(session):
+        request = session._request
+        if not request.unsettled and self._is_settled(session):
             opened.phase = FINISHED
+            if request.shared is None:
+                self._lifecycle.share(session)
             return opened.transport.answer(session, opened.cookie_header, NOTHING, self._seal, status, headers)
         if status == FAILED:
             # The error page of a request that failed half-way. Starlette's own middleware, which stands between the
             # app and its error page, keeps nothing of what such a request did; nor does Django. A logout counts.
-            opened.failed = opened.failed or not session._request.closing
-            session._request.drop_new()
+            opened.failed = opened.failed or not request.closing
+            request.drop_new()
         saved: Saved | Flow[Saved] | Exclusive = NOTHING
         if not opened.failed:
             try:
                 saved = self._lifecycle.finish(session)
-                if type(saved) is not Saved and session._request.copy_held is None:
+                if type(saved) is not Saved and request.copy_held is None:
                     self._admit(session, opened.client)
             except SessionUnavailable as error:
                 return self._refuse(opened, error)

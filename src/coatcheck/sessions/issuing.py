@@ -8,6 +8,9 @@ from coatcheck.replication.placement import is_newer_list
 from coatcheck.tokens.chain import ChainLink, Shown
 from coatcheck.tokens.sealed import SealedToken
 
+IN_GRACE, LATE = Shown.IN_GRACE, Shown.LATE
+"""Python 3.11 takes a tenth of a microsecond to find a member of an enum by its class."""
+
 
 class Issue(msgspec.Struct, frozen=True):
     """What the browser must be given: a token's content, and under which of the two cookies."""
@@ -27,10 +30,10 @@ def token_to_tell(
     with the token that it showed, which is what its jar holds by then. ``list_number``: of the list of session servers
     here; what was promised on a newer one stays promised on it.
     """
-    replaced = verdict is Shown.IN_GRACE or verdict is Shown.LATE
+    replaced = verdict is IN_GRACE or verdict is LATE
     if replaced and not wrote:
         return None
-    link = ChainLink(shown.session_id, shown.timestamp) if verdict is Shown.LATE else told
+    link = ChainLink(shown.session_id, shown.timestamp) if verdict is LATE else told
     if link.session_id == shown.session_id and promised == shown.version:
         return None
     number = shown.list_number

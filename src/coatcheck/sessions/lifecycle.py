@@ -43,6 +43,7 @@ class Saved(msgspec.Struct, frozen=True):
     closed: Closed | None = None
 
 
+CURRENT = Shown.CURRENT  # to find a member of an enum by its class takes a while
 NOTHING = Saved()
 """Nothing was to be stored, and the browser knows everything."""
 
@@ -462,7 +463,7 @@ class Lifecycle:
                 merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
                 data = encode_data(merged)
         chain = record.chain
-        if now >= copy.review_at or request.verdict is not Shown.CURRENT or request.rotating:
+        if now >= copy.review_at or request.verdict is not CURRENT or request.rotating:
             chain = self._next_chain(session, chain, copy, now)
         last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
         return Record(data, record.created_at, last_seen_at, record.user, chain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -187,13 +188,13 @@ async def standstill(count: Callable[[], int]) -> int:
 
 
 @asynccontextmanager
-async def farm(*servers: FakeServer, **options: Any) -> AsyncIterator[Farm]:
+async def farm(*servers: FakeServer, listener: socket.socket | None = None, **options: Any) -> AsyncIterator[Farm]:
     """A director, healthy servers already admitted; ``options`` are those of the director."""
     for server in servers:
         await server.start()
     web = tuple(WebServer(s.name, "127.0.0.1", s.port, f"tag-{s.name}") for s in servers)
     director = EmbeddedDirector(DirectorOptions(servers=web, port=0, **options))
-    await director.start()
+    await director.start(listener)
     try:
         running = Farm(director, list(servers))
         await running.until_healthy({s.name for s in servers if s.health and b" 200 " in s.health})

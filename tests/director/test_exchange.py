@@ -45,9 +45,10 @@ ARGUMENTS: dict[ConnectionEvent, tuple[tuple[object, ...], dict[str, object]]] =
 }
 
 
-def fresh() -> ProxiedConnection:
+def fresh(*, can_half_close: bool = True) -> ProxiedConnection:
     traffic = Traffic(Limits(), servers_of([("web-1", "one")]), 0.0, max_connections=10, tls=False)
-    return ProxiedConnection(traffic, ClientAddress("192.0.2.1", tls=False, trusted=()), can_half_close=True)
+    address = ClientAddress("192.0.2.1", tls=False, trusted=())
+    return ProxiedConnection(traffic, address, can_half_close=can_half_close)
 
 
 @pytest.mark.parametrize("event", list(ConnectionEvent), ids=lambda event: event.value)
@@ -215,6 +216,34 @@ def test_a_client_that_takes_too_little_of_the_last_response_is_dropped(takes: i
         unsent -= takes
         assert traffic.now < 2 * Limits().body_timeout_s + 2 * Limits().rate_window_s
     assert machine.actions == [Order.RESET_CLIENT], "what it has of a body must not look whole"
+
+
+def test_where_our_side_cannot_end_alone_the_end_waits_until_the_answer_has_left() -> None:
+    machine = fresh(can_half_close=False)
+    traffic, linger_s = machine._traffic, Limits().linger_s
+    machine.opened()
+    machine.client_bytes(b"POST /.well-known/coatcheck/ HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+    assert [type(action) for action in machine.actions] == [ToClient], "nothing ends yet"
+    machine.actions.clear()
+    machine.client_bytes(b"swallowed")
+    for unsent in (2, 1):
+        traffic.tick(machine.due_at, {machine: unsent}.__getitem__)
+        assert (machine.state, machine.actions) == (State.LINGERING, [])
+    traffic.tick(machine.due_at, {machine: 0}.__getitem__)
+    assert (machine.state, machine.actions) == (State.CLOSING, [Order.CLOSE_CLIENT])
+    assert machine.deadline == (DeadlineKind.LINGER, traffic.now + linger_s)
+    machine.actions.clear()
+    traffic.tick(machine.due_at, {machine: 0}.__getitem__)
+    assert machine.actions == [Order.ABORT_CLIENT], "it does not end its side either"
+
+
+def test_a_client_that_ends_its_side_is_not_waited_for() -> None:
+    machine = fresh(can_half_close=False)
+    machine.opened()
+    machine.client_bytes(b"nonsense\r\n\r\n")
+    machine.actions.clear()
+    machine.client_eof()
+    assert (machine.state, machine.actions) == (State.CLOSING, [Order.CLOSE_CLIENT])
 
 
 def test_a_request_that_leaves_the_queue_as_its_client_is_judged_too_slow() -> None:

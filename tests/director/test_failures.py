@@ -460,8 +460,8 @@ def test_a_client_that_pauses_gets_the_end_of_its_last_response() -> None:
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
             relay = running.director._relay
             assert relay is not None
-            (transport,) = relay.transports.values()
-            while not transport.get_write_buffer_size():
+            (wire,) = relay.wires.values()
+            while not wire.unsent():
                 writer.write(b"x" * 16384)
                 sent += 16384
                 await writer.drain()

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.io.server_link import ServerLink
 from coatcheck.director.io.tunnel_ends import TunnelEnds
@@ -22,17 +23,19 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class ClientLink(asyncio.Protocol):
     """The shell around one :class:`~coatcheck.director.rules.connection.ProxiedConnection`."""
 
-    __slots__ = ("_guest", "_link", "_performing", "_relay", "connecting", "machine", "transport")
+    __slots__ = ("_beneath", "_guest", "_link", "_performing", "_relay", "_wire", "connecting", "machine", "transport")
 
-    def __init__(self, relay: Relay, guest: Guest | None = None) -> None:
-        """``guest``: of a connection that was counted before its handshake."""
+    def __init__(self, relay: Relay, guest: Guest | None = None, beneath: asyncio.Transport | None = None) -> None:
+        """With TLS: ``guest``, as it was counted before its handshake, and the transport ``beneath``."""
         self._relay = relay
         self._guest = guest
+        self._beneath = beneath
         self._link: ServerLink | None = None
         self._performing = False
         self.connecting: asyncio.Task[None] | None = None
         self.machine = cast(ProxiedConnection, None)
         self.transport = cast(asyncio.Transport, None)
+        self._wire = cast(ClientWire, None)
 
     # Events
 
@@ -40,15 +43,15 @@ class ClientLink(asyncio.Protocol):
         relay = self._relay
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(relay.options.buffer_bytes)
+        self._wire = ClientWire(relay.loop, self.transport, self._beneath)
         peername = transport.get_extra_info("peername")
         peer = peername[0] if isinstance(peername, tuple) else "unknown"
-        tls = transport.get_extra_info("ssl_object") is not None
-        address = ClientAddress(peer, tls=tls, trusted=relay.traffic.trusted)
+        address = ClientAddress(peer, tls=self._wire.is_tls, trusted=relay.traffic.trusted)
         self.machine = ProxiedConnection(
             relay.traffic, address, can_half_close=self.transport.can_write_eof(), guest=self._guest
         )
         relay.performers[self.machine] = self.perform
-        relay.transports[self.machine] = self.transport
+        relay.wires[self.machine] = self._wire
         self.machine.opened()
         self.perform()
 
@@ -68,7 +71,7 @@ class ClientLink(asyncio.Protocol):
         self._forget()
 
     def pause_writing(self) -> None:
-        self.machine.client_full(self.transport.get_write_buffer_size())
+        self.machine.client_full(self._wire.unsent())
         self.perform()
 
     def resume_writing(self) -> None:
@@ -81,7 +84,7 @@ class ClientLink(asyncio.Protocol):
 
     def _forget(self) -> None:
         del self._relay.performers[self.machine]
-        del self._relay.transports[self.machine]
+        del self._relay.wires[self.machine]
 
     # Actions
 
@@ -164,7 +167,7 @@ class ClientLink(asyncio.Protocol):
             self.transport.write_eof()
 
     def _close_client(self) -> None:
-        self.transport.close()
+        self._wire.close()
 
     def _abort_client(self) -> None:
         self.transport.abort()
@@ -181,7 +184,7 @@ class ClientLink(asyncio.Protocol):
         assert link is not None
         link.owner = None
         self._forget()
-        TunnelEnds(self._relay, self.machine.join(), self.transport, link.transport).perform()
+        TunnelEnds(self._relay, self.machine.join(), self._wire, link.transport).perform()
 
 
 _PERFORM: Final[dict[type, Callable[[ClientLink, Any], None]]] = {

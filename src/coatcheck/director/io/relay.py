@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
+from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.server_link import LinkOwner, ServerLink, ServerPool
 from coatcheck.director.options import DirectorOptions
 from coatcheck.director.rules.actions import CheckNow, CloseUnused, DropHandshake, HealthChanged
@@ -46,7 +47,7 @@ class Relay:
         self.seldom = Seldom(_log, loop.time)
         self.performers: dict[Member | JoinedMember, Callable[[], None]] = {}
         """What carries out the actions of each connection and each tunnel."""
-        self.transports: dict[Member, asyncio.Transport] = {}
+        self.wires: dict[Member, ClientWire] = {}
         self.nudge: Callable[[ServerState], None] = lambda server: None
         """Asks for a health check of a server now."""
         self._connects: set[asyncio.Task[None]] = set()
@@ -142,7 +143,7 @@ class Relay:
             pool.close_expired()
 
     def _unsent(self, member: Member) -> int:
-        return self.transports[member].get_write_buffer_size()
+        return self.wires[member].unsent()
 
     def stop(self) -> None:
         """Keep nothing any more, and end what is idle."""
@@ -153,8 +154,8 @@ class Relay:
 
     def close(self) -> None:
         """Drop every connection."""
-        for transport in list(self.transports.values()):
-            transport.abort()
+        for wire in list(self.wires.values()):
+            wire.transport.abort()
         for tunnel in list(self.traffic.tunnels):
             tunnel.abort()
             self.performers[tunnel]()

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import socket
 import ssl
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
 from coatcheck.director.io.client_link import ClientLink
 from coatcheck.director.io.relay import OWN_SHORTAGES, Relay
@@ -18,6 +19,51 @@ _log: Final = logging.getLogger("coatcheck.director")
 _AT_ONCE: Final = 64
 """Connections that are accepted in one round of the event loop."""
 _SHORTAGE_PAUSE_S: Final = 0.1
+_UNREAD_BYTES: Final = 16 * 1024
+"""With fewer the kernel calls a connection unreadable until its handshake begins."""
+
+
+class _Unread(asyncio.Protocol):
+    """Who has a connection until its handshake begins, which is to read the first byte."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        # More than any hello: its beginning is gone.
+        self._transport.abort()
+
+
+class _Handshake(asyncio.Protocol):
+    """Who has a connection during its handshake: what the client says right behind it must not be lost."""
+
+    def __init__(self) -> None:
+        self._link: ClientLink | None = None
+        self._untold: list[Callable[[ClientLink], object]] = []
+
+    def is_done(self, transport: asyncio.Transport, link: ClientLink) -> None:
+        """The client is let in."""
+        self._link = link
+        transport.set_protocol(link)
+        link.connection_made(transport)
+        for event in self._untold:
+            event(link)
+
+    def data_received(self, data: bytes) -> None:
+        self._tell(lambda link: link.data_received(data))
+
+    def eof_received(self) -> None:
+        self._tell(ClientLink.eof_received)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._tell(lambda link: link.connection_lost(error))
+
+    def _tell(self, event: Callable[[ClientLink], object]) -> None:
+        if self._link is None:
+            self._untold.append(event)
+        else:
+            event(self._link)
 
 
 class TlsDoor:
@@ -89,15 +135,23 @@ class TlsDoor:
 
     async def _shake_hands(self, sock: socket.socket, guest: Guest, peer: str) -> None:
         relay = self._relay
+        loop = relay.loop
         relay.traffic.begin_handshake(sock)
         relay.flush()
         try:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await relay.loop.connect_accepted_socket(
-                lambda: ClientLink(relay, guest),
-                sock,
-                ssl=self._context,
+            # In two steps, so that we have the transport beneath, too: it knows what has not left yet. uvloop reads
+            # from a new connection even if that is paused, hence the low-water mark.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _UNREAD_BYTES)
+            beneath, _ = await loop.connect_accepted_socket(_Unread, sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            handshake = _Handshake()
+            transport = await loop.start_tls(
+                beneath,
+                handshake,
+                self._context,
+                server_side=True,
                 ssl_handshake_timeout=relay.options.tls_handshake_timeout_s,
             )
         except (OSError, ssl.CertificateError) as error:
@@ -109,5 +163,8 @@ class TlsDoor:
             guest.leave()
             sock.close()
             raise
+        else:
+            assert transport is not None
+            handshake.is_done(transport, ClientLink(relay, guest, beneath))
         finally:
             relay.traffic.end_handshake(sock)

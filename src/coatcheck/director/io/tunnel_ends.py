@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.rules.actions import ToClient, ToServer, TunnelOrder, TunnelSide
 from coatcheck.director.rules.tunnel import Tunnel
@@ -14,12 +15,13 @@ from coatcheck.director.rules.tunnel import Tunnel
 class TunnelEnds:
     """The shell around one :class:`~coatcheck.director.rules.tunnel.Tunnel`."""
 
-    __slots__ = ("_client", "_performing", "_relay", "_server", "tunnel")
+    __slots__ = ("_client", "_performing", "_relay", "_server", "_wire", "tunnel")
 
-    def __init__(self, relay: Relay, tunnel: Tunnel, client: asyncio.Transport, server: asyncio.Transport) -> None:
+    def __init__(self, relay: Relay, tunnel: Tunnel, wire: ClientWire, server: asyncio.Transport) -> None:
         self._relay = relay
         self.tunnel = tunnel
-        self._client = client
+        self._wire = wire
+        self._client = client = wire.transport
         self._server = server
         self._performing = False
         relay.performers[tunnel] = self.perform
@@ -39,6 +41,8 @@ class TunnelEnds:
                     _write(self._server, action.data)
                 elif isinstance(action, ToClient):
                     _write(self._client, action.data)
+                elif action.side is TunnelSide.CLIENT and action.order is TunnelOrder.CLOSE:
+                    self._wire.close()
                 else:
                     _ORDERS[action.order](self._client if action.side is TunnelSide.CLIENT else self._server)
         finally:

@@ -54,7 +54,7 @@ class Order(Enum):
     PAUSE_CLIENT = "read no more from the client"
     RESUME_CLIENT = "read from the client again"
     END_CLIENT = "end our side towards the client (FIN); what it sends is still read"
-    CLOSE_CLIENT = "close the client's connection after what is still to be written"
+    CLOSE_CLIENT = "close the client's connection after what is still to be written; with TLS, read it until then"
     ABORT_CLIENT = "drop the client's connection now"
     RESET_CLIENT = "drop the client's connection so that it looks like a break (RST)"
     GO_ON = "report `go_on` in the next round of the event loop"

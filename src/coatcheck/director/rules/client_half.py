@@ -278,20 +278,24 @@ class ClientHalf(ServerHalf):
             self._stalled_bytes, self._taken_at = 0, -_NEVER
 
     def _linger(self) -> None:
-        """End our side, and swallow the client's for a while: a reset could destroy the answer (RFC 9112, 9.6)."""
-        if not self._can_half_close or self._half_closed:
+        """Say no more, and swallow what the client says for a while: a reset could destroy the answer (RFC 9112, 9.6).
+
+        Where our side cannot end alone (TLS), the end waits until the answer has left and the time is over.
+        """
+        if self._half_closed:
             self._close_client()
             return
         if self._pauses:
             self._resume_client(self._pauses)
-        self._await_end(_LINGERING, Order.END_CLIENT)
+        self._await_end(_LINGERING, Order.END_CLIENT if self._can_half_close else None)
 
-    def _await_end(self, state: State, order: Order) -> None:
+    def _await_end(self, state: State, order: Order | None) -> None:
         self._stream.take_all()
         self.state = state
         self._stalled_bytes, self._taken_at = _ANY_NUMBER, self._traffic.now
         self._await(DeadlineKind.LINGER, self._limits.linger_s)
-        self.actions.append(order)
+        if order is not None:
+            self.actions.append(order)
 
     # Back-pressure
 
@@ -364,6 +368,9 @@ class ClientHalf(ServerHalf):
             self._stalled_bytes, self._taken_at = unsent, now
         if unsent and now - self._taken_at < limits.body_timeout_s:
             self._await(DeadlineKind.LINGER, limits.linger_s)
+            return
+        if self.state is _LINGERING and not (unsent or self._can_half_close):
+            self._close_client()
             return
         self.actions.append(Order.RESET_CLIENT if unsent else Order.ABORT_CLIENT)
         self.state = _CLOSING

@@ -27,7 +27,7 @@ class State(Enum):
     HELD = "the response has begun and is held until it is whole, so that it can still be had elsewhere"
     REPLYING = "a part of the response has left for the client"
     TUNNEL = "both connections belong to a tunnel now"
-    LINGERING = "we have ended our side and swallow what still comes"
+    LINGERING = "we have said all and swallow what still comes"
     CLOSING = "closed; what is still buffered leaves"
     CLOSED = "gone"
 

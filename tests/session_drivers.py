@@ -38,6 +38,9 @@ class OnThreads:
     def end(self, opened: Opened) -> None:
         self.threaded.end(opened)
 
+    def operate(self, call: str, *arguments: Any) -> Any:
+        return getattr(self.threaded, call)(*arguments)
+
     def close(self) -> None:
         self.threaded.close()
 
@@ -57,6 +60,10 @@ class OnAsyncio:
 
     def end(self, opened: Opened) -> None:
         self._runner.run(self.sessions.end(opened))
+
+    def operate(self, call: str, *arguments: Any) -> Any:
+        asked = getattr(self.sessions, call)(*arguments)
+        return self._runner.run(asked) if asyncio.iscoroutine(asked) else asked
 
     def close(self) -> None:
         self._runner.run(self.sessions.aclose())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from store_backends import Backend, MemoryBackend
 
-from coatcheck import CoatcheckError, SessionDataError
+from coatcheck import CoatcheckError, ConfigError, SessionDataError
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.stores.memory import MemoryStore
@@ -38,14 +38,8 @@ class Farm:
     def server(self, name: str = "one", **options: Any) -> Server:
         if name not in self._servers:
             backend = self._backend
-            sessions = Sessions(
-                farm="farm",
-                server_name=name,
-                stores=lambda: stores_of(backend),
-                ring=KeyRing(RING),
-                copies=1,
-                **options,
-            )
+            given: dict[str, Any] = {"ring": KeyRing(RING), "copies": 1, **options}
+            sessions = Sessions(farm="farm", server_name=name, stores=lambda: stores_of(backend), **given)
             self._servers[name] = self._driver(sessions)
         return self._servers[name]
 
@@ -186,6 +180,60 @@ def test_too_many_new_sessions_of_one_client_are_refused(farm: Farm) -> None:
     refused = Browser().ask(server, count)
     assert header_of(refused, b"retry-after") == b"1"
     assert server.sessions.status()["refused_new_sessions"] == 3
+
+
+def test_operators_see_find_and_close_sessions(farm: Farm) -> None:
+    server, browser, other = farm.server(), Browser(), Browser()
+    browser.ask(server, lambda session: session.regenerate("ada"))
+    other.ask(server, count)
+    key, others = (server.open(each.header).key for each in (browser, other))
+    assert key is not None and others is not None
+    listed = {bytes.fromhex(info.key): info for info in server.operate("list_sessions")}
+    assert (listed[key].user, listed[key].state, listed[others].user) == ("ada", "live", None)
+    assert len(server.operate("list_sessions", 1)) == 1
+    assert server.operate("find", listed[key].id) == key
+    assert server.operate("find", "0" * 12) is None
+    assert server.operate("show", others).data == {"n": 1}
+    assert server.operate("show", key, False).data is None
+    assert server.operate("close_key", key).holds == 1
+    browser.ask(server, lambda session: (session.user, session.is_new))
+    assert browser.told == (None, True)
+    other.ask(server, count)
+    assert other.told == 2, "and nobody else's"
+
+
+def test_keys_are_changed_while_it_runs(farm: Farm) -> None:
+    server, browser, late = farm.server(ring=KeyRing(RING)), Browser(), Browser()
+    browser.ask(server, count)
+    fresh = os.urandom(32)
+    server.operate("change_keys", [*RING, fresh], 1)
+    browser.ask(server, lambda session: session.rotate())
+    late.ask(server, count)
+    server.operate("change_keys", [fresh], 0)
+    for one in (browser, late):
+        one.ask(server, count)
+        assert one.told == 2
+    with pytest.raises(ConfigError):
+        server.operate("change_keys", [], 0)
+
+
+def test_what_cannot_be_run_any_more_is_refused(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its web server is closed while the response starts."""
+    server, browser = farm.server(), Browser()
+    browser.ask(server, count)
+    opened = server.open(browser.header)
+    count(opened.session)
+    with monkeypatch.context() as closing:
+        closing.setattr(server.sessions, "_driver", None)
+        answer = server.finish(opened)
+    assert (answer.status, answer.cookies) == (503, [])
+    assert header_of(answer, b"retry-after") == b"1"
+    assert header_of(answer, b"cache-control") == b"no-store"
+    server.end(opened)
+    with pytest.raises(CoatcheckError, match="is ended"):
+        server.finish(opened, 500)
+    browser.ask(server, dict)
+    assert browser.told == {"n": 1}, "it was not stored"
 
 
 def test_a_cookie_that_is_none_of_ours_opens_a_fresh_session(farm: Farm) -> None:

@@ -157,7 +157,7 @@ def test_a_hosted_read_asks_no_other_thread(two: list[NetworkedBackend], monkeyp
         background = server.threaded._background
         assert background is not None
         run = background.run
-        monkeypatch.setattr(background, "run", lambda coroutine: handed_over.append(coroutine) or run(coroutine))
+        monkeypatch.setattr(background, "run", lambda one, **how: handed_over.append(one) or run(one, **how))
         for _ in range(200):
             browser.ask(server, dict)
             assert browser.told == {"n": 1}
@@ -196,7 +196,7 @@ def test_who_waited_for_a_stall_to_end_is_not_served_before_the_heart_beat(two: 
         assert background is not None
         handed_over: list[Any] = []
         run = background.run
-        background.run = lambda coroutine: handed_over.append(coroutine) or run(coroutine)  # type: ignore[assignment]
+        background.run = lambda one, **how: handed_over.append(one) or run(one, **how)  # type: ignore[assignment]
         background.loop.call_soon_threadsafe(time.sleep, StallGuard.STALL_S + 2 * StallGuard.BEAT_S)
         time.sleep(StallGuard.BEAT_S)
         assert server.sessions.beats(), "nobody has noticed yet"
@@ -278,10 +278,12 @@ def test_no_thread_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = sessions.open()
     count(opened.session)
     began = time.monotonic()
+    answer = sessions.finish(opened)
+    assert (answer.status, answer.cookies, answer.refused) == (503, [], UnavailableReason.TIMED_OUT.value)
+    sessions.end(opened)
     with pytest.raises(SessionUnavailable) as unavailable:
-        sessions.finish(opened)
+        sessions.close_key(b"k" * 16)
     assert unavailable.value.reason is UnavailableReason.TIMED_OUT
-    assert Answer.refusal(unavailable.value).status == 503
     assert time.monotonic() - began < 10
     sessions.close()
 
@@ -296,9 +298,8 @@ def test_who_waits_while_it_is_closed_is_refused_and_the_next_request_begins_ane
         waiting = pool.submit(sessions.finish, opened)
         time.sleep(0.2)
         sessions.close()
-        with pytest.raises(SessionUnavailable) as unavailable:
-            waiting.result(30)
-    assert unavailable.value.reason is UnavailableReason.STOPPING
+        answer = waiting.result(30)
+    assert (answer.status, answer.refused) == (503, UnavailableReason.STOPPING.value)
     assert sessions.open().session.is_new
     sessions.close()
     sessions.close()
@@ -348,18 +349,24 @@ def test_who_still_asks_a_background_thread_that_ends_is_refused() -> None:
     assert unavailable.value.reason is UnavailableReason.STOPPING
 
 
-def test_an_error_page_can_be_finished_after_a_wait_that_was_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.1)
+def test_who_waits_beside_too_many_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "MAX_WAITING", 1)
     sessions = ThreadedSessions(
         Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
     )
-    opened = sessions.open()
-    count(opened.session)
-    with pytest.raises(SessionUnavailable):
-        sessions.finish(opened)
-    answer = sessions.finish(opened, 504)
-    assert (answer.status, answer.cookies, answer.refused) == (504, [], "")
-    sessions.close()
+    first, second = sessions.open(), sessions.open()
+    for opened in (first, second):
+        count(opened.session)
+    background = sessions._background
+    assert background is not None
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sessions.finish, first)
+        while not background._calls:
+            time.sleep(0.001)
+        answer = sessions.finish(second)
+        assert (answer.status, answer.refused) == (503, UnavailableReason.CONTENDED.value)
+        sessions.close()
+        assert waiting.result(30).status == 503
 
 
 # -- processes -----------------------------------------------------------------------------------------

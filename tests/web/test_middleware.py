@@ -316,6 +316,25 @@ def test_lost_while_the_app_was_running_is_503_and_the_apps_answer_is_dropped() 
     asyncio.run(story())
 
 
+def test_a_change_that_is_to_be_stored_when_the_web_server_stops_is_503() -> None:
+    async def story() -> None:
+        async with served(acting(count)) as server, server.client() as browser:
+            await browser.get("/")
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                count(scope["session"])
+                await server.sessions.aclose()
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"stored!"})
+
+            server.app = app
+            response = await browser.get("/")
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert "this_web_server_is_stopping" in response.text
+
+    asyncio.run(story())
+
+
 def test_conflict_is_409() -> None:
     async def story() -> None:
         async with served(acting(count), policy=SessionPolicy(conflict="reject")) as server, server.client() as browser:

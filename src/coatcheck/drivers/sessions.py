@@ -377,13 +377,18 @@ class Sessions:
     async def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
         """When the app's response starts, with this status and these headers: what to send instead of them.
 
-        Returns when what the request did is acknowledged. Raises :class:`SessionDataError` for what cannot be stored,
-        with nothing stored: then the app's error page can be finished. Raises :class:`CoatcheckError` for a request
-        that was finished before.
+        Returns when what the request did is acknowledged, or with a refusal (:attr:`Answer.refused`) when it was not.
+        Raises :class:`SessionDataError` for what cannot be stored, with nothing stored: then the app's error page can
+        be finished. Raises :class:`CoatcheckError` for a request that was finished before.
         """
         home: Sessions = opened.home
         answer = home.requests.finish(opened, status, headers)
-        return answer if isinstance(answer, Answer) else await home.run_for(opened, answer)
+        if isinstance(answer, Answer):
+            return answer
+        try:
+            return await home.run_for(opened, answer)
+        except SessionUnavailable as unavailable:
+            return home.requests.refuse(opened, unavailable)
 
     async def end(self, opened: Opened) -> None:
         """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.

@@ -18,15 +18,18 @@ import sys
 import threading
 import weakref
 from asyncio import _get_running_loop
-from collections.abc import Coroutine, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, ParamSpec, TypeVar
 
-from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.sessions import SessionInfo, Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
+from coatcheck.replication.copies import Closed
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT_S: Final = 30.0
@@ -167,12 +170,12 @@ class _Background:
                 for call in list(self._calls):
                     call.fail()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine in the calling thread, at most :data:`LONGEST_WAIT_S`."""
+    def run(self, coroutine: Coroutine[Any, Any, T], *, is_last: bool = False) -> T:
+        """Wait for a coroutine in the calling thread, at most :data:`LONGEST_WAIT_S`; ``is_last``: never refused."""
         if self.lock._is_owned():  # type: ignore[attr-defined]
             coroutine.close()
             raise CoatcheckError("sessions cannot be waited for inside an observer: it is called while they are held")
-        if len(self._calls) >= MAX_WAITING:
+        if len(self._calls) >= MAX_WAITING and not is_last:
             coroutine.close()
             raise SessionUnavailable(UnavailableReason.CONTENDED)
         call = _Call(coroutine)
@@ -263,7 +266,8 @@ class ThreadedSessions:
     def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
         """When the app's response starts, with this status and these headers: what to send instead of them.
 
-        Returns when what the request did is acknowledged. Raises as :meth:`Sessions.finish` does.
+        Returns and raises as :meth:`Sessions.finish` does. One that waits for longer than :data:`LONGEST_WAIT_S`, or
+        while :data:`MAX_WAITING` others wait, is refused too.
         """
         background = self._running_for(opened)
         with background.lock:
@@ -272,6 +276,9 @@ class ThreadedSessions:
             return answer
         try:
             return background.run(self._sessions.run_for(opened, answer))
+        except SessionUnavailable as unavailable:
+            with background.lock:
+                return self._sessions.requests.refuse(opened, unavailable)
         except BaseException:
             opened.give_up()
             raise
@@ -287,11 +294,40 @@ class ThreadedSessions:
         if storing is not None:
             background.run(self._sessions.run_for(opened, storing))
 
+    # -- for operators: as Sessions has them; each waits LONGEST_WAIT_S at most, then SessionUnavailable -----
+
+    def close_key(self, key: bytes) -> Closed:
+        """Close a session by its key, on every server."""
+        return self._wait_for(self._sessions.close_key, key)
+
+    def find(self, public: str) -> bytes | None:
+        """The key of the session that logs and audit records call ``public``; ``None``: not stored."""
+        return self._wait_for(self._sessions.find, public)
+
+    def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
+        """What the session servers hold of a session; changes nothing, claims nothing."""
+        return self._wait_for(self._sessions.show, key, with_data)
+
+    def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
+        """Up to ``limit`` sessions, found by scanning the session servers that answer."""
+        return self._wait_for(self._sessions.list_sessions, limit)
+
+    def change_keys(self, secrets: Sequence[bytes], primary: int) -> None:
+        """Seal with the primary of these secrets and open with any; raises :class:`ConfigError`, with no change."""
+        with self._held():
+            self._sessions.change_keys(secrets, primary)
+
     def status(self) -> dict[str, Any]:
-        """Numbers for operators, as :meth:`Sessions.status` has them."""
-        background = self._background
-        with background.lock if background is not None else contextlib.nullcontext():
+        """Numbers for operators."""
+        with self._held():
             return self._sessions.status()
+
+    def _wait_for(self, ask: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs) -> T:
+        return self._running().run(ask(*arguments, **named))
+
+    def _held(self) -> AbstractContextManager[object]:
+        background = self._background
+        return background.lock if background is not None else contextlib.nullcontext()
 
     # -- the life of this web server ---------------------------------------------------------------
 
@@ -302,7 +338,7 @@ class ThreadedSessions:
             background, self._background = self._background, None
             if background is not None:
                 try:
-                    background.run(self._sessions.aclose())
+                    background.run(self._sessions.aclose(), is_last=True)
                 finally:
                     background.stop()
 

@@ -146,7 +146,7 @@ class Requests:
                 if type(saved) is not Saved and request.copy_held is None:
                     self._admit(session, opened.client)
             except SessionUnavailable as error:
-                return self._refuse(opened, error)
+                return self.refuse(opened, error)
             except SessionDataError:
                 opened.failed = True  # the app's own error page may pass, without a session
                 raise
@@ -167,11 +167,13 @@ class Requests:
         try:
             saved = yield from saving
         except (SessionUnavailable, SessionClosed, ConflictError) as error:
-            return self._refuse(opened, error)
+            return self.refuse(opened, error)
         return self._answer(opened, saved, status, headers)
 
-    def _refuse(self, opened: Opened, error: SessionUnavailable | SessionClosed | ConflictError) -> Answer:
-        """What the app answers is not true: its change was not stored."""
+    def refuse(self, opened: Opened, error: SessionUnavailable | SessionClosed | ConflictError) -> Answer:
+        """What the app answers is not true: its change was not stored. For drivers: what finishes it could not be run,
+        or not be waited for.
+        """
         opened.phase = ENDED
         return Answer.refusal(error)
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Iterable
 
 from coatcheck.drivers.watching import WatchedConnection
-from coatcheck.errors import SessionDataError
+from coatcheck.errors import SessionDataError, SessionUnavailable
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.sessions.answer import SWITCHING_PROTOCOLS, Answer
 from coatcheck.sessions.ending import SessionEnd
@@ -130,7 +130,11 @@ class ResponseSender:
                 await self._websocket.hang_up(code, f"session {end.value}")
 
     async def _start(self, message: Message, finishing: Flow[Answer] | Exclusive) -> None:
-        answer = await self._opened.home.run_for(self._opened, finishing)
+        opened = self._opened
+        try:
+            answer = await opened.home.run_for(opened, finishing)
+        except SessionUnavailable as unavailable:
+            answer = opened.home.requests.refuse(opened, unavailable)
         if answer.refused:
             await self._replace(answer)
             return

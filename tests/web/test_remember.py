@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coatcheck import ConfigError, CookiePolicy, SessionMiddleware
+from coatcheck import ConfigError, CookiePolicy, SessionMiddleware, connect
 from coatcheck.sessions.mapping import REMEMBER, Session
 from coatcheck.sessions.policy import HOUR_MS, SessionPolicy
 
@@ -89,3 +89,26 @@ def test_a_cookie_that_would_outlive_its_session_is_refused() -> None:
             """As long as the session: fine."""
 
     asyncio.run(story())
+
+
+KEY = "AbcdEfgh0123_-AbcdEfgh0123_-AbcdEfgh0123_-A"
+
+
+def test_a_cookie_that_no_session_keeps_up_with_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """By the library's front door and by the middleware alike, once in a process."""
+    connect("memory://", key=KEY, cookies=CookiePolicy(max_age_s=1800))
+    assert not caplog.records
+    sessions = connect(
+        "memory://", key=KEY, idle_timeout_s="7m", rotate_after_s=61, cookies=CookiePolicy(max_age_s=421)
+    )
+    for _ in range(2):
+        SessionMiddleware(login(None), sessions, CookiePolicy(max_age_s=421))
+        SessionMiddleware(login(None), sessions, CookiePolicy(max_age_s=59))
+    longer, shorter = [record.getMessage() for record in caplog.records]
+    assert longer.startswith("cookie_max_age: longer than idle_timeout (7m), so whoever comes back later is logged out")
+    assert shorter.startswith("cookie_max_age: no longer than rotate_after (61s)")
+
+
+def test_a_cookie_that_outlives_every_session_is_refused_at_the_front_door() -> None:
+    with pytest.raises(ConfigError, match="cookie_max_age: longer than absolute_timeout"):
+        connect("memory://", key=KEY, cookies=CookiePolicy(max_age_s=30 * 86400))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -47,6 +48,8 @@ from coatcheck.tokens.sealed import TokenCodec
 
 T = TypeVar("T")
 
+_log: Final = logging.getLogger("coatcheck.sessions")
+
 _all: weakref.WeakSet[Sessions] = weakref.WeakSet()
 _inherited: list[object] = []
 """What a parent process had open at the fork, kept so that nothing here closes it: SQLite would delete its log."""
@@ -58,6 +61,11 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    _log.warning("%s", line)
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
@@ -347,7 +355,12 @@ class Sessions:
     def transport_of(
         self, cookies: CookiePolicy, route_tag: str | None = None, sticky: Sticky = "browser"
     ) -> CookieTransport:
-        """How these sessions travel in cookies of that kind; raises :class:`ConfigError`."""
+        """How these sessions travel in cookies of that kind; raises :class:`ConfigError`.
+
+        What they promise and these sessions do not hold is a warning in the log, once in each process.
+        """
+        for line in cookies.misfits(self._policy.idle_timeout_ms / 1000, self._policy.rotate_after_ms / 1000):
+            _warn_once(line)
         return CookieTransport(cookies, self._policy.absolute_timeout_ms / 1000, route_tag, sticky)
 
     async def open(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from coatcheck.duration import format_duration
 from coatcheck.errors import ConfigError
 from coatcheck.options import Option, judge, shown
 
@@ -125,6 +127,19 @@ class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 "cookie_max_age: longer than absolute_timeout, so the cookie would outlive its session; "
                 "shorten it or raise absolute_timeout (and idle_timeout)"
+            )
+
+    def misfits(self, idle_timeout_s: float, rotate_after_s: float) -> Iterator[str]:
+        """What a session does not hold of what the cookie promises: one line each, the setting and the mend."""
+        if self.max_age_s > idle_timeout_s:
+            yield (
+                f"cookie_max_age: longer than idle_timeout ({format_duration(idle_timeout_s)}), so whoever comes back "
+                "later is logged out, cookie or not; raise idle_timeout, or shorten it"
+            )
+        if 0 < self.max_age_s <= rotate_after_s:
+            yield (
+                f"cookie_max_age: no longer than rotate_after ({format_duration(rotate_after_s)}), when the browser "
+                "gets its next cookie: it forgets sessions in use; raise it, or shorten rotate_after"
             )
 
 

@@ -68,6 +68,7 @@ def _of_cookies(settings: FarmSettings) -> Iterator[str]:
         yield "cookie_same_site: other sites may send requests as your users; check Origin, or set cookie_partitioned"
     if cookie.domain:
         yield f"cookie_domain: every host below {cookie.domain} gets the cookie and can set it; one host needs none"
+    yield from cookie.misfits(settings.session.idle_timeout_s, settings.session.rotate_after_s)
 
 
 def _of_copies(settings: FarmSettings) -> Iterator[str]:

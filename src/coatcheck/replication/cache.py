@@ -176,7 +176,8 @@ class Cache:
     MAX_SPENT = 1024
     MAX_DECODED = 4096
     """Records that are held decoded too: those of the sessions that were used last. Decoding one more takes a
-    microsecond, and as much memory as the bytes."""
+    microsecond, and as much memory as the bytes. Beyond them, a record that says more than the bytes of its version
+    stays decoded until the next write."""
     SHARD_SESSIONS = 4096
     """So many sessions, on average, share one of the dicts that hold them, where 256 dicts are enough for that: a dict
     grows in one go, which takes 27 ms for half a million sessions, and as long as there are entries to be skipped its

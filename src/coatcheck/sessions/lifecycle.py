@@ -175,10 +175,9 @@ class Lifecycle:
         if verdict is Shown.CURRENT or verdict is Shown.NEXT:
             copy.shown_at = now
         if verdict is Shown.CURRENT and after is not record.chain:
-            # "Moved on" marks are soft: they are stored with the next write.
-            record = msgspec.structs.replace(record, chain=after)
-            copy.body = encode_record(record)
-            self._keep_decoded(copy, record)
+            # "Moved on" marks are soft: they are stored with the next write. Until then the record alone has them, and
+            # stays decoded; the body is what its version stands for, which a repair may put again.
+            record = copy.record = msgspec.structs.replace(record, chain=after)
         copy.review_at = self._review_at(record)
         return verdict
 

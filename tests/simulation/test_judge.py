@@ -10,7 +10,7 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 from coatcheck.simulation.convergence import _is_late_claim
 from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.log import Ack, Offer, SessionLog
+from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.trace import Trace
@@ -119,7 +119,7 @@ def forks(farm: Farm, log: SessionLog, *, reported: bool = True) -> None:
 
 
 def offer(farm: Farm, log: SessionLog, version: Version, servers: int = 3) -> None:
-    log.offers[version] = Offer(farm.schedule.now, servers)
+    log.offers[version] = OfferedVersion(farm.schedule.now, servers)
 
 
 def test_a_claim_gives_up_what_it_saw_if_it_said_so(farm: Farm) -> None:

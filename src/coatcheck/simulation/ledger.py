@@ -25,7 +25,7 @@ from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
-from coatcheck.simulation.log import Ack, Close, Offer, SessionLog, forgotten, holds, quorum
+from coatcheck.simulation.log import Ack, Close, OfferedVersion, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.web_server import ModelWebServer
@@ -52,7 +52,9 @@ class Ledger(LeaseJudge):
             what = "tombstone" if entry.closed else "claim" if entry.version.seq == 0 else "write"
             seen = ", ".join(f"{name} (saw {self.trace.version(v)})" for name, v in effect.seen.items())
             self.say(f"{web.name} puts {what} {self.trace.version(entry.version)} of {self.trace.key(log.key)}: {seen}")
-        offer = log.offers.setdefault(entry.version, Offer(self.schedule.now, len(web.copies.placement.servers)))
+        offer = log.offers.setdefault(
+            entry.version, OfferedVersion(self.schedule.now, len(web.copies.placement.servers))
+        )
         offer.until = self.schedule.now + web.runner.TIMEOUT_S
         check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)

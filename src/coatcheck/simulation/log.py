@@ -29,7 +29,7 @@ def quorum(servers: int, wanted: int) -> int:
     return min(wanted, servers // 2 + 1) if servers >= 3 else 1
 
 
-class Offer:
+class OfferedVersion:
     """A version that was put: ``since`` when, by whom knows of how many session ``servers``, and ``until`` when whoever
     put it last waits for answers."""
 
@@ -75,7 +75,7 @@ class SessionLog:
         self.blobs: dict[Version, bytes] = {}
         """The mapping, encoded, of each data version."""
         self.expires_ms: dict[Version, int] = {}
-        self.offers: dict[Version, Offer] = {}
+        self.offers: dict[Version, OfferedVersion] = {}
         self.accepted_by: dict[Version, set[str]] = {}
         self.operations: list[Operation] = []
         self.acks: dict[Version, Ack] = {}

@@ -7,7 +7,8 @@ import pytest
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
-from coatcheck.replication.copies import Closed, Copies, Gone, Written
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Copies, Gone, Written
 from coatcheck.replication.effects import Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Copies as CopiesWanted

@@ -12,7 +12,8 @@ import pytest
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
-from coatcheck.replication.copies import Gone, Lapsed
+from coatcheck.replication.closes import Lapsed
+from coatcheck.replication.copies import Gone
 from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.sealed import SealedToken

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
 from coatcheck.events import EventKind
-from coatcheck.replication.copies import Closed, Written
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Written
 from coatcheck.sessions.lifecycle import NOTHING
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from coatcheck.replication import cache, copies, placement, put_rule, repair, resolution, version, view
-from coatcheck.replication.copies import Closed, Copies
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Accepted, Pause, Put
 from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice

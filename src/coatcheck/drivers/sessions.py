@@ -21,7 +21,8 @@ from coatcheck.drivers.visit import VISIT, visiting
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenReason, UnavailableReason
 from coatcheck.events import LOSSES, Event, EventKind, public_id
-from coatcheck.replication.copies import Closed, Copies
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive, Flow, Tell
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted

@@ -24,7 +24,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from coatcheck.drivers.sessions import SessionInfo, Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
-from coatcheck.replication.copies import Closed
+from coatcheck.replication.closes import Closed
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header

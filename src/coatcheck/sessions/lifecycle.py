@@ -7,7 +7,8 @@ import msgspec
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Copy
-from coatcheck.replication.copies import Closed, Copies, Gone, Lapsed, Written
+from coatcheck.replication.closes import Closed, Lapsed
+from coatcheck.replication.copies import Copies, Gone, Written
 from coatcheck.replication.effects import Detach, Exclusive, Flow, as_flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.policy import Durability

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import TokenRejected
-from coatcheck.sessions.lifecycle import Lifecycle, Saved
+from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.saving import Saved
 from coatcheck.tokens.sealed import SealedToken
 
 

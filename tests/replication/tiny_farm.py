@@ -39,9 +39,10 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.put_rule import Verdict, judge_entries
 from coatcheck.replication.repair import Repair
 from coatcheck.replication.version import Version
-from coatcheck.sessions.lifecycle import Lifecycle, Saved
+from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.saving import Saved
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken
 

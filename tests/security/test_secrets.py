@@ -25,8 +25,8 @@ from coatcheck.replication.version import Version
 from coatcheck.replication.view import View
 from coatcheck.sessions.delta import diff
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.record import decode_record, encode_data
+from coatcheck.sessions.saving import Saved
 from coatcheck.stores.session_server_url import SessionServerAddress
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import TokenCodec

@@ -12,9 +12,9 @@ from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, Ses
 from coatcheck.events import EventKind
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Written
-from coatcheck.sessions.lifecycle import NOTHING
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.saving import NOTHING
 from coatcheck.tokens.sealed import SealedToken
 from in_hand import must_save
 from replication.tiny_farm import Farm, WebServer

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.sessions.lifecycle import NOTHING
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.saving import NOTHING
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.chain import Shown, show
 from coatcheck.tokens.keyring import KeyRing

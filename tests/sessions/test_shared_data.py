@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.sessions import lifecycle
+from coatcheck.sessions import opening
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, encode_data
 from coatcheck.sessions.request_state import MAX_SHARED_BYTES, SharedData
@@ -218,7 +218,7 @@ def test_what_is_served_is_shared() -> None:
 
 
 def test_what_is_shared_is_bounded_and_ends_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "MAX_SHARED", 3)
+    monkeypatch.setattr(opening, "MAX_SHARED", 3)
     web = Farm().web()
     tokens = [web.create(number=number) for number in range(5)]
     for token in tokens:

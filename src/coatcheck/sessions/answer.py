@@ -14,10 +14,10 @@ from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, U
 from coatcheck.sessions.caching import guard, may_read_later
 from coatcheck.sessions.cookies import CookieJar, CookiePolicy
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import NOTHING, Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.request_state import RequestState
 from coatcheck.sessions.routes import Header, Sticky, may_carry_route, with_route
+from coatcheck.sessions.saving import NOTHING, Saved
 
 RETRY_AFTER_S: Final = 1
 SWITCHING_PROTOCOLS: Final = 101

@@ -22,11 +22,12 @@ from coatcheck.events import Event, EventKind
 from coatcheck.replication.effects import Exclusive, Flow, as_flow
 from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import NOTHING, Lifecycle, Saved
+from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.routes import Header
+from coatcheck.sessions.saving import NOTHING, Saved
 from coatcheck.tokens.sealed import SealedToken
 
 ShownToken = tuple[SealedToken, bool]

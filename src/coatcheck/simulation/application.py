@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from coatcheck.replication.effects import Flow, Pause, as_flow
 from coatcheck.sessions.answer import cookie_changes
-from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.schedule import Act
 from coatcheck.simulation.web_server import ModelWebServer
 from coatcheck.tokens.sealed import SealedToken

@@ -18,9 +18,9 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import Saved
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered

@@ -13,9 +13,10 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.version import Version
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.lifecycle import Lifecycle, Saved
+from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.requests import Requests
+from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.application import Attempt
 from coatcheck.stores.port import ScanReply, Store
 from coatcheck.tokens.sealed import SealedToken

@@ -1,0 +1,205 @@
+"""What a request did to the data of its session is stored, on top of what is acknowledged now (protocol section 5)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
+from coatcheck.events import EventKind
+from coatcheck.replication.cache import Copy
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Gone, Written
+from coatcheck.replication.effects import Detach, Exclusive, Flow, as_flow
+from coatcheck.replication.policy import Durability
+from coatcheck.replication.version import Version, holds
+from coatcheck.sessions.delta import merge
+from coatcheck.sessions.issuing import Issue, token_to_tell
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.opening import Opening
+from coatcheck.sessions.policy import Merge
+from coatcheck.sessions.record import (
+    KNOWN_MS,
+    Record,
+    decode_data,
+    encode_data,
+    encode_record,
+)
+from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
+from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """The outcome of a save. ``issue``: the token to set, if it differs from the one shown.
+
+    ``clear``: the session was closed, so its cookie is to be deleted. ``written``: the level that a write reached.
+    """
+
+    issue: Issue | None = None
+    clear: bool = False
+    written: Written | None = None
+    closed: Closed | None = None
+
+
+CURRENT = Shown.CURRENT  # to find a member of an enum by its class takes a while
+NOTHING = Saved()
+"""Nothing was to be stored, and the browser knows everything."""
+
+
+class Saving(Opening):
+    """Stores the data of sessions that exist, moves their token chains on, and says which tokens are to be told."""
+
+    # -- nothing is stored -------------------------------------------------------------------------
+
+    def is_settled(self, session: Session) -> bool:
+        """Whether there is nothing to save and nothing to tell the browser: the hot path of reading.
+
+        A shortcut: if it says yes, :meth:`coatcheck.sessions.lifecycle.Lifecycle.finish` would have answered
+        :data:`NOTHING`, as of the moment when the session was opened.
+        """
+        request = session._request
+        if request.unsettled:
+            return False
+        copy = request.copy_held
+        if copy is None:
+            return True
+        return self._hosted(copy.key) is copy and request.shown is not None and request.shown.version == copy.promised
+
+    def _issue(self, session: Session) -> Issue | None:
+        """The token for a response that needs no save, if the browser must be told one."""
+        request = session._request
+        copy = request.copy_held
+        return None if copy is None else self._tell(session, self.copies.cache.get(copy.key) or copy, wrote=False)
+
+    def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
+        request = session._request
+        shown = request.shown
+        if shown is None:
+            return None
+        chain = (copy.record or self._record(copy)).chain
+        told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
+        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number)
+        return None if token is None else Issue(token, request.login)
+
+    # -- the data is stored ------------------------------------------------------------------------
+
+    def _store_data(self, session: Session, key: bytes) -> Flow[Saved] | Exclusive:
+        """Acknowledged at the durability asked for."""
+        durability = self.copies.policy.durability
+        saving = Exclusive(key, self._save(session, key, durability))
+        return saving if durability == "all" else self._early(session, saving)
+
+    def _early(self, session: Session, flow: Exclusive) -> Flow[Saved]:
+        """Answered as soon as the write acknowledges; the rest goes on until all servers are settled."""
+        request = session._request
+        outcome: Saved | Written = yield Detach(as_flow(flow))
+        if isinstance(outcome, Saved):
+            return outcome
+        assert request.copy_held is not None
+        copy = self.copies.cache.get(request.copy_held.key)
+        if copy is None:
+            return Saved(written=outcome)
+        return Saved(self._tell(session, copy, wrote=True), written=outcome)
+
+    def _save(self, session: Session, key: bytes, durability: Durability) -> Flow[Saved]:
+        request = session._request
+        shown = request.shown
+        base, offered = request.blob, list[Version]()
+        needed = durability
+        for _ in range(self.policy.max_tries):
+            copy = self._hosted(key) or (yield from self._owned(key, shown))
+            if offered:
+                # If the refused put had reached one server and the claim went on from there, what this request did is
+                # in, perhaps with later changes on top: doing it again would undo those.
+                request.blob = request.saved_blob if any(holds(copy.history, one) for one in offered) else base
+            before: Record = copy.record or self._record(copy)
+            now = self._world.now_ms()
+            record = self._next_record(session, copy, before, now)
+            rotated = record.chain is not before.chain
+            if not rotated and record.data == before.data and not self._touch_due(before, record):
+                request.copy_held = copy  # a parallel request has stored all that this one would
+                if offered and request.blob == request.saved_blob:
+                    self._written_by_claim(copy, needed)
+                return Saved(self._tell(session, copy, wrote=True))
+            # A successor leaves only after its put is acknowledged at target (protocol section 5).
+            level: Durability = "all" if rotated else durability
+            needed = level if needed != "all" else needed
+            expires_at = record.expires_at(self.policy)
+            review_at = 0 if rotated else copy.review_at  # a later touch and timeout only put it off
+            written = yield from self.copies.write(copy, encode_record(record), now, expires_at, level)
+            if written is not None:
+                stored = self._hosted(key)
+                if stored is None:
+                    raise SessionClosed("the session was closed while it was saved")
+                self._keep_decoded(stored, record)
+                stored.review_at = review_at
+                request.copy_held = stored
+                request.blob = request.saved_blob
+                if record.chain.next is not None and record.chain.next is not before.chain.next:
+                    self._report(EventKind.SESSION_ROTATED, key, "a new token", record.user)
+                return Saved(self._tell(session, stored, wrote=True), written=written)
+            offered.append(copy.version.next_write())
+        raise ConflictError("other requests changed this session faster than this one could save it")
+
+    def _owned(self, key: bytes, shown: SealedToken | None) -> Flow[Copy]:
+        """The acknowledged copy to write on top of, asked for if our lease of it is over."""
+        promised, number = (shown.version, shown.list_number) if shown is not None else (None, None)
+        accept = self.policy.rolled_back == "accept"
+        found: Copy | Gone = yield from self.copies.load(key, promised, accept, number)
+        if isinstance(found, Copy):
+            return found
+        if found is Gone.UNHEARD:
+            raise SessionUnavailable(UnavailableReason.UNHEARD)
+        raise SessionClosed(f"the session is {found.value}")
+
+    def _written_by_claim(self, copy: Copy, durability: Durability) -> Written:
+        """A write that was refused is stored all the same, and the claim that found it has it: as many servers as hold
+        the claim. A claim may have fewer than a write needs; then :class:`SessionUnavailable`."""
+        holders = sum(map(copy.is_on, copy.seen))
+        self.copies.puts.check_level(copy, holders, quorum=durability == "all")
+        return Written(holders, self.copies.placement.wanted)
+
+    # -- what is stored ----------------------------------------------------------------------------
+
+    def _touch_due(self, before: Record, after: Record) -> bool:
+        return after.last_seen_at - before.last_seen_at >= self._touch_ms or self._is_unknown(before)
+
+    def _next_record(self, session: Session, copy: Copy, record: Record, now: int) -> Record:
+        """The record after this request: data, chain and times, on top of what is acknowledged now."""
+        request = session._request
+        data = request.saved_blob
+        if record.data != request.blob:
+            if data == request.blob:
+                data = record.data
+            else:
+                base, theirs = decode_data(request.blob), decode_data(record.data)
+                merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
+                data = encode_data(merged)
+        chain = record.chain
+        if now >= copy.review_at or request.verdict is not CURRENT or request.rotating:
+            chain = self._next_chain(session, chain, copy, now)
+        last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
+        return Record(data, record.created_at, last_seen_at, record.user, chain)
+
+    def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
+        """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
+        server meanwhile was overtaken, perhaps long ago (a frozen server wakes up and goes on with a request that
+        its browser gave up): it must not overwrite what was acknowledged there."""
+        request = session._request
+        held = request.copy_held
+        moved = held is not None and held.version.claim != copy.version.claim
+        return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
+
+    def _next_chain(self, session: Session, chain: Chain, copy: Copy, now: int) -> Chain:
+        request = session._request
+        shown = request.shown
+        if shown is None:
+            return chain  # the browser has not been given a token yet
+        verdict, chain = self._shown(chain, shown, copy, now)
+        if request.verdict is Shown.RETURNED:
+            request.verdict = verdict  # a newer token may have been shown meanwhile
+        if verdict is Shown.RETURNED:
+            copy.shown_at = now
+        rotate_after_ms = 0 if request.rotating else self.policy.rotate_after_ms
+        if needs_successor(chain, verdict, now, rotate_after_ms):
+            chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
+        return chain

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coatcheck.pool import rules
+from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import (
     Acquire,
     Add,
@@ -150,7 +150,7 @@ class Farm(RuleBasedStateMachine):
         self.apply(LoginEnded(slot, failed=failed))
         assert slot not in self.state.leases
         if failed:
-            assert rules.login_openings(self.state, self.policy, self.now) == 0, "not again at once"
+            assert slots.login_openings(self.state, self.policy, self.now) == 0, "not again at once"
 
     @precondition(lambda self: self.in_hands)
     @rule(which=WHICH, renew=st.booleans(), keep=st.integers(0, 3), sign_out=st.booleans())

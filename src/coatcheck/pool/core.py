@@ -20,7 +20,7 @@ from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
-from coatcheck.pool.rules import is_overdue
+from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore

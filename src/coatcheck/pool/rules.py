@@ -31,7 +31,6 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
-    Parting,
     QueueFull,
     Release,
     Remove,
@@ -40,12 +39,23 @@ from coatcheck.pool.commands import (
     TakeIdle,
     Waiting,
 )
-from coatcheck.pool.state import FAR, Closing, Holding, Policy, Ticket, Token, UserState
+from coatcheck.pool.slots import (
+    Partings,
+    changes_at,
+    clamp,
+    current,
+    drop,
+    give_back,
+    hold,
+    login_openings,
+    login_wait_s,
+    lose,
+    sweep,
+)
+from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState
 
 REFRESHES_PER_TICKET_LIFE: Final = 3
 """A waiting caller shows up so often within the life of its ticket, so that one missed wake-up costs little."""
-
-Partings = list[Parting]
 
 
 def apply(state: UserState, policy: Policy, now: float, command: Command) -> CommandOutcome:
@@ -54,159 +64,6 @@ def apply(state: UserState, policy: Policy, now: float, command: Command) -> Com
     clamp(state, policy, now)
     reply = _RULES[type(command)](state, policy, now, command, partings)
     return CommandOutcome(reply, tuple(partings))
-
-
-def clamp(state: UserState, policy: Policy, now: float) -> None:
-    """Let no stored moment be farther away than its own length: the clock was ahead when it was written down.
-
-    Where the clock only went on, this changes nothing. The lengths are those of whoever wrote the moment, for other
-    processes may have another policy.
-    """
-    state.retry_at = min(state.retry_at, now + state.retry_s)
-    state.rate_at = min(state.rate_at, now + state.rate_s)
-    slots: list[Holding | Closing] = [*state.leases.values(), *state.closing.values()]
-    for slot in slots:
-        if slot.deadline > now + slot.length_s:
-            slot.deadline = now + slot.length_s
-            state.next_deadline = min(state.next_deadline, slot.deadline)
-    for token in state.free:
-        _clamp_token(token, now)
-    for holding in state.leases.values():
-        if holding.token is not None:
-            _clamp_token(holding.token, now)
-    for ticket in state.tickets:
-        ticket.alive_until = min(ticket.alive_until, now + policy.ticket_life_s)
-
-
-def _clamp_token(token: Token, now: float) -> None:
-    if token.used_at > now:  # it was used under a clock that is ahead of this one
-        token.used_at = now
-        token.dies_at = min(token.dies_at, now + token.span_s)
-        token.expires_at = min(token.expires_at, now + token.life_s, token.dies_at)
-
-
-# -- what the state says
-
-
-def login_allowed_at(state: UserState, policy: Policy) -> float:
-    """When the next login may start: after the back-off of failed ones, and within the rate (GCRA)."""
-    burst_s = policy.login_every_s * (policy.login_burst - 1)
-    return max(state.retry_at, state.rate_at - burst_s if policy.login_every_s else -FAR)
-
-
-def login_openings(state: UserState, policy: Policy, now: float) -> int:
-    """How many callers could start a login now. After a failure, one tries at a time."""
-    slots = policy.per_user - state.slots_used()
-    if slots <= 0 or now < login_allowed_at(state, policy):
-        return 0
-    if state.failures:
-        return 0 if any(holding.token is None for holding in state.leases.values()) else 1
-    return slots
-
-
-def turns(state: UserState, policy: Policy, now: float) -> list[int]:
-    """The tickets whose turn it is, first come, first served."""
-    if not state.tickets:
-        return []
-    count = len(state.free) + login_openings(state, policy, now)
-    return [ticket.number for ticket in state.tickets[:count]]
-
-
-def changes_at(state: UserState, policy: Policy, now: float) -> float:
-    """When a caller who waits may be served though nobody gives anything back: an overdue slot, an allowed login."""
-    limited_s = _limited_s(state, policy, now)
-    return min(state.next_deadline, now + limited_s) if limited_s else state.next_deadline
-
-
-# -- tokens and slots
-
-
-def is_spent(token: Token, policy: Policy, now: float) -> bool:
-    """Whether the token may not be handed out again: used up, expired, or too close to expiry."""
-    return token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at
-
-
-def hold(state: UserState, token: Token | None, now: float, length_s: float, fence: int = 0) -> int:
-    """Put a token (or a login) into somebody's hands for so long; returns the fencing number."""
-    deadline = now + length_s
-    if not fence:
-        state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline, length_s)
-    if deadline < state.next_deadline:
-        state.next_deadline = deadline
-    return fence
-
-
-def give_back(state: UserState, policy: Policy, now: float, token: Token, partings: Partings) -> None:
-    """After a use: the token lives on, and is the next to be taken, unless it is spent."""
-    token.used_at = now
-    token.expires_at = min(now + token.life_s, token.dies_at)
-    if is_spent(token, policy, now):
-        drop(state, policy, now, token, partings)
-    else:
-        state.free.append(token)
-
-
-def drop(
-    state: UserState, policy: Policy, now: float, token: Token, partings: Partings, *, sign_out: bool = True
-) -> None:
-    """Take a token out of use. While the upstream may still count its session, the slot stays taken."""
-    state.counters.drops += 1
-    if sign_out and policy.signs_out:
-        state.fence += 1
-        state.counters.not_leases += 1
-        deadline = now + policy.logout_timeout_s
-        state.closing[state.fence] = Closing(token.value, deadline, policy.logout_timeout_s)
-        state.next_deadline = min(state.next_deadline, deadline)
-        partings.append(Parting(state.fence, token.value))
-
-
-def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> int:
-    """Recover what is overdue and drop what is spent; returns how many tokens were dropped.
-
-    A lease past its deadline is dropped, never freed: its borrower may still be using the token.
-    """
-    dropped = 0
-    if now >= state.next_deadline:
-        for fence in [fence for fence, closing in state.closing.items() if now >= closing.deadline]:
-            del state.closing[fence]
-        for fence in [fence for fence, holding in state.leases.items() if now >= holding.deadline]:
-            dropped += _lose(state, policy, now, fence, partings)
-        deadlines = [holding.deadline for holding in state.leases.values()]
-        state.next_deadline = min([*deadlines, *(closing.deadline for closing in state.closing.values())], default=FAR)
-    spent = [token for token in state.free if is_spent(token, policy, now)]
-    if spent:
-        state.free = [token for token in state.free if not is_spent(token, policy, now)]
-        for token in spent:
-            drop(state, policy, now, token, partings)
-    if state.tickets and policy.ticket_life_s < FAR:
-        state.tickets = [ticket for ticket in state.tickets if now < ticket.alive_until]
-    return dropped + len(spent)
-
-
-def is_overdue(state: UserState, policy: Policy, now: float) -> bool:
-    """Whether a sweep would find something."""
-    return (
-        now >= state.next_deadline
-        or any(is_spent(token, policy, now) for token in state.free)
-        or any(now >= ticket.alive_until for ticket in state.tickets)
-    )
-
-
-def _lose(state: UserState, policy: Policy, now: float, fence: int, partings: Partings) -> int:
-    holding = state.leases.pop(fence)
-    state.counters.lost += 1
-    if holding.token is None:
-        state.counters.not_leases += 1
-        return 0  # a login that took too long; what it brings is logged out when it comes
-    drop(state, policy, now, holding.token, partings)
-    return 1
-
-
-def _current(state: UserState, now: float, fence: int) -> Holding | None:
-    """The lease ``fence`` if it is still its borrower's: before the deadline to the very moment."""
-    holding = state.leases.get(fence)
-    return None if holding is None or now >= holding.deadline else holding
 
 
 # -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue
@@ -270,7 +127,7 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
             state.rate_at = max(state.rate_at, now) + policy.login_every_s
             state.rate_s = policy.login_every_s * policy.login_burst
         return MustLogIn(hold(state, None, now, policy.login_timeout_s))
-    limited_s = _limited_s(state, policy, now)
+    limited_s = login_wait_s(state, policy, now)
     if not command.may_wait:
         return NoToken(limited_s)
     return _queue(state, policy, now, command.ticket, limited_s)
@@ -296,12 +153,6 @@ def take(state: UserState, policy: Policy, now: float) -> Granted:
     return Granted(fence, token.value, policy.lease_s, token.uses)
 
 
-def _limited_s(state: UserState, policy: Policy, now: float) -> float:
-    if state.slots_used() >= policy.per_user:
-        return 0.0
-    return max(0.0, login_allowed_at(state, policy) - now)
-
-
 def _queue(state: UserState, policy: Policy, now: float, number: int, limited_s: float) -> Reply:
     place = _place(state, number)
     if place == len(state.tickets):
@@ -324,7 +175,7 @@ def _leave(state: UserState, policy: Policy, now: float, command: Leave, parting
 
 
 def _login_done(state: UserState, policy: Policy, now: float, command: LoginDone, partings: Partings) -> Reply:
-    holding = _current(state, now, command.fence)
+    holding = current(state, now, command.fence)
     if holding is None or holding.token is not None:
         return Lost()
     state.counters.logins += 1
@@ -356,7 +207,7 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
 
 
 def _release(state: UserState, policy: Policy, now: float, command: Release, partings: Partings) -> Reply:
-    holding = _current(state, now, command.fence)
+    holding = current(state, now, command.fence)
     if holding is None or holding.token is None:
         sweep(state, policy, now, partings)
         return Lost()
@@ -375,7 +226,7 @@ def _release(state: UserState, policy: Policy, now: float, command: Release, par
 
 
 def _extend(state: UserState, policy: Policy, now: float, command: Extend, partings: Partings) -> Reply:
-    holding = _current(state, now, command.fence)
+    holding = current(state, now, command.fence)
     if holding is None or holding.token is None:
         return Lost()
     if command.renew:
@@ -412,7 +263,7 @@ def _remove(state: UserState, policy: Policy, now: float, command: Remove, parti
         return token is not None and command.token_id in (None, token.token_id)
 
     fences = [fence for fence, holding in state.leases.items() if chosen(holding.token)]
-    count = sum(_lose(state, policy, now, fence, partings) for fence in fences)
+    count = sum(lose(state, policy, now, fence, partings) for fence in fences)
     removed = [token for token in state.free if chosen(token)]
     state.free = [token for token in state.free if not chosen(token)]
     for token in removed:
@@ -423,7 +274,7 @@ def _remove(state: UserState, policy: Policy, now: float, command: Remove, parti
 def _reset(state: UserState, policy: Policy, now: float, command: Reset, partings: Partings) -> Reply:
     """Those who wait keep their places; the upstream may still count sessions that are forgotten here."""
     state.closing.clear()
-    count = sum(_lose(state, policy, now, fence, partings) for fence in list(state.leases))
+    count = sum(lose(state, policy, now, fence, partings) for fence in list(state.leases))
     for token in state.free:
         drop(state, policy, now, token, partings)
     count += len(state.free)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import TokenRejected
-from coatcheck.pool import rules
+from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import Policy, UserState, new_user
@@ -72,12 +72,12 @@ class StateBox:
             state.limits = limits
             after = self._encoder.encode(state)
         new = self._box.seal(FORMAT + after, user.encode()) if after != before else None
-        return Changed(new, outcome, rules.turns(state, self.policy, now), state.ends_at())
+        return Changed(new, outcome, slots.turns(state, self.policy, now), state.ends_at())
 
     def is_turn(self, state: UserState, now: float, ticket: int) -> bool:
         """Whether the caller with ``ticket`` should ask again: it is its turn, or something is overdue."""
         return (
             now >= state.next_deadline
             or any(now >= other.alive_until for other in state.tickets)
-            or ticket in rules.turns(state, self.policy, now)
+            or ticket in slots.turns(state, self.policy, now)
         )

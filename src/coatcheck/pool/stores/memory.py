@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.pool import rules
+from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.errors import PoolFull
 from coatcheck.pool.state import FAR, Policy, UserState, copy_of, new_user
@@ -84,13 +84,13 @@ class MemoryTokenStore:
     def wake(self, user: str, state: UserState) -> None:
         """Wake the callers whose turn it is. Call it with the lock held."""
         now = self.clock()
-        for number in rules.turns(state, self.policy, now):
+        for number in slots.turns(state, self.policy, now):
             self._rouse(user, number)
         # The first of the others must not sleep past the moment when something changes by itself.
         if state.tickets:
             first = user, state.tickets[0].number
             sleeper = self._sleepers.get(first)
-            if sleeper is not None and rules.changes_at(state, self.policy, now) < sleeper[1]:
+            if sleeper is not None and slots.changes_at(state, self.policy, now) < sleeper[1]:
                 self._rouse(*first)
 
     def _rouse(self, user: str, ticket: int) -> None:
@@ -102,11 +102,11 @@ class MemoryTokenStore:
         """Register who to wake, and return how many seconds to sleep at most; 0: look again at once."""
         with self.lock:
             state, now = self.states.get(user), self.clock()
-            if state is None or self._closed or ticket in rules.turns(state, self.policy, now):
+            if state is None or self._closed or ticket in slots.turns(state, self.policy, now):
                 return 0.0
             again_at = now + timeout_s
             if state.tickets and state.tickets[0].number == ticket:
-                again_at = min(again_at, rules.changes_at(state, self.policy, now))
+                again_at = min(again_at, slots.changes_at(state, self.policy, now))
             self._sleepers[user, ticket] = waker, again_at
             return again_at - now
 

@@ -3,53 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
-from coatcheck.drivers.background_repair import BackgroundRepair, scan
-from coatcheck.drivers.visit import VISIT, visiting
+from coatcheck.drivers.background_repair import BackgroundRepair
+from coatcheck.drivers.session_operations import SessionInfo, SessionOperations
+from coatcheck.drivers.session_requests import SessionRequests
+from coatcheck.drivers.visit import VISIT
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import CoatcheckError, CorruptEntry, SessionUnavailable, TokenReason, UnavailableReason
+from coatcheck.errors import CoatcheckError, CorruptEntry
 from coatcheck.events import LOSSES, Event, EventKind, public_id
-from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
-from coatcheck.replication.effects import Exclusive, Flow, Tell
+from coatcheck.replication.effects import Tell
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
-from coatcheck.replication.view import View
-from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.cookies import CookiePolicy
-from coatcheck.sessions.ending import OpenStreams, SessionEnd
-from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.ending import OpenStreams
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.newcomers import Newcomers
-from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.policy import SessionPolicy
-from coatcheck.sessions.record import decode_data, decode_record
-from coatcheck.sessions.request_state import RequestState
 from coatcheck.sessions.requests import Requests
-from coatcheck.sessions.routes import Header, Sticky
-from coatcheck.stores.port import Store, Unreachable
+from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import TokenCodec
-
-T = TypeVar("T")
-
-_log: Final = logging.getLogger("coatcheck.sessions")
 
 _all: weakref.WeakSet[Sessions] = weakref.WeakSet()
 _inherited: list[object] = []
@@ -64,29 +52,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-@cache
-def _warn_once(line: str) -> None:
-    _log.warning("%s", line)
-
-
-class SessionInfo(msgspec.Struct, frozen=True):
-    """One session as operators see it. Times are Unix ms; ``copies`` names the servers that hold the newest state."""
-
-    key: str
-    id: str
-    """What logs and audit records call it: :func:`coatcheck.events.public_id`."""
-    state: str
-    user: str | None
-    created_at: int
-    last_seen_at: int
-    version: str
-    owner: str
-    copies: tuple[str, ...]
-    bytes: int
-    data: dict[str, Any] | None = None
-
-
-class Sessions:
+class Sessions(SessionRequests, SessionOperations):
     """The sessions of one web server: :meth:`open` with each request, :meth:`finish` when its response starts, and
     :meth:`end` when its body was streamed.
 
@@ -100,8 +66,6 @@ class Sessions:
     """
 
     CLOCK_PERIOD_S = 1.0
-    LOOKS_AT_ONCE = 64
-    """Sessions that a listing asks for at once: it shares the event loop with the requests."""
 
     def __init__(
         self,
@@ -351,180 +315,6 @@ class Sessions:
             raise CoatcheckError("these sessions are not started: await start() first, or open() a request")
         return self._watching_ends
 
-    # -- the life of a request -------------------------------------------------------------------
-
-    def transport_of(
-        self, cookies: CookiePolicy, route_tag: str | None = None, sticky: Sticky = "browser"
-    ) -> CookieTransport:
-        """How these sessions travel in cookies of that kind; raises :class:`ConfigError`.
-
-        What they promise and these sessions do not hold is a warning in the log, once in each process.
-        """
-        for line in cookies.misfits(self._policy.idle_timeout_ms / 1000, self._policy.rotate_after_ms / 1000):
-            _warn_once(line)
-        return CookieTransport(cookies, self._policy.absolute_timeout_ms / 1000, route_tag, sticky)
-
-    async def open(
-        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
-    ) -> Opened:
-        """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
-        joined by ``; ``; ``client``: the host that asks, if the server knows it.
-
-        Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
-        :meth:`Answer.refusal` says what to answer then.
-        """
-        home = self if self.loop is asyncio.get_running_loop() else await self.on_this_loop()
-        opened = Opened(home, cookie_header, client, transport or self.transport)
-        await home.load(opened)
-        return opened
-
-    async def load(self, opened: Opened) -> None:
-        """Open the session of a request that was begun, on the event loop that these sessions belong to."""
-        loading = self.requests.open(opened)
-        if loading is not None:
-            await self.run_for(opened, loading)
-
-    def beats(self) -> bool:
-        """Whether the heart-beat is in time, so that another thread may be served from what is hosted here."""
-        return self._stall_guard is not None and not self._stall_guard.is_late()
-
-    async def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
-        """When the app's response starts, with this status and these headers: what to send instead of them.
-
-        Returns when what the request did is acknowledged, or with a refusal (:attr:`Answer.refused`) when it was not.
-        Raises :class:`SessionDataError` for what cannot be stored, with nothing stored: then the app's error page can
-        be finished. Raises :class:`CoatcheckError` for a request that was finished before.
-        """
-        home: Sessions = opened.home
-        answer = home.requests.finish(opened, status, headers)
-        if isinstance(answer, Answer):
-            return answer
-        try:
-            return await home.run_for(opened, answer)
-        except SessionUnavailable as unavailable:
-            return home.requests.refuse(opened, unavailable)
-
-    async def end(self, opened: Opened) -> None:
-        """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.
-
-        Raises :class:`CoatcheckError` for what needs a cookie (a new session, a login): its time has passed; and
-        :class:`SessionUnavailable`, :class:`SessionClosed`, :class:`ConflictError` and :class:`SessionDataError` for
-        what was not stored.
-        """
-        home: Sessions = opened.home
-        storing = home.requests.end(opened)
-        if storing is not None:
-            await home.run_for(opened, storing)
-
-    async def run_for(self, opened: Opened, flow: Flow[T] | Exclusive) -> T:
-        """Run a flow in the name of the client that asks.
-
-        Raises what the flow raises, and :class:`SessionUnavailable` where the sessions were closed meanwhile.
-        """
-        before = VISIT.set(opened)
-        try:
-            if self._driver is None:
-                raise SessionUnavailable(UnavailableReason.STOPPING)
-            result: T = await self._driver.run(flow)
-        except BaseException:
-            opened.give_up()
-            raise
-        finally:
-            VISIT.reset(before)
-        if opened.lost is not None and opened.session.is_new:
-            opened.session._request.lost = opened.lost
-        return result
-
-    def _rejected(self, reason: TokenReason, client: str | None) -> None:
-        with visiting(client):
-            self._report(Event(EventKind.TOKEN_REJECTED, detail=reason.value))
-
-    def seal(self, issue: Issue) -> bytes:
-        """The text of a token for the browser."""
-        return self._codecs[issue.login].seal_token(issue.token)
-
-    async def ended(self, request: RequestState) -> SessionEnd:
-        """Wait until the session is over, wherever it is ended, and return why."""
-        over: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
-        copy = request.copy_held
-        if copy is None:
-            return await over  # what does not exist does not end
-        watch = self.watching.watch(copy.key, lambda end: None if over.done() else over.set_result(end))
-        try:
-            return await over
-        finally:
-            self.watching.forget(watch)
-
-    # -- for operators ---------------------------------------------------------------------------
-
-    async def close_key(self, key: bytes) -> Closed:
-        """Close a session by its key, on every server."""
-        before = await self.show(key, with_data=False)
-        closed: Closed = await self.driver.run(_exclusively(key, self.copies.close(key)))
-        user = before.user if before is not None else None
-        detail = f"by an operator, {closed.holds} of {closed.servers}"
-        self._report(Event(EventKind.SESSION_CLOSED, public_id(key), detail, user or ""))
-        return closed
-
-    async def find(self, public: str) -> bytes | None:
-        """The key of the session that logs and audit records call ``public`` (12 hex digits); ``None``: not stored.
-
-        Looks through the keys on the session servers that answer.
-        """
-        for store in self._stores.values():
-            cursor = -1
-            while cursor:
-                reply = await scan(store, max(cursor, 0), 256)
-                if isinstance(reply, Unreachable):
-                    break
-                cursor, found = reply
-                for key in found:
-                    if public_id(key) == public:
-                        return key
-        return None
-
-    async def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
-        """What the session servers hold of a session; changes nothing, claims nothing."""
-        view = await self.driver.run(self.copies.viewer.look(key))
-        return _describe(view, with_data)
-
-    async def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
-        """Up to ``limit`` sessions, found by scanning the session servers that answer."""
-        found: list[SessionInfo] = []
-        keys = await self._keys(limit)
-        for start in range(0, len(keys), self.LOOKS_AT_ONCE):
-            chunk = keys[start : start + self.LOOKS_AT_ONCE]
-            shown = await asyncio.gather(*(self.show(key, with_data=False) for key in chunk))
-            found += [info for info in shown if info is not None]
-        return found
-
-    async def _keys(self, limit: int) -> list[bytes]:
-        keys: dict[bytes, None] = {}
-        for store in self._stores.values():
-            cursor = -1
-            while cursor and len(keys) < limit:
-                reply = await scan(store, max(cursor, 0), 256)
-                if isinstance(reply, Unreachable):
-                    break
-                cursor, found = reply
-                keys.update(dict.fromkeys(found))
-        return list(keys)[:limit]
-
-    def status(self) -> dict[str, Any]:
-        """Numbers for ``coatcheck status``: sessions hosted, copies below their number, repair, events."""
-        repair = self._repair
-        return {
-            "sessions": self.copies.cache.hosted(),
-            "under_replicated": len(self.copies.under_replicated),
-            "closing": len(self.copies.closing),
-            "refused_new_sessions": self.newcomers.refused,
-            "recopy": repair.progress() if repair is not None else {},
-            "session_servers": {name: store.reachable for name, store in self._stores.items()},
-            "clock": self._world.clock.status(),
-            "events": {kind.value: count for kind, count in self.events.items()},
-            "last_events": {kind.value: event.detail for kind, event in self._last_event.items()},
-        }
-
     # -- inside ----------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
@@ -557,36 +347,6 @@ class Sessions:
             self._watching_ends.noticed(message.key)
         if answer is not None and self._driver is not None:
             self._driver.tell(answer)
-
-
-def _exclusively(key: bytes, flow: Any) -> Any:
-    return (yield Exclusive(key, flow))
-
-
-def _describe(view: View, with_data: bool) -> SessionInfo | None:
-    newest = view.newest
-    if newest is None:
-        return None
-    holders = tuple(name for name, entry in view.entries.items() if entry.version == newest.version)
-    common: dict[str, Any] = {
-        "key": view.key.hex(),
-        "id": public_id(view.key),
-        "version": str(newest.version),
-        "owner": newest.version.server_id.hex(),
-        "copies": holders,
-        "bytes": len(newest.payload),
-    }
-    if newest.closed:
-        return SessionInfo(state="closed", user=None, created_at=0, last_seen_at=0, **common)
-    record = decode_record(view.body)
-    return SessionInfo(
-        state="live",
-        user=record.user,
-        created_at=record.created_at,
-        last_seen_at=record.last_seen_at,
-        data=decode_data(record.data) if with_data else None,
-        **common,
-    )
 
 
 __all__ = ["SessionInfo", "Sessions", "public_id"]

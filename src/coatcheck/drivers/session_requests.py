@@ -1,0 +1,164 @@
+"""A web server's sessions, as its requests ask for them: open, finish and end, on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cache
+from typing import Final, TypeVar
+
+from coatcheck.drivers.asyncio_driver import AsyncioDriver
+from coatcheck.drivers.visit import VISIT, visiting
+from coatcheck.drivers.watching import Watching
+from coatcheck.errors import SessionUnavailable, TokenReason, UnavailableReason
+from coatcheck.events import Event, EventKind
+from coatcheck.replication.effects import Exclusive, Flow
+from coatcheck.replication.stall_guard import StallGuard
+from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.ending import SessionEnd
+from coatcheck.sessions.issuing import Issue
+from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.request_state import RequestState
+from coatcheck.sessions.requests import Requests
+from coatcheck.sessions.routes import Header, Sticky
+from coatcheck.tokens.sealed import TokenCodec
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("coatcheck.sessions")
+
+
+@cache
+def _warn_once(line: str) -> None:
+    _log.warning("%s", line)
+
+
+class SessionRequests(ABC):
+    """What :class:`coatcheck.drivers.sessions.Sessions` does for requests."""
+
+    requests: Requests
+    transport: CookieTransport
+    loop: asyncio.AbstractEventLoop | None
+    _policy: SessionPolicy
+    _codecs: dict[bool, TokenCodec]
+    _driver: AsyncioDriver | None
+    _stall_guard: StallGuard | None
+
+    @abstractmethod
+    async def on_this_loop(self) -> SessionRequests:
+        """Those of the running event loop, started."""
+
+    @property
+    @abstractmethod
+    def watching(self) -> Watching:
+        """Who is told when sessions end."""
+
+    @abstractmethod
+    def report(self, event: Event) -> None:
+        """Tell operators."""
+
+    def transport_of(
+        self, cookies: CookiePolicy, route_tag: str | None = None, sticky: Sticky = "browser"
+    ) -> CookieTransport:
+        """How these sessions travel in cookies of that kind; raises :class:`ConfigError`.
+
+        What they promise and these sessions do not hold is a warning in the log, once in each process.
+        """
+        for line in cookies.misfits(self._policy.idle_timeout_ms / 1000, self._policy.rotate_after_ms / 1000):
+            _warn_once(line)
+        return CookieTransport(cookies, self._policy.absolute_timeout_ms / 1000, route_tag, sticky)
+
+    async def open(
+        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
+    ) -> Opened:
+        """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
+        joined by ``; ``; ``client``: the host that asks, if the server knows it.
+
+        Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
+        :meth:`Answer.refusal` says what to answer then.
+        """
+        home = self if self.loop is asyncio.get_running_loop() else await self.on_this_loop()
+        opened = Opened(home, cookie_header, client, transport or self.transport)
+        await home.load(opened)
+        return opened
+
+    async def load(self, opened: Opened) -> None:
+        """Open the session of a request that was begun, on the event loop that these sessions belong to."""
+        loading = self.requests.open(opened)
+        if loading is not None:
+            await self.run_for(opened, loading)
+
+    def beats(self) -> bool:
+        """Whether the heart-beat is in time, so that another thread may be served from what is hosted here."""
+        return self._stall_guard is not None and not self._stall_guard.is_late()
+
+    async def finish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
+        """When the app's response starts, with this status and these headers: what to send instead of them.
+
+        Returns when what the request did is acknowledged, or with a refusal (:attr:`Answer.refused`) when it was not.
+        Raises :class:`SessionDataError` for what cannot be stored, with nothing stored: then the app's error page can
+        be finished. Raises :class:`CoatcheckError` for a request that was finished before.
+        """
+        home: SessionRequests = opened.home
+        answer = home.requests.finish(opened, status, headers)
+        if isinstance(answer, Answer):
+            return answer
+        try:
+            return await home.run_for(opened, answer)
+        except SessionUnavailable as unavailable:
+            return home.requests.refuse(opened, unavailable)
+
+    async def end(self, opened: Opened) -> None:
+        """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.
+
+        Raises :class:`CoatcheckError` for what needs a cookie (a new session, a login): its time has passed; and
+        :class:`SessionUnavailable`, :class:`SessionClosed`, :class:`ConflictError` and :class:`SessionDataError` for
+        what was not stored.
+        """
+        home: SessionRequests = opened.home
+        storing = home.requests.end(opened)
+        if storing is not None:
+            await home.run_for(opened, storing)
+
+    async def run_for(self, opened: Opened, flow: Flow[T] | Exclusive) -> T:
+        """Run a flow in the name of the client that asks.
+
+        Raises what the flow raises, and :class:`SessionUnavailable` where the sessions were closed meanwhile.
+        """
+        before = VISIT.set(opened)
+        try:
+            if self._driver is None:
+                raise SessionUnavailable(UnavailableReason.STOPPING)
+            result: T = await self._driver.run(flow)
+        except BaseException:
+            opened.give_up()
+            raise
+        finally:
+            VISIT.reset(before)
+        if opened.lost is not None and opened.session.is_new:
+            opened.session._request.lost = opened.lost
+        return result
+
+    def _rejected(self, reason: TokenReason, client: str | None) -> None:
+        with visiting(client):
+            self.report(Event(EventKind.TOKEN_REJECTED, detail=reason.value))
+
+    def seal(self, issue: Issue) -> bytes:
+        """The text of a token for the browser."""
+        return self._codecs[issue.login].seal_token(issue.token)
+
+    async def ended(self, request: RequestState) -> SessionEnd:
+        """Wait until the session is over, wherever it is ended, and return why."""
+        over: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
+        copy = request.copy_held
+        if copy is None:
+            return await over  # what does not exist does not end
+        watch = self.watching.watch(copy.key, lambda end: None if over.done() else over.set_result(end))
+        try:
+            return await over
+        finally:
+            self.watching.forget(watch)

@@ -273,7 +273,7 @@ def _server(**changes: object) -> WebServer:
         ({"health_path": "/a b"}, "health_path '/a b'"),
         ({"max_connections": 0}, "max_connections is 0"),
         ({"connect_timeout_s": -1.0}, "connect_timeout_s is -1.0"),
-        ({"first_byte_timeout_s": 20.0}, "resend_after_s is 20.0; it must be below first_byte_timeout_s"),
+        ({"first_byte_timeout_s": 20.0}, "resend_after: 20s is not below first_byte_timeout"),
         ({"trusted_proxies": ("10.0.0.1/8",)}, "trusted_proxies"),
     ],
 )

@@ -87,10 +87,6 @@ def checked_options(options: DirectorOptions) -> DirectorOptions:
             raise ConfigError(f"director: {field.name} is {value}; it must be 0 or above")
     if options.max_sends > _MOST_SENDS:
         raise ConfigError(f"director: max_sends is {options.max_sends}; it must be 1 or {_MOST_SENDS}")
-    if options.first_byte_timeout_s <= options.resend_after_s:
-        raise ConfigError(
-            f"director: resend_after_s is {options.resend_after_s}; it must be below first_byte_timeout_s "
-            f"({options.first_byte_timeout_s}), or 0"
-        )
+    options.check_patience()
     trusted_networks(options)
     return options

@@ -159,7 +159,11 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionArguments(TypedDict, total=False):
-    """The same names as keyword arguments; a duration is seconds, text such as ``"30m"``, or a ``timedelta``."""
+    """The same names as keyword arguments; a duration is seconds, text such as ``"30m"``, or a ``timedelta``.
+
+    Names and what is taken under them, no more: of ``**settings`` a type checker reads nothing but a dict that is
+    written out (PEP 692), and a setting is taken in more forms than it is held in. A test compares both.
+    """
 
     copies: Copies
     durability: Durability

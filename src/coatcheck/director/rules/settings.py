@@ -252,6 +252,10 @@ class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         judge(self)
+        self.check_patience()
+
+    def check_patience(self) -> None:
+        """Raises ConfigError where a request would be given up before it could be sent again."""
         if self.first_byte_timeout_s <= self.resend_after_s:
             raise ConfigError(
                 f"resend_after: {format_duration(self.resend_after_s)} is not below first_byte_timeout "

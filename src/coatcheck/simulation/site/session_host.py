@@ -40,7 +40,7 @@ class SessionHost:
         self._world = world
         self._witness = witness
         self._password = password
-        self._expires_by_wall = expires_by_wall
+        self.expires_by_wall = expires_by_wall
         self._undo: list[tuple[bytes, Row | None]] = []
         self._late_ms = 0
         """How far entries that end by the wall clock are ahead of the steady one."""
@@ -105,7 +105,7 @@ class SessionHost:
             return verdict
 
         table.put = put  # type: ignore[method-assign]
-        if self._expires_by_wall:
+        if self.expires_by_wall:
             late: Any = table
             get, scan = table.get, table.scan
             late.get = lambda key, now_ms: get(key, now_ms + self._late_ms)
@@ -121,7 +121,7 @@ class SessionHost:
     # -- what is stored ----------------------------------------------------------------------------
 
     def _stored(self, key: bytes) -> tuple[bytes, int] | None:
-        now_ms = self._now_ms() + (0 if self._expires_by_wall else self._late_ms)
+        now_ms = self._now_ms() + (0 if self.expires_by_wall else self._late_ms)
         return self.table.get(key, now_ms)
 
     def _row(self, key: bytes) -> Row | None:
@@ -189,7 +189,7 @@ class SessionHost:
     def jump(self, by_ms: int) -> None:
         """Its wall clock is set; entries that end by that clock follow."""
         self.machine.skew_ms += by_ms
-        if self._expires_by_wall:
+        if self.expires_by_wall:
             before = self.entries
             self._late_ms += by_ms
             self._witness.forgot(self, [key for key in before if self.look(key) is None], silently=True)

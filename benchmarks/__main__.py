@@ -10,6 +10,7 @@ from benchmarks.processes import ROOT, environment
 BENCHMARKS = [
     # Module, its arguments, and those for a short look.
     ("benchmarks.middleware", ["--write-results"], ["--quick"]),
+    ("benchmarks.scale", ["--write-results"], ["--quick"]),
     ("benchmarks.kill", ["--write-results"], ["--quick"]),
     ("benchmarks.director", ["--write-results"], ["--rounds", "1"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),

@@ -8,6 +8,7 @@ import pytest
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
+from coatcheck.replication.cache import Cache
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
@@ -170,6 +171,28 @@ def test_a_token_that_was_given_up_comes_back(theft: Any, thief: Any, victim: An
     assert web.kinds().count(EventKind.SESSION_THEFT) == 1
     assert farm.web().read(held) == victim
     assert closed_everywhere(farm, held) is (theft == "close")
+
+
+def test_that_a_browser_has_moved_on_is_remembered_though_its_session_was_not_used_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is stored with the next write only; until then the web server knows it, decoded or not."""
+    monkeypatch.setattr(Cache, "MAX_DECODED", 1)
+    farm = Farm(policy=SessionPolicy(theft="refuse"))
+    web = farm.web()
+    booty = web.create(n=1)
+    farm.wait(ROTATE_S)
+    held = request(web, request(web, booty))
+    farm.wait(GRACE_S + 1)
+    session = web.opened(held)
+    web.read(web.create(n=2))
+    copy = session._request.copy_held
+    assert copy is not None
+    assert copy.record is None, "only that of the other session is decoded"
+    assert session.user is None
+    farm.wait(GRACE_S + 1)
+    assert web.read(booty) is None
+    assert web.kinds().count(EventKind.SESSION_THEFT) == 1
 
 
 def test_who_is_served_under_report_gets_no_newer_token_by_writing() -> None:

@@ -1,8 +1,8 @@
 """What many hosted sessions, and many session servers, cost a web server: memory, pauses and CPU, in one process.
 
 ``python -m benchmarks.scale [--quick] [--write-results]`` prints Markdown. The session servers are in the memory of the
-same process and answer at once, so that figures are the web server's alone; each row is a process of its own. A pause
-is the CPU time of one callback of the event loop: another program on the same core makes none.
+same process and answer at once, so that figures are the web server's alone. A pause is the CPU time
+of one callback of the event loop: another program on the same core makes none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FEW = 1000
 """Sessions that are hosted at first, and that the requests are for: as many whatever number is hosted."""
 TOGETHER = 50
 """Sessions that come in one callback of the event loop while the others are hosted."""
-CONCURRENT, REQUESTS, ROUNDS, REPEATS = 32, 3200, 5, 3
+CONCURRENT, REQUESTS, ROUNDS = 32, 3200, 7
 WATCHED_S, RECOPIED_S, LIMIT_S = 12.0, 12.0, 1800.0
 HOUR_MS = 3_600_000
 LEASE_S = 600.0
@@ -154,8 +154,8 @@ async def medians(crowds: dict[str, Browsers]) -> dict[str, float]:
     return {name: median(rounds[1:]) for name, rounds in found.items()}
 
 
-async def measure_few(servers: int) -> dict[str, float]:
-    return await medians({"": await few(servers)})
+async def measure_few(*counts: int) -> dict[str, float]:
+    return await medians({f"{servers}_": await few(servers) for servers in counts})
 
 
 async def few(servers: int) -> Browsers:
@@ -206,35 +206,30 @@ async def measure_many(count: int, servers: int) -> dict[str, float]:
     return found
 
 
-def in_a_process(count: int, servers: int) -> dict[str, float]:
-    words = [sys.executable, "-m", "benchmarks.scale", "--one", str(count), str(servers)]
+def in_a_process(*numbers: int) -> dict[str, float]:
+    words = [sys.executable, "-m", "benchmarks.scale", "--one", *map(str, numbers)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(numbers, found, file=sys.stderr, flush=True)
     return found
 
 
 def many_sessions(count: int) -> str:
     found = in_a_process(count, 3)
-    print(found, file=sys.stderr, flush=True)
     rows = [[text, f"{found[name]:{form}}"] for name, (text, form) in OF_MANY.items()]
     return table([f"{count:,} hosted sessions of 430 bytes, 3 session servers", ""], rows)
 
 
 def many_servers() -> str:
-    """Rounds are interleaved: each number of session servers once in each."""
     counts = (1, 2, 9, 16)
-    found: dict[int, list[dict[str, float]]] = {servers: [] for servers in counts}
-    for _ in range(REPEATS):
-        for servers in counts:
-            found[servers].append(in_a_process(FEW, servers))
-            print(servers, found[servers][-1], file=sys.stderr, flush=True)
-    two = {name: median(one[name] for one in found[2]) for name in ("read_us", "write_us")}
+    found = in_a_process(*counts)
     rows = []
     for servers in counts:
-        mid = {name: median(one[name] for one in found[servers]) for name in two}
-        rows.append(
-            [str(servers), *(cell for name in two for cell in (f"{mid[name]:.1f}", f"{mid[name] / two[name]:.2f}"))]
-        )
+        cells = [str(servers)]
+        for what in ("read", "write"):
+            cost = found[f"{servers}_{what}_us"]
+            cells += [f"{cost:.1f}", f"{cost / found[f'2_{what}_us']:.2f}"]
+        rows.append(cells)
     return table(["session servers", "read (µs)", "of that with 2", "write (µs)", "of that with 2"], rows)
 
 
@@ -242,11 +237,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50,000 sessions instead of 400,000")
     parser.add_argument("--write-results", action="store_true")
-    parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        count, servers = options.one
-        found = asyncio.run(measure_many(count, servers) if count > FEW else measure_few(servers))
+        many = options.one[0] > FEW
+        found = asyncio.run(measure_many(*options.one) if many else measure_few(*options.one))
         print(json.dumps(found), flush=True)
         os._exit(0)
     text = "\n\n".join([many_sessions(50_000 if options.quick else 400_000), many_servers()])

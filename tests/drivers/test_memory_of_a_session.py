@@ -84,6 +84,7 @@ def _small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cache, "MAX_DECODED", 64)
     monkeypatch.setattr(Placement, "MAX_CACHED", 64)
     monkeypatch.setattr(TokenCodec, "MAX_REMEMBERED", 64)
+    monkeypatch.setattr("coatcheck.sessions.opening.MAX_SHARED", 64)
 
 
 @pytest.mark.usefixtures("_small_bounds")

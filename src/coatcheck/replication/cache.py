@@ -37,7 +37,7 @@ class Copy(msgspec.Struct, gc=False, eq=False):
     :attr:`version` and :attr:`history` are the same.
 
     ``body``: the record, opened, as bytes. ``record``: the same, decoded by the layer above, or ``None``
-    (:meth:`Cache.keep_decoded`).
+    (:meth:`Cache.keep_decoded`). ``marks``: what that layer has noted since, and stores with the next write.
     ``promised``: the data version that tokens carry, packed. ``lease_until``, ``alone_at`` and
     ``no_lease_before`` are monotonic seconds: until when no session server need be asked; from when on no
     other web server can be serving this session from its own cache; and before which a put must not
@@ -55,6 +55,7 @@ class Copy(msgspec.Struct, gc=False, eq=False):
     body: bytes
     promised: bytes = NO_VERSION
     record: Any = None
+    marks: bytes | None = None
     expires_at: int = 0
     review_at: int = 0
     shown_at: int = 0
@@ -148,7 +149,7 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         self.packed = self.promised = own
         self.packed_history = (*map(bytes, history[:-1]), own)
         self.body = bytes(memoryview(body))  # an encoder hands out its buffer, which is a third larger
-        self.record = None
+        self.record = self.marks = None
         self.review_at = 0
         self.expires_at = expires_at
 
@@ -176,8 +177,7 @@ class Cache:
     MAX_SPENT = 1024
     MAX_DECODED = 4096
     """Records that are held decoded too: those of the sessions that were used last. Decoding one more takes a
-    microsecond, and as much memory as the bytes. Beyond them, a record that says more than the bytes of its version
-    stays decoded until the next write."""
+    microsecond, and as much memory as the bytes."""
     SHARD_SESSIONS = 4096
     """So many sessions, on average, share one of the dicts that hold them, where 256 dicts are enough for that: a dict
     grows in one go, which takes 27 ms for half a million sessions, and as long as there are entries to be skipped its
@@ -266,7 +266,7 @@ class Cache:
 
     def keep_decoded(self, copy: Copy, record: Any) -> None:
         """Let a copy have its record decoded, in the place of the one that was decoded first: of that the bytes are
-        left, which say the same."""
+        left, and the marks: they say the same."""
         place = self._decoded_first
         former = self._decoded[place]
         if former is not None and former[0].record is former[1]:

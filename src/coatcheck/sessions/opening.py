@@ -14,7 +14,9 @@ from coatcheck.sessions.mapping import Session, session_of
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import (
     Record,
+    decode_chain,
     decode_record,
+    encode_chain,
 )
 from coatcheck.sessions.request_state import MAX_SHARED, MAX_SHARED_BYTES, EndedBy, SharedData
 from coatcheck.tokens.chain import Chain, Shown, show
@@ -113,6 +115,8 @@ class Opening:
         record: Record | None = copy.record
         if record is None:
             record = decode_record(copy.body)
+            if copy.marks is not None:
+                record = msgspec.structs.replace(record, chain=decode_chain(copy.marks))
             self._keep_decoded(copy, record)
             copy.expires_at = record.expires_at(self.policy)
         return record
@@ -146,9 +150,11 @@ class Opening:
         if verdict is Shown.CURRENT or verdict is Shown.NEXT:
             copy.shown_at = now
         if verdict is Shown.CURRENT and after is not record.chain:
-            # "Moved on" marks are soft: they are stored with the next write. Until then the record alone has them, and
-            # stays decoded; the body is what its version stands for, which a repair may put again.
-            record = copy.record = msgspec.structs.replace(record, chain=after)
+            # "Moved on" marks are soft: they are stored with the next write. Until then they are held beside the body,
+            # which is what its version stands for, and which a repair may put again.
+            record = msgspec.structs.replace(record, chain=after)
+            copy.marks = encode_chain(after)
+            self._keep_decoded(copy, record)
         copy.review_at = self._review_at(record)
         return verdict
 

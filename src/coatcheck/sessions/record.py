@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -70,6 +70,8 @@ _Nested = _Leaf | list[_Flat] | dict[str, _Flat]
 _plain_decoder = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]])
 """Decodes what nearly all sessions consist of, and nothing else."""
 encode_record = _encoder.encode
+encode_chain: Callable[[Chain], bytes] = _encoder.encode
+decode_chain = msgspec.msgpack.Decoder(Chain).decode
 
 
 def decode_record(body: bytes) -> Record:

@@ -29,7 +29,7 @@ LONG_PAST_S = -10_000.0
 _STAMP = 10**11
 """Whole numbers from here on are Unix milliseconds."""
 _PLAIN = (int, str, bytes, bool, Version)
-_COPY = [name for name in Copy.__struct_fields__ if name != "record"]
+_COPY = [name for name in Copy.__struct_fields__ if name not in ("record", "marks")]
 
 
 class Fingerprint:

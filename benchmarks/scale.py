@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import time
+from operator import truediv
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +38,7 @@ FEW = 1000
 """Sessions that are hosted at first, and that the requests are for: as many whatever number is hosted."""
 TOGETHER = 50
 """Sessions that come in one callback of the event loop while the others are hosted."""
-CONCURRENT, REQUESTS, ROUNDS = 32, 3200, 7
+CONCURRENT, REQUESTS, ROUNDS = 32, 3200, 15
 WATCHED_S, RECOPIED_S, LIMIT_S = 12.0, 12.0, 1800.0
 HOUR_MS = 3_600_000
 LEASE_S = 600.0
@@ -144,18 +145,22 @@ async def started(servers: int) -> tuple[Sessions, list[MemoryStore]]:
     return sessions, stores
 
 
-async def medians(crowds: dict[str, Browsers]) -> dict[str, float]:
-    """CPU of a read and of a write for each of these, in turns."""
-    found: dict[str, list[float]] = {f"{name}{what}_us": [] for name in crowds for what in ("read", "write")}
-    for _ in range(ROUNDS + 1):
-        for name, browsers in crowds.items():
-            found[f"{name}read_us"].append(await browsers.request_us(write=False))
-            found[f"{name}write_us"].append(await browsers.request_us(write=True))
-    return {name: median(rounds[1:]) for name, rounds in found.items()}
+async def medians(crowds: dict[str, Browsers], first: str) -> dict[str, float]:
+    """CPU of a read and of a write for each of these, in turns; and its ratio to that of ``first``, round by round."""
+    found = {}
+    for what in ("read", "write"):
+        rounds: dict[str, list[float]] = {name: [] for name in crowds}
+        for _ in range(ROUNDS + 1):
+            for name, browsers in crowds.items():
+                rounds[name].append(await browsers.request_us(write=what == "write"))
+        for name, taken in rounds.items():
+            found[f"{name}_{what}_us"] = median(taken[1:])
+            found[f"{name}_{what}_ratio"] = median(map(truediv, taken[1:], rounds[first][1:]))
+    return found
 
 
 async def measure_few(*counts: int) -> dict[str, float]:
-    return await medians({f"{servers}_": await few(servers) for servers in counts})
+    return await medians({str(servers): await few(servers) for servers in counts}, "2")
 
 
 async def few(servers: int) -> Browsers:
@@ -187,9 +192,7 @@ async def measure_many(count: int, servers: int) -> dict[str, float]:
     found["collection_ms"] = (time.thread_time() - began) * 1000
     put_in_stores(sessions, stores, [token.key for token in tokens])
     browsers = Browsers(sessions, tokens)
-    found |= await medians({"": browsers, "few_": beside})
-    for what in ("read", "write"):
-        found[f"{what}_ratio"] = found[f"{what}_us"] / found[f"few_{what}_us"]
+    found |= await medians({"many": browsers, "few": beside}, "few")
     pauses.start()
     await browsers.request_us(write=False)
     await browsers.request_us(write=True)
@@ -227,8 +230,7 @@ def many_servers() -> str:
     for servers in counts:
         cells = [str(servers)]
         for what in ("read", "write"):
-            cost = found[f"{servers}_{what}_us"]
-            cells += [f"{cost:.1f}", f"{cost / found[f'2_{what}_us']:.2f}"]
+            cells += [f"{found[f'{servers}_{what}_us']:.1f}", f"{found[f'{servers}_{what}_ratio']:.2f}"]
         rows.append(cells)
     return table(["session servers", "read (µs)", "of that with 2", "write (µs)", "of that with 2"], rows)
 
@@ -254,10 +256,10 @@ OF_MANY = {
     "bytes": ("resident bytes for each", ".0f"),
     "objects": ("objects for each that the garbage collector visits", ".2f"),
     "collection_ms": ("a full garbage collection (ms)", ".1f"),
-    "read_us": ("a read (µs)", ".1f"),
-    "read_ratio": ("of that of a web server that hosts 1,000, in turns", ".2f"),
-    "write_us": ("a write (µs)", ".1f"),
-    "write_ratio": ("of that of a web server that hosts 1,000, in turns ", ".2f"),
+    "many_read_us": ("a read (µs)", ".1f"),
+    "many_read_ratio": ("of that of a web server that hosts 1,000, in turns", ".2f"),
+    "many_write_us": ("a write (µs)", ".1f"),
+    "many_write_ratio": ("of that of a web server that hosts 1,000, in turns", ".2f"),
     "growing_ms": ("greatest pause while they came, 50 in one callback (ms)", ".1f"),
     "steady_ms": ("greatest pause with requests and without (ms)", ".1f"),
     "loss_ms": ("greatest pause when a session server is lost (ms)", ".1f"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -159,3 +161,39 @@ def test_a_slow_link_takes_its_time(pair: Pair) -> None:
 def test_two_hosts_never_have_one_clock(pair: Pair) -> None:
     clocks = {machine.monotonic() for machine in (pair.server, pair.client)}
     assert len(clocks) == 2
+
+
+def test_what_the_dead_begin_never_runs_and_says_nothing() -> None:
+    """A process is killed before its first task runs, in the middle of one, and as one is tidied up."""
+    world = SimulatedWorld(3, lambda text, error: pytest.fail(f"{text} {error!r}"))
+    ran: list[str] = []
+
+    async def late(name: str) -> None:
+        ran.append(name)
+
+    async def suicide() -> None:
+        world._machines[-1].kill()
+        asyncio.get_running_loop().create_task(late("begun after the end"))
+
+    async def tidy() -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            asyncio.get_running_loop().create_task(late("begun while it is tidied up"))
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with world.running():
+            machine = world.machine("one")
+            machine.start(late("not begun yet"))
+            machine.kill()
+            machine.start(late("of the dead"))
+            for main in (suicide, tidy):
+                machine = world.machine(main.__name__)
+                machine.start(main())
+                world.run(1)
+                machine.kill()
+        world._machines.clear()
+        del machine
+        gc.collect()
+    assert (ran, [str(one.message) for one in said]) == ([], [])

@@ -88,6 +88,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     ) -> None:
         self.time = monotonic  # type: ignore[method-assign]
         self._complain = complain
+        self.is_abandoned = False
+        """Whether its process is gone: what is begun now never runs."""
         self.readiness = Readiness(kernel)
         super().__init__(self.readiness)
         self._clock_resolution = 1e-9
@@ -104,6 +106,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """One iteration: what is ready, what has arrived, and the timers that are due."""
         loop: Any = self
         loop._run_once()
+
+    def create_task(self, coro: Any, **named: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = super().create_task(coro, **named)
+        if self.is_abandoned:
+            coro.close()
+        return task
 
     # -- what a loop does with the machine around it -------------------------------------------------
 

@@ -98,7 +98,9 @@ class Machine:
         return answer
 
     def start(self, main: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
-        """A task of this process."""
+        """A task of this process; of one that is dead, nothing."""
+        if not self.alive:
+            main.close()
         task: asyncio.Task[Any] = self.call(self.loop.create_task, main)
         return task
 
@@ -164,6 +166,7 @@ class Machine:
         if not self.alive:
             return
         self.alive = False
+        self.loop.is_abandoned = True
         self._as_current(self.kernel.end, silently)
         self._as_current(self._drop_tasks)
         loop: Any = self.loop

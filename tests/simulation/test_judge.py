@@ -201,6 +201,20 @@ def test_only_a_write_of_a_list_of_two_excuses_the_fork_that_it_makes(farm: Farm
     assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
 
 
+def test_who_forgot_a_claim_may_take_the_branch_that_it_had_ended(farm: Farm) -> None:
+    log = written(farm)
+    log.blobs[RIVAL] = b""
+    first = next(iter(farm.servers.values()))
+    first.put(KEY, SECOND, claim(SECOND))
+    farm.ledger._judge_fork(log, SECOND, (FIRST, SECOND), (FIRST, RIVAL))
+    assert len(farm.ledger.violations) == 1, "it has the claim"
+    first.forget_some(1)
+    farm.ledger._judge_fork(log, SECOND, (FIRST, SECOND), (FIRST, RIVAL))
+    assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
+    farm.ledger._judge_fork(log, SECOND, (FIRST, SECOND), (FIRST, Version(3, OTHER, 1)))
+    assert len(farm.ledger.violations) == 2, "that was another claim"
+
+
 # -- what was lost when it was looked for ------------------------------------------------------------------------------
 
 
@@ -242,6 +256,21 @@ def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: Farm) -
     first.put(KEY, None, entry(SECOND))
     farm.ledger._judge_rollback(web, log, lost)
     assert len(farm.ledger.violations) == 1, "it got the write since"
+
+
+def test_a_rollback_of_what_is_being_closed_is_accepted_only_out_of_sight(farm: Farm) -> None:
+    log = written(farm)
+    farm.ledger.scenario = msgspec.structs.replace(farm.scenario, rolled_back="accept")
+    web, (first, second, _) = farm.webs[0], farm.servers.values()
+    for server in (first, second):
+        server.put(KEY, SECOND, Entry(Version(2, OTHER, 0), (SECOND,), True, LIFE_MS, b"sealed"))
+    lost = f"token {SECOND}, newest copy {FIRST}"
+    web.answered[KEY] = (farm.schedule.now, {})
+    farm.ledger._judge_rollback(web, log, lost)
+    assert (farm.ledger.violations, len(excuses(farm))) == ([], 1), "neither answered"
+    web.answered[KEY] = (farm.schedule.now, {second.name: None})
+    farm.ledger._judge_rollback(web, log, lost)
+    assert len(farm.ledger.violations) == 1, "one answered, and knows of the tombstone"
 
 
 def test_a_claim_came_late_if_its_sender_waited_no_more(farm: Farm) -> None:

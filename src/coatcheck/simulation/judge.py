@@ -85,8 +85,14 @@ class Judge:
             self.excuse("promise 1: fork, acknowledged by a list of two that became longer")
         elif lost in log.forgotten:
             self.excuse("promise 1: fork, a server forgot this very write")
+        elif self._is_rival_forgotten(log, lost, {one.claim for one in log.blobs if holds(new, one) > holds(old, one)}):
+            self.excuse("promise 1: fork, a server forgot the claim of the one branch and took the other")
         else:
             self.fail("I1", f"{self.trace.version(lost)} was forked away though every write reached a quorum")
+
+    def _is_rival_forgotten(self, log: SessionLog, lost: Version, rivals: set[bytes]) -> bool:
+        """Whether one of those that a write counts on had accepted a claim of the other branch, and forgot it."""
+        return any(log.claims_forgotten.get(server, set()) & rivals for server in log.accepted_by.get(lost, ()))
 
     def _is_of_list_of_two(self, log: SessionLog, version: Version) -> bool:
         """Whether a write was put by a web server that knew of two session servers, and one of them sufficed it."""
@@ -157,8 +163,15 @@ class Judge:
             self.excuse("promise 2: rollback reported, forked away")
         elif self.is_expiring(log):
             self.excuse("promise 6: the newest copy has just expired")
+        elif self.scenario.rolled_back == "accept" and self._closed_out_of_sight(web, log, replies):
+            self.excuse("promise 3: rollback accepted by the operator while who holds the tombstone was away")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
+
+    def _closed_out_of_sight(self, web: ModelWebServer, log: SessionLog, replies: dict[str, Any]) -> bool:
+        """Whether somebody closed the session, and no session server that answered this web server had been told."""
+        closed = [name for name, server in web.servers.items() if (entry := server.look(log.key)) and entry.final]
+        return bool(closed) and not any(answered(replies.get(name, UNASKED)) for name in closed)
 
     def _holders(self, web: ModelWebServer, log: SessionLog, version: Version) -> list[str]:
         """The session servers of a web server's list that have a write in a live entry, be they up or not."""
@@ -192,8 +205,11 @@ class Judge:
 
     def note_time(self, web: ModelWebServer, log: SessionLog) -> None:
         """Remember that a web server which puts or judges this session has a wrong time."""
-        off_ms = abs(web.now_ms() - EPOCH_MS - self.schedule.now * 1000)
-        log.misdated = log.misdated or off_ms > self.skew_range_ms + AGREE_MS
+        log.misdated = log.misdated or abs(self.off_ms(web)) > self.skew_range_ms + AGREE_MS
+
+    def off_ms(self, web: ModelWebServer) -> float:
+        """How far a web server's time is ahead of the true time."""
+        return web.now_ms() - EPOCH_MS - self.schedule.now * 1000
 
     def _judge_expiry(self, web: ModelWebServer, log: SessionLog) -> None:
         """No session ends before its time, clock skew apart (promise 6)."""

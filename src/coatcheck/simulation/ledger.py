@@ -26,6 +26,7 @@ from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import Ack, Close, OfferedVersion, SessionLog, forgotten, holds, quorum
+from coatcheck.simulation.runner import Runner
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.web_server import ModelWebServer
@@ -34,6 +35,8 @@ from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
 WILLED: tuple[Kind, ...] = ("login", "logout")
+HALF_TRIP_MS = Runner.TIMEOUT_S * 1000 / 2
+"""A web server knows the farm's time to half a round trip (section 8), and waits so long for an answer at most."""
 SLACK_S = 0.6
 """A token counts as shown when the app has answered, not when the request came; longer than any app thinks."""
 
@@ -76,7 +79,8 @@ class Ledger(LeaseJudge):
         except CoatcheckError as corrupt:
             self.fail("I4", f"{self.trace.version(entry.version)} carries no record: {corrupt}")
             return
-        log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy)
+        ahead_ms = min(max(0.0, self.off_ms(web)), HALF_TRIP_MS)
+        log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy) - ahead_ms
         if entry.version.seq == 0:
             self._note_branches(web, log, entry)
             written = newest_write(entry.history)
@@ -300,6 +304,9 @@ class Ledger(LeaseJudge):
         had = accepted if before.closed else [one for one in log.blobs if holds(before.history, one)]
         kept = now.history if now is not None else ()
         log.forgotten.update((one, self.schedule.now) for one in had if not holds(kept, one))
+        epoch = 0 if now is None else now.version.epoch
+        claims = {one.claim for one, by in log.accepted_by.items() if server.name in by and one.epoch > epoch}
+        log.claims_forgotten.setdefault(server.name, set()).update(claims)
 
     def _tombstone_forgotten(self, server: ModelSessionServer, log: SessionLog) -> None:
         """With a willed tombstone goes the last trace of the writes that it took the place of there."""

@@ -74,7 +74,7 @@ class SessionLog:
         self.payloads: dict[tuple[Version, bool], bytes] = {}
         self.blobs: dict[Version, bytes] = {}
         """The mapping, encoded, of each data version."""
-        self.expires_ms: dict[Version, int] = {}
+        self.expires_ms: dict[Version, float] = {}
         self.offers: dict[Version, OfferedVersion] = {}
         self.accepted_by: dict[Version, set[str]] = {}
         self.operations: list[Operation] = []
@@ -123,6 +123,8 @@ class SessionLog:
         self.below_target = False
         self.forgotten: dict[Version, float] = {}
         """Writes that a session server held and forgot, though others may have them: when that last happened."""
+        self.claims_forgotten: dict[str, set[bytes]] = {}
+        """By session server, the claims that it had accepted and forgot."""
         self.once_lost: set[Version] = set()
         """Writes that no session server had at some time; a cache may have brought them back since."""
         self.vanished_on: set[str] = set()

@@ -120,6 +120,20 @@ def test_a_strange_cursor_ends_or_begins(cursor: int) -> None:
     assert scanned(table(), 0, cursor) == []
 
 
+def test_a_scan_of_few_keys_is_one_step_also_when_many_were_there_before() -> None:
+    real = table()
+    assert real.scan(0, 100, 0) == (0, [])
+    for number in range(3000):
+        real.put(key(number), b"", 1000 if number else 10**6, raw() if number % 2 else raw(closed=True), 0)
+    assert real.scan(0, 100, 0)[0] > 0
+    for number in range(1, 3000):
+        assert real.get(key(number), 2000) is None
+    assert scanned(real, 2000) == [key(0)], "what has gone is passed over from now on"
+    assert real.scan(0, 100, 2000) == (0, [key(0)])
+    real.put(key(3001), b"", 1000, raw(), 2000)
+    assert set(scanned(real, 2000)) == {key(0), key(3001)}
+
+
 def scanned(real: EntryTable, now_ms: int, cursor: int = 0) -> list[bytes]:
     """All keys, whatever number of steps that takes."""
     found: list[bytes] = []

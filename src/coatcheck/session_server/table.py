@@ -32,7 +32,7 @@ SHARDS: Final = 4096
 """The keys are spread by their first 12 bits, so that a scan needs no snapshot: its cursor is a shard."""
 PLACES_PER_SHARD: Final = tombstones.BUCKETS // SHARDS
 SHARDS_PER_SCAN: Final = 256
-"""A scan looks at so many shards in one go, however few keys are in them: a millisecond."""
+"""A scan looks at so many shards in one go, however few live keys are in them: a millisecond."""
 SLOT_MS: Final = 1024
 """Expired sessions that nobody asks for are dropped at most this much later, plus the sweeper's period."""
 STEPS_PER_BUCKET: Final = 8
@@ -72,6 +72,8 @@ class EntryTable:
 
     def __init__(self, publish: Publish, max_bytes: int, max_entries: int = DEFAULT_MAX_ENTRIES) -> None:
         self._shards: list[dict[bytes, _Row]] = [{} for _ in range(SHARDS)]
+        self._used = bytearray(SHARDS)
+        """1 for each shard that may have something: a scan passes over the others without a look."""
         self._slots: dict[int, set[bytes]] = {}
         self._slot_order: list[int] = []
         self._publish = publish
@@ -129,15 +131,17 @@ class EntryTable:
     def scan(self, cursor: int, limit: int, now_ms: int) -> tuple[int, list[bytes]]:
         """The next cursor (0: the end) and about ``limit`` keys, or fewer: always whole shards."""
         keys: list[bytes] = []
-        at = max(cursor, 0)
-        while at < SHARDS:
-            keys.extend([key for key, row in self._shards[at].items() if row.expires_at_ms > now_ms])
-            closed = self._tombstones.in_places(at * PLACES_PER_SHARD, (at + 1) * PLACES_PER_SHARD)
+        at = self._used.find(1, max(cursor, 0))
+        looked = 0
+        while at >= 0 and len(keys) < limit and looked < SHARDS_PER_SCAN:
+            sessions = self._shards[at]
+            closed = list(self._tombstones.in_places(at * PLACES_PER_SHARD, (at + 1) * PLACES_PER_SHARD))
+            self._used[at] = bool(sessions or closed)
+            keys.extend([key for key, row in sessions.items() if row.expires_at_ms > now_ms])
             keys.extend([key for key, _, expires_at_ms in closed if expires_at_ms > now_ms])
-            at += 1
-            if len(keys) >= limit or at % SHARDS_PER_SCAN == 0:
-                break
-        return (at if at < SHARDS else 0), keys
+            looked += 1
+            at = self._used.find(1, at + 1)
+        return max(at, 0), keys
 
     def sweep(self, now_ms: int, steps: int) -> int:
         """Drop sessions that expired at least a slot ago; answers how many it looked at, ``steps`` at most.
@@ -184,7 +188,7 @@ class EntryTable:
         return True
 
     def _shard(self, key: bytes) -> dict[bytes, _Row]:
-        return self._shards[key[0] << 4 | key[1] >> 4]
+        return self._shards[_place(key)]
 
     def _stored(self, key: bytes, now_ms: int) -> bytes | None:
         found = self.get(key, now_ms)
@@ -218,6 +222,7 @@ class EntryTable:
     ) -> None:
         """``stored`` is what is there now."""
         self._check_room(stored, new, newcomer)
+        self._used[_place(key)] = True
         row = self._shard(key).get(key)
         if is_tombstone(new):
             if row is not None:
@@ -272,10 +277,15 @@ class EntryTable:
         shard = self._shard(key)
         del shard[key]
         if not shard:  # an emptied dict keeps its memory; a new one returns it
-            self._shards[key[0] << 4 | key[1] >> 4] = {}
+            self._shards[_place(key)] = {}
         self._leave(key, row.slot)
         self._sessions -= 1
         self._session_bytes -= _cost(row.raw)
+
+
+def _place(key: bytes) -> int:
+    """Which shard a key is in."""
+    return key[0] << 4 | key[1] >> 4
 
 
 def _cost(raw: bytes) -> int:

@@ -58,15 +58,17 @@ class Tombstones:
 
     def in_places(self, first: int, end: int) -> Iterator[Tombstone]:
         """All whose keys begin with 16 bits from ``first`` to before ``end``."""
-        for bucket in self._buckets[first:end]:
+        for bucket in filter(None, self._buckets[first:end]):
             yield from _unpack(bucket)
 
     def sweep(self, now_ms: int, buckets: int) -> None:
-        """Look at so many buckets, from where the last sweep ended, and drop what has expired there."""
-        for _ in range(min(buckets, BUCKETS)):
-            place, self._hand = self._hand, (self._hand + 1) % BUCKETS
-            if bucket := self._buckets[place]:
-                self._keep(place, [one for one in _unpack(bucket) if one[2] > now_ms])
+        """Look at so many buckets, or at those that are left of a round, and drop what has expired there."""
+        first, end = self._hand, min(self._hand + buckets, BUCKETS)
+        self._hand = end % BUCKETS
+        if any(self._buckets[first:end]):
+            for place in range(first, end):
+                if bucket := self._buckets[place]:
+                    self._keep(place, [one for one in _unpack(bucket) if one[2] > now_ms])
 
     def _keep(self, place: int, kept: list[Tombstone]) -> None:
         """These are all that is left of a bucket."""

@@ -295,7 +295,9 @@ class Link:
 
     def _sweep_later(self) -> None:
         assert self._loop is not None
-        self._sweep_timer = self._loop.call_later(self._sweep_s, self._sweep)
+        # The links of a process are swept together: it wakes up for all of them at once.
+        sweeps = int(self._loop.time() / self._sweep_s + 1.5)
+        self._sweep_timer = self._loop.call_at(sweeps * self._sweep_s, self._sweep)
 
     def _sweep(self) -> None:
         assert self._loop is not None

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.simulation.convergence import check_convergence
+from coatcheck.simulation.convergence import check_convergence, has_converged
 from coatcheck.simulation.history import MAX_TRAFFIC_S, REQUESTS_AFTER, Outcome
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.site.site import Site
@@ -21,7 +21,11 @@ CHANCES: Final = ("loss", "duplication", "lateness", "lost_notices", "lost_respo
 
 SETTLE_S: Final = 4.0
 CALM_S: Final = 8.0
-"""Longer than the interval of ``BackgroundRepair``, and the scans that follow an alarm."""
+"""At most; longer than the interval of ``BackgroundRepair``, and the scans that follow an alarm."""
+GLANCE_S: Final = 0.1
+"""How often it is seen whether that was time enough."""
+LOOK_S: Final = 1.0
+"""All that is stored is looked at so often; who has found it in order twice need not wait for longer."""
 
 
 class Told(Outcome):
@@ -65,17 +69,19 @@ def _live(site: Site, wants: Callable[[str], bool]) -> None:
     if _traffic(site):
         return
     weather.stop()
-    if _until(site, SETTLE_S) or _after(site):
+    if _settles(site) or _after(site):
         return
     check_convergence(site)  # type: ignore[arg-type]
 
 
 def _traffic(site: Site) -> bool:
-    end = site.schedule.now + MAX_TRAFFIC_S
-    while site.schedule.now < end and not all(browser.done for browser in site.browsers):
-        if _until(site, 1.0):
-            return True
-    return False
+    """All browsers send what they are to send, and have their answers."""
+    return _until(site, MAX_TRAFFIC_S, lambda: all(browser.done for browser in site.browsers))
+
+
+def _settles(site: Site) -> bool:
+    """Everybody is there again, and has found everybody."""
+    return _until(site, SETTLE_S, lambda: all(web.is_connected for web in site.webs))
 
 
 def _after(site: Site) -> bool:
@@ -89,10 +95,22 @@ def _after(site: Site) -> bool:
             browser.send(kind)
         if _until(site, 1.5):
             return True
-    return _until(site, CALM_S)
+    return _rests(site)
 
 
-def _until(site: Site, seconds: float) -> bool:
-    """Let time pass; true if an invariant broke."""
-    violations = site.ledger.violations
-    return site.world.run(seconds, lambda: violations)
+def _rests(site: Site) -> bool:
+    """Until all copies are as they have to be, and stay so; what never becomes so is judged as it is then."""
+    end, found = site.schedule.now + CALM_S, 0
+    while site.schedule.now < end and found < 2:
+        if _until(site, LOOK_S):
+            return True
+        found = found + 1 if has_converged(site) else 0
+    return False
+
+
+def _until(site: Site, seconds: float, enough: Callable[[], bool] = lambda: False) -> bool:
+    """Let time pass, no more than is ``enough``; true if an invariant broke."""
+    violations, end = site.ledger.violations, site.schedule.now + seconds
+    while site.schedule.now < end and not violations and not enough():
+        site.world.run(min(GLANCE_S, end - site.schedule.now), lambda: violations)
+    return bool(violations)

@@ -106,6 +106,11 @@ class WebHost:
         return self.machine.alive
 
     @property
+    def is_connected(self) -> bool:
+        """Whether it serves, and reaches all its session servers."""
+        return self.ready and all(map(self.copies.world.reachable, self.servers))
+
+    @property
     def copies(self) -> Copies:
         return self.sessions.copies
 

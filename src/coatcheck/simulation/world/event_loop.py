@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import ipaddress
 import selectors
 import socket
@@ -12,6 +13,9 @@ from typing import Any
 from coatcheck.simulation.world.sockets import Kernel
 
 NOW = float("-inf")
+RESOLUTION_S = 1e-9
+MANY_TIMERS = 100
+"""Cancelled timers that wait for asyncio to tidy them up."""
 
 
 class Readiness(selectors.BaseSelector):
@@ -90,22 +94,52 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._complain = complain
         self.is_abandoned = False
         """Whether its process is gone: what is begun now never runs."""
+        self._kernel = kernel
         self.readiness = Readiness(kernel)
         super().__init__(self.readiness)
-        self._clock_resolution = 1e-9
+        self._clock_resolution = RESOLUTION_S
         self.set_debug(False)
 
     def next_due(self) -> float | None:
         """When the next turn is due on this loop's clock; minus infinity: now; ``None``: when something arrives."""
         loop: Any = self
-        if loop._ready or self.readiness.has_something():
+        if loop._ready or (self._kernel.hot and self.readiness.has_something()):
             return NOW
-        return float(loop._scheduled[0].when()) if loop._scheduled else None
+        timers = loop._scheduled
+        while timers and timers[0]._cancelled:
+            self._drop_timer()
+        return timers[0]._when if timers else None
 
     def run_turn(self) -> None:
-        """One iteration: what is ready, what has arrived, and the timers that are due."""
+        """One iteration, as asyncio's: what has arrived, the timers that are due, and what was ready before.
+
+        It is asyncio's ``_run_once`` without what a loop that never waits and is never debugged has no use for: half of
+        a history is timers that are due, find all well, and wait again.
+        """
         loop: Any = self
-        loop._run_once()
+        if loop._timer_cancelled_count > MANY_TIMERS:
+            loop._run_once()  # tidies up, too
+            return
+        if self._kernel.hot:
+            loop._process_events(self.readiness.select())
+        ready, timers = loop._ready, loop._scheduled
+        end = self.time() + RESOLUTION_S
+        while timers and timers[0]._when < end:
+            timer = self._drop_timer()
+            if not timer._cancelled:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _drop_timer(self) -> Any:
+        loop: Any = self
+        timer = heapq.heappop(loop._scheduled)
+        timer._scheduled = False
+        if timer._cancelled:
+            loop._timer_cancelled_count -= 1
+        return timer
 
     def create_task(self, coro: Any, **named: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = super().create_task(coro, **named)

@@ -22,6 +22,7 @@ WAKE_S = 5e-6
 """From the arrival of something until a process that waits for it runs; what arrives meanwhile is read at once."""
 FINE_S = 0.0001
 COARSE_S = 0.0125
+BUSY_S = 0.05
 """Timers are late by up to so much, as on a busy host; coarse ones are due together, and cost less to simulate."""
 
 

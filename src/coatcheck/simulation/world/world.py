@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from coatcheck.simulation.schedule import Schedule
-from coatcheck.simulation.world.machine import COARSE_S, FINE_S, IdleClocks, Machine, uptime_of
+from coatcheck.simulation.world.machine import BUSY_S, COARSE_S, FINE_S, IdleClocks, Machine, uptime_of
 from coatcheck.simulation.world.sockets import Hosts, SimulatedSocket
 from coatcheck.simulation.world.takeover import taken_over
 from coatcheck.simulation.world.wire import Wire
@@ -33,7 +33,7 @@ class SimulatedWorld:
     def machine(self, name: str, *, complain: Complain | None = None, same_clock: bool = False) -> Machine:
         """A process that has just started on a host of this name. ``same_clock``: its steady clock is the world's."""
         uptime_s = 0.0 if same_clock else uptime_of(self._dice)
-        grain_s = self._dice.choice((COARSE_S, COARSE_S, COARSE_S, FINE_S))
+        grain_s = self._dice.choice((BUSY_S, BUSY_S, COARSE_S, FINE_S))
         machine = Machine(name, self.schedule, self.hosts, complain or self.complain, uptime_s, grain_s)
         self.hosts.without_power.discard(name)
         self._machines.append(machine)

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import in_hand
 from coatcheck.errors import SessionUnavailable
 from coatcheck.events import EventKind
+from coatcheck.sessions.policy import SessionPolicy
 
 from .in_process import Served, acting, count, look, served
 
@@ -79,6 +80,67 @@ def test_late_changes_that_cannot_be_stored_break_the_response_off() -> None:
             server.app = app
             with pytest.raises(SessionUnavailable):
                 await browser.get("/")
+
+    asyncio.run(story())
+
+
+def test_a_stream_that_changes_nothing_needs_no_session_server_in_the_end() -> None:
+    """What was due by the response's head was stored then; what is due by its end, a next token say, can wait."""
+
+    async def story() -> None:
+        policy = SessionPolicy(rotate_after_ms=0)
+        async with served(acting(count), policy=policy) as server, server.client() as browser:
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                count(scope["session"])
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"first ", "more_body": True})
+                for store in server.stores:
+                    await store.aclose()
+                await asyncio.sleep(0.02)  # the next token is due
+                await send({"type": "http.response.body", "body": b"last"})
+
+            server.app = app
+            answer = await browser.get("/")
+            assert answer.text == "first last"
+            assert COOKIE in answer.headers["set-cookie"]
+
+    asyncio.run(story())
+
+
+def test_a_late_change_to_nothing_is_a_change() -> None:
+    async def story() -> None:
+        async with served(acting(count)) as server, server.client() as browser:
+            await browser.get("/")
+            server.app = streaming(lambda s: s.pop("n"))
+            await browser.get("/")
+            server.app = acting(lambda s: dict(s))
+            assert (await browser.get("/")).text == "{}"
+
+    asyncio.run(story())
+
+
+def test_a_login_that_is_streamed_keeps_what_others_stored_meanwhile() -> None:
+    opened, stored = asyncio.Event(), asyncio.Event()
+
+    async def slow_login(scope: Any, receive: Any, send: Any) -> None:
+        opened.set()
+        await stored.wait()
+        scope["session"].regenerate("ann")
+        await streaming(lambda s: None)(scope, receive, send)
+
+    async def story() -> None:
+        async with served(acting(count)) as server, server.client() as browser:
+            await browser.get("/")
+            server.app = slow_login
+            login = asyncio.create_task(browser.get("/"))
+            await opened.wait()
+            server.app = acting(lambda s: s.update(other=1))
+            await browser.get("/")
+            stored.set()
+            assert (await login).text == "first last"
+            server.app = acting(look)
+            assert (await browser.get("/")).text == "{'n': 1, 'other': 1}"
 
     asyncio.run(story())
 

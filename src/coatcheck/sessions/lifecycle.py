@@ -48,6 +48,17 @@ class Lifecycle(Saving):
             return self._change(session)
         return self._store_data(session, copy.key)
 
+    def is_unchanged_since(self, session: Session) -> bool:
+        """Whether the app did nothing to its session since the response began: no put is due then, not even for a
+        rotation or a touch, of which the browser cannot be told any more.
+
+        Raises :class:`SessionDataError` if the mapping cannot be stored.
+        """
+        request = session._request
+        if request.rotating or request.closing or request.new_login or request.cleared:
+            return False
+        return encode_data(session) == (request.saved_blob or request.blob)
+
     def _needs_save(self, session: Session) -> bool:
         """Whether something is to be stored, though the data is as it was opened, or exists nowhere yet."""
         request = session._request
@@ -196,6 +207,7 @@ class Lifecycle(Saving):
         request = session._request
         old = yield from self._owned(old_key, request.shown)
         before = self._record(old)
+        mine = request.saved_blob
         if not request.flushed:  # with what parallel requests have stored meanwhile
             request.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
         request.login = True
@@ -203,6 +215,7 @@ class Lifecycle(Saving):
         user = request.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         saved = yield from self._create(session, user, before.created_at if user == before.user else None)
+        request.blob = request.saved_blob = mine  # what others stored is no change of this request, not undone by it
         yield from self._close_for_good(old_key)
         kind = EventKind.SESSION_REGENERATED if user == before.user else EventKind.SESSION_LOGIN
         self._report_new(kind, session, f"replaces {public_id(old_key)}")

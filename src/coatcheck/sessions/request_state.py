@@ -42,8 +42,8 @@ class RequestState:
     """The mapping as it was opened, encoded."""
     shared: SharedData | None = None
     """Whose values the mapping has, while the app was handed none of those that can be changed."""
-    saved_blob: bytes = EMPTY_DATA
-    """The mapping as it is to be stored; set when the response leaves."""
+    saved_blob: bytes = b""
+    """The mapping as it is to be stored; set when the response leaves, if it may have changed."""
     copy_held: Copy | None = None
     """The acknowledged copy that the mapping was opened from; ``None``: it exists nowhere yet."""
     unheard: tuple[bytes, ...] = ()

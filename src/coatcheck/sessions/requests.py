@@ -181,7 +181,7 @@ class Requests:
     def _answer(self, opened: Opened, saved: Saved, status: int, headers: Iterable[Header]) -> Answer:
         opened.closed = saved.clear
         session = opened.session
-        session._request.rotating = False
+        session._request.rotating = session._request.cleared = False
         return opened.transport.answer(session, opened.cookie_header, saved, self._seal, status, headers)
 
     # -- end ---------------------------------------------------------------------------------------
@@ -198,6 +198,8 @@ class Requests:
         opened.phase = ENDED
         session = opened.session
         if opened.failed or opened.closed or self._is_settled(session):
+            return None
+        if session._request.copy_held is not None and self._lifecycle.is_unchanged_since(session):
             return None
         saved = self._lifecycle.finish(session)
         if isinstance(saved, Saved):

@@ -19,7 +19,10 @@ WIDE_KINDS = (
 """Those of the wide histories: what befalls groups and single keys."""
 LISTS_KINDS = (*WIDE_KINDS, "add server", "remove server", "add server", "remove server")
 CLOCKS_KINDS = ("web clock", "web clock", "store clock", "kill web", "kill store", "cut", "freeze web", "partition")
-BY_DAMAGE = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS}
+BY_DAMAGE = {
+    "narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS, "door": KINDS,
+    "deaths": ("kill web",),
+}  # fmt: skip
 HOUR_MS = 3_600_000
 WATCH_S = 0.15
 """The heart-beat of a web server runs for so long before it is frozen."""
@@ -45,9 +48,7 @@ class Faults:
     def plan(self) -> None:
         farm, rng = self._farm, self._farm.rng
         span = min(SPAN_S, max(0.3, farm.scenario.requests * farm.scenario.gap_s))
-        kinds = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS}[
-            farm.scenario.damage
-        ]
+        kinds = BY_DAMAGE[farm.scenario.damage]
         kinds = (*kinds, *["close"] * len(kinds)) if farm.scenario.closes else kinds
         for _ in range(farm.scenario.faults):
             farm.schedule.after(rng.random() * span, self._strike, rng.choice(kinds))

@@ -15,7 +15,7 @@ HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
     "mixed", "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers",
-    "clocks", "many",
+    "clocks", "many", "director",
 ]  # fmt: skip
 """Kinds of histories. ``mixed``: each seed is one of the others, half of them ``all``: small farms and every fault
 that a message, a process or a link can have. ``duel``: three web servers at once at one session, and no fault.
@@ -23,7 +23,9 @@ that a message, a process or a link can have. ``duel``: three web servers at onc
 for longer than the grace. ``thieves``: stolen cookies, one web server, no fault. ``wide``: up to six session servers,
 camps that are cut off from each other, keys that vanish, servers that refuse writes. ``lists``: the same, and a list
 of session servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back.
-``clocks``: one clock at a time is wrong by hours. ``many``: as ``wide``, with nine or sixteen session servers."""
+``clocks``: one clock at a time is wrong by hours. ``many``: as ``wide``, with nine or sixteen session servers.
+``director``: the shipped director stands between browsers and web servers; no fault, deaths of web servers alone, or
+every fault that a director, a web server and the way between them can have."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -66,8 +68,10 @@ class Scenario(msgspec.Struct, frozen=True):
     patience_s: float = 30.0
     sleep_s: float = 4.0
     closes: bool = False
-    damage: Literal["narrow", "wide", "lists", "clocks"] = "narrow"
+    damage: Literal["narrow", "wide", "lists", "clocks", "deaths", "door"] = "narrow"
     new_session_ms: int = 0
+    director: bool = False
+    """Whether requests go through the shipped director; for the shipped shells only."""
 
     @property
     def faultless(self) -> bool:
@@ -129,6 +133,23 @@ class Scenario(msgspec.Struct, frozen=True):
         return ", ".join(fields)
 
 
+def _before_a_director(seed: int) -> Scenario:
+    dice = Random(f"director {seed}")
+    damage = dice.choice(("", "deaths", "door", "door"))
+    web_servers, gap_s = dice.choice((2, 3)), dice.choice((0.05, 0.2, 0.6))
+    if damage == "door":
+        return msgspec.structs.replace(
+            draw(seed, "storm"), director=True, damage="door", web_servers=web_servers, gap_s=gap_s, thief=False
+        )
+    calm = msgspec.structs.replace(draw(seed, "calm"), director=True, gap_s=gap_s, thief=False)
+    if not damage:
+        return calm
+    return msgspec.structs.replace(
+        calm, damage="deaths", faults=dice.randint(1, 5), web_servers=3, session_servers=dice.choice((2, 3)), copies=2,
+        durability="all", skew_ms=0,
+    )  # fmt: skip
+
+
 _MIXED: tuple[Profile, ...] = (
     "all", "all", "all", "all", "all", "all",
     "wide", "wide", "lists", "clocks", "leases", "newcomers",
@@ -169,6 +190,8 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
             draw(seed, "storm"), damage=profile, web_servers=web_servers, session_servers=session_servers,
             copies=copies, faults=dice.randint(1, 6),
         )  # fmt: skip
+    if profile == "director":
+        return _before_a_director(seed)
     if profile == "many":
         return msgspec.structs.replace(draw(seed, "wide"), session_servers=Random(f"many {seed}").choice((9, 9, 16)))
     if profile == "newcomers":

@@ -34,7 +34,7 @@ def test_fresh_seeds(profile: Profile) -> None:
     assert answers > 3, "histories in which hardly any request is answered prove nothing"
 
 
-SEEDS: list[tuple[int, Profile]] = [(4, "all"), (64, "clocks"), (23, "lists")]
+SEEDS: list[tuple[int, Profile]] = [(4, "all"), (64, "clocks"), (23, "lists"), (8, "director")]
 
 
 def digests() -> list[str]:

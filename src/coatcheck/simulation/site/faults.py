@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from coatcheck.simulation.site.director_host import DirectorHost
 from coatcheck.simulation.site.session_host import SessionHost
 from coatcheck.simulation.site.site import Site
 from coatcheck.simulation.site.web_host import WebHost
 from coatcheck.simulation.world.wire import Link
 
-Host = WebHost | SessionHost
+Host = WebHost | SessionHost | DirectorHost
 
 
 class SiteFaults:
@@ -22,8 +23,9 @@ class SiteFaults:
         self._frozen: dict[str, int] = {}
 
     @contextmanager
-    def web_down(self, index: int, power: bool = False) -> Iterator[None]:
-        """A web server is killed (``power``: with its host, which tells nobody), and started again."""
+    def web_down(self, index: int, power: bool = False, told: bool = True) -> Iterator[None]:
+        """A web server is killed (``power``: with its host, which tells nobody), and started again. ``told``: the
+        director, by a supervisor."""
         web = self._site.webs[index]
         if not web.alive:
             yield
@@ -31,11 +33,27 @@ class SiteFaults:
         web.kill(silently=power)
         if power:
             self._site.world.hosts.without_power.add(web.name)
-        self._site.web_died(web)
+        self._site.web_died(web, told and not power)
         try:
             yield
         finally:
-            self._site.restart_web(index)
+            if self._site.world.is_running:
+                self._site.restart_web(index)
+
+    @contextmanager
+    def director_down(self) -> Iterator[None]:
+        """The director is killed, and started again."""
+        assert self._site.front is not None
+        director = self._site.front.director
+        if not director.alive:
+            yield
+            return
+        director.kill()
+        try:
+            yield
+        finally:
+            if self._site.world.is_running:
+                director.start()
 
     @contextmanager
     def store_down(self, name: str, comes_back: str = "whole", puts: int = 1, power: bool = False) -> Iterator[None]:
@@ -50,7 +68,7 @@ class SiteFaults:
         try:
             yield
         finally:
-            if self._site.servers.get(name) is server and not server.alive:
+            if self._site.world.is_running and self._site.servers.get(name) is server and not server.alive:
                 if comes_back == "empty":
                     server.restart_empty()
                 elif comes_back == "stale":
@@ -114,7 +132,7 @@ class SiteFaults:
             server.is_full = False
 
     @contextmanager
-    def wrong_clock(self, host: Host, by_ms: int) -> Iterator[None]:
+    def wrong_clock(self, host: WebHost | SessionHost, by_ms: int) -> Iterator[None]:
         """Its wall clock is set wrong, and right again."""
         _set_clock(host, by_ms)
         try:
@@ -128,11 +146,16 @@ class SiteFaults:
     def across(self, camp: Iterable[str]) -> list[Link]:
         """All links between a camp of hosts and the rest."""
         inside = set(camp)
-        names = [*self._site.servers, *(web.name for web in self._site.webs)]
+        names = self.names()
         return [(one, other) for one in names for other in names if (one in inside) != (other in inside)]
 
+    def names(self) -> list[str]:
+        """All hosts of the farm."""
+        names = [*self._site.servers, *(web.name for web in self._site.webs)]
+        return names if self._site.front is None else [*names, self._site.front.director.name]
 
-def _set_clock(host: Host, by_ms: int) -> None:
+
+def _set_clock(host: WebHost | SessionHost, by_ms: int) -> None:
     if isinstance(host, SessionHost):
         host.jump(by_ms)
     else:

@@ -71,6 +71,8 @@ def _live(site: Site, wants: Callable[[str], bool]) -> None:
     weather.stop()
     if _settles(site) or _after(site):
         return
+    if site.front is not None:
+        site.front.judge_end()
     check_convergence(site)  # type: ignore[arg-type]
 
 

@@ -12,6 +12,7 @@ from coatcheck.simulation.application import Attempt, Cookies, Response
 from coatcheck.simulation.browser import Browser
 from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.scenario import Scenario
+from coatcheck.simulation.site.front import Front
 from coatcheck.simulation.site.session_host import SessionHost
 from coatcheck.simulation.site.web_host import WebHost, WebHostPlan
 from coatcheck.simulation.trace import Trace
@@ -74,6 +75,10 @@ class Site:
         self.ledger.servers = self.servers  # type: ignore[assignment]
         self.skews_ms = [int(scenario.skew_ms * self.dice.random()) for _ in range(scenario.web_servers)]
         self.ledger.skew_range_ms = scenario.skew_ms
+        names = [f"web-{number + 1}" for number in range(scenario.web_servers)]
+        self.front = Front(self, names) if scenario.director else None
+        """The shipped director and the way to it; ``None``: requests are brought as if there were a simple one."""
+        self.calm_since = float("inf")
         world.run(0.05)  # who keeps sessions is there before who asks for them
         self.webs = [self._new_web(index, 0) for index in range(scenario.web_servers)]
         world.run(1.5, lambda: all(web.ready for web in self.webs))
@@ -124,6 +129,9 @@ class Site:
 
     def dispatch(self, attempt: Attempt) -> None:
         """To the web server of the route cookie, mostly; to another one if that is down."""
+        if self.front is not None:
+            self.front.send(attempt)
+            return
         web: Any = attempt.browser.web
         if web is None or not web.ready or self.dice.random() >= self.scenario.stickiness:
             ready = [one for one in self.webs if one.ready]
@@ -163,12 +171,13 @@ class Site:
             self.ledger.crashed(web, error)
             response = Response(500)
         if response.status != 200:
-            self._judge_refusal(attempt, web, response.status)
+            self.judge_refusal(attempt, web, response.status)
         if self.lost_responses and self.dice.random() < self.lost_responses:
             return
         self._carry(self._answer, attempt, response)
 
-    def _judge_refusal(self, attempt: Attempt, web: WebHost, status: int) -> None:
+    def judge_refusal(self, attempt: Attempt, web: WebHost, status: int) -> None:
+        """A web server has answered that the session cannot be had, or saved."""
         ledger, error = self.ledger, attempt.error
         if self.trace.on:
             ledger.say(f"#{attempt.number} {attempt.kind} fails on {web.name}: {status} {error}")
@@ -202,8 +211,10 @@ class Site:
             attempt.browser.after(attempt.browser.PATIENCE_S, attempt.browser._give_up, again)
             self.dispatch(again)
 
-    def web_died(self, web: WebHost) -> None:
-        """Connections break: reads are retried elsewhere, the others fail."""
+    def web_died(self, web: WebHost, told: bool = True) -> None:
+        """Connections break: reads are retried elsewhere, the others fail. ``told``: the director, by a supervisor."""
+        if self.front is not None:
+            self.front.web_died(web, told)
         died: Any = web
         for attempt in list(self._in_hand):
             if attempt.web is died:
@@ -243,8 +254,8 @@ class Site:
         thief.after(self.dice.random() * 3, thief.tick)
 
     def break_connections(self) -> None:
-        """Every connection breaks once: everybody looks through all that is stored."""
+        """Every connection to a session server breaks once: everybody looks through all that is stored."""
         for web in self.webs:
             for sock in list(web.machine.kernel.sockets.values()):
-                if sock.peer is not None:
+                if sock.peer is not None and sock.peer.host in self.servers:
                     self.world.wire.reset(sock)

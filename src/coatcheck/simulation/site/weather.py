@@ -10,8 +10,12 @@ from typing import Final
 import msgspec
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
-from coatcheck.simulation.site.faults import Host, SiteFaults
+from coatcheck.simulation.site.director_host import DirectorHost
+from coatcheck.simulation.site.faults import SiteFaults
+from coatcheck.simulation.site.session_host import SessionHost
 from coatcheck.simulation.site.site import Site
+from coatcheck.simulation.site.web_host import WebHost
+from coatcheck.simulation.world.wire import Link
 
 SPAN_S: Final = 6.0
 KINDS: Final = (
@@ -34,7 +38,15 @@ CLOCKS_KINDS: Final = (
     "freeze web",
     "partition",
 )
-BY_DAMAGE: Final = {"narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS}
+DOOR_KINDS: Final = (
+    "kill director", "freeze director", "cut door", "cut door", "cut door one way", "slow door", "slow client",
+    "web dies", "web dies", "kill web", "freeze web", "freeze web", "kill store", "cut", "partition", "close",
+)  # fmt: skip
+"""What befalls a director, the web servers behind it, and the ways to and from it."""
+BY_DAMAGE: Final = {
+    "narrow": KINDS, "wide": WIDE_KINDS, "lists": LISTS_KINDS, "clocks": CLOCKS_KINDS, "door": DOOR_KINDS,
+    "deaths": ("web dies",),
+}  # fmt: skip
 HOUR_MS: Final = 3_600_000
 STEP_S: Final = 1.5
 """A web server learns a changed list of session servers up to so much later than the one before."""
@@ -123,6 +135,36 @@ class Weather:
             # Who starts while one clock is behind, and hears no majority, cannot tell which: docs/protocol.md says so.
             self._hold(self._faults.web_down(web, power=dice.random() < 0.2), length)
 
+    def _web_dies(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.web_down(web, told=dice.random() < 0.5), length)
+
+    def _kill_director(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.director_down(), length)
+
+    def _freeze_director(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.frozen(self._director()), length)
+
+    def _cut_door(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.cut(self._door(web)), length)
+
+    def _cut_door_one_way(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.cut([self._door(web)[dice.randrange(2)]]), length)
+
+    def _slow_door(self, dice: Random, web: int, store: str, length: float) -> None:
+        self._hold(self._faults.slow(self._door(web), SLOW_BYTES_PER_S), length)
+
+    def _slow_client(self, dice: Random, web: int, store: str, length: float) -> None:
+        browser = dice.choice(self._site.browsers)
+        links = self._faults.between(browser.name, self._director().name)
+        self._hold(self._faults.slow(links, SLOW_BYTES_PER_S), length)
+
+    def _door(self, web: int) -> list[Link]:
+        return self._faults.between(self._site.webs[web].name, self._director().name)
+
+    def _director(self) -> DirectorHost:
+        assert self._site.front is not None
+        return self._site.front.director
+
     def _kill_store(self, dice: Random, web: int, store: str, length: float) -> None:
         self._hold(self._faults.store_down(store), length)
 
@@ -149,7 +191,7 @@ class Weather:
             return
         site = self._site
         again = dice.choice((0, 0, 1, 2)) if again is None else again
-        names = [*site.servers, *(one.name for one in site.webs)]
+        names = self._faults.names()
         camp = [name for name in names if dice.random() < 0.5]
         if site.trace.on:
             rest = [name for name in names if name not in camp]
@@ -205,7 +247,7 @@ class Weather:
     def _store_clock(self, dice: Random, web: int, store: str, length: float) -> None:
         self._set_wrong(self._site.servers[store], dice, length)
 
-    def _set_wrong(self, host: Host, dice: Random, length: float) -> None:
+    def _set_wrong(self, host: WebHost | SessionHost, dice: Random, length: float) -> None:
         """One clock is set wrong by hours, and right again. The others do not let themselves be misled: what the judge
         allows for differences between clocks does not grow."""
         if self._wrong_ms:
@@ -274,6 +316,7 @@ class Weather:
             site.ledger.say("faults stop, everything heals")
         for number in list(self._lasting):
             self._release(number)
+        site.calm_since = site.schedule.now
 
 
 class _Then:

@@ -15,6 +15,9 @@ from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import History, Version
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.simulation.application import Attempt, Response, act
+from coatcheck.simulation.site.director_host import tag_of
+from coatcheck.simulation.site.front import ANSWER, NUMBER, answer_body
+from coatcheck.simulation.site.http_server import listen
 from coatcheck.simulation.site.observed import ATTEMPT, ObservedSessions, ObservedStore
 from coatcheck.simulation.site.session_host import PORT, SessionHost
 from coatcheck.simulation.world.machine import Machine
@@ -25,6 +28,20 @@ from coatcheck.web.asgi import SessionMiddleware
 REMEMBERED: Final = 32
 Scope = dict[str, Any]
 Done = Callable[[Response | None, BaseException | None], None]
+
+
+class ServedPage:
+    """What the app is to read, and to answer with; ``pause_s``: after the first bytes of the answer."""
+
+    def __init__(self, think_s: float, body: bytes = b"", answer: bytes = b"") -> None:
+        self.think_s = think_s
+        self.body = body
+        self.answer = answer
+        self.pause_s = 0.0
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """An answer without a pause says how long it is."""
+        return [] if self.pause_s else [(b"content-length", b"%d" % len(self.answer))]
 
 
 class WebHostPlan:
@@ -62,6 +79,7 @@ class WebHost:
         self.servers = servers
         """Those of its own list of session servers: another web server may know another list for a while."""
         self.ready = False
+        self.ready_at = float("inf")
         self.tasks: dict[asyncio.Task[None], Attempt] = {}
         self.had: dict[bytes, History] = {}
         """Per session: the history of the own copy when its copies were last asked for."""
@@ -95,9 +113,11 @@ class WebHost:
         self.sessions = ObservedSessions(
             self, server_name=self.name, stores=stores, list_number=list_number, observer=self._report, **plan.sessions
         )
-        self.middleware = SessionMiddleware(self._app, self.sessions)
+        self.route_tag = tag_of(self.name)
+        self.middleware = SessionMiddleware(self._app, self.sessions, route_tag=self.route_tag)
         cookies = self.sessions.cookies
-        self._cookie_names = (cookies.full_name(), cookies.full_name("-login"))
+        self.cookie_names = (cookies.full_name(), cookies.full_name("-login"))
+        """Of the session of a browser, and of the one of a user who has logged in."""
 
     # -- what the judge asks -----------------------------------------------------------------------
 
@@ -200,7 +220,10 @@ class WebHost:
             return {"type": "lifespan.startup"}
 
         async def send(message: Scope) -> None:
+            if self._site.front is not None:
+                await listen(self.name, self.machine.address, self._answer_http)
             self.ready = message["type"] == "lifespan.startup.complete"
+            self.ready_at = self.judge.schedule.now
             self.judge.trace.name_server(self.server_id, self.name if not self.run else f"{self.name}#{self.run}")
 
         await self.middleware({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)  # type: ignore[arg-type]
@@ -246,41 +269,78 @@ class WebHost:
             self.machine.call(attempt.task.cancel)
 
     async def _call(self, attempt: Attempt, think_s: float, response: Response) -> None:
-        ATTEMPT.set(attempt)
-        shown = zip(self._cookie_names, (attempt.cookies.anonymous, attempt.cookies.login), strict=True)
+        shown = zip(self.cookie_names, (attempt.cookies.anonymous, attempt.cookies.login), strict=True)
         cookies = b"; ".join(name + b"=" + value for name, value in shown if value is not None)
         scope: Scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "https",
             "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "server": (self.machine.address, 443),
             "client": ("192.0.2.1", 1024 + attempt.number), "headers": [(b"cookie", cookies)] if cookies else [],
-            "simulation": (attempt, think_s),
         }  # fmt: skip
 
         async def receive() -> Scope:
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: Scope) -> None:
+            """Nobody looks at the body."""
+
+        await self._serve_one(attempt, ServedPage(think_s), response, scope, receive, send)
+
+    async def _answer_http(self, scope: Any, receive: Any, send: Any) -> None:
+        """A request that the director has brought; its answer says which delivery of it this is."""
+        attempt, errand = self._site.front.begins(self, int(dict(scope["headers"])[NUMBER]))
+        task = asyncio.current_task()
+        assert task is not None
+        attempt.task = task
+        self.tasks[task] = attempt
+        response = Response(0)
+
+        async def say_which(message: Scope) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (ANSWER, b"%d" % attempt.number)]
+            await send(message)
+
+        page = ServedPage(errand.think_s, errand.body, answer_body(attempt.number, errand.answer_bytes))
+        page.pause_s = errand.answer_pause_s
+        try:
+            await self._serve_one(attempt, page, response, scope, receive, say_which)
+        except Exception as error:
+            if self.alive:
+                self.judge.crashed(self, error)
+            raise
+        finally:
+            del self.tasks[task]
+        if response.status not in (0, 200):
+            self._site.judge_refusal(attempt, self, response.status)
+
+    async def _serve_one(
+        self, attempt: Attempt, page: ServedPage, response: Response, scope: Scope, receive: Any, send: Any
+    ) -> None:
+        ATTEMPT.set(attempt)
+        scope["simulation"] = (attempt, page)
+
+        async def watched(message: Scope) -> None:
             if message["type"] == "http.response.start":
                 self._note_head(attempt, message, response)
+            await send(message)
 
-        await self.middleware(scope, receive, send)  # type: ignore[arg-type]
+        await self.middleware(scope, receive, watched)  # type: ignore[arg-type]
 
     def _note_head(self, attempt: Attempt, message: Scope, response: Response) -> None:
         response.status = message["status"]
         for name, value in message.get("headers", ()):
             if name.lower() == b"set-cookie":
-                self._note_cookie(value, response)
+                self.note_cookie(value, response)
         if response.status == 200:
             self.judge.responding(self, attempt, attempt.session)
 
-    def _note_cookie(self, header: bytes, response: Response) -> None:
+    def note_cookie(self, header: bytes, response: Response) -> None:
         """As a browser reads it: ``Max-Age=0`` deletes."""
         pair, _, attributes = header.partition(b";")
         name, _, value = pair.partition(b"=")
         deleted = b"max-age=0" in attributes.lower()
-        if name == self._cookie_names[0]:
+        if name == self.cookie_names[0]:
             response.clear_anonymous, response.set_anonymous = deleted, None if deleted else value
-        elif name == self._cookie_names[1]:
+        elif name == self.cookie_names[1]:
             response.clear_login, response.set_login = deleted, None if deleted else value
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -289,10 +349,29 @@ class WebHost:
             await send({"type": "lifespan.startup.complete"})
             await receive()
             return
-        attempt, think_s = scope["simulation"]
+        attempt, page = scope["simulation"]
         attempt.session = scope["session"]
-        if think_s:
-            await asyncio.sleep(think_s)
+        if not await self._has_come(page, receive):
+            return
+        if page.think_s:
+            await asyncio.sleep(page.think_s)
         act(attempt, scope["session"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.start", "status": 200, "headers": page.headers()})
+        if page.pause_s:
+            await send({"type": "http.response.body", "body": page.answer[:5], "more_body": True})
+            await asyncio.sleep(page.pause_s)
+            page.answer = page.answer[5:]
+        await send({"type": "http.response.body", "body": page.answer})
+
+    async def _has_come(self, page: ServedPage, receive: Any) -> bool:
+        """Read the request's body; whether it is whole."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            body += message["body"]
+            more = message["more_body"]
+        if body != page.body:
+            self.judge.fail("director", f"{self.name} gets {len(body)} bytes that are not the request's")
+        return True

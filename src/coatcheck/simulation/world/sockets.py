@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -110,6 +111,8 @@ class SimulatedSocket:
         self._wants_room = False
         self._ended = False
         self._shut = False
+        self._resets = False
+        """Whether closing it resets the connection, as ``SO_LINGER`` can ask for."""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -134,7 +137,9 @@ class SimulatedSocket:
         return 0.0
 
     def setsockopt(self, level: int, option: int, value: Any) -> None:
-        """Options change nothing here."""
+        """Other options change nothing here."""
+        if level == socket.SOL_SOCKET and option == socket.SO_LINGER:
+            self._resets = struct.unpack("ii", value) == (1, 0)
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
         if level == socket.SOL_SOCKET and option == socket.SO_ERROR:
@@ -235,7 +240,7 @@ class SimulatedSocket:
             return
         self._leave()
         if self.peer is not None and (self._connected or self._connecting):
-            if self._unread or self._error:
+            if self._unread or self._error or self._resets:
                 self._kernel.hosts.wire.send(self, "reset")
             elif not self._shut:
                 self._kernel.hosts.wire.send(self, "end")
@@ -319,6 +324,30 @@ class SimulatedSocket:
         listener._backlog.append(met)
         listener._heat()
         return met
+
+
+class SimulatedPoll:
+    """``select.poll``, for one look at sockets of the machine whose turn it is."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        self._asked[fd] = events
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """Raises ``ValueError`` if it is to wait."""
+        if timeout:
+            raise ValueError("a simulated poll never waits")
+        sockets = turn.clocks().kernel.sockets
+        found = []
+        for fd, events in self._asked.items():
+            sock = sockets[fd]
+            ready = select.POLLIN if sock.is_readable else 0
+            ready |= select.POLLRDHUP if sock._ended or sock._error else 0
+            if ready & events:
+                found.append((fd, ready & events))
+        return found
 
 
 class _Door:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import socket
 import sys
 import time
@@ -80,11 +81,13 @@ def _no_sleep(seconds: float) -> None:
 
 
 @contextmanager
-def taken_over(idle: SimulatedClocks, sockets: type, dice: Random) -> Iterator[None]:
-    """For as long as the block runs: ``time``, ``os.urandom``, the shared dice of ``random``, and ``socket.socket``.
+def taken_over(idle: SimulatedClocks, sockets: type, poll: type, dice: Random) -> Iterator[None]:
+    """For as long as the block runs: ``time``, ``os.urandom``, the shared dice of ``random``, ``socket.socket`` and
+    ``select.poll``.
 
-    ``idle``: the clocks while no machine has its turn; ``sockets``: the class of simulated sockets. What bound one of
-    these functions at its import (a log that is kept short, say) keeps the real one: it must not decide anything.
+    ``idle``: the clocks while no machine has its turn; ``sockets``, ``poll``: the classes that are simulated.
+    What bound one of these functions at its import (a log that is kept short, say) keeps the real one: it must not
+    decide anything.
     Raises ``RuntimeError`` where a world runs already.
     """
     if turn.idle is not None:
@@ -94,6 +97,7 @@ def taken_over(idle: SimulatedClocks, sockets: type, dice: Random) -> Iterator[N
             _replace(undo, time, name, fake)
         _replace(undo, os, "urandom", dice.randbytes)
         _replace(undo, socket, "socket", sockets)
+        _replace(undo, select, "poll", poll)
         undo.callback(random.setstate, random.getstate())
         random.seed(dice.random())
         undo.callback(sys.set_asyncgen_hooks, *sys.get_asyncgen_hooks())

@@ -11,12 +11,12 @@ from typing import Any
 
 from coatcheck.simulation.schedule import Schedule
 from coatcheck.simulation.world.machine import BUSY_S, COARSE_S, FINE_S, IdleClocks, Machine, uptime_of
-from coatcheck.simulation.world.sockets import Hosts, SimulatedSocket
+from coatcheck.simulation.world.sockets import Hosts, SimulatedPoll, SimulatedSocket
 from coatcheck.simulation.world.takeover import taken_over
 from coatcheck.simulation.world.wire import Wire
 
 Complain = Callable[[str, BaseException | None], None]
-LOGS = ("coatcheck", "asyncio")
+LOGS = ("coatcheck", "asyncio", "uvicorn")
 
 
 class SimulatedWorld:
@@ -29,6 +29,8 @@ class SimulatedWorld:
         self.hosts = Hosts(self.wire)
         self.complain = complain
         self._machines: list[Machine] = []
+        self.is_running = False
+        """Whether machines may be started: not any more, where a fault ends after its history."""
 
     def machine(self, name: str, *, complain: Complain | None = None, same_clock: bool = False) -> Machine:
         """A process that has just started on a host of this name. ``same_clock``: its steady clock is the world's."""
@@ -42,12 +44,17 @@ class SimulatedWorld:
     @contextmanager
     def running(self) -> Iterator[SimulatedWorld]:
         """Machines may run in this block; after it all of them are gone."""
-        with taken_over(IdleClocks(self.schedule), SimulatedSocket, self._dice), _errors_to(self.complain):
+        with (
+            taken_over(IdleClocks(self.schedule), SimulatedSocket, SimulatedPoll, self._dice),
+            _errors_to(self.complain),
+        ):
             collects = gc.isenabled()
             gc.disable()  # what is collected calls back, and must do so at the same point of each history
+            self.is_running = True
             try:
                 yield self
             finally:
+                self.is_running = False
                 for machine in self._machines:
                     machine.kill(silently=True)
                 if collects:

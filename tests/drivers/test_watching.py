@@ -185,6 +185,26 @@ def test_thousands_of_connections_of_one_session_are_one_question() -> None:
     asyncio.run(story())
 
 
+def test_a_notice_of_before_the_lease_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has claimed the session again by then: its lease says all, and nobody wakes up for the notice again."""
+    looks = []
+    go_on = Watching._go_on
+    monkeypatch.setattr(Watching, "_go_on", lambda *arguments: (looks.append(1), go_on(*arguments)))
+
+    async def story() -> None:
+        async with farm(lease_s=3600.0) as made:
+            session = await made.begin()
+            watching = made.web[0].watching
+            watching.watch(key_of(session), lambda end: None)
+            watching.noticed(key_of(session))
+            before = made.asked
+            await asyncio.sleep(0.2)
+            assert made.asked == before
+            assert len(looks) == 2
+
+    asyncio.run(story())
+
+
 def test_what_is_forgotten_asks_nothing() -> None:
     async def story() -> None:
         async with farm() as made:

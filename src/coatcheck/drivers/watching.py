@@ -166,6 +166,7 @@ class Watching:
                 continue  # forgotten, or put off since
             alive = known_alive(self._copies, key)
             if alive is not None and now < watched.expires_at:
+                watched.noticed = False  # a lease that is good was earned after the notice
                 self._go_on(key, watched, alive)
                 continue
             watched.asking = True

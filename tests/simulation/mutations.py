@@ -16,7 +16,8 @@ from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict
 from coatcheck.replication.puts import Puts
 from coatcheck.replication.surplus import Surplus
-from coatcheck.sessions import delta, lifecycle
+from coatcheck.session_server import table
+from coatcheck.sessions import delta, lifecycle, saving
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.tokens import chain
 
@@ -57,7 +58,8 @@ def unseen_put(monkeypatch: Any) -> None:
     def judge(stored: Any, seen: Any, new: Any) -> Verdict:
         return Verdict.REFUSED if stored is not None and stored[1] else Verdict.ACCEPTED_NOTIFY
 
-    monkeypatch.setattr(put_rule, "judge", judge)
+    for module in (put_rule, table):
+        monkeypatch.setattr(module, "judge", judge)
 
 
 @mutation("fresh means the bigger number")
@@ -255,13 +257,14 @@ def many_successors(monkeypatch: Any) -> None:
     def mint(links: Any, session_id: bytes, now: int) -> Any:
         return chain.Chain(links.current, chain.ChainLink(session_id, now), links.retired, links.forgotten_at)
 
-    monkeypatch.setattr(lifecycle, "needs_successor", needs_successor)
-    monkeypatch.setattr(lifecycle, "mint", mint)
+    for module in (lifecycle, saving):
+        monkeypatch.setattr(module, "needs_successor", needs_successor)
+    monkeypatch.setattr(saving, "mint", mint)
 
 
 @mutation("a refused write that was adopted is done twice")
 def done_twice(monkeypatch: Any) -> None:
-    monkeypatch.setattr(lifecycle, "holds", lambda history, offered: False)
+    monkeypatch.setattr(saving, "holds", lambda history, offered: False)
 
 
 @mutation("equal values of two requests are no conflict")
@@ -271,12 +274,12 @@ def equal_is_no_conflict(monkeypatch: Any) -> None:
     def merge(base: Any, theirs: Any, mine: Any, policy: Any) -> Any:
         return original(base, theirs, mine, "overtaken" if policy == "reject" else policy)
 
-    monkeypatch.setattr(lifecycle, "merge", merge)
+    monkeypatch.setattr(saving, "merge", merge)
 
 
 @mutation("a write forgets what others wrote meanwhile")
 def no_merge(monkeypatch: Any) -> None:
-    monkeypatch.setattr(lifecycle, "merge", lambda base, theirs, mine, policy: mine)
+    monkeypatch.setattr(saving, "merge", lambda base, theirs, mine, policy: mine)
 
 
 @mutation("nothing is repaired")
@@ -290,7 +293,7 @@ def no_repair(monkeypatch: Any) -> None:
 
 @mutation("hosted sessions are not copied again")
 def no_recopy(monkeypatch: Any) -> None:
-    monkeypatch.setattr(repair.Repair, "needs_repair", lambda self: [])
+    monkeypatch.setattr(repair.Repair, "needs", lambda self, key: False)
 
 
 @mutation("a forked session is repaired by copying, without a claim")
@@ -482,7 +485,8 @@ def forks_for_ever(monkeypatch: Any) -> None:
         return Verdict.ACCEPTED_NOTIFY if live and new[6:14] in owners else judge(stored, seen, new)
 
     monkeypatch.setattr(Copies, "_fresh_owner", note_owner)
-    monkeypatch.setattr(put_rule, "judge", unseen)
+    for module in (put_rule, table):
+        monkeypatch.setattr(module, "judge", unseen)
 
 
 @mutation("of a session that forked once nobody looks at what its token promises")

@@ -149,16 +149,16 @@ class ClientHalf(ServerHalf):
         if fields is not self._known_fields:
             self._known_fields = fields
             self._tail = request_tail(fields, self._address)
-        cookies = head.cookies
+        method, cookies = head.method, head.cookies
         if cookies != self._cookies:
             self._cookies = cookies
             self._tag = traffic.read_tag(cookies)
         if cookies and not fields.cookies:
-            self._request = b"%b %b%bCookie: %b\r\n\r\n" % (head.method, head.target, self._tail, cookies)
+            self._request = b"".join((method, b" ", head.target, self._tail, b"Cookie: ", cookies, b"\r\n\r\n"))
         else:
-            self._request = b"%b %b%b\r\n" % (head.method, head.target, self._tail)
+            self._request = b"".join((method, b" ", head.target, self._tail, b"\r\n"))
         self._head = head
-        self._delivery = Delivery(head.method, self._tag)
+        self._delivery = Delivery(method, self._tag)
         self._close = not fields.keep_alive
         self._kept = []
         self._kept_bytes = 0

@@ -15,6 +15,7 @@ from coatcheck.director.rules.request_head import RequestFields
 # bytes and tell strangers what stands here: so requests carry Via and responses do not.
 _VIA: Final = b"Via: 1.1 coatcheck\r\n"
 _RESERVED: Final = b"/.well-known/coatcheck"
+_COOKIE_VALUE: Final = re.compile(rb'\s*"?([^;"\s]*)')
 
 
 class ClientAddress:
@@ -117,15 +118,19 @@ def is_reserved(target: bytes) -> bool:
 
 def route_tag_reader(cookie_name: str, is_known: Callable[[bytes], bool]) -> Callable[[bytes], bytes | None]:
     """A function that finds the tag of a known web server in the value of a Cookie header."""
-    name = cookie_name.encode("ascii")
-    pattern = re.compile(rb"(?:^|;)[ \t]*(?:__Host-)?" + re.escape(name) + rb'=\s*"?([^;"\s]*)')
+    sought = cookie_name.encode("ascii") + b"="
+    size = len(sought)
 
     def read(cookies: bytes) -> bytes | None:
-        if name not in cookies:
-            return None
-        for tag in pattern.findall(cookies):
-            if is_known(tag):
-                return tag  # type: ignore[no-any-return]
+        # Searched for by its name and not cookie by cookie: what stands before it is looked at once it is found.
+        at = cookies.find(sought)
+        while at >= 0:
+            before = cookies[cookies.rfind(b";", 0, at) + 1 : at].lstrip(b" \t")
+            if not before or before == b"__Host-":
+                value = _COOKIE_VALUE.match(cookies, at + size)
+                if value is not None and is_known(value[1]):
+                    return value[1]
+            at = cookies.find(sought, at + size)
         return None
 
     return read

@@ -149,27 +149,27 @@ class RequestReader:
             return RequestHead(method, target, fields, fields.cookies)
         cookie = head.find(b"\r\nCookie: ", second)
         if cookie < 0:
-            fields = self._fields(head[second + 1 :])
+            block = head[second + 1 :]
+            fields = self._known.get(block) or self._understood(block)
             return RequestHead(method, target, fields, fields.cookies)
         end = head.find(b"\r\n", cookie + 2)
         if end < 0:
             end = len(head)
         cookies = head[cookie + 10 : end]
-        fields = self._fields(head[second + 1 : cookie] + head[end:])
-        if fields.cookies or cookies.translate(None, _NOT_IN_VALUES) != cookies:
+        block = head[second + 1 : cookie] + head[end:]
+        fields = self._known.get(block) or self._understood(block)
+        if fields.cookies or len(cookies.translate(None, _NOT_IN_VALUES)) != len(cookies):
             # A second cookie, or a bad one: to be judged as a whole.
             fields = parse_request_fields(head[second + 1 :], self._max_headers, has_authority=False)
             cookies = fields.cookies
         return RequestHead(method, target, fields, cookies)
 
-    def _fields(self, block: bytes) -> RequestFields:
-        fields = self._known.get(block)
-        if fields is None:
-            fields = parse_request_fields(block, self._max_headers, has_authority=False)
-            if len(block) <= _MAX_KNOWN_BLOCK_BYTES:
-                if len(self._known) >= _MAX_KNOWN_BLOCKS:
-                    del self._known[next(iter(self._known))]
-                self._known[block] = fields
+    def _understood(self, block: bytes) -> RequestFields:
+        fields = parse_request_fields(block, self._max_headers, has_authority=False)
+        if len(block) <= _MAX_KNOWN_BLOCK_BYTES:
+            if len(self._known) >= _MAX_KNOWN_BLOCKS:
+                del self._known[next(iter(self._known))]
+            self._known[block] = fields
         return fields
 
 

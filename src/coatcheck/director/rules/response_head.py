@@ -25,6 +25,9 @@ _RESPONSE_SPECIAL: Final = re.compile(
 )
 
 
+# The two ways in which servers spell it; who spells it otherwise costs the director more, and nothing else.
+_SET_COOKIE: Final = (b"\r\nset-cookie:", b"\r\nSet-Cookie:")
+_VALUE_BYTES: Final = bytes({0x09, *range(0x20, 0x7F), *range(0x80, 0x100)})
 _MAX_KNOWN: Final = 128
 _MAX_KNOWN_BYTES: Final = 1024
 
@@ -47,7 +50,8 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
 class ResponseReader:
     """Reads the heads of responses, and remembers the latest: an app often answers many requests alike.
 
-    What is remembered is the head that was read, byte for byte: nothing is taken for something else.
+    What is remembered is the head that was read, byte for byte: nothing is taken for something else. A cookie that is
+    set comes once: it is left out of what is remembered, and judged by itself.
     """
 
     __slots__ = ("_known", "_max_headers")
@@ -62,8 +66,32 @@ class ResponseReader:
         known = self._known.get(head)
         if known is not None:
             return known
+        for spelling in _SET_COOKIE:
+            if spelling in head:
+                return self._read_with_cookies(head, spelling)
+        return self._understood(head)
+
+    def _read_with_cookies(self, head: bytes, spelling: bytes) -> ResponseHead:
+        rest = head
+        at = rest.find(spelling)
+        while at >= 0:
+            value = at + len(spelling)
+            end = rest.find(b"\r\n", value)
+            if end < 0:
+                end = len(rest)
+            if rest[value:end].translate(None, _VALUE_BYTES):
+                return parse_response_head(head, self._max_headers)
+            rest = rest[:at] + rest[end:]
+            at = rest.find(spelling, at)
+        read = self._known.get(rest) or self._understood(rest)
+        if read.status_line is not rest and read.status_line != rest:
+            # Its lines stand one by one, and the cookies belong among them.
+            return parse_response_head(head, self._max_headers)
+        return ResponseHead(read.status, head, read.lines, read.length, read.keep_alive, read.as_sent, read.websocket)
+
+    def _understood(self, head: bytes) -> ResponseHead:
         read = parse_response_head(head, self._max_headers)
-        # One that sets a cookie comes once, and what it carries is kept no longer than needed.
+        # What a cookie carries is kept no longer than needed, however it is spelt.
         if len(head) <= _MAX_KNOWN_BYTES and b"set-cookie:" not in head.lower():
             if len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]

@@ -120,11 +120,13 @@ def heard(state: ServerState) -> bool:
 class Balancer:
     """Chooses the web server of a request: its session's host if that is fit, else the least busy one."""
 
-    __slots__ = ("_by_tag", "_turn", "_turns", "servers")
+    __slots__ = ("_by_tag", "_turn", "_turns", "knows", "servers")
 
     def __init__(self, servers: Sequence[ServerState]) -> None:
         self.servers = tuple(servers)
         self._by_tag = {server.tag: server for server in servers}
+        self.knows = self._by_tag.__contains__
+        """Whether a server of this farm has a tag."""
         self._turn = 0
         self._turns = [self.servers[first:] + self.servers[:first] for first in range(len(servers))]
 
@@ -160,10 +162,6 @@ class Balancer:
         if best is not None:
             self._turn = (best.index + 1) % len(self.servers)
         return best
-
-    def knows(self, tag: bytes) -> bool:
-        """Whether a server of this farm has this tag."""
-        return tag in self._by_tag
 
     def waits_for_busy(self) -> bool:
         """Whether a server that is only busy may still take requests."""

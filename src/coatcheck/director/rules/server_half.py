@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import cast
+from typing import Final, cast
 
 from coatcheck.director.rules.actions import Order, Reach, ReleaseServer, ToClient, ToServer
 from coatcheck.director.rules.connection_state import ConnectionState
@@ -20,6 +20,8 @@ _CONNECTING, _HELD, _PARKED, _REPLYING, _SENT = (
     State.CONNECTING, State.HELD, State.PARKED, State.REPLYING, State.SENT,
 )  # fmt: skip
 _RELEASE, _RELEASE_AND_CLOSE = ReleaseServer(keep=True), ReleaseServer(keep=False)
+_FOR_BUSY: Final = WaitReason.BUSY
+_FOR_ANY: Final = WaitReason.NO_SERVER
 _ANSWER, _RESPONSE = DeadlineKind.ANSWER, DeadlineKind.RESPONSE
 
 
@@ -43,7 +45,8 @@ class ServerHalf(ConnectionState):
         traffic, delivery, since = self._traffic, self._delivery, self._waiting_since
         waited_s = 0.0 if since is None else traffic.now - since
         chosen = delivery.next_server(traffic.balancer, waited_s, traffic.delivery_policy)
-        if isinstance(chosen, WaitReason):
+        # Not isinstance: an enumeration answers that in as long as a call takes.
+        if chosen is _FOR_BUSY or chosen is _FOR_ANY:
             self._park(chosen)
             return
         self._pause = None

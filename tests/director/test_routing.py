@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from coatcheck.director.rules.forwarding import route_tag_reader
 from coatcheck.director.rules.routing import (
     Balancer,
     Check,
@@ -140,3 +145,19 @@ def test_a_busy_server_is_well_again_when_anything_is_heard_of_it() -> None:
     assert heard(state)
     assert (state.health, state.failed_checks) == (WELL, 0)
     assert not heard(state)
+
+
+_IN_WORDS = re.compile(rb'(?:^|;)[ \t]*(?:__Host-)?route=\s*"?([^;"\s]*)')
+"""A cookie at the beginning or behind a semicolon, whose name is ours, and its value with or without quotes."""
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    st.lists(st.sampled_from([b"route", b"__Host-", b"=", b";", b" ", b"\t", b'"', b"x", b"one", b"two"])).map(b"".join)
+)
+@example(b"a=b; route=gone; __Host-route=one; route=two")
+@example(b"xroute=one;route=route=two")
+def test_the_route_is_the_first_tag_of_a_server_of_this_farm(cookies: bytes) -> None:
+    known = {b"one", b"two"}
+    expected = next((tag for tag in _IN_WORDS.findall(cookies) if tag in known), None)
+    assert route_tag_reader("route", known.__contains__)(cookies) == expected

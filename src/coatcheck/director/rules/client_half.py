@@ -158,7 +158,7 @@ class ClientHalf(ServerHalf):
         else:
             self._request = b"".join((method, b" ", head.target, self._tail, b"\r\n"))
         self._head = head
-        self._delivery = Delivery(method, self._tag)
+        self._delivery = Delivery(head.method, self._tag)
         self._close = not fields.keep_alive
         self._kept = []
         self._kept_bytes = 0

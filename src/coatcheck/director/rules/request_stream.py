@@ -17,13 +17,24 @@ class RequestStream:
     Holds a head that is not whole, of ``max_head_bytes`` and one read at most, or what was read behind a request.
     """
 
-    __slots__ = ("_chunks", "_max_head_bytes", "_reader", "_remaining", "_searched", "body_done", "buffer", "rest")
+    __slots__ = (
+        "_before",
+        "_chunks",
+        "_max_head_bytes",
+        "_reader",
+        "_remaining",
+        "_searched",
+        "body_done",
+        "buffer",
+        "rest",
+    )
 
     def __init__(self, reader: RequestReader, max_head_bytes: int) -> None:
         self._reader = reader
         self._max_head_bytes = max_head_bytes
         self.buffer = bytearray()
         """What waits here."""
+        self._before: RequestHead | None = None
         self._searched = 0
         self._remaining = 0
         self._chunks: ChunkedReader | None = None
@@ -48,15 +59,27 @@ class RequestStream:
 
         Raises BadHead for what is no head or can never become one.
         """
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            self.buffer += data
-            self._check_partial_head()
-            return None
-        if end > self._max_head_bytes:
-            raise BadHead(HeadFault.TOO_LARGE, 431)
+        end = len(data) - 4
         # One empty line before a request is forgiven (RFC 9112, 2.2).
-        head = self._reader.read(data[2 if data.startswith(b"\r\n") else 0 : end])
+        start = 2 if data.startswith(b"\r\n") else 0
+        head = None
+        if end <= self._max_head_bytes and data.endswith(b"\r\n\r\n"):
+            # It is a head and nothing else, nearly always. What can be read as one has no empty line within, and so
+            # its end need not be searched for, which takes as long as all the reading.
+            try:
+                head = self._reader.read(data[start:end], self._before)
+            except BadHead:
+                pass  # There is more than a head in it, or it is none: below it is read to its first empty line.
+        if head is None:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self.buffer += data
+                self._check_partial_head()
+                return None
+            if end > self._max_head_bytes:
+                raise BadHead(HeadFault.TOO_LARGE, 431)
+            head = self._reader.read(data[start:end], self._before)
+        self._before = head
         end += 4
         self.rest = data[end:] if len(data) > end else b""
         length = head.fields.length

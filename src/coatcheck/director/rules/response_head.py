@@ -84,10 +84,10 @@ class ResponseReader:
             rest = rest[:at] + rest[end:]
             at = rest.find(spelling, at)
         read = self._known.get(rest) or self._understood(rest)
-        if read.status_line is not rest and read.status_line != rest:
-            # Its lines stand one by one, and the cookies belong among them.
-            return parse_response_head(head, self._max_headers)
-        return ResponseHead(read.status, head, read.lines, read.length, read.keep_alive, read.as_sent, read.websocket)
+        if read.status >= 200 and read.as_sent and read.status_line == rest:
+            return ResponseHead(read.status, head, [], read.length, read.keep_alive, True, read.websocket)
+        # Its lines stand one by one, and the cookies belong among them.
+        return parse_response_head(head, self._max_headers)
 
     def _understood(self, head: bytes) -> ResponseHead:
         read = parse_response_head(head, self._max_headers)

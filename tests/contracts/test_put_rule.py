@@ -227,7 +227,7 @@ def _offered(stored: Entry | None, wanted: Version | str) -> Version:
         return wanted
     base = stored.version if stored is not None else V1_NEXT
     step = {"stored": 0, "next write": 1, "write before": -1}[wanted]
-    return base._replace(seq=min(max(base.seq + step, 0), 2**32 - 1))
+    return Version(base.epoch, base.owner, min(max(base.seq + step, 0), 2**32 - 1))
 
 
 @given(puts=st.lists(GENERATED, min_size=1, max_size=16))

@@ -64,11 +64,13 @@ def together(count: int, work: Callable[[int], object]) -> None:
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """A server and its children stand still."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
-    pids = [pid, *(int(child) for child in found.split())]
-    for each in pids:
-        os.kill(each, signal.SIGSTOP)
+    pids = [pid]
+    os.kill(pid, signal.SIGSTOP)  # first: from now on it begins no child, and none that ends is gone
     try:
+        found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+        for child in map(int, found.split()):
+            pids.append(child)
+            os.kill(child, signal.SIGSTOP)
         yield
     finally:
         for each in pids:

@@ -8,6 +8,7 @@ itself, so that they are not what is measured. Needs ``haproxy`` and ``wrk``; ev
 * *HAProxy, bare* only balances and sets X-Forwarded-For.
 * *browser* requests carry 13 headers, the same over one connection; in *changing* ones a cookie differs each time,
   so that nothing of a head can be remembered.
+* *answer* and *upload* are bodies of 100 KB, in one direction each.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from pathlib import Path
 
 from benchmarks.report import write_section
 
+BODY_BYTES = 100 * 1024
+KINDS = ("plain", "browser", "changing", "answer", "upload")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 BROWSER_HEADERS = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Safari/537.36",
@@ -59,6 +62,17 @@ defaults
     timeout server 30s
     timeout http-keep-alive 30s
     http-reuse safe
+"""
+# A body is answered when it has come in full, so a buffer has to hold one.
+WEB_SERVERS = f"""
+global
+    tune.bufsize {2 * BODY_BYTES}
+frontend web
+    bind 127.0.0.1:{{web_1}}
+    bind 127.0.0.1:{{web_2}}
+    http-request wait-for-body time 10s if METH_POST
+    http-request return status 200 content-type text/plain file {{body}} if {{{{ path /body }}}}
+    http-request return status 200 content-type text/plain string "hello, world"
 """
 BALANCE = """
     balance leastconn
@@ -125,8 +139,8 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-def scripts(folder: Path) -> dict[str, list[str]]:
-    """What makes wrk send each kind of request."""
+def scripts(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """What makes wrk send each kind of request, and to which path."""
     lines = [f"wrk.headers[{name!r}] = {value!r}" for name, value in BROWSER_HEADERS.items()]
     changing = folder / "changing.lua"
     changing.write_text(
@@ -136,7 +150,15 @@ def scripts(folder: Path) -> dict[str, list[str]]:
     )
     browser = folder / "browser.lua"
     browser.write_text("\n".join(lines) + "\n")
-    return {"plain": [], "browser": ["-s", str(browser)], "changing": ["-s", str(changing)]}
+    upload = folder / "upload.lua"
+    upload.write_text(f'wrk.method = "POST"\nwrk.body = string.rep("x", {BODY_BYTES})\n')
+    return {
+        "plain": ([], "/"),
+        "browser": (["-s", str(browser)], "/"),
+        "changing": (["-s", str(changing)], "/"),
+        "answer": ([], "/body"),
+        "upload": (["-s", str(upload)], "/"),
+    }
 
 
 def millis(text: str) -> float:
@@ -144,9 +166,13 @@ def millis(text: str) -> float:
     return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
 
 
-def measure(name: str, pid: int, port: int, kind: str, script: list[str], connections: int, seconds: int) -> Measured:
+def measure(
+    name: str, pid: int, port: int, kind: str, script: tuple[list[str], str], connections: int, seconds: int
+) -> Measured:
     before = cpu_s(pid)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *script, f"http://127.0.0.1:{port}/"]
+    options, path = script
+    url = f"http://127.0.0.1:{port}{path}"
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *options, url]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
     spent = cpu_s(pid) - before
     count = int(re.search(r"(\d+) requests in", output)[1])  # type: ignore[index]
@@ -170,8 +196,8 @@ def start_all(stack: ExitStack, folder: Path) -> dict[str, tuple[int, int]]:
         (folder / name).write_text(DEFAULTS + text)
         return started(stack, ["haproxy", "-db", "-f", str(folder / name)], port)
 
-    answer = '    http-request return status 200 content-type text/plain string "hello, world"\n'
-    haproxy("web.cfg", f"frontend web\n    bind 127.0.0.1:{web_1}\n    bind 127.0.0.1:{web_2}\n{answer}", web_1)
+    (folder / "body").write_bytes(b"x" * BODY_BYTES)
+    haproxy("web.cfg", WEB_SERVERS.format(web_1=web_1, web_2=web_2, body=folder / "body"), web_1)
     balance = BALANCE.format(web_1=web_1, web_2=web_2)
     servers = ["--server", f"web-1=127.0.0.1:{web_1}#tag-1", "--server", f"web-2=127.0.0.1:{web_2}#tag-2"]
     command = [sys.executable, "-m", "coatcheck.director", "--listen", f"127.0.0.1:{ours}", *servers]
@@ -228,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--kinds", nargs="+", default=["plain", "browser", "changing"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--json", type=Path, help="where to write every run")
     parser.add_argument("--write-results", action="store_true", help="renew the table in RESULTS.md")
     arguments = parser.parse_args()
@@ -239,14 +265,14 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directors = start_all(stack, folder)
-        kinds = {kind: script for kind, script in scripts(folder).items() if kind in arguments.kinds}
+        kinds = scripts(folder)
         for name, (pid, port) in directors.items():
-            measure(name, pid, port, "plain", [], 32, 1)  # Warm-up: not kept.
+            measure(name, pid, port, "plain", kinds["plain"], 32, 1)  # Warm-up: not kept.
         for _ in range(arguments.rounds):
-            for kind, script in kinds.items():
+            for kind in arguments.kinds:
                 for connections in arguments.connections:
                     for name, (pid, port) in directors.items():
-                        runs.append(measure(name, pid, port, kind, script, connections, arguments.seconds))
+                        runs.append(measure(name, pid, port, kind, kinds[kind], connections, arguments.seconds))
     text = report(runs, arguments.rounds)
     print(text)
     if arguments.write_results:

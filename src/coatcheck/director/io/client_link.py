@@ -116,7 +116,10 @@ class ClientLink(asyncio.Protocol):
 
     def _reach(self, action: Reach) -> None:
         pool = self._relay.pools[action.server.index]
-        link = None if action.fresh else pool.take(certain=action.certain)
+        if action.fresh:
+            link = None
+        else:
+            link = pool.take_quiet() if action.certain else pool.idle.take()
         if link is None:
             self.connecting = self._relay.connect(pool, self)
         else:
@@ -132,9 +135,7 @@ class ClientLink(asyncio.Protocol):
         link, self._link = self._link, None
         assert link is not None
         link.owner = None
-        if action.keep:
-            link.pool.keep(link)
-        else:
+        if link.is_gone or not (action.keep and link.pool.idle.keep(link, self._relay.traffic.now)):
             link.transport.close()
 
     def _order(self, order: Order) -> None:

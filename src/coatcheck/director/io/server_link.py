@@ -42,14 +42,14 @@ class ServerPool:
         self.state = state
         self.idle: IdlePool[ServerLink] = IdlePool(traffic.limits.max_idle_upstream, traffic.limits.upstream_idle_s)
 
-    def take(self, *, certain: bool) -> ServerLink | None:
-        """An open connection; ``certain`` also asks the kernel, for a request that must not be sent twice.
+    def take_quiet(self) -> ServerLink | None:
+        """An open connection, of which the kernel was asked, too: for a request that must not be sent twice.
 
         The web server may close a connection at any moment. The event loop tells us, but only in its next round;
         the kernel knows at once. What is left is the time that the close itself is under way.
         """
         while (link := self.idle.take()) is not None:
-            if not certain or link.is_quiet():
+            if link.is_quiet():
                 return link
             link.transport.close()
         return None

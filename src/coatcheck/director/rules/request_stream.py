@@ -18,16 +18,8 @@ class RequestStream:
     """
 
     __slots__ = (
-        "_before",
-        "_chunks",
-        "_max_head_bytes",
-        "_reader",
-        "_remaining",
-        "_searched",
-        "body_done",
-        "buffer",
-        "rest",
-    )
+        "_before", "_chunks", "_max_head_bytes", "_reader", "_remaining", "_searched", "body_done", "buffer", "rest",
+    )  # fmt: skip
 
     def __init__(self, reader: RequestReader, max_head_bytes: int) -> None:
         self._reader = reader

@@ -179,7 +179,7 @@ class Front:
             self._fail(f"#{number} ({errand.method.decode()}) is carried out {len(runs) + 1} times")
         # Without losses on the wire no connection to a web server that lives ever ends.
         lives = bool(runs) and runs[-1][1].alive and not self._site.scenario.loss
-        if lives and self._now - runs[-1][0].began_at < self.director.options.resend_after_s:
+        if lives and self._now - errand.attempt.sent_at < self.director.options.resend_after_s:
             self._fail(f"#{number} is carried out again though {runs[-1][1].name}, which has it, lives")
         disturbed = self._is_disturbed(errand.attempt.sent_at)
         if errand.route is not None and not runs and not disturbed:
@@ -273,9 +273,10 @@ class Front:
             self._fail(f"in the end it thinks ill of web servers: {status['servers']}")
 
     def _abandoned(self) -> list[Errand]:
-        """Whose browser has hung up, which the director cannot tell from one that has sent all: it waits for an answer
-        as long as ever, if the host that has the request lost its power."""
-        since = self._now - self.director.options.first_byte_timeout_s - 1.0
+        """Whose browser has hung up: the director cannot tell it from one that has sent all, and waits for the answer,
+        or for its next bytes, as long as ever, if their host lost its power or the way from there is slow."""
+        options = self.director.options
+        since = self._now - max(options.first_byte_timeout_s, options.body_timeout_s) - 1.0
         return [one for one in self._errands.values() if one.is_left and one.attempt.sent_at > since]
 
     def _fail(self, text: str) -> None:

@@ -125,11 +125,12 @@ def route_tag_reader(cookie_name: str, is_known: Callable[[bytes], bool]) -> Cal
         # Searched for by its name and not cookie by cookie: what stands before it is looked at once it is found.
         at = cookies.find(sought)
         while at >= 0:
-            before = cookies[cookies.rfind(b";", 0, at) + 1 : at].lstrip(b" \t")
+            before = cookies[cookies.rfind(b";", 0, at) + 1 : at].lstrip(b" \t") if at else b""
             if not before or before == b"__Host-":
                 value = _COOKIE_VALUE.match(cookies, at + size)
-                if value is not None and is_known(value[1]):
-                    return value[1]
+                tag = b"" if value is None else value[1]
+                if is_known(tag):
+                    return tag
             at = cookies.find(sought, at + size)
         return None
 

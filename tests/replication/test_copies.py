@@ -227,6 +227,22 @@ def test_a_put_begun_before_a_notice_came_earns_no_lease() -> None:
     assert web.copies.cached(KEY, promise(web)) is not None
 
 
+def test_a_session_that_is_closed_while_it_is_created_earns_no_lease() -> None:
+    """Its copy is nowhere yet, but in the hands of the flow that stores it."""
+    farm = Farm()
+    web = farm.web()
+
+    def closed_elsewhere() -> None:
+        farm.wait(0.001)
+        assert web.copies.on_message(Notice(KEY, Version(9, b"w99RRRRR", 0), True)) is None
+
+    web.during_put = [closed_elsewhere]
+    store(web, b"one")
+    assert web.copies.cached(KEY, promise(web)) is None
+    store(web, b"two")
+    assert web.copies.cached(KEY, promise(web)) is not None
+
+
 def test_a_forged_notice_of_a_close_costs_a_look_and_no_more() -> None:
     """Notices are not sealed: a session server that lies ends no session, for a tombstone must be shown."""
     farm = Farm()

@@ -75,6 +75,8 @@ class Hosting:
         """
         copy = self._claiming.get(message.key) or self.cache.get(message.key)
         if copy is None:
+            if isinstance(message, Notice) and message.version.server_id != self.server_id:
+                self.puts.distrust()  # its first write may be under way, or its copy in nobody's hands but a flow's
             return None
         own = copy.version.claim == message.version.claim
         now = self.world.monotonic()

@@ -18,6 +18,44 @@ from coatcheck.replication.version import Version
 from replication.one_session import KEY, load, loaded, promise, store, why
 from replication.tiny_farm import Farm
 
+# -- what counts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_a_write_counts_what_is_there_at_one_moment(withdrawn: bool) -> None:
+    """A slow write is taken by one session server, then by another one that has nothing any more: meanwhile a rival
+    found the fork, went on with its own branch, and replaced the first of the two."""
+    farm = Farm(servers=3)
+    farm.notices = False
+    one, two = farm.two_webs()
+    store(one, b"one")
+    first, second, third = farm.ranked(KEY)
+    two.cut = {second.name}
+    loaded(two)
+    store(two, b"two")
+
+    def rival_goes_on() -> None:
+        farm.wait(farm.replication.lease_s + 1)
+        first.silent, two.cut = False, set()
+        assert loaded(two, promise(two)).body == b"two"
+        first.silent = True
+        if withdrawn:
+            third.stored.clear()
+
+    first.silent = True
+    one.during_put = [lambda: None, rival_goes_on]
+    assert store(one, b"three") is None
+    assert EventKind.SESSION_FORKED in two.kinds()
+
+
+def test_a_stand_in_for_a_lost_server_still_counts() -> None:
+    farm = Farm(servers=3)
+    one = farm.web()
+    store(one, b"one")
+    farm.ranked(KEY)[0].silent = True
+    assert store(one, b"two") == Written(2, 2)
+
+
 # -- who answers ---------------------------------------------------------------------------------
 
 

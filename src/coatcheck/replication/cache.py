@@ -98,6 +98,11 @@ class Copy(msgspec.Struct, gc=False, eq=False):
             return holders
         return dict.fromkeys(holders, held) if held is not None else {}
 
+    @property
+    def shown_by(self) -> Collection[str]:
+        """The session servers on which anything was seen; the same object until that changes."""
+        return self._holders
+
     def seen_on(self, server: str) -> Version | None:
         """The version last seen on this session server; ``None``: nothing, as far as is known."""
         holders = self._holders

@@ -260,11 +260,13 @@ class Copies(Closes):
                 new.wrote(version, history, body, expires_at)
                 settled, level = yield from self._put_early(new, entry, copy.promised, durability)
             else:
-                new, put = copy, puts.first(copy, entry)
+                new, put, shown_by = copy, puts.first(copy, entry), copy.shown_by
                 settled = Settled(self._monotonic(), {}) if put is None else (yield put)
                 level = puts.note_accepted(copy, version, settled)
                 if level is not None and level < self.placement.wanted:
                     level = yield from puts.complete(copy, entry, level, settled)
+                if level and copy.shown_by is not shown_by and copy.packed_history:  # never at a creation
+                    level = yield from puts.confirm(copy, entry, level, settled, shown_by)
             if level is None or self.cache.is_closed(copy.key):
                 return None
             if not level:

@@ -87,6 +87,10 @@ class Settled(msgspec.Struct):
         """Whether a server had no room for the entry."""
         return any(isinstance(reply, Unreachable) and reply.full for reply in self.replies.values())
 
+    def takers(self) -> list[str]:
+        """The servers that accepted so far."""
+        return [server for server, reply in self.replies.items() if type(reply) is Accepted]
+
     def accepted(self) -> int:
         """How many servers accepted so far."""
         count = 0

@@ -65,8 +65,9 @@ class Copy(msgspec.Struct, gc=False, eq=False):
     contact: int = 0
     moved: bool = False
     spent: bool = False
-    _holders: frozenset[str] | dict[str, bytes] = frozenset()
-    """The session servers on which :attr:`_held` was seen; or, where they differ, what was seen on each."""
+    shown_by: frozenset[str] | dict[str, bytes] = frozenset()
+    """The session servers on which :attr:`_held` was seen; or, where they differ, what was seen on each. The same
+    object until that changes."""
     _held: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -93,32 +94,27 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         return {server: as_version(version) for server, version in self._seen().items()}
 
     def _seen(self) -> dict[str, bytes]:
-        holders, held = self._holders, self._held
+        holders, held = self.shown_by, self._held
         if type(holders) is dict:
             return holders
         return dict.fromkeys(holders, held) if held is not None else {}
 
-    @property
-    def shown_by(self) -> Collection[str]:
-        """The session servers on which anything was seen; the same object until that changes."""
-        return self._holders
-
     def seen_on(self, server: str) -> Version | None:
         """The version last seen on this session server; ``None``: nothing, as far as is known."""
-        holders = self._holders
+        holders = self.shown_by
         held = holders.get(server) if type(holders) is dict else self._held if server in holders else None
         return None if held is None else as_version(held)
 
     def is_on(self, server: str) -> bool:
         """Whether this very version was last seen on this session server."""
-        holders = self._holders
+        holders = self.shown_by
         if type(holders) is dict:
             return holders.get(server) == self.packed
         return server in holders and self._held == self.packed
 
     def seen_on_each(self, servers: tuple[str, ...]) -> dict[str, Version | None]:
         """:meth:`seen_on` of several, in their order."""
-        holders, held = self._holders, self._held
+        holders, held = self.shown_by, self._held
         if held is not None and type(holders) is frozenset and holders.issuperset(servers):
             return dict.fromkeys(servers, as_version(held))
         return {server: self.seen_on(server) for server in servers}
@@ -134,13 +130,13 @@ class Copy(msgspec.Struct, gc=False, eq=False):
         }
         versions = set(seen.values())
         if len(versions) > 1:
-            self._holders, self._held = seen, None
+            self.shown_by, self._held = seen, None
         else:
-            self._holders, self._held = _group(seen), next(iter(seen.values()), None)
+            self.shown_by, self._held = _group(seen), next(iter(seen.values()), None)
 
     def stored_on(self, servers: Collection[str], version: Version) -> None:
         """All of these session servers hold this version now."""
-        if self._holders == frozenset(servers):
+        if self.shown_by == frozenset(servers):
             self._held = self.packed if version == self.packed else bytes(version)
         else:
             self.saw(dict.fromkeys(servers, version))

@@ -140,7 +140,7 @@ class Judge:
             self.excuse("promise 4: grace 0 and parallel requests")
         elif scenario.grace_ms / 1000 < needed_s:
             self.excuse("promise 4: grace shorter than the longest round trip")
-        elif log.once_lost or log.forked_by or log.below_target:
+        elif log.once_lost or log.given_up or (log.below_target and not scenario.keeps_quorums):
             self.excuse("promise 4: the chain itself was lost or forked")
         else:
             self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")

@@ -74,6 +74,20 @@ def test_a_server_that_is_restarted_with_all_it_had_has_forgotten_nothing(farm: 
     assert not log.once_lost
 
 
+def test_what_a_lapse_covered_is_lost_with_the_last_lapse(farm: Farm) -> None:
+    log = written(farm)
+    first, second = list(farm.servers.values())[:2]
+    lapse = Entry(Version(2, OTHER, 0), (SECOND,), True, LIFE_MS, b"sealed", True)
+    for server in (first, second):
+        server.put(KEY, SECOND, lapse)
+    first.forget_some(2)
+    assert not log.lost
+    second.forget_some(1)
+    assert not log.lost, "it went back to the write itself"
+    second.forget_some(1)
+    assert log.lost == {SECOND}
+
+
 def test_an_honest_browser_is_accused_only_after_a_write_was_on_no_server(farm: Farm) -> None:
     log = written(farm)
     servers = list(farm.servers.values())

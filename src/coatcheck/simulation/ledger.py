@@ -256,12 +256,12 @@ class Ledger(LeaseJudge):
             else:
                 log.has_since.pop((server.name, one), None)
 
-    def _kept(self, log: SessionLog) -> set[Version]:
-        """The writes that some session server has in a live entry, be it up or not, but for those that the operator
-        gives up."""
+    def _kept(self, log: SessionLog, lapses: bool = False) -> set[Version]:
+        """The writes that some session server has in a live entry, or covers by a provisional tombstone (``lapses``),
+        be it up or not; but for those that the operator gives up."""
         staying = [server for server in self.servers.values() if server.name not in self.leaving]
         entries = [server.look(log.key) for server in staying]
-        histories = [entry.history for entry in entries if _live(entry)]
+        histories = [entry.history for entry in entries if _live(entry) or (lapses and entry and entry.provisional)]
         return {one for one in log.blobs if any(holds(history, one) for history in histories)}
 
     def _check_life(self, log: SessionLog, new: Entry) -> None:
@@ -287,8 +287,9 @@ class Ledger(LeaseJudge):
                 log.on[server.name] = entry
             if before is not None and before.final and not _closed(entry):
                 self._tombstone_forgotten(server, log)
-            elif before is not None and not before.closed:
-                kept = self._kept(log)
+            elif before is not None:
+                # A lapse stood for the writes that it covered, as long as one is there.
+                kept = self._kept(log, lapses=before.closed)
                 log.lose(one for one in log.blobs if holds(before.history, one) and one not in kept)
             if entry is None and silently:
                 log.vanished_on.add(server.name)

@@ -100,6 +100,18 @@ def test_an_honest_browser_is_accused_only_after_a_write_was_on_no_server(farm: 
     assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
 
 
+def test_a_chain_may_fork_only_where_somebody_went_on_alone(farm: Farm) -> None:
+    log = written(farm)
+    log.forked_by.add(OWNER)
+    log.below_target = True
+    for version in log.blobs:
+        offer(farm, log, version)
+    assert not farm.ledger.chain_may_fork(log), "somebody reported a fork, and a copy was missing: a quorum was there"
+    log.acks[SECOND] = Ack(0.0, 1, OWNER)
+    offer(farm, log, SECOND, servers=2)
+    assert farm.ledger.chain_may_fork(log), "one of two session servers was enough for this write"
+
+
 def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: Farm) -> None:
     log = written(farm)
     servers = list(farm.servers.values())

@@ -140,10 +140,17 @@ class Judge:
             self.excuse("promise 4: grace 0 and parallel requests")
         elif scenario.grace_ms / 1000 < needed_s:
             self.excuse("promise 4: grace shorter than the longest round trip")
-        elif log.once_lost or log.given_up or (log.below_target and not scenario.keeps_quorums):
+        elif self.chain_may_fork(log):
             self.excuse("promise 4: the chain itself was lost or forked")
         else:
             self.fail("I5", f"an honest browser is accused of theft of {self.trace.key(log.key)}")
+
+    def chain_may_fork(self, log: SessionLog) -> bool:
+        """Whether two web servers may have moved the token chain on from different states (promise 1)."""
+        if log.once_lost or log.given_up or self.leaving:
+            return True
+        alone = not self.scenario.keeps_quorums or any(self._is_of_list_of_two(log, one) for one in log.blobs)
+        return log.below_target and alone
 
     def _judge_rollback(self, web: ModelWebServer, log: SessionLog, detail: str) -> None:
         """Nothing that a session server still has is lost, whoever could see it."""

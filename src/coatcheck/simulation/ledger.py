@@ -532,8 +532,7 @@ class Ledger(LeaseJudge):
         lost_before = self.schedule.now - max(0.0, self.scenario.grace_ms / 1000 - SLACK_S)
         unshown = [one for one, at in log.issued.items() if one not in log.shown and at > lost_before]
         if len(unshown) > 1:
-            apart = self.scenario.wanted * 2 <= len(self.servers)
-            if log.once_lost or log.given_up or apart or (log.below_target and not self.scenario.keeps_quorums):
+            if self.chain_may_fork(log) or self.scenario.wanted * 2 <= len(self.servers):
                 self.excuse("promise 1: two successors after a loss or a fork")
             elif log.longest_trip_s > self.scenario.grace_ms / 1000:
                 self.excuse("promise 4: two successors, and a request that took longer than the grace")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.sessions.caching import guard
 from coatcheck.sessions.cookies import CookieJar, CookiePolicy
 from coatcheck.web.interface import Header
+
+from .in_process import served
 
 JAR = CookieJar(CookiePolicy(insecure_localhost=True))
 COOKIE = (b"set-cookie", b"coatcheck=x")
@@ -93,3 +100,20 @@ def test_responses_with_a_session_are_kept_from_caches(headers: list[Header], co
     for name, value in guard(headers, cookies):
         told.setdefault(name.lower(), []).append(value)
     assert told == guard_plainly(headers, cookies)
+
+
+@pytest.mark.parametrize("name", [b"content-length", b"x-own", b"etag"])
+@pytest.mark.parametrize("kind", [iter, tuple, list])
+def test_headers_that_can_be_read_once_reach_the_browser(name: bytes, kind: Callable[..., Any]) -> None:
+    """ASGI allows any iterable: what is looked at on the way must still be there."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": kind([(b"x-first", b"1"), (name, b"2")])})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def story() -> None:
+        async with served(app) as server, server.client() as browser:
+            answer = await browser.get("/")
+            assert (answer.headers["x-first"], answer.headers[name.decode()]) == ("1", "2")
+
+    asyncio.run(story())

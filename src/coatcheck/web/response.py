@@ -58,7 +58,8 @@ class ResponseSender:
             status = message["status"]
             if self._scope.get("session", ABSENT) is not opened.session:
                 self._adopt_unless_failed(status)
-            self._headers = message.get("headers", NO_HEADERS)
+            headers = message.get("headers", NO_HEADERS)
+            self._headers = headers if type(headers) is list else list(headers)  # ASGI allows one that is read once
             answer = opened.home.requests.finish(opened, status, self._headers)
             if type(answer) is not Answer:
                 return self._start(message, answer)

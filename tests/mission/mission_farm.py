@@ -61,10 +61,15 @@ async def append_deep(request):
     request.session["nested"]["list"].append(request.path_params["name"])
     return answer(request)
 
+async def logout(request):
+    request.session.close()
+    return JSONResponse({"server": os.environ["COATCHECK_SERVER"]})
+
 app = Starlette(routes=[
     Route("/", read),
     Route("/{name}", put, methods=["PUT"]),
     Route("/{name}", delete, methods=["DELETE"]),
+    Route("/logout", logout, methods=["POST"]),
     Route("/append/{name}", append, methods=["POST"]),
     Route("/append-deep/{name}", append_deep, methods=["POST"]),
 ])

@@ -1,7 +1,8 @@
 """B2: "Every web server has a local cache of the data of the sessions that it hosts."
 
-While all session servers are frozen only the cache can answer. It may for the length of the lease, no longer: after
-that another web server might have the newer state, so the farm fails closed.
+While all session servers are frozen only the cache can answer. It may for one lease after they were heard last, no
+longer: after that another web server might have the newer state, so the farm fails closed. While they are heard nobody
+asks them about a session, however long nobody came.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm)
             visitor.put("fresh", "lease")
         visitor, hosts = crowd[0], [visitor.server for visitor in crowd]
         (other,) = {"web-1", "web-2"} - {visitor.server}
-        leased_at = time.monotonic()
         with farm.frozen(*farm.names("session")):
+            leased_at = time.monotonic()  # their last heart-beat was sent before
             elsewhere = thread.submit(straight, farm, visitor, other)
             rounds = 0
             while time.monotonic() - leased_at < LEASE_S / 2:
@@ -62,6 +63,27 @@ def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm)
         for host in crowd:
             eventually(lambda host=host: straight(farm, host, host.server).status_code == 200, "the thaw")
         assert [visitor.read() for visitor in crowd] == hosts, "nobody was logged out meanwhile"
+
+
+def test_after_a_long_pause_nobody_is_asked_as_long_as_the_session_servers_are_heard(farm: MissionFarm) -> None:
+    with crowd_of(farm, VISITORS) as crowd:
+        hosts = [visitor.server for visitor in crowd]
+        time.sleep(3 * LEASE_S)
+        with farm.frozen(*farm.names("session")):
+            assert [visitor.read() for visitor in crowd] == hosts
+
+
+def test_a_logout_elsewhere_is_seen_within_a_lease_though_nobody_asks(farm: MissionFarm) -> None:
+    with crowd_of(farm, 1) as crowd:
+        visitor = crowd[0]
+        (other,) = {"web-1", "web-2"} - {visitor.server}
+        time.sleep(2 * LEASE_S)
+        cookies = "; ".join(f"{each.name}={each.value}" for each in visitor.browser.client.cookies.jar)
+        assert straight(farm, visitor, visitor.server).json()["data"] == visitor.data
+        with farm.client(verify=False, trust_env=False, timeout=60.0) as client:
+            told = client.post(f"{farm.url_of(other)}/logout", headers={"Cookie": cookies})
+        assert told.json() == {"server": other}
+        assert straight(farm, visitor, visitor.server).json()["data"] == {}, "at once when it was told"
 
 
 def test_each_cache_holds_what_its_web_server_hosts_and_nothing_else(farm: MissionFarm) -> None:

@@ -256,7 +256,7 @@ def test_a_close_puts_a_tombstone_on_every_server() -> None:
     farm = Farm(servers=4)
     one, two = farm.two_webs()
     store(one, b"one")
-    assert one.run(one.copies.close(KEY)) == Closed(4, 4, 2)
+    assert one.run(one.copies.close(KEY)) == Closed(4, 4, 3)
     lives = [entry.expires_in_ms for entry in farm.entries(KEY) if entry is not None and entry.closed]
     assert lives == [one.copies.policy.tombstone_ms] * 4, "it outlives every token of the session"
     assert load(two) is Gone.CLOSED
@@ -316,7 +316,7 @@ def test_a_close_by_the_sole_owner_waits_for_nobody() -> None:
     assert farm.now_ms == before
 
 
-@pytest.mark.parametrize(("notices", "waits_ms"), [(True, 0), (False, 2_000)])
+@pytest.mark.parametrize(("notices", "waits_ms"), [(True, 0), (False, 2_020)])
 def test_a_close_by_a_new_owner_waits_until_the_former_one_cannot_serve(notices: bool, waits_ms: int) -> None:
     farm = Farm(lease_s=2.0)
     one, two = farm.two_webs()
@@ -336,7 +336,7 @@ def test_a_close_by_one_who_never_owned_it_waits_a_lease() -> None:
     store(one, b"one")
     before = farm.now_ms
     two.run(two.copies.close(KEY))
-    assert farm.now_ms - before == 2_000
+    assert farm.now_ms - before == 2_020, "a lease, and a hundredth for clocks that drift"
     assert one.copies.cached(KEY, bytes(16)) is None
 
 

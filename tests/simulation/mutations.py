@@ -12,6 +12,7 @@ from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Accepted, Pause, Put
 from coatcheck.replication.farm_clock import FarmClock
+from coatcheck.replication.links import Links
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict
 from coatcheck.replication.puts import Puts
@@ -376,6 +377,14 @@ def old_epochs_ignored(monkeypatch: Any) -> None:
         return original(self, message)
 
     monkeypatch.setattr(Copies, "on_message", on_message)
+
+
+@mutation("a lease goes on while one link is heard")
+def one_link_is_enough(monkeypatch: Any) -> None:
+    def heard(self: Links, server: str, sent_at: float) -> None:
+        self.heard_until = sent_at + self._lease_s if self.prolong else 0.0
+
+    monkeypatch.setattr(Links, "heard", heard)
 
 
 @mutation("what a lost server held keeps its lease")

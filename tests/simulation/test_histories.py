@@ -49,6 +49,7 @@ def test_fresh_seeds() -> None:
         "newcomers",
         "clocks",
         "many",
+        "links",
     ],
 )
 def test_profiles(profile: str) -> None:

@@ -21,6 +21,7 @@ FIRST: dict[str, tuple[str, int, int]] = {
     "a retired token is taken for ever": ("thieves", 1, 600),
     "a lapse yields to a copy in a cache, though it covers that": ("wide", 1, 200),
     "a second close is complete at once": ("leases", 1, 800),
+    "a lease goes on while one link is heard": ("links", 5000, 200),
     "a stall ends no lease": ("wide", 1, 400),
     "a stand-in is withdrawn before its server has the session again": ("wide", 1, 400),
     "of a session that forked once nobody looks at what its token promises": ("wide", 81, 200),

@@ -241,8 +241,11 @@ class Sessions(SessionRequests, SessionOperations):
                 store.watch(self._on_change)
         driver = AsyncioDriver(self._stores, self._report)
         repair = BackgroundRepair(self.copies, self._stores, driver, self._world)
+        links = self.copies.links
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
+            if links.prolong:
+                store.watch_notices(links.heard, links.beat_s)
         repair.start()
         self._look_at_clocks()
         self._stall_guard = StallGuard(self.copies, time.monotonic, loop.call_later)

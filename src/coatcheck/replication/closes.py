@@ -12,9 +12,10 @@ import msgspec
 
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
-from coatcheck.replication.effects import Accepted, Flow, Put, Refused, Settled, Surroundings
+from coatcheck.replication.effects import Flow, Put, Refused, Settled, Surroundings
 from coatcheck.replication.entry import Entry, Sealer, encode_header
 from coatcheck.replication.hosting import Hosting
+from coatcheck.replication.links import close_quorum
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.resolution import contains
@@ -95,15 +96,15 @@ class Closes(Hosting):
         if own is not None:
             self._claiming[key] = own  # still ours to hear that a rival was faster than the tombstone
         try:
-            closed = yield from self.put_tombstone(key, tombstone, dict.fromkeys(self.placement.servers))
+            everywhere = dict.fromkeys(self.placement.servers)
+            closed = yield from self.put_tombstone(key, tombstone, everywhere, view=view)
         finally:
             self._claiming.pop(key, None)
-        yield from self._notify_others(view, version, self.placement.servers, closed=True)
         if not closed.holds:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         # An owner that is not us may have renewed its lease until the tombstone reached it.
         alone = own is not None and own.no_lease_before < view.sent_at
-        yield from self._wait_until(own.alone_at if own and alone else self.world.monotonic() + self.policy.lease_s)
+        yield from self._wait_until(own.alone_at if own and alone else self._leases_over_at())
         self._note_effect(key, closed)
         return closed
 
@@ -119,11 +120,11 @@ class Closes(Hosting):
             self.partly_closed.add(view.key)
         elif held < needed or alive:
             # Who is cut off from the tombstone may have earned a lease where it was missing, until a moment ago.
-            yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
+            yield from self._wait_until(self._leases_over_at())
         else:
             # Somebody else's close may still be waiting for leases: so do we, for what is left of it.
             age_s = (self.policy.tombstone_ms - tombstone.expires_in_ms) / 1000
-            yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_s - max(0.0, age_s)))
+            yield from self._wait_until(view.sent_at + max(0.0, self.policy.lease_over_s - max(0.0, age_s)))
         self._note_effect(view.key, closed)
         return closed
 
@@ -140,7 +141,7 @@ class Closes(Hosting):
             tombstone = msgspec.structs.replace(tombstone, expires_in_ms=max(1, left_ms))
         closed = yield from self.put_tombstone(key, tombstone, dict.fromkeys(self.placement.servers))
         if closed.effective and key in self.partly_closed:
-            yield from self._wait_until(self.world.monotonic() + self.policy.lease_s)
+            yield from self._wait_until(self._leases_over_at())
         self._note_effect(key, closed)
         return closed
 
@@ -152,8 +153,7 @@ class Closes(Hosting):
             self._forget_closing(key)
 
     def _close_quorum(self) -> int:
-        """So many tombstones that every read quorum meets one; one, where answers are not counted."""
-        return self.placement.write_quorum if self.policy.too_few_answers == "refuse" else 1
+        return close_quorum(self.placement, self.policy)
 
     def _must_be_effective(self, closed: Closed) -> None:
         if not closed.effective:
@@ -193,8 +193,7 @@ class Closes(Hosting):
         self.under_replicated.discard(key)
         beyond = {name for name, entry in view.entries.items() if not contains(tombstone, entry)}
         covered = {name: seen for name, seen in view.seen.items() if name not in beyond}
-        yield from self.put_tombstone(key, tombstone, covered)
-        yield from self._notify_others(view, version, covered, closed=True)
+        yield from self.put_tombstone(key, tombstone, covered, view=view)
 
     # -- tombstones ------------------------------------------------------------------------------
 
@@ -205,17 +204,26 @@ class Closes(Hosting):
         assert tombstone is not None
         assert tombstone.closed
         lacking = {name: version for name, version in view.seen.items() if _lacks(view.entries.get(name), tombstone)}
-        return (yield from self.put_tombstone(view.key, tombstone, lacking, len(view.seen) - len(lacking)))
+        return (yield from self.put_tombstone(view.key, tombstone, lacking, len(view.seen) - len(lacking), view))
 
     def put_tombstone(
-        self, key: bytes, tombstone: Entry, seen: Mapping[str, Version | None], holds: int = 0
+        self,
+        key: bytes,
+        tombstone: Entry,
+        seen: Mapping[str, Version | None],
+        holds: int = 0,
+        view: View | None = None,
     ) -> Flow[Closed]:
-        """Put a tombstone on the servers of ``seen``; ``holds`` others have it already."""
+        """Put a tombstone on the servers of ``seen``; ``holds`` others have it already. The owners that ``view`` shows
+        are notified."""
         if seen:
             settled: Settled = yield Put(key, tombstone, seen)
+            takers = settled.takers()
             for reply in settled.replies.values():
-                stored_closed = isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
-                holds += isinstance(reply, Accepted) or stored_closed
+                holds += isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
+            if view is not None:
+                takers = list((yield from self.notify_owners(view, tombstone.version, takers, closed=True)))
+            holds += len(takers)
         closed = Closed(holds, len(self.placement.servers), self._close_quorum())
         if tombstone.provisional:
             return closed

@@ -5,7 +5,7 @@ All methods here that return a ``Flow`` must run as the only flow of their key: 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import NoReturn
 
@@ -60,7 +60,10 @@ class Copies(Closes):
     def cached(self, key: bytes, promised: bytes) -> Copy | None:
         """The own copy, if it may be served without asking anyone. The hot path: no flow, no I/O."""
         copy = self._hosted(key)
-        if copy is None or copy.lease_until <= self._monotonic() or copy.lease_until <= self._leases_from:
+        if copy is None or copy.lease_until <= self._leases_from:
+            return None
+        now = self._monotonic()
+        if copy.lease_until <= now and not (now < self.links.heard_until and now < copy.lease_until + self._beyond_s):
             return None
         return copy if copy.promised == promised or copy.covers(promised) else None
 
@@ -190,7 +193,7 @@ class Copies(Closes):
             return None
         if view.cached is not None and newest.version == view.cached.version:
             copy.alone_at = min(copy.alone_at, view.cached.alone_at)
-        copy.alone_at = min(copy.alone_at, self.world.monotonic() + self.policy.lease_s)
+        copy.alone_at = min(copy.alone_at, self._leases_over_at())
         return copy
 
     def _keep_survivor(self, view: View) -> None:
@@ -225,13 +228,42 @@ class Copies(Closes):
         settled, taken = yield from self.puts.to_placed(copy, entry, holders, showed)
         if taken is None:
             return False
-        yield from self._notify_others(view, copy.version, [*holders, *settled.replies], closed=False)
-        level = taken + 1
+        holders += settled.takers()
+        if not (yield from self._reach_owners(copy, entry, view, [*holders, *settled.replies], holders, leave)):
+            return False
+        level = len(holders)
         # Who serves with too few answers serves with too few copies of a claim, which carries no data.
         self.puts.check_level(copy, level, quorum=self.policy.too_few_answers == "refuse")
         self.cache.add(copy)
         self.puts.earn_lease(copy, sent_at, level)
         return True
+
+    def _reach_owners(
+        self, copy: Copy, entry: Entry, view: View, asked: Iterable[str], holders: list[str], leave: Collection[str]
+    ) -> Flow[bool]:
+        """Put the claim to further servers until no lease of another owner is without one of its ``holders``: all that
+        showed a copy have it (but those that were to be left), or so many that every set of ``wanted`` servers has one.
+
+        ``False``: those are too few, or a rival was faster. ``asked``: who need not be asked again.
+        """
+        told = yield from self.notify_owners(view, copy.version, holders, closed=False)
+        if not self.links.prolong:
+            return True
+        tried = set(asked)
+        while any(name not in told and name not in leave for name in view.entries):
+            lacking = self._close_quorum() - len(told)
+            if lacking <= 0:
+                return True
+            further = self.puts.next_reachable(copy.key, lacking, tried | view.avoid)
+            if not further:
+                return False
+            tried.update(further)
+            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(further)))
+            if self.puts.note_accepted(copy, copy.version, settled) is None:
+                return False
+            holders += settled.takers()
+            told |= yield from self.notify_owners(view, copy.version, settled.takers(), closed=False)
+        return len(told) >= min(self.placement.write_quorum, len(holders))
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Cache, Copy
-from coatcheck.replication.effects import Flow, Pause, Surroundings, Tell
+from coatcheck.replication.effects import Flow, Get, Gotten, Pause, Surroundings, Tell, Unreachable
 from coatcheck.replication.entry import Sealer
+from coatcheck.replication.links import Links
 from coatcheck.replication.notice import ClaimAnswer, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
@@ -49,6 +50,8 @@ class Hosting:
         self.world = world
         self.viewer = Viewer(placement, policy, sealer, world, self.cache)
         self.puts = Puts(placement, policy, sealer, world, self.cache)
+        self.links = Links(placement, policy, world)
+        self._beyond_s = self.links.beyond_s
         self.under_replicated = self.puts.under_replicated
         self._tried: dict[bytes, int] = {}
         self._claiming: dict[bytes, Copy] = {}
@@ -63,8 +66,15 @@ class Hosting:
         self._leases_from = self.world.monotonic() + self.policy.lease_s
 
     def leased_until(self, copy: Copy) -> float:
-        """Until when (monotonic seconds) a copy may be served without asking; 0.0 if its lease was voided."""
-        return copy.lease_until if copy.lease_until > self._leases_from else 0.0
+        """Until when (monotonic seconds) a copy may be served without asking, as far as is known by now; 0.0 if it has
+        no lease, or it was voided."""
+        if copy.lease_until <= self._leases_from:
+            return 0.0
+        return max(copy.lease_until, min(self.links.heard_until, copy.lease_until + self._beyond_s))
+
+    def _leases_over_at(self) -> float:
+        """When no lease holds any more that was earned by now."""
+        return self.world.monotonic() + self.policy.lease_over_s
 
     # -- messages from other web servers, and to them --------------------------------------------
 
@@ -93,17 +103,25 @@ class Hosting:
         copy.no_lease_before = now
         copy.lease_until = 0.0
         self.cache.note_moved(copy)
-        others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_s)
+        others_s = min(max(0.0, copy.alone_at - now), self.policy.lease_over_s)
         answer = ClaimAnswer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())
 
-    def _notify_others(self, view: View, version: Version, put_to: Iterable[str], closed: bool) -> Flow[None]:
-        """A session server notifies the owner that it has stored; through those that had nothing stored, we notify
-        the owners that the others showed."""
-        through = tuple(name for name in put_to if view.seen.get(name) is None and name in view.seen)
+    def notify_owners(self, view: View, version: Version, holders: Collection[str], closed: bool) -> Flow[set[str]]:
+        """A session server notifies the owner that it had stored; through each of the ``holders`` of a claim or close
+        that did not show an owner whom others showed, we do. Answers which of them have passed it on for certain: what
+        they are asked afterwards on the same link, they answer afterwards."""
         owners = {entry.version.server_id for entry in view.entries.values() if not entry.closed} - {self.server_id}
-        for server_id in sorted(owners) if through else ():
-            yield Tell(server_id, Notice(view.key, version, closed).encode(), through)
+        asked: dict[str, None] = {}
+        for server_id in sorted(owners):
+            through = tuple(name for name in holders if not view.shows(name, server_id))
+            if through:
+                yield Tell(server_id, Notice(view.key, version, closed).encode(), through)
+                asked.update(dict.fromkeys(through))
+        if not asked or not self.links.prolong:
+            return set(holders)
+        gotten: Gotten = yield Get(view.key, tuple(asked))
+        return {name for name in holders if not isinstance(gotten.replies.get(name), Unreachable)}
 
     # -- numbers of claims, and other things that every flow needs -------------------------------
 

@@ -11,6 +11,8 @@ BelowTarget = Literal["quorum", "degrade", "refuse"]
 TooFewAnswers = Literal["refuse", "serve"]
 
 HOUR_MS = 3_600_000
+DRIFT = 0.01
+"""By how much of a lease two steady clocks may run apart while it lasts."""
 
 
 class ReplicationPolicy(msgspec.Struct, frozen=True):
@@ -35,3 +37,8 @@ class ReplicationPolicy(msgspec.Struct, frozen=True):
     max_tries: int = 8
     backoff_s: float = 0.01
     max_sessions: int = 100_000
+
+    @property
+    def lease_over_s(self) -> float:
+        """After so long no lease holds that was earned before, by a clock that is a little slower than ours."""
+        return self.lease_s * (1 + DRIFT)

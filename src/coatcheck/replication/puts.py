@@ -56,7 +56,7 @@ class Puts:
         """The put to the first reachable servers of the ranking, so many that ``wanted`` hold it, ``holders`` included,
         and to ``also``; ``None`` if that is nobody."""
         missing = self._placement.wanted - len(holders)
-        targets = self._reachable(copy.key, missing, holders) if missing > 0 else []
+        targets = self.next_reachable(copy.key, missing, holders) if missing > 0 else []
         if also:
             targets += [name for name in also if name not in targets]
         if not targets:
@@ -71,7 +71,7 @@ class Puts:
         refused it."""
         wanted = self._placement.wanted - len(holders)
         while level is not None and level < wanted and total.pending is None:
-            targets = self._reachable(copy.key, wanted - level, [*holders, *total.replies])
+            targets = self.next_reachable(copy.key, wanted - level, [*holders, *total.replies])
             if not targets:
                 break
             settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(targets)))
@@ -106,7 +106,7 @@ class Puts:
         level = self.note_accepted(copy, entry.version, settled)
         return settled, (yield from self.complete(copy, entry, level, settled, holders))
 
-    def _reachable(self, key: bytes, count: int, without: Collection[str]) -> list[str]:
+    def next_reachable(self, key: bytes, count: int, without: Collection[str]) -> list[str]:
         """The first ``count`` reachable servers of the ranking, ``without`` these."""
         ranking: Iterable[str] = self._placement.ranking(key)
         if without:
@@ -120,7 +120,7 @@ class Puts:
         return found
 
     def placed(self, key: bytes) -> list[str]:
-        return self._reachable(key, self._placement.wanted, ())
+        return self.next_reachable(key, self._placement.wanted, ())
 
     def placed_among(self, key: bytes, answered: Container[str]) -> list[str]:
         """Where a session belongs, of the servers that answered: one that is reachable again only now may have

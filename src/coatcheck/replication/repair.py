@@ -146,6 +146,7 @@ class Repair:
             copies.under_replicated.discard(key)
             return Repaired.WHOLE
         settled: Settled = yield Put(key, newest, {name: view.seen[name] for name in lacking})
+        yield from copies.notify_owners(view, newest.version, settled.takers(), closed=False)
         mended = all(isinstance(reply, Accepted) for reply in settled.replies.values())
         if mended:
             copies.under_replicated.discard(key)

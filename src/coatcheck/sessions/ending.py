@@ -44,9 +44,9 @@ def known_alive(copies: Copies, key: bytes) -> Alive | None:
     """What a lease says without asking anyone: no other web server can have closed the session meanwhile."""
     copy = copies.cache.get(key)
     now = copies.world.monotonic()
-    if copy is None or copies.leased_until(copy) <= now:
+    if copy is None or (sure_until := copies.leased_until(copy)) <= now:
         return None
-    return Alive(copy.lease_until, now + (copy.expires_at - copies.world.now_ms()) / 1000)
+    return Alive(sure_until, now + (copy.expires_at - copies.world.now_ms()) / 1000)
 
 
 def look(copies: Copies, key: bytes) -> Flow[Alive | SessionEnd]:

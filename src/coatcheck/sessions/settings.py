@@ -116,8 +116,8 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: Annotated[
         float,
         Option(
-            "How long a web server serves a cached session without asking a session server; SQLite and memory, where "
-            "it costs nothing, are always asked.",
+            "How long a web server serves a cached session without asking a session server, after the check and after "
+            "it heard from all of them; SQLite and memory, where it costs nothing, are always asked.",
             duration=True,
             maximum=3600,
         ),

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--parallel", type=_positive, default=2, metavar="N", help="... requests at once (2)")
     options.add_argument("--faults", type=int, default=1, metavar="N", help="with --exhaustive: faults at most (1)")
     options.add_argument("--cuts", action="store_true", help="... faults are cuts and lost data, at no patience")
+    options.add_argument("--links", action="store_true", help="... connections keep their order; leases go on")
     options.add_argument("--session-servers", type=_positive, default=2, metavar="N", help="... session servers (2)")
     return options
 
@@ -167,6 +168,7 @@ def _exhaustive(options: argparse.Namespace) -> int:
             rotate_after_ms=0 if word.startswith("rotate") else 60_000,
             session_servers=options.session_servers,
             patience_s=0.0 if options.cuts else 30.0,
+            ordered=options.links,
         )
         found = search.explore(
             word, options.steps, options.faults, options.disorder, options.parallel, scenario, options.cuts

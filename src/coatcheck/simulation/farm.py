@@ -69,8 +69,9 @@ class Farm:
         placement = self.placements[index]
         servers = {name: self.servers[name] for name in placement.servers}
         web = ModelWebServer(
-            f"web-{index + 1}", run, self.schedule, self.network, servers, self.rng, self.ledger, self.sealer
-        )
+            f"web-{index + 1}", run, self.schedule, self.network, servers, self.rng, self.ledger, self.sealer,
+            self.scenario.ordered,
+        )  # fmt: skip
         web.skew_ms = self.skews_ms[index]
         web.post = self._post
         web.equip(placement, self.replication, self.policy)
@@ -110,8 +111,18 @@ class Farm:
 
     def _post(self, sender: ModelSessionServer, server_id: bytes, message: bytes) -> None:
         web = self.by_id.get(server_id)
-        if web is not None and web.alive and (not self.lost_notices or self.rng.random() >= self.lost_notices):
-            self.network.send(sender.name, web, web.on_message, message)
+        if web is None or not web.alive:
+            return
+        lost = bool(self.lost_notices) and self.rng.random() < self.lost_notices
+        if web.lines is None:
+            if not lost:
+                self.network.send(sender.name, web, web.on_message, message)
+            return
+        line = web.lines.get(sender.name)
+        if line is not None and line.run == sender.run:
+            if lost:
+                line.lose()
+            line.to_web(web.on_message, message)
 
     # -- the director -------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from coatcheck.replication.cache import Copy
+from coatcheck.replication.links import CHECK_EVERY_S
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.replication.version import Version
 from coatcheck.simulation.judge import Judge, answered
-from coatcheck.simulation.log import Close, SessionLog, forgotten, holds
+from coatcheck.simulation.log import Close, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.web_server import ModelWebServer
 
 ROUNDING_S = 1e-6
@@ -50,7 +51,25 @@ class LeaseJudge(Judge):
             self.fail("lease", f"{web.name} serves {version} after a stall, unchecked")
         if len(log.accepted_by.get(copy.version, ())) < web.copies.placement.wanted:
             self.fail("lease", f"{version} is served from a lease that no full put has earned")
+        if self.schedule.now >= copy.lease_until:
+            self._check_prolonged(web, log, copy)
         self._check_age(web, log, copy)
+
+    def _check_prolonged(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
+        """A lease goes on only while every link that is up was heard within one, and a read quorum of them is up."""
+        self.counts["answers from leases that went on"] += 1
+        lease_s, now = self.scenario.lease_s, self.schedule.now
+        version = self.trace.version(copy.version)
+        if now > copy.lease_until - lease_s + CHECK_EVERY_S + ROUNDING_S:
+            self.fail("lease", f"{web.name} serves {version} unchecked for longer than {CHECK_EVERY_S:g} s")
+        beats = getattr(web, "beats", None)
+        if beats is None:
+            return
+        up = [name for name, reached in web.reach.items() if reached]
+        if any(beats.get(name, -FAR) + lease_s < now - ROUNDING_S for name in up):
+            self.fail("lease", f"{web.name} serves {version} though it has not heard a link for a lease")
+        if len(up) < len(web.servers) - quorum(len(web.servers), web.copies.placement.wanted) + 1:
+            self.fail("lease", f"{web.name} serves {version} on, though {up} are no read quorum")
 
     def check_closed_lease(self, web: ModelWebServer, log: SessionLog, close: Close, copy: Copy) -> None:
         """Invariant 2, within promise 3: one answer from the cache after a close was told.
@@ -61,7 +80,7 @@ class LeaseJudge(Judge):
         earned_at = copy.lease_until - self.scenario.lease_s + ROUNDING_S
         name = self.trace.key(log.key)
         if any(log.tombstone_on.get(server, FAR) > earned_at for server in web.servers):
-            if not close.complete:
+            if not close.complete and not (close.effective and self.scenario.ordered):
                 self.excuse("promise 3: the close was reported as incomplete")
             elif self.disturbed and log.claimed_at[copy.version.owner] >= close.began:
                 self.excuse("promise 3: claimed by a rival while it was closed, and the notice was lost")

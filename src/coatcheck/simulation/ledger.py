@@ -25,7 +25,16 @@ from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
 from coatcheck.simulation.judge import answered
 from coatcheck.simulation.leases import LeaseJudge
-from coatcheck.simulation.log import Ack, Close, OfferedVersion, SessionLog, forgotten, holds, quorum
+from coatcheck.simulation.log import (
+    Ack,
+    Close,
+    OfferedVersion,
+    SessionLog,
+    breaks_every_lease,
+    forgotten,
+    holds,
+    quorum,
+)
 from coatcheck.simulation.runner import Runner
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.session_server import ModelSessionServer
@@ -518,7 +527,9 @@ class Ledger(LeaseJudge):
             )
         if not self.disturbed and len(holders) < len(self.servers):
             self.fail("I2", f"the close of {self.trace.key(log.key)} reached {sorted(holders)} only, without any fault")
-        log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == len(web.servers)))
+        servers = len(web.servers)
+        effective = breaks_every_lease(holds_count, servers, web.copies.placement.wanted)
+        log.closes.append(Close(self.moment(), began, self.schedule.now, holders, holds_count == servers, effective))
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 

@@ -40,6 +40,11 @@ class OfferedVersion:
         self.servers = servers
 
 
+def breaks_every_lease(holds: int, servers: int, wanted: int) -> bool:
+    """Whether so many tombstones meet every set of servers on which a lease can rest."""
+    return holds >= max(quorum(servers, wanted), servers - wanted + 1)
+
+
 class Ack:
     """``level`` servers acknowledged a write, at a moment of simulated time, through the web server ``owner``."""
 
@@ -54,13 +59,17 @@ class Ack:
 class Close:
     """A close that was acknowledged: ``holders`` are the servers that had the tombstone, and have kept it since."""
 
-    __slots__ = ("at", "began", "complete", "holders", "lost", "moment")
+    __slots__ = ("at", "began", "complete", "effective", "holders", "lost", "moment")
 
-    def __init__(self, moment: int, began: float, at: float, holders: set[str], complete: bool) -> None:
+    def __init__(
+        self, moment: int, began: float, at: float, holders: set[str], complete: bool, effective: bool = False
+    ) -> None:
+        """``effective``: no lease of that moment is without one of those that said they had it."""
         self.moment = moment
         self.began = began
         self.at = at
         self.complete = complete
+        self.effective = effective
         self.holders = holders
         self.lost: set[str] = set()
 

@@ -37,6 +37,15 @@ class Network:
             return
         to.after(delay, act, *args)
 
+    def transit_s(self, sender: str, to: str) -> float | None:
+        """How long a piece of a connection takes; ``None``: it never comes. Never twice (TCP)."""
+        if self.cut and (sender, to) in self.cut:
+            return None
+        delay = self.LATENCY_S * (0.2 + 2.0 * self._random())
+        if self.lateness and self._random() < self.lateness:
+            delay += self.LATE_S * self._random()
+        return None if self.loss and self._random() < self.loss else delay
+
     def carry(self, to: Process, act: Act, *args: Any) -> None:
         """A request to a web server or its answer: perhaps late, perhaps lost, never twice (TCP)."""
         delay = self.LATENCY_S * (0.2 + 2.0 * self._random())

@@ -15,7 +15,7 @@ HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
     "mixed", "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers",
-    "clocks", "many", "director",
+    "clocks", "many", "director", "links",
 ]  # fmt: skip
 """Kinds of histories. ``mixed``: each seed is one of the others, half of them ``all``: small farms and every fault
 that a message, a process or a link can have. ``duel``: three web servers at once at one session, and no fault.
@@ -25,7 +25,8 @@ camps that are cut off from each other, keys that vanish, servers that refuse wr
 of session servers that changes. ``newcomers``: sessions that live for seconds until their cookie comes back.
 ``clocks``: one clock at a time is wrong by hours. ``many``: as ``wide``, with nine or sixteen session servers.
 ``director``: the shipped director stands between browsers and web servers; no fault, deaths of web servers alone, or
-every fault that a director, a web server and the way between them can have."""
+every fault that a director, a web server and the way between them can have.
+``links``: any of the others over connections that keep their order, with pauses that are longer than a lease."""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -72,6 +73,8 @@ class Scenario(msgspec.Struct, frozen=True):
     new_session_ms: int = 0
     director: bool = False
     """Whether requests go through the shipped director; for the shipped shells only."""
+    ordered: bool = False
+    """Whether replies and notices of a session server come in order, on one connection."""
 
     @property
     def faultless(self) -> bool:
@@ -155,6 +158,8 @@ _MIXED: tuple[Profile, ...] = (
     "wide", "wide", "lists", "clocks", "leases", "newcomers",
 )  # fmt: skip
 
+_LINKED: tuple[Profile, ...] = ("all", "storm", "wide", "wide", "wide", "lists", "leases", "sleepers", "clocks")
+
 
 def draw(seed: int, profile: Profile = "all") -> Scenario:
     """The scenario of a seed: the same in every process."""
@@ -199,6 +204,12 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         return msgspec.structs.replace(
             draw(seed, dice.choice(("calm", "expiry", "storm"))), new_session_ms=dice.choice((300, 800, 2_000)),
             leeway_ms=dice.choice((0, 200)), browsers=2, gap_s=dice.choice((0.05, 0.2, 0.6)),
+        )  # fmt: skip
+    if profile == "links":
+        dice = Random(f"links {seed}")
+        return msgspec.structs.replace(
+            draw(seed, dice.choice(_LINKED)), ordered=True, lease_s=0.5, gap_s=dice.choice((0.05, 0.3, 0.8, 1.5)),
+            stickiness=dice.choice((0.5, 0.9, 0.97)), closes=dice.random() < 0.5,
         )  # fmt: skip
     rng = Random(seed * 2 + 1)
     pick = rng.choice

@@ -23,6 +23,8 @@ SCRIPTS: dict[str, Script] = {
     "write-delete": ("write", "delete"),
     "close-read": ("logout", "read"),
     "write-close-read": ("write", "logout", "read"),
+    "write-read-read": ("write", "read", "read"),
+    "write-write-read": ("write", "write", "read"),
     "login-write": ("login", "write"),
     "count-count": ("count", "count"),
     "rotate-rotate": ("rotate", "rotate", "read"),

@@ -87,10 +87,11 @@ def _matters(timer: tuple[float, int, Act, tuple[Any, ...]]) -> bool:
 class ChosenNetwork(Network):
     """Keeps messages until they are chosen. Replies of session servers arrive at once, or are lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, ordered: bool) -> None:
         super().__init__(Random(0))
         self.messages: list[Message] = []
         self.lose_reply = False
+        self.ordered = ordered
 
     def send(self, sender: str, to: Process, act: Act, *args: Any) -> None:
         owner = getattr(act, "__self__", None)
@@ -98,11 +99,21 @@ class ChosenNetwork(Network):
             return
         if isinstance(owner, Collector):
             if not self.lose_reply:
+                if self.ordered:
+                    self.hand_over(sender, to)
                 to.deliver(act, *args)
         elif isinstance(to, ModelSessionServer) and not isinstance(args[0], Collector):
             to.deliver(act, *args)  # a message for another web server: in flight from there on
         else:
             self.messages.append(Message(to, act, args, f"{sender} to {to.name}"))
+
+    def hand_over(self, sender: str, to: Process) -> None:
+        """Deliver what one has sent to the other so far."""
+        label = f"{sender} to {to.name}"
+        sent = [message for message in self.messages if message.label == label]
+        self.messages = [message for message in self.messages if message.label != label]
+        for message in sent:
+            to.deliver(message.act, *message.args)
 
     def carry(self, to: Process, act: Act, *args: Any) -> None:
         self.messages.append(Message(to, act, args, f"answer to {to.name}"))
@@ -115,6 +126,8 @@ class SmallFarm(Farm):
     faults are cuts between web and session servers, and session servers restarted without their data.
     """
 
+    PASSES = 2
+    """How often a lease passes in which every link is heard: then one goes on, and once more."""
     WAIT_S = 1000.0
     """How long the browser does nothing where its script says "wait"."""
 
@@ -129,10 +142,11 @@ class SmallFarm(Farm):
         cuts: bool = False,
     ) -> None:
         self.chosen = ChosenSchedule()
-        self.flying = ChosenNetwork()
+        self.flying = ChosenNetwork(scenario.ordered)
         super().__init__(scenario, trace, self.chosen, self.flying)
         self.script = script
         self.position = 0
+        self.passes = self.PASSES if scenario.ordered else 0
         self.disorder = self.disorder_given = disorder
         self.budget = self.budget_given = faults
         self.parallel = parallel
@@ -149,6 +163,7 @@ class SmallFarm(Farm):
         web.server_id = own.randbytes(3)
         self.by_id[web.server_id] = web
         web.equip(self.placement, self.replication, self.policy)
+        web.lines = None  # what is on its way is chosen here, in order too
         self.trace.name_server(web.server_id, web.name if not web.run else f"{web.name}#{web.run}")
 
     def _begin(self) -> None:
@@ -200,6 +215,8 @@ class SmallFarm(Farm):
             found.append(("time passes", self._tick))
         if not messages and not self.chosen.timers and self._leased():
             found.append(("leases run out", self._wait))
+        if self.passes and not self.chosen.timers and self._prolonged():
+            found.append(("a lease passes, and all links are heard", self._hear))
         if self.flying.cut:
             found.append(("the cuts heal", self._mend_cuts))
         if self.budget > 0:
@@ -227,6 +244,23 @@ class SmallFarm(Farm):
 
     def _wait(self) -> None:
         self.chosen.now += self.scenario.lease_s + 0.1
+
+    def _prolonged(self) -> bool:
+        """Whether a lease may go on, and there is a request to come."""
+        busy = self.position < len(self.script)
+        return busy and any(web.copies.leased_until(copy) for web in self.webs for copy in web.copies.cache)
+
+    def _hear(self) -> None:
+        """Each web server hears each session server that it reaches, and first what that had sent before."""
+        self.passes -= 1
+        self._wait()
+        now = self.schedule.now
+        for web in self.webs:
+            for name in [name for name, up in web.reach.items() if up]:
+                self.flying.hand_over(name, web)
+                web.beats[name] = now
+                web.copies.links.heard(name, now)
+        self.chosen.settle()
 
     def _cuts(self) -> list[Choice]:
         """Partitions: each session server is left to one web server. Cuts of a single link. Restarts."""
@@ -291,7 +325,10 @@ class SmallFarm(Farm):
 
     def _lose(self, index: int) -> None:
         self.budget -= 1
-        del self.flying.messages[index]
+        message = self.flying.messages.pop(index)
+        sender = message.label.partition(" ")[0]
+        if self.scenario.ordered and sender in self.servers and isinstance(message.to, ModelWebServer):
+            message.to.disconnected(sender)  # nothing follows what is lost
 
     def _lose_reply(self, index: int) -> None:
         self.budget -= 1
@@ -358,6 +395,12 @@ class SmallFarm(Farm):
         absences = copies.viewer.absences
         return (absences._away_since, absences._unheard) if self.scenario.patience_s else ()
 
+    def _heard(self, copies: Copies) -> Any:
+        """What says whether leases go on, where they do."""
+        if not self.scenario.ordered:
+            return ()
+        return copies.links.heard_until, copies._leases_from, copies.puts._no_lease_before
+
     def fingerprint(self) -> int:
         """The state: what servers hold, what flies, where every flow stands, and what was promised."""
         now = self.schedule.now
@@ -368,7 +411,7 @@ class SmallFarm(Farm):
                 web.run, list(copies.cache), copies.cache._closed, copies.cache._spent, copies.closing,
                 copies._tried, copies._claiming,
                 sorted(copies.under_replicated), web.reach, list(web.runner.running),
-                self._waited(copies),
+                self._waited(copies), self._heard(copies),
                 [(turns.busy, list(turns.waiting)) for turns in web.runner.turns.values()],
             ))  # fmt: skip
         servers = [
@@ -394,6 +437,7 @@ class SmallFarm(Farm):
         jar = self.browser.jar
         mine = (
             self.position,
+            self.passes,
             self.budget,
             self.disorder,
             jar.anonymous,

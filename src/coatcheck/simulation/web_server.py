@@ -21,6 +21,7 @@ from coatcheck.replication.stall_guard import StallGuard, Timer
 from coatcheck.replication.version import SERVER_ID_BYTES, History
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.simulation.lines import Line
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
@@ -81,8 +82,13 @@ class ModelWebServer(Process):
         rng: Random,
         watch: Watch,
         sealer: Sealer,
+        ordered: bool = False,
     ) -> None:
+        """``ordered``: each session server is behind one connection, which keeps its order."""
         super().__init__(name, schedule)
+        self.lines: dict[str, Line] | None = {} if ordered else None
+        self.beats: dict[str, float] = {}
+        """Per session server: when the newest heart-beat was sent that was answered on the present connection."""
         self.run = run
         self.network = network
         self.servers = servers
@@ -129,8 +135,12 @@ class ModelWebServer(Process):
     def begin(self) -> None:
         """Look after hosted sessions from now on, and once through what is stored."""
         for name in self.servers:
+            if self.reach[name]:
+                self._connect(name)
             if self._answers(name):
                 self._hear(name)
+        if self.lines is not None and self.copies.links.prolong:
+            self.after(self.copies.links.beat_s * self.jitter(), self._beat)
         self.after(self.MENDING_S * (0.5 + self.jitter()), self._mend_regularly)
         self._alarm()
 
@@ -218,10 +228,16 @@ class ModelWebServer(Process):
             collector.take(server, UNREACHABLE)
             return
         store = self.servers[server]
-        self.network.send(self.name, store, self._arrive, collector, store, store.run)
+        if self.lines is None:
+            self.network.send(self.name, store, self._arrive, collector, store, store.run, None)
+        else:
+            line = self.lines[server]
+            line.to_server(self._arrive, collector, store, line.run, line)
 
-    def _arrive(self, collector: Collector, store: ModelSessionServer, run: int) -> None:
+    def _arrive(self, collector: Collector, store: ModelSessionServer, run: int, line: Line | None) -> None:
         """At the session server. A late put is carried out even if nobody waits for it any more."""
+        if line is not None and run != store.run:
+            return
         effect = collector.effect
         reply: Any
         if type(effect) is Get:
@@ -230,7 +246,9 @@ class ModelWebServer(Process):
             assert type(effect) is Put
             reply = self._put(store, effect)
         collector.read_at_ms[store.name] = store.wall_ms()
-        if run == store.run and self.alive:
+        if line is not None:
+            line.to_web(collector.take, store.name, reply)
+        elif run == store.run and self.alive:
             self.network.send(store.name, self, collector.take, store.name, reply)
 
     def replied(self, collector: Collector, server: str) -> None:
@@ -252,7 +270,10 @@ class ModelWebServer(Process):
         for name, up in self.reach.items():
             if up and (effect.through is None or name in effect.through):
                 store = self.servers[name]
-                self.network.send(self.name, store, self._pass_on, store, effect)
+                if self.lines is None:
+                    self.network.send(self.name, store, self._pass_on, store, effect)
+                else:
+                    self.lines[name].to_server(self._pass_on, store, effect)
 
     def _pass_on(self, store: ModelSessionServer, effect: Tell) -> None:
         self.post(store, effect.server_id, effect.message)
@@ -278,6 +299,8 @@ class ModelWebServer(Process):
     def disconnected(self, server: str) -> None:
         if self.reach[server]:
             self.reach[server] = False
+            if self.lines is not None:
+                self.lines.pop(server).give_up()
             self.runner.lost_contact(server)
             self._changed(server)
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
@@ -286,10 +309,42 @@ class ModelWebServer(Process):
         if self._answers(server):
             self._connected_to[server] = self.servers[server].run
             self.reach[server] = True
+            self._connect(server)
             self._changed(server)
             self._hear(server)
         else:
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
+
+    def _connect(self, server: str) -> None:
+        self.beats.pop(server, None)
+        if self.lines is not None:
+            store = self.servers[server]
+            self.lines[server] = Line(self.network, self.schedule, self, store, store.run)
+
+    def _beat(self) -> None:
+        """As the links do it: a heart-beat on each of them, and who does not answer in time is away."""
+        assert self.lines is not None
+        now = self.schedule.now
+        for name, line in self.lines.items():
+            line.to_server(self._beat_arrives, self.servers[name], line, now)
+            self.after(self.runner.TIMEOUT_S, self._beat_over, name, line, now)
+        self.after(self.copies.links.beat_s, self._beat)
+
+    def _beat_arrives(self, store: ModelSessionServer, line: Line, sent_at: float) -> None:
+        """Who takes no puts answers with an error."""
+        if store.run == line.run:
+            line.to_web(self._beaten, store.name, line, sent_at, not store.read_only)
+
+    def _beaten(self, server: str, line: Line, sent_at: float, well: bool) -> None:
+        line.answered_at = sent_at
+        if well:
+            self.beats[server] = sent_at
+            self.copies.links.heard(server, sent_at)
+
+    def _beat_over(self, server: str, line: Line, sent_at: float) -> None:
+        assert self.lines is not None
+        if self.lines.get(server) is line and line.answered_at < sent_at:
+            self.disconnected(server)
 
     def _answers(self, server: str) -> bool:
         store, cut = self.servers[server], self.network.cut

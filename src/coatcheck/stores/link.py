@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -44,6 +45,8 @@ CLOCK_PERIOD_S: Final = 1.0
 MAX_ROUND_TRIP_S: Final = 2.0
 """An answer that took longer says too little about the time."""
 _PING: Final = resp.command(b"PING")
+_STANDALONE: Final = {b"mode": b"standalone", b"role": b"master"}
+"""What a server says in its answer to HELLO whose replies and notices come in order: one process, and no replica."""
 _TIME: Final = resp.command(b"TIME")
 
 
@@ -55,8 +58,9 @@ class Link:
     """Calls to one RESP server, and the messages it publishes.
 
     ``prepare`` are requests of the handshake (loading scripts, say): each must be answered without an error
-    before the link counts as reachable. ``channel_prefix`` precedes server IDs in channel names. Calls are
-    never retried here: whether a lost call happened is unknown.
+    before the link counts as reachable. ``beat``: what is answered without an error only by who takes puts.
+    ``channel_prefix`` precedes server IDs in channel names. Calls are never retried here: whether a lost call happened
+    is unknown.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Link:
         address: StoreAddress,
         *,
         prepare: Sequence[bytes] = (),
+        beat: bytes = _PING,
         channel_prefix: bytes = b"",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         idle_ping_s: float = DEFAULT_IDLE_PING_S,
@@ -80,6 +85,7 @@ class Link:
         self._idle_ping_s = idle_ping_s
         self._connect_timeout_s = connect_timeout_s
         self._prepare = tuple(prepare)
+        self._beat_request = beat
         self._channel_prefix = channel_prefix
         self._on_connected = on_connected
         self._bulletin = Bulletin()
@@ -94,6 +100,10 @@ class Link:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._on_time: Callable[[str, float, float], None] | None = None
         self._asked_time_at = 0.0
+        self._on_heard: Callable[[str, float], None] | None = None
+        self._beat_s = 0.0
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._in_order = False
         self._swept_at = 0.0
         self._late_sweeps = 0
         self._closed = False
@@ -116,6 +126,12 @@ class Link:
     def watch_clock(self, on_time: Callable[[str, float, float], None]) -> None:
         """Call ``on_time(name, round_trip_s, unix_ms)`` when connected, and about once a second."""
         self._on_time = on_time
+
+    def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
+        """Call ``on_heard(name, sent_at)`` about every ``period_s``, while the server answers what it is asked and
+        delivers notices in the same order: all from before ``sent_at`` (monotonic seconds) have come."""
+        self._on_heard, self._beat_s = on_heard, period_s
+        self._beat()
 
     def publish(self, server_id: bytes, message: bytes) -> None:
         """Send a message to the subscribers of ``server_id``, at most once."""
@@ -152,8 +168,9 @@ class Link:
         self._live = None
         self.call = self._answer_down
         self._down = Unreachable(why)
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        for timer in (self._sweep_timer, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
         self._gone.set()
         self.reachability.set(False, why, event=not self._closed)
 
@@ -230,7 +247,8 @@ class Link:
         elif self.address.password:
             user = self.address.username or "default"
             hello += [b"AUTH", user.encode(), self.address.password.encode()]
-        await self._ask(connection, resp.command(*hello))
+        told = await self._ask(connection, resp.command(*hello))
+        self._in_order = isinstance(told, dict) and all(told.get(name) == word for name, word in _STANDALONE.items())
         if self.address.db:
             await self._ask(connection, resp.command(b"SELECT", b"%d" % self.address.db))
         for request in self._prepare:
@@ -287,6 +305,7 @@ class Link:
             if server_id not in subscribed:
                 self._send_subscribe(connection, server_id)
         self._ask_time(connection)
+        self._beat()
         self.reachability.set(True, f"connected to {self.address}")
         if self._on_connected is not None:
             self._on_connected()
@@ -324,6 +343,25 @@ class Link:
         self._asked_time_at = self._loop.time()
         if self._on_time is not None:
             live.call(_TIME, partial(self._told_time, self._asked_time_at))
+
+    def _beat(self) -> None:
+        """The next heart-beat, where it says something: the first one of a connection follows its subscriptions."""
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+        live, loop = self._live, self._loop
+        if live is None or loop is None or self._on_heard is None or not self._in_order:
+            return
+        self._beat_timer = loop.call_later(self._beat_s, self._beat)
+        live.call(self._beat_request, partial(self._beaten, live, time.monotonic()))
+
+    def _beaten(self, live: Connection, sent_at: float, reply: Any) -> None:
+        """A heart-beat was answered. An error is no answer: a primary that was demoted goes on reading."""
+        if (
+            live is self._live
+            and self._on_heard is not None
+            and not isinstance(reply, Unreachable | hiredis.ReplyError)
+        ):
+            self._on_heard(self.name, sent_at)
 
     def _told_time(self, asked_at: float, reply: Any) -> None:
         """A server that may not or cannot tell has no vote; that is no fault of the connection."""

@@ -100,6 +100,9 @@ class MemoryStore:
     def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
         return False
 
+    def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
+        """Never calls: messages of other threads come later than the replies."""
+
     async def open(self) -> None:
         self._closed = False
         self._loop = asyncio.get_running_loop()

@@ -87,6 +87,9 @@ class NetworkedStore:
         self._link.watch_clock(on_time)
         return True
 
+    def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
+        self._link.watch_notices(on_heard, period_s)
+
     async def open(self) -> None:
         await self._link.open()
 

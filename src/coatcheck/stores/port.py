@@ -12,7 +12,8 @@ A store keeps the newest accepted :class:`Entry` of each key. What every adapter
 * **Replies come exactly once**, within the store's ``timeout_s``; a local store may reply before the call returns.
   :data:`UNREACHABLE` says that the outcome is unknown: an unreachable put may have happened, or may happen later.
 * **Notices may be lost**, repeated or late. When an accepted put changes the owner or closes the session,
-  a :class:`Notice` is published to the old owner's server ID.
+  a :class:`Notice` is published to the old owner's server ID, by the same step. A store whose connection delivers
+  them in order with the replies says up to when none is missing (:meth:`Store.watch_notices`).
 * **Input is hostile**: corrupt stored bytes are answered as :data:`UNREACHABLE` plus an event, never an exception.
 
 All calls are made from the thread of the event loop that opened the store. They never block.
@@ -84,6 +85,14 @@ class Store(Protocol):
         """Call ``on_time(name, round_trip_s, unix_ms)`` about once a second with this server's own clock.
 
         Answers ``False`` if it has none but this host's, and will never call.
+        """
+        ...
+
+    def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
+        """Call ``on_heard(name, sent_at)`` about every ``period_s`` seconds: every notice that was published here to a
+        server ID subscribed to, before the moment ``sent_at`` (monotonic seconds) of the present connection, has come.
+
+        A store that cannot know that, because notices and replies have no order, never calls.
         """
         ...
 

@@ -124,6 +124,9 @@ class SqliteStore:
     def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
         return False
 
+    def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
+        """Never calls: no process hears of what another one writes."""
+
     async def open(self) -> None:
         if self._worker is not None:
             raise RuntimeError(f"store {self.name} is open already")

@@ -11,7 +11,7 @@ from coatcheck.stores.address import StoreAddress, parse_url
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
-from coatcheck.stores.valkey_scripts import GET, PUT, digest
+from coatcheck.stores.valkey_scripts import BEAT, GET, PUT, digest
 
 MAX_FARM_NAME_BYTES: Final = 64
 
@@ -46,6 +46,7 @@ class ValkeyStore(NetworkedStore):
             name,
             address,
             prepare=scripts,
+            beat=resp.command(b"EVAL", BEAT, b"0"),
             channel_prefix=channels,
             timeout_s=timeout_s,
             idle_ping_s=idle_ping_s,

@@ -45,6 +45,10 @@ if not found then return {} end
 return {found, redis.call('PTTL', KEYS[1])}
 """
 
+BEAT: Final = b"#!lua\nreturn 1"
+"""Declared as writing (it does not say ``no-writes``), so only who takes puts runs it: not a primary that was demoted,
+nor one that has lost its replicas. Valkey and Redis 7; an older one answers with an error."""
+
 
 def digest(script: bytes) -> bytes:
     """The name by which the server calls a loaded script: SHA-1, by its protocol; no secret rests on it."""

@@ -18,7 +18,8 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.requests import Requests
 from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.application import Attempt
-from coatcheck.stores.port import ScanReply, Store
+from coatcheck.stores.networked import NetworkedStore
+from coatcheck.stores.port import ScanReply
 from coatcheck.tokens.sealed import SealedToken
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
@@ -28,7 +29,7 @@ ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 class ObservedStore:
     """A store, and the judge's eyes on it; see :class:`coatcheck.stores.port.Store`."""
 
-    def __init__(self, store: Store, web: Any) -> None:
+    def __init__(self, store: NetworkedStore, web: Any) -> None:
         self.name = store.name
         self._store = store
         self._web = web
@@ -36,6 +37,7 @@ class ObservedStore:
         self.publish = store.publish
         self.scan: Callable[[int, int, Callable[[ScanReply], None]], None] = store.scan
         self.watch_clock = store.watch_clock
+        self.watch_notices = store.watch_notices
         self.open = store.open
         self.aclose = store.aclose
 
@@ -59,6 +61,9 @@ class ObservedStore:
     def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
         def hear(raw: bytes) -> None:
             if self._web.loses_notice():
+                live = self._store._link._live
+                if live is not None:
+                    live.drop("the session server gave up a subscriber that read too slowly")
                 return
             message = decode_message(raw)
             before = self._web.copies.cache.get(message.key)

@@ -202,7 +202,8 @@ class WebHost:
             self.judge.putting(self, attempt, Put(key, entry, all_seen))
 
     def loses_notice(self) -> bool:
-        """Whether a message is lost that a session server has published: it may be, says the port."""
+        """Whether a message is lost that a session server has published. Its connection goes with it: on one that
+        lives, none is missing."""
         chance = self._site.lost_notices
         return bool(chance) and self._site.dice.random() < chance
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.replication.copies import Closed, Gone
+from coatcheck.replication.closes import Closed
+from coatcheck.replication.copies import Gone
 from coatcheck.replication.links import CHECK_EVERY_S, LONGEST_BEAT_S, SHORTEST_BEAT_S, Links
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import Placement

@@ -335,7 +335,7 @@ def second_close_at_once(monkeypatch: Any) -> None:
 def close_never_complete(monkeypatch: Any) -> None:
     original = Copies.put_tombstone
 
-    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0) -> Any:
+    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, *more: Any, **named: Any) -> Any:
         return (yield from original(self, key, tombstone, servers, 0))
 
     monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
@@ -408,10 +408,10 @@ def contact_lost_meanwhile(monkeypatch: Any) -> None:
 def narrow_close(monkeypatch: Any) -> None:
     original = Copies.put_tombstone
 
-    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0) -> Any:
+    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0, view: Any = None) -> Any:
         placed = self.placement.ranking(key)[: self.placement.wanted]
         seen = {name: version for name, version in servers.items() if name in placed}
-        return (yield from original(self, key, tombstone, seen, holds))
+        return (yield from original(self, key, tombstone, seen, holds, view))
 
     monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -53,8 +54,10 @@ class SimulatedStore(MemoryStore):
     def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
         reply(self.simulated.get(key))
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
-        reply(self.simulated.put(key, seen, new))
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
+        reply(self.simulated.put(key, seen, new, notify))
 
 
 class SimulatedBackend(Backend):
@@ -209,6 +212,7 @@ GENERATED = st.tuples(
     st.sampled_from(["", "", "closed", "lapsed"]),
     st.sampled_from([60_000, 60_000, 60_000, 1]),
     st.binary(max_size=40),
+    st.sampled_from([b"", b"", SERVER_IDS[0], SERVER_IDS[1], b"".join(SERVER_IDS)]),
 )
 SHORT_LIFE_S = 0.003
 """After an entry that lives for a millisecond: it is gone on both."""
@@ -245,7 +249,7 @@ def test_the_script_says_what_the_rule_says(redis: RedisBackend, puts: list[tupl
                     store.subscribe(server_id, lambda raw, to=server_id, at=heard[name]: at.append((to, raw)))
             stored: Entry | None = None
             before: Version | None = None
-            for saw, offered, kind, life_ms, payload in puts:
+            for saw, offered, kind, life_ms, payload, notify in puts:
                 current = stored.version if stored is not None else None
                 seen = {"stored": current, "stored before": before}.get(saw) if isinstance(saw, str) else saw
                 new = entry(
@@ -255,7 +259,8 @@ def test_the_script_says_what_the_rule_says(redis: RedisBackend, puts: list[tupl
                     lapsed=kind == "lapsed",
                     life_ms=life_ms,
                 )
-                said, expected = await ask(script.put, key, seen, new), await ask(rule.put, key, seen, new)
+                said = await ask(partial(script.put, notify=notify), key, seen, new)
+                expected = await ask(partial(rule.put, notify=notify), key, seen, new)
                 assert (said == ACCEPTED) is accepts(stored, seen, new)
                 assert (said == ACCEPTED) is (expected == ACCEPTED)
                 if said == ACCEPTED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 from store_backends import (
@@ -161,6 +162,32 @@ def test_notices_go_to_the_old_owner(backend: Backend) -> None:
             assert await ask(writer.put, lapsed, V1, entry(TAKEN, lapsed=True)) == ACCEPTED
             await until(lambda: len(heard) >= 3)
             assert decode_message(heard[2]) == Notice(lapsed, TAKEN, closed=True)
+
+    run(story)
+
+
+def test_notices_go_to_those_that_the_writer_names(backend: Backend) -> None:
+    """By the step that stores the entry, once each, where it is taken: also where nothing was stored."""
+
+    async def story() -> None:
+        writer = backend.client()
+        listener = backend.client() if backend.shares_notices else writer
+        heard: list[tuple[str, bytes]] = []
+        async with opened(writer, listener):
+            listener.subscribe(OWNER_A[:3], lambda message: heard.append(("A", message)))
+            listener.subscribe(OWNER_B[:3], lambda message: heard.append(("B", message)))
+            await ask(listener.get, new_key())  # subscriptions travel ahead of this
+            key = new_key()
+            both = partial(writer.put, notify=OWNER_A[:3] + OWNER_B[:3])
+            assert await ask(both, key, None, entry(V1)) == ACCEPTED
+            await until(lambda: len(heard) >= 2)
+            assert await ask(both, key, V1, entry(TAKEN)) == ACCEPTED
+            await until(lambda: len(heard) >= 4)
+            assert isinstance(await ask(both, key, V1, entry(V1)), Refused)
+            await asyncio.sleep(0.05)
+            first, second = Notice(key, V1, closed=False), Notice(key, TAKEN, closed=False)
+            told = [(who, decode_message(raw)) for who, raw in heard]
+            assert told == [("A", first), ("B", first), ("A", second), ("B", second)]
 
     run(story)
 

@@ -346,7 +346,7 @@ def test_a_claim_that_was_given_up_and_came_late_is_brought_to_the_other_copy() 
         Copy(KEY, Version(own.version.epoch + 1, own.version.owner, 0), own.history, own.body)
     )
     late = msgspec.structs.replace(late, expires_in_ms=LIFE_MS)
-    assert second.put(KEY, own.version, late) == Accepted()
+    assert second.put(KEY, own.version, late, b"") == Accepted()
     assert web.repairs.needs_repair() == [KEY]
     web.run(web.repairs.repair(KEY))
     assert first.entry(KEY) == second.entry(KEY)

@@ -36,7 +36,7 @@ from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
-from coatcheck.replication.put_rule import Verdict, judge_entries
+from coatcheck.replication.put_rule import Verdict, judge_entries, servers_to_notify
 from coatcheck.replication.repair import Repair
 from coatcheck.replication.version import Version
 from coatcheck.sessions.lifecycle import Lifecycle
@@ -69,6 +69,8 @@ class SessionServer:
         self.name = name
         self.down = self.silent = self.forgets_answers = False
         self.stored: dict[bytes, tuple[Entry, int]] = {}
+        self.notified: list[bytes] = []
+        """The web servers that it has sent a notice to."""
 
     def entry(self, key: bytes) -> Entry | None:
         entry, expires_at = self.stored.get(key, (None, 0))
@@ -80,7 +82,7 @@ class SessionServer:
     def get(self, key: bytes) -> GetReply:
         return Unreachable() if self.down or self.silent else self.entry(key)
 
-    def put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
+    def put(self, key: bytes, seen: Version | None, new: Entry, notify: bytes) -> PutReply:
         if self.down or self.silent:
             return Unreachable()
         stored = self.entry(key)
@@ -88,8 +90,9 @@ class SessionServer:
         if verdict is Verdict.REFUSED:
             return Refused(stored)
         self.set(key, new)
-        if stored is not None and verdict is Verdict.ACCEPTED_NOTIFY:
-            self.farm.deliver(stored.version.server_id, Notice(key, new.version, new.closed).encode())
+        for server_id in servers_to_notify(verdict, None if stored is None else stored.header(), notify):
+            self.notified.append(server_id)
+            self.farm.deliver(server_id, Notice(key, new.version, new.closed).encode())
         return Unreachable("answer lost") if self.forgets_answers else Accepted()
 
     def set(self, key: bytes, entry: Entry) -> None:
@@ -321,7 +324,7 @@ class _Run:
     def _offer(self, put: Put, name: str) -> PutReply:
         if name in self.web.cut:
             return Unreachable()
-        return self.web.farm.servers[name].put(put.key, put.seen[name], put.entry)
+        return self.web.farm.servers[name].put(put.key, put.seen[name], put.entry, put.notify)
 
     def _put(self, effect: Put) -> Settled:
         settled, waiting = Settled(self.web.monotonic(), {}), list(effect.seen)

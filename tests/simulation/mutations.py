@@ -118,8 +118,8 @@ def duelling_claims(monkeypatch: Any) -> None:
         sealed = self.puts.sealed(copy)
         sent_at = self.world.monotonic()
         showed = [name for name in seen.entries if name not in leave]
-        settled, refused = yield from self.puts.to_placed(copy, sealed, [], showed)
-        if refused:
+        settled, taken = yield from self.puts.to_placed(copy, sealed, [], showed, self.owners_shown(seen))
+        if taken is None:
             return False
         level = sum(isinstance(reply, Accepted) for reply in settled.replies.values())
         self.cache.add(copy)
@@ -135,8 +135,8 @@ def duelling_claims(monkeypatch: Any) -> None:
 def narrow_claim(monkeypatch: Any) -> None:
     original = Puts.to_placed
 
-    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any = (), also: Any = ()) -> Any:
-        return (yield from original(self, copy, sealed, holders, []))
+    def to_placed(self: Puts, copy: Any, sealed: Any, holders: Any, also: Any, notify: bytes) -> Any:
+        return (yield from original(self, copy, sealed, holders, [], notify))
 
     monkeypatch.setattr(Puts, "to_placed", to_placed)
 
@@ -408,10 +408,12 @@ def contact_lost_meanwhile(monkeypatch: Any) -> None:
 def narrow_close(monkeypatch: Any) -> None:
     original = Copies.put_tombstone
 
-    def put_tombstone(self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0, view: Any = None) -> Any:
+    def put_tombstone(
+        self: Copies, key: bytes, tombstone: Any, servers: Any, holds: int = 0, notify: bytes = b""
+    ) -> Any:
         placed = self.placement.ranking(key)[: self.placement.wanted]
         seen = {name: version for name, version in servers.items() if name in placed}
-        return (yield from original(self, key, tombstone, seen, holds, view))
+        return (yield from original(self, key, tombstone, seen, holds, notify))
 
     monkeypatch.setattr(Copies, "put_tombstone", put_tombstone)
 

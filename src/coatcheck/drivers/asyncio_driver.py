@@ -217,6 +217,10 @@ class AsyncioDriver:
         )
         acknowledgement.pending = acknowledgement
         key, entry, take, puts = effect.key, effect.entry, acknowledgement.take, self._puts
+        if effect.notify:
+            for server in seen:
+                puts[server](key, seen[server], entry, partial(take, server), effect.notify)
+            return acknowledgement
         for server in seen:
             puts[server](key, seen[server], entry, partial(take, server))
         return acknowledgement
@@ -270,9 +274,9 @@ class AsyncioDriver:
         return await asyncio.shield(acknowledged)
 
     def tell(self, effect: Tell) -> None:
-        """Publish through every session server that is reachable and asked for; at most once each."""
-        for name, store in self._stores.items():
-            if store.reachable and (effect.through is None or name in effect.through):
+        """Publish through every session server that is reachable; at most once each."""
+        for store in self._stores.values():
+            if store.reachable:
                 store.publish(effect.server_id, effect.message)
 
     async def settle(self, timeout_s: float) -> None:

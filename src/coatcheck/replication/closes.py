@@ -12,7 +12,7 @@ import msgspec
 
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
-from coatcheck.replication.effects import Flow, Put, Refused, Settled, Surroundings
+from coatcheck.replication.effects import Accepted, Flow, Put, Refused, Settled, Surroundings
 from coatcheck.replication.entry import Entry, Sealer, encode_header
 from coatcheck.replication.hosting import Hosting
 from coatcheck.replication.links import close_quorum
@@ -97,7 +97,7 @@ class Closes(Hosting):
             self._claiming[key] = own  # still ours to hear that a rival was faster than the tombstone
         try:
             everywhere = dict.fromkeys(self.placement.servers)
-            closed = yield from self.put_tombstone(key, tombstone, everywhere, view=view)
+            closed = yield from self.put_tombstone(key, tombstone, everywhere, notify=self.owners_shown(view))
         finally:
             self._claiming.pop(key, None)
         if not closed.holds:
@@ -193,7 +193,7 @@ class Closes(Hosting):
         self.under_replicated.discard(key)
         beyond = {name for name, entry in view.entries.items() if not contains(tombstone, entry)}
         covered = {name: seen for name, seen in view.seen.items() if name not in beyond}
-        yield from self.put_tombstone(key, tombstone, covered, view=view)
+        yield from self.put_tombstone(key, tombstone, covered, notify=self.owners_shown(view))
 
     # -- tombstones ------------------------------------------------------------------------------
 
@@ -204,7 +204,8 @@ class Closes(Hosting):
         assert tombstone is not None
         assert tombstone.closed
         lacking = {name: version for name, version in view.seen.items() if _lacks(view.entries.get(name), tombstone)}
-        return (yield from self.put_tombstone(view.key, tombstone, lacking, len(view.seen) - len(lacking), view))
+        holds = len(view.seen) - len(lacking)
+        return (yield from self.put_tombstone(view.key, tombstone, lacking, holds, self.owners_shown(view)))
 
     def put_tombstone(
         self,
@@ -212,18 +213,15 @@ class Closes(Hosting):
         tombstone: Entry,
         seen: Mapping[str, Version | None],
         holds: int = 0,
-        view: View | None = None,
+        notify: bytes = b"",
     ) -> Flow[Closed]:
-        """Put a tombstone on the servers of ``seen``; ``holds`` others have it already. The owners that ``view`` shows
-        are notified."""
+        """Put a tombstone on the servers of ``seen``; ``holds`` others have it already. The web servers ``notify`` hear
+        of it from each that takes it, and the owner that is stored there."""
         if seen:
-            settled: Settled = yield Put(key, tombstone, seen)
-            takers = settled.takers()
+            settled: Settled = yield Put(key, tombstone, seen, notify=notify)
             for reply in settled.replies.values():
-                holds += isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
-            if view is not None:
-                takers = list((yield from self.notify_owners(view, tombstone.version, takers, closed=True)))
-            holds += len(takers)
+                stored_closed = isinstance(reply, Refused) and reply.stored is not None and reply.stored.closed
+                holds += isinstance(reply, Accepted) or stored_closed
         closed = Closed(holds, len(self.placement.servers), self._close_quorum())
         if tombstone.provisional:
             return closed

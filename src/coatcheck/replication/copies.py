@@ -209,13 +209,13 @@ class Copies(Closes):
     def _put_claim(self, copy: Copy, view: View, leave: Collection[str]) -> Flow[bool]:
         """The first-ranked reachable server decides between rivals, so that they do not livelock; then, in
         parallel, the other placed ones and every server that showed a copy."""
-        entry = self.puts.sealed(copy)
+        entry, notify = self.puts.sealed(copy), self.owners_shown(view)
         sent_at = None
         holders: list[str] = []
         for server in self.placement.ranking(copy.key):
             if server in view.avoid or not self.world.reachable(server):
                 continue
-            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each((server,)))
+            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each((server,)), notify=notify)
             sent_at = settled.sent_at if sent_at is None else sent_at
             if self.puts.note_accepted(copy, copy.version, settled) is None:
                 return False
@@ -225,7 +225,7 @@ class Copies(Closes):
         if sent_at is None or not holders:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         showed = [name for name in view.entries if name not in holders and name not in leave]
-        settled, taken = yield from self.puts.to_placed(copy, entry, holders, showed)
+        settled, taken = yield from self.puts.to_placed(copy, entry, holders, showed, notify)
         if taken is None:
             return False
         holders += settled.takers()
@@ -246,24 +246,21 @@ class Copies(Closes):
 
         ``False``: those are too few, or a rival was faster. ``asked``: who need not be asked again.
         """
-        told = yield from self.notify_owners(view, copy.version, holders, closed=False)
-        if not self.links.prolong:
-            return True
         tried = set(asked)
-        while any(name not in told and name not in leave for name in view.entries):
-            lacking = self._close_quorum() - len(told)
+        while self.links.prolong and any(name not in holders and name not in leave for name in view.entries):
+            lacking = self._close_quorum() - len(holders)
             if lacking <= 0:
                 return True
             further = self.puts.next_reachable(copy.key, lacking, tried | view.avoid)
             if not further:
                 return False
             tried.update(further)
-            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(further)))
+            seen = copy.seen_on_each(tuple(further))
+            settled: Settled = yield Put(copy.key, entry, seen, notify=self.owners_shown(view))
             if self.puts.note_accepted(copy, copy.version, settled) is None:
                 return False
             holders += settled.takers()
-            told |= yield from self.notify_owners(view, copy.version, settled.takers(), closed=False)
-        return len(told) >= min(self.placement.write_quorum, len(holders))
+        return True
 
     # -- writing ---------------------------------------------------------------------------------
 

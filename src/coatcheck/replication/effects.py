@@ -63,13 +63,15 @@ class Put(msgspec.Struct, frozen=True):
     """Offer ``entry`` to several servers at once; answered with :class:`Settled`.
 
     ``seen``: per server, the version that this writer last saw there. With ``enough`` set, the
-    answer comes as soon as so many accepted; :class:`Rest` then waits for the others.
+    answer comes as soon as so many accepted; :class:`Rest` then waits for the others. ``notify``: the IDs of web
+    servers that hear of it, where it is accepted, by the same step; an owner that is stored there does so anyway.
     """
 
     key: bytes
     entry: Entry
     seen: Mapping[str, Version | None]
     enough: int | None = None
+    notify: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Put {public_id(self.key)} {self.entry.version} to {', '.join(self.seen)}>"
@@ -135,12 +137,10 @@ class Detach(msgspec.Struct, frozen=True):
 
 
 class Tell(msgspec.Struct, frozen=True):
-    """Publish ``message`` to the web server ``server_id``, at most once through each of the session servers ``through``
-    (``None``: all of them)."""
+    """Publish ``message`` to the web server ``server_id``, at most once through each of the session servers."""
 
     server_id: bytes
     message: bytes
-    through: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Tell {self.server_id.hex()}: {len(self.message)} bytes>"

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Cache, Copy
-from coatcheck.replication.effects import Flow, Get, Gotten, Pause, Surroundings, Tell, Unreachable
+from coatcheck.replication.effects import Flow, Pause, Surroundings, Tell
 from coatcheck.replication.entry import Sealer
 from coatcheck.replication.links import Links
 from coatcheck.replication.notice import ClaimAnswer, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.puts import Puts
-from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES, Version
+from coatcheck.replication.version import OWNER_BYTES, SERVER_ID_BYTES
 from coatcheck.replication.view import View, Viewer
 
 
@@ -107,21 +106,12 @@ class Hosting:
         answer = ClaimAnswer(message.key, message.version, math.ceil(others_s * 1000))
         return Tell(message.version.server_id, answer.encode())
 
-    def notify_owners(self, view: View, version: Version, holders: Collection[str], closed: bool) -> Flow[set[str]]:
-        """A session server notifies the owner that it had stored; through each of the ``holders`` of a claim or close
-        that did not show an owner whom others showed, we do. Answers which of them have passed it on for certain: what
-        they are asked afterwards on the same link, they answer afterwards."""
+    def owners_shown(self, view: View) -> bytes:
+        """The IDs of the web servers that own a copy which was shown, but for this one. A session server notifies the
+        owner that it has stored; each that takes a claim or a close is to notify these as well, for it may have lost
+        what they stored there."""
         owners = {entry.version.server_id for entry in view.entries.values() if not entry.closed} - {self.server_id}
-        asked: dict[str, None] = {}
-        for server_id in sorted(owners):
-            through = tuple(name for name in holders if not view.shows(name, server_id))
-            if through:
-                yield Tell(server_id, Notice(view.key, version, closed).encode(), through)
-                asked.update(dict.fromkeys(through))
-        if not asked or not self.links.prolong:
-            return set(holders)
-        gotten: Gotten = yield Get(view.key, tuple(asked))
-        return {name for name in holders if not isinstance(gotten.replies.get(name), Unreachable)}
+        return b"".join(sorted(owners))
 
     # -- numbers of claims, and other things that every flow needs -------------------------------
 

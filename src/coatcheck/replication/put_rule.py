@@ -23,7 +23,7 @@ from coatcheck.replication.entry import (
     encode_header,
 )
 from coatcheck.replication.notice import Notice
-from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, Version
+from coatcheck.replication.version import MAX_HISTORY, PACKED_BYTES, SERVER_ID_BYTES, Version
 
 NOTHING_SEEN: Final = b""
 """What a writer sends as ``seen`` when it saw nothing stored on this server."""
@@ -108,9 +108,14 @@ def is_first_write(raw: bytes) -> bool:
     return raw[2:6] == _ONE and raw[_OWNER_END:_VERSION_END] == _ONE and not raw[_FLAGS]
 
 
-def server_to_notify(stored: bytes) -> bytes:
-    """The server ID in the owner of a stored entry: who must hear that it was replaced."""
-    return stored[6:9]
+def servers_to_notify(verdict: Verdict, stored: bytes | None, others: bytes) -> list[bytes]:
+    """The IDs of the web servers that must hear of a put: the owner of the stored entry that it replaced, and the
+    ``others`` that its writer named, in one string: they own what it saw elsewhere, and may own what was here."""
+    if verdict is Verdict.REFUSED:
+        return []
+    first = [stored[6 : 6 + SERVER_ID_BYTES]] if verdict is Verdict.ACCEPTED_NOTIFY and stored is not None else []
+    named = [others[at : at + SERVER_ID_BYTES] for at in range(0, len(others), SERVER_ID_BYTES)]
+    return list(dict.fromkeys(first + named))
 
 
 def notice_of(key: bytes, new: bytes) -> bytes:

@@ -51,7 +51,13 @@ class Puts:
         """What was sent before this moment earns no lease: notices may have been missed since."""
 
     def first(
-        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = (), enough: int | None = None
+        self,
+        copy: Copy,
+        entry: Entry,
+        holders: Sequence[str] = (),
+        also: Sequence[str] = (),
+        enough: int | None = None,
+        notify: bytes = b"",
     ) -> Put | None:
         """The put to the first reachable servers of the ranking, so many that ``wanted`` hold it, ``holders`` included,
         and to ``also``; ``None`` if that is nobody."""
@@ -61,10 +67,16 @@ class Puts:
             targets += [name for name in also if name not in targets]
         if not targets:
             return None
-        return Put(copy.key, entry, copy.seen_on_each(tuple(targets)), enough)
+        return Put(copy.key, entry, copy.seen_on_each(tuple(targets)), enough, notify)
 
     def complete(
-        self, copy: Copy, entry: Entry, level: int | None, total: Settled, holders: Sequence[str] = ()
+        self,
+        copy: Copy,
+        entry: Entry,
+        level: int | None,
+        total: Settled,
+        holders: Sequence[str] = (),
+        notify: bytes = b"",
     ) -> Flow[int | None]:
         """Put to the next servers of the ranking while fewer than ``wanted`` hold the entry; ``total`` has the replies
         to the first put, which ``level`` took, and gets the others. Answers how many took it; ``None``: somebody
@@ -74,7 +86,7 @@ class Puts:
             targets = self.next_reachable(copy.key, wanted - level, [*holders, *total.replies])
             if not targets:
                 break
-            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(targets)))
+            settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(targets)), notify=notify)
             total.replies.update(settled.replies)
             taken = self.note_accepted(copy, entry.version, settled)
             level = None if taken is None else level + taken
@@ -96,15 +108,16 @@ class Puts:
         return self.note_accepted(copy, entry.version, settled)
 
     def to_placed(
-        self, copy: Copy, entry: Entry, holders: Sequence[str] = (), also: Sequence[str] = ()
+        self, copy: Copy, entry: Entry, holders: Sequence[str], also: Sequence[str], notify: bytes
     ) -> Flow[tuple[Settled, int | None]]:
         """Put to the first reachable servers of the ranking until ``wanted`` hold it, ``holders`` included, and to
-        ``also``; returns the replies, and how many took it (``None``: somebody refused it)."""
+        ``also``; returns the replies, and how many took it (``None``: somebody refused it). ``notify``: as in
+        :class:`Put`."""
         self.forget_lost(copy)
-        put = self.first(copy, entry, holders, also)
+        put = self.first(copy, entry, holders, also, notify=notify)
         settled: Settled = Settled(self._world.monotonic(), {}) if put is None else (yield put)
         level = self.note_accepted(copy, entry.version, settled)
-        return settled, (yield from self.complete(copy, entry, level, settled, holders))
+        return settled, (yield from self.complete(copy, entry, level, settled, holders, notify))
 
     def next_reachable(self, key: bytes, count: int, without: Collection[str]) -> list[str]:
         """The first ``count`` reachable servers of the ranking, ``without`` these."""

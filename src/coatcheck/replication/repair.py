@@ -145,8 +145,8 @@ class Repair:
         if not lacking:
             copies.under_replicated.discard(key)
             return Repaired.WHOLE
-        settled: Settled = yield Put(key, newest, {name: view.seen[name] for name in lacking})
-        yield from copies.notify_owners(view, newest.version, settled.takers(), closed=False)
+        seen = {name: view.seen[name] for name in lacking}
+        settled: Settled = yield Put(key, newest, seen, notify=copies.owners_shown(view))
         mended = all(isinstance(reply, Accepted) for reply in settled.replies.values())
         if mended:
             copies.under_replicated.discard(key)

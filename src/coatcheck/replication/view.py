@@ -40,11 +40,6 @@ class View(msgspec.Struct):
             histories.append(self.cached.history)
         return any(covers(history, promised) for history in histories)
 
-    def shows(self, server: str, server_id: bytes) -> bool:
-        """Whether a session server showed a live copy of which this web server is the owner."""
-        entry = self.entries.get(server)
-        return entry is not None and not entry.closed and entry.version.server_id == server_id
-
     def highest_epoch(self) -> int:
         epochs = [entry.version.epoch for entry in self.entries.values()]
         if self.cached is not None:

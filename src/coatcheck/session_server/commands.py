@@ -1,6 +1,6 @@
 """The commands of the session server: two of our own, and enough of RESP for ``redis-cli``.
 
-``CC.PUT key seen life_ms entry`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
+``CC.PUT key seen life_ms entry [notify]`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
 ``CC.GET key`` answers the latter. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends prove that they know the password,
 without sending it; ``AUTH`` is for tools. All other commands only look: nothing but the put rule changes an entry.
 """
@@ -18,7 +18,7 @@ from coatcheck.errors import CorruptEntry
 from coatcheck.peers.proof import NONCE_BYTES, is_proof
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.put_rule import Verdict
-from coatcheck.replication.version import PACKED_BYTES
+from coatcheck.replication.version import PACKED_BYTES, SERVER_ID_BYTES
 from coatcheck.session_server.state import (
     MAX_CHANNEL_BYTES,
     MAX_CHANNELS_PER_CLIENT,
@@ -31,6 +31,8 @@ from coatcheck.session_server.table import TableFull
 MAX_FAILED_LOGINS: Final = 3
 MAX_SCAN_COUNT: Final = 10_000
 MAX_NUMBER_DIGITS: Final = 16
+MAX_NOTIFIED: Final = 64
+"""Web servers that one put may name to be notified; it names those that own one of the copies which its writer saw."""
 
 Command = Callable[[SessionState, Client, list[bytes]], bytes]
 
@@ -61,14 +63,17 @@ class _BadRequest(Exception):
 
 
 def _put(state: SessionState, client: Client, request: list[bytes]) -> bytes:
-    _, key, seen, life, new = request
+    key, seen, life, new = request[1:5]
+    notify = request[5] if len(request) > 5 else b""
     if len(key) != KEY_BYTES:
         raise _BadRequest("a key has 16 bytes")
     if len(seen) not in (0, PACKED_BYTES):
         raise _BadRequest("a version has 16 bytes")
+    if len(notify) % SERVER_ID_BYTES or len(notify) > MAX_NOTIFIED * SERVER_ID_BYTES:
+        raise _BadRequest(f"who is notified is at most {MAX_NOTIFIED} server IDs of {SERVER_ID_BYTES} bytes")
     now_ms = state.now_ms()
     try:
-        verdict = state.table.put(key, seen, _number(life), new, now_ms)
+        verdict = state.table.put(key, seen, _number(life), new, now_ms, notify)
     except CorruptEntry as corrupt:
         raise _BadRequest(str(corrupt)) from None
     except TableFull as full:
@@ -265,7 +270,7 @@ def _number(text: bytes) -> int:
 
 COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
     # name: what it does, fewest and most arguments, whether a client without password may
-    b"CC.PUT": (_put, 4, 4, False),
+    b"CC.PUT": (_put, 4, 5, False),
     b"CC.GET": (_get, 1, 1, False),
     b"CC.CHALLENGE": (_challenge, 2, 2, True),
     b"CC.ANSWER": (_answer_challenge, 1, 1, True),

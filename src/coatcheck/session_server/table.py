@@ -23,7 +23,7 @@ from coatcheck.replication.put_rule import (
     is_tombstone,
     judge,
     notice_of,
-    server_to_notify,
+    servers_to_notify,
 )
 from coatcheck.replication.resolution import resolve
 from coatcheck.session_server import tombstones
@@ -110,8 +110,8 @@ class EntryTable:
             self._tombstones.drop(key)
         return None
 
-    def put(self, key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int) -> Verdict:
-        """Offer ``new``; protocol section 3.
+    def put(self, key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int, notify: bytes = b"") -> Verdict:
+        """Offer ``new``; protocol section 3. ``notify``: the IDs of further web servers that must hear of it.
 
         Raises :class:`coatcheck.errors.CorruptEntry` if ``new``, or what is stored, is no entry, and
         :class:`TableFull`; then nothing has changed.
@@ -124,8 +124,9 @@ class EntryTable:
         if verdict is not Verdict.REFUSED:
             newcomer = stored is None and is_first_write(new)
             self._store(key, stored, new, now_ms + bounded_life_ms(expires_in_ms), newcomer=newcomer)
-            if verdict is Verdict.ACCEPTED_NOTIFY and stored is not None:
-                self._publish(server_to_notify(stored), notice_of(key, new))
+            if notify or verdict is Verdict.ACCEPTED_NOTIFY:
+                for server_id in servers_to_notify(verdict, stored, notify):
+                    self._publish(server_id, notice_of(key, new))
         return verdict
 
     def scan(self, cursor: int, limit: int, now_ms: int) -> tuple[int, list[bytes]]:

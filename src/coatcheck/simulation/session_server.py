@@ -8,7 +8,7 @@ from typing import Protocol
 from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused, Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
-from coatcheck.replication.put_rule import Verdict, judge_entries
+from coatcheck.replication.put_rule import Verdict, judge_entries, servers_to_notify
 from coatcheck.replication.version import Version
 from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
 
@@ -90,8 +90,8 @@ class ModelSessionServer(Process):
         entry = self.look(key)
         return None if entry is None else self._with_life_left(key, entry)
 
-    def put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
-        """Atomic: judged by the product's own rule, stored, and the old owner told."""
+    def put(self, key: bytes, seen: Version | None, new: Entry, notify: bytes = b"") -> PutReply:
+        """Atomic: judged by the product's own rule, stored, and those told who must hear of it."""
         if self.read_only:
             return READ_ONLY
         old = self.look(key)
@@ -103,8 +103,8 @@ class ModelSessionServer(Process):
             del self._undo[0]
         self.entries[key] = (new, self.time_s + max(1, new.expires_in_ms) / 1000)
         self._witness.stored(self, key, old, new)
-        if verdict is Verdict.ACCEPTED_NOTIFY and old is not None:
-            self._post.notify(self, old.version.server_id, Notice(key, new.version, new.closed))
+        for server_id in servers_to_notify(verdict, None if old is None else old.header(), notify):
+            self._post.notify(self, server_id, Notice(key, new.version, new.closed))
         return ACCEPTED
 
     def _with_life_left(self, key: bytes, entry: Entry) -> Entry:

@@ -264,11 +264,11 @@ class ModelWebServer(Process):
         self.clock.heard(server, self.network.LATENCY_S, self.servers[server].wall_ms())
 
     def _put(self, store: ModelSessionServer, effect: Put) -> PutReply:
-        return store.put(effect.key, effect.seen[store.name], effect.entry)
+        return store.put(effect.key, effect.seen[store.name], effect.entry, effect.notify)
 
     def tell(self, effect: Tell) -> None:
         for name, up in self.reach.items():
-            if up and (effect.through is None or name in effect.through):
+            if up:
                 store = self.servers[name]
                 if self.lines is None:
                     self.network.send(self.name, store, self._pass_on, store, effect)

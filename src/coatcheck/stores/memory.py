@@ -78,9 +78,11 @@ class MemoryStore:
             return reply(self._impossible(StoreEventKind.CORRUPT_ENTRY, str(corrupt)))
         return reply(entry)
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         check_key(key)
-        reply(self._put(key, seen, new))
+        reply(self._put(key, seen, new, notify))
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
         with self._shared.lock:
@@ -117,14 +119,15 @@ class MemoryStore:
         self._bulletin.clear()
         self._reachability.set(False, "closed", event=False)
 
-    def _put(self, key: bytes, seen: Version | None, new: Entry) -> PutReply:
+    def _put(self, key: bytes, seen: Version | None, new: Entry, notify: bytes) -> PutReply:
         if self._closed:
             return _CLOSED
         now_ms = self._now_ms()
         try:
             with self._shared.lock:
                 self._table.sweep(now_ms, SWEEP_STEPS_PER_PUT)
-                verdict = self._table.put(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new), now_ms)
+                raw = encode_for_put(new)
+                verdict = self._table.put(key, pack_seen(seen), new.expires_in_ms, raw, now_ms, notify)
                 if verdict is not Verdict.REFUSED:
                     return ACCEPTED
                 stored = self._table.get(key, now_ms)

@@ -27,7 +27,8 @@ class NetworkedStore:
     """A store on the other side of a link; see :class:`coatcheck.stores.port.Store`.
 
     ``get_head`` and ``put_head`` are the requests up to the key's 16 bytes; a put goes on with what was seen,
-    the life in milliseconds, the entry, and ``put_tail``. Put is answered by ``1``, or by what is stored as
+    the life in milliseconds, the entry, and ``put_tail``. One that names web servers to be notified begins with
+    ``notifying_head`` and ends with their IDs. Put is answered by ``1``, or by what is stored as
     ``[entry, life left]`` (``[]``: nothing); get by the latter. ``key_prefix`` precedes the keys of a scan.
     """
 
@@ -37,6 +38,7 @@ class NetworkedStore:
         *,
         get_head: bytes,
         put_head: bytes,
+        notifying_head: bytes,
         put_tail: bytes,
         key_prefix: bytes,
         scripts: tuple[bytes, ...],
@@ -45,7 +47,7 @@ class NetworkedStore:
         self.name = link.name
         self._link = link
         self._get_head = get_head
-        self._put_request = put_requests(put_head, put_tail).encode
+        self._put_request = put_requests(put_head, notifying_head, put_tail).encode
         self._key_prefix = key_prefix
         self._scan_tail = resp.bulk(b"MATCH") + resp.bulk(_glob_escaped(key_prefix) + b"*") + resp.bulk(b"COUNT")
         self._scripts = scripts
@@ -59,12 +61,14 @@ class NetworkedStore:
         check_key(key)
         self._link.call(b"%b%b\r\n" % (self._get_head, key), partial(self._got, key, reply))
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         try:
-            request = self._put_request(key, seen, new)
+            request = self._put_request(key, seen, new, notify)
         except CorruptEntry as impossible:
             return reply(self._event(StoreEventKind.PUT_IMPOSSIBLE, str(impossible)))
-        return self._link.call(request, partial(self._put_done, key, seen, new, reply))
+        return self._link.call(request, partial(self._put_done, key, seen, new, notify, reply))
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
         request = b"*6\r\n$4\r\nSCAN\r\n%b%b%b" % (
@@ -101,6 +105,7 @@ class NetworkedStore:
         key: bytes,
         seen: Version | None,
         new: Entry,
+        notify: bytes,
         reply: Callable[[PutReply], None],
         got: Any,
         retried: bool = False,
@@ -108,8 +113,8 @@ class NetworkedStore:
         if got == 1:
             return reply(ACCEPTED)
         if self._scripts_lost(got) and not retried:
-            request = self._put_request(key, seen, new)
-            return self._link.call(request, partial(self._put_done, key, seen, new, reply, retried=True))
+            request = self._put_request(key, seen, new, notify)
+            return self._link.call(request, partial(self._put_done, key, seen, new, notify, reply, retried=True))
         stored = self._entry(got)
         return reply(stored if isinstance(stored, Unreachable) else Refused(stored))
 

@@ -61,8 +61,13 @@ class Store(Protocol):
         """Reply with the stored entry, ``None`` if nothing is stored, or unreachable."""
         ...
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
-        """Offer ``new``; ``seen`` is what this writer last saw on this server."""
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
+        """Offer ``new``; ``seen`` is what this writer last saw on this server.
+
+        ``notify``: the IDs of web servers, 3 bytes each, that get the notice as well as the old owner.
+        """
         ...
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:

@@ -44,6 +44,7 @@ class SessionServerStore(NetworkedStore):
             link,
             get_head=b"*2\r\n$6\r\nCC.GET\r\n$16\r\n",
             put_head=b"*5\r\n$6\r\nCC.PUT\r\n$16\r\n",
+            notifying_head=b"*6\r\n$6\r\nCC.PUT\r\n$16\r\n",
             put_tail=b"",
             key_prefix=b"",
             scripts=(),

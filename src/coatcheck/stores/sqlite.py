@@ -22,7 +22,7 @@ import msgspec
 from coatcheck.errors import ConfigError, CorruptEntry
 from coatcheck.event_log import log_event
 from coatcheck.replication.entry import Entry, decode_entry
-from coatcheck.replication.put_rule import Verdict, encode_for_put, notice_of, pack_seen, server_to_notify
+from coatcheck.replication.put_rule import Verdict, encode_for_put, notice_of, pack_seen, servers_to_notify
 from coatcheck.replication.version import Version
 from coatcheck.session_server.table import check_key
 from coatcheck.stores.bulletin import Bulletin
@@ -95,7 +95,9 @@ class SqliteStore:
         check_key(key)
         reply(self._read(key))
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         check_key(key)
         worker = self._worker
         if worker is None or self._loop is None or not self._reachability.now:
@@ -103,7 +105,7 @@ class SqliteStore:
         if len(self._waiting) >= MAX_OUTSTANDING_PUTS:
             return reply(_BUSY)
         try:
-            offer = Offer(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new))
+            offer = Offer(key, pack_seen(seen), new.expires_in_ms, encode_for_put(new), notify)
         except CorruptEntry as impossible:
             return reply(self._report(StoreEventKind.PUT_IMPOSSIBLE, str(impossible)))
         self._waiting.append(_Waiting(offer, reply, self._loop.time()))
@@ -214,8 +216,8 @@ class SqliteStore:
         stored = outcome.stored
         if outcome.verdict is Verdict.REFUSED:
             return Refused(decode_entry(stored, outcome.left_ms) if stored is not None else None)
-        if outcome.verdict is Verdict.ACCEPTED_NOTIFY and stored is not None:
-            self._bulletin.publish(server_to_notify(stored), notice_of(offer.key, offer.new))
+        for server_id in servers_to_notify(outcome.verdict, stored, offer.notify):
+            self._bulletin.publish(server_id, notice_of(offer.key, offer.new))
         return ACCEPTED
 
     def _answer(self, reply: Callable[[PutReply], None], answer: PutReply) -> None:

@@ -63,6 +63,7 @@ class Offer(msgspec.Struct, gc=False):
     seen: bytes
     life_ms: int
     new: bytes
+    notify: bytes = b""
 
 
 class OfferOutcome(msgspec.Struct, gc=False):

@@ -57,6 +57,7 @@ class ValkeyStore(NetworkedStore):
             link,
             get_head=_script_head(GET, 0, prefix),
             put_head=_script_head(PUT, 4, prefix),
+            notifying_head=_script_head(PUT, 5, prefix),
             put_tail=resp.bulk(channels),
             key_prefix=prefix,
             scripts=scripts,

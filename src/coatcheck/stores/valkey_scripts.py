@@ -15,6 +15,8 @@ local key, seen, life, new, channel = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4
 local old = redis.call('GETRANGE', key, 0, 17)
 local new_flags = string.byte(new, 2)
 local willed = new_flags == 1
+local notify, told = ARGV[5] or '', ''
+local notice = '\1' .. string.sub(key, -16) .. string.sub(new, 3, 18) .. (new_flags ~= 0 and '\1' or '\0')
 if old == '' then
   if redis.call('EXISTS', key) == 1 then return redis.error_reply('CORRUPT an empty value is stored') end
   if seen ~= '' and not willed then return {} end
@@ -30,10 +32,14 @@ else
     local accepted = flags ~= 1 and (willed or string.sub(old, 3, 18) == seen or later)
     if not accepted then return {redis.call('GET', key), redis.call('PTTL', key)} end
     if flags ~= 0 or new_flags ~= 0 or not same_owner then
-      local notice = '\1' .. string.sub(key, -16) .. string.sub(new, 3, 18) .. (new_flags ~= 0 and '\1' or '\0')
-      redis.call('PUBLISH', channel .. string.sub(old, 7, 9), notice)
+      told = string.sub(old, 7, 9)
+      redis.call('PUBLISH', channel .. told, notice)
     end
   end
+end
+for at = 1, #notify, 3 do
+  local server = string.sub(notify, at, at + 2)
+  if server ~= told then redis.call('PUBLISH', channel .. server, notice) end
 end
 redis.call('SET', key, new, 'PX', life)
 return 1

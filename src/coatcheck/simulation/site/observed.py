@@ -54,9 +54,11 @@ class ObservedStore:
 
         self._store.get(key, take)
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         self._web.putting(key, new, self.name, seen)
-        self._store.put(key, seen, new, reply)
+        self._store.put(key, seen, new, reply, notify)
 
     def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
         def hear(raw: bytes) -> None:

@@ -90,14 +90,14 @@ class SessionHost:
                 table.take_over(key, left_ms, raw, now_ms)
         shipped = table.put
 
-        def put(key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int) -> Verdict:
+        def put(key: bytes, seen: bytes, expires_in_ms: int, new: bytes, now_ms: int, notify: bytes = b"") -> Verdict:
             now_ms += self._late_ms
             if self.read_only:
                 raise CorruptEntry("writes are refused")
             if self.is_full and self.look(key) is None:
                 raise TableFull("no room: a fault says so")
             old, before = self.look(key), self._row(key)
-            verdict = shipped(key, seen, expires_in_ms, new, now_ms)
+            verdict = shipped(key, seen, expires_in_ms, new, now_ms, notify)
             if verdict is not Verdict.REFUSED:
                 self._undo.append((key, before))
                 del self._undo[:-MAX_UNDO]

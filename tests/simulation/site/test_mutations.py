@@ -18,7 +18,7 @@ MOST = 100
 """Histories that are tried for a rule; a dozen was enough for each."""
 KINDS: dict[str, Profile] = {
     "a claim goes to all servers at once, and is tried again at once": "duel",
-    "a close does not wait for leases": "leases",
+    "a close does not wait for leases": "links",
     "a close that nobody willed is as good as any": "all",
     "a copy that was lost is never counted as lost": "all",
     "a fork is not reported": "all",
@@ -28,7 +28,7 @@ KINDS: dict[str, Profile] = {
     "a put below target earns a lease": "all",
     "a put is accepted whatever its writer saw": "all",
     "a retired token is taken for ever": "thieves",
-    "a second close is complete at once": "leases",
+    "a second close is complete at once": "links",
     "a second successor is minted before the first was shown": "all",
     "a stall ends no lease": "wide",
     "a stand-in is withdrawn before its server has the session again": "wide",
@@ -52,7 +52,7 @@ def test_a_rule_that_is_switched_off_is_missed(name: str, monkeypatch: pytest.Mo
     MUTATIONS[name](monkeypatch)
     for seed in range(1, MOST + 1):
         scenario = draw(seed, KINDS[name])
-        told = run(msgspec.structs.replace(scenario, **QUIET_CLOSES) if KINDS[name] == "leases" else scenario)
+        told = run(msgspec.structs.replace(scenario, **QUIET_CLOSES) if KINDS[name] == "links" else scenario)
         crashes = [one for one in told.violations if one.startswith("errors")]
         assert not crashes, "a mutation that does not run proves nothing"
         if told.violations:

@@ -48,6 +48,19 @@ def test_a_write_counts_what_is_there_at_one_moment(withdrawn: bool) -> None:
     assert EventKind.SESSION_FORKED in two.kinds()
 
 
+def test_what_a_claim_found_counts_only_where_it_still_is() -> None:
+    """A refused write is found by the claim that follows; a rival claims the session before it is acknowledged."""
+    farm = Farm(servers=3)
+    farm.notices = False
+    one, two = farm.two_webs()
+    store(one, b"one")
+    copy = loaded(one)
+    assert one.run(one.copies.still_has(copy, "all")) == Written(2, 2)
+    loaded(two)
+    assert one.run(one.copies.still_has(copy, "all")) is None
+    assert one.copies.cache.get(KEY) is None
+
+
 def test_a_stand_in_for_a_lost_server_still_counts() -> None:
     farm = Farm(servers=3)
     one = farm.web()

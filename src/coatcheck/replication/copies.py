@@ -295,7 +295,7 @@ class Copies(Closes):
                 if level is not None and level < self.placement.wanted:
                     level = yield from puts.complete(copy, entry, level, settled)
                 if level and copy.shown_by is not shown_by and copy.packed_history:  # never at a creation
-                    level = yield from puts.confirm(copy, entry, level, settled, shown_by)
+                    level = yield from self._count_stand_ins(copy, entry, level, settled, shown_by)
             if level is None or self.cache.is_closed(copy.key):
                 return None
             if not level:
@@ -318,6 +318,28 @@ class Copies(Closes):
             # Also when the request is cancelled: an unacknowledged number must never be used again.
             if not acknowledged:
                 self.cache.set_aside(copy)
+
+    def _count_stand_ins(
+        self, copy: Copy, entry: Entry, level: int, settled: Settled, shown_by: Collection[str]
+    ) -> Flow[int | None]:
+        """How many have a write, ``level`` of which took it so far. Who showed an earlier state of the copy
+        (``shown_by``) has kept it until the put. Who had nothing may have been emptied just now, and meanwhile another
+        web server may have replaced the write where it was taken first: it does so where it finds a fork."""
+        takers = settled.takers()
+        if all(server in shown_by for server in takers):
+            return level
+        return (yield from self.puts.confirm(copy, entry, takers))
+
+    def still_has(self, copy: Copy, durability: Durability) -> Flow[Written | None]:
+        """As many session servers as have this copy at one moment, where a claim may have found it on fewer; ``None``:
+        somebody else owns it now. Raises :class:`SessionUnavailable` if those are too few for a write."""
+        holders = [server for server in copy.shown_by if copy.is_on(server)]
+        level = yield from self.puts.confirm(copy, self.puts.sealed(copy), holders)
+        if level is None:
+            self.cache.set_aside(copy)
+            return None
+        self.puts.check_level(copy, level, quorum=durability == "all")
+        return Written(level, self.placement.wanted)
 
     def _nobody_took(self, copy: Copy, settled: Settled) -> NoReturn:
         if settled.found_full:

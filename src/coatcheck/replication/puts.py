@@ -92,18 +92,11 @@ class Puts:
             level = None if taken is None else level + taken
         return level
 
-    def confirm(
-        self, copy: Copy, entry: Entry, level: int, total: Settled, shown_by: Collection[str]
-    ) -> Flow[int | None]:
-        """Make sure that those who took the entry have it all at one moment; ``level`` took it so far.
-
-        Who showed an earlier state of the copy (``shown_by``) has kept it until the put. Who had nothing may have been
-        emptied just now, and meanwhile another web server may have replaced the entry where it was taken first: it
-        does so where it finds a fork. So all are offered it once more, which changes nothing where it is. Answers how
-        many have it; ``None``: somebody has it no more."""
-        takers = total.takers()
-        if len(takers) < 2 or all(server in shown_by for server in takers):
-            return level
+    def confirm(self, copy: Copy, entry: Entry, takers: Sequence[str]) -> Flow[int | None]:
+        """Make sure that those who took an entry have it all at one moment: they are offered it once more, which
+        changes nothing where it is. Answers how many have it; ``None``: somebody has it no more."""
+        if len(takers) < 2:
+            return len(takers)
         settled: Settled = yield Put(copy.key, entry, dict.fromkeys(takers, entry.version))
         return self.note_accepted(copy, entry.version, settled)
 

@@ -183,7 +183,10 @@ class Lifecycle(Saving):
         found: Copy | Gone = yield from self.copies.load(new.key, version)
         if not isinstance(found, Copy) or not holds(found.history, version):
             return None
-        return self._written_by_claim(found, "all")
+        written = yield from self.copies.still_has(found, "all")
+        if written is None:
+            raise SessionUnavailable(UnavailableReason.CONTENDED)
+        return written
 
     def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:
         """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""

@@ -117,8 +117,10 @@ class Saving(Opening):
             rotated = record.chain is not before.chain
             if not rotated and record.data == before.data and not self._touch_due(before, record):
                 request.copy_held = copy  # a parallel request has stored all that this one would
-                if offered and request.blob == request.saved_blob:
-                    self._written_by_claim(copy, needed)
+                # A write that was refused is stored all the same, and the claim that found it has it.
+                found = bool(offered) and request.blob == request.saved_blob
+                if found and (yield from self.copies.still_has(copy, needed)) is None:
+                    continue
                 return Saved(self._tell(session, copy, wrote=True))
             # A successor leaves only after its put is acknowledged at target (protocol section 5).
             level: Durability = "all" if rotated else durability
@@ -150,13 +152,6 @@ class Saving(Opening):
         if found is Gone.UNHEARD:
             raise SessionUnavailable(UnavailableReason.UNHEARD)
         raise SessionClosed(f"the session is {found.value}")
-
-    def _written_by_claim(self, copy: Copy, durability: Durability) -> Written:
-        """A write that was refused is stored all the same, and the claim that found it has it: as many servers as hold
-        the claim. A claim may have fewer than a write needs; then :class:`SessionUnavailable`."""
-        holders = sum(map(copy.is_on, copy.seen))
-        self.copies.puts.check_level(copy, holders, quorum=durability == "all")
-        return Written(holders, self.copies.placement.wanted)
 
     # -- what is stored ----------------------------------------------------------------------------
 

@@ -223,6 +223,19 @@ def test_owners_that_others_showed_hear_of_a_close_by_the_step_that_stores_it() 
     assert [server.notified for server in farm.ranked(KEY)] == [[one.server_id]] * 3
 
 
+def test_where_no_copy_is_left_everybody_hears_of_a_close() -> None:
+    """All session servers were flushed, and no connection broke: nobody knows who serves the session on."""
+    farm = Farm(servers=3, lease_s=2.0)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    promised = promise(one)
+    for server in farm.servers.values():
+        server.stored.clear()
+    assert one.copies.cached(KEY, promised) is not None
+    assert two.run(two.copies.close(KEY)) == Closed(3, 3, 2)
+    assert one.copies.cached(KEY, promised) is None
+
+
 def test_beats_are_four_to_a_lease_and_bounded() -> None:
     world = Farm().web()
     placement = Placement(["s1", "s2"], 2)

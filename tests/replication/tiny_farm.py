@@ -32,7 +32,7 @@ from coatcheck.replication.effects import (
     as_flow,
 )
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.notice import Notice, decode_message
+from coatcheck.replication.notice import EVERYBODY, Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
@@ -235,7 +235,7 @@ class Farm:
 
     def deliver(self, server_id: bytes, raw: bytes) -> None:
         for web in self.webs:
-            if web.server_id == server_id and self.notices:
+            if server_id in (web.server_id, EVERYBODY) and self.notices:
                 answer = web.copies.on_message(decode_message(raw))
                 if answer is not None:
                     self.deliver(answer.server_id, answer.message)

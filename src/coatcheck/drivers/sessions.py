@@ -23,7 +23,7 @@ from coatcheck.errors import CoatcheckError, CorruptEntry
 from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Tell
-from coatcheck.replication.notice import Notice, decode_message
+from coatcheck.replication.notice import EVERYBODY, Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
@@ -244,6 +244,7 @@ class Sessions(SessionRequests, SessionOperations):
         links = self.copies.links
         for store in self._stores.values():
             store.subscribe(self.server_id, self._on_message)
+            store.subscribe(EVERYBODY, self._on_message)
             if links.prolong:
                 store.watch_notices(links.heard, links.beat_s)
         repair.start()

@@ -10,7 +10,7 @@ from coatcheck.replication.cache import Cache, Copy
 from coatcheck.replication.effects import Flow, Pause, Surroundings, Tell
 from coatcheck.replication.entry import Sealer
 from coatcheck.replication.links import Links
-from coatcheck.replication.notice import ClaimAnswer, Notice
+from coatcheck.replication.notice import EVERYBODY, ClaimAnswer, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.puts import Puts
@@ -107,11 +107,11 @@ class Hosting:
         return Tell(message.version.server_id, answer.encode())
 
     def owners_shown(self, view: View) -> bytes:
-        """The IDs of the web servers that own a copy which was shown, but for this one. A session server notifies the
-        owner that it has stored; each that takes a claim or a close is to notify these as well, for it may have lost
-        what they stored there."""
-        owners = {entry.version.server_id for entry in view.entries.values() if not entry.closed} - {self.server_id}
-        return b"".join(sorted(owners))
+        """The IDs of the web servers that own a copy which was shown, but for this one; all of them if none was. A
+        session server notifies the owner that it has stored; each that takes a claim or a close is to notify these as
+        well, for it may have lost what they stored there."""
+        owners = {entry.version.server_id for entry in view.entries.values() if not entry.closed}
+        return b"".join(sorted(owners - {self.server_id})) if owners else EVERYBODY
 
     # -- numbers of claims, and other things that every flow needs -------------------------------
 

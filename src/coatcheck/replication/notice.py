@@ -8,17 +8,21 @@ most still earlier owners might. Either may be lost: leases bound the harm.
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 import msgspec
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.events import public_id
-from coatcheck.replication.version import Version
+from coatcheck.replication.version import SERVER_ID_BYTES, Version
 
 _NOTICE = struct.Struct(">B16s16sB")
 _ANSWER = struct.Struct(">B16s16sI")
 _NOTICE_KIND = 1
 _ANSWER_KIND = 2
+
+EVERYBODY: Final = bytes(SERVER_ID_BYTES)
+"""The server ID that every web server listens to besides its own. One that draws it hears what all hear."""
 
 
 class Notice(msgspec.Struct, frozen=True, gc=False):

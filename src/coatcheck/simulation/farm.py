@@ -7,7 +7,7 @@ from typing import Any
 
 from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, SessionUnavailable
 from coatcheck.replication.effects import Exclusive, Flow
-from coatcheck.replication.notice import Notice
+from coatcheck.replication.notice import EVERYBODY, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.simulation.application import App, Attempt, Cookies, Response
 from coatcheck.simulation.browser import Browser
@@ -110,9 +110,11 @@ class Farm:
         self._post(sender, server_id, message.encode())
 
     def _post(self, sender: ModelSessionServer, server_id: bytes, message: bytes) -> None:
-        web = self.by_id.get(server_id)
-        if web is None or not web.alive:
-            return
+        for web in list(self.by_id.values()):
+            if web.alive and server_id in (web.server_id, EVERYBODY):
+                self._post_to(web, sender, message)
+
+    def _post_to(self, web: ModelWebServer, sender: ModelSessionServer, message: bytes) -> None:
         lost = bool(self.lost_notices) and self.rng.random() < self.lost_notices
         if web.lines is None:
             if not lost:

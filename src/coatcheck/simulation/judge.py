@@ -149,7 +149,10 @@ class Judge:
         """Whether two web servers may have moved the token chain on from different states (promise 1)."""
         if log.once_lost or log.given_up or self.leaving:
             return True
-        alone = not self.scenario.keeps_quorums or any(self._is_of_list_of_two(log, one) for one in log.blobs)
+        scenario = self.scenario
+        if scenario.too_few_answers == "serve" or scenario.rolled_back == "accept" or scenario.durability != "all":
+            return self.disturbed  # somebody may go on from an older state, with as many copies as are wanted
+        alone = not scenario.keeps_quorums or any(self._is_of_list_of_two(log, one) for one in log.blobs)
         return log.below_target and alone
 
     def _judge_rollback(self, web: ModelWebServer, log: SessionLog, detail: str) -> None:

@@ -37,7 +37,9 @@ class TickStore(MemoryStore):
         self._due = []
         self._call_soon = asyncio.get_running_loop().call_soon
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         if not self._due:
             self._call_soon(self._answer)
         from coatcheck.stores.port import ACCEPTED

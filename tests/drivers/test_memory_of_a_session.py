@@ -34,7 +34,9 @@ MIN_BYTES = 900
 class TakesAll(MemoryStore):
     """Says that it has stored everything, and keeps nothing."""
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         asyncio.get_running_loop().call_soon(reply, ACCEPTED)
 
 

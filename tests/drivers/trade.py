@@ -35,12 +35,14 @@ class BookedStore(MemoryStore):
         self.book, self.sealer = book, sealer
         self.puts = 0
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         self.puts += 1
         header = encode_header(new.version, new.history, new.closed)
         written = (new.closed, self.sealer.unseal(key, header, new.payload))
         assert self.book.setdefault((key, new.version), written) == written, "two payloads under one version"
-        super().put(key, seen, new, self._later(reply))
+        super().put(key, seen, new, self._later(reply), notify)
 
     def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
         super().get(key, self._later(reply))

@@ -83,12 +83,14 @@ class MortalStore(MemoryStore):
 
     dies_of_next_put = False
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         if not self.dies_of_next_put:
-            super().put(key, seen, new, reply)
+            super().put(key, seen, new, reply, notify)
             return
         self.dies_of_next_put = False
-        super().put(key, seen, new, lambda lost: None)
+        super().put(key, seen, new, lambda lost: None, notify)
         self._closed = True
         self._reachability.set(False, "died", event=False)
         reply(UNREACHABLE)

@@ -33,12 +33,14 @@ class SlowStore(MemoryStore):
 
     delay_s = 0.0
 
-    def put(self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None]) -> None:
+    def put(
+        self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
+    ) -> None:
         if not self.delay_s:
-            super().put(key, seen, new, reply)
+            super().put(key, seen, new, reply, notify)
             return
         loop = asyncio.get_running_loop()
-        super().put(key, seen, new, lambda told: loop.call_later(self.delay_s, reply, told) and None)
+        super().put(key, seen, new, lambda told: loop.call_later(self.delay_s, reply, told) and None, notify)
 
 
 class Served:

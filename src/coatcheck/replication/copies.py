@@ -333,7 +333,7 @@ class Copies(Closes):
     def still_has(self, copy: Copy, durability: Durability) -> Flow[Written | None]:
         """As many session servers as have this copy at one moment, where a claim may have found it on fewer; ``None``:
         somebody else owns it now. Raises :class:`SessionUnavailable` if those are too few for a write."""
-        holders = [server for server in copy.shown_by if copy.is_on(server)]
+        holders = [server for server in self.placement.servers if server in copy.shown_by and copy.is_on(server)]
         level = yield from self.puts.confirm(copy, self.puts.sealed(copy), holders)
         if level is None:
             self.cache.set_aside(copy)

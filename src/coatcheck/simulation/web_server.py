@@ -301,8 +301,8 @@ class ModelWebServer(Process):
             self.reach[server] = False
             if self.lines is not None:
                 self.lines.pop(server).give_up()
+            self._changed(server)  # first, as a link does it: nothing is served from a lease that ends with it
             self.runner.lost_contact(server)
-            self._changed(server)
             self.after(self.PROBE_S * (0.5 + self.jitter()), self._probe, server)
 
     def _probe(self, server: str) -> None:

@@ -1,16 +1,12 @@
-"""What a request does on a web server: the steps of the middleware, and a small app behind it."""
+"""What a browser asks for, and what the small app behind the middleware does about it."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from coatcheck.replication.effects import Flow, Pause, as_flow
-from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.mapping import Session
-from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.schedule import Act
-from coatcheck.simulation.web_server import ModelWebServer
-from coatcheck.tokens.sealed import SealedToken
+from coatcheck.simulation.watched import WatchedWebServer
 
 Kind = Literal["read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout"]
 
@@ -71,7 +67,7 @@ class Attempt:
         self.sent_at = sent_at
         self.began_at = 0.0
         self.moment = 0
-        self.web: ModelWebServer | None = None
+        self.web: WatchedWebServer | None = None
         self.session: Session | None = None
         self.operation: Operation | None = None
         self.task: Any = None
@@ -94,71 +90,6 @@ class Response:
         self.set_login: Any = None
         self.clear_anonymous = False
         self.clear_login = False
-
-
-class App:
-    """Handles attempts; ``judge`` (the ledger) sees what was opened and saved."""
-
-    def __init__(self, judge: Any, codecs: Any) -> None:
-        self._judge = judge
-        self._codecs = codecs
-
-    def handle(self, attempt: Attempt, web: ModelWebServer, think_s: float) -> Flow[Response]:
-        session = yield from self._open(attempt, web)
-        attempt.session = session
-        if think_s:
-            yield Pause(think_s)
-        act(attempt, session)
-        before = session._request.copy_held.key if session._request.copy_held is not None else None
-        saved = web.lifecycle.finish(session)
-        if not isinstance(saved, Saved):
-            saved = yield from as_flow(saved)
-            self._judge.saved(web, attempt, session, saved, before)
-        return self._respond(attempt, web, session, saved)
-
-    def _open(self, attempt: Attempt, web: ModelWebServer) -> Flow[Session]:
-        cookies = attempt.cookies
-        unheard: tuple[bytes, ...] = ()
-        for sealed, login in ((cookies.login, True), (cookies.anonymous, False)):
-            if sealed is None:
-                continue
-            token: SealedToken = self._codecs.open(sealed, login)
-            attempt.moment = self._judge.moment()
-            session = web.lifecycle.open_cached(token, login)
-            by_lease = session is not None
-            began_at = web.schedule.now
-            if session is None:
-                self._judge.asking(web, attempt, token)
-                session = yield from web.lifecycle.open(token, login)
-            if session is not None and session._request.unheard:
-                self._judge.unheard(web, attempt, token)
-                unheard += session._request.unheard
-                continue
-            self._judge.opened(web, attempt, token, session, by_lease, began_at)
-            if session is not None:
-                session._request.unheard = unheard
-                return session
-        session = Session()
-        session._request.unheard = unheard
-        return session
-
-    def _respond(self, attempt: Attempt, web: ModelWebServer, session: Session, saved: Saved) -> Response:
-        response = Response()
-        shown = attempt.cookies
-        changes = cookie_changes(
-            session._request, saved, lambda: shown.login is not None, lambda: shown.anonymous is not None
-        )
-        response.clear_login, response.clear_anonymous = changes.clear_login, changes.clear_anonymous
-        if changes.issue is not None:
-            issue = changes.issue
-            self._judge.issued(web, attempt, issue)
-            sealed = self._codecs.seal(issue.token, issue.login)
-            if issue.login:
-                response.set_login = sealed
-            else:
-                response.set_anonymous = sealed
-        self._judge.responding(web, attempt, session)
-        return response
 
 
 def act(attempt: Attempt, session: Session) -> None:

@@ -9,9 +9,11 @@ from coatcheck.errors import CoatcheckError, ConflictError, SessionClosed, Sessi
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.notice import EVERYBODY, Notice
 from coatcheck.replication.placement import Placement
-from coatcheck.simulation.application import App, Attempt, Cookies, Response
+from coatcheck.replication.version import SERVER_ID_BYTES
+from coatcheck.simulation.application import Attempt, Cookies, Response
 from coatcheck.simulation.browser import Browser
 from coatcheck.simulation.ledger import Ledger
+from coatcheck.simulation.middleware import App
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Schedule
@@ -74,7 +76,7 @@ class Farm:
         )  # fmt: skip
         web.skew_ms = self.skews_ms[index]
         web.post = self._post
-        web.equip(placement, self.replication, self.policy)
+        web.equip(self.rng.randbytes(SERVER_ID_BYTES), placement, self.replication, self.policy)
         self.by_id[web.server_id] = web
         self.trace.name_server(web.server_id, web.name if not run else f"{web.name}#{run}")
         for server in servers.values():

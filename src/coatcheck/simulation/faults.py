@@ -95,9 +95,9 @@ class Faults:
         farm, rng = self._farm, self._farm.rng
         server = farm.servers[name]
         if kind == "evict" and server.entries:
-            server.evict(rng.choice(list(server.entries)))
+            server.forget([rng.choice(list(server.entries))])
         elif kind == "flush":
-            server.forget_all(silently=True)
+            server.forget()
         elif kind == "read-only store":
             server.read_only = True
             farm.schedule.after(length, self._writable, name)
@@ -134,11 +134,12 @@ class Faults:
         server = self._farm.servers.get(name)
         if server is None or server.alive:
             return
-        server.restart()
         if kind == "empty store":
-            server.forget_all()
+            server.restart_empty()
         elif kind == "stale store":
-            server.forget_some(puts)
+            server.restart_stale(puts)
+        else:
+            server.restart()
 
     def _writable(self, name: str) -> None:
         if name in self._farm.servers:

@@ -6,6 +6,7 @@ Each excuse names its promise, and a campaign prints how often it was used: a ch
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from coatcheck.events import Event, EventKind
@@ -15,9 +16,8 @@ from coatcheck.replication.version import History, Version, newest_write
 from coatcheck.simulation.log import SessionLog, holds, quorum
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import EPOCH_MS, Schedule
-from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 
 AGREE_MS = 2_000
 """Clocks that differ by less agree (protocol section 8)."""
@@ -37,7 +37,7 @@ class Judge:
         self.violations: list[str] = []
         self._moments = 0
         self.counts: Counter[str] = Counter()
-        self.servers: dict[str, ModelSessionServer] = {}
+        self.servers: Mapping[str, WatchedSessionServer] = {}
         self.leaving: set[str] = set()
         """Session servers that the operator has taken off the list."""
         self.longest_trip_s = 0.0
@@ -102,7 +102,7 @@ class Judge:
 
     # -- what web servers report ---------------------------------------------------------------------
 
-    def reported(self, web: ModelWebServer, event: Event) -> None:
+    def reported(self, web: WatchedWebServer, event: Event) -> None:
         if self.trace.on:
             log = self.by_public.get(event.session)
             self.say(f"{web.name} reports {event.kind.value} {self.trace.key(log.key) if log else ''} {event.detail}")
@@ -155,7 +155,7 @@ class Judge:
         alone = not scenario.keeps_quorums or any(self._is_of_list_of_two(log, one) for one in log.blobs)
         return log.below_target and alone
 
-    def _judge_rollback(self, web: ModelWebServer, log: SessionLog, detail: str) -> None:
+    def _judge_rollback(self, web: WatchedWebServer, log: SessionLog, detail: str) -> None:
         """Nothing that a session server still has is lost, whoever could see it."""
         wanted = _parse(detail)
         holders = self._holders(web, log, wanted)
@@ -178,17 +178,17 @@ class Judge:
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
 
-    def _closed_out_of_sight(self, web: ModelWebServer, log: SessionLog, replies: dict[str, Any]) -> bool:
+    def _closed_out_of_sight(self, web: WatchedWebServer, log: SessionLog, replies: dict[str, Any]) -> bool:
         """Whether somebody closed the session, and no session server that answered this web server had been told."""
         closed = [name for name, server in web.servers.items() if (entry := server.look(log.key)) and entry.final]
         return bool(closed) and not any(answered(replies.get(name, UNASKED)) for name in closed)
 
-    def _holders(self, web: ModelWebServer, log: SessionLog, version: Version) -> list[str]:
+    def _holders(self, web: WatchedWebServer, log: SessionLog, version: Version) -> list[str]:
         """The session servers of a web server's list that have a write in a live entry, be they up or not."""
         entries = {name: server.look(log.key) for name, server in web.servers.items()}
         return [name for name, entry in entries.items() if _alive(entry) and entry and holds(entry.history, version)]
 
-    def _judge_not_found(self, web: ModelWebServer, log: SessionLog) -> None:
+    def _judge_not_found(self, web: WatchedWebServer, log: SessionLog) -> None:
         """A session that some server still has must not be declared absent."""
         asked_at, _ = web.answered.get(log.key, (0.0, {}))
         keepers = [
@@ -207,21 +207,21 @@ class Judge:
         else:
             self.fail("I1", f"{self.trace.key(log.key)} declared absent though {keepers} have it")
 
-    def _came_back_since(self, log: SessionLog, server: ModelSessionServer, moment: float) -> bool:
+    def _came_back_since(self, log: SessionLog, server: WatchedSessionServer, moment: float) -> bool:
         """Whether the newest write that a session server has was on none at a moment or since, and was found again."""
         entry = server.look(log.key)
         written = newest_write(entry.history) if entry is not None else None
         return written is not None and log.found_again.get(written, -1.0) >= moment
 
-    def note_time(self, web: ModelWebServer, log: SessionLog) -> None:
+    def note_time(self, web: WatchedWebServer, log: SessionLog) -> None:
         """Remember that a web server which puts or judges this session has a wrong time."""
         log.misdated = log.misdated or abs(self.off_ms(web)) > self.skew_range_ms + AGREE_MS
 
-    def off_ms(self, web: ModelWebServer) -> float:
+    def off_ms(self, web: WatchedWebServer) -> float:
         """How far a web server's time is ahead of the true time."""
         return web.now_ms() - EPOCH_MS - self.schedule.now * 1000
 
-    def _judge_expiry(self, web: ModelWebServer, log: SessionLog) -> None:
+    def _judge_expiry(self, web: WatchedWebServer, log: SessionLog) -> None:
         """No session ends before its time, clock skew apart (promise 6)."""
         self.note_time(web, log)
         if log.tombstones:

@@ -12,7 +12,7 @@ from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.replication.version import Version
 from coatcheck.simulation.judge import Judge, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds, quorum
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.watched import WatchedWebServer
 
 ROUNDING_S = 1e-6
 FAR = float("inf")
@@ -21,7 +21,7 @@ FAR = float("inf")
 class LeaseJudge(Judge):
     """Says when a lease is served that nobody has earned, or that has ended."""
 
-    def heard(self, web: ModelWebServer, notice: Notice, before: Any) -> None:
+    def heard(self, web: WatchedWebServer, notice: Notice, before: Any) -> None:
         """From now on only what was sent later may earn a lease, whatever the epoch of the notice is."""
         if self.trace.on:
             version = self.trace.version(notice.version)
@@ -31,13 +31,13 @@ class LeaseJudge(Judge):
         if not own and notice.version.server_id != web.server_id:
             web.noticed[notice.key] = self.schedule.now
 
-    def lost_contact(self, web: ModelWebServer, server: str) -> None:
+    def lost_contact(self, web: WatchedWebServer, server: str) -> None:
         """No notice comes from there any more: what is served on that server's word must be checked again."""
         for copy in web.copies.cache:
             if copy.is_on(server):
                 web.unsure[copy.key] = self.schedule.now
 
-    def check_lease(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
+    def check_lease(self, web: WatchedWebServer, log: SessionLog, copy: Copy) -> None:
         """One answer from the cache, without asking."""
         earned_at = copy.lease_until - self.scenario.lease_s + ROUNDING_S
         version = self.trace.version(copy.version)
@@ -55,23 +55,22 @@ class LeaseJudge(Judge):
             self._check_prolonged(web, log, copy)
         self._check_age(web, log, copy)
 
-    def _check_prolonged(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
+    def _check_prolonged(self, web: WatchedWebServer, log: SessionLog, copy: Copy) -> None:
         """A lease goes on only while every link that is up was heard within one, and a read quorum of them is up."""
         self.counts["answers from leases that went on"] += 1
         lease_s, now = self.scenario.lease_s, self.schedule.now
         version = self.trace.version(copy.version)
         if now > copy.lease_until - lease_s + CHECK_EVERY_S + ROUNDING_S:
             self.fail("lease", f"{web.name} serves {version} unchecked for longer than {CHECK_EVERY_S:g} s")
-        beats = getattr(web, "beats", None)
-        if beats is None:
+        heard = web.links_heard()
+        if heard is None:
             return
-        up = [name for name, reached in web.reach.items() if reached]
-        if any(beats.get(name, -FAR) + lease_s < now - ROUNDING_S for name in up):
+        if any(at + lease_s < now - ROUNDING_S for at in heard.values()):
             self.fail("lease", f"{web.name} serves {version} though it has not heard a link for a lease")
-        if len(up) < len(web.servers) - quorum(len(web.servers), web.copies.placement.wanted) + 1:
-            self.fail("lease", f"{web.name} serves {version} on, though {up} are no read quorum")
+        if len(heard) < len(web.servers) - quorum(len(web.servers), web.copies.placement.wanted) + 1:
+            self.fail("lease", f"{web.name} serves {version} on, though {list(heard)} are no read quorum")
 
-    def check_closed_lease(self, web: ModelWebServer, log: SessionLog, close: Close, copy: Copy) -> None:
+    def check_closed_lease(self, web: WatchedWebServer, log: SessionLog, close: Close, copy: Copy) -> None:
         """Invariant 2, within promise 3: one answer from the cache after a close was told.
 
         Whoever closes waits for the leases that were earned before its tombstones were stored. A later one is earned
@@ -87,7 +86,7 @@ class LeaseJudge(Judge):
             else:
                 self.fail("I2", f"{web.name} serves the closed {name} from its lease")
             return
-        kept = log.tombstones_at(earned_at, earned_at + web.runner.TIMEOUT_S)
+        kept = log.tombstones_at(earned_at, earned_at + web.TIMEOUT_S)
         asked_at, replies = web.answered.get(log.key, (0.0, {}))
         if any(server in web.servers and answered(replies.get(server)) for server in log.tombstones_at(asked_at)):
             self.fail("I2", f"{web.name} has a lease of {name} though it saw a tombstone's holder")
@@ -98,17 +97,17 @@ class LeaseJudge(Judge):
         else:
             self.excuse("promise 3: a lease earned where the tombstone was forgotten, its holders unreachable")
 
-    def read_quorum_meets(self, web: ModelWebServer, holders: Iterable[str]) -> bool:
+    def read_quorum_meets(self, web: WatchedWebServer, holders: Iterable[str]) -> bool:
         """Whether every read quorum that this web server knows has one of these session servers."""
         placement = web.copies.placement
         known = sum(name in placement.servers for name in holders)
         return self.counts_answers(web) and known + placement.read_quorum > len(placement.servers)
 
-    def counts_answers(self, web: ModelWebServer) -> bool:
+    def counts_answers(self, web: WatchedWebServer) -> bool:
         """Whether fewer answers than a read quorum are refused."""
         return len(web.copies.placement.servers) >= QUORUM_FROM and self.scenario.too_few_answers == "refuse"
 
-    def _check_age(self, web: ModelWebServer, log: SessionLog, copy: Copy) -> None:
+    def _check_age(self, web: WatchedWebServer, log: SessionLog, copy: Copy) -> None:
         """What others acknowledged longer ago than a lease must be in it."""
         scenario = self.scenario
         since = self.schedule.now - scenario.lease_s

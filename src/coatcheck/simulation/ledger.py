@@ -6,9 +6,8 @@ prints how often it was used: a check that never bites is seen.
 
 from __future__ import annotations
 
-from typing import Any
-
 from coatcheck.events import EventKind
+from coatcheck.replication.cache import Copy
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
@@ -27,7 +26,7 @@ from coatcheck.simulation.log import (
     quorum,
 )
 from coatcheck.simulation.put_judge import PutJudge, has_write, is_closed
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.watched import WatchedWebServer
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -38,16 +37,16 @@ SLACK_S = 0.6
 class Ledger(PutJudge):
     """Sees everything, forgets nothing, and says which invariant broke."""
 
-    def repairing(self, web: ModelWebServer, key: bytes) -> None:
+    def repairing(self, web: WatchedWebServer, key: bytes) -> None:
         if self.trace.on:
             self.say(f"{web.name} repairs {self.trace.key(key)}")
 
-    def crashed(self, web: ModelWebServer, error: Exception) -> None:
+    def crashed(self, web: WatchedWebServer, error: Exception) -> None:
         self.fail("errors", f"a flow on {web.name} raised {error!r}")
 
     # -- what requests see ---------------------------------------------------------------------------
 
-    def asking(self, web: ModelWebServer, attempt: Attempt, token: SealedToken) -> None:
+    def asking(self, web: WatchedWebServer, attempt: Attempt, token: SealedToken) -> None:
         self._note_trip(self.log(token.key), attempt)
         if self.trace.on:
             shown = f"token {token.session_id[:2].hex()} promising {self.trace.packed(token.version)}"
@@ -60,7 +59,7 @@ class Ledger(PutJudge):
 
     def opened(
         self,
-        web: ModelWebServer,
+        web: WatchedWebServer,
         attempt: Attempt,
         token: SealedToken,
         session: Session | None,
@@ -96,13 +95,15 @@ class Ledger(PutJudge):
         if data_version is not None and log.blobs.get(data_version) != session._request.blob:
             self.fail("I3", f"#{attempt.number} is served data that {self.trace.version(data_version)} does not have")
 
-    def unheard(self, web: ModelWebServer, attempt: Attempt, token: SealedToken) -> None:
+    def unheard(self, web: WatchedWebServer, attempt: Attempt, token: SealedToken) -> None:
         """The patience is over: the request is anonymous, the session is left alone."""
         self.counts["unheard: anonymous"] += 1
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} goes on without {self.trace.key(token.key)}, of which nobody heard")
 
-    def _check_promise(self, web: ModelWebServer, log: SessionLog, token: SealedToken, copy: Any, began: float) -> None:
+    def _check_promise(
+        self, web: WatchedWebServer, log: SessionLog, token: SealedToken, copy: Copy, began: float
+    ) -> None:
         if not any(token.version):
             return
         promised = Version.unpack(token.version)
@@ -131,7 +132,7 @@ class Ledger(PutJudge):
         if moved_on and self.schedule.now > moved_on[0] + grace_s + self.scenario.lease_s + SLACK_S:
             self.fail("I5", f"a stolen token of {self.trace.key(log.key)} is still taken")
 
-    def _check_closed(self, web: ModelWebServer, log: SessionLog, copy: Any, by_lease: bool, began: int) -> None:
+    def _check_closed(self, web: WatchedWebServer, log: SessionLog, copy: Copy, by_lease: bool, began: int) -> None:
         """Invariant 2, within promise 3."""
         for close in log.closes:
             if began < close.moment:
@@ -152,7 +153,7 @@ class Ledger(PutJudge):
                 self.excuse("promise 3: holders of the tombstone unreachable")
 
     def saved(
-        self, web: ModelWebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None
+        self, web: WatchedWebServer, attempt: Attempt, session: Session, saved: Saved, before: bytes | None
     ) -> None:
         """What was acknowledged, and how well."""
         now = self.schedule.now
@@ -211,7 +212,7 @@ class Ledger(PutJudge):
         if problem:
             self.fail("I1", f"#{attempt.number} acknowledged, but {self.trace.version(written)} {problem}")
 
-    def closed(self, web: ModelWebServer, log: SessionLog, holds_count: int, began: float) -> None:
+    def closed(self, web: WatchedWebServer, log: SessionLog, holds_count: int, began: float) -> None:
         holders = {name for name, server in self.servers.items() if is_closed(server.look(log.key))}
         if len(log.tombstone_on) < holds_count:
             self.fail(
@@ -225,7 +226,7 @@ class Ledger(PutJudge):
         if self.trace.on:
             self.say(f"{web.name} acknowledges the close of {self.trace.key(log.key)}, held by {sorted(holders)}")
 
-    def issued(self, web: ModelWebServer, attempt: Attempt, issue: Issue) -> None:
+    def issued(self, web: WatchedWebServer, attempt: Attempt, issue: Issue) -> None:
         """Invariant 5: at most one unshown successor per chain within a grace (an older one was lost); no ID twice."""
         token = issue.token
         log = self.log(token.key)
@@ -244,7 +245,7 @@ class Ledger(PutJudge):
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} issues token {token.session_id[:2].hex()}")
 
-    def responding(self, web: ModelWebServer, attempt: Attempt, session: Session) -> None:
+    def responding(self, web: WatchedWebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1
         if session._request.copy_held is not None:
             log = self.log(session._request.copy_held.key)

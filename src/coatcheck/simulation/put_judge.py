@@ -23,15 +23,11 @@ from coatcheck.simulation.log import (
     forgotten,
     holds,
 )
-from coatcheck.simulation.runner import Runner
 from coatcheck.simulation.schedule import EPOCH_MS
-from coatcheck.simulation.session_server import ModelSessionServer
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 from coatcheck.simulation.withdrawals import check_withdrawal
 
 WILLED: tuple[Kind, ...] = ("login", "logout")
-HALF_TRIP_MS = Runner.TIMEOUT_S * 1000 / 2
-"""A web server knows the farm's time to half a round trip (section 8), and waits so long for an answer at most."""
 
 
 class PutJudge(LeaseJudge):
@@ -39,7 +35,7 @@ class PutJudge(LeaseJudge):
 
     # -- what web servers put -----------------------------------------------------------------------
 
-    def putting(self, web: ModelWebServer, context: Any, effect: Put) -> None:
+    def putting(self, web: WatchedWebServer, context: Any, effect: Put) -> None:
         """Invariant 4: no two payloads carry one version; a claim changes no data; a write holds what it should."""
         entry = effect.entry
         log = self.log(effect.key)
@@ -51,7 +47,7 @@ class PutJudge(LeaseJudge):
         offer = log.offers.setdefault(
             entry.version, OfferedVersion(self.schedule.now, len(web.copies.placement.servers))
         )
-        offer.until = self.schedule.now + web.runner.TIMEOUT_S
+        offer.until = self.schedule.now + web.TIMEOUT_S
         check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)
         if known is not None:
@@ -72,7 +68,8 @@ class PutJudge(LeaseJudge):
         except CoatcheckError as corrupt:
             self.fail("I4", f"{self.trace.version(entry.version)} carries no record: {corrupt}")
             return
-        ahead_ms = min(max(0.0, self.off_ms(web)), HALF_TRIP_MS)
+        # It knows the farm's time to half a round trip (section 8), and waits so long for an answer at most.
+        ahead_ms = min(max(0.0, self.off_ms(web)), web.TIMEOUT_S * 1000 / 2)
         log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy) - ahead_ms
         if entry.version.seq == 0:
             self._note_branches(web, log, entry)
@@ -83,12 +80,12 @@ class PutJudge(LeaseJudge):
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
 
-    def looking(self, web: ModelWebServer, key: bytes) -> None:
+    def looking(self, web: WatchedWebServer, key: bytes) -> None:
         """A web server asks for all copies; its own is one more of them."""
         own = web.copies.cache.candidate(key)
         web.had[key] = own.history if own is not None else ()
 
-    def _note_branches(self, web: ModelWebServer, log: SessionLog, claim: Entry) -> None:
+    def _note_branches(self, web: WatchedWebServer, log: SessionLog, claim: Entry) -> None:
         """Which branches a claim gives up, whose web server has reported a fork since it looked."""
         asked_at, replies = web.answered.get(log.key, (0.0, {}))
         if not log.reported(EventKind.SESSION_FORKED, asked_at, web.server_id):
@@ -98,7 +95,7 @@ class PutJudge(LeaseJudge):
         given_up = [history for history in branches if not holds(claim.history, history[-1])]
         log.given_up.setdefault(claim.version.owner, []).extend(given_up)
 
-    def _check_epoch(self, web: ModelWebServer, log: SessionLog, version: Version) -> None:
+    def _check_epoch(self, web: WatchedWebServer, log: SessionLog, version: Version) -> None:
         """Invariant 4: whoever claims or closes takes an epoch above all that it has tried before."""
         tried = log.tried.get(web.server_id, 0)
         if version.epoch <= tried:
@@ -144,10 +141,10 @@ class PutJudge(LeaseJudge):
         if problem:
             self.fail("I1", f"{self.trace.version(version)} {problem}")
 
-    def _body(self, web: ModelWebServer, key: bytes, entry: Entry) -> bytes:
+    def _body(self, web: WatchedWebServer, key: bytes, entry: Entry) -> bytes:
         return web.sealer.unseal(key, entry.header(), entry.payload)
 
-    def _body_of(self, web: ModelWebServer, log: SessionLog, entry: Entry, payload: bytes) -> bytes | None:
+    def _body_of(self, web: WatchedWebServer, log: SessionLog, entry: Entry, payload: bytes) -> bytes | None:
         try:
             return web.sealer.unseal(log.key, entry.header(), payload)
         except CoatcheckError:
@@ -155,7 +152,7 @@ class PutJudge(LeaseJudge):
 
     # -- what session servers store -----------------------------------------------------------------
 
-    def stored(self, server: ModelSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
+    def stored(self, server: WatchedSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
@@ -199,7 +196,7 @@ class PutJudge(LeaseJudge):
         elif had in log.acks or self._told(log, had):
             self._judge_fork(log, had, old.history, new.history)
 
-    def _note_kept(self, server: ModelSessionServer, log: SessionLog, new: Entry) -> None:
+    def _note_kept(self, server: WatchedSessionServer, log: SessionLog, new: Entry) -> None:
         """What a cache brings back is lost no more; what only a server has that the operator gives up, is. What is put
         once more is forked away no more; what only comes late is."""
         offered_at = log.offers[new.version].since if new.version in log.offers else 0.0
@@ -212,7 +209,7 @@ class PutJudge(LeaseJudge):
         elif new.version in log.blobs and new.version not in self._kept(log):
             log.lose([new.version])
 
-    def _check_lapse(self, server: ModelSessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
+    def _check_lapse(self, server: WatchedSessionServer, log: SessionLog, old: Entry | None, new: Entry) -> None:
         """A close that nobody willed destroys nothing that a session server still holds as acknowledged."""
         if old is None or old.closed:
             return
@@ -221,7 +218,7 @@ class PutJudge(LeaseJudge):
                 text = f"{self.trace.version(version)}, which {server.name} held"
                 self.fail("I1", f"a close that nobody willed destroys the acknowledged {text}")
 
-    def _check_revival(self, server: ModelSessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
+    def _check_revival(self, server: WatchedSessionServer, log: SessionLog, old: Entry, new: Entry) -> None:
         """A provisional tombstone yields only to a write that it lacks."""
         had = newest_write(new.history)
         if had is not None and not holds(old.history, had) and not forgotten(old.history, had):
@@ -241,7 +238,7 @@ class PutJudge(LeaseJudge):
             if holds(old.history, one) and one not in kept:
                 log.forked_away.setdefault(one, self.schedule.now)
 
-    def _note_writes(self, server: ModelSessionServer, log: SessionLog, entry: Entry | None) -> None:
+    def _note_writes(self, server: WatchedSessionServer, log: SessionLog, entry: Entry | None) -> None:
         """Since when a session server has had each write that it has."""
         for one in log.blobs:
             if entry is not None and not entry.closed and holds(entry.history, one):
@@ -269,7 +266,7 @@ class PutJudge(LeaseJudge):
     def _told(self, log: SessionLog, version: Version) -> bool:
         return version in log.acks
 
-    def forgot(self, server: ModelSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
+    def forgot(self, server: WatchedSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
         """A server restarted empty or stale, or dropped these keys: what it alone had is excused, what others have
         is not."""
         for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
@@ -292,7 +289,7 @@ class PutJudge(LeaseJudge):
                 if server.name in close.holders and (entry is None or not entry.final):
                     close.lost.add(server.name)
 
-    def _note_forgotten(self, server: ModelSessionServer, log: SessionLog, before: Entry, now: Entry | None) -> None:
+    def _note_forgotten(self, server: WatchedSessionServer, log: SessionLog, before: Entry, now: Entry | None) -> None:
         """Which writes a session server has no more; a tombstone stood for all that it had accepted before."""
         accepted = [one for one in log.blobs if server.name in log.accepted_by.get(one, ())]
         had = accepted if before.closed else [one for one in log.blobs if holds(before.history, one)]
@@ -302,7 +299,7 @@ class PutJudge(LeaseJudge):
         claims = {one.claim for one, by in log.accepted_by.items() if server.name in by and one.epoch > epoch}
         log.claims_forgotten.setdefault(server.name, set()).update(claims)
 
-    def _tombstone_forgotten(self, server: ModelSessionServer, log: SessionLog) -> None:
+    def _tombstone_forgotten(self, server: WatchedSessionServer, log: SessionLog) -> None:
         """With a willed tombstone goes the last trace of the writes that it took the place of there."""
         since = log.tombstone_since.pop(server.name)
         log.tombstone_forgotten.append((server.name, since, self.schedule.now))
@@ -314,7 +311,7 @@ class PutJudge(LeaseJudge):
         most = max(self.scenario.session_servers, len(placement.servers))
         self.scenario = msgspec.structs.replace(self.scenario, session_servers=most)
 
-    def given_up(self, server: ModelSessionServer) -> None:
+    def given_up(self, server: WatchedSessionServer) -> None:
         """The operator takes this one off the list: what it alone has is given up with it."""
         self.leaving.add(server.name)
         others = [one for one in self.servers.values() if one is not server]

@@ -10,20 +10,11 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict, judge_entries, servers_to_notify
 from coatcheck.replication.version import Version
+from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
 
 ACCEPTED = Accepted()
 READ_ONLY = Unreachable("writes are refused")
-
-
-class Witness(Protocol):
-    """Sees every change of what is stored."""
-
-    def stored(self, server: ModelSessionServer, key: bytes, old: Entry | None, new: Entry) -> None: ...
-
-    def forgot(
-        self, server: ModelSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False
-    ) -> None: ...
 
 
 class Post(Protocol):
@@ -38,7 +29,7 @@ class ModelSessionServer(Process):
     MAX_UNDO = 64
 
     def __init__(
-        self, name: str, schedule: Schedule, witness: Witness, post: Post, expires_by_wall: bool = False
+        self, name: str, schedule: Schedule, witness: Ledger, post: Post, expires_by_wall: bool = False
     ) -> None:
         super().__init__(name, schedule)
         self._witness = witness
@@ -118,20 +109,32 @@ class ModelSessionServer(Process):
         self.frozen = False
         self.run += 1
 
+    def restart_empty(self) -> None:
+        self.restart()
+        self.forget_all()
+
+    def restart_stale(self, puts: int) -> None:
+        """With an older state: the last ``puts`` never reached the disk."""
+        self.restart()
+        self.forget_some(puts)
+
+    def forget(self, keys: Iterable[bytes] | None = None) -> None:
+        """These entries vanish (``None``: all), and no connection breaks."""
+        if keys is None:
+            self.forget_all(silently=True)
+            return
+        for key in keys:
+            if self.entries.pop(key, None) is not None:
+                self._undo = [one for one in self._undo if one[0] != key]
+                self._witness.forgot(self, [key], silently=True)
+
     def forget_all(self, silently: bool = False) -> None:
-        """Restarted empty; or flushed (``silently``), and no connection breaks."""
         self.entries.clear()
         self._undo.clear()
         self._witness.forgot(self, silently=silently)
 
-    def evict(self, key: bytes) -> None:
-        """One entry vanishes, and no connection breaks."""
-        if self.entries.pop(key, None) is not None:
-            self._undo = [one for one in self._undo if one[0] != key]
-            self._witness.forgot(self, [key], silently=True)
-
     def forget_some(self, puts: int) -> None:
-        """Restarted with an older state: the last ``puts`` never reached the disk."""
+        """The last ``puts`` are undone."""
         for _ in range(min(puts, len(self._undo))):
             key, row = self._undo.pop()
             if row is None:

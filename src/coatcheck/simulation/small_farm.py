@@ -63,9 +63,8 @@ class SmallFarm(Farm):
         web.random_bytes = own.randbytes
         web.jitter = lambda: 0.5
         del self.by_id[web.server_id]
-        web.server_id = own.randbytes(3)
+        web.equip(own.randbytes(3), self.placement, self.replication, self.policy)
         self.by_id[web.server_id] = web
-        web.equip(self.placement, self.replication, self.policy)
         web.lines = None  # what is on its way is chosen here, in order too
         self.trace.name_server(web.server_id, web.name if not web.run else f"{web.name}#{web.run}")
 
@@ -260,11 +259,10 @@ class SmallFarm(Farm):
     def _restart(self, server: ModelSessionServer, puts: int) -> None:
         """Connections break; what was on its way to the server may still come."""
         self.budget -= 1
-        server.restart()
         if puts:
-            server.forget_some(puts)
+            server.restart_stale(puts)
         else:
-            server.forget_all()
+            server.restart_empty()
         for web in self.webs:
             web.disconnected(server.name)
         self.chosen.settle()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind
@@ -18,36 +17,18 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.stall_guard import StallGuard, Timer
-from coatcheck.replication.version import SERVER_ID_BYTES, History
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.lines import Line
 from coatcheck.simulation.network import Network
 from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
 from coatcheck.simulation.session_server import ModelSessionServer
+from coatcheck.simulation.watched import WatchedWebServer
 
 UNREACHABLE = Unreachable("no connection")
 CLOCK_PERIOD_S = 1.0
-REMEMBERED = 32
-
-
-class Watch(Protocol):
-    """Sees what a web server does."""
-
-    def putting(self, web: ModelWebServer, context: Any, effect: Put) -> None: ...
-
-    def looking(self, web: ModelWebServer, key: bytes) -> None: ...
-
-    def repairing(self, web: ModelWebServer, key: bytes) -> None: ...
-
-    def heard(self, web: ModelWebServer, notice: Notice, before: Any) -> None: ...
-
-    def lost_contact(self, web: ModelWebServer, server: str) -> None: ...
-
-    def reported(self, web: ModelWebServer, event: Event) -> None: ...
-
-    def crashed(self, web: ModelWebServer, error: Exception) -> None: ...
 
 
 class Beat:
@@ -64,13 +45,14 @@ class Beat:
         self._act = None
 
 
-class ModelWebServer(Process):
+class ModelWebServer(Process, WatchedWebServer):
     """Its clock may be wrong (``skew_ms``); what it hosts is gone when it dies."""
 
     MENDING_S = 5.0
     SETTLE_S = 0.05
     SCAN_DELAY_S = 1.0
     PROBE_S = 0.25
+    TIMEOUT_S = Runner.TIMEOUT_S
 
     def __init__(
         self,
@@ -80,55 +62,39 @@ class ModelWebServer(Process):
         network: Network,
         servers: dict[str, ModelSessionServer],
         rng: Random,
-        watch: Watch,
+        judge: Ledger,
         sealer: Sealer,
         ordered: bool = False,
     ) -> None:
         """``ordered``: each session server is behind one connection, which keeps its order."""
-        super().__init__(name, schedule)
+        Process.__init__(self, name, schedule)
+        WatchedWebServer.__init__(self, name, run, servers)
         self.lines: dict[str, Line] | None = {} if ordered else None
         self.beats: dict[str, float] = {}
         """Per session server: when the newest heart-beat was sent that was answered on the present connection."""
-        self.run = run
         self.network = network
-        self.servers = servers
-        """Those of its own list of session servers: another web server may know another list for a while."""
-        self.watch = watch
+        self.servers: dict[str, ModelSessionServer] = servers
+        self.judge = judge
         self.sealer = sealer
         self.random_bytes: Callable[[int], bytes] = rng.randbytes
         self.jitter: Callable[[], float] = rng.random
         self.skew_ms = 0
-        self.server_id = self.random_bytes(SERVER_ID_BYTES)
         self.reach = dict.fromkeys(servers, True)
         self._connected_to = {name: server.run for name, server in servers.items()}
         """Which run of each session server: a connection does not outlive the process at its other end."""
         self.runner = Runner(self)
-        self.had: dict[bytes, History] = {}
-        """Per session: the history of the own copy when its copies were last asked for."""
-        self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
-        """Per session: when its copies were last asked for, and the replies."""
-        self.checked: dict[bytes, float] = {}
-        """Per session: when the last get or put was sent."""
-        self._in_reach: dict[bytes, deque[tuple[float, tuple[str, ...]]]] = {}
-        """Per session: which session servers were in reach when gets and puts were sent."""
-        self.noticed: dict[bytes, float] = {}
-        """Per session: when the last notice came that was not of an own claim."""
-        self.unsure: dict[bytes, float] = {}
-        """Per session: when contact with a server that holds it was last lost or found again."""
-        self.stalled_at = -1.0
-        """When this process went on after it had not run for longer than a lease may be trusted."""
         self.clock = FarmClock(self.monotonic, self._wall_ms, report=self._report_clock)
         self.clock.expect(len(servers))
         self._heard_at: dict[str, float] = {}
-        self.now_ms = self.clock.now_ms
-        self._frozen_at = 0.0
         self._guard: StallGuard | None = None
         self._mending_due = False
         self._scan_due = False
 
-    def equip(self, placement: Placement, replication: ReplicationPolicy, policy: SessionPolicy) -> None:
+    def equip(
+        self, server_id: bytes, placement: Placement, replication: ReplicationPolicy, policy: SessionPolicy
+    ) -> None:
         """Give it the product's rules."""
-        self.copies = Copies(self.server_id, placement, replication, self.sealer, self)
+        self.copies = Copies(server_id, placement, replication, self.sealer, self)
         self.lifecycle = Lifecycle(self.copies, policy)
         self.repair = Repair(self.copies)
 
@@ -144,8 +110,14 @@ class ModelWebServer(Process):
         self.after(self.MENDING_S * (0.5 + self.jitter()), self._mend_regularly)
         self._alarm()
 
-    def unfinished(self) -> list[object]:
-        """The flows that are still under way, and the keys whose turn is taken."""
+    @property
+    def ready(self) -> bool:
+        return self.alive
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    def unfinished(self) -> list[Any]:
         return [*self.runner.running, *self.runner.turns]
 
     # -- surroundings ----------------------------------------------------------------------------
@@ -165,7 +137,7 @@ class ModelWebServer(Process):
         return self.reach[server]
 
     def report(self, event: Event) -> None:
-        self.watch.reported(self, event)
+        self.judge.reported(self, event)
 
     # -- stalls ----------------------------------------------------------------------------------
 
@@ -186,12 +158,12 @@ class ModelWebServer(Process):
 
     def freeze(self) -> None:
         if not self.frozen:
-            self._frozen_at = self.schedule.now
+            self.note_frozen(self.schedule.now)
         super().freeze()
 
     def thaw(self) -> None:
-        if self.frozen and self.schedule.now - self._frozen_at > StallGuard.STALL_S + StallGuard.BEAT_S:
-            self.stalled_at = self.schedule.now
+        if self.frozen:
+            self.note_thawed(self.schedule.now)
         super().thaw()
         if self._guard is not None:
             self.after(4 * StallGuard.BEAT_S, self._stop_guard)
@@ -210,18 +182,13 @@ class ModelWebServer(Process):
 
     def started(self, collector: Collector) -> None:
         effect = collector.effect
-        self.checked[effect.key] = self.schedule.now
-        in_reach = tuple(name for name, up in self.reach.items() if up and self._answers(name))
-        self._in_reach.setdefault(effect.key, deque(maxlen=REMEMBERED)).append((self.schedule.now, in_reach))
+        in_reach = (name for name, up in self.reach.items() if up and self._answers(name))
+        self.note_sent(effect.key, self.schedule.now, in_reach)
         if type(effect) is Put:
-            self.watch.putting(self, collector.task.context, effect)
+            self.judge.putting(self, collector.task.context, effect)
         else:
             self.answered[effect.key] = (self.schedule.now, collector.replies)
-            self.watch.looking(self, effect.key)
-
-    def in_reach_at(self, key: bytes, moment: float) -> tuple[str, ...]:
-        """The session servers that were in reach when the last get or put of a session was sent before a moment."""
-        return next((names for at, names in reversed(self._in_reach.get(key, ())) if at <= moment), ())
+            self.judge.looking(self, effect.key)
 
     def call(self, collector: Collector, server: str) -> None:
         if not self.reach[server]:
@@ -286,9 +253,12 @@ class ModelWebServer(Process):
         before = self.copies.cache.get(message.key)
         answer = self.copies.on_message(message)
         if isinstance(message, Notice):
-            self.watch.heard(self, message, before)
+            self.judge.heard(self, message, before)
         if answer is not None:
             self.tell(answer)
+
+    def links_heard(self) -> dict[str, float]:
+        return {name: self.beats.get(name, -float("inf")) for name, up in self.reach.items() if up}
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -327,7 +297,7 @@ class ModelWebServer(Process):
         now = self.schedule.now
         for name, line in self.lines.items():
             line.to_server(self._beat_arrives, self.servers[name], line, now)
-            self.after(self.runner.TIMEOUT_S, self._beat_over, name, line, now)
+            self.after(self.TIMEOUT_S, self._beat_over, name, line, now)
         self.after(self.copies.links.beat_s, self._beat)
 
     def _beat_arrives(self, store: ModelSessionServer, line: Line, sent_at: float) -> None:
@@ -357,7 +327,7 @@ class ModelWebServer(Process):
                 self.disconnected(name)
 
     def _changed(self, server: str) -> None:
-        self.watch.lost_contact(self, server)
+        self.judge.lost_contact(self, server)
         self.repair.lost_server(server)
         self._alarm()
 
@@ -393,13 +363,13 @@ class ModelWebServer(Process):
             if not self.reach[name]:
                 continue
             if not self._answers(name):
-                self.after(self.runner.TIMEOUT_S, self.disconnected, name)
+                self.after(self.TIMEOUT_S, self.disconnected, name)
                 continue
             for key in self.repair.unknown(name, list(store.entries)):
                 self.repair_one(key)
 
     def repair_one(self, key: bytes) -> None:
-        self.watch.repairing(self, key)
+        self.judge.repairing(self, key)
         self.runner.start(self._repairing(key), self._repaired)
 
     def _repairing(self, key: bytes) -> Flow[Repaired]:
@@ -408,4 +378,4 @@ class ModelWebServer(Process):
 
     def _repaired(self, outcome: Repaired | None, error: Exception | None) -> None:
         if error is not None and not isinstance(error, CoatcheckError):
-            self.watch.crashed(self, error)
+            self.judge.crashed(self, error)

@@ -9,11 +9,10 @@ from coatcheck.replication.entry import WITHDRAWN_MS
 from coatcheck.replication.version import Version, newest_write
 from coatcheck.simulation.judge import Judge
 from coatcheck.simulation.log import SessionLog, holds
-from coatcheck.simulation.session_server import ModelSessionServer
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 
 
-def check_withdrawal(judge: Judge, web: ModelWebServer, log: SessionLog, effect: Put) -> None:
+def check_withdrawal(judge: Judge, web: WatchedWebServer, log: SessionLog, effect: Put) -> None:
     """Judge a put that leaves a live copy no life: everything in it must be elsewhere at that moment."""
     entry = effect.entry
     if entry.closed or entry.expires_in_ms > WITHDRAWN_MS or log.payloads.get((entry.version, False)) != entry.payload:
@@ -34,6 +33,6 @@ def check_withdrawal(judge: Judge, web: ModelWebServer, log: SessionLog, effect:
             judge.fail("I1", f"{web.name} withdraws the only copy of {judge.trace.version(written)}")
 
 
-def _kept(log: SessionLog, servers: Iterable[ModelSessionServer], written: Version) -> bool:
+def _kept(log: SessionLog, servers: Iterable[WatchedSessionServer], written: Version) -> bool:
     entries = [server.look(log.key) for server in servers]
     return any(entry is not None and (entry.closed or holds(entry.history, written)) for entry in entries)

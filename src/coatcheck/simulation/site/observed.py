@@ -144,6 +144,7 @@ class ObservedSessions(Sessions):
         super()._build()
         self.lifecycle = observed = ObservedLifecycle(self.copies, self._policy)
         observed.web, observed.ended_by = self._web, self.ended
+        self._web.copies, self._web.lifecycle = self.copies, observed
         self.requests = Requests(
             observed, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.put_rule import Verdict
 from coatcheck.session_server.server import SessionServer
 from coatcheck.session_server.table import EntryTable, TableFull
+from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.world.machine import Machine
 from coatcheck.simulation.world.world import SimulatedWorld
 
@@ -21,21 +22,11 @@ Row = tuple[bytes, int]
 """Stored bytes, and when their life ends: milliseconds of the world."""
 
 
-class SiteWitness(Protocol):
-    """Sees every change of what is stored."""
-
-    def stored(self, server: Any, key: bytes, old: Entry | None, new: Entry) -> None: ...
-
-    def forgot(self, server: Any, keys: Iterable[bytes] | None = None, silently: bool = False) -> None: ...
-
-
 class SessionHost:
     """The host of one session server. Its data outlives the process, unless a fault says otherwise, as where a Valkey
     writes to its disk. ``expires_by_wall``: its entries end by a clock that may jump, as a Valkey's do."""
 
-    def __init__(
-        self, name: str, world: SimulatedWorld, witness: SiteWitness, password: str, expires_by_wall: bool
-    ) -> None:
+    def __init__(self, name: str, world: SimulatedWorld, witness: Ledger, password: str, expires_by_wall: bool) -> None:
         self.name = name
         self._world = world
         self._witness = witness

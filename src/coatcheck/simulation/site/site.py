@@ -72,7 +72,7 @@ class Site:
         self.placements = [self.placement] * scenario.web_servers
         """By web server: the list that it knows, or is to know at its next start."""
         self.servers: dict[str, SessionHost] = {name: self.new_server(name) for name in self.placement.servers}
-        self.ledger.servers = self.servers  # type: ignore[assignment]
+        self.ledger.servers = self.servers
         self.skews_ms = [int(scenario.skew_ms * self.dice.random()) for _ in range(scenario.web_servers)]
         self.ledger.skew_range_ms = scenario.skew_ms
         names = [f"web-{number + 1}" for number in range(scenario.web_servers)]

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from coatcheck.events import Event
-from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry, Sealer
-from coatcheck.replication.stall_guard import StallGuard
-from coatcheck.replication.version import History, Version
-from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.replication.version import Version
 from coatcheck.simulation.application import Attempt, Response, act
+from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.site.director_host import tag_of
 from coatcheck.simulation.site.front import ANSWER, NUMBER, answer_body
 from coatcheck.simulation.site.http_server import listen
 from coatcheck.simulation.site.observed import ATTEMPT, ObservedSessions, ObservedStore
 from coatcheck.simulation.site.session_host import PORT, SessionHost
+from coatcheck.simulation.watched import WatchedWebServer
 from coatcheck.simulation.world.machine import Machine
 from coatcheck.stores.link import DEFAULT_TIMEOUT_S
 from coatcheck.stores.session_server_store import SessionServerStore
 from coatcheck.web.asgi import SessionMiddleware
 
-REMEMBERED: Final = 32
 Scope = dict[str, Any]
 Done = Callable[[Response | None, BaseException | None], None]
 
@@ -47,18 +44,17 @@ class ServedPage:
 class WebHostPlan:
     """What all web servers of a farm are started with."""
 
-    def __init__(self, sessions: dict[str, Any], sealer: Sealer, judge: Any, password: str) -> None:
+    def __init__(self, sessions: dict[str, Any], sealer: Sealer, judge: Ledger, password: str) -> None:
         self.sessions = sessions
         self.sealer = sealer
         self.judge = judge
         self.password = password
 
 
-class WebHost:
-    """One run of a web server; what the judge asks about it is kept here."""
+class WebHost(WatchedWebServer):
+    """One run of a web server."""
 
-    class runner:
-        TIMEOUT_S = DEFAULT_TIMEOUT_S
+    TIMEOUT_S = DEFAULT_TIMEOUT_S
 
     def __init__(
         self,
@@ -70,31 +66,15 @@ class WebHost:
         servers: dict[str, SessionHost],
         list_number: int,
     ) -> None:
+        super().__init__(name, run, servers)
         self._site = site
-        self.name = name
-        self.run = run
         self.machine = machine
         self.judge = plan.judge
         self.sealer = plan.sealer
-        self.servers = servers
-        """Those of its own list of session servers: another web server may know another list for a while."""
-        self.ready = False
+        self.hosts = servers
+        self._is_ready = False
         self.ready_at = float("inf")
         self.tasks: dict[asyncio.Task[None], Attempt] = {}
-        self.had: dict[bytes, History] = {}
-        """Per session: the history of the own copy when its copies were last asked for."""
-        self.answered: dict[bytes, tuple[float, dict[str, Any]]] = {}
-        """Per session: when its copies were last asked for, and the replies."""
-        self.checked: dict[bytes, float] = {}
-        """Per session: when the last get or put was sent."""
-        self.noticed: dict[bytes, float] = {}
-        """Per session: when the last notice came that was not of an own claim."""
-        self.unsure: dict[bytes, float] = {}
-        """Per session: when contact with a server that holds it was last lost or found again."""
-        self.stalled_at = -1.0
-        """When this process went on after it had not run for longer than a lease may be trusted."""
-        self._frozen_at = 0.0
-        self._in_reach: dict[bytes, deque[tuple[float, tuple[str, ...]]]] = {}
         self._asking: Any = None
         self._puts: tuple[Attempt | None, bytes, Entry, dict[str, Version | None]] | None = None
         machine.call(self._build, plan, list_number)
@@ -108,7 +88,7 @@ class WebHost:
                 ),
                 self,
             )
-            for name, host in self.servers.items()
+            for name, host in self.hosts.items()
         ]
         self.sessions = ObservedSessions(
             self, server_name=self.name, stores=stores, list_number=list_number, observer=self._report, **plan.sessions
@@ -126,32 +106,19 @@ class WebHost:
         return self.machine.alive
 
     @property
+    def ready(self) -> bool:
+        return self._is_ready
+
+    @property
     def is_connected(self) -> bool:
         """Whether it serves, and reaches all its session servers."""
         return self.ready and all(map(self.copies.world.reachable, self.servers))
-
-    @property
-    def copies(self) -> Copies:
-        return self.sessions.copies
-
-    @property
-    def lifecycle(self) -> Lifecycle:
-        return self.sessions.lifecycle
-
-    @property
-    def server_id(self) -> bytes:
-        return self.sessions.server_id
 
     def now_ms(self) -> int:
         answer: int = self.machine.call(self.copies.world.now_ms) if self.alive else 0
         return answer
 
-    def in_reach_at(self, key: bytes, moment: float) -> tuple[str, ...]:
-        """The session servers that were in reach when the last get or put of a session was sent before a moment."""
-        return next((names for at, names in reversed(self._in_reach.get(key, ())) if at <= moment), ())
-
-    def unfinished(self) -> list[str]:
-        """What is still under way."""
+    def unfinished(self) -> list[Any]:
         driver: Any = self.sessions.driver
         return [f"#{attempt.number}" for attempt in self.tasks.values()] + ["detached"] * len(driver._detached)
 
@@ -175,9 +142,7 @@ class WebHost:
         return replies
 
     def _sent(self, key: bytes, now: float) -> None:
-        self.checked[key] = now
-        in_reach = tuple(name for name, host in self.servers.items() if self._is_in_reach(name, host))
-        self._in_reach.setdefault(key, deque(maxlen=REMEMBERED)).append((now, in_reach))
+        self.note_sent(key, now, (name for name, host in self.hosts.items() if self._is_in_reach(name, host)))
 
     def _is_in_reach(self, name: str, host: SessionHost) -> bool:
         wire = self.machine._hosts.wire
@@ -223,7 +188,7 @@ class WebHost:
         async def send(message: Scope) -> None:
             if self._site.front is not None:
                 await listen(self.name, self.machine.address, self._answer_http)
-            self.ready = message["type"] == "lifespan.startup.complete"
+            self._is_ready = message["type"] == "lifespan.startup.complete"
             self.ready_at = self.judge.schedule.now
             self.judge.trace.name_server(self.server_id, self.name if not self.run else f"{self.name}#{self.run}")
 
@@ -231,17 +196,17 @@ class WebHost:
 
     def freeze(self) -> None:
         if not self.machine.frozen:
-            self._frozen_at = self.judge.schedule.now
+            self.note_frozen(self.judge.schedule.now)
         self.machine.freeze()
 
     def thaw(self) -> None:
-        if self.machine.frozen and self.judge.schedule.now - self._frozen_at > StallGuard.STALL_S + StallGuard.BEAT_S:
-            self.stalled_at = self.judge.schedule.now
+        if self.machine.frozen:
+            self.note_thawed(self.judge.schedule.now)
         self.machine.thaw()
 
     def kill(self, silently: bool = False) -> None:
         self.machine.kill(silently)
-        self.ready = False
+        self._is_ready = False
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -332,6 +297,7 @@ class WebHost:
             if name.lower() == b"set-cookie":
                 self.note_cookie(value, response)
         if response.status == 200:
+            assert attempt.session is not None
             self.judge.responding(self, attempt, attempt.session)
 
     def note_cookie(self, header: bytes, response: Response) -> None:

@@ -32,8 +32,8 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict, judge_entries
 from coatcheck.replication.version import Version
+from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.schedule import Schedule
-from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import ACCEPTED, Refused, Store
 

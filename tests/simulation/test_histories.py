@@ -76,7 +76,7 @@ def test_real_seals_change_nothing_but_the_bytes() -> None:
 def test_session_servers_hold_nothing_readable() -> None:
     import msgspec
 
-    from coatcheck.simulation.farm import Farm
+    from coatcheck.simulation.bare.farm import Farm
     from coatcheck.simulation.history import _traffic
     from coatcheck.simulation.trace import Trace
 

@@ -8,8 +8,8 @@ import pytest
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
+from coatcheck.simulation.bare.farm import Farm
 from coatcheck.simulation.convergence import _is_late_claim
-from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS

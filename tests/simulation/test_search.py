@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.simulation.search import SCRIPTS, explore, small_scenario
+from coatcheck.simulation.bare.search import SCRIPTS, explore, small_scenario
 
 from .mutations import MUTATIONS
 

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from typing import get_args
 
-from coatcheck.simulation import search
+from coatcheck.simulation.bare import search
 from coatcheck.simulation.campaign import Total, run_all
 from coatcheck.simulation.history import Outcome, run
 from coatcheck.simulation.scenario import Profile, draw

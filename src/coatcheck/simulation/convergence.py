@@ -7,7 +7,7 @@ from typing import Any
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import newest_write
-from coatcheck.simulation.farm import Farm
+from coatcheck.simulation.bare.farm import Farm
 from coatcheck.simulation.log import SessionLog, forgotten, holds
 
 REPORTS = (EventKind.SESSION_FORKED, EventKind.SESSION_ROLLED_BACK, EventKind.SESSION_NOT_FOUND)

@@ -7,9 +7,9 @@ from collections import Counter
 import msgspec
 
 from coatcheck.simulation.application import Kind
+from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.faults import Faults
 from coatcheck.simulation.convergence import check_convergence
-from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.faults import Faults
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.trace import Trace
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
-from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.session_server import ModelSessionServer
-from coatcheck.simulation.web_server import ModelWebServer
+from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.session_server import ModelSessionServer
+from coatcheck.simulation.bare.web_server import ModelWebServer
 
 SPAN_S = 6.0
 KINDS = (

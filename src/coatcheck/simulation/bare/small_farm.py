@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from coatcheck.replication.copies import Copies
 from coatcheck.simulation.application import Attempt, Cookies, Kind
-from coatcheck.simulation.chosen import ChosenNetwork, ChosenSchedule, Message, Timer
-from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.fingerprint import LONG_PAST_S, PAST_S, Fingerprint
+from coatcheck.simulation.bare.chosen import ChosenNetwork, ChosenSchedule, Message, Timer
+from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.fingerprint import LONG_PAST_S, PAST_S, Fingerprint
+from coatcheck.simulation.bare.session_server import ModelSessionServer
+from coatcheck.simulation.bare.web_server import ModelWebServer
 from coatcheck.simulation.scenario import Scenario
-from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import ModelWebServer
 
 Choice = tuple[str, Callable[[], None]]
 Script = tuple[Kind | Literal["wait"], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coatcheck.simulation.network import Network
+from coatcheck.simulation.bare.network import Network
 from coatcheck.simulation.schedule import Act, Process, Schedule
 
 APART_S = 1e-7

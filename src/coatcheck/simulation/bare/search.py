@@ -11,9 +11,9 @@ from random import Random
 
 import msgspec
 
+from coatcheck.simulation.bare.small_farm import Script, SmallFarm
 from coatcheck.simulation.convergence import check_convergence
 from coatcheck.simulation.scenario import Scenario, draw
-from coatcheck.simulation.small_farm import Script, SmallFarm
 from coatcheck.simulation.trace import Trace
 
 SCRIPTS: dict[str, Script] = {

@@ -19,12 +19,12 @@ from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.stall_guard import StallGuard, Timer
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.simulation.bare.lines import Line
+from coatcheck.simulation.bare.network import Network
+from coatcheck.simulation.bare.runner import Collector, Runner
+from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.ledger import Ledger
-from coatcheck.simulation.lines import Line
-from coatcheck.simulation.network import Network
-from coatcheck.simulation.runner import Collector, Runner
 from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
-from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.watched import WatchedWebServer
 
 UNREACHABLE = Unreachable("no connection")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from coatcheck.simulation.network import Network
-from coatcheck.simulation.runner import Collector, Runner
+from coatcheck.simulation.bare.network import Network
+from coatcheck.simulation.bare.runner import Collector, Runner
+from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.schedule import Act, Process, Schedule
-from coatcheck.simulation.session_server import ModelSessionServer
 
 BEGIN_S = 10.0
 

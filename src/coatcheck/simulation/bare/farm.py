@@ -11,16 +11,16 @@ from coatcheck.replication.notice import EVERYBODY, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.simulation.application import Attempt, Cookies, Response
+from coatcheck.simulation.bare.middleware import App
+from coatcheck.simulation.bare.network import Network
+from coatcheck.simulation.bare.session_server import ModelSessionServer
+from coatcheck.simulation.bare.web_server import ModelWebServer
 from coatcheck.simulation.browser import Browser
 from coatcheck.simulation.ledger import Ledger
-from coatcheck.simulation.middleware import App
-from coatcheck.simulation.network import Network
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Schedule
 from coatcheck.simulation.sealing import seals
-from coatcheck.simulation.session_server import ModelSessionServer
 from coatcheck.simulation.trace import Trace
-from coatcheck.simulation.web_server import ModelWebServer
 
 
 class Farm:

@@ -7,9 +7,9 @@ from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.application import Attempt, Response, act
+from coatcheck.simulation.bare.web_server import ModelWebServer
 from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.sealing import Codecs
-from coatcheck.simulation.web_server import ModelWebServer
 from coatcheck.tokens.sealed import SealedToken
 
 

@@ -18,7 +18,7 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.simulation.application import Attempt, Operation
-from coatcheck.simulation.runner import Collector, Runner, Task
+from coatcheck.simulation.bare.runner import Collector, Runner, Task
 from coatcheck.simulation.schedule import EPOCH_MS, Process
 from coatcheck.tokens.sealed import SealedToken
 

@@ -76,11 +76,11 @@ def test_real_seals_change_nothing_but_the_bytes() -> None:
 def test_session_servers_hold_nothing_readable() -> None:
     import msgspec
 
-    from coatcheck.simulation.bare.farm import Farm
+    from coatcheck.simulation.bare.farm import BareFarm
     from coatcheck.simulation.history import _traffic
     from coatcheck.simulation.trace import Trace
 
-    farm = Farm(msgspec.structs.replace(draw(5, "calm"), real_seal=True, browsers=1), Trace(False))
+    farm = BareFarm(msgspec.structs.replace(draw(5, "calm"), real_seal=True, browsers=1), Trace(False))
     for browser in farm.browsers:
         browser.after(0.001, browser.tick)
     assert not _traffic(farm)

@@ -8,7 +8,7 @@ import pytest
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
-from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.convergence import _is_late_claim
 from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
@@ -36,11 +36,11 @@ def entry(*history: Version) -> Entry:
 
 
 @pytest.fixture
-def farm() -> Farm:
-    return Farm(scenario(), Trace(False))
+def farm() -> BareFarm:
+    return BareFarm(scenario(), Trace(False))
 
 
-def written(farm: Farm) -> SessionLog:
+def written(farm: BareFarm) -> SessionLog:
     """Two writes, both acknowledged by the first two session servers."""
     log = farm.ledger.log(KEY)
     log.created_ms, log.last_active = EPOCH_MS, farm.schedule.now
@@ -52,11 +52,11 @@ def written(farm: Farm) -> SessionLog:
     return log
 
 
-def excuses(farm: Farm) -> list[str]:
+def excuses(farm: BareFarm) -> list[str]:
     return [name for name in farm.ledger.counts if name.startswith("promise")]
 
 
-def test_a_server_that_forgets_one_write_is_no_excuse_for_the_other(farm: Farm) -> None:
+def test_a_server_that_forgets_one_write_is_no_excuse_for_the_other(farm: BareFarm) -> None:
     log = written(farm)
     next(iter(farm.servers.values())).forget_some(1)
     assert set(log.forgotten) == {SECOND}
@@ -66,7 +66,7 @@ def test_a_server_that_forgets_one_write_is_no_excuse_for_the_other(farm: Farm) 
     assert len(farm.ledger.violations) == 1
 
 
-def test_a_server_that_is_restarted_with_all_it_had_has_forgotten_nothing(farm: Farm) -> None:
+def test_a_server_that_is_restarted_with_all_it_had_has_forgotten_nothing(farm: BareFarm) -> None:
     log = written(farm)
     for server in farm.servers.values():
         farm.ledger.forgot(server)
@@ -74,7 +74,7 @@ def test_a_server_that_is_restarted_with_all_it_had_has_forgotten_nothing(farm: 
     assert not log.once_lost
 
 
-def test_what_a_lapse_covered_is_lost_with_the_last_lapse(farm: Farm) -> None:
+def test_what_a_lapse_covered_is_lost_with_the_last_lapse(farm: BareFarm) -> None:
     log = written(farm)
     first, second = list(farm.servers.values())[:2]
     lapse = Entry(Version(2, OTHER, 0), (SECOND,), True, LIFE_MS, b"sealed", True)
@@ -88,7 +88,7 @@ def test_what_a_lapse_covered_is_lost_with_the_last_lapse(farm: Farm) -> None:
     assert log.lost == {SECOND}
 
 
-def test_an_honest_browser_is_accused_only_after_a_write_was_on_no_server(farm: Farm) -> None:
+def test_an_honest_browser_is_accused_only_after_a_write_was_on_no_server(farm: BareFarm) -> None:
     log = written(farm)
     servers = list(farm.servers.values())
     servers[0].forget_all()
@@ -100,7 +100,7 @@ def test_an_honest_browser_is_accused_only_after_a_write_was_on_no_server(farm: 
     assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
 
 
-def test_a_chain_may_fork_only_where_somebody_went_on_alone(farm: Farm) -> None:
+def test_a_chain_may_fork_only_where_somebody_went_on_alone(farm: BareFarm) -> None:
     log = written(farm)
     log.forked_by.add(OWNER)
     log.below_target = True
@@ -112,7 +112,7 @@ def test_a_chain_may_fork_only_where_somebody_went_on_alone(farm: Farm) -> None:
     assert farm.ledger.chain_may_fork(log), "one of two session servers was enough for this write"
 
 
-def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: Farm) -> None:
+def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: BareFarm) -> None:
     log = written(farm)
     servers = list(farm.servers.values())
     log.lose([FIRST])
@@ -135,7 +135,7 @@ def claim(*history: Version, version: Version = CLAIM) -> Entry:
     return Entry(version, history, False, LIFE_MS, b"sealed")
 
 
-def forks(farm: Farm, log: SessionLog, *, reported: bool = True) -> None:
+def forks(farm: BareFarm, log: SessionLog, *, reported: bool = True) -> None:
     """A web server that has seen SECOND somewhere goes on from FIRST, and puts that over SECOND."""
     web = farm.webs[0]
     web.answered[KEY] = (farm.schedule.now, {"store-1": entry(SECOND)})
@@ -144,11 +144,11 @@ def forks(farm: Farm, log: SessionLog, *, reported: bool = True) -> None:
     farm.ledger._note_branches(web, log, claim(RIVAL))
 
 
-def offer(farm: Farm, log: SessionLog, version: Version, servers: int = 3) -> None:
+def offer(farm: BareFarm, log: SessionLog, version: Version, servers: int = 3) -> None:
     log.offers[version] = OfferedVersion(farm.schedule.now, servers)
 
 
-def test_a_claim_gives_up_what_it_saw_if_it_said_so(farm: Farm) -> None:
+def test_a_claim_gives_up_what_it_saw_if_it_said_so(farm: BareFarm) -> None:
     log = written(farm)
     forks(farm, log, reported=False)
     assert not log.gives_up(OTHER, SECOND)
@@ -158,7 +158,7 @@ def test_a_claim_gives_up_what_it_saw_if_it_said_so(farm: Farm) -> None:
     assert not log.gives_up(OWNER, SECOND), "another claim"
 
 
-def test_a_fork_that_was_reported_once_excuses_no_later_loss(farm: Farm) -> None:
+def test_a_fork_that_was_reported_once_excuses_no_later_loss(farm: BareFarm) -> None:
     log = written(farm)
     forks(farm, log)
     log.forked_by.add(farm.webs[0].server_id)
@@ -171,7 +171,7 @@ def test_a_fork_that_was_reported_once_excuses_no_later_loss(farm: Farm) -> None
     assert "no fork was reported" in farm.ledger.violations[0]
 
 
-def test_a_write_that_is_put_again_after_a_fork_is_forked_away_no_more(farm: Farm) -> None:
+def test_a_write_that_is_put_again_after_a_fork_is_forked_away_no_more(farm: BareFarm) -> None:
     log = written(farm)
     forks(farm, log)
     first, second = list(farm.servers.values())[:2]
@@ -187,7 +187,7 @@ def test_a_write_that_is_put_again_after_a_fork_is_forked_away_no_more(farm: Far
     assert SECOND not in log.forked_away
 
 
-def test_a_lapse_may_be_undone_only_by_a_claim_that_saw_what_it_lacks(farm: Farm) -> None:
+def test_a_lapse_may_be_undone_only_by_a_claim_that_saw_what_it_lacks(farm: BareFarm) -> None:
     log = written(farm)
     server = next(iter(farm.servers.values()))
     lapse = Entry(Version(3, b"W3-owner", 0), (SECOND,), True, LIFE_MS, b"", True)
@@ -203,7 +203,7 @@ def test_a_lapse_may_be_undone_only_by_a_claim_that_saw_what_it_lacks(farm: Farm
     assert len(excuses(farm)) == 1
 
 
-def test_a_lapse_destroys_no_branch_that_it_does_not_cover(farm: Farm) -> None:
+def test_a_lapse_destroys_no_branch_that_it_does_not_cover(farm: BareFarm) -> None:
     log = written(farm)
     log.forked_away[SECOND] = 0.0
     server = next(iter(farm.servers.values()))
@@ -211,7 +211,7 @@ def test_a_lapse_destroys_no_branch_that_it_does_not_cover(farm: Farm) -> None:
     assert len(farm.ledger.violations) == 1
 
 
-def test_only_a_write_of_a_list_of_two_excuses_the_fork_that_it_makes(farm: Farm) -> None:
+def test_only_a_write_of_a_list_of_two_excuses_the_fork_that_it_makes(farm: BareFarm) -> None:
     log = written(farm)
     earlier = Version(1, OWNER, 0)
     log.blobs[earlier] = log.blobs[RIVAL] = b""
@@ -227,7 +227,7 @@ def test_only_a_write_of_a_list_of_two_excuses_the_fork_that_it_makes(farm: Farm
     assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
 
 
-def test_who_forgot_a_claim_may_take_the_branch_that_it_had_ended(farm: Farm) -> None:
+def test_who_forgot_a_claim_may_take_the_branch_that_it_had_ended(farm: BareFarm) -> None:
     log = written(farm)
     log.blobs[RIVAL] = b""
     first = next(iter(farm.servers.values()))
@@ -244,7 +244,7 @@ def test_who_forgot_a_claim_may_take_the_branch_that_it_had_ended(farm: Farm) ->
 # -- what was lost when it was looked for ------------------------------------------------------------------------------
 
 
-def test_a_session_that_came_back_after_the_look_was_on_no_server_at_the_look(farm: Farm) -> None:
+def test_a_session_that_came_back_after_the_look_was_on_no_server_at_the_look(farm: BareFarm) -> None:
     log = written(farm)
     web, (first, second, third) = farm.webs[0], farm.servers.values()
     third.put(KEY, None, entry(FIRST))
@@ -265,7 +265,7 @@ def test_a_session_that_came_back_after_the_look_was_on_no_server_at_the_look(fa
     assert (len(farm.ledger.violations), len(excuses(farm))) == (1, 1)
 
 
-def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: Farm) -> None:
+def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: BareFarm) -> None:
     log = written(farm)
     farm.ledger.scenario = msgspec.structs.replace(farm.scenario, rolled_back="accept")
     web, first = farm.webs[0], next(iter(farm.servers.values()))
@@ -284,7 +284,7 @@ def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: Farm) -
     assert len(farm.ledger.violations) == 1, "it got the write since"
 
 
-def test_a_rollback_of_what_is_being_closed_is_accepted_only_out_of_sight(farm: Farm) -> None:
+def test_a_rollback_of_what_is_being_closed_is_accepted_only_out_of_sight(farm: BareFarm) -> None:
     log = written(farm)
     farm.ledger.scenario = msgspec.structs.replace(farm.scenario, rolled_back="accept")
     web, (first, second, _) = farm.webs[0], farm.servers.values()
@@ -299,7 +299,7 @@ def test_a_rollback_of_what_is_being_closed_is_accepted_only_out_of_sight(farm: 
     assert len(farm.ledger.violations) == 1, "one answered, and knows of the tombstone"
 
 
-def test_a_claim_came_late_if_its_sender_waited_no_more(farm: Farm) -> None:
+def test_a_claim_came_late_if_its_sender_waited_no_more(farm: BareFarm) -> None:
     log = written(farm)
     first, second = list(farm.servers.values())[:2]
     offer(farm, log, CLAIM)

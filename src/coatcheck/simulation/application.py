@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from coatcheck.sessions.mapping import Session
-from coatcheck.simulation.schedule import Act
-from coatcheck.simulation.watched import WatchedWebServer
 
 Kind = Literal["read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout"]
 
@@ -44,7 +42,6 @@ class Attempt:
         "began_at",
         "browser",
         "cookies",
-        "done",
         "error",
         "events",
         "kind",
@@ -67,7 +64,8 @@ class Attempt:
         self.sent_at = sent_at
         self.began_at = 0.0
         self.moment = 0
-        self.web: WatchedWebServer | None = None
+        self.web: Any = None
+        """The web server that it came to."""
         self.session: Session | None = None
         self.operation: Operation | None = None
         self.task: Any = None
@@ -76,7 +74,6 @@ class Attempt:
         self.parallel = False
         self.events: list[Any] = []
         self.error: Exception | None = None
-        self.done: Act
 
 
 class Response:

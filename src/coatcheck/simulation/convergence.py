@@ -7,13 +7,13 @@ from typing import Any
 from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import newest_write
-from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.log import SessionLog, forgotten, holds
 
 REPORTS = (EventKind.SESSION_FORKED, EventKind.SESSION_ROLLED_BACK, EventKind.SESSION_NOT_FOUND)
 
 
-def check_convergence(farm: Farm) -> None:
+def check_convergence(farm: Farm[Any, Any]) -> None:
     """Judge the farm after :data:`coatcheck.simulation.history.CALM_S` without faults."""
     for web in farm.webs:
         if unfinished := web.unfinished():
@@ -62,7 +62,7 @@ def _differs(*what: Any) -> None:
     raise _Differs
 
 
-def has_converged(farm: Any) -> bool:
+def has_converged(farm: Farm[Any, Any]) -> bool:
     """Whether :func:`check_convergence` would find nothing to say now, not even an excuse."""
     looked: Any = _Onlooker(farm, ledger=_Onlooker(farm.ledger, fail=_differs, excuse=_differs))
     try:
@@ -78,7 +78,7 @@ def _covers_all(tombstone: Entry, live: dict[str, Entry]) -> bool:
     return all(one is None or holds(tombstone.history, one) or forgotten(tombstone.history, one) for one in written)
 
 
-def _check_tombstones(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
+def _check_tombstones(farm: Farm[Any, Any], log: SessionLog, present: dict[str, Entry]) -> None:
     lacking = [name for name in farm.servers if name not in present or not present[name].closed]
     if lacking and any(entry.final for entry in present.values()) and farm.schedule.now >= log.tombstone_until:
         # A close is retried with a whole life until it is effective, so that later tombstones of it live longer than
@@ -88,7 +88,7 @@ def _check_tombstones(farm: Farm, log: SessionLog, present: dict[str, Entry]) ->
         farm.ledger.fail("I6", f"{lacking} lack the tombstone of {farm.trace.key(log.key)}")
 
 
-def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
+def _check_live(farm: Farm[Any, Any], log: SessionLog, present: dict[str, Entry]) -> None:
     ledger = farm.ledger
     placed = farm.placement.ranking(log.key)[: farm.placement.wanted]
     name = farm.trace.key(log.key)
@@ -114,7 +114,7 @@ def _check_live(farm: Farm, log: SessionLog, present: dict[str, Entry]) -> None:
     _check_acknowledged(farm, log, newest)
 
 
-def _is_late_claim(farm: Farm, log: SessionLog, placed: dict[str, Entry | None]) -> bool:
+def _is_late_claim(farm: Farm[Any, Any], log: SessionLog, placed: dict[str, Entry | None]) -> bool:
     """Whether copies differ in nothing but a claim that was stored when its sender waited for it no more, and whose
     notice was lost, or whose sender hosts the session no more."""
     entries = [entry for entry in placed.values() if entry is not None]
@@ -129,7 +129,7 @@ def _is_late_claim(farm: Farm, log: SessionLog, placed: dict[str, Entry | None])
     return any(entry.version != latest for entry in entries) and not (latest in log.heard and hosted)
 
 
-def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
+def _check_acknowledged(farm: Farm[Any, Any], log: SessionLog, newest: Entry) -> None:
     """Invariant 1 at the end: each acknowledged write is there, or its loss was reported, or all who had it forgot."""
     ledger = farm.ledger
     if log.tombstones:
@@ -146,7 +146,7 @@ def _check_acknowledged(farm: Farm, log: SessionLog, newest: Entry) -> None:
             ledger.fail("I1", f"the acknowledged {farm.trace.version(version)} is gone, and nobody was told")
 
 
-def _check_gauges(farm: Farm) -> None:
+def _check_gauges(farm: Farm[Any, Any]) -> None:
     for web in farm.webs:
         for key in sorted(web.copies.under_replicated):
             log = farm.ledger.logs[key]

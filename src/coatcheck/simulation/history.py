@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 
 from coatcheck.simulation.application import Kind
-from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.faults import Faults
 from coatcheck.simulation.convergence import check_convergence
 from coatcheck.simulation.scenario import Scenario
@@ -32,7 +32,7 @@ class Outcome(msgspec.Struct):
 
 def run(scenario: Scenario, traced: bool = False) -> Outcome:
     """Run one history and judge it; stops at the first violation."""
-    farm = Farm(scenario, Trace(traced))
+    farm = BareFarm(scenario, Trace(traced))
     if traced:
         farm.ledger.say(scenario.describe())
     faults = Faults(farm)
@@ -49,14 +49,14 @@ def run(scenario: Scenario, traced: bool = False) -> Outcome:
     )
 
 
-def _traffic(farm: Farm) -> bool:
+def _traffic(farm: BareFarm) -> bool:
     while farm.schedule.now < MAX_TRAFFIC_S and not all(browser.done for browser in farm.browsers):
         if _until(farm, farm.schedule.now + 1.0):
             return True
     return False
 
 
-def _after(farm: Farm) -> bool:
+def _after(farm: BareFarm) -> bool:
     """A look through all that is stored and some requests, when all is well again; then a rest."""
     for web in farm.webs:
         web.look_through()
@@ -68,7 +68,7 @@ def _after(farm: Farm) -> bool:
     return _until(farm, farm.schedule.now + CALM_S)
 
 
-def _until(farm: Farm, end: float) -> bool:
+def _until(farm: BareFarm, end: float) -> bool:
     """Let time pass; true if an invariant broke."""
     schedule, violations = farm.schedule, farm.ledger.violations
     while schedule.step(end):

@@ -47,12 +47,12 @@ class Process:
     """Something that can be killed, and frozen: then nothing happens for a while, and everything late."""
 
     MAX_BACKLOG = 100_000
+    alive = True
+    frozen = False
 
     def __init__(self, name: str, schedule: Schedule) -> None:
         self.name = name
         self.schedule = schedule
-        self.alive = True
-        self.frozen = False
         self._backlog: list[tuple[Act, tuple[Any, ...]]] = []
 
     def after(self, delay_s: float, act: Act, *args: Any) -> None:

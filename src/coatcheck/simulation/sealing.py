@@ -10,6 +10,8 @@ from coatcheck.replication.entry import Sealer
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
+FARM = "simulated"
+
 
 class PlainSealer:
     """Binds the payload to key and header as the real one does, without any secret."""
@@ -48,8 +50,7 @@ class RealCodecs:
 
     def __init__(self, ring: KeyRing, rng: Random) -> None:
         self._codecs = {
-            login: TokenCodec(ring, "login" if login else "anonymous", "simulated", rng.randbytes)
-            for login in (False, True)
+            login: TokenCodec(ring, "login" if login else "anonymous", FARM, rng.randbytes) for login in (False, True)
         }
 
     def seal(self, token: SealedToken, login: bool) -> Any:
@@ -64,4 +65,4 @@ def seals(real: bool, rng: Random) -> tuple[Sealer, Codecs]:
     if not real:
         return PlainSealer(), PlainCodecs()
     ring = KeyRing([rng.randbytes(32)])
-    return PayloadSealer(ring, "simulated", rng.randbytes), RealCodecs(ring, rng)
+    return PayloadSealer(ring, FARM, rng.randbytes), RealCodecs(ring, rng)

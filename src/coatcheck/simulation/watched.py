@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.entry import Entry, Sealer
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import History
 from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.simulation.application import Attempt
 
 REMEMBERED: Final = 32
 """Gets and puts of one session."""
@@ -105,6 +107,25 @@ class WatchedWebServer(ABC):
     @abstractmethod
     def ready(self) -> bool:
         """Whether it takes requests."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool: ...
+
+    @abstractmethod
+    def after(self, delay_s: float, act: Callable[..., Any], *args: Any) -> None:
+        """Call ``act`` in ``delay_s`` seconds."""
+
+    @abstractmethod
+    def kill(self) -> None: ...
+
+    @abstractmethod
+    def cancel(self, attempt: Attempt) -> None:
+        """The client hangs up."""
+
+    @abstractmethod
+    def close(self, key: bytes, done: Callable[[Closed], None]) -> None:
+        """Close a session as an operator does; ``done`` hears of it, unless that fails."""
 
     @abstractmethod
     def now_ms(self) -> int:

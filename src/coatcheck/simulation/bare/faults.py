@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Placement
-from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.bare.web_server import ModelWebServer
 
@@ -36,7 +36,7 @@ MOST_SERVERS = 6
 class Faults:
     """Does damage to a farm, and mends it again."""
 
-    def __init__(self, farm: Farm) -> None:
+    def __init__(self, farm: BareFarm) -> None:
         self._farm = farm
         self._stopped = False
         self._changing = False
@@ -46,7 +46,7 @@ class Faults:
         """By how much the one clock is wrong that is wrong by hours now."""
 
     def plan(self) -> None:
-        farm, rng = self._farm, self._farm.rng
+        farm, rng = self._farm, self._farm.dice
         span = min(SPAN_S, max(0.3, farm.scenario.requests * farm.scenario.gap_s))
         kinds = BY_DAMAGE[farm.scenario.damage]
         kinds = (*kinds, *["close"] * len(kinds)) if farm.scenario.closes else kinds
@@ -60,7 +60,7 @@ class Faults:
     def _strike(self, kind: str) -> None:
         if self._stopped:
             return
-        farm, rng = self._farm, self._farm.rng
+        farm, rng = self._farm, self._farm.dice
         web = rng.randrange(len(farm.webs))
         store = rng.choice(farm.placement.servers)
         length = rng.choice((0.05, 0.5, 2.5, 6.0)) * (0.5 + rng.random())
@@ -92,7 +92,7 @@ class Faults:
 
     def _strike_store(self, kind: str, name: str, length: float) -> None:
         """What befalls the data of a session server, or its place on the list; no connection breaks."""
-        farm, rng = self._farm, self._farm.rng
+        farm, rng = self._farm, self._farm.dice
         server = farm.servers[name]
         if kind == "evict" and server.entries:
             server.forget([rng.choice(list(server.entries))])
@@ -128,7 +128,7 @@ class Faults:
         for web in farm.webs:
             if name in web.servers and (name, web.name) not in farm.network.cut:
                 web.after(farm.network.LATENCY_S, web.disconnected, name)
-        farm.schedule.after(length, self._restart_store, name, kind, farm.rng.randint(1, 8))
+        farm.schedule.after(length, self._restart_store, name, kind, farm.dice.randint(1, 8))
 
     def _restart_store(self, name: str, kind: str, puts: int) -> None:
         server = self._farm.servers.get(name)
@@ -152,7 +152,7 @@ class Faults:
         name = farm.webs[web].name
         links = [(name, store), (store, name)]
         if not both:
-            links = [links[farm.rng.randrange(2)]]
+            links = [links[farm.dice.randrange(2)]]
         farm.network.cut.update(links)
         farm.schedule.after(length, farm.network.cut.difference_update, links)
 
@@ -160,7 +160,7 @@ class Faults:
         """Two camps of web and session servers; nothing passes between them. Later it may tear along another line."""
         if self._stopped:
             return
-        farm, rng = self._farm, self._farm.rng
+        farm, rng = self._farm, self._farm.dice
         names = [*farm.servers, *(web.name for web in farm.webs)]
         camps = {name: rng.random() < 0.5 for name in names}
         links = [(one, other) for one in names for other in names if camps[one] != camps[other]]
@@ -176,7 +176,7 @@ class Faults:
 
     def _change_list(self, remove: str | None) -> None:
         """One server more or less, one change at a time; the web servers are restarted with the new list in turn."""
-        farm, rng = self._farm, self._farm.rng
+        farm, rng = self._farm, self._farm.dice
         servers = list(farm.placement.servers)
         if self._changing or (remove is None and len(servers) >= MOST_SERVERS):
             return
@@ -211,7 +211,7 @@ class Faults:
 
     def _jump(self, index: int) -> None:
         farm = self._farm
-        jump = int((farm.rng.random() - 0.5) * 4_000)
+        jump = int((farm.dice.random() - 0.5) * 4_000)
         farm.skews_ms[index] += jump
         farm.webs[index].skew_ms += jump
         skews = [*farm.skews_ms, 0]
@@ -222,7 +222,7 @@ class Faults:
         allows for differences between clocks does not grow."""
         if self._wrong_ms or self._stopped:
             return
-        rng = self._farm.rng
+        rng = self._farm.dice
         self._wrong_ms = rng.choice((-1, 1)) * int(HOUR_MS * (1 + 4 * rng.random()))
         self._wrong = process
         self._set_clock(process, self._wrong_ms)

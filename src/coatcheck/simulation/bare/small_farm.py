@@ -10,7 +10,7 @@ from typing import Any, Literal
 from coatcheck.replication.copies import Copies
 from coatcheck.simulation.application import Attempt, Cookies, Kind
 from coatcheck.simulation.bare.chosen import ChosenNetwork, ChosenSchedule, Message, Timer
-from coatcheck.simulation.bare.farm import Farm
+from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.fingerprint import LONG_PAST_S, PAST_S, Fingerprint
 from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.bare.web_server import ModelWebServer
@@ -22,7 +22,7 @@ Script = tuple[Kind | Literal["wait"], ...]
 """What the browser does, in order."""
 
 
-class SmallFarm(Farm):
+class SmallFarm(BareFarm):
     """``script``: the requests of one browser. At most ``parallel`` of them are under way at once.
 
     ``disorder``: how often a message may overtake others. ``faults``: how many faults there may be. ``cuts``: the
@@ -79,11 +79,8 @@ class SmallFarm(Farm):
         attempt = Attempt(self.next_number(), kind, self.browser, Cookies(jar.anonymous, jar.login), self.schedule.now)
         self.browser.outstanding[attempt] = None
         attempt.web = self.webs[web]
-        attempt.done = lambda response: self._answer(attempt, response)
         self._in_hand[attempt] = None
-        flow = self.app.handle(attempt, self.webs[web], 0.0)
-        server = self.webs[web]
-        server.runner.start(flow, lambda result, error: self._handled(attempt, server, result, error), attempt)
+        self._hand_over(attempt, self.webs[web], 0.0)
         self.chosen.settle()
 
     def _choose(self, index: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind
+from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive, Flow, Get, Put, PutReply, Tell, Unreachable
 from coatcheck.replication.entry import Sealer
@@ -19,6 +20,7 @@ from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.stall_guard import StallGuard, Timer
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.simulation.application import Attempt
 from coatcheck.simulation.bare.lines import Line
 from coatcheck.simulation.bare.network import Network
 from coatcheck.simulation.bare.runner import Collector, Runner
@@ -138,6 +140,19 @@ class ModelWebServer(Process, WatchedWebServer):
 
     def report(self, event: Event) -> None:
         self.judge.reported(self, event)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def cancel(self, attempt: Attempt) -> None:
+        self.runner.cancel(attempt.task)
+
+    def close(self, key: bytes, done: Callable[[Closed], None]) -> None:
+        def ended(closed: Closed | None, error: Exception | None) -> None:
+            if closed is not None:
+                done(closed)
+            self._judge_crash(error)
+
+        self.runner.start(_exclusively(key, self.copies.close(key)), ended)
 
     # -- stalls ----------------------------------------------------------------------------------
 
@@ -370,12 +385,15 @@ class ModelWebServer(Process, WatchedWebServer):
 
     def repair_one(self, key: bytes) -> None:
         self.judge.repairing(self, key)
-        self.runner.start(self._repairing(key), self._repaired)
-
-    def _repairing(self, key: bytes) -> Flow[Repaired]:
-        outcome: Repaired = yield Exclusive(key, self.repair.repair(key))
-        return outcome
+        self.runner.start(_exclusively(key, self.repair.repair(key)), self._repaired)
 
     def _repaired(self, outcome: Repaired | None, error: Exception | None) -> None:
+        self._judge_crash(error)
+
+    def _judge_crash(self, error: Exception | None) -> None:
         if error is not None and not isinstance(error, CoatcheckError):
             self.judge.crashed(self, error)
+
+
+def _exclusively(key: bytes, flow: Flow[Any]) -> Flow[Any]:
+    return (yield Exclusive(key, flow))

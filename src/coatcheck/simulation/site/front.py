@@ -222,7 +222,7 @@ class Front:
             browser.outstanding[answered] = None
         response, web = Response(told.status), answered.web
         for value in told.values(b"set-cookie"):
-            web.note_cookie(value, response)  # type: ignore[union-attr]
+            web.note_cookie(value, response)
             name, _, rest = value.partition(b"=")
             if name == self._route_name:
                 self._routes[browser] = rest.partition(b";")[0]

@@ -73,7 +73,7 @@ def _live(site: Site, wants: Callable[[str], bool]) -> None:
         return
     if site.front is not None:
         site.front.judge_end()
-    check_convergence(site)  # type: ignore[arg-type]
+    check_convergence(site)
 
 
 def _traffic(site: Site) -> bool:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event
+from coatcheck.replication.closes import Closed
 from coatcheck.replication.effects import Put
 from coatcheck.replication.entry import Entry, Sealer
 from coatcheck.replication.version import Version
@@ -24,7 +26,8 @@ from coatcheck.stores.session_server_store import SessionServerStore
 from coatcheck.web.asgi import SessionMiddleware
 
 Scope = dict[str, Any]
-Done = Callable[[Response | None, BaseException | None], None]
+Done = Callable[[Response, BaseException | None, object], None]
+"""Gets the answer, the error of a refused one, and in words why it is."""
 
 
 class ServedPage:
@@ -208,6 +211,19 @@ class WebHost(WatchedWebServer):
         self.machine.kill(silently)
         self._is_ready = False
 
+    def after(self, delay_s: float, act: Callable[..., Any], *args: Any) -> None:
+        self.judge.schedule.after(delay_s, act, *args)
+
+    def close(self, key: bytes, done: Callable[[Closed], None]) -> None:
+        self.machine.start(self._close(key, done))
+
+    async def _close(self, key: bytes, done: Callable[[Closed], None]) -> None:
+        try:
+            closed = await self.sessions.close_key(key)
+        except CoatcheckError:
+            return
+        done(closed)
+
     # -- requests ----------------------------------------------------------------------------------
 
     def arrive(self, attempt: Attempt, think_s: float, done: Done) -> None:
@@ -224,8 +240,11 @@ class WebHost(WatchedWebServer):
             del self.tasks[task]
             if task.cancelled():
                 return
-            error = task.exception()
-            done(None if error is not None else response, error)
+            crash = task.exception()
+            if crash is not None:
+                done(Response(500), crash, crash)
+            else:
+                done(response, attempt.error, f"{response.status} {attempt.error}")
 
         task.add_done_callback(end)
 
@@ -276,7 +295,7 @@ class WebHost(WatchedWebServer):
         finally:
             del self.tasks[task]
         if response.status not in (0, 200):
-            self._site.judge_refusal(attempt, self, response.status)
+            self._site.judge_refusal(attempt, self, attempt.error, f"{response.status} {attempt.error}")
 
     async def _serve_one(
         self, attempt: Attempt, page: ServedPage, response: Response, scope: Scope, receive: Any, send: Any

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coatcheck.simulation.history import run
+from coatcheck.simulation.bare.history import run
 from coatcheck.simulation.scenario import draw
 
 HERE = Path(__file__).parent
@@ -77,13 +77,13 @@ def test_session_servers_hold_nothing_readable() -> None:
     import msgspec
 
     from coatcheck.simulation.bare.farm import BareFarm
-    from coatcheck.simulation.history import _traffic
+    from coatcheck.simulation.history import _until
     from coatcheck.simulation.trace import Trace
 
     farm = BareFarm(msgspec.structs.replace(draw(5, "calm"), real_seal=True, browsers=1), Trace(False))
     for browser in farm.browsers:
         browser.after(0.001, browser.tick)
-    assert not _traffic(farm)
+    assert not _until(farm, 120.0, lambda: all(browser.done for browser in farm.browsers))
     payloads = [row[0].payload for server in farm.servers.values() for row in server.entries.values()]
     blobs = [blob for log in farm.ledger.logs.values() for blob in log.blobs.values() if len(blob) > 3]
     assert payloads
@@ -93,7 +93,7 @@ def test_session_servers_hold_nothing_readable() -> None:
 
 def test_the_same_seed_gives_the_same_trace_in_any_process() -> None:
     code = (
-        "from coatcheck.simulation.history import run\n"
+        "from coatcheck.simulation.bare.history import run\n"
         "from coatcheck.simulation.scenario import draw\n"
         "print([run(draw(seed), True).digest for seed in (4, 11, 64, 23)])\n"
     )

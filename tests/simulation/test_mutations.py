@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from coatcheck.simulation.history import run
+from coatcheck.simulation.bare.history import run
 from coatcheck.simulation.scenario import draw
 
 from .mutations import MUTATIONS

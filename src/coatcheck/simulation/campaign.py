@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from coatcheck.simulation import history
+from coatcheck.simulation.bare import history as bare_history
 from coatcheck.simulation.history import Outcome
 from coatcheck.simulation.scenario import Profile, draw
 from coatcheck.simulation.site import history as site_history
@@ -62,4 +62,4 @@ def _outcomes(seeds: list[int], profile: Profile, jobs: int, shipped: bool) -> I
 
 def _one(work: tuple[int, Profile, bool]) -> Outcome:
     seed, profile, shipped = work
-    return (site_history.run if shipped else history.run)(draw(seed, profile))
+    return (site_history.run if shipped else bare_history.run)(draw(seed, profile))

@@ -7,9 +7,10 @@ import sys
 from collections import Counter
 from typing import get_args
 
+from coatcheck.simulation.bare import history as bare_history
 from coatcheck.simulation.bare import search
 from coatcheck.simulation.campaign import Total, run_all
-from coatcheck.simulation.history import Outcome, run
+from coatcheck.simulation.history import Outcome
 from coatcheck.simulation.scenario import Profile, draw
 from coatcheck.simulation.site import history as site_history
 from coatcheck.simulation.site.shrink import shrink
@@ -67,11 +68,8 @@ def main(argv: list[str]) -> int:
     if options.only is not None and not (options.shipped and options.seed is not None):
         say("coatcheck simulate: --only needs --shipped and --seed")
         return 2
-    if options.seed is not None and options.shipped:
-        only = None if options.only is None else frozenset(options.only.split(","))
-        return _one_shipped(options.seed, options.profile, options.trace, only)
     if options.seed is not None:
-        return _one(options.seed, options.profile, options.trace)
+        return _one(options)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     total = run_all(seeds, options.profile, options.jobs, MAX_SHOWN, options.shipped)
     _print_total(total, options.profile)
@@ -86,61 +84,42 @@ def say(line: str) -> None:
         raise SystemExit(1) from None
 
 
-def replay_command(seed: int, profile: Profile) -> str:
+def _replay_command(seed: int, profile: Profile, more: str) -> str:
     """The one command that shows a history again, with everything that happened."""
     extra = "" if profile == "mixed" else f" --profile {profile}"
-    return f"coatcheck simulate --seed {seed} --trace{extra}"
+    return f"coatcheck simulate --seed {seed} --trace{extra}{more}"
 
 
-def _one(seed: int, profile: Profile, traced: bool) -> int:
-    outcome = run(draw(seed, profile), traced)
+def _one(options: argparse.Namespace) -> int:
+    scenario = draw(options.seed, options.profile)
+    if options.shipped:
+        only = None if options.only is None else frozenset(options.only.split(","))
+        outcome = site_history.run(scenario, options.trace, only)
+    else:
+        outcome = bare_history.run(scenario, options.trace)
     for line in outcome.lines:
         say(line)
-    if traced:
+    if options.trace:
         say(f"trace {outcome.digest}")
-    _print_outcome(outcome, profile)
+    _print_outcome(outcome, options.profile, whole=options.only is None)
     if not outcome.violations:
-        say(f"seed {seed}: {outcome.steps} steps, no invariant broken")
+        say(f"seed {options.seed}: {outcome.steps} steps, no invariant broken")
     return 1 if outcome.violations else 0
 
 
-def _one_shipped(seed: int, profile: Profile, traced: bool, only: frozenset[str] | None) -> int:
-    told = site_history.run(draw(seed, profile), traced, only)
-    for line in told.lines:
-        say(line)
-    if traced:
-        say(f"trace {told.digest}")
-    if only is None:
-        _print_outcome(told, profile)
-    else:
-        for violation in told.violations:
-            say(f"VIOLATION seed {seed}: {violation}")
-    if not told.violations:
-        say(f"seed {seed}: {told.steps} steps, no invariant broken")
-    return 1 if told.violations else 0
-
-
-def _print_outcome(outcome: Outcome, profile: Profile) -> None:
-    if isinstance(outcome, site_history.Told):
-        _print_shrunk(outcome, profile)
-        return
+def _print_outcome(outcome: Outcome, profile: Profile, whole: bool = True) -> None:
+    """What broke and how to see it again; of a ``whole`` history with parts, the fewest with which it still does."""
     for violation in outcome.violations:
         say(f"VIOLATION seed {outcome.seed}: {violation}")
-    if outcome.violations:
-        say(f"  replay: {replay_command(outcome.seed, profile)}")
-
-
-def _print_shrunk(told: site_history.Told, profile: Profile) -> None:
-    """What broke, and the fewest faults and requests with which it still does."""
-    for violation in told.violations:
-        say(f"VIOLATION seed {told.seed}: {violation}")
-    if told.violations:
-        least = shrink(draw(told.seed, profile), told)
-        say(f"  of {len(told.parts)} faults and requests, {len(least.parts)} are enough ({least.runs} histories):")
+    if not outcome.violations or not whole:
+        return
+    more = ""
+    if outcome.parts:
+        least = shrink(draw(outcome.seed, profile), outcome)
+        say(f"  of {len(outcome.parts)} faults and requests, {len(least.parts)} are enough ({least.runs} histories):")
         say(f"  VIOLATION {least.violation}")
-        extra = "" if profile == "mixed" else f" --profile {profile}"
-        only = ",".join(least.parts) or "none"
-        say(f"  replay: coatcheck simulate --shipped --seed {told.seed}{extra} --only {only} --trace")
+        more = f" --shipped --only {','.join(least.parts) or 'none'}"
+    say(f"  replay: {_replay_command(outcome.seed, profile, more)}")
 
 
 def _print_total(total: Total, profile: Profile) -> None:

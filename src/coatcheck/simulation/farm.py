@@ -27,6 +27,12 @@ Store = TypeVar("Store", bound=WatchedSessionServer)
 class Farm(ABC, Generic[Web, Store]):
     """Everything that a history is made of; what its processes are, each kind of farm says."""
 
+    SETTLE_S: float
+    """How long everybody needs at most, when faults have stopped, to find everybody again."""
+    CALM_S: float
+    """How long it then rests at most before it is judged."""
+    GLANCE_S: float
+    """How often it is seen whether that was time enough."""
     codecs: Codecs
 
     def __init__(
@@ -56,6 +62,9 @@ class Farm(ABC, Generic[Web, Store]):
         self.webs: list[Web] = []
         self.skews_ms: list[int] = []
         self.browsers: list[Browser] = []
+        self.calm_since = float("inf")
+        self.is_over = False
+        """Whether its history has ended: what still lasts then is not mended."""
         self._numbers = 0
         self._in_hand: dict[Attempt, None] = {}
 
@@ -184,8 +193,8 @@ class Farm(ABC, Generic[Web, Store]):
             attempt.browser.after(attempt.browser.PATIENCE_S, attempt.browser._give_up, again)
             self.dispatch(again)
 
-    def web_died(self, web: Web) -> None:
-        """Connections break: reads are retried elsewhere, the others fail."""
+    def web_died(self, web: Web, told: bool = True) -> None:
+        """Connections break: reads are retried elsewhere, the others fail. ``told``: the director, by a supervisor."""
         for attempt in list(self._in_hand):
             if attempt.web is web:
                 del self._in_hand[attempt]
@@ -194,6 +203,26 @@ class Farm(ABC, Generic[Web, Store]):
                     self._retry(attempt)
                 else:
                     self._answer(attempt, Response(502))
+
+    def calm(self) -> None:
+        """From now on nothing is lost or late by itself."""
+        self.lost_responses = self.lost_notices = self.cancelled = 0.0
+        self.calm_since = self.schedule.now
+
+    def has_settled(self) -> bool:
+        """Whether everybody is there again, and has found everybody."""
+        return False
+
+    @abstractmethod
+    def look_through(self) -> float:
+        """Everybody is to look through all that is stored; answers how long that takes to begin (seconds)."""
+
+    def needs_no_rest(self) -> bool:
+        """Whether all copies are as they have to be."""
+        return False
+
+    def judge_end(self) -> None:
+        """Judge what only this kind of farm has."""
 
     # -- operators and thieves ---------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ every fault that a director, a web server and the way between them can have.
 ``links``: any of the others over connections that keep their order, with pauses that are longer than a lease."""
 
 
+Damage = Literal["narrow", "wide", "lists", "clocks", "deaths", "door"]
+"""What befalls a farm: see :data:`coatcheck.simulation.weather.BY_DAMAGE`."""
+
+
 class Scenario(msgspec.Struct, frozen=True):
     """One simulated farm. Times that end in ``_s`` are seconds, ``_ms`` milliseconds."""
 
@@ -69,7 +73,7 @@ class Scenario(msgspec.Struct, frozen=True):
     patience_s: float = 30.0
     sleep_s: float = 4.0
     closes: bool = False
-    damage: Literal["narrow", "wide", "lists", "clocks", "deaths", "door"] = "narrow"
+    damage: Damage = "narrow"
     new_session_ms: int = 0
     director: bool = False
     """Whether requests go through the shipped director; for the shipped shells only."""

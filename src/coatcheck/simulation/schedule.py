@@ -42,6 +42,14 @@ class Schedule:
         act(*args)
         return True
 
+    def run(self, seconds: float, stop: Callable[[], object] = lambda: None) -> bool:
+        """Let so much time pass; answers early, and ``True``, when ``stop`` says so."""
+        end = self.now + seconds
+        while self.step(end):
+            if stop():
+                return True
+        return bool(stop())
+
 
 class Process:
     """Something that can be killed, and frozen: then nothing happens for a while, and everything late."""

@@ -117,6 +117,16 @@ class WatchedWebServer(ABC):
         """Call ``act`` in ``delay_s`` seconds."""
 
     @abstractmethod
+    def freeze(self) -> None: ...
+
+    @abstractmethod
+    def thaw(self) -> None: ...
+
+    @abstractmethod
+    def jump(self, by_ms: int) -> None:
+        """Its wall clock is set otherwise."""
+
+    @abstractmethod
     def kill(self) -> None: ...
 
     @abstractmethod

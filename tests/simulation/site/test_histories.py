@@ -14,8 +14,9 @@ from coatcheck.drivers.asyncio_driver import World
 from coatcheck.host_clock import steady_clock, wall_ms
 from coatcheck.replication.puts import Puts
 from coatcheck.simulation import main
+from coatcheck.simulation.history import Outcome
 from coatcheck.simulation.scenario import Profile, draw
-from coatcheck.simulation.site.history import Told, run
+from coatcheck.simulation.site.history import run
 from coatcheck.simulation.site.shrink import shrink
 from coatcheck.simulation.world.world import SimulatedWorld
 
@@ -93,11 +94,11 @@ def test_shrinking_ends_after_so_many_histories() -> None:
     """Every half fails, but none of the quarters: as a run that never agrees with itself."""
     calls = []
 
-    def run_again(scenario: object, traced: bool, only: frozenset[str] | None) -> Told:
+    def run_again(scenario: object, traced: bool, only: frozenset[str] | None) -> Outcome:
         calls.append(only)
-        return Told(1, ["I1: x"] if len(calls) % 7 == 0 else [], None, 0, "", [], [])  # type: ignore[arg-type]
+        return Outcome(1, ["I1: x"] if len(calls) % 7 == 0 else [], None, 0, "", [], [])  # type: ignore[arg-type]
 
-    told = Told(1, ["I1: x"], None, 0, "", [], [f"part-{number}" for number in range(64)])  # type: ignore[arg-type]
+    told = Outcome(1, ["I1: x"], None, 0, "", [], [f"part-{number}" for number in range(64)])  # type: ignore[arg-type]
     least = shrink(draw(1), told, run_again)
     assert least.runs == len(calls) <= 400
 

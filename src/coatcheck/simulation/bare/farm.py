@@ -24,6 +24,8 @@ from coatcheck.simulation.trace import Trace
 class BareFarm(Farm[ModelWebServer, ModelSessionServer]):
     """``schedule`` and ``network``: who decides what happens next, if not time and dice."""
 
+    SETTLE_S, CALM_S, GLANCE_S = 8.0, 12.0, 1.0
+
     def __init__(
         self, scenario: Scenario, trace: Trace, schedule: Schedule | None = None, network: Network | None = None
     ) -> None:
@@ -88,6 +90,15 @@ class BareFarm(Farm[ModelWebServer, ModelSessionServer]):
             if lost:
                 line.lose()
             line.to_web(web.on_message, message)
+
+    def calm(self) -> None:
+        super().calm()
+        self.network.heal()
+
+    def look_through(self) -> float:
+        for web in self.webs:
+            web.look_through()
+        return 0.0
 
     # -- requests ----------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
 from coatcheck.simulation.schedule import Act, Process
+from coatcheck.simulation.world.wire import Link
 
 
 class Network:
@@ -20,7 +22,7 @@ class Network:
         self.loss = 0.0
         self.duplication = 0.0
         self.lateness = 0.0
-        self.cut: set[tuple[str, str]] = set()
+        self.cut: set[Link] = set()
         """Directed links, by the names of both ends, that carry nothing."""
 
     def send(self, sender: str, to: Process, act: Act, *args: Any) -> None:
@@ -54,6 +56,13 @@ class Network:
         if self.loss and self._random() < self.loss:
             return
         to.after(delay, act, *args)
+
+    def sever(self, links: Iterable[Link]) -> None:
+        self.cut.update(links)
+
+    def mend(self, links: Iterable[Link]) -> None:
+        """However many faults cut them."""
+        self.cut.difference_update(links)
 
     def heal(self) -> None:
         self.loss = self.duplication = self.lateness = 0.0

@@ -143,6 +143,9 @@ class ModelWebServer(Process, WatchedWebServer):
 
     # -- requests --------------------------------------------------------------------------------
 
+    def jump(self, by_ms: int) -> None:
+        self.skew_ms += by_ms
+
     def cancel(self, attempt: Attempt) -> None:
         self.runner.cancel(attempt.task)
 

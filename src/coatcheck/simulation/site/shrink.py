@@ -11,13 +11,14 @@ from typing import Final
 
 import msgspec
 
+from coatcheck.simulation.history import Outcome
 from coatcheck.simulation.scenario import Scenario
-from coatcheck.simulation.site.history import Told, run
+from coatcheck.simulation.site.history import run
 
 MAX_RUNS: Final = 400
 """Histories that are tried; then the fewest so far must do."""
 
-Run = Callable[[Scenario, bool, frozenset[str]], Told]
+Run = Callable[[Scenario, bool, frozenset[str]], Outcome]
 
 
 class Least(msgspec.Struct):
@@ -28,10 +29,10 @@ class Least(msgspec.Struct):
     runs: int
 
 
-def shrink(scenario: Scenario, told: Told, run: Run = run) -> Least:
+def shrink(scenario: Scenario, failed: Outcome, run: Run = run) -> Least:
     """The fewest parts of a failed history (no one of them can be left out) that break the same invariant."""
-    kind = _kind(told)
-    least = Least(list(told.parts), told.violations[0], 0)
+    kind = _kind(failed)
+    least = Least(list(failed.parts), failed.violations[0], 0)
     pieces = 2
     while least.parts and least.runs < MAX_RUNS:
         size = -(-len(least.parts) // pieces)
@@ -52,5 +53,5 @@ def shrink(scenario: Scenario, told: Told, run: Run = run) -> Least:
     return least
 
 
-def _kind(told: Told) -> str:
-    return told.violations[0].partition(":")[0]
+def _kind(failed: Outcome) -> str:
+    return failed.violations[0].partition(":")[0]

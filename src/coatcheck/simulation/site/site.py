@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, Final
 
 from coatcheck.simulation.application import Attempt
+from coatcheck.simulation.convergence import has_converged
 from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.sealing import FARM, RealCodecs
@@ -24,6 +25,9 @@ GATEWAY_LATE_S: Final = 2.5
 
 class Site(Farm[WebHost, SessionHost]):
     """Build it, and let it run, while its world is running."""
+
+    SETTLE_S, CALM_S, GLANCE_S = 4.0, 8.0, 0.1
+    """The second: longer than the interval of ``BackgroundRepair``, and the scans that follow an alarm."""
 
     def __init__(
         self, scenario: Scenario, trace: Trace, world: SimulatedWorld, wants: Callable[[str], bool] = lambda name: True
@@ -46,7 +50,6 @@ class Site(Farm[WebHost, SessionHost]):
         names = [f"web-{number + 1}" for number in range(scenario.web_servers)]
         self.front = Front(self, names) if scenario.director else None
         """The shipped director and the way to it; ``None``: requests are brought as if there were a simple one."""
-        self.calm_since = float("inf")
         world.run(0.05)  # who keeps sessions is there before who asks for them
         self.webs = [self._new_web(index, 0) for index in range(scenario.web_servers)]
         world.run(1.5, lambda: all(web.ready for web in self.webs))
@@ -69,6 +72,11 @@ class Site(Farm[WebHost, SessionHost]):
         servers, list_number = self._servers_of(index), self.placements[index].list_number
         return WebHost(self, machine.name, run, machine, self._plan, servers, list_number)
 
+    def calm(self) -> None:
+        super().calm()
+        wire = self.world.wire
+        wire.loss = wire.fragmentation = wire.lateness = 0.0
+
     # -- requests ----------------------------------------------------------------------------------
 
     def dispatch(self, attempt: Attempt) -> None:
@@ -90,14 +98,28 @@ class Site(Farm[WebHost, SessionHost]):
         web.arrive(attempt, think_s, partial(self._handled, attempt, web))
 
     def web_died(self, web: WebHost, told: bool = True) -> None:
-        """``told``: the director, by a supervisor."""
         if self.front is not None:
             self.front.web_died(web, told)
-        super().web_died(web)
+        super().web_died(web, told)
 
-    def break_connections(self) -> None:
-        """Every connection to a session server breaks once: everybody looks through all that is stored."""
+    # -- the end -----------------------------------------------------------------------------------
+
+    def has_settled(self) -> bool:
+        return all(web.is_connected for web in self.webs)
+
+    def look_through(self) -> float:
+        """Every connection to a session server breaks once, if any may have broken before."""
+        if not self.ledger.disturbed:
+            return 0.0
         for web in self.webs:
             for sock in list(web.machine.kernel.sockets.values()):
                 if sock.peer is not None and sock.peer.host in self.servers:
                     self.world.wire.reset(sock)
+        return 1.0
+
+    def needs_no_rest(self) -> bool:
+        return has_converged(self)
+
+    def judge_end(self) -> None:
+        if self.front is not None:
+            self.front.judge_end()

@@ -24,13 +24,12 @@ class SimulatedWorld:
 
     def __init__(self, seed: object, complain: Complain) -> None:
         self.schedule = Schedule()
+        self.run = self.schedule.run
         self._dice = Random(f"world {seed}")
         self.wire = Wire(self.schedule, Random(f"wire {seed}"))
         self.hosts = Hosts(self.wire)
         self.complain = complain
         self._machines: list[Machine] = []
-        self.is_running = False
-        """Whether machines may be started: not any more, where a fault ends after its history."""
 
     def machine(self, name: str, *, complain: Complain | None = None, same_clock: bool = False) -> Machine:
         """A process that has just started on a host of this name. ``same_clock``: its steady clock is the world's."""
@@ -50,23 +49,13 @@ class SimulatedWorld:
         ):
             collects = gc.isenabled()
             gc.disable()  # what is collected calls back, and must do so at the same point of each history
-            self.is_running = True
             try:
                 yield self
             finally:
-                self.is_running = False
                 for machine in self._machines:
                     machine.kill(silently=True)
                 if collects:
                     gc.enable()
-
-    def run(self, seconds: float, stop: Callable[[], object] = lambda: None) -> bool:
-        """Let so much time pass; answers early, and ``True``, when ``stop`` says so."""
-        end = self.schedule.now + seconds
-        while self.schedule.step(end):
-            if stop():
-                return True
-        return bool(stop())
 
 
 class _ErrorHandler(logging.Handler):

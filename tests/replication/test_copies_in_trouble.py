@@ -406,11 +406,11 @@ def test_a_close_that_stays_unfinished_is_given_up_when_all_that_it_forbids_has_
         server.down = True
     assert web.run(web.copies.close(KEY)).effective == (away == 1)
     for _ in range(3):
-        assert KEY in web.repairs.needs_repair()
+        assert KEY in web.needing_repair()
         assert web.run(web.repairs.repair(KEY)) is Repaired.PARTIAL
         farm.wait(2)
     farm.wait(4)
-    assert KEY not in web.repairs.needs_repair(), "or it would be retried, and counted as closing, for ever"
+    assert KEY not in web.needing_repair(), "or it would be retried, and counted as closing, for ever"
     assert not web.copies.closing and not web.copies.partly_closed
     farm.wait(10)
     assert web.run(web.repairs.repair(KEY)) is Repaired.NOTHING

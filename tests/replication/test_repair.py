@@ -36,7 +36,7 @@ def test_nothing_is_repaired_where_nothing_is_wrong() -> None:
     one, two = farm.two_webs()
     token = one.create(n=1)
     before = versions(farm, token)
-    assert one.repairs.needs_repair() == []
+    assert one.needing_repair() == []
     assert repair(two, token) is Repaired.WHOLE
     assert versions(farm, token) == before
 
@@ -59,7 +59,7 @@ def test_b9_sessions_of_a_lost_server_are_copied_from_the_cache_to_the_next_one(
     server.stored.clear()
     web.repairs.lost_server(server.name)
     assert web.copies.cached(token.key, token.version) is None, "what it held is no longer taken for granted"
-    assert web.repairs.needs_repair() == [token.key]
+    assert web.needing_repair() == [token.key]
     assert web.copies.under_replicated.keys() == {token.key}
     assert repair(web, token) is Repaired.MENDED
     assert web.copies.under_replicated.keys() == set()
@@ -74,7 +74,7 @@ def test_b9_both_session_servers_lost_their_data_and_the_caches_bring_it_back() 
     for server in farm.servers.values():
         server.stored.clear()
         web.repairs.lost_server(server.name)
-    assert sorted(web.repairs.needs_repair()) == sorted(token.key for token in tokens)
+    assert sorted(web.needing_repair()) == sorted(token.key for token in tokens)
     for token in tokens:
         assert repair(web, token) is Repaired.MENDED
         assert is_whole(farm, token)
@@ -104,11 +104,11 @@ def test_what_cannot_be_mended_is_not_tried_again_and_again() -> None:
     tokens = [web.create(n=number) for number in range(20)]
     farm.servers["s1"].down = True
     web.repairs.lost_server("s1")
-    assert web.repairs.needs_repair() == []
+    assert web.needing_repair() == []
     assert web.copies.under_replicated.keys() == {token.key for token in tokens}, "but it is counted"
     farm.servers["s1"].down = False
     web.repairs.lost_server("s1")
-    assert sorted(web.repairs.needs_repair()) == sorted(token.key for token in tokens)
+    assert sorted(web.needing_repair()) == sorted(token.key for token in tokens)
 
 
 def test_a_put_that_a_server_did_not_take_is_known_to_need_a_look() -> None:
@@ -139,7 +139,7 @@ def test_what_was_put_before_contact_was_lost_is_no_longer_taken_for_granted() -
     token = web.write(token, n=2)
     farm.servers["s1"].stored.clear()
     assert web.lifecycle.open_cached(token, False) is None, "no lease was earned"
-    assert web.repairs.needs_repair() == [token.key]
+    assert web.needing_repair() == [token.key]
     assert repair(web, token) is Repaired.MENDED
     assert is_whole(farm, token)
 
@@ -196,7 +196,7 @@ def test_a_server_that_is_still_away_leaves_it_partial_and_the_gauge_says_so() -
     assert repair(web, token) is Repaired.PARTIAL
     assert web.copies.under_replicated.keys() == {token.key}
     farm.servers["s1"].down = False
-    assert web.repairs.needs_repair() == [token.key]
+    assert web.needing_repair() == [token.key]
     assert repair(web, token) is Repaired.MENDED
     assert web.copies.under_replicated.keys() == set()
 
@@ -211,10 +211,10 @@ def test_the_gauge_hears_of_sessions_that_moved_away_and_were_mended_there() -> 
     farm.servers["s1"].down = False
     two.write(token, n=2)
     one.copies.cache.drop(token.key)
-    assert one.repairs.needs_repair() == [token.key]
+    assert one.needing_repair() == [token.key]
     assert repair(one, token) is Repaired.WHOLE
     assert one.copies.under_replicated.keys() == set()
-    assert one.repairs.needs_repair() == []
+    assert one.needing_repair() == []
 
 
 def test_nobody_answers_so_nothing_is_decided() -> None:
@@ -255,10 +255,10 @@ def test_an_unfinished_close_is_taken_up_again_even_if_those_that_had_it_forgot(
     web.save(session)
     farm.servers["s1"].down = False
     farm.restore(stale)
-    assert web.repairs.needs_repair() == [token.key]
+    assert web.needing_repair() == [token.key]
     assert repair(web, token) is Repaired.MENDED
     assert all(entry is not None and entry.closed for entry in farm.entries(token.key))
-    assert web.repairs.needs_repair() == []
+    assert web.needing_repair() == []
 
 
 def test_a_fork_is_reported_and_ended_by_a_claim() -> None:
@@ -347,10 +347,10 @@ def test_a_claim_that_was_given_up_and_came_late_is_brought_to_the_other_copy() 
     )
     late = msgspec.structs.replace(late, expires_in_ms=LIFE_MS)
     assert second.put(KEY, own.version, late, b"") == Accepted()
-    assert web.repairs.needs_repair() == [KEY]
+    assert web.needing_repair() == [KEY]
     web.run(web.repairs.repair(KEY))
     assert first.entry(KEY) == second.entry(KEY)
-    assert web.repairs.needs_repair() == []
+    assert web.needing_repair() == []
     assert loaded(web).body == b"one"
 
 

@@ -48,11 +48,11 @@ def test_they_go_when_the_server_is_back_and_has_the_session_again(copies: int, 
     web, other = farm.two_webs()
     token, ranking = stood_in(farm, web)
     if hosted:
-        assert web.repairs.needs_repair() == [token.key]
+        assert web.needing_repair() == [token.key]
     assert repair(web if hosted else other, token) is Repaired.MENDED
     assert held_by(farm, token) == ranking[:copies]
     if hosted:
-        assert web.repairs.needs_repair() == []
+        assert web.needing_repair() == []
     assert web.read(token) == other.read(token) == {"n": 1}
     assert other.write(token, n=2)
     assert held_by(farm, token) == ranking[:copies]

@@ -122,6 +122,10 @@ class WebServer:
 
     # -- its surroundings
 
+    def needing_repair(self) -> list[bytes]:
+        """The sessions that a repair in the background would look at now."""
+        return list(filter(self.repairs.needs, dict.fromkeys(self.repairs.every())))
+
     def now_ms(self) -> int:
         return self.farm.now_ms
 

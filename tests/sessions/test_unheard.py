@@ -137,7 +137,7 @@ def test_a_logout_of_an_unheard_session_is_willed() -> None:
     web.cut = set()
     assert web.read(token) is None
     assert all(entry.final for entry in tombstones(farm, token.key))
-    for key in web.repairs.needs_repair():
+    for key in web.needing_repair():
         web.exclusively(key, web.repairs.repair(key))
     assert len(tombstones(farm, token.key)) == 2
 

@@ -67,12 +67,6 @@ class Repair:
         # With fewer servers than copies there is nothing to be done; with enough of them the gauge is wrong.
         return key in copies.under_replicated and len(placed) >= copies.placement.wanted
 
-    def needs_repair(self) -> list[bytes]:
-        """All keys that need repair, in an order that is the same in every process."""
-        counted = sorted({*self._copies.under_replicated, *self._copies.puts.unsettled})
-        candidates = dict.fromkeys([*self._copies.closing, *counted, *self._copies.cache.keys()])
-        return [key for key in candidates if self.needs(key)]
-
     def unknown(self, server: str, found: Iterable[bytes]) -> list[bytes]:
         """Which of the sessions that a scan ``found`` on a session server are to be looked at: those that are not
         hosted here, and those of which it had nothing as far as their copy knows (a write that was given up may have

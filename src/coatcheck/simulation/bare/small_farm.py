@@ -273,7 +273,7 @@ class SmallFarm(BareFarm):
         for _ in range(2):
             for web in self.webs:
                 keys = dict.fromkeys(key for server in self.servers.values() for key in server.entries)
-                for key in [*keys, *web.repair.needs_repair()]:
+                for key in [*keys, *web.needing_repair()]:
                     web.repair_one(key)
                 self._drain()
 

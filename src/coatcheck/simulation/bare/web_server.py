@@ -372,8 +372,15 @@ class ModelWebServer(Process, WatchedWebServer):
 
     def _mend(self) -> None:
         self._mending_due = False
-        for key in self.repair.needs_repair():
+        for key in self.needing_repair():
             self.repair_one(key)
+
+    def needing_repair(self) -> list[bytes]:
+        """What :meth:`Repair.every` goes through in slices, all at once, and in an order that every seed has had."""
+        copies = self.copies
+        counted = sorted({*copies.under_replicated, *copies.puts.unsettled})
+        candidates = dict.fromkeys([*copies.closing, *counted, *copies.cache.keys()])
+        return list(filter(self.repair.needs, candidates))
 
     def _scan(self) -> None:
         self._scan_due = False

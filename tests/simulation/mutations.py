@@ -231,8 +231,8 @@ def absolute_lapse(monkeypatch: Any) -> None:
     monkeypatch.setattr(Copies, "_put_provisional", put)
 
 
-@mutation("a fork is not reported")
-def silent_fork(monkeypatch: Any) -> None:
+def unseen_fork(monkeypatch: Any) -> None:
+    """Forks are resolved, and nobody learns of them."""
     original = resolution.resolve
 
     def resolve(entries: Any) -> Any:
@@ -240,6 +240,9 @@ def silent_fork(monkeypatch: Any) -> None:
         return msgspec.structs.replace(found, forked=False) if found is not None else None
 
     monkeypatch.setattr(view, "resolve", resolve)
+
+
+mutation("a fork is not reported")(unseen_fork)
 
 
 @mutation("a retired token is dead one grace after it was replaced")
@@ -299,13 +302,7 @@ def no_recopy(monkeypatch: Any) -> None:
 
 @mutation("a forked session is repaired by copying, without a claim")
 def repair_without_claim(monkeypatch: Any) -> None:
-    original = resolution.resolve
-
-    def resolve(entries: Any) -> Any:
-        found = original(entries)
-        return msgspec.structs.replace(found, forked=False) if found is not None else None
-
-    monkeypatch.setattr(view, "resolve", resolve)
+    unseen_fork(monkeypatch)
     monkeypatch.setattr(view.View, "is_mine", lambda self: False)
 
 

@@ -7,23 +7,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from coatcheck.simulation.farm import Farm
-from coatcheck.simulation.watched import WatchedSessionServer
+from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 from coatcheck.simulation.world.wire import Link
 
-
-class Host(Protocol):
-    """A process on a host of its own."""
-
-    name: str
-
-    def freeze(self) -> None: ...
-
-    def thaw(self) -> None: ...
-
-    def jump(self, by_ms: int) -> None: ...
+Host = WatchedWebServer | WatchedSessionServer
 
 
-class Links(Protocol):
+class Carrier(Protocol):
     """What carries messages or bytes."""
 
     def sever(self, links: Iterable[Link]) -> None:
@@ -36,9 +26,9 @@ class Links(Protocol):
 class Faults:
     """The faults of one farm. Each changes what it must and puts it back, if there is still a farm."""
 
-    def __init__(self, farm: Farm[Any, Any], links: Links) -> None:
+    def __init__(self, farm: Farm[Any, Any], carrier: Carrier) -> None:
         self._farm = farm
-        self._links = links
+        self._carrier = carrier
 
     @contextmanager
     def web_down(self, index: int, power: bool = False, told: bool = True) -> Iterator[None]:
@@ -75,7 +65,7 @@ class Faults:
                 else:
                     server.restart()
 
-    def _kill(self, host: Any, power: bool) -> None:
+    def _kill(self, host: Host, power: bool) -> None:
         host.kill()
 
     @contextmanager
@@ -91,11 +81,11 @@ class Faults:
     def cut(self, links: Iterable[Link]) -> Iterator[None]:
         """Nothing passes these links, each in one direction."""
         links = tuple(links)
-        self._links.sever(links)
+        self._carrier.sever(links)
         try:
             yield
         finally:
-            self._links.mend(links)
+            self._carrier.mend(links)
 
     @contextmanager
     def refuses_writes(self, name: str) -> Iterator[None]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.session_server import ModelSessionServer
-from coatcheck.simulation.faults import Faults
+from coatcheck.simulation.faults import Faults, Host
 from coatcheck.simulation.scenario import Damage
 from coatcheck.simulation.weather import Weather
 
@@ -25,7 +25,7 @@ class BareFaults(Faults):
     def __init__(self, farm: BareFarm) -> None:
         super().__init__(farm, farm.network)
 
-    def _kill(self, host: Any, power: bool) -> None:
+    def _kill(self, host: Host, power: bool) -> None:
         host.kill()
         if isinstance(host, ModelSessionServer):
             network = self._farm.network

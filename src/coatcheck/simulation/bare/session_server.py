@@ -42,10 +42,8 @@ class ModelSessionServer(Process):
         self.skew_ms = 0
         """How far its clock is off the true time; it does not matter to the entries."""
         self.read_only = False
-        """It answers, and refuses every write: a replica that was promoted away, or a full memory."""
 
     def look(self, key: bytes) -> Entry | None:
-        """What is stored and has not expired."""
         row = self.entries.get(key)
         if row is None:
             return None
@@ -55,7 +53,6 @@ class ModelSessionServer(Process):
         return row[0]
 
     def life_left_s(self, key: bytes) -> float | None:
-        """How long what is stored lives on; ``None``: nothing is."""
         row = self.entries.get(key)
         return None if row is None else row[1] - self.time_s
 
@@ -69,7 +66,6 @@ class ModelSessionServer(Process):
         return EPOCH_MS + self.schedule.now * 1000 + self.skew_ms
 
     def jump(self, by_ms: int) -> None:
-        """Its clock is set otherwise; what has ended by it is gone."""
         self.skew_ms += by_ms
         ended = [key for key, row in self.entries.items() if row[1] <= self.time_s]
         for key in ended:
@@ -114,12 +110,10 @@ class ModelSessionServer(Process):
         self.forget_all()
 
     def restart_stale(self, puts: int) -> None:
-        """With an older state: the last ``puts`` never reached the disk."""
         self.restart()
         self.forget_some(puts)
 
     def forget(self, keys: Iterable[bytes] | None = None) -> None:
-        """These entries vanish (``None``: all), and no connection breaks."""
         if keys is None:
             self.forget_all(silently=True)
             return

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from coatcheck.simulation.faults import Faults
-from coatcheck.simulation.site.session_host import SessionHost
 from coatcheck.simulation.site.site import Site
-from coatcheck.simulation.site.web_host import WebHost
 from coatcheck.simulation.world.machine import Machine
 from coatcheck.simulation.world.wire import Link
 
@@ -22,7 +20,7 @@ class SiteFaults(Faults):
     def __init__(self, site: Site) -> None:
         super().__init__(site, site.world.wire)
 
-    def _kill(self, host: WebHost | SessionHost, power: bool) -> None:
+    def _kill(self, host: Any, power: bool) -> None:
         host.kill(silently=power)
         if power:
             self._farm.world.hosts.without_power.add(host.name)

@@ -24,7 +24,7 @@ Row = tuple[bytes, int]
 
 class SessionHost:
     """The host of one session server. Its data outlives the process, unless a fault says otherwise, as where a Valkey
-    writes to its disk. ``expires_by_wall``: its entries end by a clock that may jump, as a Valkey's do."""
+    writes to its disk."""
 
     def __init__(self, name: str, world: SimulatedWorld, witness: Ledger, password: str, expires_by_wall: bool) -> None:
         self.name = name
@@ -120,7 +120,6 @@ class SessionHost:
         return None if stored is None else (stored[0], self._world_ms() + stored[1])
 
     def look(self, key: bytes) -> Entry | None:
-        """What is stored and has not expired, whether the process runs or not."""
         stored = self._stored(key)
         return None if stored is None else decode_entry(*stored)
 
@@ -130,7 +129,6 @@ class SessionHost:
 
     @property
     def entries(self) -> list[bytes]:
-        """The keys of all that is stored."""
         return list(self._rows())
 
     def _rows(self) -> dict[bytes, Row]:
@@ -149,7 +147,6 @@ class SessionHost:
         self.machine.thaw()
 
     def restart(self) -> None:
-        """With all that it had."""
         self.start(self._rows())
 
     def restart_empty(self) -> None:
@@ -158,7 +155,6 @@ class SessionHost:
         self._witness.forgot(self)
 
     def restart_stale(self, puts: int) -> None:
-        """With an older state: the last ``puts`` never reached the disk."""
         rows = self._rows()
         for _ in range(min(puts, len(self._undo))):
             key, row = self._undo.pop()
@@ -169,7 +165,6 @@ class SessionHost:
         self._witness.forgot(self)
 
     def forget(self, keys: Iterable[bytes] | None = None) -> None:
-        """These entries vanish (``None``: all), and no connection breaks."""
         gone = set(self.entries if keys is None else keys)
         if not gone:
             return
@@ -178,7 +173,6 @@ class SessionHost:
         self._witness.forgot(self, None if keys is None else gone, silently=True)
 
     def jump(self, by_ms: int) -> None:
-        """Its wall clock is set; entries that end by that clock follow."""
         self.machine.skew_ms += by_ms
         if self.expires_by_wall:
             before = self.entries

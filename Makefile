@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
+COMPILER := $(VENV)/.compiler
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 # A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
 # RUNLEVEL=1: no server is started.
@@ -20,7 +21,7 @@ demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) $(POSTGRESQL) lint
+test: $(READY) $(REDIS) $(POSTGRESQL) $(COMPILER) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
@@ -76,6 +77,15 @@ $(POSTGRESQL): | $(BIN)/python
 		echo "installing postgresql"; \
 		$(call installed,postgresql) || \
 		{ echo "make: postgresql is missing; install it with: apt-get install postgresql" >&2; exit 1; }; }
+	@touch $@
+
+# For the test of the compiled build (docs/compiling.md).
+$(COMPILER): | $(BIN)/python
+	@{ command -v cc && $(BIN)/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'; } \
+		>/dev/null 2>&1 || { \
+		echo "installing gcc and python3-dev"; \
+		$(call installed,gcc libc6-dev python3-dev) || \
+		{ echo "make: a C compiler is missing; install it with: apt-get install gcc libc6-dev python3-dev" >&2; exit 1; }; }
 	@touch $@
 
 # Named peers of the benchmarks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.soap_commands import soap
 from coatcheck.errors import ConfigError
 
+_A_COMPILED_MODULE = "coatcheck.tokens.sealed"
+
+
+def _build() -> str:
+    found = find_spec(_A_COMPILED_MODULE)
+    return " (pure Python)" if found is None or str(found.origin).endswith(".py") else " (compiled)"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="coatcheck", message="coatcheck %(version)s")
+@click.version_option(package_name="coatcheck", message=f"coatcheck %(version)s{_build()}")
 def coatcheck() -> None:
     """Session management for web farms: leave your session anywhere, pick it up anywhere."""
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy as shallow_copy
 from itertools import chain, islice
-from typing import Any, Final
-
-import msgspec
+from typing import Any, ClassVar, Final
 
 from coatcheck.events import public_id
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import History, Version, as_version, covers
+from coatcheck.value import Lean
 
 NO_VERSION: Final = bytes(16)
 
@@ -28,7 +27,7 @@ def _group(servers: Iterable[str]) -> frozenset[str]:
     return _groups.get(group, group)
 
 
-class Copy(msgspec.Struct, gc=False, eq=False):
+class Copy(Lean):
     """One hosted session: what was acknowledged, where, and until when it may be served without asking.
 
     A web server has as many of these as sessions, so each is small: nothing in it is held twice, and what most
@@ -175,11 +174,11 @@ class Copy(msgspec.Struct, gc=False, eq=False):
 class Cache:
     """The copies by key, bounded; and the keys known to be closed, bounded."""
 
-    MAX_SPENT = 1024
-    MAX_DECODED = 4096
+    MAX_SPENT: ClassVar = 1024
+    MAX_DECODED: ClassVar = 4096
     """Records that are held decoded too: those of the sessions that were used last. Decoding one more takes a
     microsecond, and as much memory as the bytes."""
-    SHARD_SESSIONS = 4096
+    SHARD_SESSIONS: ClassVar = 4096
     """So many sessions, on average, share one of the dicts that hold them, where 256 dicts are enough for that: a dict
     grows in one go, which takes 27 ms for half a million sessions, and as long as there are entries to be skipped its
     oldest one is slow to find."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import ClassVar
 
 import msgspec
 
@@ -21,6 +22,7 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.resolution import contains
 from coatcheck.replication.version import History, Version, newest_write
 from coatcheck.replication.view import View
+from coatcheck.value import Value
 
 FAR = float("inf")
 
@@ -33,7 +35,7 @@ class Lapsed(Enum):
     UNHEARD = "a session server that may know of a later use is away"
 
 
-class Closed(msgspec.Struct, frozen=True):
+class Closed(Value):
     """A close: ``holds`` of ``servers`` session servers have the tombstone. It is complete when all do.
 
     It is effective when ``needed`` do: then whoever hears a read quorum hears of it, wherever the network is cut.
@@ -55,7 +57,7 @@ class Closed(msgspec.Struct, frozen=True):
 class Closes(Hosting):
     """Ends sessions: because somebody wills it, or because they have timed out."""
 
-    MAX_CLOSING = 65_536
+    MAX_CLOSING: ClassVar = 65_536
 
     def __init__(
         self,

@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import NoReturn
 
-import msgspec
-
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
@@ -33,6 +31,7 @@ from coatcheck.replication.version import (
     next_write,
 )
 from coatcheck.replication.view import View
+from coatcheck.value import Value
 
 
 class Gone(Enum):
@@ -45,7 +44,7 @@ class Gone(Enum):
     """A session server that may have what the token promises has been away for longer than the patience."""
 
 
-class Written(msgspec.Struct, frozen=True):
+class Written(Value):
     """An acknowledged write: ``level`` servers have it, ``target`` were wanted."""
 
     level: int

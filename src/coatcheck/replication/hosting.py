@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.cache import Cache, Copy
@@ -24,7 +25,7 @@ class Hosting:
     Its flows are :class:`coatcheck.replication.closes.Closes` and :class:`coatcheck.replication.copies.Copies`.
     """
 
-    MAX_TRIED = 65_536
+    MAX_TRIED: ClassVar = 65_536
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal
+from typing import ClassVar, Literal
 
 Copies = int | Literal["all"]
 
@@ -43,10 +43,10 @@ class Placement:
     full copy on each server (B1). Removing a server moves only the sessions that it held.
     """
 
-    MAX_CACHED = 32_768
+    MAX_CACHED: ClassVar = 32_768
     """Rankings that are remembered, in two halves: when the newer one is full, the older one is forgotten. With more
     sessions than that, those that are asked for often stay, and the others are ranked anew (microseconds)."""
-    MAX_ORDERS = 5_040
+    MAX_ORDERS: ClassVar = 5_040
     """Different rankings of which there is one object each: all those of seven session servers."""
 
     def __init__(self, servers: Sequence[str], copies: Copies, list_number: int = 0) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import msgspec
-
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.caching import guard, may_read_later
 from coatcheck.sessions.cookies import CookieJar, CookiePolicy
@@ -18,6 +16,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.request_state import RequestState
 from coatcheck.sessions.routes import Header, Sticky, may_carry_route, with_route
 from coatcheck.sessions.saving import NOTHING, Saved
+from coatcheck.value import Value
 
 RETRY_AFTER_S: Final = 1
 SWITCHING_PROTOCOLS: Final = 101
@@ -28,7 +27,7 @@ Refusal = SessionUnavailable | SessionClosed | ConflictError
 """Why a session could be neither served nor saved: nothing was acknowledged."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(Value):
     """What to send: ``status`` and ``headers``, which hold the app's own where it was not refused.
 
     ``cookies``: those of the headers that coatcheck has added for the browser to keep or to forget. ``refused``: why
@@ -52,7 +51,7 @@ class Answer(msgspec.Struct, frozen=True):
         return cls(429 if too_many else 503, headers, refused=error.reason.value)
 
 
-class CookieChanges(msgspec.Struct, frozen=True):
+class CookieChanges(Value):
     """What the two session cookies of a browser become; ``issue`` says which of them is set, and to what."""
 
     issue: Issue | None = None

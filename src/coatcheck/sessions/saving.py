@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
@@ -26,9 +24,10 @@ from coatcheck.sessions.record import (
 )
 from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
+from coatcheck.value import Value
 
 
-class Saved(msgspec.Struct, frozen=True):
+class Saved(Value):
     """The outcome of a save. ``issue``: the token to set, if it differs from the one shown.
 
     ``clear``: the session was closed, so its cookie is to be deleted. ``written``: the level that a write reached.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
@@ -42,7 +43,7 @@ class KeyRing:
     first, make it the primary afterwards, and drop the old one when the longest token has expired.
     """
 
-    MAX_KEYS = 16
+    MAX_KEYS: ClassVar = 16
 
     def __init__(self, secrets: Sequence[bytes], primary: int = 0) -> None:
         """``secrets``: at least one, of at least 32 random bytes each; ``primary``: the index of the sealing one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from binascii import Error as BinasciiError
 from binascii import a2b_base64, b2a_base64
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.events import public_id
@@ -49,7 +49,7 @@ class TokenCodec:
     Remembers what it sealed and opened lately: a browser shows the same token many times.
     """
 
-    MAX_REMEMBERED = 2048
+    MAX_REMEMBERED: ClassVar = 2048
     """Tokens of a generation; there are two, the older of which is forgotten when the younger is full."""
 
     def __init__(self, ring: KeyRing, purpose: str, audience: str, random_bytes: RandomBytes) -> None:

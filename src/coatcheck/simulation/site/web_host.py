@@ -17,7 +17,8 @@ from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.site.director_host import tag_of
 from coatcheck.simulation.site.front import ANSWER, NUMBER, answer_body
 from coatcheck.simulation.site.http_server import listen
-from coatcheck.simulation.site.observed import ATTEMPT, ObservedSessions, ObservedStore
+from coatcheck.simulation.site.observed import ObservedSessions, ObservedStore
+from coatcheck.simulation.site.observed_rules import ATTEMPT
 from coatcheck.simulation.site.session_host import PORT, SessionHost
 from coatcheck.simulation.watched import WatchedWebServer
 from coatcheck.simulation.world.machine import Machine

@@ -1,4 +1,4 @@
-"""The compiled build is the same coatcheck: it is built here as `COATCHECK_COMPILE=1 pip install .` does, and tested."""
+"""The compiled build is the same coatcheck: it is built here as its users build it, and tested."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMPILED: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
-    "wheel"
-]["hooks"]["custom"]["modules"]
-BUILD_TIMEOUT_S = 1800.0
-TESTS_TIMEOUT_S = 1800.0
+HATCH = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+COMPILED: list[str] = HATCH["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]
+TIMEOUT_S = 1800.0
 
 SLICE = ["tests/replication", "tests/tokens", "tests/sessions"]
 NEEDS_PYTHON = ["tests/sessions/test_shared_data.py::test_what_is_shared_is_bounded_and_ends_with_its_session"]
@@ -33,35 +31,26 @@ for name in sys.argv[1:]:
 """
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(folder), "COATCHECK_COMPILE": "1"}
-
-
-def run(folder: Path, *command: str, timeout_s: float = TESTS_TIMEOUT_S) -> str:
+def run(folder: Path, *arguments: str) -> str:
+    """What Python prints with these arguments, and with what is in ``folder`` before what is installed."""
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment(folder),
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the compiled wheel holds."""
-    folder = tmp_path_factory.mktemp("compiled")
-    pip = ["-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    run(folder, *pip, timeout_s=BUILD_TIMEOUT_S)
+def built(folder: Path) -> Path:
+    """The wheel of this tree."""
+    run(folder, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
     [wheel] = folder.glob("coatcheck-*.whl")
-    assert "-none-any" not in wheel.name, "it is for one Python and one machine"
-    with zipfile.ZipFile(wheel) as packed:
-        packed.extractall(folder / "site")
-    return folder / "site"
+    return wheel
 
 
 def test_no_compiled_class_has_keywords() -> None:
@@ -73,27 +62,22 @@ def test_no_compiled_class_has_keywords() -> None:
                 assert not node.keywords, f"{module}.{node.name}: let it have a base of coatcheck.value"
 
 
+def test_who_says_nothing_gets_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COATCHECK_COMPILE", raising=False)
+    assert built(tmp_path).name.endswith("-py3-none-any.whl")
+    assert "(pure Python)" in run(ROOT / "src", "-m", "coatcheck.cli", "--version")
+
+
 @pytest.mark.slow
-def test_the_compiled_build_is_whole(compiled: Path) -> None:
-    run(compiled, "-c", IMPORT_ALL, *COMPILED)
-    assert "(compiled)" in run(compiled, "-m", "coatcheck.cli", "--version")
+def test_the_compiled_build_keeps_what_the_rules_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COATCHECK_COMPILE", "1")
+    wheel, site = built(tmp_path), tmp_path / "site"
+    assert not wheel.name.endswith("-any.whl"), "it fits one Python and one kind of machine"
     assert not list((ROOT / "src").rglob("*.so")), "nothing is left beside the sources"
-    run(compiled, "-m", "coatcheck.cli", "simulate", "--seeds", "20")
-
-
-@pytest.mark.slow
-def test_the_compiled_build_keeps_what_the_rules_promise(compiled: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(site)
+    run(site, "-c", IMPORT_ALL, *COMPILED)
+    assert "(compiled)" in run(site, "-m", "coatcheck.cli", "--version")
+    run(site, "-m", "coatcheck.cli", "simulate", "--seeds", "20")
     without = [f"--deselect={name}" for name in NEEDS_PYTHON]
-    run(compiled, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *without, *SLICE)
-
-
-def test_who_says_nothing_gets_python(tmp_path: Path) -> None:
-    [wheel_line] = [line for line in build_plainly(tmp_path) if line.startswith("coatcheck-")]
-    assert wheel_line.endswith("-py3-none-any.whl")
-
-
-def build_plainly(folder: Path) -> list[str]:
-    pip = ["-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    environment = {name: value for name, value in os.environ.items() if name != "COATCHECK_COMPILE"}
-    subprocess.run([sys.executable, *pip], env=environment, check=True, timeout=BUILD_TIMEOUT_S)
-    return [path.name for path in folder.iterdir()]
+    run(site, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *without, *SLICE)

@@ -45,4 +45,7 @@ class CompilingHook(BuildHookInterface):
             shutil.rmtree(self._folder)
 
     def _is_wanted(self) -> bool:
-        return self.target_name == "wheel" and os.environ.get(VARIABLE) == "1"
+        said = os.environ.get(VARIABLE, "0")
+        if said not in ("0", "1"):
+            raise ValueError(f"{VARIABLE}: 1 compiles, 0 does not; not {said!r}")
+        return said == "1"

@@ -68,6 +68,12 @@ def test_who_says_nothing_gets_python(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "(pure Python)" in run(ROOT / "src", "-m", "coatcheck.cli", "--version")
 
 
+def test_an_unclear_wish_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COATCHECK_COMPILE", "yes")
+    with pytest.raises(AssertionError, match="COATCHECK_COMPILE: 1 compiles, 0 does not; not 'yes'"):
+        built(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_compiled_build_keeps_what_the_rules_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COATCHECK_COMPILE", "1")

@@ -7,7 +7,7 @@ import pytest
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Gone
 from coatcheck.replication.links import CHECK_EVERY_S, LONGEST_BEAT_S, SHORTEST_BEAT_S, Links
-from coatcheck.replication.notice import Notice
+from coatcheck.replication.notice import EVERYBODY, Notice
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from replication.one_session import KEY, load, loaded, promise, store, why
@@ -233,6 +233,7 @@ def test_where_no_copy_is_left_everybody_hears_of_a_close() -> None:
         server.stored.clear()
     assert one.copies.cached(KEY, promised) is not None
     assert two.run(two.copies.close(KEY)) == Closed(3, 3, 2)
+    assert [server.notified for server in farm.servers.values()] == [[EVERYBODY]] * 3
     assert one.copies.cached(KEY, promised) is None
 
 

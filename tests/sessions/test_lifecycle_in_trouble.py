@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.errors import SessionUnavailable, UnavailableReason
+from coatcheck.errors import ConflictError, SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
+from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Written
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.repair import Repair, Repaired
@@ -233,3 +234,49 @@ def test_a_write_that_a_claim_saved_is_acknowledged_with_enough_copies_or_not_at
         one.save(session)
     assert caught.value.reason is UnavailableReason.BELOW_TARGET
     assert not one.during_put
+
+
+def test_a_session_that_was_claimed_while_it_was_created_is_not_refused_to_its_maker() -> None:
+    """One of its two session servers is slow; meanwhile another web server claims what has arrived."""
+    farm = Farm(servers=3)
+    one, two = farm.two_webs()
+    session = Session({"n": 1})
+
+    def claimed() -> None:
+        key = next(key for server in farm.servers.values() for key in server.stored)
+        assert isinstance(two.run(two.copies.load(key, None)), Copy)
+
+    def one_is_slow() -> None:
+        next(iter(farm.servers.values())).silent = True
+
+    one.during_put = [one_is_slow, claimed]
+    try:
+        saved = one.save(session)
+    except ConflictError:
+        pytest.fail("its maker is refused")
+    assert not one.during_put
+    assert saved.written == Written(2, 2)
+    assert saved.issue is not None
+    assert one.read(saved.issue.token) == {"n": 1}
+
+
+def test_a_mark_that_a_browser_has_moved_on_changes_no_byte_of_what_is_stored() -> None:
+    policy = SessionPolicy(rotate_after_ms=4_000, grace_ms=1_000)
+    farm = Farm(policy=policy)
+    web = farm.web()
+    first = web.create(n=1)
+    farm.wait(5)
+    second = web.write(first, n=2)
+    assert second != first
+    second = web.write(second, n=3)
+    copy = web.copies.cache.get(first.key)
+    assert copy is not None
+    for _ in range(6):
+        farm.wait(1)
+        body = copy.body
+        web.read(second)
+        assert web.copies.cache.get(first.key) is copy
+        if copy.marks is not None:
+            break
+    assert copy.marks is not None
+    assert copy.body == body

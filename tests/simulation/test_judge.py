@@ -9,7 +9,7 @@ from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 from coatcheck.simulation.bare.farm import BareFarm
-from coatcheck.simulation.convergence import _is_late_claim
+from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim
 from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
@@ -110,6 +110,47 @@ def test_a_chain_may_fork_only_where_somebody_went_on_alone(farm: BareFarm) -> N
     log.acks[SECOND] = Ack(0.0, 1, OWNER)
     offer(farm, log, SECOND, servers=2)
     assert farm.ledger.chain_may_fork(log), "one of two session servers was enough for this write"
+
+
+def test_a_chain_may_fork_where_one_forgot_a_write_and_the_others_that_have_it_were_away(farm: BareFarm) -> None:
+    log, web = written(farm), farm.webs[0]
+    first, second, third = farm.servers
+    farm.servers[first].forget_some(1)
+    web.answered[KEY] = (farm.schedule.now, {first: entry(FIRST), second: entry(SECOND), third: None})
+    farm.ledger._note_out_of_sight(web, log, claim(FIRST))
+    assert not farm.ledger.chain_may_fork(log), "one that has it answered"
+    web.answered[KEY] = (farm.schedule.now, {first: entry(FIRST), third: None})
+    farm.ledger._note_out_of_sight(web, log, claim(SECOND))
+    assert not farm.ledger.chain_may_fork(log), "it goes on with that write"
+    farm.ledger._note_out_of_sight(web, log, claim(FIRST))
+    assert farm.ledger.chain_may_fork(log)
+
+
+def test_what_nobody_forgot_is_out_of_nobodys_sight(farm: BareFarm) -> None:
+    log, web = written(farm), farm.webs[0]
+    web.answered[KEY] = (farm.schedule.now, dict.fromkeys(list(farm.servers)[2:]))
+    farm.ledger._note_out_of_sight(web, log, claim(FIRST))
+    assert not farm.ledger.chain_may_fork(log), (
+        "both holders are away, and have all that they had: a quorum is to see to it"
+    )
+
+
+def test_a_provisional_tombstone_may_be_left_over_only_if_it_was_overruled_and_all_is_over(farm: BareFarm) -> None:
+    log = written(farm)
+    lapse = {"store-3": Entry(Version(2, OWNER, 0), (FIRST,), True, LIFE_MS, b"sealed", True)}
+
+    def faults() -> int:
+        _check_tombstones(farm, log, lapse)
+        return len(farm.ledger.violations)
+
+    log.accepted_by[Version(2, OWNER, 0)] = {"store-3"}
+    log.last_active = farm.schedule.now - 2 * LIFE_MS / 1000
+    assert faults() == 1, "nobody has claimed it since"
+    log.accepted_by[Version(3, OWNER, 0)] = {"store-1"}
+    assert faults() == 1
+    log.last_active = farm.schedule.now
+    log.created_ms = EPOCH_MS + int(farm.schedule.now * 1000)
+    assert faults() == 2, "it is not over"
 
 
 def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: BareFarm) -> None:

@@ -84,8 +84,17 @@ def _check_tombstones(farm: Farm[Any, Any], log: SessionLog, present: dict[str, 
         # A close is retried with a whole life until it is effective, so that later tombstones of it live longer than
         # the first one. When that has ended, nothing is left that they forbid, and nobody spreads them for ever.
         farm.ledger.excuse("section 6: the first tombstone has ended, and all that it forbids")
+    elif lacking and farm.ledger.is_over(log) and _was_overruled(log, present):
+        farm.ledger.excuse("section 6: a provisional tombstone that a cache overruled, of a session whose time is over")
     elif lacking:
         farm.ledger.fail("I6", f"{lacking} lack the tombstone of {farm.trace.key(log.key)}")
+
+
+def _was_overruled(log: SessionLog, present: dict[str, Entry]) -> bool:
+    """Whether only provisional tombstones are left, and somebody has claimed the session since they were put."""
+    last = max(entry.version.epoch for entry in present.values())
+    provisional = all(entry.provisional for entry in present.values())
+    return provisional and any(one.epoch > last for one in log.accepted_by)
 
 
 def _check_live(farm: Farm[Any, Any], log: SessionLog, present: dict[str, Entry]) -> None:

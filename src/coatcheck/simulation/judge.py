@@ -147,7 +147,7 @@ class Judge:
 
     def chain_may_fork(self, log: SessionLog) -> bool:
         """Whether two web servers may have moved the token chain on from different states (promise 1)."""
-        if log.once_lost or log.given_up or self.leaving:
+        if log.once_lost or log.given_up or log.out_of_sight or self.leaving:
             return True
         scenario = self.scenario
         if scenario.too_few_answers == "serve" or scenario.rolled_back == "accept" or scenario.durability != "all":

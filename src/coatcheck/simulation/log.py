@@ -136,6 +136,8 @@ class SessionLog:
         """By session server, the claims that it had accepted and forgot."""
         self.once_lost: set[Version] = set()
         """Writes that no session server had at some time; a cache may have brought them back since."""
+        self.out_of_sight: set[Version] = set()
+        """Writes that somebody went on without: one session server had forgotten them, and the others were away."""
         self.vanished_on: set[str] = set()
         """Servers that dropped this one silently and have not been given it since."""
         self.thief = False

@@ -16,6 +16,7 @@ from coatcheck.replication.version import Version, newest_write
 from coatcheck.sessions.record import decode_data, decode_record
 from coatcheck.simulation.application import Attempt, Kind, Operation
 from coatcheck.simulation.content import check_content
+from coatcheck.simulation.judge import UNASKED, answered
 from coatcheck.simulation.leases import LeaseJudge
 from coatcheck.simulation.log import (
     OfferedVersion,
@@ -73,6 +74,7 @@ class PutJudge(LeaseJudge):
         log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy) - ahead_ms
         if entry.version.seq == 0:
             self._note_branches(web, log, entry)
+            self._note_out_of_sight(web, log, entry)
             written = newest_write(entry.history)
             if written is not None and written in log.blobs and log.blobs[written] != record.data:
                 self.fail("I4", f"the claim {self.trace.version(entry.version)} changes data")
@@ -94,6 +96,18 @@ class PutJudge(LeaseJudge):
         branches = [history for history in (*saw, web.had.get(log.key, ())) if history]
         given_up = [history for history in branches if not holds(claim.history, history[-1])]
         log.given_up.setdefault(claim.version.owner, []).extend(given_up)
+
+    def _note_out_of_sight(self, web: WatchedWebServer, log: SessionLog, claim: Entry) -> None:
+        """Which writes a claim goes on without that one session server forgot, and the others that have them were not
+        there to say so: two faults at once, where the copies outlive one."""
+        if log.key not in web.answered:
+            return
+        _, replies = web.answered[log.key]
+        for one in log.forgotten:
+            keepers = self._holders(web, log, one)
+            is_kept = holds(claim.history, one) or forgotten(claim.history, one)
+            if keepers and not is_kept and not any(answered(replies.get(name, UNASKED)) for name in keepers):
+                log.out_of_sight.add(one)
 
     def _check_epoch(self, web: WatchedWebServer, log: SessionLog, version: Version) -> None:
         """Invariant 4: whoever claims or closes takes an epoch above all that it has tried before."""

@@ -326,6 +326,7 @@ class SmallFarm(BareFarm):
                 log.forked_by,
                 list(log.forgotten),
                 log.once_lost,
+                log.out_of_sight,
                 log.lost,
                 list(log.forked_away),
                 log.willed,

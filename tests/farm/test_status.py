@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,13 +12,20 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
 
+from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.operations.status import farm_status
 from ports import free_port
 
 from .farm_process import Farm, eventually
+
+if TYPE_CHECKING:
+    from coatcheck.farm.supervision.supervisor import Supervisor
 
 BASE = {"name": str, "pid": int, "address": str, "healthy": bool, "state": str, "restarts": int, "uptime_s": float}
 
@@ -226,3 +234,34 @@ def test_who_was_kept_to_a_bound_is_shown(farm: Callable[..., Farm]) -> None:
         assert "director-1 refused: 2 too many from address" in shown
         details = running.status()["director"][0]["details"]
         assert details["errors"]["too_many_from_address"] == 2
+
+
+def test_a_session_server_is_healthy_once_every_web_server_that_answers_reaches_it() -> None:
+    """It runs and answers, and a web server has not found it again after a restart: requests there are refused yet."""
+
+    def process(name: str, answer: dict[str, Any] | None) -> Any:
+        async def call(question: str, timeout_s: float) -> dict[str, Any]:
+            if answer is None:
+                raise ControlError("no answer")
+            return {"status": answer}
+
+        return SimpleNamespace(
+            name=name, pid=1, state="ready", restarts=0, uptime_s=1.0, last_end=None, next_try_s=None, call=call
+        )
+
+    def healthy(*reach: bool | None) -> bool:
+        webs = [
+            ("web_servers", process(f"web-{n}", None if sees is None else {"session_servers": {"session-1": sees}}), "")
+            for n, sees in enumerate(reach)
+        ]
+        farm = SimpleNamespace(
+            roster=lambda: [*webs, ("session_servers", process("session-1", {}), "")],
+            plan=SimpleNamespace(outside=()), settings=SimpleNamespace(name="farm"), state="running", url="",
+            run_directory=SimpleNamespace(path=""), uptime_s=1.0, keepers=[],
+        )  # fmt: skip
+        (row,) = asyncio.run(farm_status(cast("Supervisor", farm)))["session_servers"]
+        return bool(row["healthy"])
+
+    assert healthy(True, True)
+    assert healthy(True, None)
+    assert not healthy(True, False)

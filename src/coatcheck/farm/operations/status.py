@@ -66,6 +66,8 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
         for (group, *_), answer in zip(addressed, answers, strict=True)
         if group == "web_servers" and answer is not None
     ]
+    for row in groups["session_servers"]:
+        row["healthy"] = row["healthy"] and all(each.get(row["name"], True) for each in seen)
     groups["session_servers"] += await asyncio.gather(
         *(_outside(server.name, server.url, [each[server.name] for each in seen]) for server in farm.plan.outside)
     )

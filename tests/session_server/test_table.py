@@ -218,14 +218,14 @@ def test_no_bound_is_ever_passed_but_by_closes_of_what_is_there() -> None:
 
 
 def test_what_is_there_can_be_closed_however_full_it_is() -> None:
-    """The tombstone of a small session may be larger than the session was."""
+    """The tombstone of a small session may be larger than the session was, by a long history."""
     small = later(1, size=0)
     real = EntryTable(lambda server_id, notice: None, 10 * (len(small) + ROW_OVERHEAD_BYTES), 10)
     for number in range(10):
         real.put(key(number), b"", 60_000, small, 0)
     with pytest.raises(TableFull):
         real.put(key(10), b"", 60_000, small, 0)
-    closed = Entry(Version(9, b"closing!", 0), (), True, 0, bytes(44)).encode()
+    closed = Entry(Version(9, b"closing!", 0), (), True, 0, bytes(2 * ROW_OVERHEAD_BYTES)).encode()
     for number in range(10):
         assert real.put(key(number), b"", 60_000, closed, 0) is Verdict.ACCEPTED_NOTIFY
     assert (real.entries, real.tombstones) == (10, 10)

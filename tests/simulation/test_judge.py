@@ -9,7 +9,7 @@ from coatcheck.events import EventKind
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.version import Version
 from coatcheck.simulation.bare.farm import BareFarm
-from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim
+from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim, check_convergence
 from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
@@ -151,6 +151,28 @@ def test_a_provisional_tombstone_may_be_left_over_only_if_it_was_overruled_and_a
     log.last_active = farm.schedule.now
     log.created_ms = EPOCH_MS + int(farm.schedule.now * 1000)
     assert faults() == 2, "it is not over"
+
+
+@pytest.mark.parametrize(
+    ("damage", "is_over", "faults"), [("clocks", True, 0), ("clocks", False, 1), ("wide", True, 1)]
+)
+def test_a_provisional_tombstone_may_outlive_its_session_where_a_clock_was_ahead(
+    farm: BareFarm, damage: str, is_over: bool, faults: int
+) -> None:
+    log = written(farm)
+    servers = list(farm.servers.values())
+    for server in servers:
+        server.forget_all()
+        server.expires_by_wall = True
+    lapse = Entry(Version(2, OWNER, 0), (FIRST,), True, LIFE_MS, b"sealed", True)
+    servers[2].put(KEY, None, lapse)
+    farm.scenario = farm.ledger.scenario = msgspec.structs.replace(farm.scenario, damage=damage)
+    log.issued[bytes(16)] = 0.0
+    if is_over:
+        log.last_active = farm.schedule.now - 2 * LIFE_MS / 1000
+    before = len(farm.ledger.violations)
+    check_convergence(farm)
+    assert len(farm.ledger.violations) - before == faults
 
 
 def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: BareFarm) -> None:

@@ -29,8 +29,10 @@ def check_convergence(farm: Farm[Any, Any]) -> None:
         if any(left_s is not None and left_s < 10.0 for left_s in lives):
             continue  # about to expire
         live = {name: entry for name, entry in present.items() if not entry.closed}
-        wrong_clocks = farm.scenario.damage == "clocks" and all(farm.servers[name].expires_by_wall for name in live)
-        if live and farm.ledger.is_over(log) and wrong_clocks:
+        unwilled = present if all(entry.provisional for entry in present.values()) else {}
+        kept = live or unwilled
+        wrong_clocks = farm.scenario.damage == "clocks" and all(farm.servers[name].expires_by_wall for name in kept)
+        if kept and farm.ledger.is_over(log) and wrong_clocks:
             # Redis ends its keys by its own clock: what it stored while that was ahead by hours stays for hours.
             farm.ledger.excuse("section 8: kept after its time by a session server whose clock was ahead")
             continue

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.put_rule import FLAG_TAKE_ONCE
 from coatcheck.replication.version import Version
 from coatcheck.session_server.handover import (
     Clocks,
@@ -17,11 +17,13 @@ from coatcheck.session_server.handover import (
     take_handover,
     write_handover,
 )
+from coatcheck.session_server.server import SessionServer
 from coatcheck.session_server.table import EntryTable
 from coatcheck.tokens.keyring import KeyRing
 
 SECRETS = (bytes(range(32)), bytes(range(1, 33)))
 BOX = handover_box(SECRETS, 0, "farm")
+ITEM_KEY = b"i" * 32
 WRITTEN_AT_MS = 1_700_000_000_000
 
 
@@ -74,18 +76,18 @@ def test_a_clock_that_went_back_lengthens_no_life(path: Path) -> None:
     assert new.get(key(1), 5_000) == (entry(1), 60_000)
 
 
-def test_what_may_be_taken_once_is_in_no_file_and_is_taken_from_none(path: Path) -> None:
-    old, new = new_table(), new_table()
-    old.put(key(1), b"", 60_000, entry(1), 0)
-    old.put(key(2), b"", 60_000, entry(1), 0)
-    ticket = bytearray(entry(1))
-    ticket[1] |= FLAG_TAKE_ONCE
-    old._shard(key(2))[key(2)].raw = bytes(ticket)
-    assert [row[0] for row in old.hand_over(0)] == [key(1)]
-    rows = [(key(1), 60_000, entry(1)), (key(2), 60_000, bytes(ticket))]
-    write_handover(path, Stamp("run-1", "session-1", WRITTEN_AT_MS), rows, BOX)
-    assert take_handover(path, "run-1", new, BOX, clocks()) == 1
-    assert new.get(key(2), 5_000) is None
+def test_what_may_be_taken_once_is_in_no_file(path: Path) -> None:
+    async def story() -> None:
+        old, new = (SessionServer("session-1") for _ in range(2))
+        old._state.table.put(key(1), b"", 60_000, entry(1), old._state.now_ms())
+        assert old._state.items.put(ITEM_KEY, entry(1), 60_000, b"", old._state.now_ms())
+        assert await old.hand_over(path, "run-1", BOX) == 1
+        assert await new.take_over(path, "run-1", BOX, 60) == 1
+        assert new._state.table.get(key(1), new._state.now_ms()) is not None
+        assert new._state.table.get(ITEM_KEY[:16], new._state.now_ms()) is None
+        assert new._state.items.take(ITEM_KEY, b"n" * 16, new._state.now_ms()) is None
+
+    asyncio.run(story())
 
 
 def test_a_file_of_another_run_is_refused_and_gone(path: Path) -> None:

@@ -32,10 +32,6 @@ MIN_LIFE_MS: Final = 1
 MAX_LIFE_MS: Final = 10 * 366 * 24 * 3600 * 1000
 """No entry lives longer: ten years. Also keeps every sum of clock and life within 64 bits."""
 
-FLAG_TAKE_ONCE: Final = 0x80
-"""Kept free in an entry's flags for items that exist on one session server and are taken there, once. No store accepts
-one yet; what copies entries past the put rule already leaves them out."""
-
 _FLAGS = 1
 _OWNER_END = 14
 _VERSION_END = 18
@@ -96,11 +92,6 @@ def is_tombstone(raw: bytes) -> bool:
 def payload_at(raw: bytes) -> int:
     """Where an entry's sealed payload begins."""
     return HEAD_BYTES + raw[HEAD_BYTES - 1] * PACKED_BYTES
-
-
-def is_take_once(raw: bytes) -> bool:
-    """Whether an entry may be taken once and must be in no copy; see :data:`FLAG_TAKE_ONCE`."""
-    return bool(raw[_FLAGS] & FLAG_TAKE_ONCE)
 
 
 def is_first_write(raw: bytes) -> bool:

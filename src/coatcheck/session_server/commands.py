@@ -1,8 +1,10 @@
-"""The commands of the session server: two of our own, and enough of RESP for ``redis-cli``.
+"""The commands of the session server: a few of our own, and enough of RESP for ``redis-cli``.
 
 ``CC.PUT key seen life_ms entry [notify]`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
-``CC.GET key`` answers the latter. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends prove that they know the password,
-without sending it; ``AUTH`` is for tools. All other commands only look: nothing but the put rule changes an entry.
+``CC.GET key`` answers the latter. ``CC.ITEM.PUT key life_ms item [after]`` and ``CC.ITEM.PURGE key`` answer ``1`` or
+``0``, ``CC.ITEM.TAKE key nonce`` the item or nothing; items are in a table of their own, which no other command
+reaches. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends prove that they know the password, without sending it;
+``AUTH`` is for tools. All other commands only look: nothing but the put rule changes an entry.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from coatcheck.session_server.state import (
     SessionState,
 )
 from coatcheck.session_server.table import TableFull
+from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.table import ItemsFull
 
 MAX_FAILED_LOGINS: Final = 3
 MAX_SCAN_COUNT: Final = 10_000
@@ -102,6 +106,35 @@ def _stored(state: SessionState, key: bytes, now_ms: int) -> bytes:
         return resp.EMPTY
     raw, left_ms = stored
     return b"*2\r\n$%d\r\n%b\r\n:%d\r\n" % (len(raw), raw, left_ms)
+
+
+def _put_item(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    _, key, life, item, *after = request
+    try:
+        put = state.items.put(key, item, _number(life), after[0] if after else NEVER_STORED, state.now_ms())
+    except ValueError as wrong:
+        raise _BadRequest(str(wrong)) from None
+    except ItemsFull as full:
+        state.refused_full += 1
+        state.seldom.warning("%s has no room for items that may be taken once: %s", state.name, full)
+        return resp.error("FULL", str(full))
+    return resp.ONE if put else resp.ZERO
+
+
+def _take_item(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    try:
+        item = state.items.take(request[1], request[2], state.now_ms())
+    except ValueError as wrong:
+        raise _BadRequest(str(wrong)) from None
+    return resp.bulk(item) if item is not None else resp.nothing(client.resp3)
+
+
+def _purge_item(state: SessionState, client: Client, request: list[bytes]) -> bytes:
+    try:
+        purged = state.items.purge(request[1], state.now_ms())
+    except ValueError as wrong:
+        raise _BadRequest(str(wrong)) from None
+    return resp.ONE if purged else resp.ZERO
 
 
 def _auth(state: SessionState, client: Client, request: list[bytes]) -> bytes:
@@ -272,6 +305,9 @@ COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
     # name: what it does, fewest and most arguments, whether a client without password may
     b"CC.PUT": (_put, 4, 5, False),
     b"CC.GET": (_get, 1, 1, False),
+    b"CC.ITEM.PUT": (_put_item, 3, 4, False),
+    b"CC.ITEM.TAKE": (_take_item, 2, 2, False),
+    b"CC.ITEM.PURGE": (_purge_item, 1, 1, False),
     b"CC.CHALLENGE": (_challenge, 2, 2, True),
     b"CC.ANSWER": (_answer_challenge, 1, 1, True),
     b"AUTH": (_auth, 1, 2, True),

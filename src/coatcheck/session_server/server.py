@@ -37,6 +37,7 @@ BACKLOG: Final = 512
 CHECK_PERIOD_S: Final = 0.5
 SWEEP_PERIOD_S: Final = 0.25
 SWEEP_STEPS: Final = 2000
+ITEM_SWEEP_STEPS: Final = 200
 SWEEP_AGAIN_S: Final = 0.005
 COUNT_AT_ONCE: Final = 500
 """Sessions that are counted between two looks at the event loop."""
@@ -170,6 +171,7 @@ class SessionServer:
 
     def _sweep(self) -> None:
         looked = self._state.table.sweep(self._state.now_ms(), SWEEP_STEPS)
+        self._state.items.sweep(self._state.now_ms(), ITEM_SWEEP_STEPS)
         delay_s = SWEEP_AGAIN_S if looked >= SWEEP_STEPS else SWEEP_PERIOD_S
         self._timers["sweep"] = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 

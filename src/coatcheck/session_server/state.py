@@ -11,6 +11,7 @@ from coatcheck import resp
 from coatcheck.peers.proof import Service, Side, proof
 from coatcheck.seldom import Seldom
 from coatcheck.session_server.table import DEFAULT_MAX_ENTRIES, EntryTable
+from coatcheck.take_once.table import ItemTable
 
 MAX_CHANNELS_PER_CLIENT: Final = 64
 MAX_CHANNEL_BYTES: Final = 64
@@ -63,6 +64,8 @@ class SessionState:
         self.unix_s = unix_s
         self.started_at = unix_s()
         self.table = EntryTable(self.publish, max_bytes, max_entries)
+        self.items = ItemTable()
+        """What may be taken once; it dies with this process."""
         self.taken_over = 0
         """Entries that were a predecessor's."""
         self.puts = 0
@@ -130,7 +133,8 @@ class SessionState:
         return len(listeners)
 
     def status(self) -> dict[str, str | int | float]:
-        """Figures for operators: entries (tombstones included), bytes, their bounds, connections, puts, refused, start.
+        """Figures for operators: entries (tombstones included), bytes, their bounds, items that may be taken once,
+        connections, puts, refused, start.
 
         ``full``: new sessions are refused; those that exist go on.
         """
@@ -141,6 +145,8 @@ class SessionState:
             "bytes": self.table.held_bytes,
             "max_entries": self.table.max_entries,
             "max_bytes": self.table.max_bytes,
+            "items": len(self.items),
+            "item_bytes": self.items.held_bytes,
             "full": self.table.is_full,
             "refused_full": self.refused_full,
             "connections": len(self.clients),

@@ -19,7 +19,6 @@ from coatcheck.replication.put_rule import (
     bounded_life_ms,
     check_entry,
     is_first_write,
-    is_take_once,
     is_tombstone,
     judge,
     notice_of,
@@ -165,12 +164,11 @@ class EntryTable:
     def hand_over(self, now_ms: int) -> Iterator[tuple[bytes, int, bytes]]:
         """Every live entry that a successor may have: key, life left in milliseconds, stored bytes.
 
-        Items that may be taken once are none of them: with a copy in a file they could be taken twice
-        (protocol-2, part C, rules 7 and 8). Nothing may be put meanwhile.
+        Nothing may be put meanwhile. Items that may be taken once are in a table of their own, and in no file.
         """
         for shard in self._shards:
             for key, row in shard.items():
-                if row.expires_at_ms > now_ms and not is_take_once(row.raw):
+                if row.expires_at_ms > now_ms:
                     yield key, row.expires_at_ms - now_ms, row.raw
         for key, raw, expires_at_ms in self._tombstones.in_places(0, tombstones.BUCKETS):
             if expires_at_ms > now_ms:
@@ -183,7 +181,7 @@ class EntryTable:
         """
         check_entry(raw)
         stored = self._stored(key, now_ms)
-        if is_take_once(raw) or (stored is not None and not _wins(raw, stored)):
+        if stored is not None and not _wins(raw, stored):
             return False
         self._store(key, stored, raw, now_ms + bounded_life_ms(left_ms))
         return True

@@ -1,0 +1,65 @@
+"""The port to a store of items that may be taken once: TLS session states, tickets that hand a session over.
+
+What every adapter promises, and ``tests/contracts/test_take_once.py`` holds it to:
+
+* **At most one take of an item wins**, however many race, from however many processes; :mod:`coatcheck.take_once.rule`
+  is obeyed. The reply says who won: whoever gets the item.
+* **The same nonce may ask again** for a while, if its answer was lost; another nonce never gets what that one took.
+* **A store may lose items** (restart empty, drop what it has no room for). It may not come back with older ones: then
+  what was taken could be taken again. An adapter that cannot be sure of that forgets all items instead.
+* **Items expire** on the store's own clock, and take no space for long after. What was taken leaves a mark of its life.
+* **Nothing repairs, copies, lists or hands over items**: they are where they were put, or nowhere.
+* **Calls end** within the store's time-out, and raise :class:`TakeOnceUnavailable` if the outcome is unknown. A put
+  whose outcome is unknown is never tried again under its key: the item is abandoned.
+
+All calls are made on the event loop that opened the store. They never block it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from coatcheck.errors import CoatcheckError
+from coatcheck.take_once.rule import NEVER_STORED
+
+
+class TakeOnceUnavailable(CoatcheckError):
+    """The store did not answer, or answered that it cannot; what became of the call is unknown."""
+
+
+class TakeOnceStore(Protocol):
+    """One store of items. See the module's words for the guarantees.
+
+    All methods raise ``ValueError`` for arguments that :mod:`coatcheck.take_once.rule` does not know.
+    """
+
+    name: str
+    """What an item's key is found by: unique among the stores of a farm, and the same on every server."""
+
+    @property
+    def reachable(self) -> bool:
+        """What the last attempt showed."""
+        ...
+
+    async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
+        """Store an item; ``False`` if there is one, or a mark of one, under this key.
+
+        ``after``: put a taken item back, by the nonce that took it; ``False`` if nobody, or somebody else, took it.
+        """
+        ...
+
+    async def take(self, key: bytes, nonce: bytes) -> bytes | None:
+        """Take the item: its content, or ``None`` if it is not here, or was taken by another nonce."""
+        ...
+
+    async def purge(self, key: bytes) -> bool:
+        """Destroy the content, so that nobody takes it any more, or puts it back; ``False`` if nothing is stored."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. Returns also when the server is away: then it keeps trying."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release sockets, files and tasks."""
+        ...

@@ -24,7 +24,7 @@ def snippets(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if snippets(page) and page.name not in ("testing.md", "adapters.md")],
+    [page for page in PAGES if snippets(page) and page.name not in ("testing.md", "adapters.md", "tls.md")],
     ids=lambda page: page.name,
 )
 def test_python_snippets_of_a_page_run_one_after_the_other(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from hmac import compare_digest
 from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
@@ -58,6 +60,7 @@ class KeyRing:
             raise ConfigError("two keys of the key ring are the same")
         self._primary = _derive(secrets[primary], b"key-id", KEY_ID_BYTES)
         self._boxes: list[SealedBox] = []
+        self._macs: list[KeyedMac] = []
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._secrets)} keys, primary {self._primary.hex()}>"
@@ -69,6 +72,17 @@ class KeyRing:
         self._boxes.append(box)
         return box
 
+    def mac(self, purpose: str, audience: str) -> KeyedMac:
+        """What marks and knows our own things that stand in clear, for one purpose and one audience."""
+        mac = KeyedMac(f"{purpose}\x00{audience}".encode())
+        mac.use(*self._mac_keys(mac.purpose))
+        self._macs.append(mac)
+        return mac
+
+    def _mac_keys(self, info: bytes) -> tuple[list[bytes], bytes]:
+        keys = {key_id: _derive(secret, info, 32) for key_id, secret in self._secrets.items()}
+        return list(keys.values()), keys[self._primary]
+
     def _keys(self, info: bytes) -> dict[bytes, AESGCMSIV]:
         return {key_id: AESGCMSIV(_derive(secret, info, 32)) for key_id, secret in self._secrets.items()}
 
@@ -78,6 +92,8 @@ class KeyRing:
         self._secrets, self._primary = judged._secrets, judged._primary
         for box in self._boxes:
             box.use(self._keys(box.purpose), self._primary)
+        for mac in self._macs:
+            mac.use(*self._mac_keys(mac.purpose))
 
     def credential(self, name: str) -> str:
         """A password that only holders of the primary key can know, for server-to-server authentication."""
@@ -126,6 +142,26 @@ class SealedBox:
             return opener(sealed[5:17], sealed[17:], self._associated[prefix] + context)
         except (InvalidTag, ValueError):
             raise TokenRejected(TokenReason.FORGED) from None
+
+
+class KeyedMac:
+    """Keyed BLAKE2b (RFC 7693) for one purpose."""
+
+    def __init__(self, purpose: bytes) -> None:
+        self.purpose = purpose
+
+    def use(self, keys: list[bytes], primary: bytes) -> None:
+        """Know the marks of these keys from now on, and mark with the primary one."""
+        self._all = [primary, *[key for key in keys if key != primary]]
+        self._marking = primary
+
+    def mark(self, clear: bytes, size: int) -> bytes:
+        """``size`` bytes that only holders of the primary key can make."""
+        return blake2b(clear, digest_size=size, key=self._marking).digest()
+
+    def is_ours(self, clear: bytes, mark: bytes) -> bool:
+        """Whether a holder of one of our keys made this mark; in constant time for each key."""
+        return any(compare_digest(blake2b(clear, digest_size=len(mark), key=key).digest(), mark) for key in self._all)
 
 
 class PayloadSealer:

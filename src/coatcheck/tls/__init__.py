@@ -1,0 +1,10 @@
+"""TLS sessions that any server of a farm can resume: ``coatcheck.tls.share_sessions`` (docs/tls.md)."""
+
+from __future__ import annotations
+
+from coatcheck.tls.ahead import new_event_loop
+from coatcheck.tls.entrance import share_sessions
+from coatcheck.tls.openssl import OpenSslRefused
+from coatcheck.tls.sharing import SharedSessions
+
+__all__ = ["OpenSslRefused", "SharedSessions", "new_event_loop", "share_sessions"]

@@ -1,0 +1,126 @@
+"""``share_sessions``: from a context, stores and keys to sessions that the farm shares. Judges the settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from coatcheck.duration import format_duration, parse_duration
+from coatcheck.errors import ConfigError
+from coatcheck.options import check_plain_name, shown
+from coatcheck.stores.session_server_url import SCHEMES, parse_session_servers
+from coatcheck.stores.take_once.opening import open_items
+from coatcheck.take_once.port import TakeOnceStore
+from coatcheck.tls.openssl import OpenSslRefused
+from coatcheck.tls.record import RecordSealer, Siblings
+from coatcheck.tls.repository import SessionRepository
+from coatcheck.tls.session_id import SessionIds, store_tag
+from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions
+from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
+from coatcheck.tokens.secret import parse_key
+
+DEFAULT_LIFETIME_S: Final = 300
+MAX_LIFETIME_S: Final = 7 * 24 * 3600
+"""RFC 8446 section 4.6.1."""
+
+FETCH_TIMEOUT_S: Final = (0.01, 10.0)
+
+_log: Final = logging.getLogger("coatcheck.tls")
+_shared: weakref.WeakKeyDictionary[ssl.SSLContext, SharedSessions] = weakref.WeakKeyDictionary()
+
+
+def share_sessions(
+    context: ssl.SSLContext,
+    *,
+    store: str | Sequence[str],
+    server: str,
+    keyring: KeyRing | str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    lifetime: float | str = DEFAULT_LIFETIME_S,
+    siblings: Iterable[Iterable[str]] = (),
+    fetch_timeout: float | str | None = None,
+    required: bool = False,
+) -> SharedSessions:
+    """Let every server of the farm resume the TLS sessions of this server's ``context``, and it theirs (mission C1).
+
+    Call it last, when the context has its certificates and its demands on clients. ``store``: ``[NAME=]URL``, one or
+    several: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix:///SOCKET``, ``coatcheck://`` (an
+    embedded session server), ``sqlite:///FILE``, or ``memory://``, which this process alone can use. ``server``: this
+    server's name, unique within the farm. ``keyring``: a :class:`KeyRing`, or its keys as :func:`coatcheck.connect`
+    takes them. ``lifetime``: how long a session can be resumed, a number of seconds or a text such as ``"10m"``, 7 days
+    at most. ``siblings``: groups of host names that may resume each other's sessions; by default each only its own.
+    ``fetch_timeout``: how long a handshake may wait for a store, 10 ms to 10 s; by default 80 ms in a thread, and 0.5 s
+    ahead of a handshake on an event loop.
+
+    If the OpenSSL of this Python cannot be proved to be what we think, the context is left as it was, a warning says
+    why, and nothing is shared; with ``required`` that is an error. Raises :class:`ConfigError` for a wrong argument,
+    :class:`OpenSslRefused` if ``required``. Waits a second at most for the stores.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"share_sessions: an ssl.SSLContext, not {type(context).__name__}")
+    if context in _shared and _shared[context].active:
+        raise ConfigError("share_sessions: the sessions of this context are shared already")
+    check_plain_name("server", server)
+    check_plain_name("farm", farm)
+    addresses = parse_session_servers([store] if isinstance(store, str) else store, SCHEMES)
+    if not addresses:
+        raise ConfigError("share_sessions: name a store, such as redis://HOST")
+    if len({store_tag(address.name) for address in addresses}) != len(addresses):
+        raise ConfigError("share_sessions: two stores have names with one tag; rename one of them")
+    lifetime_s = int(_seconds("lifetime", lifetime, 1, MAX_LIFETIME_S))
+    thread_limit_s, loop_limit_s = THREAD_LIMIT_S, LOOP_LIMIT_S
+    if fetch_timeout is not None:
+        thread_limit_s = loop_limit_s = _seconds("fetch_timeout", fetch_timeout, *FETCH_TIMEOUT_S)
+    ring = keyring if isinstance(keyring, KeyRing) else KeyRing(_keys(keyring))
+
+    def make_stores() -> list[TakeOnceStore]:
+        return [open_items(address, farm, loop_limit_s) for address in addresses]
+
+    make_stores()  # so that a wrong one is an error here
+    shared = SharedSessions(
+        context,
+        SessionRepository(make_stores, store_tag),
+        SessionIds(ring, farm, server, os.urandom),
+        RecordSealer(ring, farm, os.urandom),
+        server=server,
+        farm=farm,
+        siblings=Siblings(siblings),
+        lifetime_s=lifetime_s,
+        thread_limit_s=thread_limit_s,
+        loop_limit_s=loop_limit_s,
+    )
+    if not shared.active and required:
+        raise OpenSslRefused(shared.why_off)
+    if not shared.active:
+        _log.warning("TLS sessions are not shared: %s", shared.why_off)
+    _shared[context] = shared
+    return shared
+
+
+def sessions_of(context: object) -> SharedSessions | None:
+    """What :func:`share_sessions` made of this context, if it is shared."""
+    shared = _shared.get(context) if isinstance(context, ssl.SSLContext) else None
+    return shared if shared is not None and shared.active else None
+
+
+def _seconds(name: str, given: float | str, fewest: float, most: float) -> float:
+    try:
+        seconds = parse_duration(given)
+    except ValueError as wrong:
+        raise ConfigError(f"{name}: {wrong} (got {shown(given)!r})") from None
+    if not fewest <= seconds <= most:
+        bounds = f"{format_duration(fewest)} to {format_duration(most)}"
+        raise ConfigError(f"{name}: {bounds} (got {shown(given)!r})")
+    return seconds
+
+
+def _keys(given: object) -> tuple[bytes, ...]:
+    keys = [given] if isinstance(given, str | bytes) else given
+    if not isinstance(keys, Sequence) or not all(isinstance(key, str | bytes) for key in keys):
+        raise ConfigError(f"keyring: a KeyRing, a key or several keys; {HOW_TO_MAKE_A_KEY}")
+    return tuple(parse_key(key, "keyring") for key in keys)

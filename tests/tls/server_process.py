@@ -1,0 +1,105 @@
+"""A server that shares its TLS sessions: says its port, answers each connection with what it knows of it.
+
+Argument: its settings as JSON. A line on standard input is answered by the status of the sharing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import ssl
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from coatcheck.tls import SharedSessions, new_event_loop, share_sessions
+from coatcheck.tls.ahead import fetching_ahead
+
+
+def main(settings: dict[str, Any]) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    context, shared = shared_context(settings)
+    threading.Thread(target=answer_questions, args=(shared,), daemon=True).start()
+    if settings["mode"] == "threads":
+        serve_in_threads(context)
+    else:
+        if settings["mode"] == "plain-asyncio":
+            loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
+        elif settings["mode"] == "asyncio":
+            loop = fetching_ahead(asyncio.SelectorEventLoop)()
+        else:
+            loop = new_event_loop()
+            assert "uvloop" in type(loop).__mro__[2].__module__
+        loop.run_until_complete(serve_on_a_loop(context))
+
+
+def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSessions]:
+    folder = Path(settings["folder"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    if curve := settings.get("curve"):
+        context.set_ecdh_curve(curve)
+    if settings.get("verify"):
+        context.verify_mode = ssl.VerifyMode[settings["verify"]]
+        context.load_verify_locations(folder / "ca.pem")
+    shared = share_sessions(
+        context,
+        store=settings["store"],
+        server=settings["name"],
+        keyring=settings["key"],
+        farm=settings.get("farm", "farm"),
+        lifetime=settings.get("lifetime", 300),
+        fetch_timeout=settings.get("fetch_timeout", 10),  # a busy machine is no fault
+        siblings=settings.get("siblings", ()),
+        required=True,
+    )
+    return context, shared
+
+
+def answer_questions(shared: SharedSessions) -> None:
+    while sys.stdin.readline():
+        print(json.dumps(shared.status()), flush=True)
+
+
+def words(tls: Any) -> bytes:
+    name = json.loads(sys.argv[1])["name"]
+    subject = dict(part[0] for part in (tls.getpeercert() or {}).get("subject", ()))
+    said = {"server": name, "reused": tls.session_reused, "version": tls.version(), "client": subject.get("commonName")}
+    body = json.dumps(said).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body)
+
+
+def serve_in_threads(context: ssl.SSLContext) -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    print(listener.getsockname()[1], flush=True)
+
+    def answer(raw: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as tls:
+            tls.recv(65536)
+            tls.sendall(words(tls))
+            tls.unwrap()
+
+    while True:
+        raw, _ = listener.accept()
+        threading.Thread(target=answer, args=(raw,), daemon=True).start()
+
+
+async def serve_on_a_loop(context: ssl.SSLContext) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(words(writer.get_extra_info("ssl_object")))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""docs/tls.md is run as a user would run it: its files in a folder, two servers of each kind, and clients."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import coatcheck.errors
+from ports import free_port
+
+from .farm import HOST, KEY, PATIENCE_S, VERSIONS, Client
+
+PAGE = Path(__file__).parents[2] / "docs" / "tls.md"
+FILES = dict(re.findall(r"```python\n# ([\w.]+\.py)\n(.*?)```", PAGE.read_text(), re.S))
+SOURCE = Path(coatcheck.errors.__file__).parents[1]
+COMMANDS = {
+    "uvicorn": [sys.executable, "run_uvicorn.py"],
+    "hypercorn": [sys.executable, "run_hypercorn.py"],
+    "aiohttp": [sys.executable, "run_aiohttp.py"],
+    "gunicorn": [sys.executable, "-m", "gunicorn", "wsgi:app"],
+}
+WSGI = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "5")])
+    return [b"hello"]
+"""
+
+
+def start(kind: str, folder: Path, certificates: Path, server: str) -> tuple[subprocess.Popen[bytes], int]:
+    folder.mkdir()
+    port = free_port()
+    for name, text in {**FILES, "wsgi.py": WSGI}.items():
+        own = text.replace("8443", str(port)).replace("web-1", server).replace("sqlite:///", "sqlite:///../")
+        own = own.replace("keyring=", "fetch_timeout=10, keyring=")  # a busy machine is no fault
+        (folder / name).write_text(own)
+    (folder / "server.pem").write_bytes((certificates / "server.pem").read_bytes())
+    process = subprocess.Popen(
+        COMMANDS[kind], cwd=folder, env={**os.environ, "TLS_KEY": KEY, "PYTHONPATH": str(SOURCE)}
+    )
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process, port
+        assert process.poll() is None, f"{kind} ended"
+        assert time.monotonic() < until, f"{kind} does not listen"
+        time.sleep(0.02)
+
+
+def visit(client: Client, port: int) -> bool:
+    """Whether the session was resumed."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as raw,
+        client.context.wrap_socket(raw, server_hostname=HOST, session=client.session) as tls,
+    ):
+        tls.sendall(b"GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while piece := tls.recv(65536):
+            answer += piece
+        assert answer.endswith(b"hello"), answer
+        client.session = tls.session
+        return bool(tls.session_reused)
+
+
+def test_the_page_has_a_file_for_each_server() -> None:
+    assert set(FILES) == {"shared.py", "run_uvicorn.py", "run_hypercorn.py", "run_aiohttp.py", "gunicorn.conf.py"}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_two_servers_resume_each_others_sessions(kind: str, certificates: Path, tmp_path: Path) -> None:
+    running = [start(kind, tmp_path / name, certificates, name) for name in ("web-1", "web-2")]
+    try:
+        for version in VERSIONS.values():
+            client, resumed = Client(certificates, version), []
+            for _, port in (*running, *running):
+                resumed.append(visit(client, port))
+                time.sleep(0.1)  # the way to the store, which nobody waits for
+            assert resumed == [False, True, True, True], (kind, version)
+            assert version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+    finally:
+        for process, _ in running:
+            process.terminate()
+            assert process.wait(PATIENCE_S) in (0, -15)

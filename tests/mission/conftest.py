@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tls.conftest import certificates, redis_url, servers, session_server_url, sqlite_url, store
+
 from .mission_farm import MissionFarm
+
+__all__ = ["certificates", "redis_url", "servers", "session_server_url", "sqlite_url", "start", "store"]
 
 StartFarm = Callable[..., MissionFarm]
 

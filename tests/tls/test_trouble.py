@@ -193,6 +193,34 @@ def test_clients_that_send_half_a_hello_or_none_hold_nobody_up(certificates: Pat
         assert client.visit(one)["reused"]
 
 
+def test_on_a_loop_that_does_not_fetch_ahead_nothing_is_waited_for(certificates: Path, way: Way) -> None:
+    with farm(certificates, f"redis://127.0.0.1:{way.port}", "plain-asyncio") as (one, other):
+        client = Client(certificates, TLS_1_3)
+        client.visit(one)
+        way.delay_s = 5.0
+        began = time.monotonic()
+        assert not client.ask(other.port)["reused"]
+        assert time.monotonic() - began < 5.0
+        assert other.status()["not_ahead"] == 1
+
+
+def test_what_was_fetched_for_a_handshake_that_broke_off_is_forgotten(certificates: Path, redis_url: str) -> None:
+    with farm(certificates, redis_url, "uvloop") as (one, other):
+        client = Client(certificates, TLS_1_3)
+        client.visit(one)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client.context.wrap_bio(incoming, outgoing, server_hostname="shop.test", session=client.session)
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        hello = outgoing.read()
+        damaged = hello[:20] + bytes([hello[20] ^ 1]) + hello[21:]  # its random, so that the binder fits no more
+        with socket.create_connection(("127.0.0.1", other.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(damaged)
+            connection.recv(65536)
+        other.wait_for(lambda status: status["ahead"] == 0)
+        assert not client.visit(one)["reused"], "whoever saw the ID could use it up, and nothing else"
+
+
 def test_a_hello_that_comes_in_drops_is_answered(certificates: Path, redis_url: str) -> None:
     with farm(certificates, redis_url, "uvloop") as (one, _):
         client = Client(certificates, TLS_1_3)

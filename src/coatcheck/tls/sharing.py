@@ -120,6 +120,7 @@ class SharedSessions:
         return {
             "active": self.active,
             **counts,
+            "ahead": len(self._ahead),
             "storing": repository.storing,
             "dropped": repository.dropped,
             "stores": repository.status(),

@@ -15,8 +15,9 @@ from tls.farm import KEY, TLS_1_2, Client, Servers
 
 def row(path: Path, key: bytes) -> bytes:
     with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
-        (item,) = database.execute("SELECT item FROM items WHERE key = ?", (key,)).fetchone()
-    return bytes(item)
+        found = database.execute("SELECT item FROM items WHERE key = ?", (key,)).fetchall()
+    assert len(found) == 1
+    return bytes(found[0][0])
 
 
 def test_the_state_is_a_row_that_only_the_farm_can_read(certificates: Path, tmp_path: Path, servers: Servers) -> None:

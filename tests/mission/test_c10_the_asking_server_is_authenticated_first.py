@@ -1,7 +1,8 @@
 """C10: "The asking server is authenticated and authorised before it gets anything."
 
-By a session server that holds sessions: both ends prove the farm's credential. And whoever gets past it gets a sealed
-record, which takes the farm's key ring.
+By a server that holds its own sessions: mutual TLS under the farm's own authority, a list of who may ask, and one of
+who may no longer. By a session server: both ends prove the farm's credential. And whoever gets past either gets a
+sealed record, which takes the farm's key ring.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from coatcheck import resp
 from coatcheck.session_server.commands import COMMANDS
 from tls.conftest import PASSWORD
 from tls.farm import TLS_1_3, Client, Server, Servers
+from tls.test_peers import PeerFarm
 
 
 def test_without_the_proof_no_command_about_sessions_is_answered(session_server_url: str) -> None:
@@ -45,6 +47,23 @@ def test_a_server_that_does_not_know_the_password_gets_nothing(
         assert client.visit(one, session=session)["reused"], "it is still there"
     finally:
         thief.stop()
+
+
+def test_a_peer_gets_what_it_may_until_its_certificate_is_revoked(certificates: Path, tmp_path: Path) -> None:
+    farm = PeerFarm(tmp_path / "peers", certificates)
+    try:
+        one, two, three = farm.start_all()
+        client = Client(certificates, TLS_1_3)
+        client.visit(one)
+        assert client.visit(two)["reused"] is True
+        farm.authority.revoke("web-2")
+        two.wait_for(lambda status: status["stores"]["web-1"] is False)
+        client.visit(one)
+        session = client.session
+        assert client.visit(two, session=session)["reused"] is False
+        assert client.visit(three, session=session)["reused"] is True
+    finally:
+        farm.stop()
 
 
 def test_a_server_with_another_key_ring_asks_for_nothing_and_could_read_nothing(

@@ -67,7 +67,9 @@ def _no_authority() -> x509.BasicConstraints:
 class Server:
     """A server process; see ``server_process.py``."""
 
-    def __init__(self, folder: Path, name: str, store: str | list[str], mode: str = "threads", **options: Any) -> None:
+    def __init__(
+        self, folder: Path, name: str, store: str | list[str] | dict[str, Any], mode: str = "threads", **options: Any
+    ) -> None:
         self.name = name
         settings = {"folder": str(folder), "name": name, "store": store, "mode": mode, "key": KEY, **options}
         self.process = subprocess.Popen(

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from coatcheck.tls import SharedSessions, new_event_loop, share_sessions
+from coatcheck.tls import Peers, SharedSessions, new_event_loop, share_sessions
 from coatcheck.tls.ahead import fetching_ahead
 
 
@@ -46,9 +46,10 @@ def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSess
     if settings.get("verify"):
         context.verify_mode = ssl.VerifyMode[settings["verify"]]
         context.load_verify_locations(folder / "ca.pem")
+    store = settings["store"]
     shared = share_sessions(
         context,
-        store=settings["store"],
+        store=Peers(**store) if isinstance(store, dict) else store,
         server=settings["name"],
         keyring=settings["key"],
         farm=settings.get("farm", "farm"),

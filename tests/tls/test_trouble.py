@@ -212,12 +212,15 @@ def test_what_was_fetched_for_a_handshake_that_broke_off_is_forgotten(certificat
         tls = client.context.wrap_bio(incoming, outgoing, server_hostname="shop.test", session=client.session)
         with pytest.raises(ssl.SSLWantReadError):
             tls.do_handshake()
-        hello = outgoing.read()
-        damaged = hello[:20] + bytes([hello[20] ^ 1]) + hello[21:]  # its random, so that the binder fits no more
+        hello = bytearray(outgoing.read())
+        ciphers_at = 5 + 4 + 2 + 32 + 1 + hello[43]
+        size = int.from_bytes(hello[ciphers_at : ciphers_at + 2], "big")
+        # Ciphers that nobody knows: OpenSSL ends the handshake before it asks for the session.
+        hello[ciphers_at + 2 : ciphers_at + 2 + size] = b"\x0a\x0a" * (size // 2)
         with socket.create_connection(("127.0.0.1", other.port), timeout=PATIENCE_S) as connection:
-            connection.sendall(damaged)
+            connection.sendall(hello)
             connection.recv(65536)
-        other.wait_for(lambda status: status["ahead"] == 0)
+        assert other.wait_for(lambda status: status["ahead"] == 0)["offered"] == 0
         assert not client.visit(one)["reused"], "whoever saw the ID could use it up, and nothing else"
 
 

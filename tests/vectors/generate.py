@@ -153,6 +153,24 @@ def soap(name: str, user: str, password: str, issued: int, serial: int, server: 
     }  # fmt: skip
 
 
+def tls_session(name: str, server: str, store: str, host: str, protocol: int, state: bytes) -> dict[str, Any]:
+    """Section 8: an ID, the key that it is stored under, and the sealed record."""
+    random_bytes, nonce, context = drawn(f"{name} random", 15), drawn(f"{name} nonce", 12), drawn("TLS context", 32)
+    server_tag = hashlib.blake2b(server.encode(), digest_size=4, person=b"coatcheck-tls").digest()
+    store_tag = hashlib.blake2b(store.encode(), digest_size=2, person=b"coatcheck-store").digest()
+    clear = FORMAT + server_tag + store_tag + random_bytes
+    marking = derive(SECRETS[PRIMARY], b"tls-session-id\x00" + FARM.encode(), 32)
+    made = clear + hashlib.blake2b(clear, key=marking, digest_size=10).digest()
+    key = hashlib.blake2b(made, digest_size=32, person=b"coatcheck-tls-id").digest()
+    plain = pack([server, host, context, NOW, protocol, state])
+    return {
+        "name": name, "server": server, "store": store, "host": host, "protocol": protocol, "state": state.hex(),
+        "context": context.hex(), "expires_at": NOW, "random": random_bytes.hex(), "nonce": nonce.hex(),
+        "id": made.hex(), "key": key.hex(),
+        "stored": seal(SECRETS[PRIMARY], "tls-session", FARM, nonce, plain, key).hex(),
+    }  # fmt: skip
+
+
 def creation() -> dict[str, Any]:
     """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
     server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
@@ -195,6 +213,10 @@ def known_answers() -> dict[str, Any]:
             entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
             entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
             entry("provisional tombstone", PRIMARY, (4, other, 0), [(1, one, 1)], None, True),
+        ],
+        "tls_sessions": [
+            tls_session("TLS 1.2", "web-1", "session-1", "shop.example", 0x0303, drawn("state", 134)),
+            tls_session("TLS 1.3 without a name", "wéb-2", "east", "", 0x0304, drawn("large state", 600)),
         ],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),

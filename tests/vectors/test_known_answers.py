@@ -25,6 +25,8 @@ from coatcheck.replication.version import SERVER_ID_BYTES, Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.stores.memory import MemoryStore
+from coatcheck.tls.record import RecordSealer, SessionRecord
+from coatcheck.tls.session_id import SessionIds, item_key, server_tag, store_tag
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
@@ -156,6 +158,25 @@ def test_messages() -> None:
     for name, message in messages.items():
         assert message.encode().hex() == known[name]
         assert decode_message(bytes.fromhex(known[name])) == message
+
+
+@named("tls_sessions")
+def test_a_shared_tls_session_is_named_and_sealed(known: dict[str, Any]) -> None:
+    store, raw, key = store_tag(known["store"]), bytes.fromhex(known["id"]), bytes.fromhex(known["key"])
+    assert SessionIds(WHOLE_RING, FARM, known["server"], always(known["random"])).new(store) == raw
+    assert SessionIds(WHOLE_RING, FARM, "any", always("")).read(raw) == (server_tag(known["server"]), store)
+    assert item_key(raw) == key
+    record = SessionRecord(
+        known["server"],
+        known["host"],
+        bytes.fromhex(known["context"]),
+        known["expires_at"],
+        known["protocol"],
+        bytes.fromhex(known["state"]),
+    )
+    stored = bytes.fromhex(known["stored"])
+    assert RecordSealer(WHOLE_RING, FARM, always(known["nonce"])).seal(key, record) == stored
+    assert RecordSealer(WHOLE_RING, FARM, always("")).open(key, stored) == record
 
 
 @named("soap")

@@ -58,6 +58,10 @@ class SessionConnection(asyncio.Protocol):
         self._partial_since: float | None = None
         self._unread_since: float | None = None
 
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        return self._transport
+
     def push(self, message: bytes) -> None:
         """Send bytes that answer no request; a client that does not read them is dropped."""
         transport = self._transport

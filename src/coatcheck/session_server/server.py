@@ -15,7 +15,7 @@ import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from coatcheck.session_server.connection import SessionConnection
 from coatcheck.session_server.handover import Clocks, Stamp, take_handover, write_handover
 from coatcheck.session_server.state import SessionState
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
+from coatcheck.take_once.table import ItemTable
 from coatcheck.tokens.keyring import SealedBox, sealing_key
 
 MAX_CONNECTIONS: Final = 1024
@@ -41,6 +42,9 @@ ITEM_SWEEP_STEPS: Final = 200
 SWEEP_AGAIN_S: Final = 0.005
 COUNT_AT_ONCE: Final = 500
 """Sessions that are counted between two looks at the event loop."""
+
+Refuses = Callable[[asyncio.BaseTransport], str]
+"""Why whoever is at the other end of a connection gets nothing; empty if it is who it should be."""
 
 
 class SessionServer:
@@ -65,13 +69,16 @@ class SessionServer:
         max_entries: int = DEFAULT_MAX_ENTRIES,
         max_connections: int = MAX_CONNECTIONS,
         sock: socket.socket | None = None,
+        refuses: Refuses | None = None,
     ) -> None:
+        """``refuses`` says why a client gets no word from us, or no further one; it is asked again and again."""
         self.name = name
         self.host = host
         self.port = port
         self._tls = tls
         self._max_connections = max_connections
         self._sock = sock
+        self._refuses = refuses
         self._state = SessionState(name, password, time.monotonic, HeldClock().now_s, max_bytes, max_entries)
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -88,7 +95,7 @@ class SessionServer:
         else:
             where: dict[str, Any] = {"sock": self._sock} if self._sock else {"host": self.host, "port": self.port}
             self._server = await loop.create_server(
-                lambda: SessionConnection(self._state, time.monotonic, self._admit),
+                lambda: SessionConnection(self._state, time.monotonic, self._admit, self._is_refused),
                 ssl=self._tls,
                 backlog=BACKLOG,
                 **where,
@@ -163,10 +170,26 @@ class SessionServer:
             return True
         return False
 
+    def _is_refused(self, transport: asyncio.BaseTransport) -> bool:
+        why = self._refuses(transport) if self._refuses is not None else ""
+        if why:
+            self._state.seldom.warning("a client was refused: %s", why, kind="refused")
+        return bool(why)
+
+    @property
+    def items(self) -> ItemTable:
+        """What may be taken once; the times are those of :meth:`now_ms`."""
+        return self._state.items
+
+    def now_ms(self) -> int:
+        """This server's clock, which never goes back."""
+        return self._state.now_ms()
+
     def _check(self) -> None:
         now = time.monotonic()
-        for client in [client for client in self._state.clients if client.overdue(now)]:
-            client.abort()
+        for client in list(self._state.clients):
+            if client.overdue(now) or (client.transport is not None and self._is_refused(client.transport)):
+                client.abort()
         self._timers["check"] = asyncio.get_running_loop().call_later(CHECK_PERIOD_S, self._check)
 
     def _sweep(self) -> None:

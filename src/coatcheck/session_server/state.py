@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Callable
@@ -31,6 +32,11 @@ class Client(Protocol):
     awaited_proof: bytes
     """What it has to answer to our challenge; empty if it was not challenged."""
     channels: set[bytes]
+
+    @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        """The connection; ``None`` before it is made and after it is lost."""
+        ...
 
     def push(self, message: bytes) -> None:
         """Send bytes that answer no request."""

@@ -21,6 +21,8 @@ class StoreAddress(msgspec.Struct, frozen=True):
     password: str = ""
     db: int = 0
     tls: ssl.SSLContext | None = None
+    tls_name: str = ""
+    """Whose certificate is demanded; empty: that of ``host``."""
     ours: bool = False
     """A session server of coatcheck's own: the password is proved by both ends and never sent; and a Unix socket must
     be our own user's."""

@@ -237,7 +237,13 @@ class Link:
                 sock.close()
                 raise
         else:
-            await self._loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
+            await self._loop.create_connection(
+                lambda: connection,
+                address.host,
+                address.port,
+                ssl=address.tls,
+                server_hostname=address.tls_name or None,
+            )
 
     async def _handshake(self, connection: Connection) -> list[bytes]:
         """Authenticate, prepare, subscribe, PING; answers the server IDs that were subscribed to."""

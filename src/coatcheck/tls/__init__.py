@@ -5,6 +5,7 @@ from __future__ import annotations
 from coatcheck.tls.ahead import new_event_loop
 from coatcheck.tls.entrance import share_sessions
 from coatcheck.tls.openssl import OpenSslRefused
+from coatcheck.tls.peers import Peers
 from coatcheck.tls.sharing import SharedSessions
 
-__all__ = ["OpenSslRefused", "SharedSessions", "new_event_loop", "share_sessions"]
+__all__ = ["OpenSslRefused", "Peers", "SharedSessions", "new_event_loop", "share_sessions"]

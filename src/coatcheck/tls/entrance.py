@@ -6,7 +6,7 @@ import logging
 import os
 import ssl
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from coatcheck.duration import format_duration, parse_duration
@@ -16,6 +16,7 @@ from coatcheck.stores.session_server_url import SCHEMES, parse_session_servers
 from coatcheck.stores.take_once.opening import open_items
 from coatcheck.take_once.port import TakeOnceStore
 from coatcheck.tls.openssl import OpenSslRefused
+from coatcheck.tls.peers import Peers
 from coatcheck.tls.record import RecordSealer, Siblings
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import SessionIds, store_tag
@@ -37,7 +38,7 @@ _shared: weakref.WeakKeyDictionary[ssl.SSLContext, SharedSessions] = weakref.Wea
 def share_sessions(
     context: ssl.SSLContext,
     *,
-    store: str | Sequence[str],
+    store: str | Sequence[str] | Peers,
     server: str,
     keyring: KeyRing | str | bytes | Sequence[str | bytes],
     farm: str = "farm",
@@ -50,7 +51,8 @@ def share_sessions(
 
     Call it last, when the context has its certificates and its demands on clients. ``store``: ``[NAME=]URL``, one or
     several: ``redis://``, ``rediss://``, ``valkey://``, ``valkeys://``, ``unix:///SOCKET``, ``coatcheck://`` (an
-    embedded session server), ``sqlite:///FILE``, or ``memory://``, which this process alone can use. ``server``: this
+    embedded session server), ``sqlite:///FILE``, or ``memory://``, which this process alone can use; or :class:`Peers`:
+    the servers themselves, each for the sessions that it made. ``server``: this
     server's name, unique within the farm. ``keyring``: a :class:`KeyRing`, or its keys as :func:`coatcheck.connect`
     takes them. ``lifetime``: how long a session can be resumed, a number of seconds or a text such as ``"10m"``, 7 days
     at most. ``siblings``: groups of host names that may resume each other's sessions; by default each only its own.
@@ -67,24 +69,16 @@ def share_sessions(
         raise ConfigError("share_sessions: the sessions of this context are shared already")
     check_plain_name("server", server)
     check_plain_name("farm", farm)
-    addresses = parse_session_servers([store] if isinstance(store, str) else store, SCHEMES)
-    if not addresses:
-        raise ConfigError("share_sessions: name a store, such as redis://HOST")
-    if len({store_tag(address.name) for address in addresses}) != len(addresses):
-        raise ConfigError("share_sessions: two stores have names with one tag; rename one of them")
     lifetime_s = int(_seconds("lifetime", lifetime, 1, MAX_LIFETIME_S))
     thread_limit_s, loop_limit_s = THREAD_LIMIT_S, LOOP_LIMIT_S
     if fetch_timeout is not None:
         thread_limit_s = loop_limit_s = _seconds("fetch_timeout", fetch_timeout, *FETCH_TIMEOUT_S)
     ring = keyring if isinstance(keyring, KeyRing) else KeyRing(_keys(keyring))
 
-    def make_stores() -> list[TakeOnceStore]:
-        return [open_items(address, farm, loop_limit_s) for address in addresses]
-
-    make_stores()  # so that a wrong one is an error here
+    make_stores = _stores_of(store, server, farm, loop_limit_s)
     shared = SharedSessions(
         context,
-        SessionRepository(make_stores, store_tag),
+        SessionRepository(make_stores, store_tag, home=server if isinstance(store, Peers) else None),
         SessionIds(ring, farm, server, os.urandom),
         RecordSealer(ring, farm, os.urandom),
         server=server,
@@ -100,6 +94,29 @@ def share_sessions(
         _log.warning("TLS sessions are not shared: %s", shared.why_off)
     _shared[context] = shared
     return shared
+
+
+def _stores_of(
+    store: str | Sequence[str] | Peers, server: str, farm: str, timeout_s: float
+) -> Callable[[], list[TakeOnceStore]]:
+    """What makes the stores of a process; a wrong one is an error here."""
+    if isinstance(store, Peers):
+        peers = store
+
+        def make_stores() -> list[TakeOnceStore]:
+            return peers.stores(server, timeout_s)
+    else:
+        addresses = parse_session_servers([store] if isinstance(store, str) else store, SCHEMES)
+        if not addresses:
+            raise ConfigError("share_sessions: name a store, such as redis://HOST")
+
+        def make_stores() -> list[TakeOnceStore]:
+            return [open_items(address, farm, timeout_s) for address in addresses]
+
+    made = make_stores()
+    if len({store_tag(each.name) for each in made}) != len(made):
+        raise ConfigError("share_sessions: two stores have names with one tag; rename one of them")
+    return make_stores
 
 
 def sessions_of(context: object) -> SharedSessions | None:

@@ -45,9 +45,16 @@ class SessionRepository:
     Any thread may call it. ``tag_of`` names a store in session IDs.
     """
 
-    def __init__(self, make_stores: Callable[[], Sequence[TakeOnceStore]], tag_of: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        make_stores: Callable[[], Sequence[TakeOnceStore]],
+        tag_of: Callable[[str], bytes],
+        home: str | None = None,
+    ) -> None:
+        """``home``: the name of the only store where new items are put; the others are only asked."""
         self._make_stores = make_stores
         self._tag_of = tag_of
+        self._home = home
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -73,7 +80,7 @@ class SessionRepository:
         """The tag of a store that can be reached, each in its turn; ``None`` if there is none."""
         if self._thread is None:
             self.start()
-        stores = list(self._stores.items())
+        stores = [each for each in self._stores.items() if self._home in (None, each[1].name)]
         self._turn += 1
         for at in range(len(stores)):
             tag, store = stores[(self._turn + at) % len(stores)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NEVER_STORED
-from coatcheck.take_once.table import DEFAULT_MAX_BYTES, ItemsFull, ItemTable
+from coatcheck.take_once.table import ItemsFull, ItemTable
 
 
 class MemoryItems:
@@ -16,10 +16,11 @@ class MemoryItems:
     May be used from several threads and event loops at once.
     """
 
-    def __init__(self, name: str, clock: Callable[[], float], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], table: ItemTable | None = None) -> None:
+        """``table``: one that is there already, whose times are those of ``clock``."""
         self.name = name
         self._clock = clock
-        self._table = ItemTable(max_bytes)
+        self._table = table if table is not None else ItemTable()
         self._lock = threading.Lock()
 
     @property

@@ -1,0 +1,189 @@
+"""Servers that keep the TLS sessions that they made, and give them to each other (mission C2, C10).
+
+The ID of a session names the server that made it; whoever is shown it asks that one, and no other. Both ends of such a
+connection prove by a certificate of the farm's own authority who they are; the one that is asked gives nothing to a
+server that is not on its list, or whose certificate was revoked, and ends the connections of one that is revoked later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from coatcheck.errors import ConfigError
+from coatcheck.host_port import parse_host_port
+from coatcheck.options import check_plain_name
+from coatcheck.seldom import Seldom
+from coatcheck.session_server.server import SessionServer
+from coatcheck.stores.address import StoreAddress
+from coatcheck.stores.take_once.memory import MemoryItems
+from coatcheck.stores.take_once.session_server import SessionServerItems
+from coatcheck.take_once.port import TakeOnceStore
+
+MAX_ENTRIES: Final = 1
+"""The door's session server has no room for copies of sessions: it is for items alone."""
+LOOK_PERIOD_S: Final = 1.0
+"""So often the file of revocations is looked at."""
+
+_log: Final = logging.getLogger("coatcheck.tls")
+_seldom: Final = Seldom(_log, time.monotonic)
+
+
+class Peers(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this server listens for the others, and where they are.
+
+    ``listen``: ``HOST:PORT``. ``servers``: the others' addresses by their names; itself may be among them, so that all
+    servers have one list. ``certificate``: a PEM file with this server's certificate, in which its name stands as a DNS
+    name, and its key. ``authority``: a PEM file with the certificate of who signs them. ``revoked``: a PEM file with
+    the list of what that authority took back (RFC 5280 section 5); it is read again when it changes.
+    """
+
+    listen: str
+    servers: Mapping[str, str]
+    certificate: str | Path
+    authority: str | Path
+    revoked: str | Path | None = None
+
+    def stores(self, server: str, timeout_s: float) -> list[TakeOnceStore]:
+        """Its own sessions and the ways to those of the others, not yet open.
+
+        Raises:
+            ConfigError: an address, a name or a file is wrong.
+        """
+        revocations = Revocations(Path(self.authority), Path(self.revoked)) if self.revoked else None
+        host, port = parse_host_port(self.listen, "peers: listen")
+        others = {name: where for name, where in self.servers.items() if name != server}
+        door = PeerDoor(server, host, port, self._context(ssl.Purpose.CLIENT_AUTH), frozenset(others), revocations)
+        asking = self._context(ssl.Purpose.SERVER_AUTH)
+        return [door, *[_way(name, where, asking, timeout_s) for name, where in others.items()]]
+
+    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(purpose, cafile=self.authority)
+            context.load_cert_chain(self.certificate)
+        except (OSError, ssl.SSLError) as wrong:
+            raise ConfigError(f"peers: certificate or authority cannot be read: {wrong}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def _way(name: str, where: str, context: ssl.SSLContext, timeout_s: float) -> SessionServerItems:
+    check_plain_name("peers: a server's name", name)
+    host, port = parse_host_port(where, f"peers: {name}")
+    address = StoreAddress(host=host, port=port, tls=context, tls_name=name, ours=True)
+    return SessionServerItems(name, address, timeout_s=timeout_s)
+
+
+class PeerDoor:
+    """The sessions of this server, and the door where the others ask for them.
+
+    A :class:`coatcheck.take_once.port.TakeOnceStore` in this process's memory. ``allowed``: the names of who may ask.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        allowed: frozenset[str],
+        revocations: Revocations | None,
+    ) -> None:
+        self.name = name
+        self._allowed = allowed
+        self._revocations = revocations
+        self._server = SessionServer(name, host, port, tls=context, max_entries=MAX_ENTRIES, refuses=self._why_refused)
+        items = MemoryItems(name, lambda: self._server.now_ms() / 1000, self._server.items)
+        self.put, self.take, self.purge = items.put, items.take, items.purge
+        self._open = False
+
+    @property
+    def reachable(self) -> bool:
+        return self._open
+
+    async def open(self) -> None:
+        """Listen. If the address cannot be had, that is logged, and this server shares nothing of its own."""
+        try:
+            await self._server.start()
+            self._open = True
+        except OSError as wrong:
+            _log.error("no TLS sessions are shared by %s: it cannot listen for its peers: %s", self.name, wrong)
+
+    async def aclose(self) -> None:
+        self._open = False
+        await self._server.stop()
+
+    def _why_refused(self, transport: asyncio.BaseTransport) -> str:
+        connection = transport.get_extra_info("ssl_object")
+        raw = connection.getpeercert(binary_form=True) if connection is not None else None
+        if raw is None:
+            return "it showed no certificate"
+        certificate = x509.load_der_x509_certificate(raw)
+        names = _dns_names(certificate)
+        if not names & self._allowed:
+            return f"{', '.join(sorted(names)) or 'a nameless server'} is none of this server's peers"
+        if self._revocations is not None and self._revocations.has(certificate):
+            return f"the certificate of {', '.join(sorted(names))} was revoked"
+        return ""
+
+
+def _dns_names(certificate: x509.Certificate) -> frozenset[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return frozenset()
+    return frozenset(extension.value.get_values_for_type(x509.DNSName))
+
+
+class Revocations:
+    """What the farm's authority took back: a file that it signed, read again when it changes.
+
+    A file that was damaged, or signed by somebody else, changes nothing: what was revoked stays so. Raises
+    :class:`ConfigError` if there is no good one to begin with.
+    """
+
+    def __init__(self, authority: Path, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._seen: object = None
+        self._looked_at = clock()
+        try:
+            self._authority: Any = x509.load_pem_x509_certificate(authority.read_bytes()).public_key()
+            self._list = self._read()
+        except (OSError, ValueError) as wrong:
+            raise ConfigError(f"peers: revoked: {path}: {wrong}") from None
+
+    def has(self, certificate: x509.Certificate) -> bool:
+        """Whether this certificate was revoked."""
+        if self._clock() - self._looked_at >= LOOK_PERIOD_S:
+            self._looked_at = self._clock()
+            try:
+                self._list = self._read()
+            except (OSError, ValueError) as wrong:
+                _seldom.warning("the revocations in %s cannot be read; those known before hold: %s", self._path, wrong)
+        return self._list.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+
+    def _read(self) -> x509.CertificateRevocationList:
+        stamp = self._path.stat()
+        seen = (stamp.st_ino, stamp.st_mtime_ns, stamp.st_size)
+        if seen == self._seen:
+            return self._list
+        found = x509.load_pem_x509_crl(self._path.read_bytes())
+        try:
+            is_signed = found.is_signature_valid(self._authority)
+        except (InvalidSignature, TypeError):
+            is_signed = False
+        if not is_signed:
+            raise ValueError("it was not signed by the farm's authority")
+        self._seen = seen
+        return found

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,18 @@ def test_a_wrong_argument_is_one_clear_line(arguments: dict[str, Any], word: str
         share_sessions(server_context(certificates), **{**right, **arguments})
     assert "\n" not in str(raised.value)
     assert KEY not in str(raised.value)
+
+
+def test_what_needs_no_extra_is_had_without_one(certificates: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['hiredis'] = sys.modules['uvloop'] = None\n"
+        "import ssl, coatcheck.tls\n"
+        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "coatcheck.tls.share_sessions(context, store=sys.argv[1], server='web-1', keyring=sys.argv[2], required=True)\n"
+        "assert type(coatcheck.tls.new_event_loop()).__name__ == 'Ahead_UnixSelectorEventLoop'\n"
+    )
+    words = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'tls.db'}", KEY]
+    subprocess.run(words, check=True, timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 def test_a_context_is_shared_once(certificates: Path) -> None:

@@ -26,7 +26,6 @@ from coatcheck.seldom import Seldom
 from coatcheck.session_server.server import SessionServer
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.take_once.memory import MemoryItems
-from coatcheck.stores.take_once.session_server import SessionServerItems
 from coatcheck.take_once.port import TakeOnceStore
 
 MAX_ENTRIES: Final = 1
@@ -77,7 +76,9 @@ class Peers(msgspec.Struct, frozen=True, kw_only=True):
         return context
 
 
-def _way(name: str, where: str, context: ssl.SSLContext, timeout_s: float) -> SessionServerItems:
+def _way(name: str, where: str, context: ssl.SSLContext, timeout_s: float) -> TakeOnceStore:
+    from coatcheck.stores.take_once.session_server import SessionServerItems  # its parser is an extra
+
     check_plain_name("peers: a server's name", name)
     host, port = parse_host_port(where, f"peers: {name}")
     address = StoreAddress(host=host, port=port, tls=context, tls_name=name, ours=True)

@@ -6,8 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from store_backends import (
     PASSWORD,
@@ -17,12 +19,18 @@ from store_backends import (
     SessionServerBackend,
 )
 
-from coatcheck.stores.address import StoreAddress, parse_url
-from coatcheck.stores.take_once.memory import MemoryItems
-from coatcheck.stores.take_once.session_server import SessionServerItems
-from coatcheck.stores.take_once.sqlite import SqliteItems
-from coatcheck.stores.take_once.valkey import ValkeyItems
-from coatcheck.take_once.port import TakeOnceStore
+from coatcheck.stores.address import StoreAddress
+from coatcheck.stores.session_server_url import SessionServerAddress
+from coatcheck.stores.take_once.opening import (
+    items_at,
+    items_at_a_session_server,
+    items_in_a_file,
+    items_in_memory,
+)
+from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceStore
+from coatcheck.take_once.rule import NEVER_STORED
+
+T = TypeVar("T")
 
 
 class ItemBackend:
@@ -32,8 +40,10 @@ class ItemBackend:
     shared = True
     """Whether other processes reach it."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, in_threads: bool = False) -> None:
+        """``in_threads``: its clients are those of threads."""
         self.tmp_path = tmp_path
+        self.in_threads = in_threads
 
     def start(self) -> None: ...
 
@@ -44,18 +54,18 @@ class ItemBackend:
         raise NotImplementedError
 
     def client(self) -> TakeOnceStore:
-        return client_of(self.kind, self.place())
+        return client_of(self.kind, self.place(), in_threads=self.in_threads)
 
 
 class MemoryItemBackend(ItemBackend):
     kind, shared = "memory", False
 
-    def __init__(self, tmp_path: Path) -> None:
-        super().__init__(tmp_path)
-        self.store = MemoryItems("memory", time.monotonic)
+    def __init__(self, tmp_path: Path, in_threads: bool = False) -> None:
+        super().__init__(tmp_path, in_threads)
+        self._place = items_in_memory("memory")
 
     def client(self) -> TakeOnceStore:
-        return self.store
+        return _client(self._place, self.in_threads)
 
 
 class SqliteItemBackend(ItemBackend):
@@ -70,8 +80,8 @@ class ServedItemBackend(ItemBackend):
 
     server_type: type[NetworkedBackend]
 
-    def __init__(self, tmp_path: Path) -> None:
-        super().__init__(tmp_path)
+    def __init__(self, tmp_path: Path, in_threads: bool = False) -> None:
+        super().__init__(tmp_path, in_threads)
         self.server = self.server_type(tmp_path)
 
     def start(self) -> None:
@@ -92,17 +102,57 @@ class RedisItemBackend(ServedItemBackend):
     kind, server_type = "redis", RedisBackend
 
 
-def client_of(kind: str, place: str, timeout_s: float = PATIENCE_S) -> TakeOnceStore:
+def client_of(kind: str, place: str, timeout_s: float = PATIENCE_S, in_threads: bool = False) -> TakeOnceStore:
+    return _client(_place_of(kind, place, timeout_s), in_threads)
+
+
+def _place_of(kind: str, place: str, timeout_s: float) -> TakeOncePlace:
     match kind:
         case "sqlite":
-            return SqliteItems("sqlite", place, time.time, timeout_s=timeout_s)
+            return items_in_a_file("sqlite", place, timeout_s)
         case "session-server":
             address = StoreAddress(host="127.0.0.1", port=int(place), password=PASSWORD, ours=True)
-            return SessionServerItems("session-server", address, timeout_s=timeout_s)
+            return items_at_a_session_server("session-server", address, timeout_s)
         case "redis":
             url = f"redis://:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{place}?db=1"
-            return ValkeyItems("redis", parse_url(url), farm="test", timeout_s=timeout_s)
+            return items_at(SessionServerAddress("redis", url), "test", timeout_s)
     raise ValueError(kind)
+
+
+def _client(place: TakeOncePlace, in_threads: bool) -> TakeOnceStore:
+    return InThreads(place.for_threads()) if in_threads else place.for_a_loop()
+
+
+class InThreads:
+    """The threads' side of a store, asked by threads of their own, as the other side is asked."""
+
+    def __init__(self, store: TakeOnceForThreads) -> None:
+        self.name = store.name
+        self.store = store
+        self._threads = ThreadPoolExecutor(64)
+
+    @property
+    def reachable(self) -> bool:
+        return self.store.check(1.0)
+
+    async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
+        return await self._run(self.store.put, key, item, life_ms, after, PATIENCE_S)
+
+    async def take(self, key: bytes, nonce: bytes) -> bytes | None:
+        return await self._run(self.store.take, key, nonce, PATIENCE_S)
+
+    async def purge(self, key: bytes) -> bool:
+        return await self._run(self.store.purge, key, PATIENCE_S)
+
+    async def open(self) -> None:
+        """It connects when it is asked."""
+
+    async def aclose(self) -> None:
+        await self._run(self.store.close)
+        self._threads.shutdown()
+
+    async def _run(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
 
 ITEM_BACKENDS: dict[str, type[ItemBackend]] = {
@@ -115,7 +165,7 @@ ITEM_BACKENDS: dict[str, type[ItemBackend]] = {
 
 def start_taker(backend: ItemBackend, number: int, takers: int, items: int) -> subprocess.Popen[str]:
     """A process that says ``ready``, waits for a line, and takes each item with ``takers`` takers at once."""
-    words = [backend.kind, backend.place(), str(number), str(takers), str(items)]
+    words = [backend.kind, backend.place(), str(number), str(takers), str(items), str(int(backend.in_threads))]
     return subprocess.Popen(
         [sys.executable, __file__, *words],
         stdin=subprocess.PIPE,
@@ -125,8 +175,8 @@ def start_taker(backend: ItemBackend, number: int, takers: int, items: int) -> s
     )
 
 
-async def _take_all(kind: str, place: str, number: int, takers: int, items: int) -> None:
-    store = client_of(kind, place)
+async def _take_all(kind: str, place: str, number: int, takers: int, items: int, in_threads: int) -> None:
+    store = client_of(kind, place, in_threads=bool(in_threads))
     await store.open()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)

@@ -25,7 +25,7 @@ from take_once_backends import (
     start_taker,
 )
 
-from coatcheck.stores.take_once.sqlite import SqliteItems
+from coatcheck.stores.take_once.sqlite import SqliteItems, SqliteItemsForThreads
 from coatcheck.take_once.port import TakeOnceStore, TakeOnceUnavailable
 from coatcheck.take_once.rule import MAX_ITEM_BYTES, MAX_LIFE_MS, PURGED_BY
 from coatcheck.take_once.table import ItemTable
@@ -35,9 +35,18 @@ PROCESSES, TAKERS, ITEMS = 4, 250, 3
 """1,000 takers of each item, in four processes."""
 
 
-@pytest.fixture(scope="module", params=list(ITEM_BACKENDS))
+SIDES = [
+    pytest.param((kind, in_threads), id=f"{kind}-{'threads' if in_threads else 'loop'}")
+    for kind in ITEM_BACKENDS
+    for in_threads in (False, True)
+]
+"""Each store, as event loops have it and as threads have it."""
+
+
+@pytest.fixture(scope="module", params=SIDES)
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ItemBackend]:
-    backend = ITEM_BACKENDS[request.param](tmp_path_factory.mktemp(request.param))
+    kind, in_threads = request.param
+    backend = ITEM_BACKENDS[kind](tmp_path_factory.mktemp(kind), in_threads)
     backend.start()
     yield backend
     backend.stop()
@@ -286,14 +295,20 @@ def test_generated_stories_end_alike_everywhere(
     run(story)
 
 
+both_sides = pytest.mark.parametrize("in_threads", [False, True], ids=["loop", "threads"])
+
+
+@both_sides
 @pytest.mark.parametrize("kind", ["session-server", "redis"])
-def test_a_server_that_is_gone_is_an_error_and_one_that_is_back_refuses(kind: str, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_is_an_error_and_one_that_is_back_refuses(
+    kind: str, in_threads: bool, tmp_path: Path
+) -> None:
     """It was restarted empty: it cannot know what was taken, so nothing stored is refused."""
     backend = {"session-server": SessionServerItemBackend, "redis": RedisItemBackend}[kind](tmp_path)
     backend.start()
 
     async def story() -> None:
-        async with opened(client_of(kind, backend.place(), timeout_s=1.0)) as store:
+        async with opened(client_of(kind, backend.place(), 1.0, in_threads)) as store:
             place = key()
             assert await store.put(place, b"item", LIFE_MS)
             backend.server.kill()
@@ -325,14 +340,15 @@ class PersistentRedisItemBackend(RedisItemBackend):
     server_type = PersistentRedis
 
 
-def test_a_redis_that_comes_back_with_older_data_gives_nothing_out_twice(tmp_path: Path) -> None:
+@both_sides
+def test_a_redis_that_comes_back_with_older_data_gives_nothing_out_twice(tmp_path: Path, in_threads: bool) -> None:
     backend = PersistentRedisItemBackend(tmp_path)
     backend.start()
     server = backend.server
     assert isinstance(server, RedisBackend)
 
     async def story() -> None:
-        async with opened(client_of("redis", backend.place(), timeout_s=1.0)) as store:
+        async with opened(client_of("redis", backend.place(), 1.0, in_threads)) as store:
             place = key()
             assert await store.put(place, b"item", LIFE_MS)
             assert server.raw(b"SAVE").startswith(b"+OK")
@@ -350,8 +366,9 @@ def test_a_redis_that_comes_back_with_older_data_gives_nothing_out_twice(tmp_pat
         backend.stop()
 
 
-def test_a_redis_that_has_forgotten_the_scripts_is_given_them_again(tmp_path: Path) -> None:
-    backend = RedisItemBackend(tmp_path)
+@both_sides
+def test_a_redis_that_has_forgotten_the_scripts_is_given_them_again(tmp_path: Path, in_threads: bool) -> None:
+    backend = RedisItemBackend(tmp_path, in_threads)
     backend.start()
     server = backend.server
     assert isinstance(server, RedisBackend)
@@ -373,7 +390,8 @@ def test_items_of_another_boot_of_the_machine_are_dropped(tmp_path: Path) -> Non
     """A power cut may have lost the last takes, so nothing from before it can be taken."""
 
     def store(boot: str) -> SqliteItems:
-        return SqliteItems("sqlite", tmp_path / "items.db", time.time, timeout_s=20.0, boot=lambda: boot)
+        items = SqliteItemsForThreads("sqlite", tmp_path / "items.db", time.time, boot=lambda: boot)
+        return SqliteItems(items, timeout_s=20.0)
 
     async def story() -> None:
         place = key()
@@ -394,7 +412,7 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE theirs (x)")
 
     async def story() -> None:
-        store = SqliteItems("sqlite", path, time.time)
+        store = SqliteItems(SqliteItemsForThreads("sqlite", path, time.time))
         await store.open()
         assert not store.reachable
         with pytest.raises(TakeOnceUnavailable, match="no store of items"):

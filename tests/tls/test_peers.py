@@ -121,13 +121,15 @@ def test_a_server_that_is_on_no_list_gets_nothing(farm: PeerFarm, certificates: 
     assert client.visit(two, session=session)["reused"]
 
 
-@contextlib.asynccontextmanager
-async def door(farm: PeerFarm) -> Any:
-    peers = Peers(**farm.settings("web-1"))
-    stores = peers.stores("web-1", 1.0)
-    await stores[0].open()
-    yield stores[0]
-    await stores[0].aclose()
+@contextlib.contextmanager
+def door(settings: dict[str, Any], name: str) -> Iterator[None]:
+    """The door of a server, open."""
+    own = Peers(**settings).places(name, 1.0)[0].for_threads()
+    try:
+        assert own.check(1.0)
+        yield
+    finally:
+        own.close()
 
 
 async def said_by(farm: PeerFarm, context: ssl.SSLContext, name: str = "web-1") -> bytes:
@@ -149,7 +151,7 @@ def test_who_shows_no_certificate_of_the_farm_hears_nothing(tmp_path: Path, cert
     stranger = Authority(tmp_path / "stranger")
 
     async def story() -> list[bytes]:
-        async with door(farm):
+        with door(farm.settings("web-1"), "web-1"):
             contexts = []
             for chain in (None, stranger.issue("web-2"), farm.authority.issue("web-9"), farm.authority.issue("web-2")):
                 context = ssl.create_default_context(cafile=str(farm.authority.certificate))
@@ -166,14 +168,14 @@ def test_who_answers_must_be_the_server_that_is_named(tmp_path: Path, certificat
     farm = PeerFarm(tmp_path / "peers", certificates)
 
     async def story() -> bool:
-        impostor = Peers(**{**farm.settings("web-3"), "listen": farm.where["web-2"]}).stores("web-3", 1.0)[0]
-        await impostor.open()
-        way = next(each for each in Peers(**farm.settings("web-1")).stores("web-1", 1.0) if each.name == "web-2")
-        await way.open()
-        reachable = way.reachable
-        await way.aclose()
-        await impostor.aclose()
-        return reachable
+        with door({**farm.settings("web-3"), "listen": farm.where["web-2"]}, "web-3"):
+            places = Peers(**farm.settings("web-1"))._ways("web-1", 1.0)
+            way = next(place for place in places if place.name == "web-2")
+            link = way.for_a_loop()
+            await link.open()
+            reachable = link.reachable
+            await link.aclose()
+            return reachable or await asyncio.to_thread(way.for_threads().check, 1.0)
 
     assert asyncio.run(story()) is False
 
@@ -208,5 +210,5 @@ def test_a_list_of_revocations_that_is_damaged_or_forged_changes_nothing(tmp_pat
 def test_a_wrong_setting_is_one_clear_line(wrong: dict[str, Any], tmp_path: Path, certificates: Path) -> None:
     farm = PeerFarm(tmp_path / "peers", certificates)
     with pytest.raises(ConfigError, match="peers") as raised:
-        Peers(**farm.settings("web-1", **wrong)).stores("web-1", 1.0)
+        Peers(**farm.settings("web-1", **wrong)).check("web-1")
     assert "\n" not in str(raised.value)

@@ -70,8 +70,10 @@ class SessionServer:
         max_connections: int = MAX_CONNECTIONS,
         sock: socket.socket | None = None,
         refuses: Refuses | None = None,
+        items: ItemTable | None = None,
     ) -> None:
-        """``refuses`` says why a client gets no word from us, or no further one; it is asked again and again."""
+        """``refuses`` says why a client gets no word from us, or no further one; it is asked again and again.
+        ``items``: the table of what may be taken once, if it is not this server's alone."""
         self.name = name
         self.host = host
         self.port = port
@@ -80,6 +82,8 @@ class SessionServer:
         self._sock = sock
         self._refuses = refuses
         self._state = SessionState(name, password, time.monotonic, HeldClock().now_s, max_bytes, max_entries)
+        if items is not None:
+            self._state.items = items
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -175,11 +179,6 @@ class SessionServer:
         if why:
             self._state.seldom.warning("a client was refused: %s", why, kind="refused")
         return bool(why)
-
-    @property
-    def items(self) -> ItemTable:
-        """What may be taken once; the times are those of :meth:`now_ms`."""
-        return self._state.items
 
     def now_ms(self) -> int:
         """This server's clock, which never goes back."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import hiredis
 
@@ -22,13 +21,15 @@ from coatcheck import resp
 from coatcheck.event_log import log_event
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.peers.dial import connect_unix
-from coatcheck.peers.proof import NONCE_BYTES, Service, Side, is_proof, proof
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.bulletin import Bulletin, OnMessage
 from coatcheck.stores.connection import Connection, Sink
 from coatcheck.stores.events import EventSink
+from coatcheck.stores.greeting import HandshakeRefused, Steps, greet, say
 from coatcheck.stores.port import Unreachable
 from coatcheck.stores.reachability import Reachability
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S: Final = 0.3
 DEFAULT_IDLE_PING_S: Final = 0.25
@@ -45,19 +46,13 @@ CLOCK_PERIOD_S: Final = 1.0
 MAX_ROUND_TRIP_S: Final = 2.0
 """An answer that took longer says too little about the time."""
 _PING: Final = resp.command(b"PING")
-_STANDALONE: Final = {b"mode": b"standalone", b"role": b"master"}
-"""What a server says in its answer to HELLO whose replies and notices come in order: one process, and no replica."""
 _TIME: Final = resp.command(b"TIME")
-
-
-class _Refused(Exception):
-    """The server answered a step of the handshake with an error."""
 
 
 class Link:
     """Calls to one RESP server, and the messages it publishes.
 
-    ``prepare`` are requests of the handshake (loading scripts, say): each must be answered without an error
+    ``prepare`` makes further steps of the handshake (loading scripts, say): each must be answered without an error
     before the link counts as reachable. ``beat``: what is answered without an error only by who takes puts.
     ``channel_prefix`` precedes server IDs in channel names. Calls are never retried here: whether a lost call happened
     is unknown.
@@ -68,7 +63,7 @@ class Link:
         name: str,
         address: StoreAddress,
         *,
-        prepare: Sequence[bytes] = (),
+        prepare: Callable[[], Steps[None]] | None = None,
         beat: bytes = _PING,
         channel_prefix: bytes = b"",
         timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -84,7 +79,7 @@ class Link:
         self._sweep_s = timeout_s / SWEEPS_PER_TIMEOUT
         self._idle_ping_s = idle_ping_s
         self._connect_timeout_s = connect_timeout_s
-        self._prepare = tuple(prepare)
+        self._prepare = prepare or partial(say, ())
         self._beat_request = beat
         self._channel_prefix = channel_prefix
         self._on_connected = on_connected
@@ -215,7 +210,7 @@ class Link:
             why = "connection lost after the handshake"
         except TimeoutError:
             why = f"no answer to the handshake from {self.address}"
-        except _Refused as refused:
+        except HandshakeRefused as refused:
             why = f"the handshake was refused by {self.address}: {refused}"
         except OSError as wrong:
             why = f"cannot connect to {self.address}: {wrong.strerror or wrong}"
@@ -247,46 +242,21 @@ class Link:
 
     async def _handshake(self, connection: Connection) -> list[bytes]:
         """Authenticate, prepare, subscribe, PING; answers the server IDs that were subscribed to."""
-        hello = [b"HELLO", b"3"]
-        if self.address.password and self.address.ours:
-            await self._prove(connection)
-        elif self.address.password:
-            user = self.address.username or "default"
-            hello += [b"AUTH", user.encode(), self.address.password.encode()]
-        told = await self._ask(connection, resp.command(*hello))
-        self._in_order = isinstance(told, dict) and all(told.get(name) == word for name, word in _STANDALONE.items())
-        if self.address.db:
-            await self._ask(connection, resp.command(b"SELECT", b"%d" % self.address.db))
-        for request in self._prepare:
-            await self._ask(connection, request)
+        self._in_order = await self._take_steps(connection, greet(self.address))
+        await self._take_steps(connection, self._prepare())
         server_ids = self._bulletin.server_ids()
         for server_id in server_ids:
             await self._ask(connection, self._subscribe_request(server_id))
         await self._ask(connection, _PING)
         return server_ids
 
-    async def _prove(self, connection: Connection) -> None:
-        """Have the server prove that it knows the password, then prove the same; see :mod:`coatcheck.peers.proof`."""
-        address, nonce = self.address, os.urandom(NONCE_BYTES)
-        challenged = await self._ask(connection, resp.command(b"CC.CHALLENGE", address.name.encode(), nonce))
+    async def _take_steps(self, connection: Connection, steps: Steps[T]) -> T:
         try:
-            name, theirs, shown = (bytes(part) for part in challenged)
-            mine, expected = (
-                proof(
-                    address.password,
-                    Service.SESSION_SERVER,
-                    side,
-                    address.name or name.decode(),
-                    client_nonce=nonce,
-                    server_nonce=theirs,
-                )
-                for side in (Side.CLIENT, Side.SERVER)
-            )
-        except (TypeError, ValueError):
-            raise _Refused("not the answer of a session server of ours") from None
-        if not is_proof(shown, expected):
-            raise _Refused("it does not know the password")
-        await self._ask(connection, resp.command(b"CC.ANSWER", mine))
+            request = next(steps)
+            while True:
+                request = steps.send(await self._ask(connection, request))
+        except StopIteration as done:
+            return cast("T", done.value)
 
     async def _ask(self, connection: Connection, request: bytes) -> Any:
         assert self._loop is not None
@@ -296,7 +266,7 @@ class Link:
         if isinstance(reply, Unreachable):
             raise ConnectionError(reply.why)
         if isinstance(reply, hiredis.ReplyError):
-            raise _Refused(str(reply))
+            raise HandshakeRefused(str(reply))
         return reply
 
     def _go_live(self, connection: Connection, subscribed: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from coatcheck import resp
@@ -9,6 +10,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
 from coatcheck.stores.address import StoreAddress, parse_url
 from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
+from coatcheck.stores.greeting import say
 from coatcheck.stores.link import DEFAULT_IDLE_PING_S, DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.networked import NetworkedStore
 from coatcheck.stores.valkey_scripts import BEAT, GET, PUT, digest
@@ -45,7 +47,7 @@ class ValkeyStore(NetworkedStore):
         link = Link(
             name,
             address,
-            prepare=scripts,
+            prepare=partial(say, scripts),
             beat=resp.command(b"EVAL", BEAT, b"0"),
             channel_prefix=channels,
             timeout_s=timeout_s,

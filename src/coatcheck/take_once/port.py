@@ -12,12 +12,14 @@ What every adapter promises, and ``tests/contracts/test_take_once.py`` holds it 
 * **Calls end** within the store's time-out, and raise :class:`TakeOnceUnavailable` if the outcome is unknown. A put
   whose outcome is unknown is never tried again under its key: the item is abandoned.
 
-All calls are made on the event loop that opened the store. They never block it.
+The port has two sides. :class:`TakeOnceStore` is for an event loop: all its calls are made on the one that opened it,
+and never block it. :class:`TakeOnceForThreads` is for any thread, and blocks that one for as long as it is told to.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.take_once.rule import NEVER_STORED
@@ -63,3 +65,48 @@ class TakeOnceStore(Protocol):
     async def aclose(self) -> None:
         """Release sockets, files and tasks."""
         ...
+
+
+class TakeOnceForThreads(Protocol):
+    """One store of items, for threads: what :class:`TakeOnceStore` promises, each call within ``limit_s`` seconds.
+
+    It connects when it is first asked, and again when it must. After a fork, use another one.
+    """
+
+    name: str
+
+    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
+        """See :meth:`TakeOnceStore.put`."""
+        ...
+
+    def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
+        """Put without waiting for what becomes of it; what cannot be sent within the limit raises."""
+        ...
+
+    def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
+        """See :meth:`TakeOnceStore.take`."""
+        ...
+
+    def purge(self, key: bytes, limit_s: float) -> bool:
+        """See :meth:`TakeOnceStore.purge`."""
+        ...
+
+    def check(self, limit_s: float) -> bool:
+        """Whether it answers now."""
+        ...
+
+    def settle(self) -> tuple[int, int]:
+        """Of what was handed over: how many are not answered yet, and how many have been refused so far."""
+        ...
+
+    def close(self) -> None:
+        """Release sockets and files; another call connects again."""
+        ...
+
+
+class TakeOncePlace(NamedTuple):
+    """A store that is not opened yet, and what is made of it in a process: one for its threads, one per event loop."""
+
+    name: str
+    for_threads: Callable[[], TakeOnceForThreads]
+    for_a_loop: Callable[[], TakeOnceStore]

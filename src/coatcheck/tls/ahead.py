@@ -135,7 +135,9 @@ class AheadServer(asyncio.AbstractServer):
         self._options: dict[str, Any] = {}
         if shutdown_timeout_s is not None:
             self._options["ssl_shutdown_timeout"] = shutdown_timeout_s
+        self._started = False
         self._accepting: list[asyncio.Task[None]] = []
+        self._ending: asyncio.Task[None] | None = None
         self._greeting: set[asyncio.Task[None]] = set()
         self._closed = loop.create_future()
 
@@ -151,8 +153,10 @@ class AheadServer(asyncio.AbstractServer):
         return bool(self._accepting)
 
     async def start_serving(self) -> None:
-        if self._accepting or self._closed.done():
+        if self._started or self._closed.done():
             return
+        self._started = True
+        await self._shared.open_here()
         for listener in self._listeners:
             listener.listen(self._backlog)
             self._accepting.append(self._loop.create_task(self._accept(listener)))
@@ -177,6 +181,8 @@ class AheadServer(asyncio.AbstractServer):
             self._given.close()
         if not self._closed.done():
             self._closed.set_result(None)
+            if self._started:
+                self._ending = self._loop.create_task(self._end())
 
     def close_clients(self) -> None:
         """Give up the connections whose handshake is under way; the others are their protocols'."""
@@ -187,8 +193,15 @@ class AheadServer(asyncio.AbstractServer):
 
     async def wait_closed(self) -> None:
         await asyncio.shield(self._closed)
-        if self._greeting:
-            await asyncio.wait(self._greeting)
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        try:
+            if self._greeting:
+                await asyncio.wait(set(self._greeting))
+        finally:
+            await self._shared.close_here()
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:

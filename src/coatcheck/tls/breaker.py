@@ -29,6 +29,10 @@ class Breaker:
         self._closed_until = now + self._pause_s
         return True
 
+    def would_let_pass(self, now: float) -> bool:
+        """Whether a call may be made; nothing is counted."""
+        return self._failures < FAILURES_IN_A_ROW or now >= self._closed_until
+
     def succeeded(self) -> None:
         """A call was answered in time."""
         self._failures = 0

@@ -13,8 +13,8 @@ from coatcheck.duration import format_duration, parse_duration
 from coatcheck.errors import ConfigError
 from coatcheck.options import check_plain_name, shown
 from coatcheck.stores.session_server_url import SCHEMES, parse_session_servers
-from coatcheck.stores.take_once.opening import open_items
-from coatcheck.take_once.port import TakeOnceStore
+from coatcheck.stores.take_once.opening import items_at
+from coatcheck.take_once.port import TakeOncePlace
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
 from coatcheck.tls.record import RecordSealer, Siblings
@@ -61,7 +61,7 @@ def share_sessions(
 
     If the OpenSSL of this Python cannot be proved to be what we think, the context is left as it was, a warning says
     why, and nothing is shared; with ``required`` that is an error. Raises :class:`ConfigError` for a wrong argument,
-    :class:`OpenSslRefused` if ``required``. Waits a second at most for the stores.
+    :class:`OpenSslRefused` if ``required``. No store is asked before the first handshake.
     """
     if not isinstance(context, ssl.SSLContext):
         raise ConfigError(f"share_sessions: an ssl.SSLContext, not {type(context).__name__}")
@@ -75,10 +75,12 @@ def share_sessions(
         thread_limit_s = loop_limit_s = _seconds("fetch_timeout", fetch_timeout, *FETCH_TIMEOUT_S)
     ring = keyring if isinstance(keyring, KeyRing) else KeyRing(_keys(keyring))
 
-    make_stores = _stores_of(store, server, farm, loop_limit_s)
+    make_places = _places_of(store, server, farm, loop_limit_s)
     shared = SharedSessions(
         context,
-        SessionRepository(make_stores, store_tag, home=server if isinstance(store, Peers) else None),
+        SessionRepository(
+            make_places, store_tag, home=server if isinstance(store, Peers) else None, put_limit_s=thread_limit_s
+        ),
         SessionIds(ring, farm, server, os.urandom),
         RecordSealer(ring, farm, os.urandom),
         server=server,
@@ -96,27 +98,29 @@ def share_sessions(
     return shared
 
 
-def _stores_of(
+def _places_of(
     store: str | Sequence[str] | Peers, server: str, farm: str, timeout_s: float
-) -> Callable[[], list[TakeOnceStore]]:
+) -> Callable[[], list[TakeOncePlace]]:
     """What makes the stores of a process; a wrong one is an error here."""
     if isinstance(store, Peers):
+        store.check(server)
+        names = [server, *store.servers]
         peers = store
 
-        def make_stores() -> list[TakeOnceStore]:
-            return peers.stores(server, timeout_s)
+        def make_places() -> list[TakeOncePlace]:
+            return peers.places(server, timeout_s)
     else:
         addresses = parse_session_servers([store] if isinstance(store, str) else store, SCHEMES)
         if not addresses:
             raise ConfigError("share_sessions: name a store, such as redis://HOST")
+        names = [address.name for address in addresses]
 
-        def make_stores() -> list[TakeOnceStore]:
-            return [open_items(address, farm, timeout_s) for address in addresses]
+        def make_places() -> list[TakeOncePlace]:
+            return [items_at(address, farm, timeout_s) for address in addresses]
 
-    made = make_stores()
-    if len({store_tag(each.name) for each in made}) != len(made):
+    if len({store_tag(name) for name in names}) != len(set(names)):
         raise ConfigError("share_sessions: two stores have names with one tag; rename one of them")
-    return make_stores
+    return make_places
 
 
 def sessions_of(context: object) -> SharedSessions | None:

@@ -8,8 +8,10 @@ server that is not on its list, or whose certificate was revoked, and ends the c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,13 +27,17 @@ from coatcheck.options import check_plain_name
 from coatcheck.seldom import Seldom
 from coatcheck.session_server.server import SessionServer
 from coatcheck.stores.address import StoreAddress
-from coatcheck.stores.take_once.memory import MemoryItems
-from coatcheck.take_once.port import TakeOnceStore
+from coatcheck.stores.take_once.memory import MemoryItems, MemoryItemsForThreads, SharedItemTable
+from coatcheck.stores.take_once.opening import items_at_a_session_server
+from coatcheck.take_once.port import TakeOncePlace, TakeOnceUnavailable
 
 MAX_ENTRIES: Final = 1
 """The door's session server has no room for copies of sessions: it is for items alone."""
 LOOK_PERIOD_S: Final = 1.0
 """So often the file of revocations is looked at."""
+
+START_S: Final = 1.0
+"""So long a start waits until it listens."""
 
 _log: Final = logging.getLogger("coatcheck.tls")
 _seldom: Final = Seldom(_log, time.monotonic)
@@ -52,18 +58,32 @@ class Peers(msgspec.Struct, frozen=True, kw_only=True):
     authority: str | Path
     revoked: str | Path | None = None
 
-    def stores(self, server: str, timeout_s: float) -> list[TakeOnceStore]:
-        """Its own sessions and the ways to those of the others, not yet open.
+    def check(self, server: str) -> None:
+        """Raise :class:`ConfigError` if an address, a name or a file is wrong; nothing is opened."""
+        self._door(server)
+        self._ways(server, 1.0)
+
+    def places(self, server: str, timeout_s: float) -> list[TakeOncePlace]:
+        """Its own sessions, whose door is open from now on, and the ways to those of the others.
 
         Raises:
             ConfigError: an address, a name or a file is wrong.
         """
+        ways = self._ways(server, timeout_s)
+        door = self._door(server)
+        door.start()
+        return [TakeOncePlace(server, lambda: door.items, lambda: _AtDoor(door)), *ways]
+
+    def _door(self, server: str) -> PeerDoor:
         revocations = Revocations(Path(self.authority), Path(self.revoked)) if self.revoked else None
         host, port = parse_host_port(self.listen, "peers: listen")
-        others = {name: where for name, where in self.servers.items() if name != server}
-        door = PeerDoor(server, host, port, self._context(ssl.Purpose.CLIENT_AUTH), frozenset(others), revocations)
+        others = frozenset(self.servers) - {server}
+        return PeerDoor(server, host, port, self._context(ssl.Purpose.CLIENT_AUTH), others, revocations)
+
+    def _ways(self, server: str, timeout_s: float) -> list[TakeOncePlace]:
         asking = self._context(ssl.Purpose.SERVER_AUTH)
-        return [door, *[_way(name, where, asking, timeout_s) for name, where in others.items()]]
+        others = {name: where for name, where in self.servers.items() if name != server}
+        return [_way(name, where, asking, timeout_s) for name, where in others.items()]
 
     def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         try:
@@ -76,19 +96,17 @@ class Peers(msgspec.Struct, frozen=True, kw_only=True):
         return context
 
 
-def _way(name: str, where: str, context: ssl.SSLContext, timeout_s: float) -> TakeOnceStore:
-    from coatcheck.stores.take_once.session_server import SessionServerItems  # its parser is an extra
-
+def _way(name: str, where: str, context: ssl.SSLContext, timeout_s: float) -> TakeOncePlace:
     check_plain_name("peers: a server's name", name)
     host, port = parse_host_port(where, f"peers: {name}")
     address = StoreAddress(host=host, port=port, tls=context, tls_name=name, ours=True)
-    return SessionServerItems(name, address, timeout_s=timeout_s)
+    return items_at_a_session_server(name, address, timeout_s)
 
 
 class PeerDoor:
-    """The sessions of this server, and the door where the others ask for them.
+    """The sessions of this server, and the door where the others ask for them: a thread of its own.
 
-    A :class:`coatcheck.take_once.port.TakeOnceStore` in this process's memory. ``allowed``: the names of who may ask.
+    ``allowed``: the names of who may ask.
     """
 
     def __init__(
@@ -101,28 +119,47 @@ class PeerDoor:
         revocations: Revocations | None,
     ) -> None:
         self.name = name
+        self.is_open = False
         self._allowed = allowed
         self._revocations = revocations
-        self._server = SessionServer(name, host, port, tls=context, max_entries=MAX_ENTRIES, refuses=self._why_refused)
-        items = MemoryItems(name, lambda: self._server.now_ms() / 1000, self._server.items)
-        self.put, self.take, self.purge = items.put, items.take, items.purge
-        self._open = False
+        table = SharedItemTable()
+        self._server = SessionServer(
+            name, host, port, tls=context, max_entries=MAX_ENTRIES, refuses=self._why_refused, items=table
+        )
+        self.items = _DoorItems(self, lambda: self._server.now_ms() / 1000, table)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
-    @property
-    def reachable(self) -> bool:
-        return self._open
-
-    async def open(self) -> None:
+    def start(self) -> None:
         """Listen. If the address cannot be had, that is logged, and this server shares nothing of its own."""
+        tried = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(tried,), name="coatcheck-peers", daemon=True)
+        self._thread.start()
+        tried.wait(START_S)
+
+    def stop(self) -> None:
+        """Listen no more; what is kept is forgotten with this object."""
+        self.is_open = False
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not None:
+            self._thread.join(START_S)
+
+    def _run(self, tried: threading.Event) -> None:
+        loop = asyncio.new_event_loop()
         try:
-            await self._server.start()
-            self._open = True
+            loop.run_until_complete(self._server.start())
+            self._loop, self.is_open = loop, True
+            tried.set()
+            loop.run_forever()
+            loop.run_until_complete(self._server.stop())
         except OSError as wrong:
             _log.error("no TLS sessions are shared by %s: it cannot listen for its peers: %s", self.name, wrong)
-
-    async def aclose(self) -> None:
-        self._open = False
-        await self._server.stop()
+        finally:
+            self.is_open = False
+            tried.set()
+            loop.close()
 
     def _why_refused(self, transport: asyncio.BaseTransport) -> str:
         connection = transport.get_extra_info("ssl_object")
@@ -136,6 +173,37 @@ class PeerDoor:
         if self._revocations is not None and self._revocations.has(certificate):
             return f"the certificate of {', '.join(sorted(names))} was revoked"
         return ""
+
+
+class _DoorItems(MemoryItemsForThreads):
+    """What nobody else could fetch is not kept."""
+
+    def __init__(self, door: PeerDoor, clock: Callable[[], float], table: SharedItemTable) -> None:
+        super().__init__(door.name, clock, table)
+        self._door = door
+
+    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
+        if not self._door.is_open:
+            raise TakeOnceUnavailable(f"{self.name}: it does not listen for its peers")
+        return super().put(key, item, life_ms, after, limit_s)
+
+    def check(self, limit_s: float) -> bool:
+        return self._door.is_open
+
+    def close(self) -> None:
+        self._door.stop()
+
+
+class _AtDoor(MemoryItems):
+    """The same for an event loop."""
+
+    def __init__(self, door: PeerDoor) -> None:
+        super().__init__(door.items)
+        self._door = door
+
+    @property
+    def reachable(self) -> bool:
+        return self._door.is_open
 
 
 def _dns_names(certificate: x509.Certificate) -> frozenset[str]:

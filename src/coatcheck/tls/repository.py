@@ -1,226 +1,245 @@
-"""Where TLS sessions are outside of this process: stores of items, on a thread of their own.
+"""Where TLS sessions are outside of this process, and who waits for them.
 
-Handshakes happen in threads and on event loops of any kind, and OpenSSL's questions come in the middle of them. So one
-thread of each process has an event loop with the links to the stores; a thread waits for it for as long as it may, an
-event loop awaits it, and what is stored is handed over and not waited for: a session that could not be stored costs its
-client a full handshake, no more.
+Handshakes happen in threads and on event loops, and OpenSSL's questions come in the middle of them. A thread asks the
+store itself and waits for as long as it may. An event loop that fetches ahead has links of its own to the stores, and
+nobody waits in it; one that does not fetch ahead asks nobody. What is stored is sent and not waited for: a session that
+could not be stored costs its client a full handshake, no more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import logging
 import os
-import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from asyncio import _get_running_loop
+from collections.abc import Callable, Sequence
+from typing import Final
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.seldom import Seldom
-from coatcheck.take_once.port import TakeOnceStore, TakeOnceUnavailable
+from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceStore, TakeOnceUnavailable
 from coatcheck.take_once.rule import NEVER_STORED
-
-T = TypeVar("T")
+from coatcheck.tls.breaker import Breaker
 
 MAX_PUTS: Final = 1024
-"""Sessions on their way to a store; one more is not stored."""
-FIRST_CONNECT_S: Final = 1.0
-"""How long a start waits for the first connection, so that the first handshakes are shared already."""
-STOP_S: Final = 2.0
+"""Sessions on their way from one event loop to a store; one more is not stored."""
+CHECK_S: Final = 0.5
+"""So long an operator's question whether a store answers waits for each."""
 
 log: Final = logging.getLogger("coatcheck.tls")
 seldom: Final = Seldom(log, time.monotonic)
 
 _all: weakref.WeakSet[SessionRepository] = weakref.WeakSet()
 _inherited: list[object] = []
-"""What a parent process had open at the fork: its thread is not in this process, and its links are not ours."""
+"""What a parent process had open at the fork: its connections are not ours, not even to be closed."""
 
 
 class SessionRepository:
-    """The stores of one process; ``make_stores`` makes them anew in each, so that a fork shares nothing.
+    """The stores of one process; ``make_places`` makes them anew in each, so that a fork shares nothing.
 
     Any thread may call it. ``tag_of`` names a store in session IDs.
     """
 
     def __init__(
         self,
-        make_stores: Callable[[], Sequence[TakeOnceStore]],
+        make_places: Callable[[], Sequence[TakeOncePlace]],
         tag_of: Callable[[str], bytes],
+        *,
         home: str | None = None,
+        put_limit_s: float,
     ) -> None:
-        """``home``: the name of the only store where new items are put; the others are only asked."""
-        self._make_stores = make_stores
+        """``home``: the name of the only store where new items are put; the others are only asked.
+        ``put_limit_s``: how long a thread may take to send what it stores."""
+        self._make_places = make_places
         self._tag_of = tag_of
         self._home = home
-        self._starting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._stores: dict[bytes, TakeOnceStore] = {}
-        self._closed = False
-        self._puts = 0
+        self._put_limit_s = put_limit_s
         self._turn = 0
-        self.dropped = 0
-        """Sessions that were not stored, because a store was away or behind."""
+        self._dropped = 0
+        self._begin()
         _all.add(self)
 
-    def start(self) -> None:
-        """Begin, unless it has begun in this process; waits :data:`FIRST_CONNECT_S` at most for the stores."""
-        with self._starting:
-            if self._thread is not None or self._closed:
-                return
-            ready = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(ready,), name="coatcheck-tls", daemon=True)
-            self._thread.start()
-        ready.wait(FIRST_CONNECT_S)
+    def _begin(self) -> None:
+        self._loops: dict[asyncio.AbstractEventLoop, _AtLoop] = {}
+        self._places: dict[bytes, TakeOncePlace] = {}
+        self._ways: dict[bytes, _Way] = {}
+        self._homes: list[bytes] = []
+        self._places = places = {self._tag_of(place.name): place for place in self._make_places()}
+        self._ways = {tag: _Way(place.for_threads()) for tag, place in places.items()}
+        self._homes = [tag for tag, place in places.items() if self._home in (None, place.name)]
 
     def place(self) -> bytes | None:
         """The tag of a store that can be reached, each in its turn; ``None`` if there is none."""
-        if self._thread is None:
-            self.start()
-        stores = [each for each in self._stores.items() if self._home in (None, each[1].name)]
+        running = _get_running_loop()
+        at_loop = self._loops.get(running) if running is not None else None
+        if running is not None and at_loop is None:
+            seldom.warning("TLS sessions are not shared on this event loop: run it by coatcheck.tls.new_event_loop")
+            return None
+        now = time.monotonic()
         self._turn += 1
-        for at in range(len(stores)):
-            tag, store = stores[(self._turn + at) % len(stores)]
-            if store.reachable:
+        for at in range(len(self._homes)):
+            tag = self._homes[(self._turn + at) % len(self._homes)]
+            if at_loop.stores[tag].reachable if at_loop is not None else self._ways[tag].breaker.would_let_pass(now):
                 return tag
         return None
 
     def put(self, tag: bytes, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> None:
-        """Store an item; nobody waits, and it is not tried again."""
-        loop, store = self._loop, self._stores.get(tag)
-        if loop is None or store is None or self._puts >= MAX_PUTS:
-            self.dropped += 1
+        """Store an item; nobody waits for what becomes of it, and it is not tried again."""
+        running = _get_running_loop()
+        if running is not None:
+            at_loop = self._loops.get(running)
+            if at_loop is None or tag not in at_loop.stores or len(at_loop.puts) >= MAX_PUTS:
+                self._dropped += 1
+            else:
+                task = running.create_task(self._put(at_loop.stores[tag], key, item, life_ms, after))
+                at_loop.puts.add(task)
+                task.add_done_callback(at_loop.puts.discard)
             return
-        self._puts += 1
-        with contextlib.suppress(RuntimeError):  # it is being closed
-            loop.call_soon_threadsafe(self._begin_put, store, key, item, life_ms, after)
+        way = self._ways.get(tag)
+        if way is None or not way.breaker.lets_pass(time.monotonic()):
+            self._dropped += 1
+            return
+        try:
+            way.store.hand_over(key, item, life_ms, after, self._put_limit_s)
+        except TakeOnceUnavailable as unavailable:
+            way.breaker.failed(time.monotonic())
+            self._not_stored(unavailable)
+        else:
+            way.breaker.succeeded()
 
     def take(self, tag: bytes, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         """Take an item from the store of this tag, and no other. For threads: waits ``limit_s`` at most.
 
-        Raises :class:`TakeOnceUnavailable` if there was no answer in time.
+        Raises :class:`TakeOnceUnavailable` if there was no answer in time, or it was not asked because there was none
+        before.
         """
-        asked = self._ask_take(tag, key, nonce)
-        if asked is None:
-            return None
+        way = self._ways.get(tag)
+        if way is None:
+            return None  # a store that is on no list of ours
+        if not way.breaker.lets_pass(time.monotonic()):
+            raise TakeOnceUnavailable(f"{way.store.name}: it did not answer before, and is not asked for a while")
         try:
-            return asked.result(limit_s)
-        except concurrent.futures.TimeoutError:
-            asked.cancel()
-            raise TakeOnceUnavailable(f"no answer within {limit_s:g} s") from None
-        except concurrent.futures.CancelledError:
-            raise TakeOnceUnavailable("closed") from None
+            item = way.store.take(key, nonce, limit_s)
+        except TakeOnceUnavailable:
+            way.breaker.failed(time.monotonic())
+            raise
+        way.breaker.succeeded()
+        return item
 
     async def fetch(self, tag: bytes, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
-        """The same for event loops."""
-        asked = self._ask_take(tag, key, nonce)
-        if asked is None:
+        """The same on an event loop that has called :meth:`open_here`."""
+        at_loop = self._loops.get(asyncio.get_running_loop())
+        if at_loop is None:
+            raise TakeOnceUnavailable("closed")
+        store = at_loop.stores.get(tag)
+        if store is None:
             return None
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(asked), limit_s)
+            async with asyncio.timeout(limit_s):
+                return await store.take(key, nonce)
         except TimeoutError:
-            raise TakeOnceUnavailable(f"no answer within {limit_s:g} s") from None
+            raise TakeOnceUnavailable(f"{store.name}: no answer within {limit_s:g} s") from None
+
+    async def open_here(self) -> None:
+        """Let the running loop reach the stores, once more; ends when each has been tried once."""
+        loop = asyncio.get_running_loop()
+        at_loop = self._loops.get(loop)
+        if at_loop is None:
+            at_loop = self._loops[loop] = _AtLoop({tag: place.for_a_loop() for tag, place in self._places.items()})
+            at_loop.opening = loop.create_task(_open_all(list(at_loop.stores.values())))
+        at_loop.users += 1
+        await asyncio.shield(at_loop.opening)
+
+    async def close_here(self) -> None:
+        """As often as :meth:`open_here`: after the last time this loop has no links any more."""
+        loop = asyncio.get_running_loop()
+        at_loop = self._loops.get(loop)
+        if at_loop is None:
+            return
+        at_loop.users -= 1
+        if at_loop.users:
+            return
+        if at_loop.puts:
+            await asyncio.wait(set(at_loop.puts))
+        if not at_loop.users and self._loops.pop(loop, None) is not None:
+            await asyncio.gather(*[store.aclose() for store in at_loop.stores.values()], return_exceptions=True)
 
     def close(self) -> None:
-        """Release everything; nothing is shared by this process any more."""
-        with self._starting:
-            self._closed = True
-            thread, loop = self._thread, self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(loop.stop)
-        if thread is not None:
-            thread.join(STOP_S)
+        """Nothing is shared by the threads of this process any more; loops end with their servers."""
+        ways, self._ways, self._homes = self._ways, {}, []
+        for way in ways.values():
+            way.store.close()
 
     @property
     def storing(self) -> int:
-        """Sessions on their way to a store."""
-        return self._puts
+        """Sessions that a store has not acknowledged yet."""
+        on_loops = sum(len(at_loop.puts) for at_loop in list(self._loops.values()))
+        return on_loops + sum(way.store.settle()[0] for way in list(self._ways.values()))
+
+    @property
+    def dropped(self) -> int:
+        """Sessions that were not stored, because a store was away, full or behind."""
+        return self._dropped + sum(way.store.settle()[1] for way in list(self._ways.values()))
 
     def status(self) -> dict[str, bool]:
-        """Which stores answer, by name."""
-        return {store.name: store.reachable for store in self._stores.values()}
-
-    def _ask_take(self, tag: bytes, key: bytes, nonce: bytes) -> concurrent.futures.Future[bytes | None] | None:
-        if self._thread is None:
-            self.start()
-        loop, store = self._loop, self._stores.get(tag)
-        if loop is None or store is None:
-            return None  # a store that is on no list of ours
-        return _submit(loop, store.take(key, nonce))
-
-    # On the thread
-
-    def _run(self, ready: threading.Event) -> None:
-        loop = _new_loop()
-        stores = self._make_stores()
-        try:
-            loop.run_until_complete(_open_all(stores))
-            self._stores = {self._tag_of(store.name): store for store in stores}
-            self._loop = loop
-            ready.set()
-            if not self._closed:
-                loop.run_forever()
-            loop.run_until_complete(_close_all(stores))
-        finally:
-            self._loop = None
-            loop.close()
-
-    def _begin_put(self, store: TakeOnceStore, key: bytes, item: bytes, life_ms: int, after: bytes) -> None:
-        task = asyncio.get_running_loop().create_task(self._put(store, key, item, life_ms, after))
-        _putting.add(task)
-        task.add_done_callback(_putting.discard)
+        """Which stores answer, by name. In a thread of a server that has no loops this asks them."""
+        loops = list(self._loops.values())
+        if loops:
+            return {
+                place.name: all(at_loop.stores[tag].reachable for at_loop in loops)
+                for tag, place in self._places.items()
+            }
+        return {way.store.name: way.check() for way in list(self._ways.values())}
 
     async def _put(self, store: TakeOnceStore, key: bytes, item: bytes, life_ms: int, after: bytes) -> None:
         try:
             if not await store.put(key, item, life_ms, after):
-                self.dropped += 1
+                self._dropped += 1
         except TakeOnceUnavailable as unavailable:
-            self.dropped += 1
-            seldom.warning("a TLS session could not be stored: %s", unavailable, kind="put")
-        finally:
-            self._puts -= 1
+            self._not_stored(unavailable)
 
     def _after_fork(self) -> None:
-        _inherited.append((self._loop, self._stores, self._thread))
-        self._starting = threading.Lock()
-        self._loop, self._thread, self._stores, self._puts = None, None, {}, 0
+        _inherited.append((self._loops, self._ways, self._places))
+        try:
+            self._begin()
+        except CoatcheckError as wrong:
+            log.warning("this process shares no TLS sessions: %s", wrong)
+
+    def _not_stored(self, why: TakeOnceUnavailable) -> None:
+        self._dropped += 1
+        seldom.warning("a TLS session could not be stored: %s", why, kind="put")
 
 
-_putting: set[asyncio.Task[None]] = set()
+class _Way:
+    """A store for threads, and whether it is asked at all just now."""
+
+    def __init__(self, store: TakeOnceForThreads) -> None:
+        self.store = store
+        self.breaker = Breaker()
+
+    def check(self) -> bool:
+        if _get_running_loop() is not None:
+            return self.breaker.would_let_pass(time.monotonic())
+        answers = self.store.check(CHECK_S)
+        if answers:
+            self.breaker.succeeded()
+        return answers
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: a take costs half the CPU time there."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
+class _AtLoop:
+    """The stores as one event loop has them."""
 
-
-def _submit(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    try:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:
-        work.close()
-        raise TakeOnceUnavailable("closed") from None
+    def __init__(self, stores: dict[bytes, TakeOnceStore]) -> None:
+        self.stores = stores
+        self.users = 0
+        self.puts: set[asyncio.Task[None]] = set()
+        self.opening: asyncio.Future[None]
 
 
 async def _open_all(stores: Sequence[TakeOnceStore]) -> None:
     await asyncio.gather(*[store.open() for store in stores])
-
-
-async def _close_all(stores: Sequence[TakeOnceStore]) -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.gather(*[store.aclose() for store in stores], return_exceptions=True)
 
 
 def _after_fork_in_child() -> None:

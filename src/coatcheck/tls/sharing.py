@@ -15,7 +15,6 @@ import msgspec
 from coatcheck.seldom import Seldom
 from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NONCE_BYTES
-from coatcheck.tls.breaker import Breaker
 from coatcheck.tls.client_hello import ClientHello
 from coatcheck.tls.openssl import OpenSslDoor, OpenSslRefused, open_door
 from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, Siblings, as_host, judge_record
@@ -99,7 +98,6 @@ class SharedSessions:
         self._lifetime_ms = lifetime_s * 1000
         self._thread_limit_s = thread_limit_s
         self._loop_limit_s = loop_limit_s
-        self._breaker = Breaker()
         self._ahead: dict[bytes, FetchedSession] = {}
         self._given: dict[int, tuple[bytes, bytes]] = {}
         """By connection, the ID and the session that its handshake was given: after a HelloRetryRequest it asks again
@@ -130,6 +128,14 @@ class SharedSessions:
         """Release the stores; from now on every handshake is a full one."""
         self.why_off = self.why_off or "closed"
         self._repository.close()
+
+    async def open_here(self) -> None:
+        """Let the running event loop reach the stores; :func:`coatcheck.tls.new_event_loop` does it for its servers."""
+        await self._repository.open_here()
+
+    async def close_here(self) -> None:
+        """As often as :meth:`open_here`."""
+        await self._repository.close_here()
 
     # -- ahead of the handshake, on event loops ----------------------------------------------------
 
@@ -249,17 +255,12 @@ class SharedSessions:
             self.counts.not_ahead += 1
             _seldom.warning("TLS sessions are not fetched on this event loop: run it by coatcheck.tls.new_event_loop")
             return None
-        if not self._breaker.lets_pass(time.monotonic()):
-            self.counts.unavailable += 1
-            return None
         key, nonce = item_key(raw), os.urandom(NONCE_BYTES)
         try:
             sealed = self._repository.take(store, key, nonce, self._thread_limit_s)
         except TakeOnceUnavailable as unavailable:
-            self._breaker.failed(time.monotonic())
             self._unavailable(unavailable)
             return None
-        self._breaker.succeeded()
         record = self._opened(key, sealed)
         return FetchedSession(record, nonce, store, key) if record is not None else None
 
@@ -308,7 +309,6 @@ class SharedSessions:
         # TLS 1.3 sessions then have IDs as well, instead of carrying their own state (RFC 8446 section 4.6.1).
         self._context.options |= ssl.OP_NO_TICKET
         self._context.num_tickets = 1
-        self._repository.start()
 
 
 def _demands(context: ssl.SSLContext) -> tuple[int, int, int]:

@@ -1,36 +1,38 @@
-"""What the stores of items behind a RESP link have in common: the port, and the meaning of their replies."""
+"""Stores of items on the other side of a link, for event loops."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 import hiredis
 
-from coatcheck.stores.link import Link
+from coatcheck.event_log import log_event
+from coatcheck.stores.address import StoreAddress
+from coatcheck.stores.events import EventSink
+from coatcheck.stores.greeting import HandshakeRefused
+from coatcheck.stores.link import DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.port import Unreachable
+from coatcheck.stores.take_once.requests import ItemRequests, as_flag, as_item, knows_no_script
 from coatcheck.take_once.port import TakeOnceUnavailable
-from coatcheck.take_once.rule import MAX_ITEM_BYTES, NEVER_STORED, check_key, check_nonce, check_put
-
-
-class ItemRequests(Protocol):
-    """How one kind of server is asked."""
-
-    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes: ...
-
-    def take(self, key: bytes, nonce: bytes) -> bytes: ...
-
-    def purge(self, key: bytes) -> bytes: ...
+from coatcheck.take_once.rule import NEVER_STORED, check_key, check_nonce, check_put
 
 
 class NetworkedItems:
-    """A store on the other side of a link; see :class:`coatcheck.take_once.port.TakeOnceStore`."""
+    """See :class:`coatcheck.take_once.port.TakeOnceStore`. Every call ends within ``timeout_s`` (seconds)."""
 
-    def __init__(self, link: Link, requests: ItemRequests, scripts: tuple[bytes, ...] = ()) -> None:
-        self.name = link.name
-        self._link = link
+    def __init__(
+        self,
+        name: str,
+        address: StoreAddress,
+        requests: ItemRequests,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        on_event: EventSink = log_event,
+    ) -> None:
+        self.name = name
+        self._link = Link(name, address, prepare=requests.prepare, timeout_s=timeout_s, on_event=on_event)
         self._requests = requests
-        self._scripts = scripts
 
     @property
     def reachable(self) -> bool:
@@ -38,21 +40,16 @@ class NetworkedItems:
 
     async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
         check_put(key, item, life_ms, after)
-        return self._flag(await self._ask(self._requests.put(key, item, life_ms, after)))
+        return as_flag(await self._ask(self._requests.put(key, item, life_ms, after)), self.name)
 
     async def take(self, key: bytes, nonce: bytes) -> bytes | None:
         check_key(key)
         check_nonce(nonce)
-        item = await self._ask(self._requests.take(key, nonce))
-        if item is None:
-            return None
-        if not isinstance(item, bytes) or not 1 <= len(item) <= MAX_ITEM_BYTES:
-            raise TakeOnceUnavailable(f"{self.name}: what came is no item")
-        return item
+        return as_item(await self._ask(self._requests.take(key, nonce)), self.name)
 
     async def purge(self, key: bytes) -> bool:
         check_key(key)
-        return self._flag(await self._ask(self._requests.purge(key)))
+        return as_flag(await self._ask(self._requests.purge(key)), self.name)
 
     async def open(self) -> None:
         await self._link.open()
@@ -62,16 +59,24 @@ class NetworkedItems:
 
     async def _ask(self, request: bytes) -> Any:
         reply = await self._call(request)
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            # It was refused before anything happened, so it may be asked once more.
-            for script in self._scripts:
-                await self._call(script)
+        if knows_no_script(reply):
+            await self._prepare_again()
             reply = await self._call(request)
-        if isinstance(reply, hiredis.ReplyError):
-            raise TakeOnceUnavailable(f"{self.name}: {reply}")
-        if isinstance(reply, Unreachable):
-            raise TakeOnceUnavailable(f"{self.name}: {reply.why}")
         return reply
+
+    async def _prepare_again(self) -> None:
+        steps = self._requests.prepare()
+        try:
+            request = next(steps)
+            while True:
+                reply = await self._call(request)
+                if isinstance(reply, hiredis.ReplyError):
+                    raise TakeOnceUnavailable(f"{self.name}: {reply}")
+                request = steps.send(reply)
+        except StopIteration:
+            return
+        except HandshakeRefused as refused:
+            raise TakeOnceUnavailable(f"{self.name}: {refused}") from None
 
     async def _call(self, request: bytes) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -81,9 +86,7 @@ class NetworkedItems:
                 answered.set_result(reply)
 
         self._link.call(request, settle)
-        return await answered
-
-    def _flag(self, reply: Any) -> bool:
-        if reply not in (0, 1):
-            raise TakeOnceUnavailable(f"{self.name}: neither yes nor no")
-        return bool(reply)
+        reply = await answered
+        if isinstance(reply, Unreachable):
+            raise TakeOnceUnavailable(f"{self.name}: {reply.why}")
+        return reply

@@ -1,28 +1,20 @@
-"""The client of the embedded session server's table of items."""
+"""How the embedded session server's table of items is asked.
+
+Items are beside its entries there and apart from them; they die with that process.
+"""
 
 from __future__ import annotations
 
 from coatcheck import resp
-from coatcheck.event_log import log_event
-from coatcheck.stores.address import StoreAddress
-from coatcheck.stores.events import EventSink
-from coatcheck.stores.link import DEFAULT_TIMEOUT_S, Link
-from coatcheck.stores.take_once.networked import NetworkedItems
+from coatcheck.stores.greeting import Steps, say
 
 
-class SessionServerItems(NetworkedItems):
-    """Keeps items in a :class:`coatcheck.session_server.server.SessionServer`, beside its entries and apart from them.
+class SessionServerRequests:
+    """See :class:`coatcheck.stores.take_once.requests.ItemRequests`."""
 
-    They die with that process. Every call ends within ``timeout_s`` (seconds).
-    """
+    def prepare(self) -> Steps[None]:
+        return say(())
 
-    def __init__(
-        self, name: str, address: StoreAddress, *, timeout_s: float = DEFAULT_TIMEOUT_S, on_event: EventSink = log_event
-    ) -> None:
-        super().__init__(Link(name, address, timeout_s=timeout_s, on_event=on_event), _Commands())
-
-
-class _Commands:
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes:
         back = (after,) if after else ()
         return resp.command(b"CC.ITEM.PUT", key, b"%d" % life_ms, item, *back)

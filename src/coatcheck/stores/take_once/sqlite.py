@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -69,102 +70,91 @@ def boot_name(path: Path = BOOT) -> str:
     return ""
 
 
-class SqliteItems:
-    """See :class:`coatcheck.take_once.port.TakeOnceStore`. ``clock`` answers Unix seconds, alike in all processes.
+class SqliteItemsForThreads:
+    """See :class:`coatcheck.take_once.port.TakeOnceForThreads`. ``clock`` answers Unix seconds, alike in all processes.
 
-    A call waits ``timeout_s`` (seconds) at most for other processes' locks, in a thread that this store has.
+    The threads of a process take turns at its one connection. A call waits for them, and then for other processes'
+    locks, each within its limit.
     """
 
     def __init__(
-        self,
-        name: str,
-        path: str | Path,
-        clock: Callable[[], float],
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        boot: Callable[[], str] = boot_name,
+        self, name: str, path: str | Path, clock: Callable[[], float], *, boot: Callable[[], str] = boot_name
     ) -> None:
         self.name = name
         self._path = Path(path)
         self._clock = clock
-        self._timeout_s = timeout_s
         self._boot = boot
+        self._turn = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._thread: ThreadPoolExecutor | None = None
-        self._waiting = 0
+        self._limit_s = 0.0
         self._swept_to = 0
-        self._works = False
 
-    @property
-    def reachable(self) -> bool:
-        return self._works
-
-    async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
+    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
         check_put(key, item, life_ms, after)
-        return await self._run(partial(self._put, key, item, life_ms, after))
+        return self._run(partial(self._put, key, item, life_ms, after), limit_s)
 
-    async def take(self, key: bytes, nonce: bytes) -> bytes | None:
+    def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
+        """There is nobody to hand it over to: it is stored when this returns."""
+        self.put(key, item, life_ms, after, limit_s)
+
+    def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         check_key(key)
         check_nonce(nonce)
-        return await self._run(partial(self._take, key, nonce))
+        return self._run(partial(self._take, key, nonce), limit_s)
 
-    async def purge(self, key: bytes) -> bool:
+    def purge(self, key: bytes, limit_s: float) -> bool:
         check_key(key)
-        return await self._run(partial(self._purge, key))
+        return self._run(partial(self._purge, key), limit_s)
 
-    async def open(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="coatcheck-items")
+    def check(self, limit_s: float) -> bool:
         with contextlib.suppress(TakeOnceUnavailable):
-            await self._run(lambda connection: None)
+            self._run(lambda connection: None, limit_s)
+            return True
+        return False
 
-    async def aclose(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            await asyncio.get_running_loop().run_in_executor(thread, self._disconnect)
-            thread.shutdown(wait=False)
+    def settle(self) -> tuple[int, int]:
+        return 0, 0
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._thread is None or self._waiting >= MAX_WAITING:
-            raise TakeOnceUnavailable(
-                f"{self.name}: " + ("not open" if self._thread is None else "too many calls wait")
-            )
-        self._waiting += 1
+    def close(self) -> None:
+        with self._turn:
+            self._disconnect()
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], limit_s: float) -> T:
+        if not self._turn.acquire(timeout=limit_s):
+            raise TakeOnceUnavailable(f"{self.name}: too many calls wait")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_turn, work)
-        finally:
-            self._waiting -= 1
-
-    # In the thread
-
-    def _in_turn(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            connection = self._connection = self._connection or self._connect()
+            if self._connection is None:
+                self._connection = self._connect(limit_s)
+            connection = self._connection
+            if limit_s != self._limit_s:
+                connection.execute(f"PRAGMA busy_timeout = {int(limit_s * 1000)}")
+                self._limit_s = limit_s
             with _writing(connection):
-                done = work(connection)
-            self._works = True
-            return done
+                return work(connection)
         except (sqlite3.Error, OSError) as broken:
-            self._works = False
             if not _is_lock(broken):
                 self._disconnect()
             raise TakeOnceUnavailable(f"{self.name}: {broken}") from None
+        finally:
+            self._turn.release()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, limit_s: float) -> sqlite3.Connection:
         with contextlib.suppress(FileExistsError, OSError):  # SQLite itself says best why it cannot open a file
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(
-            self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False, cached_statements=16
+            self._path, timeout=limit_s, isolation_level=None, check_same_thread=False, cached_statements=16
         )
         try:
             self._prepare(connection)
         except BaseException:
             connection.close()
             raise
+        self._limit_s = limit_s
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -230,6 +220,62 @@ class SqliteItems:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+class SqliteItems:
+    """The same for an event loop, on a thread of its own: see :class:`coatcheck.take_once.port.TakeOnceStore`."""
+
+    def __init__(self, items: SqliteItemsForThreads, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.name = items.name
+        self._items = items
+        self._timeout_s = timeout_s
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting = 0
+        self._works = False
+
+    @property
+    def reachable(self) -> bool:
+        return self._works
+
+    async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
+        check_put(key, item, life_ms, after)
+        return await self._run(partial(self._items.put, key, item, life_ms, after, self._timeout_s))
+
+    async def take(self, key: bytes, nonce: bytes) -> bytes | None:
+        check_key(key)
+        check_nonce(nonce)
+        return await self._run(partial(self._items.take, key, nonce, self._timeout_s))
+
+    async def purge(self, key: bytes) -> bool:
+        check_key(key)
+        return await self._run(partial(self._items.purge, key, self._timeout_s))
+
+    async def open(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="coatcheck-items")
+        self._works = await self._run(partial(self._items.check, self._timeout_s))
+
+    async def aclose(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.get_running_loop().run_in_executor(thread, self._items.close)
+            thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._thread is None or self._waiting >= MAX_WAITING:
+            raise TakeOnceUnavailable(
+                f"{self.name}: " + ("not open" if self._thread is None else "too many calls wait")
+            )
+        self._waiting += 1
+        try:
+            done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except TakeOnceUnavailable:
+            self._works = False
+            raise
+        else:
+            self._works = True
+            return done
+        finally:
+            self._waiting -= 1
 
 
 @contextlib.contextmanager

@@ -3,27 +3,17 @@
 **A restart forgets.** Redis may come back with older data: from a snapshot, from an append-only file that was not
 synced, as a replica that was promoted. What was taken could then be taken again. So the key of an item holds the
 server's ``run_id`` and ``master_replid``, which change with every restart and every promotion: what another run stored
-is found by nobody, and expires. The link asks for both whenever it connects, before it counts as reachable here.
+is found by nobody, and expires. Whoever connects asks for both before anything else.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from functools import partial
 from hashlib import blake2b
-from typing import Any, Final
-
-import hiredis
+from typing import Final
 
 from coatcheck import resp
-from coatcheck.event_log import log_event
-from coatcheck.stores.address import StoreAddress
-from coatcheck.stores.events import EventSink, StoreEvent, StoreEventKind
-from coatcheck.stores.link import DEFAULT_TIMEOUT_S, Link
-from coatcheck.stores.take_once.networked import NetworkedItems
+from coatcheck.stores.greeting import HandshakeRefused, Steps, say
 from coatcheck.stores.valkey_scripts import digest
-from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import ANSWER_KEPT_MS, PURGED_BY
 
 # KEYS: the item's mark and, for a while after a take, the content for its taker. A mark is "L" and the item, or "T"
@@ -62,82 +52,32 @@ redis.call('DEL', KEYS[2])
 return 1
 """
 
+_PREPARE: Final = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE))
 _INFO: Final = (b"server", b"replication")
 _RUN_BYTES: Final = 8
 
 
-class ValkeyItems(NetworkedItems):
-    """Keeps items in Valkey or Redis, under ``coatcheck:{<farm>}:item:``.
+class ValkeyRequests:
+    """See :class:`coatcheck.stores.take_once.requests.ItemRequests`. Keys begin with ``coatcheck:{<farm>}:item:``.
 
-    Every call ends within ``timeout_s`` (seconds). A primary that is demoted refuses every call.
+    A primary that is demoted refuses every call.
     """
 
-    def __init__(
-        self,
-        name: str,
-        address: StoreAddress,
-        *,
-        farm: str = "farm",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        on_event: EventSink = log_event,
-    ) -> None:
-        self._on_event = on_event
-        self._run_known = asyncio.Event()
-        scripts = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE))
-        link = Link(
-            name, address, prepare=scripts, timeout_s=timeout_s, on_event=on_event, on_connected=self._ask_for_the_run
-        )
-        self._keys = _Scripts(b"coatcheck:{%b}:item:" % farm.encode())
-        super().__init__(link, self._keys, scripts)
+    def __init__(self, farm: str = "farm") -> None:
+        self._prefix = b"coatcheck:{%b}:item:" % farm.encode()
+        self._run = b""
 
-    @property
-    def reachable(self) -> bool:
-        return super().reachable and bool(self._keys.run)
-
-    async def _call(self, request: bytes) -> Any:
-        if not self._keys.run:
-            raise TakeOnceUnavailable(f"{self.name}: it has not said yet which run of the server it is")
-        return await super()._call(request)
-
-    async def open(self) -> None:
-        await super().open()
-        if super().reachable:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._run_known.wait(), self._link.timeout_s)
-
-    def _ask_for_the_run(self) -> None:
-        self._keys.run = b""
-        self._run_known.clear()
+    def prepare(self) -> Steps[None]:
+        """Loads the scripts, and asks which run of the server it is."""
+        yield from say(_PREPARE)
         said: dict[str, str] = {}
         for section in _INFO:
-            self._link.call(resp.command(b"INFO", section), partial(self._told, said))
-
-    def _told(self, said: dict[str, str], reply: Any) -> None:
-        if isinstance(reply, bytes | str):
-            text = reply.decode("ascii", "replace") if isinstance(reply, bytes) else reply
+            told = yield resp.command(b"INFO", section)
+            text = told.decode("ascii", "replace") if isinstance(told, bytes) else str(told)
             for line in text.split("\r\n"):
                 field, _, value = line.partition(":")
                 said[field] = value
-            self._keys.run = _run_of(said)
-            if self._keys.run:
-                self._run_known.set()
-        elif isinstance(reply, hiredis.ReplyError):
-            why = f"INFO is refused, so a restart could not be told: {reply}"
-            self._on_event(StoreEvent(self.name, StoreEventKind.REFUSED_BY_SERVER, why))
-
-
-def _run_of(said: dict[str, str]) -> bytes:
-    """A name for this run of the server, once both of its parts are known; empty for a server that is no primary."""
-    run, replication = said.get("run_id", ""), said.get("master_replid", "")
-    if not run or not replication or said.get("role") != "master":
-        return b""
-    return blake2b(f"{run} {replication}".encode(), digest_size=_RUN_BYTES).digest()
-
-
-class _Scripts:
-    def __init__(self, prefix: bytes) -> None:
-        self.prefix = prefix
-        self.run = b""
+        self._run = _run_of(said)
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes:
         return self._script(PUT, key, item, b"%d" % life_ms, after)
@@ -149,5 +89,13 @@ class _Scripts:
         return self._script(PURGE, key, PURGED_BY)
 
     def _script(self, script: bytes, key: bytes, *arguments: bytes) -> bytes:
-        place = self.prefix + self.run + key
+        place = self._prefix + self._run + key
         return resp.command(b"EVALSHA", digest(script), b"2", place, place + b":kept", *arguments)
+
+
+def _run_of(said: dict[str, str]) -> bytes:
+    """A name for this run of the server; raises :class:`HandshakeRefused` where there is none, or at a replica."""
+    run, replication = said.get("run_id", ""), said.get("master_replid", "")
+    if not run or not replication or said.get("role") != "master":
+        raise HandshakeRefused("it does not say which run of a primary it is, so a restart could not be told")
+    return blake2b(f"{run} {replication}".encode(), digest_size=_RUN_BYTES).digest()

@@ -1,0 +1,53 @@
+"""How a server of items behind RESP is asked, and what its replies mean; whoever carries them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import hiredis
+
+from coatcheck.stores.greeting import Steps
+from coatcheck.take_once.port import TakeOnceUnavailable
+from coatcheck.take_once.rule import MAX_ITEM_BYTES
+
+
+class ItemRequests(Protocol):
+    """How one kind of server is asked over one connection."""
+
+    def prepare(self) -> Steps[None]:
+        """What a new connection must be told and asked before the rest; it may be begun anew."""
+        ...
+
+    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes: ...
+
+    def take(self, key: bytes, nonce: bytes) -> bytes: ...
+
+    def purge(self, key: bytes) -> bytes: ...
+
+
+def knows_no_script(reply: Any) -> bool:
+    """Whether a request was refused before anything happened, because the server has forgotten the scripts."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+
+
+def as_flag(reply: Any, name: str) -> bool:
+    """Yes or no; raises :class:`TakeOnceUnavailable` for anything else."""
+    _raise_error(reply, name)
+    if reply not in (0, 1):
+        raise TakeOnceUnavailable(f"{name}: neither yes nor no")
+    return bool(reply)
+
+
+def as_item(reply: Any, name: str) -> bytes | None:
+    """An item, or nothing; raises :class:`TakeOnceUnavailable` for anything else."""
+    _raise_error(reply, name)
+    if reply is None:
+        return None
+    if not isinstance(reply, bytes) or not 1 <= len(reply) <= MAX_ITEM_BYTES:
+        raise TakeOnceUnavailable(f"{name}: what came is no item")
+    return reply
+
+
+def _raise_error(reply: Any, name: str) -> None:
+    if isinstance(reply, hiredis.ReplyError):
+        raise TakeOnceUnavailable(f"{name}: {reply}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import signal
 import sqlite3
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from store_backends import RedisBackend, SessionServerBackend, run, until
 from take_once_backends import (
     ITEM_BACKENDS,
+    InThreads,
     ItemBackend,
     RedisItemBackend,
     ServedItemBackend,
@@ -293,6 +295,51 @@ def test_generated_stories_end_alike_everywhere(
                 assert said[0] == said[1], (number, step)
 
     run(story)
+
+
+@pytest.mark.parametrize("backend", [side for side in SIDES if "threads" in str(side.id)], indirect=True)
+def test_what_is_handed_over_is_stored_and_refusals_are_counted(backend: ItemBackend) -> None:
+    """In threads: items are handed over, and the next question is asked on the same connection."""
+
+    async def story() -> None:
+        async with opened(backend.client()) as client:
+            assert isinstance(client, InThreads)
+            store, places = client.store, [key() for _ in range(10)]
+            for number, place in enumerate(places):
+                store.hand_over(place, b"item %d" % number, LIFE_MS, b"", 5.0)
+            store.hand_over(places[0], b"second", LIFE_MS, b"", 5.0)
+            taken = [store.take(place, nonce(), 5.0) for place in places]
+            assert taken == [b"item %d" % number for number in range(10)]
+            store.hand_over(places[0], b"third", LIFE_MS, b"", 5.0)
+            store.check(5.0)
+            unanswered, refused = store.settle()
+            assert unanswered == 0
+            assert refused == 2
+
+    run(story)
+
+
+@pytest.mark.parametrize("kind", ["session-server", "redis"])
+def test_a_late_answer_to_what_was_handed_over_is_no_answer_to_a_question(kind: str, tmp_path: Path) -> None:
+    backend = {"session-server": SessionServerItemBackend, "redis": RedisItemBackend}[kind](tmp_path, True)
+    backend.start()
+
+    async def story() -> None:
+        async with opened(backend.client()) as client:
+            assert isinstance(client, InThreads)
+            place = key()
+            backend.server.signal(signal.SIGSTOP)
+            client.store.hand_over(place, b"item", LIFE_MS, b"", 5.0)
+            asked = asyncio.create_task(client.take(place, nonce()))
+            await asyncio.sleep(0.1)
+            assert not asked.done()
+            backend.server.signal(signal.SIGCONT)
+            assert await asyncio.gather(asked, return_exceptions=True) == [b"item"]
+
+    try:
+        run(story)
+    finally:
+        backend.stop()
 
 
 both_sides = pytest.mark.parametrize("in_threads", [False, True], ids=["loop", "threads"])

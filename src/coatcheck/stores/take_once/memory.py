@@ -41,6 +41,7 @@ class MemoryItemsForThreads:
         """``table``: one that is there already, whose times are those of ``clock``."""
         self.name = name
         self._clock = clock
+        self._refused = 0
         self._table = table if table is not None else SharedItemTable()
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
@@ -50,7 +51,8 @@ class MemoryItemsForThreads:
             raise TakeOnceUnavailable(str(full)) from None
 
     def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
-        self.put(key, item, life_ms, after, limit_s)
+        if not self.put(key, item, life_ms, after, limit_s):
+            self._refused += 1
 
     def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         return self._table.take(key, nonce, self._now_ms())
@@ -62,7 +64,7 @@ class MemoryItemsForThreads:
         return True
 
     def settle(self) -> tuple[int, int]:
-        return 0, 0
+        return 0, self._refused
 
     def close(self) -> None:
         """What is kept stays, for whoever shares this store."""

@@ -87,6 +87,7 @@ class SqliteItemsForThreads:
         self._turn = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._limit_s = 0.0
+        self._refused = 0
         self._swept_to = 0
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
@@ -95,7 +96,8 @@ class SqliteItemsForThreads:
 
     def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
         """There is nobody to hand it over to: it is stored when this returns."""
-        self.put(key, item, life_ms, after, limit_s)
+        if not self.put(key, item, life_ms, after, limit_s):
+            self._refused += 1
 
     def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         check_key(key)
@@ -113,7 +115,7 @@ class SqliteItemsForThreads:
         return False
 
     def settle(self) -> tuple[int, int]:
-        return 0, 0
+        return 0, self._refused
 
     def close(self) -> None:
         with self._turn:

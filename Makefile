@@ -90,8 +90,8 @@ $(COMPILER): | $(BIN)/python
 
 # Named peers of the benchmarks.
 $(PEERS): | $(BIN)/python
-	@{ command -v haproxy && command -v wrk; } >/dev/null || { \
-		echo "installing haproxy and wrk"; \
-		$(call installed,haproxy wrk) || \
-		{ echo "make: install these with: apt-get install haproxy wrk" >&2; exit 1; }; }
+	@{ command -v haproxy && command -v wrk && command -v nginx; } >/dev/null || { \
+		echo "installing haproxy, nginx and wrk"; \
+		$(call installed,haproxy nginx-light wrk) || \
+		{ echo "make: install these with: apt-get install haproxy nginx-light wrk" >&2; exit 1; }; }
 	@touch $@

@@ -13,6 +13,7 @@ BENCHMARKS = [
     ("benchmarks.scale", ["--write-results"], ["--quick"]),
     ("benchmarks.kill", ["--write-results"], ["--quick"]),
     ("benchmarks.director", ["--write-results"], ["--rounds", "1"]),
+    ("benchmarks.tls", ["--write-results"], ["--quick"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 

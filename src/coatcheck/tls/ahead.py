@@ -23,6 +23,7 @@ from coatcheck.seldom import Seldom
 from coatcheck.tls.client_hello import MAX_HELLO_BYTES, ClientHello, Incomplete, read_client_hello
 from coatcheck.tls.entrance import sessions_of
 from coatcheck.tls.sharing import SharedSessions
+from coatcheck.tls.turnstile import Turnstile
 
 HELLO_TIMEOUT_S: Final = 10.0
 """A client that has not sent its ClientHello by then is dropped."""
@@ -135,6 +136,7 @@ class AheadServer(asyncio.AbstractServer):
         self._options: dict[str, Any] = {}
         if shutdown_timeout_s is not None:
             self._options["ssl_shutdown_timeout"] = shutdown_timeout_s
+        self._turnstile = Turnstile(loop)
         self._started = False
         self._accepting: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
@@ -229,6 +231,7 @@ class AheadServer(asyncio.AbstractServer):
                     hello = await peek_hello(self._loop, connection)
                 if isinstance(hello, ClientHello):
                     fetched = await self._shared.fetch_ahead(hello)
+            await self._turnstile.turn()
             await self._loop.connect_accepted_socket(
                 self._protocol_factory,
                 connection,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import ipaddress
 import json
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from ports import free_port
+
+from .signer import PEM, Signer
 
 HOST = "shop.test"
 OTHER_HOST = "blog.test"
@@ -34,34 +33,11 @@ VERSIONS = {"1.2": TLS_1_2, "1.3": TLS_1_3}
 
 def make_certificates(folder: Path) -> None:
     """``ca.pem``, ``server.pem`` (certificate and key, for both hosts), ``client.pem``."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    authority = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
-    now = datetime.datetime.now(datetime.UTC)
-
-    def sign(subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
-        made = (
-            x509.CertificateBuilder(authority, subject, public, x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(extension, critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return made.public_bytes(serialization.Encoding.PEM)
-
-    is_authority = x509.BasicConstraints(ca=True, path_length=0)
-    (folder / "ca.pem").write_bytes(sign(authority, key.public_key(), is_authority))
+    signer = Signer("test authority")
+    (folder / "ca.pem").write_bytes(signer.certificate.public_bytes(PEM))
     names = [x509.DNSName(HOST), x509.DNSName(OTHER_HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    for name, extension in (("server", x509.SubjectAlternativeName(names)), ("client", _no_authority())):
-        own = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"test {name}")])
-        private = own.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.pem").write_bytes(sign(subject, own.public_key(), extension) + private)
-
-
-def _no_authority() -> x509.BasicConstraints:
-    return x509.BasicConstraints(ca=False, path_length=None)
+    (folder / "server.pem").write_bytes(signer.issue("test server", names)[1])
+    (folder / "client.pem").write_bytes(signer.issue("test client")[1])
 
 
 class Server:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +216,43 @@ def test_a_wrong_setting_is_one_clear_line(wrong: dict[str, Any], tmp_path: Path
     with pytest.raises(ConfigError, match="peers") as raised:
         Peers(**farm.settings("web-1", **wrong)).check("web-1")
     assert "\n" not in str(raised.value)
+
+
+FORKED = """
+import json, os, socket, ssl, sys, time
+from coatcheck.errors import ConfigError
+from coatcheck.tls import Peers, share_sessions
+settings = json.loads(sys.argv[1])
+host, _, port = settings["listen"].partition(":")
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(settings["certificate"])
+def share(**more):
+    peers = Peers(**settings)
+    return share_sessions(context, store=peers, server="web-1", keyring=os.urandom(32), required=True, **more)
+try:
+    share(siblings=[["a", ""], 5])
+except (ConfigError, TypeError) as wrong:
+    print("wrong:", type(wrong).__name__)
+shared = share()
+print("parent", shared.status()["stores"]["web-1"])
+child = os.fork()
+if not child:
+    print("child", shared.status()["stores"]["web-1"], flush=True)
+    time.sleep(60)
+    os._exit(0)
+time.sleep(0.5)
+shared.close()
+socket.create_server((host, int(port))).close()
+print("free")
+os.kill(child, 9)
+os.wait()
+"""
+
+
+def test_a_door_is_that_of_one_process_and_closed_with_it(tmp_path: Path, certificates: Path) -> None:
+    """Nothing is opened by a call that fails; a forked child does not hold the port of its parent."""
+    farm = PeerFarm(tmp_path / "peers", certificates)
+    words = [sys.executable, "-c", FORKED, json.dumps({**farm.settings("web-1")})]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert said.stdout.splitlines() == ["wrong: ConfigError", "parent True", "child False", "free"], said.stderr

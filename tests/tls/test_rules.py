@@ -108,21 +108,32 @@ def test_a_sealed_record_opens_for_its_own_key_alone_and_unchanged() -> None:
 def test_the_breaker_opens_after_failures_in_a_row_and_tries_again() -> None:
     breaker = Breaker()
     for at in range(FAILURES_IN_A_ROW - 1):
-        breaker.failed(float(at))
+        breaker.failed(float(at), float(at))
     breaker.succeeded()
     for _ in range(FAILURES_IN_A_ROW):
         assert breaker.lets_pass(10.0)
-        breaker.failed(10.0)
+        breaker.failed(10.0, 10.0)
     assert not breaker.lets_pass(10.0 + FIRST_PAUSE_S - 0.01)
+    assert not breaker.would_let_pass(10.0 + FIRST_PAUSE_S - 0.01)
+    assert breaker.would_let_pass(10.0 + FIRST_PAUSE_S)
     assert breaker.lets_pass(10.0 + FIRST_PAUSE_S), "one may try"
     assert not breaker.lets_pass(10.0 + FIRST_PAUSE_S), "and no second one"
-    breaker.failed(11.0)
+    breaker.failed(11.0, 11.0)
     assert not breaker.lets_pass(11.0 + FIRST_PAUSE_S), "the pause grows"
     now = 11.0
     for _ in range(20):
         now += 2 * MAX_PAUSE_S
         assert breaker.lets_pass(now)
-        breaker.failed(now)
+        breaker.failed(now, now)
     assert breaker.lets_pass(now + MAX_PAUSE_S), "but not for ever"
     breaker.succeeded()
     assert breaker.lets_pass(now)
+
+
+def test_one_hiccup_that_many_calls_met_is_one_pause() -> None:
+    breaker = Breaker()
+    for _ in range(50):
+        assert breaker.lets_pass(10.0)
+    for _ in range(50):
+        breaker.failed(10.08, 10.0)
+    assert breaker.lets_pass(10.08 + FIRST_PAUSE_S)

@@ -180,6 +180,13 @@ class SessionServer:
             self._state.seldom.warning("a client was refused: %s", why, kind="refused")
         return bool(why)
 
+    def descriptors(self) -> list[int]:
+        """Of the listening sockets and the connections, as far as they are open."""
+        sockets = list(self._server.sockets) if self._server is not None else []
+        transports = [client.transport for client in self._state.clients]
+        sockets += [transport.get_extra_info("socket") for transport in transports if transport is not None]
+        return [number for sock in sockets if sock is not None and (number := sock.fileno()) >= 0]
+
     def now_ms(self) -> int:
         """This server's clock, which never goes back."""
         return self._state.now_ms()

@@ -23,6 +23,7 @@ import msgspec
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.put_rule import Verdict, bounded_life_ms, check_entry, judge
+from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
 
 APPLICATION_ID: Final = 0x636F6174
 """Marks the file as ours ("coat"), so that we never write into another program's database."""
@@ -39,8 +40,6 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
-PAUSE_PATIENCE_S: Final = 1.0
-"""How long a fork, or a new connection, waits for a commit that is running."""
 _FIND: Final = "SELECT entry, expires_at_ms FROM entries WHERE key = ?"
 _STORE: Final = (
     "INSERT INTO entries (key, expires_at_ms, entry) VALUES (?, ?, ?) "
@@ -103,6 +102,7 @@ class SqliteFile:
             self._connection.close()
             raise
         _open_files.add(self)
+        pause_at_fork(self)
 
     def close(self) -> None:
         with self._lock:
@@ -173,17 +173,14 @@ class SqliteFile:
             connection.execute("INSERT OR REPLACE INTO probes (id, probed_at_ms) VALUES (1, ?)", (now_ms,))
 
     def pause(self) -> bool:
-        """Close the connection, and let nobody in until :meth:`go_on`; ``False`` if a call takes too long for that.
-
-        For a fork: the child would believe in file locks that only its parent has. The next call opens the file again.
-        """
+        """See :class:`coatcheck.stores.fork_pause.Pausable`."""
         if not self._lock.acquire(timeout=PAUSE_PATIENCE_S):
             return False
         self._disconnect()
         return True
 
     def go_on(self) -> None:
-        """End a pause; after a fork in parent and child."""
+        """End a pause."""
         self._lock.release()
 
     @contextlib.contextmanager
@@ -304,7 +301,6 @@ def _put(connection: sqlite3.Connection, offer: Offer, now_ms: int) -> OfferOutc
 
 
 _open_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
-_paused: list[SqliteFile] = []
 
 
 def _close_stale(path: Path) -> None:
@@ -312,15 +308,3 @@ def _close_stale(path: Path) -> None:
     for file in list(_open_files):
         if file.path == path and file.is_stale() and file.pause():
             file.go_on()
-
-
-def _before_fork() -> None:
-    _paused.extend(file for file in list(_open_files) if file.pause())
-
-
-def _after_fork() -> None:
-    while _paused:
-        _paused.pop().go_on()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -29,6 +29,10 @@ class TakeOnceUnavailable(CoatcheckError):
     """The store did not answer, or answered that it cannot; what became of the call is unknown."""
 
 
+class TakeOnceFull(TakeOnceUnavailable):
+    """The store answered: it has no room for one more item. What is there can be taken."""
+
+
 class TakeOnceStore(Protocol):
     """One store of items. See the module's words for the guarantees.
 
@@ -80,7 +84,10 @@ class TakeOnceForThreads(Protocol):
         ...
 
     def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
-        """Put without waiting for what becomes of it; what cannot be sent within the limit raises."""
+        """Put without waiting for what becomes of it; what cannot be sent within the limit raises.
+
+        That it was sent says nothing about the store: :meth:`settle` does, later.
+        """
         ...
 
     def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
@@ -96,7 +103,7 @@ class TakeOnceForThreads(Protocol):
         ...
 
     def settle(self) -> tuple[int, int]:
-        """Of what was handed over: how many are not answered yet, and how many have been refused so far."""
+        """Of what was handed over: how many are not answered yet, and how many were not stored as far as is known."""
         ...
 
     def close(self) -> None:

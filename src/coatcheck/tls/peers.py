@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +73,9 @@ class Peers(msgspec.Struct, frozen=True, kw_only=True):
         """
         ways = self._ways(server, timeout_s)
         door = self._door(server)
-        door.start()
+        if _opened_by.setdefault((server, self.listen), os.getpid()) == os.getpid():
+            door.start()
+            _doors.add(door)
         return [TakeOncePlace(server, lambda: door.items, lambda: _AtDoor(door)), *ways]
 
     def _door(self, server: str) -> PeerDoor:
@@ -129,6 +133,7 @@ class PeerDoor:
         self.items = _DoorItems(self, lambda: self._server.now_ms() / 1000, table)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def start(self) -> None:
         """Listen. If the address cannot be had, that is logged, and this server shares nothing of its own."""
@@ -139,20 +144,29 @@ class PeerDoor:
 
     def stop(self) -> None:
         """Listen no more; what is kept is forgotten with this object."""
-        self.is_open = False
+        self.is_open, self._stopped = False, True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._loop.stop)
         if self._thread is not None:
             self._thread.join(START_S)
 
+    def abandon(self) -> None:
+        """In a forked child: the door is the parent's, who could not close it while we had it open, too."""
+        self.is_open = False
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in self._server.descriptors():
+            os.dup2(nothing, descriptor)  # whoever has its number may still close it, once
+        os.close(nothing)
+
     def _run(self, tried: threading.Event) -> None:
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._server.start())
-            self._loop, self.is_open = loop, True
+            self._loop, self.is_open = loop, not self._stopped
             tried.set()
-            loop.run_forever()
+            if not self._stopped:
+                loop.run_forever()
             loop.run_until_complete(self._server.stop())
         except OSError as wrong:
             _log.error("no TLS sessions are shared by %s: it cannot listen for its peers: %s", self.name, wrong)
@@ -256,3 +270,16 @@ class Revocations:
             raise ValueError("it was not signed by the farm's authority")
         self._seen = seen
         return found
+
+
+_doors: weakref.WeakSet[PeerDoor] = weakref.WeakSet()
+_opened_by: dict[tuple[str, str], int] = {}
+"""By server and address, the process that has the door there: a forked child of it has none."""
+
+
+def _after_fork_in_child() -> None:
+    for door in list(_doors):
+        door.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

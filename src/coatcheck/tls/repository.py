@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 import weakref
 from asyncio import _get_running_loop
@@ -19,7 +20,13 @@ from typing import Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.seldom import Seldom
-from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceStore, TakeOnceUnavailable
+from coatcheck.take_once.port import (
+    TakeOnceForThreads,
+    TakeOnceFull,
+    TakeOncePlace,
+    TakeOnceStore,
+    TakeOnceUnavailable,
+)
 from coatcheck.take_once.rule import NEVER_STORED
 from coatcheck.tls.breaker import Breaker
 
@@ -58,15 +65,16 @@ class SessionRepository:
         self._put_limit_s = put_limit_s
         self._turn = 0
         self._dropped = 0
-        self._begin()
-        _all.add(self)
-
-    def _begin(self) -> None:
         self._loops: dict[asyncio.AbstractEventLoop, _AtLoop] = {}
         self._places: dict[bytes, TakeOncePlace] = {}
         self._ways: dict[bytes, _Way] = {}
         self._homes: list[bytes] = []
-        self._places = places = {self._tag_of(place.name): place for place in self._make_places()}
+        _all.add(self)
+
+    def start(self) -> None:
+        """Make the stores of this process; nothing is connected yet. Raises what ``make_places`` raises."""
+        places = {self._tag_of(place.name): place for place in self._make_places()}
+        self._places = places
         self._ways = {tag: _Way(place.for_threads()) for tag, place in places.items()}
         self._homes = [tag for tag, place in places.items() if self._home in (None, place.name)]
 
@@ -81,7 +89,7 @@ class SessionRepository:
         self._turn += 1
         for at in range(len(self._homes)):
             tag = self._homes[(self._turn + at) % len(self._homes)]
-            if at_loop.stores[tag].reachable if at_loop is not None else self._ways[tag].breaker.would_let_pass(now):
+            if at_loop.stores[tag].reachable if at_loop is not None else self._ways[tag].would_let_pass(now):
                 return tag
         return None
 
@@ -98,16 +106,15 @@ class SessionRepository:
                 task.add_done_callback(at_loop.puts.discard)
             return
         way = self._ways.get(tag)
-        if way is None or not way.breaker.lets_pass(time.monotonic()):
+        began = time.monotonic()
+        if way is None or not way.lets_pass(began):
             self._dropped += 1
             return
         try:
             way.store.hand_over(key, item, life_ms, after, self._put_limit_s)
         except TakeOnceUnavailable as unavailable:
-            way.breaker.failed(time.monotonic())
+            way.failed(unavailable, began)
             self._not_stored(unavailable)
-        else:
-            way.breaker.succeeded()
 
     def take(self, tag: bytes, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         """Take an item from the store of this tag, and no other. For threads: waits ``limit_s`` at most.
@@ -118,14 +125,15 @@ class SessionRepository:
         way = self._ways.get(tag)
         if way is None:
             return None  # a store that is on no list of ours
-        if not way.breaker.lets_pass(time.monotonic()):
+        began = time.monotonic()
+        if not way.lets_pass(began):
             raise TakeOnceUnavailable(f"{way.store.name}: it did not answer before, and is not asked for a while")
         try:
             item = way.store.take(key, nonce, limit_s)
-        except TakeOnceUnavailable:
-            way.breaker.failed(time.monotonic())
+        except TakeOnceUnavailable as unavailable:
+            way.failed(unavailable, began)
             raise
-        way.breaker.succeeded()
+        way.succeeded()
         return item
 
     async def fetch(self, tag: bytes, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
@@ -144,13 +152,23 @@ class SessionRepository:
 
     async def open_here(self) -> None:
         """Let the running loop reach the stores, once more; ends when each has been tried once."""
+        self._forget_closed_loops()
         loop = asyncio.get_running_loop()
         at_loop = self._loops.get(loop)
         if at_loop is None:
             at_loop = self._loops[loop] = _AtLoop({tag: place.for_a_loop() for tag, place in self._places.items()})
             at_loop.opening = loop.create_task(_open_all(list(at_loop.stores.values())))
         at_loop.users += 1
-        await asyncio.shield(at_loop.opening)
+        try:
+            await asyncio.shield(at_loop.opening)
+        except BaseException:
+            await self.close_here()
+            raise
+
+    def _forget_closed_loops(self) -> None:
+        """Those that ended without having closed their servers; what they had open went with them."""
+        for loop in [loop for loop in self._loops if loop.is_closed()]:
+            self._loops.pop(loop, None)
 
     async def close_here(self) -> None:
         """As often as :meth:`open_here`: after the last time this loop has no links any more."""
@@ -175,6 +193,7 @@ class SessionRepository:
     @property
     def storing(self) -> int:
         """Sessions that a store has not acknowledged yet."""
+        self._forget_closed_loops()
         on_loops = sum(len(at_loop.puts) for at_loop in list(self._loops.values()))
         return on_loops + sum(way.store.settle()[0] for way in list(self._ways.values()))
 
@@ -185,6 +204,7 @@ class SessionRepository:
 
     def status(self) -> dict[str, bool]:
         """Which stores answer, by name. In a thread of a server that has no loops this asks them."""
+        self._forget_closed_loops()
         loops = list(self._loops.values())
         if loops:
             return {
@@ -201,9 +221,12 @@ class SessionRepository:
             self._not_stored(unavailable)
 
     def _after_fork(self) -> None:
+        if not self._places:
+            return
         _inherited.append((self._loops, self._ways, self._places))
+        self._loops, self._places, self._ways, self._homes = {}, {}, {}, []
         try:
-            self._begin()
+            self.start()
         except CoatcheckError as wrong:
             log.warning("this process shares no TLS sessions: %s", wrong)
 
@@ -217,14 +240,36 @@ class _Way:
 
     def __init__(self, store: TakeOnceForThreads) -> None:
         self.store = store
-        self.breaker = Breaker()
+        self._breaker = Breaker()
+        self._lock = threading.Lock()
+
+    def lets_pass(self, now: float) -> bool:
+        with self._lock:
+            return self._breaker.lets_pass(now)
+
+    def would_let_pass(self, now: float) -> bool:
+        with self._lock:
+            return self._breaker.would_let_pass(now)
+
+    def failed(self, why: TakeOnceUnavailable, began: float) -> None:
+        """A full store has answered."""
+        with self._lock:
+            if isinstance(why, TakeOnceFull):
+                self._breaker.succeeded()
+            else:
+                self._breaker.failed(time.monotonic(), began)
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self._breaker.succeeded()
 
     def check(self) -> bool:
+        """Whether it answers; on an event loop, whether it would be asked."""
         if _get_running_loop() is not None:
-            return self.breaker.would_let_pass(time.monotonic())
+            return self.would_let_pass(time.monotonic())
         answers = self.store.check(CHECK_S)
         if answers:
-            self.breaker.succeeded()
+            self.succeeded()
         return answers
 
 
@@ -239,7 +284,9 @@ class _AtLoop:
 
 
 async def _open_all(stores: Sequence[TakeOnceStore]) -> None:
-    await asyncio.gather(*[store.open() for store in stores])
+    for wrong in await asyncio.gather(*[store.open() for store in stores], return_exceptions=True):
+        if isinstance(wrong, BaseException):
+            log.error("a store of TLS sessions cannot be opened: %r", wrong)
 
 
 def _after_fork_in_child() -> None:

@@ -309,6 +309,7 @@ class SharedSessions:
         # TLS 1.3 sessions then have IDs as well, instead of carrying their own state (RFC 8446 section 4.6.1).
         self._context.options |= ssl.OP_NO_TICKET
         self._context.num_tickets = 1
+        self._repository.start()
 
 
 def _demands(context: ssl.SSLContext) -> tuple[int, int, int]:

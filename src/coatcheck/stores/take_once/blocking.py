@@ -21,7 +21,7 @@ from coatcheck import resp
 from coatcheck.peers.credentials import check_same_user
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.greeting import HandshakeRefused, Steps, greet
-from coatcheck.stores.take_once.requests import ItemRequests, as_flag, as_item, knows_no_script
+from coatcheck.stores.take_once.requests import ItemRequests, as_flag, as_item, must_prepare
 from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import check_key, check_nonce, check_put
 
@@ -29,18 +29,28 @@ T = TypeVar("T")
 
 MAX_IDLE: Final = 32
 """Connections that are kept for the next thread; those of a greater crowd are closed after their use."""
+MAX_IDLE_S: Final = 15.0
+"""One that was not used for so long may have been cut without a sound: it is not used again."""
+MAX_DIALING: Final = 4
+"""Connections that are being made at a time; who needs one waits for the next that is free."""
+CONNECT_LIMIT_S: Final = 2.0
+"""So long a connection may take to be made, whoever waits for it: longer than one handshake may."""
 MAX_UNREAD: Final = 64
 """Answers that may wait to be read on one connection; then they are waited for."""
 MAX_REPLY_BYTES: Final = 64 * 1024
 _PIECE: Final = 16 * 1024
 _PING: Final = resp.command(b"PING")
 _NOT_YET: Final = object()
+_OVER: Final = ("READONLY", "LOADING", "NOAUTH", "MASTERDOWN")
+_BROKEN: Final = (OSError, HandshakeRefused, hiredis.ProtocolError)
 
 
 class BlockingItems:
     """See :class:`coatcheck.take_once.port.TakeOnceForThreads`.
 
     ``make_requests``: of each connection its own, for what a server says of itself holds for one connection only.
+    Connections are made by threads of their own: looking up a name, dialling and preparing take longer than a caller
+    may wait, and whoever comes next finds them made.
     """
 
     def __init__(self, name: str, address: StoreAddress, make_requests: Callable[[], ItemRequests]) -> None:
@@ -48,8 +58,14 @@ class BlockingItems:
         self._address = address
         self._make_requests = make_requests
         self._idle: deque[_Line] = deque()
-        self._counting = threading.Lock()
-        self._refused = 0
+        self._changed = threading.Condition()
+        """Guards what follows; told when a line is free, or could not be made."""
+        self._wanting = 0
+        self._dialing = 0
+        self._failed_dials = 0
+        self._why = ""
+        self._lost = 0
+        self._closings = 0
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
         check_put(key, item, life_ms, after)
@@ -60,7 +76,9 @@ class BlockingItems:
         until = time.monotonic() + limit_s
         with self._line(until) as line:
             line.send(line.requests.put(key, item, life_ms, after), until)
-            if line.unread >= MAX_UNREAD:
+        if line.unread >= MAX_UNREAD:
+            # What was handed over before is told by settle; this one was sent.
+            with contextlib.suppress(TakeOnceUnavailable), self._line(until) as line:
                 line.read_all(until)
 
     def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
@@ -84,45 +102,48 @@ class BlockingItems:
                 line = self._idle.popleft()
                 try:
                     line.read_what_is_there()
-                except (OSError, hiredis.ProtocolError):
+                except _BROKEN:
                     self._end(line)
                     continue
                 unread += line.unread
                 self._give_back(line)
-        return unread, self._refused
+        return unread, self._lost
 
     def close(self) -> None:
-        while True:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                return
+        with self._changed:
+            self._closings += 1  # lines in use, and those that are being made, end when they come back
+        self._end_idle_lines()
+
+    # -- lines -------------------------------------------------------------------------------------
 
     def _ask(self, make: Callable[[ItemRequests], bytes], limit_s: float) -> Any:
         until = time.monotonic() + limit_s
         with self._line(until) as line:
             reply = line.ask(make(line.requests), until)
-            if knows_no_script(reply):
-                line.take_steps(line.requests.prepare(), until)
+            if must_prepare(reply):
+                line.prepare(until)
                 reply = line.ask(make(line.requests), until)
             return reply
 
     @contextlib.contextmanager
     def _line(self, until: float) -> Iterator[_Line]:
         """A connection for this thread alone; it is kept unless anything went wrong on it."""
-        line = self._idle_line()
+        line: _Line | None = None
         try:
-            if line is None:
-                line = _Line(self._address, self._make_requests(), until)
+            line = self._idle_line() or self._next_line(until)
+            if line.must_prepare:
+                line.prepare(until)
             yield line
-        except (OSError, HandshakeRefused, hiredis.ProtocolError) as wrong:
+        except _BROKEN as wrong:
             if line is not None:
                 self._end(line)
+            if line is not None and isinstance(wrong, TimeoutError):
+                self._end_idle_lines()  # they may be as dead as this one
             said = f"no answer in time from {self._address}" if isinstance(wrong, TimeoutError) else wrong
             raise TakeOnceUnavailable(f"{self.name}: {said}") from None
         except BaseException:
             if line is not None:
-                line.close()
+                self._end(line)
             raise
         self._give_back(line)
 
@@ -134,49 +155,111 @@ class BlockingItems:
             except IndexError:
                 return None
             try:
-                line.read_what_is_there()
-                return line
-            except (OSError, hiredis.ProtocolError):
-                self._end(line)
+                if time.monotonic() - line.used_at < MAX_IDLE_S:
+                    line.read_what_is_there()
+                    return line
+            except _BROKEN:
+                pass
+            self._end(line)
+
+    def _next_line(self, until: float) -> _Line:
+        """The next one that is made, or given back. Raises what a line raises."""
+        with self._changed:
+            failed = self._failed_dials
+            self._wanting += 1
+            try:
+                if self._dialing < min(self._wanting, MAX_DIALING):
+                    self._dialing += 1
+                    threading.Thread(target=self._dial, name="coatcheck-dial", daemon=True).start()
+                while True:
+                    with contextlib.suppress(IndexError):
+                        return self._idle.pop()
+                    if self._failed_dials != failed:
+                        raise ConnectionError(self._why)
+                    if not self._changed.wait(_left(until)):
+                        raise TimeoutError
+            finally:
+                self._wanting -= 1
+
+    def _dial(self) -> None:
+        closings, line, why = self._closings, None, ""
+        try:
+            line = _Line(self._address, self._make_requests(), time.monotonic() + CONNECT_LIMIT_S, closings)
+        except _BROKEN as wrong:
+            why = f"cannot connect to {self._address}: {wrong or 'no answer in time'}"
+        finally:
+            with self._changed:
+                self._dialing -= 1
+                if line is None:
+                    self._failed_dials += 1
+                    self._why = why or f"cannot connect to {self._address}"
+                    self._changed.notify_all()
+        if line is not None:
+            self._give_back(line)
+
+    def _give_back(self, line: _Line) -> None:
+        line.used_at = time.monotonic()
+        self._count(line)
+        if line.is_over or line.closings != self._closings or len(self._idle) >= MAX_IDLE:
+            self._end(line)
+            return
+        self._idle.append(line)
+        if self._wanting:
+            with self._changed:
+                self._changed.notify()
+        if line.closings != self._closings:
+            self._end_idle_lines()
 
     def _end(self, line: _Line) -> None:
         """What it carried last may not have been stored."""
-        line.refused += line.unread
+        line.lost += line.unread
         line.unread = 0
         self._count(line)
         line.close()
 
-    def _count(self, line: _Line) -> None:
-        if line.refused:
-            with self._counting:
-                self._refused += line.refused
-            line.refused = 0
+    def _end_idle_lines(self) -> None:
+        while True:
+            try:
+                self._end(self._idle.pop())
+            except IndexError:
+                return
 
-    def _give_back(self, line: _Line) -> None:
-        self._count(line)
-        if len(self._idle) < MAX_IDLE:
-            self._idle.append(line)
-        else:
-            line.close()
+    def _count(self, line: _Line) -> None:
+        if line.lost:
+            with self._changed:
+                self._lost += line.lost
+            line.lost = 0
 
 
 class _Line:
     """A connection, and the answers that are still on their way there. Whatever fails, it is not used again."""
 
-    def __init__(self, address: StoreAddress, requests: ItemRequests, until: float) -> None:
+    def __init__(self, address: StoreAddress, requests: ItemRequests, until: float, closings: int) -> None:
         self.requests = requests
+        self.closings = closings
+        """How often its owner had been closed when it began."""
+        self.used_at = 0.0
         self.unread = 0
         """Answers to what was handed over."""
-        self.refused = 0
-        """Such answers that were no yes, and have not been counted yet."""
+        self.lost = 0
+        """What was handed over and not stored, and has not been counted yet."""
+        self.must_prepare = False
+        """The server refuses requests until it is."""
+        self.is_over = False
+        """The server refuses what it would have to do."""
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._sock = _dial(address, until)
         try:
             self.take_steps(greet(address), until)
-            self.take_steps(requests.prepare(), until)
+            self.prepare(until)
         except BaseException:
             self.close()
             raise
+
+    def prepare(self, until: float) -> None:
+        """Tell and ask what must be known before the rest."""
+        self.take_steps(self.requests.prepare(), until)
+        self.must_prepare = False
 
     def send(self, request: bytes, until: float) -> None:
         """Send what nobody waits for."""
@@ -190,6 +273,7 @@ class _Line:
         while True:
             reply = self._next(until)
             if reply is not _NOT_YET:
+                self._note(reply)
                 return reply
 
     def take_steps(self, steps: Steps[T], until: float) -> T:
@@ -228,12 +312,16 @@ class _Line:
         self._sock.close()
 
     def _count(self, reply: Any) -> None:
-        if reply is _NOT_YET:
-            return
-        self.unread -= 1
-        self.refused += reply != 1
+        if reply is not _NOT_YET:
+            self.unread -= 1
+            self.lost += reply != 1
+            self._note(reply)
+
+    def _note(self, reply: Any) -> None:
+        """An error leaves the order of answers as it is; some say that the next request would be refused as well."""
         if isinstance(reply, hiredis.ReplyError):
-            raise ConnectionError(str(reply))  # what the server has forgotten, or become, a new connection asks anew
+            self.must_prepare = self.must_prepare or must_prepare(reply)
+            self.is_over = self.is_over or str(reply).startswith(_OVER)
 
     def _send(self, request: bytes, until: float) -> None:
         self._sock.settimeout(_left(until))
@@ -259,7 +347,7 @@ def _dial(address: StoreAddress, until: float) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     else:
-        sock = socket.create_connection((address.host, address.port), _left(until))
+        sock = socket.create_connection((address.host, address.port), _left(until))  # a limit for each address
     try:
         if address.path:
             sock.settimeout(_left(until))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from coatcheck.take_once.port import TakeOnceUnavailable
+from coatcheck.take_once.port import TakeOnceFull
 from coatcheck.take_once.rule import NEVER_STORED
 from coatcheck.take_once.table import ItemsFull, ItemTable
 
@@ -48,7 +48,7 @@ class MemoryItemsForThreads:
         try:
             return self._table.put(key, item, life_ms, after, self._now_ms())
         except ItemsFull as full:
-            raise TakeOnceUnavailable(str(full)) from None
+            raise TakeOnceFull(f"{self.name}: {full}") from None
 
     def hand_over(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> None:
         if not self.put(key, item, life_ms, after, limit_s):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
@@ -13,7 +14,7 @@ from coatcheck.stores.events import EventSink
 from coatcheck.stores.greeting import HandshakeRefused
 from coatcheck.stores.link import DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.port import Unreachable
-from coatcheck.stores.take_once.requests import ItemRequests, as_flag, as_item, knows_no_script
+from coatcheck.stores.take_once.requests import ItemRequests, as_flag, as_item, must_prepare
 from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NEVER_STORED, check_key, check_nonce, check_put
 
@@ -40,16 +41,16 @@ class NetworkedItems:
 
     async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
         check_put(key, item, life_ms, after)
-        return as_flag(await self._ask(self._requests.put(key, item, life_ms, after)), self.name)
+        return as_flag(await self._ask(lambda: self._requests.put(key, item, life_ms, after)), self.name)
 
     async def take(self, key: bytes, nonce: bytes) -> bytes | None:
         check_key(key)
         check_nonce(nonce)
-        return as_item(await self._ask(self._requests.take(key, nonce)), self.name)
+        return as_item(await self._ask(lambda: self._requests.take(key, nonce)), self.name)
 
     async def purge(self, key: bytes) -> bool:
         check_key(key)
-        return as_flag(await self._ask(self._requests.purge(key)), self.name)
+        return as_flag(await self._ask(lambda: self._requests.purge(key)), self.name)
 
     async def open(self) -> None:
         await self._link.open()
@@ -57,11 +58,11 @@ class NetworkedItems:
     async def aclose(self) -> None:
         await self._link.aclose()
 
-    async def _ask(self, request: bytes) -> Any:
-        reply = await self._call(request)
-        if knows_no_script(reply):
+    async def _ask(self, make: Callable[[], bytes]) -> Any:
+        reply = await self._call(make())
+        if must_prepare(reply):
             await self._prepare_again()
-            reply = await self._call(request)
+            reply = await self._call(make())
         return reply
 
     async def _prepare_again(self) -> None:

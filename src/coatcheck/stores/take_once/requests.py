@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import hiredis
 
@@ -12,10 +12,10 @@ from coatcheck.take_once.rule import MAX_ITEM_BYTES
 
 
 class ItemRequests(Protocol):
-    """How one kind of server is asked over one connection."""
+    """How one kind of server is asked over one connection. A request holds until the next preparation."""
 
     def prepare(self) -> Steps[None]:
-        """What a new connection must be told and asked before the rest; it may be begun anew."""
+        """What a connection must be told and asked before the rest; it may be begun anew."""
         ...
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes: ...
@@ -25,9 +25,14 @@ class ItemRequests(Protocol):
     def purge(self, key: bytes) -> bytes: ...
 
 
-def knows_no_script(reply: Any) -> bool:
-    """Whether a request was refused before anything happened, because the server has forgotten the scripts."""
-    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+OTHER_RUN: Final = "OTHERRUN"
+"""What a server answers that is not in the run that its connection was told of."""
+
+
+def must_prepare(reply: Any) -> bool:
+    """Whether a request was refused before anything happened, until the connection is prepared anew: the server has
+    forgotten the scripts, or was promoted meanwhile."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(("NOSCRIPT", OTHER_RUN))
 
 
 def as_flag(reply: Any, name: str) -> bool:

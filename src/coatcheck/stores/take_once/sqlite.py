@@ -15,13 +15,15 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from coatcheck.take_once.port import TakeOnceUnavailable
+from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
+from coatcheck.take_once.port import TakeOnceFull, TakeOnceUnavailable
 from coatcheck.take_once.rule import (
     NEVER_STORED,
     ItemRow,
@@ -44,6 +46,8 @@ BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 DEFAULT_TIMEOUT_S: Final = 0.3
 MAX_WAITING: Final = 1024
 """Calls that wait for their turn at the file; one more is answered as unavailable."""
+RETRY_S: Final = 1.0
+"""So long a file that could not be used counts as out of reach."""
 MAX_ITEMS: Final = 1_000_000
 SWEEP_ROWS: Final = 8
 """So many rows are looked at with each put."""
@@ -86,9 +90,10 @@ class SqliteItemsForThreads:
         self._boot = boot
         self._turn = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._limit_s = 0.0
+        self._waits = -1
         self._refused = 0
         self._swept_to = 0
+        pause_at_fork(self)
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, limit_s: float) -> bool:
         check_put(key, item, life_ms, after)
@@ -121,16 +126,26 @@ class SqliteItemsForThreads:
         with self._turn:
             self._disconnect()
 
+    def pause(self) -> bool:
+        """See :class:`coatcheck.stores.fork_pause.Pausable`."""
+        if not self._turn.acquire(timeout=PAUSE_PATIENCE_S):
+            return False
+        self._disconnect()
+        return True
+
+    def go_on(self) -> None:
+        """End a pause."""
+        self._turn.release()
+
     def _run(self, work: Callable[[sqlite3.Connection], T], limit_s: float) -> T:
+        until = time.monotonic() + limit_s
         if not self._turn.acquire(timeout=limit_s):
             raise TakeOnceUnavailable(f"{self.name}: too many calls wait")
         try:
             if self._connection is None:
-                self._connection = self._connect(limit_s)
+                self._connection = self._connect(max(until - time.monotonic(), 0.0))
             connection = self._connection
-            if limit_s != self._limit_s:
-                connection.execute(f"PRAGMA busy_timeout = {int(limit_s * 1000)}")
-                self._limit_s = limit_s
+            self._let_wait(connection, until - time.monotonic())
             with _writing(connection):
                 return work(connection)
         except (sqlite3.Error, OSError) as broken:
@@ -139,6 +154,13 @@ class SqliteItemsForThreads:
             raise TakeOnceUnavailable(f"{self.name}: {broken}") from None
         finally:
             self._turn.release()
+
+    def _let_wait(self, connection: sqlite3.Connection, limit_s: float) -> None:
+        """What is left of a call's time for other processes' locks, to a hundredth of a second."""
+        hundredths = max(int(limit_s * 100 + 0.5), 0)
+        if hundredths != self._waits:
+            connection.execute(f"PRAGMA busy_timeout = {hundredths * 10}")
+            self._waits = hundredths
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -156,7 +178,7 @@ class SqliteItemsForThreads:
         except BaseException:
             connection.close()
             raise
-        self._limit_s = limit_s
+        self._waits = -1
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -186,7 +208,7 @@ class SqliteItemsForThreads:
             return False
         rows = connection.execute("SELECT max(rowid) - min(rowid) FROM items").fetchone()[0] or 0
         if rows >= MAX_ITEMS:
-            raise TakeOnceUnavailable(f"{self.name}: no room: about {rows} items are stored")
+            raise TakeOnceFull(f"{self.name}: no room: about {rows} items are stored")
         _store(connection, key, ItemRow(item, now_ms + life_ms))
         return True
 
@@ -233,11 +255,12 @@ class SqliteItems:
         self._timeout_s = timeout_s
         self._thread: ThreadPoolExecutor | None = None
         self._waiting = 0
-        self._works = False
+        self._failed_at = -RETRY_S
 
     @property
     def reachable(self) -> bool:
-        return self._works
+        """Unless it could not be used a moment ago; after that only another call can tell."""
+        return time.monotonic() - self._failed_at >= RETRY_S
 
     async def put(self, key: bytes, item: bytes, life_ms: int, after: bytes = NEVER_STORED) -> bool:
         check_put(key, item, life_ms, after)
@@ -254,7 +277,8 @@ class SqliteItems:
 
     async def open(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="coatcheck-items")
-        self._works = await self._run(partial(self._items.check, self._timeout_s))
+        if not await self._run(partial(self._items.check, self._timeout_s)):
+            self._failed_at = time.monotonic()
 
     async def aclose(self) -> None:
         thread, self._thread = self._thread, None
@@ -269,13 +293,12 @@ class SqliteItems:
             )
         self._waiting += 1
         try:
-            done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except TakeOnceUnavailable:
-            self._works = False
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except TakeOnceFull:
             raise
-        else:
-            self._works = True
-            return done
+        except TakeOnceUnavailable:
+            self._failed_at = time.monotonic()
+            raise
         finally:
             self._waiting -= 1
 

@@ -3,7 +3,8 @@
 **A restart forgets.** Redis may come back with older data: from a snapshot, from an append-only file that was not
 synced, as a replica that was promoted. What was taken could then be taken again. So the key of an item holds the
 server's ``run_id`` and ``master_replid``, which change with every restart and every promotion: what another run stored
-is found by nobody, and expires. Whoever connects asks for both before anything else.
+is found by nobody, and expires. Whoever connects asks for both before anything else; and because a connection outlives
+a promotion, each script looks whether the server still has the latter, and refuses if not.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from typing import Final
 
 from coatcheck import resp
 from coatcheck.stores.greeting import HandshakeRefused, Steps, say
+from coatcheck.stores.take_once.requests import OTHER_RUN
 from coatcheck.stores.valkey_scripts import digest
 from coatcheck.take_once.rule import ANSWER_KEPT_MS, PURGED_BY
 
 # KEYS: the item's mark and, for a while after a take, the content for its taker. A mark is "L" and the item, or "T"
 # and the nonce that took it.
-PUT: Final = rb"""
+_SAME_RUN: Final = b"""
+local now = redis.call('INFO', 'replication')
+if not string.find(now, 'role:master', 1, true) or not string.find(now, 'master_replid:' .. ARGV[#ARGV], 1, true) then
+  return redis.error_reply('%b it is not the primary that it was')
+end
+""" % OTHER_RUN.encode()
+
+PUT: Final = (
+    _SAME_RUN
+    + rb"""
 local stored = redis.call('GET', KEYS[1])
 local after = ARGV[3]
 if stored then
@@ -30,8 +41,11 @@ end
 redis.call('SET', KEYS[1], 'L' .. ARGV[1], 'PX', ARGV[2])
 return 1
 """
+)
 
-TAKE: Final = rb"""
+TAKE: Final = (
+    _SAME_RUN
+    + rb"""
 local stored = redis.call('GET', KEYS[1])
 if not stored then return false end
 local mark = 'T' .. ARGV[1]
@@ -44,13 +58,17 @@ end
 if stored == mark then return redis.call('GET', KEYS[2]) end
 return false
 """
+)
 
-PURGE: Final = rb"""
+PURGE: Final = (
+    _SAME_RUN
+    + rb"""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('SET', KEYS[1], 'T' .. ARGV[1], 'KEEPTTL')
 redis.call('DEL', KEYS[2])
 return 1
 """
+)
 
 _PREPARE: Final = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE))
 _INFO: Final = (b"server", b"replication")
@@ -66,6 +84,7 @@ class ValkeyRequests:
     def __init__(self, farm: str = "farm") -> None:
         self._prefix = b"coatcheck:{%b}:item:" % farm.encode()
         self._run = b""
+        self._replication = b""
 
     def prepare(self) -> Steps[None]:
         """Loads the scripts, and asks which run of the server it is."""
@@ -77,7 +96,7 @@ class ValkeyRequests:
             for line in text.split("\r\n"):
                 field, _, value = line.partition(":")
                 said[field] = value
-        self._run = _run_of(said)
+        self._run, self._replication = _run_of(said)
 
     def put(self, key: bytes, item: bytes, life_ms: int, after: bytes) -> bytes:
         return self._script(PUT, key, item, b"%d" % life_ms, after)
@@ -90,12 +109,15 @@ class ValkeyRequests:
 
     def _script(self, script: bytes, key: bytes, *arguments: bytes) -> bytes:
         place = self._prefix + self._run + key
-        return resp.command(b"EVALSHA", digest(script), b"2", place, place + b":kept", *arguments)
+        return resp.command(b"EVALSHA", digest(script), b"2", place, place + b":kept", *arguments, self._replication)
 
 
-def _run_of(said: dict[str, str]) -> bytes:
-    """A name for this run of the server; raises :class:`HandshakeRefused` where there is none, or at a replica."""
+def _run_of(said: dict[str, str]) -> tuple[bytes, bytes]:
+    """A name for this run of the server, and that of its data's history.
+
+    Raises :class:`HandshakeRefused` where there is none, or at a replica.
+    """
     run, replication = said.get("run_id", ""), said.get("master_replid", "")
     if not run or not replication or said.get("role") != "master":
         raise HandshakeRefused("it does not say which run of a primary it is, so a restart could not be told")
-    return blake2b(f"{run} {replication}".encode(), digest_size=_RUN_BYTES).digest()
+    return blake2b(f"{run} {replication}".encode(), digest_size=_RUN_BYTES).digest(), replication.encode()

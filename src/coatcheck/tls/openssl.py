@@ -14,13 +14,34 @@ import ssl
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_void_p
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from coatcheck.errors import CoatcheckError
 
 _NEW_CALLBACK: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 _GET_CALLBACK: Final = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_int, POINTER(c_int))
 _ID_CALLBACK: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, POINTER(c_uint))
+
+_TICKET_CALLBACK: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int)
+
+TICKET_NAME_BYTES: Final = 16
+TICKET_SECRET_BYTES: Final = 32
+_IV_BYTES: Final = 16
+
+
+class _Parameter(ctypes.Structure):
+    """``OSSL_PARAM``, openssl/core.h."""
+
+    _fields_: ClassVar = [
+        ("key", c_char_p),
+        ("data_type", c_uint),
+        ("data", c_void_p),
+        ("data_size", c_size_t),
+        ("return_size", c_size_t),
+    ]
+
+
+_UTF8_STRING, _OCTET_STRING = 4, 5
 
 # openssl/ssl.h
 _CTRL_SESSION_NUMBER: Final = 20
@@ -55,6 +76,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "SSL_SESSION_get_protocol_version": (c_int, [c_void_p]),
     "i2d_SSL_SESSION": (c_int, [c_void_p, c_void_p]),
     "d2i_SSL_SESSION": (c_void_p, [c_void_p, c_void_p, c_long]),
+    "SSL_CTX_set_tlsext_ticket_key_evp_cb": (c_int, [c_void_p, c_void_p]),
+    "EVP_aes_256_cbc": (c_void_p, []),
+    "EVP_EncryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_char_p]),
+    "EVP_DecryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_char_p]),
+    "EVP_MAC_CTX_set_params": (c_int, [c_void_p, c_void_p]),
     "SSL_get_servername": (c_char_p, [c_void_p, c_int]),
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
 }
@@ -83,6 +109,26 @@ class SessionCallbacks(Protocol):
         ...
 
 
+class TicketSecrets(NamedTuple):
+    """What one ticket key is: its name in clear on each ticket, and what seals and marks them (RFC 5077 section 4)."""
+
+    name: bytes
+    sealing: bytes
+    marking: bytes
+
+
+class TicketCallbacks(Protocol):
+    """What OpenSSL asks where tickets carry the sessions. Raise nothing, as for :class:`SessionCallbacks`."""
+
+    def sealing_key(self, host: bytes) -> TicketSecrets | None:
+        """The key for a new ticket of a connection to ``host``; ``None``: it gets none that anybody can open."""
+        ...
+
+    def opening_key(self, name: bytes, host: bytes) -> tuple[TicketSecrets, bool] | None:
+        """The key of that name, and whether the client is to get a new ticket; ``None`` for a full handshake."""
+        ...
+
+
 class OpenSslDoor:
     """One context, seen through the C interface; made by :func:`open_door`."""
 
@@ -107,6 +153,17 @@ class OpenSslDoor:
         library.SSL_CTX_sess_set_new_cb(pointer, ctypes.cast(kept[0], c_void_p))
         library.SSL_CTX_sess_set_get_cb(pointer, ctypes.cast(kept[1], c_void_p))
         library.SSL_CTX_set_generate_session_id(pointer, ctypes.cast(kept[2], c_void_p))
+
+    def share_tickets(self, callbacks: TicketCallbacks, context_id: bytes, timeout_s: int) -> None:
+        """Have tickets sealed and opened with keys of ``callbacks``, for ever. Raises :class:`OpenSslRefused`."""
+        library, pointer = self._library, self._pointer
+        kept = _TICKET_CALLBACK(lambda *arguments: self._ticket(callbacks, *arguments))
+        _immortal.append(kept)
+        library.SSL_CTX_set_timeout(pointer, timeout_s)
+        if library.SSL_CTX_set_session_id_context(pointer, context_id, len(context_id)) != 1:
+            raise OpenSslRefused("the session ID context was refused")
+        if library.SSL_CTX_set_tlsext_ticket_key_evp_cb(pointer, ctypes.cast(kept, c_void_p)) != 1:
+            raise OpenSslRefused("the keys of tickets were refused")
 
     def id_of(self, session: int) -> bytes:
         size = c_uint()
@@ -141,6 +198,39 @@ class OpenSslDoor:
         return raw[5 : 5 + int.from_bytes(raw[3:5], "big")] if raw[2] == _NAME_TYPE_HOST else b""
 
     # What OpenSSL calls
+
+    def _ticket(
+        self, callbacks: TicketCallbacks, connection: int, name: int, iv: int, cipher: int, mac: int, seals: int
+    ) -> int:
+        library = self._library
+        if seals:
+            host = self.host_of(connection)
+            secrets_ = callbacks.sealing_key(host)
+            if secrets_ is None:
+                return 0
+            fresh = os.urandom(_IV_BYTES)
+            ctypes.memmove(name, secrets_.name, TICKET_NAME_BYTES)
+            ctypes.memmove(iv, fresh, _IV_BYTES)
+            begun = library.EVP_EncryptInit_ex(cipher, library.EVP_aes_256_cbc(), None, secrets_.sealing, fresh)
+            return int(begun == 1 and self._mark_with(mac, secrets_.marking))
+        found = callbacks.opening_key(ctypes.string_at(name, TICKET_NAME_BYTES), self.offered_host(connection))
+        if found is None:
+            return 0
+        secrets_, is_old = found
+        given = ctypes.string_at(iv, _IV_BYTES)
+        begun = library.EVP_DecryptInit_ex(cipher, library.EVP_aes_256_cbc(), None, secrets_.sealing, given)
+        if begun != 1 or not self._mark_with(mac, secrets_.marking):
+            return 0
+        return 2 if is_old else 1
+
+    def _mark_with(self, mac: int, secret: bytes) -> bool:
+        held, digest = ctypes.create_string_buffer(secret, len(secret)), ctypes.create_string_buffer(b"sha256")
+        parameters = (_Parameter * 3)(
+            _Parameter(b"key", _OCTET_STRING, ctypes.addressof(held), len(secret), 0),
+            _Parameter(b"digest", _UTF8_STRING, ctypes.addressof(digest), 6, 0),
+            _Parameter(None, 0, None, 0, 0),
+        )
+        return bool(self._library.EVP_MAC_CTX_set_params(mac, parameters) == 1)
 
     def _new_id(self, callbacks: SessionCallbacks, place: int, size: Any) -> int:
         ctypes.memmove(place, callbacks.new_id(), 32)

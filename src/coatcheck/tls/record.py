@@ -63,12 +63,19 @@ class Siblings:
 
     def __init__(self, groups: Iterable[Iterable[str]] = ()) -> None:
         self._family: dict[str, int] = {}
+        self._first: dict[int, str] = {}
         for number, group in enumerate(groups):
             names = [group] if isinstance(group, str) else list(group)
             for name in names:
                 host = as_host(name) if isinstance(name, str) else ""
                 if not host or self._family.setdefault(host, number) != number:
                     raise ConfigError(f"siblings: each host name once, in one group (got {name!r})")
+                self._first.setdefault(number, host)
+
+    def first_of(self, host: str) -> str:
+        """The same name for all of a group; a host of none is its own."""
+        family = self._family.get(host)
+        return host if family is None else self._first[family]
 
     def may_share(self, one: str, other: str) -> bool:
         """Both as :func:`as_host` writes them."""

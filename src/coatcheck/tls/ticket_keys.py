@@ -1,0 +1,114 @@
+"""Which key seals a TLS ticket, and which ones still open it: keys of periods, the same on all servers of the farm.
+
+Time is cut into periods; each has one key, random, that all servers agree on by asking a store (the first one that asks
+decides). The key of the next period is fetched ahead of it, so that every server knows it before any server seals with
+it. Tickets of earlier periods open as long as a ticket may live; then their keys are forgotten everywhere, and recorded
+connections of TLS 1.2 stay closed for ever (RFC 5077 section 5.5; RFC 9325 section 4.3). Pure: the time is given.
+
+A ticket opens only for the host that it was sealed for, or for its siblings: OpenSSL by itself would resume it for any.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from coatcheck.tls.record import Siblings
+
+SECRET_BYTES: Final = 32
+NAME_BYTES: Final = 16
+AHEAD: Final = 0.5
+"""The key of the next period is fetched from this part of a period on."""
+MAX_HOSTS: Final = 1024
+"""Hosts whose keys are kept worked out; of more, the oldest are worked out again."""
+
+
+class TicketKey(NamedTuple):
+    """A key for one host: its name in clear on the ticket, and what seals and marks it (RFC 5077 section 4)."""
+
+    name: bytes
+    sealing: bytes
+    marking: bytes
+
+
+class Found(NamedTuple):
+    """The key that opens a ticket; ``is_old``: the client is to get a new one."""
+
+    key: TicketKey
+    is_old: bool
+
+
+class TicketKeys:
+    """What one server knows. Times are Unix milliseconds.
+
+    ``period_ms``: how long a key seals; ``lifetime_ms``: how long a ticket may live after that.
+    """
+
+    def __init__(self, period_ms: int, lifetime_ms: int, siblings: Siblings) -> None:
+        self.period_ms = period_ms
+        self.lifetime_ms = lifetime_ms
+        self._siblings = siblings
+        self._secrets: dict[int, bytes] = {}
+        """By period."""
+        self._worked_out: dict[tuple[int, str], TicketKey] = {}
+
+    def period(self, now_ms: int) -> int:
+        """The number of the period at this moment."""
+        return now_ms // self.period_ms
+
+    def wanted(self, now_ms: int) -> list[int]:
+        """The periods whose keys should be known now and are not: the present one first, then the next, then those of
+        tickets that are still about."""
+        now = self.period(now_ms)
+        periods = [now]
+        if now_ms - now * self.period_ms >= AHEAD * self.period_ms:
+            periods.append(now + 1)
+        periods += range(now - 1, (now_ms - self.lifetime_ms) // self.period_ms - 1, -1)
+        return [period for period in periods if period not in self._secrets]
+
+    def life_ms(self, period: int, now_ms: int) -> int:
+        """How long a store must keep the key of a period, from now on: until its last ticket has ended."""
+        return (period + 1) * self.period_ms + self.lifetime_ms - now_ms
+
+    def learn(self, period: int, secret: bytes) -> None:
+        """The farm has agreed on the key of a period; an agreement is never changed."""
+        self._secrets.setdefault(period, secret)
+
+    def forget_old(self, now_ms: int) -> None:
+        """Drop the keys that open nothing any more."""
+        for period in [one for one in self._secrets if self.life_ms(one, now_ms) <= 0]:
+            del self._secrets[period]
+            for worked_out in [one for one in self._worked_out if one[0] == period]:
+                del self._worked_out[worked_out]
+
+    def sealing(self, host: str, now_ms: int) -> TicketKey | None:
+        """The key for a new ticket: that of the present period, or the last one before it that is known and that
+        others still open; ``None`` if there is none."""
+        now = self.period(now_ms)
+        known = [one for one in self._secrets if one <= now and self.life_ms(one, now_ms) > 0]
+        return self._key(max(known), self._siblings.first_of(host)) if known else None
+
+    def opening(self, name: bytes, host: str, now_ms: int) -> Found | None:
+        """The key of that name, if it is known, not too old, and was for this host or a sibling of it."""
+        now, first = self.period(now_ms), self._siblings.first_of(host)
+        for period in sorted(self._secrets, reverse=True):
+            if self.life_ms(period, now_ms) > 0:
+                key = self._key(period, first)
+                if key.name == name:
+                    return Found(key, period < now)
+        return None
+
+    def _key(self, period: int, host: str) -> TicketKey:
+        kept = self._worked_out.get((period, host))
+        if kept is not None:
+            return kept
+        while len(self._worked_out) >= MAX_HOSTS:
+            del self._worked_out[next(iter(self._worked_out))]
+        secret, about = self._secrets[period], host.encode()
+        key = TicketKey(
+            name=blake2b(about, digest_size=NAME_BYTES, key=secret, person=b"ticket name").digest(),
+            sealing=blake2b(about, digest_size=SECRET_BYTES, key=secret, person=b"ticket seal").digest(),
+            marking=blake2b(about, digest_size=SECRET_BYTES, key=secret, person=b"ticket mark").digest(),
+        )
+        self._worked_out[period, host] = key
+        return key

@@ -1,0 +1,99 @@
+"""Which key seals a ticket and which ones open it: periods, and servers whose knowledge differs."""
+
+from __future__ import annotations
+
+import secrets
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coatcheck.tls.record import Siblings
+from coatcheck.tls.ticket_keys import TicketKeys
+
+HOUR = 3_600_000
+LIFE = 2 * HOUR
+NOW = 1000 * HOUR + 1
+
+
+def keys(siblings: Siblings | None = None) -> TicketKeys:
+    return TicketKeys(HOUR, LIFE, siblings or Siblings())
+
+
+def test_the_key_of_the_next_period_is_known_before_anybody_seals_with_it() -> None:
+    one = keys()
+    assert one.wanted(NOW) == [1000, 999, 998]
+    for period in (1000, 999, 998):
+        one.learn(period, secrets.token_bytes(32))
+    assert one.wanted(NOW) == []
+    assert one.wanted(NOW + HOUR // 2) == [1001]
+
+
+def test_another_server_opens_what_was_sealed_as_long_as_a_ticket_may_live_and_no_longer() -> None:
+    one, other, secret = keys(), keys(), secrets.token_bytes(32)
+    one.learn(1000, secret)
+    other.learn(1000, secret)
+    sealed = one.sealing("shop.test", NOW)
+    assert sealed is not None
+    found = other.opening(sealed.name, "shop.test", NOW)
+    assert found == (sealed, False)
+    late = other.opening(sealed.name, "shop.test", NOW + HOUR)
+    assert late == (sealed, True), "and the client gets a new ticket"
+    end = 1001 * HOUR + LIFE
+    assert other.opening(sealed.name, "shop.test", end - 1) is not None
+    assert other.opening(sealed.name, "shop.test", end) is None
+    assert other.life_ms(1000, NOW) == end - NOW
+    other.forget_old(end)
+    assert not other._secrets
+    assert not other._worked_out
+
+
+def test_a_ticket_is_for_its_host_and_its_siblings() -> None:
+    siblings = Siblings([["shop.test", "www.shop.test"]])
+    one, other, secret = keys(siblings), keys(siblings), secrets.token_bytes(32)
+    one.learn(1000, secret)
+    other.learn(1000, secret)
+    sealed = one.sealing("www.shop.test", NOW)
+    assert sealed is not None
+    assert other.opening(sealed.name, "shop.test", NOW) is not None
+    assert other.opening(sealed.name, "blog.test", NOW) is None
+    assert other.opening(sealed.name, "", NOW) is None
+    blog = one.sealing("blog.test", NOW)
+    assert blog is not None
+    assert len({sealed.sealing, sealed.marking, blog.sealing, blog.marking}) == 4
+
+
+def test_without_the_present_key_the_last_one_seals_while_others_open_it() -> None:
+    one = keys()
+    assert one.sealing("shop.test", NOW) is None
+    one.learn(999, b"k" * 32)
+    sealed = one.sealing("shop.test", NOW)
+    assert sealed is not None
+    assert one.opening(sealed.name, "shop.test", NOW) == (sealed, True)
+    assert one.sealing("shop.test", 1000 * HOUR + LIFE - 1) == sealed
+    one.learn(1001, b"n" * 32)
+    assert one.sealing("shop.test", NOW) == sealed
+    early = one.opening(one._key(1001, "shop.test").name, "shop.test", NOW)
+    assert early is not None, "another server's clock may be ahead"
+    assert not early.is_old
+
+
+def test_an_agreement_is_never_changed() -> None:
+    one = keys()
+    one.learn(1000, b"a" * 32)
+    first = one.sealing("shop.test", NOW)
+    one.learn(1000, b"b" * 32)
+    assert one.sealing("shop.test", NOW) == first
+
+
+@given(st.lists(st.integers(min_value=-3, max_value=3), max_size=20), st.integers(min_value=0, max_value=6 * HOUR))
+def test_whatever_is_known_what_one_seals_the_others_open(known: list[int], later: int) -> None:
+    """Servers that agree, and know different periods: what is sealed opens wherever that period is known."""
+    one, other = keys(), keys()
+    for offset in known:
+        one.learn(1000 + offset, b"%032d" % offset)
+    for offset in range(-3, 10):
+        other.learn(1000 + offset, b"%032d" % offset)
+    at = NOW + later
+    sealed = one.sealing("shop.test", at)
+    if sealed is not None:
+        assert other.opening(sealed.name, "shop.test", at) is not None

@@ -144,6 +144,9 @@ class InThreads:
     async def purge(self, key: bytes) -> bool:
         return await self._run(self.store.purge, key, PATIENCE_S)
 
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        return await self._run(self.store.agree, key, proposal, life_ms, PATIENCE_S)
+
     async def open(self) -> None:
         """It connects when it is asked."""
 

@@ -319,6 +319,43 @@ def test_what_is_handed_over_is_stored_and_refusals_are_counted(backend: ItemBac
     run(story)
 
 
+def test_who_proposes_first_decides_for_all(backend: ItemBackend) -> None:
+    async def story() -> None:
+        first, second = backend.client(), backend.client()
+        async with opened(first, second):
+            place = key()
+            proposals = [b"\x00%d\r\n" % number for number in range(20)]
+            said = await asyncio.gather(
+                *[
+                    (first, second)[number % 2].agree(place, proposal, LIFE_MS)
+                    for number, proposal in enumerate(proposals)
+                ]
+            )
+            assert len(set(said)) == 1
+            assert said[0] in proposals
+            assert await second.agree(place, b"late", LIFE_MS) == said[0]
+            assert await second.agree(key(), b"late", LIFE_MS) == b"late"
+            assert await first.take(place, nonce()) is None, "it is no item"
+            assert await first.put(place, b"item", LIFE_MS)
+            assert await second.agree(place, b"late", LIFE_MS) == said[0]
+
+    run(story)
+
+
+def test_an_agreement_ends_with_its_life(backend: ItemBackend) -> None:
+    async def story() -> None:
+        async with opened(backend.client()) as store:
+            place = key()
+            assert await store.agree(place, b"one", 50) == b"one"
+            await asyncio.sleep(0.2)
+            assert await store.agree(place, b"two", LIFE_MS) == b"two"
+            for wrong in (b"", b"x" * (MAX_ITEM_BYTES + 1)):
+                with pytest.raises(ValueError, match="bytes"):
+                    await store.agree(place, wrong, LIFE_MS)
+
+    run(story)
+
+
 @pytest.mark.parametrize("kind", ["session-server", "redis"])
 def test_a_late_answer_to_what_was_handed_over_is_no_answer_to_a_question(kind: str, tmp_path: Path) -> None:
     backend = {"session-server": SessionServerItemBackend, "redis": RedisItemBackend}[kind](tmp_path, True)

@@ -8,6 +8,8 @@ What every adapter promises, and ``tests/contracts/test_take_once.py`` holds it 
 * **A store may lose items** (restart empty, drop what it has no room for). It may not come back with older ones: then
   what was taken could be taken again. An adapter that cannot be sure of that forgets all items instead.
 * **Items expire** on the store's own clock, and take no space for long after. What was taken leaves a mark of its life.
+* **Agreements** stand beside the items and are never taken: whoever proposes a value first decides it for all, as long
+  as it lives. A store may forget one; then the next proposal decides, so who knows a value proposes that.
 * **Nothing repairs, copies, lists or hands over items**: they are where they were put, or nowhere.
 * **Calls end** within the store's time-out, and raise :class:`TakeOnceUnavailable` if the outcome is unknown. A put
   whose outcome is unknown is never tried again under its key: the item is abandoned.
@@ -62,6 +64,10 @@ class TakeOnceStore(Protocol):
         """Destroy the content, so that nobody takes it any more, or puts it back; ``False`` if nothing is stored."""
         ...
 
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        """What is agreed on under this key: ``proposal``, unless somebody proposed another value before."""
+        ...
+
     async def open(self) -> None:
         """Connect. Returns also when the server is away: then it keeps trying."""
         ...
@@ -96,6 +102,10 @@ class TakeOnceForThreads(Protocol):
 
     def purge(self, key: bytes, limit_s: float) -> bool:
         """See :meth:`TakeOnceStore.purge`."""
+        ...
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+        """See :meth:`TakeOnceStore.agree`."""
         ...
 
     def check(self, limit_s: float) -> bool:

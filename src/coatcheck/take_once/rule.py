@@ -79,6 +79,11 @@ def purged(stored: ItemRow) -> ItemRow:
     return ItemRow(b"", stored.expires_at_ms, PURGED_BY)
 
 
+def check_agreement(key: bytes, proposal: bytes, life_ms: int) -> None:
+    """Raise ``ValueError`` unless such a value may be proposed."""
+    check_put(key, proposal, life_ms, NEVER_STORED)
+
+
 def check_key(key: bytes) -> None:
     """Raise ``ValueError`` unless ``key`` is an item's key."""
     if len(key) != KEY_BYTES:

@@ -13,6 +13,7 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.take_once.rule import (
     ItemRow,
     Taking,
+    check_agreement,
     check_key,
     check_nonce,
     check_put,
@@ -27,6 +28,7 @@ DEFAULT_MAX_BYTES: Final = 64 * 1024 * 1024
 ROW_OVERHEAD_BYTES: Final = 400
 """What an item takes beside its bytes (measured: row, key, dict and queue), for the memory bound."""
 SWEEP_PER_CALL: Final = 4
+MAX_AGREEMENTS: Final = 1024
 
 
 class ItemsFull(CoatcheckError):
@@ -46,6 +48,7 @@ class ItemTable:
         self._rows: dict[bytes, ItemRow] = {}
         self._queue: deque[bytes] = deque()
         """The keys, in the order in which they are looked at."""
+        self._agreed: dict[bytes, tuple[bytes, int]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -85,6 +88,17 @@ class ItemTable:
             return False
         self._store(key, purged(stored))
         return True
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, now_ms: int) -> bytes:
+        """See :class:`coatcheck.take_once.port.TakeOnceStore`; raises :class:`ItemsFull`."""
+        check_agreement(key, proposal, life_ms)
+        for over in [one for one, (_, ends_at_ms) in self._agreed.items() if ends_at_ms <= now_ms]:
+            del self._agreed[over]
+        if key not in self._agreed:
+            if len(self._agreed) >= MAX_AGREEMENTS:
+                raise ItemsFull(f"no room: {len(self._agreed)} agreements")
+            self._agreed[key] = (proposal, now_ms + life_ms)
+        return self._agreed[key][0]
 
     def sweep(self, now_ms: int, steps: int) -> None:
         """Look at the next few rows: drop what has expired, and contents whose taker had them long enough."""

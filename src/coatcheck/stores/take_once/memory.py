@@ -29,6 +29,10 @@ class SharedItemTable(ItemTable):
         with self._lock:
             return super().purge(key, now_ms)
 
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, now_ms: int) -> bytes:
+        with self._lock:
+            return super().agree(key, proposal, life_ms, now_ms)
+
     def sweep(self, now_ms: int, steps: int) -> None:
         with self._lock:
             super().sweep(now_ms, steps)
@@ -59,6 +63,12 @@ class MemoryItemsForThreads:
 
     def purge(self, key: bytes, limit_s: float) -> bool:
         return self._table.purge(key, self._now_ms())
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+        try:
+            return self._table.agree(key, proposal, life_ms, self._now_ms())
+        except ItemsFull as full:
+            raise TakeOnceFull(f"{self.name}: {full}") from None
 
     def check(self, limit_s: float) -> bool:
         return True
@@ -92,6 +102,9 @@ class MemoryItems:
 
     async def purge(self, key: bytes) -> bool:
         return self._items.purge(key, 0)
+
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        return self._items.agree(key, proposal, life_ms, 0)
 
     async def open(self) -> None:
         """Nothing is to be opened."""

@@ -24,6 +24,8 @@ class ItemRequests(Protocol):
 
     def purge(self, key: bytes) -> bytes: ...
 
+    def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes: ...
+
 
 OTHER_RUN: Final = "OTHERRUN"
 """What a server answers that is not in the run that its connection was told of."""
@@ -51,6 +53,14 @@ def as_item(reply: Any, name: str) -> bytes | None:
     if not isinstance(reply, bytes) or not 1 <= len(reply) <= MAX_ITEM_BYTES:
         raise TakeOnceUnavailable(f"{name}: what came is no item")
     return reply
+
+
+def as_agreement(reply: Any, name: str) -> bytes:
+    """A value; raises :class:`TakeOnceUnavailable` for anything else."""
+    value = as_item(reply, name)
+    if value is None:
+        raise TakeOnceUnavailable(f"{name}: nothing was agreed on")
+    return value
 
 
 def _raise_error(reply: Any, name: str) -> None:

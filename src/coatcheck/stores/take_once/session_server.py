@@ -24,3 +24,6 @@ class SessionServerRequests:
 
     def purge(self, key: bytes) -> bytes:
         return resp.command(b"CC.ITEM.PURGE", key)
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        return resp.command(b"CC.ITEM.AGREE", key, b"%d" % life_ms, proposal)

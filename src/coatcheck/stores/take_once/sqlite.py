@@ -28,6 +28,7 @@ from coatcheck.take_once.rule import (
     NEVER_STORED,
     ItemRow,
     Taking,
+    check_agreement,
     check_key,
     check_nonce,
     check_put,
@@ -36,6 +37,7 @@ from coatcheck.take_once.rule import (
     purged,
     taken,
 )
+from coatcheck.take_once.table import MAX_AGREEMENTS
 
 T = TypeVar("T")
 
@@ -55,6 +57,8 @@ SWEEP_ROWS: Final = 8
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS items (key BLOB PRIMARY KEY NOT NULL, expires_at_ms INTEGER NOT NULL, "
     "kept_until_ms INTEGER NOT NULL, taker BLOB NOT NULL, item BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS agreements (key BLOB PRIMARY KEY NOT NULL, expires_at_ms INTEGER NOT NULL, "
+    "value BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS boot (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL)",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -112,6 +116,10 @@ class SqliteItemsForThreads:
     def purge(self, key: bytes, limit_s: float) -> bool:
         check_key(key)
         return self._run(partial(self._purge, key), limit_s)
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+        check_agreement(key, proposal, life_ms)
+        return self._run(partial(self._agree, key, proposal, life_ms), limit_s)
 
     def check(self, limit_s: float) -> bool:
         with contextlib.suppress(TakeOnceUnavailable):
@@ -229,6 +237,18 @@ class SqliteItemsForThreads:
         _store(connection, key, purged(stored))
         return True
 
+    def _agree(self, key: bytes, proposal: bytes, life_ms: int, connection: sqlite3.Connection) -> bytes:
+        now_ms = self._now_ms()
+        connection.execute("DELETE FROM agreements WHERE expires_at_ms <= ?", (now_ms,))
+        count = connection.execute("SELECT count(*) FROM agreements").fetchone()[0]
+        found = connection.execute("SELECT value FROM agreements WHERE key = ?", (key,)).fetchone()
+        if found is not None:
+            return bytes(found[0])
+        if count >= MAX_AGREEMENTS:
+            raise TakeOnceFull(f"{self.name}: no room: {count} agreements")
+        connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", (key, now_ms + life_ms, proposal))
+        return proposal
+
     def _sweep(self, connection: sqlite3.Connection, now_ms: int) -> None:
         """Of the next few rows drop what has expired, and contents whose taker had them long enough."""
         rows = connection.execute(
@@ -274,6 +294,10 @@ class SqliteItems:
     async def purge(self, key: bytes) -> bool:
         check_key(key)
         return await self._run(partial(self._items.purge, key, self._timeout_s))
+
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        check_agreement(key, proposal, life_ms)
+        return await self._run(partial(self._items.agree, key, proposal, life_ms, self._timeout_s))
 
     async def open(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="coatcheck-items")

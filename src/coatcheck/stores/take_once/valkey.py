@@ -70,7 +70,12 @@ return 1
 """
 )
 
-_PREPARE: Final = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE))
+AGREE: Final = rb"""
+if redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') then return ARGV[1] end
+return redis.call('GET', KEYS[1])
+"""
+
+_PREPARE: Final = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE, AGREE))
 _INFO: Final = (b"server", b"replication")
 _RUN_BYTES: Final = 8
 
@@ -83,6 +88,7 @@ class ValkeyRequests:
 
     def __init__(self, farm: str = "farm") -> None:
         self._prefix = b"coatcheck:{%b}:item:" % farm.encode()
+        self._agreed = b"coatcheck:{%b}:agreed:" % farm.encode()
         self._run = b""
         self._replication = b""
 
@@ -106,6 +112,10 @@ class ValkeyRequests:
 
     def purge(self, key: bytes) -> bytes:
         return self._script(PURGE, key, PURGED_BY)
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+        place = self._agreed + key
+        return resp.command(b"EVALSHA", digest(AGREE), b"1", place, proposal, b"%d" % life_ms)
 
     def _script(self, script: bytes, key: bytes, *arguments: bytes) -> bytes:
         place = self._prefix + self._run + key

@@ -79,7 +79,7 @@ class Server:
 
     def settle(self) -> None:
         """Wait until what it makes is stored."""
-        self.wait_for(lambda status: not status["storing"])
+        self.wait_for(lambda status: not status.get("storing"))
 
     def stop(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):

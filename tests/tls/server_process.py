@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from coatcheck.tls import Peers, SharedSessions, new_event_loop, share_sessions
+from coatcheck.tls import Peers, SharedSessions, SharedTickets, new_event_loop, share_sessions, share_ticket_keys
 from coatcheck.tls.ahead import fetching_ahead
 
 
@@ -37,7 +37,7 @@ def main(settings: dict[str, Any]) -> None:
         loop.run_until_complete(serve_on_a_loop(context))
 
 
-def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSessions]:
+def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSessions | SharedTickets]:
     folder = Path(settings["folder"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
@@ -47,6 +47,16 @@ def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSess
         context.verify_mode = ssl.VerifyMode[settings["verify"]]
         context.load_verify_locations(folder / "ca.pem")
     store = settings["store"]
+    if settings.get("tickets"):
+        return context, share_ticket_keys(
+            context,
+            store=store,
+            keyring=settings["key"],
+            farm=settings.get("farm", "farm"),
+            siblings=settings.get("siblings", ()),
+            required=True,
+            **settings["tickets"],
+        )
     shared = share_sessions(
         context,
         store=Peers(**store) if isinstance(store, dict) else store,
@@ -61,7 +71,7 @@ def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSess
     return context, shared
 
 
-def answer_questions(shared: SharedSessions) -> None:
+def answer_questions(shared: SharedSessions | SharedTickets) -> None:
     while sys.stdin.readline():
         print(json.dumps(shared.status()), flush=True)
 

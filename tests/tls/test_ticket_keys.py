@@ -72,17 +72,26 @@ def test_without_the_present_key_the_last_one_seals_while_others_open_it() -> No
     assert one.sealing("shop.test", 1000 * HOUR + LIFE - 1) == sealed
     one.learn(1001, b"n" * 32)
     assert one.sealing("shop.test", NOW) == sealed
-    early = one.opening(one._key(1001, "shop.test").name, "shop.test", NOW)
+    ahead = keys()
+    ahead.learn(1001, b"n" * 32)
+    theirs = ahead.sealing("shop.test", NOW + HOUR)
+    assert theirs is not None
+    early = one.opening(theirs.name, "shop.test", NOW)
     assert early is not None, "another server's clock may be ahead"
     assert not early.is_old
 
 
-def test_an_agreement_is_never_changed() -> None:
-    one = keys()
+def test_a_second_key_of_a_period_opens_and_seals_nothing() -> None:
+    """Two stores could not be reached alike, or one was restarted empty."""
+    one, other = keys(), keys()
     one.learn(1000, b"a" * 32)
     first = one.sealing("shop.test", NOW)
     one.learn(1000, b"b" * 32)
+    other.learn(1000, b"b" * 32)
     assert one.sealing("shop.test", NOW) == first
+    theirs = other.sealing("shop.test", NOW)
+    assert theirs is not None
+    assert one.opening(theirs.name, "shop.test", NOW) == (theirs, False)
 
 
 @given(st.lists(st.integers(min_value=-3, max_value=3), max_size=20), st.integers(min_value=0, max_value=6 * HOUR))

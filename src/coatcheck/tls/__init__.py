@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from coatcheck.tls.ahead import new_event_loop
-from coatcheck.tls.entrance import share_sessions
+from coatcheck.tls.entrance import share_sessions, share_ticket_keys
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
 from coatcheck.tls.sharing import SharedSessions
+from coatcheck.tls.tickets import SharedTickets
 
-__all__ = ["OpenSslRefused", "Peers", "SharedSessions", "new_event_loop", "share_sessions"]
+__all__ = [
+    "OpenSslRefused",
+    "Peers",
+    "SharedSessions",
+    "SharedTickets",
+    "new_event_loop",
+    "share_sessions",
+    "share_ticket_keys",
+]

@@ -21,6 +21,8 @@ from coatcheck.tls.record import RecordSealer, Siblings
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import SessionIds, store_tag
 from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions
+from coatcheck.tls.ticket_keys import TicketKeys
+from coatcheck.tls.tickets import SharedTickets
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
 from coatcheck.tokens.secret import parse_key
@@ -29,10 +31,14 @@ DEFAULT_LIFETIME_S: Final = 300
 MAX_LIFETIME_S: Final = 7 * 24 * 3600
 """RFC 8446 section 4.6.1."""
 
+DEFAULT_PERIOD_S: Final = 3600
+TICKET_PERIOD_S: Final = (1.0, 24 * 3600.0)
 FETCH_TIMEOUT_S: Final = (0.01, 10.0)
 
 _log: Final = logging.getLogger("coatcheck.tls")
 _shared: weakref.WeakKeyDictionary[ssl.SSLContext, SharedSessions] = weakref.WeakKeyDictionary()
+_taken: weakref.WeakKeyDictionary[ssl.SSLContext, SharedSessions | SharedTickets] = weakref.WeakKeyDictionary()
+"""Contexts whose sessions are shared, in one way or the other."""
 
 
 def share_sessions(
@@ -65,7 +71,7 @@ def share_sessions(
     """
     if not isinstance(context, ssl.SSLContext):
         raise ConfigError(f"share_sessions: an ssl.SSLContext, not {type(context).__name__}")
-    if context in _shared and _shared[context].active:
+    if context in _taken and _taken[context].active:
         raise ConfigError("share_sessions: the sessions of this context are shared already")
     check_plain_name("server", server)
     check_plain_name("farm", farm)
@@ -94,7 +100,47 @@ def share_sessions(
         raise OpenSslRefused(shared.why_off)
     if not shared.active:
         _log.warning("TLS sessions are not shared: %s", shared.why_off)
-    _shared[context] = shared
+    _shared[context] = _taken[context] = shared
+    return shared
+
+
+def share_ticket_keys(
+    context: ssl.SSLContext,
+    *,
+    store: str | Sequence[str],
+    keyring: KeyRing | str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    period: float | str = DEFAULT_PERIOD_S,
+    lifetime: float | str = DEFAULT_LIFETIME_S,
+    siblings: Iterable[Iterable[str]] = (),
+    required: bool = False,
+) -> SharedTickets:
+    """Let every server of the farm open the TLS tickets that the others gave out: shared keys, which change by
+    themselves. Not take-once: a ticket opens as often as it is shown (see :mod:`coatcheck.tls.tickets`).
+
+    ``store``, ``keyring``, ``farm``, ``siblings``, ``required``: as for :func:`share_sessions`; the store only keeps
+    the keys, sealed, and no handshake asks it. ``period``: how long a key seals, 1 s to 24 h; ``lifetime``: how long a
+    ticket opens after its key seals no more, 7 days at most together. All servers of a farm need the same ``period``.
+
+    Waits a second at most for the store. Raises :class:`ConfigError`, and :class:`OpenSslRefused` if ``required``.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"share_ticket_keys: an ssl.SSLContext, not {type(context).__name__}")
+    if context in _taken and _taken[context].active:
+        raise ConfigError("share_ticket_keys: the sessions of this context are shared already")
+    check_plain_name("farm", farm)
+    period_s = _seconds("period", period, *TICKET_PERIOD_S)
+    lifetime_s = _seconds("lifetime", lifetime, 1, MAX_LIFETIME_S - period_s)
+    ring = keyring if isinstance(keyring, KeyRing) else KeyRing(_keys(keyring))
+    keys = TicketKeys(int(period_s * 1000), int(lifetime_s * 1000), Siblings(siblings))
+    if isinstance(store, Peers):
+        raise ConfigError("share_ticket_keys: a store is needed; peers keep sessions, not keys")
+    shared = SharedTickets(context, _places_of(store, "", farm, LOOP_LIMIT_S), keys, ring, farm)
+    if not shared.active and required:
+        raise OpenSslRefused(shared.why_off)
+    if not shared.active:
+        _log.warning("TLS tickets are not shared: %s", shared.why_off)
+    _taken[context] = shared
     return shared
 
 

@@ -7,7 +7,6 @@ import os
 import ssl
 import time
 from asyncio import _get_running_loop
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,6 +15,7 @@ from coatcheck.seldom import Seldom
 from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NONCE_BYTES
 from coatcheck.tls.client_hello import ClientHello
+from coatcheck.tls.demands import Demands
 from coatcheck.tls.openssl import OpenSslDoor, OpenSslRefused, open_door
 from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, Siblings, as_host, judge_record
 from coatcheck.tls.repository import SessionRepository
@@ -102,8 +102,8 @@ class SharedSessions:
         self._given: dict[int, tuple[bytes, bytes]] = {}
         """By connection, the ID and the session that its handshake was given: after a HelloRetryRequest it asks again
         (RFC 8446 section 4.1.4). Forgotten when the handshake ends with a session of its own."""
-        self._demands = _demands(context)
-        self._context_id = _context_id(context, farm)
+        self._demands = Demands(context, farm)
+        self._context_id = self._demands.name
         self._begin(lifetime_s)
 
     @property
@@ -194,7 +194,7 @@ class SharedSessions:
             self._given.pop(connection, None)
             raw = door.id_of(session)
             named = self._ids.read(raw)
-            if named is None or self._is_changed():
+            if named is None or self._demands.are_others():
                 return
             record = SessionRecord(
                 owner=self._server,
@@ -228,7 +228,7 @@ class SharedSessions:
             return given[1]
         self.counts.offered += 1
         fetched = self._ahead.pop(raw, None) or self._take(raw, named.store)
-        if fetched is None or self._is_changed():
+        if fetched is None or self._demands.are_others():
             return None
         record, now_ms = fetched.record, _now_ms()
         host = as_host(door.offered_host(connection))
@@ -282,16 +282,6 @@ class SharedSessions:
 
     # -- trouble -----------------------------------------------------------------------------------
 
-    def _is_changed(self) -> bool:
-        """Whether the context's demands on clients are others now than those that sessions were made under."""
-        if _demands(self._context) == self._demands:
-            return False
-        _seldom.warning(
-            "this SSLContext demands something else of client certificates than when its sessions began to be shared, "
-            "so none are: call share_sessions when the context is complete"
-        )
-        return True
-
     def _unavailable(self, why: TakeOnceUnavailable) -> None:
         self.counts.unavailable += 1
         _seldom.warning("a TLS session could not be fetched: %s", why, kind="take")
@@ -310,22 +300,6 @@ class SharedSessions:
         self._context.options |= ssl.OP_NO_TICKET
         self._context.num_tickets = 1
         self._repository.start()
-
-
-def _demands(context: ssl.SSLContext) -> tuple[int, int, int]:
-    """What is demanded of client certificates, as far as it can be told with every handshake."""
-    authorities = context.cert_store_stats()["x509_ca"] if context.verify_mode is not ssl.CERT_NONE else 0
-    return int(context.verify_mode), int(context.verify_flags), authorities
-
-
-def _context_id(context: ssl.SSLContext, farm: str) -> bytes:
-    """Equal on all servers that demand the same of client certificates."""
-    found = blake2b(digest_size=32, person=b"coatcheck-tlsctx")
-    found.update(f"{farm}\x00{int(context.verify_mode)} {int(context.verify_flags)}".encode())
-    if context.verify_mode is not ssl.CERT_NONE:
-        for authority in sorted(context.get_ca_certs(binary_form=True)):
-            found.update(blake2b(authority).digest())
-    return found.digest()
 
 
 def _now_ms() -> int:

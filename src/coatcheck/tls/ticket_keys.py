@@ -19,6 +19,7 @@ SECRET_BYTES: Final = 32
 NAME_BYTES: Final = 16
 AHEAD: Final = 0.5
 """The key of the next period is fetched from this part of a period on."""
+MAX_SECRETS: Final = 4
 MAX_HOSTS: Final = 1024
 """Hosts whose keys are kept worked out; of more, the oldest are worked out again."""
 
@@ -48,9 +49,9 @@ class TicketKeys:
         self.period_ms = period_ms
         self.lifetime_ms = lifetime_ms
         self._siblings = siblings
-        self._secrets: dict[int, bytes] = {}
-        """By period."""
-        self._worked_out: dict[tuple[int, str], TicketKey] = {}
+        self._secrets: dict[int, list[bytes]] = {}
+        """By period; the first one seals. More than one if a store was empty, or two could not be reached alike."""
+        self._worked_out: dict[tuple[int, bytes, str], TicketKey] = {}
 
     def period(self, now_ms: int) -> int:
         """The number of the period at this moment."""
@@ -70,9 +71,16 @@ class TicketKeys:
         """How long a store must keep the key of a period, from now on: until its last ticket has ended."""
         return (period + 1) * self.period_ms + self.lifetime_ms - now_ms
 
+    def secret(self, period: int) -> bytes | None:
+        """What seals in this period, if it is known."""
+        found = self._secrets.get(period)
+        return found[0] if found else None
+
     def learn(self, period: int, secret: bytes) -> None:
-        """The farm has agreed on the key of a period; an agreement is never changed."""
-        self._secrets.setdefault(period, secret)
+        """The farm has agreed on the key of a period. Another one than is known opens, and seals nothing here."""
+        known = self._secrets.setdefault(period, [])
+        if secret not in known and len(known) < MAX_SECRETS:
+            known.append(secret)
 
     def forget_old(self, now_ms: int) -> None:
         """Drop the keys that open nothing any more."""
@@ -86,29 +94,29 @@ class TicketKeys:
         others still open; ``None`` if there is none."""
         now = self.period(now_ms)
         known = [one for one in self._secrets if one <= now and self.life_ms(one, now_ms) > 0]
-        return self._key(max(known), self._siblings.first_of(host)) if known else None
+        return self._key(self._secrets[max(known)][0], max(known), self._siblings.first_of(host)) if known else None
 
     def opening(self, name: bytes, host: str, now_ms: int) -> Found | None:
         """The key of that name, if it is known, not too old, and was for this host or a sibling of it."""
         now, first = self.period(now_ms), self._siblings.first_of(host)
         for period in sorted(self._secrets, reverse=True):
-            if self.life_ms(period, now_ms) > 0:
-                key = self._key(period, first)
+            for secret in self._secrets[period] if self.life_ms(period, now_ms) > 0 else ():
+                key = self._key(secret, period, first)
                 if key.name == name:
                     return Found(key, period < now)
         return None
 
-    def _key(self, period: int, host: str) -> TicketKey:
-        kept = self._worked_out.get((period, host))
+    def _key(self, secret: bytes, period: int, host: str) -> TicketKey:
+        kept = self._worked_out.get((period, secret, host))
         if kept is not None:
             return kept
         while len(self._worked_out) >= MAX_HOSTS:
             del self._worked_out[next(iter(self._worked_out))]
-        secret, about = self._secrets[period], host.encode()
+        about = host.encode()
         key = TicketKey(
             name=blake2b(about, digest_size=NAME_BYTES, key=secret, person=b"ticket name").digest(),
             sealing=blake2b(about, digest_size=SECRET_BYTES, key=secret, person=b"ticket seal").digest(),
             marking=blake2b(about, digest_size=SECRET_BYTES, key=secret, person=b"ticket mark").digest(),
         )
-        self._worked_out[period, host] = key
+        self._worked_out[period, secret, host] = key
         return key

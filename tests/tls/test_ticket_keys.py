@@ -21,11 +21,11 @@ def keys(siblings: Siblings | None = None) -> TicketKeys:
 
 def test_the_key_of_the_next_period_is_known_before_anybody_seals_with_it() -> None:
     one = keys()
-    assert one.wanted(NOW) == [1000, 999, 998]
-    for period in (1000, 999, 998):
+    assert one.wanted(NOW) == [1000, 1001, 999, 998]
+    for period in (1000, 1001, 999, 998):
         one.learn(period, secrets.token_bytes(32))
-    assert one.wanted(NOW) == []
-    assert one.wanted(NOW + HOUR // 2) == [1001]
+    assert one.wanted(NOW + HOUR - 2) == []
+    assert one.wanted(NOW + HOUR) == [1002]
 
 
 def test_another_server_opens_what_was_sealed_as_long_as_a_ticket_may_live_and_no_longer() -> None:

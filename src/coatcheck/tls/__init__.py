@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from coatcheck.tls.ahead import new_event_loop
-from coatcheck.tls.entrance import share_sessions, share_ticket_keys
+from coatcheck.tls.entrance import feed_proxies, share_sessions, share_ticket_keys
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
+from coatcheck.tls.proxy_tickets import ProxyFiles
 from coatcheck.tls.sharing import SharedSessions
 from coatcheck.tls.tickets import SharedTickets
 
 __all__ = [
     "OpenSslRefused",
     "Peers",
+    "ProxyFiles",
     "SharedSessions",
     "SharedTickets",
+    "feed_proxies",
     "new_event_loop",
     "share_sessions",
     "share_ticket_keys",

@@ -15,14 +15,16 @@ from coatcheck.options import check_plain_name, shown
 from coatcheck.stores.session_server_url import SCHEMES, parse_session_servers
 from coatcheck.stores.take_once.opening import items_at
 from coatcheck.take_once.port import TakeOncePlace
+from coatcheck.tls.agreement import KeyAgreement
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
+from coatcheck.tls.proxy_tickets import ProxyFiles, ProxyTickets
 from coatcheck.tls.record import RecordSealer, Siblings
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import SessionIds, store_tag
 from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions
 from coatcheck.tls.ticket_keys import TicketKeys
-from coatcheck.tls.tickets import SharedTickets
+from coatcheck.tls.tickets import FIRST_ROUND_S, SharedTickets
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
 from coatcheck.tokens.secret import parse_key
@@ -135,13 +137,44 @@ def share_ticket_keys(
     keys = TicketKeys(int(period_s * 1000), int(lifetime_s * 1000), Siblings(siblings))
     if isinstance(store, Peers):
         raise ConfigError("share_ticket_keys: a store is needed; peers keep sessions, not keys")
-    shared = SharedTickets(context, _places_of(store, "", farm, LOOP_LIMIT_S), keys, ring, farm)
+    agreement = KeyAgreement(_places_of(store, "", farm, LOOP_LIMIT_S), keys, ring, farm)
+    shared = SharedTickets(context, agreement, farm)
     if not shared.active and required:
         raise OpenSslRefused(shared.why_off)
     if not shared.active:
         _log.warning("TLS tickets are not shared: %s", shared.why_off)
     _taken[context] = shared
     return shared
+
+
+def feed_proxies(
+    files: ProxyFiles,
+    *,
+    store: str | Sequence[str],
+    keyring: KeyRing | str | bytes | Sequence[str | bytes],
+    farm: str = "farm",
+    period: float | str = DEFAULT_PERIOD_S,
+) -> KeyAgreement:
+    """Keep the ticket keys of proxies those of the farm, from now on, in a thread; :meth:`KeyAgreement.close` ends it.
+
+    The arguments are those of :func:`share_ticket_keys`. Raises :class:`ConfigError`.
+    """
+    check_plain_name("farm", farm)
+    period_s = _seconds("period", period, *TICKET_PERIOD_S)
+    ring = keyring if isinstance(keyring, KeyRing) else KeyRing(_keys(keyring))
+    proxies = ProxyTickets(files)
+    keys = TicketKeys(int(period_s * 1000), int(period_s * 1000), Siblings())
+    if isinstance(store, Peers):
+        raise ConfigError("feed_proxies: a store is needed; peers keep sessions, not keys")
+    agreement = KeyAgreement(
+        _places_of(store, "", farm, LOOP_LIMIT_S),
+        keys,
+        ring,
+        farm,
+        lambda at_ms: proxies.write(agreement.around(at_ms)),
+    )
+    agreement.start(FIRST_ROUND_S)
+    return agreement
 
 
 def _places_of(

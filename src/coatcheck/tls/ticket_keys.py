@@ -1,9 +1,10 @@
 """Which key seals a TLS ticket, and which ones still open it: keys of periods, the same on all servers of the farm.
 
 Time is cut into periods; each has one key, random, that all servers agree on by asking a store (the first one that asks
-decides). The key of the next period is fetched ahead of it, so that every server knows it before any server seals with
-it. Tickets of earlier periods open as long as a ticket may live; then their keys are forgotten everywhere, and recorded
-connections of TLS 1.2 stay closed for ever (RFC 5077 section 5.5; RFC 9325 section 4.3). Pure: the time is given.
+decides). The key of the next period is fetched a whole period ahead, so that every server knows it before any server
+seals with it. Tickets of earlier periods open as long as a ticket may live; then their keys are forgotten everywhere,
+and recorded connections of TLS 1.2 stay closed for ever (RFC 5077 section 5.5; RFC 9325 section 4.3). Pure: the time
+is given.
 
 A ticket opens only for the host that it was sealed for, or for its siblings: OpenSSL by itself would resume it for any.
 """
@@ -17,8 +18,6 @@ from coatcheck.tls.record import Siblings
 
 SECRET_BYTES: Final = 32
 NAME_BYTES: Final = 16
-AHEAD: Final = 0.5
-"""The key of the next period is fetched from this part of a period on."""
 MAX_SECRETS: Final = 4
 MAX_HOSTS: Final = 1024
 """Hosts whose keys are kept worked out; of more, the oldest are worked out again."""
@@ -61,9 +60,7 @@ class TicketKeys:
         """The periods whose keys should be known now and are not: the present one first, then the next, then those of
         tickets that are still about."""
         now = self.period(now_ms)
-        periods = [now]
-        if now_ms - now * self.period_ms >= AHEAD * self.period_ms:
-            periods.append(now + 1)
+        periods = [now, now + 1]
         periods += range(now - 1, (now_ms - self.lifetime_ms) // self.period_ms - 1, -1)
         return [period for period in periods if period not in self._secrets]
 
@@ -105,6 +102,11 @@ class TicketKeys:
                 if key.name == name:
                     return Found(key, period < now)
         return None
+
+    def of_period(self, period: int, host: str) -> TicketKey | None:
+        """The key that seals in a period, if it is known."""
+        secret = self.secret(period)
+        return self._key(secret, period, self._siblings.first_of(host)) if secret is not None else None
 
     def _key(self, secret: bytes, period: int, host: str) -> TicketKey:
         kept = self._worked_out.get((period, secret, host))

@@ -1,0 +1,173 @@
+"""The keys of TLS tickets, as a process agrees on them with its farm: a thread that asks the stores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+from coatcheck.errors import CoatcheckError, TokenRejected
+from coatcheck.seldom import Seldom
+from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceUnavailable
+from coatcheck.take_once.rule import KEY_BYTES
+from coatcheck.tls.ticket_keys import SECRET_BYTES, Found, TicketKey, TicketKeys
+from coatcheck.tokens.keyring import KeyRing
+
+ROUNDS_PER_PERIOD: Final = 20
+"""So often in each period the stores are asked; who could not be reached once is asked again before it matters."""
+MAX_ROUND_S: Final = 60.0
+CALL_LIMIT_S: Final = 2.0
+
+_log: Final = logging.getLogger("coatcheck.tls")
+_seldom: Final = Seldom(_log, time.monotonic)
+_all: weakref.WeakSet[KeyAgreement] = weakref.WeakSet()
+_inherited: list[object] = []
+"""What a parent process had open at the fork: its connections are not ours, not even to be closed."""
+
+
+class KeyAgreement:
+    """What is known of ``keys``, and who asks for more. Any thread may call it; it works from :meth:`start` on.
+
+    ``make_places``: the stores, anew in each process. ``after_round(now_ms)`` is called in the thread after each round.
+    """
+
+    def __init__(
+        self,
+        make_places: Callable[[], Sequence[TakeOncePlace]],
+        keys: TicketKeys,
+        ring: KeyRing,
+        farm: str,
+        after_round: Callable[[int], None] | None = None,
+    ) -> None:
+        self._make_places = make_places
+        self._keys = keys
+        self._farm = farm
+        self._after_round = after_round
+        self._box = ring.box("tls-ticket-key", farm, os.urandom)
+        self._guard = threading.Lock()
+        self._closed = threading.Event()
+        self._started = False
+        self._stores: list[TakeOnceForThreads] = []
+        self._answers: dict[str, bool] = {}
+
+    @property
+    def life_s(self) -> int:
+        """How long a ticket lives at most."""
+        return (self._keys.period_ms + self._keys.lifetime_ms) // 1000
+
+    def start(self, wait_s: float) -> None:
+        """Begin; returns after the first round, or after ``wait_s`` seconds."""
+        self._started = True
+        _all.add(self)
+        self._stores = [place.for_threads() for place in self._make_places()]
+        asked = threading.Event()
+        threading.Thread(target=self._run, args=(asked,), name="coatcheck-ticket-keys", daemon=True).start()
+        asked.wait(wait_s)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed.set()
+
+    def sealing(self, host: str) -> TicketKey | None:
+        """See :meth:`coatcheck.tls.ticket_keys.TicketKeys.sealing`."""
+        with self._guard:
+            return self._keys.sealing(host, now_ms())
+
+    def opening(self, name: bytes, host: str) -> Found | None:
+        """See :meth:`coatcheck.tls.ticket_keys.TicketKeys.opening`."""
+        with self._guard:
+            return self._keys.opening(name, host, now_ms())
+
+    def around(self, at_ms: int) -> list[TicketKey | None]:
+        """For a proxy: the keys, for whatever host, of the periods before, at and after a moment."""
+        period = self._keys.period(at_ms)
+        with self._guard:
+            return [self._keys.of_period(one, "") for one in (period - 1, period, period + 1)]
+
+    def status(self) -> dict[str, object]:
+        """Whether the key of now is known, and which stores answered when they were last asked."""
+        at_ms = now_ms()
+        with self._guard:
+            is_known = self._keys.secret(self._keys.period(at_ms)) is not None
+        return {"has_the_key": is_known, "stores": dict(self._answers)}
+
+    def _run(self, asked: threading.Event) -> None:
+        pause_s = min(self._keys.period_ms / 1000 / ROUNDS_PER_PERIOD, MAX_ROUND_S)
+        closed, stores = self._closed, self._stores
+        while not closed.is_set():
+            try:
+                at_ms = now_ms()
+                self._ask_for_keys(at_ms)
+                if self._after_round is not None:
+                    self._after_round(at_ms)
+            except Exception as wrong:  # noqa: BLE001 - the next round may go better, and it is reported
+                _seldom.write(logging.ERROR, "the keys of TLS tickets: %r", wrong, kind="failed")
+            asked.set()
+            closed.wait(pause_s)
+        for store in stores:
+            store.close()
+
+    def _ask_for_keys(self, at_ms: int) -> None:
+        """Agree with the farm on the keys that are lacking, and once more on the present one: a store that was
+        restarted empty is told of it before anybody proposes another."""
+        with self._guard:
+            self._keys.forget_old(at_ms)
+            wanted = self._keys.wanted(at_ms)
+        present = self._keys.period(at_ms)
+        for period in dict.fromkeys([present, *wanted]):
+            self._agree(period, at_ms)
+
+    def _agree(self, period: int, at_ms: int) -> None:
+        place, life_ms = self._place(period), self._keys.life_ms(period, at_ms)
+        with self._guard:
+            known = self._keys.secret(period)
+        for store in self._stores:
+            secret = known if known is not None else os.urandom(SECRET_BYTES)
+            try:
+                answer = self._box.open(store.agree(place, self._box.seal(secret, place), life_ms, CALL_LIMIT_S), place)
+                self._answers[store.name] = True
+            except TakeOnceUnavailable as unavailable:
+                self._answers[store.name] = False
+                _seldom.warning("the key of TLS tickets could not be agreed on: %s", unavailable, kind="agree")
+                continue
+            except TokenRejected:
+                _seldom.warning("%s has a key of TLS tickets that was not sealed by this farm", store.name)
+                continue
+            if len(answer) == SECRET_BYTES:
+                with self._guard:
+                    self._keys.learn(period, answer)
+                known = answer
+
+    def _place(self, period: int) -> bytes:
+        about = f"{self._farm}\x00{self._keys.period_ms}\x00{period}".encode()
+        return blake2b(about, digest_size=KEY_BYTES, person=b"coatcheck-ticket").digest()
+
+    def _after_fork(self) -> None:
+        """The keys stay; who asks for the next ones is a thread of this process."""
+        _inherited.append((self._stores, self._guard, self._closed))
+        self._guard, was_closed = threading.Lock(), self._closed.is_set()
+        self._closed = threading.Event()
+        if was_closed:
+            self._closed.set()
+        elif self._started:
+            try:
+                self.start(0.0)
+            except CoatcheckError as wrong:
+                _log.warning("this process asks for no further keys of TLS tickets: %s", wrong)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _after_fork_in_child() -> None:
+    for agreement in list(_all):
+        agreement._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
+PROXIES := $(VENV)/.proxies
 COMPILER := $(VENV)/.compiler
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 # A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
@@ -21,12 +22,12 @@ demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) $(POSTGRESQL) $(COMPILER) lint
+test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(COMPILER) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
-mutants: $(READY) $(REDIS) $(POSTGRESQL)
+mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
 
 ## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
@@ -40,7 +41,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 ## benchmarks/RESULTS.md anew.
-bench: $(READY) $(REDIS) $(POSTGRESQL) $(PEERS)
+bench: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(PEERS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
 	$(BIN)/python -m benchmarks
 
@@ -88,10 +89,18 @@ $(COMPILER): | $(BIN)/python
 		{ echo "make: a C compiler is missing; install it with: apt-get install gcc libc6-dev python3-dev" >&2; exit 1; }; }
 	@touch $@
 
-# Named peers of the benchmarks.
+# Proxies that get the farm's ticket keys; peers of the benchmarks, too. Debian has them where only root looks.
+$(PROXIES): | $(BIN)/python
+	@{ PATH="$$PATH:/usr/sbin"; command -v haproxy && command -v nginx; } >/dev/null || { \
+		echo "installing haproxy and nginx"; \
+		$(call installed,haproxy nginx-light) || \
+		{ echo "make: install these with: apt-get install haproxy nginx-light" >&2; exit 1; }; }
+	@touch $@
+
+# A further peer of the benchmarks.
 $(PEERS): | $(BIN)/python
-	@{ command -v haproxy && command -v wrk && command -v nginx; } >/dev/null || { \
-		echo "installing haproxy, nginx and wrk"; \
-		$(call installed,haproxy nginx-light wrk) || \
-		{ echo "make: install these with: apt-get install haproxy nginx-light wrk" >&2; exit 1; }; }
+	@command -v wrk >/dev/null || { \
+		echo "installing wrk"; \
+		$(call installed,wrk) || \
+		{ echo "make: install it with: apt-get install wrk" >&2; exit 1; }; }
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import socket
@@ -88,21 +89,35 @@ static_resources:
 """
 
 
+def tool(name: str) -> str:
+    """Debian has proxies where only root looks; Envoy comes with the development group."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
+    found = shutil.which(name, path=path)
+    assert found is not None, f"{name} is missing: make test installs it"
+    return found
+
+
 def nginx(folder: Path) -> tuple[ProxyFiles, list[str], str]:
-    words = ["nginx", "-p", str(folder), "-c", str(folder / "conf")]
+    words = [tool("nginx"), "-p", str(folder), "-c", str(folder / "conf")]
     return ProxyFiles(nginx=str(folder), reload=" ".join([*words, "-s", "reload"])), words, NGINX
 
 
 def haproxy(folder: Path) -> tuple[ProxyFiles, list[str], str]:
     files = ProxyFiles(haproxy=str(folder / "tickets"), haproxy_socket=str(folder / "haproxy.sock"))
-    return files, ["haproxy", "-f", str(folder / "conf")], HAPROXY
+    return files, [tool("haproxy"), "-f", str(folder / "conf")], HAPROXY
 
 
 def envoy(folder: Path) -> tuple[ProxyFiles, list[str], str]:
-    command = shutil.which("envoy", path=str(Path(sys.executable).parent)) or "envoy"
-    words = [command, "-c", str(folder / "conf"), "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"]
-    (folder / "conf.yaml").touch()
-    words[2] = str(folder / "conf.yaml")
+    words = [
+        tool("envoy"),
+        "-c",
+        str(folder / "conf.yaml"),
+        "--use-dynamic-base-id",
+        "--concurrency",
+        "1",
+        "-l",
+        "error",
+    ]
     return ProxyFiles(envoy=str(folder / "tickets.json")), words, ENVOY
 
 

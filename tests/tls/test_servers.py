@@ -34,13 +34,18 @@ def app(environ, start_response):
 """
 
 
-def start(kind: str, folder: Path, certificates: Path, server: str) -> tuple[subprocess.Popen[bytes], int]:
+def start(
+    kind: str, folder: Path, certificates: Path, server: str, tickets: bool = False
+) -> tuple[subprocess.Popen[bytes], int]:
     folder.mkdir()
     port = free_port()
     for name, text in {**FILES, "wsgi.py": WSGI}.items():
         own = text.replace("8443", str(port)).replace("web-1", server).replace("sqlite:///", "sqlite:///../")
-        own = own.replace("keyring=", "fetch_timeout=10, keyring=")  # a busy machine is no fault
+        if name != "tickets.py":
+            own = own.replace("keyring=", "fetch_timeout=10, keyring=")  # a busy machine is no fault
         (folder / name).write_text(own)
+    if tickets:
+        (folder / "tickets.py").replace(folder / "shared.py")
     (folder / "server.pem").write_bytes((certificates / "server.pem").read_bytes())
     process = subprocess.Popen(
         COMMANDS[kind], cwd=folder, env={**os.environ, "TLS_KEY": KEY, "PYTHONPATH": str(SOURCE)}
@@ -71,12 +76,20 @@ def visit(client: Client, port: int) -> bool:
 
 
 def test_the_page_has_a_file_for_each_server() -> None:
-    assert set(FILES) == {"shared.py", "run_uvicorn.py", "run_hypercorn.py", "run_aiohttp.py", "gunicorn.conf.py"}
+    assert set(FILES) == {
+        "shared.py",
+        "tickets.py",
+        "run_uvicorn.py",
+        "run_hypercorn.py",
+        "run_aiohttp.py",
+        "gunicorn.conf.py",
+    }
 
 
+@pytest.mark.parametrize("tickets", [False, True], ids=["take-once", "ticket-keys"])
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_two_servers_resume_each_others_sessions(kind: str, certificates: Path, tmp_path: Path) -> None:
-    running = [start(kind, tmp_path / name, certificates, name) for name in ("web-1", "web-2")]
+def test_two_servers_resume_each_others_sessions(kind: str, tickets: bool, certificates: Path, tmp_path: Path) -> None:
+    running = [start(kind, tmp_path / name, certificates, name, tickets) for name in ("web-1", "web-2")]
     try:
         for version in VERSIONS.values():
             client, resumed = Client(certificates, version), []

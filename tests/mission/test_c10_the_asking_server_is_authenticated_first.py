@@ -25,6 +25,7 @@ def test_without_the_proof_no_command_about_sessions_is_answered(session_server_
         b"CC.ITEM.TAKE": resp.command(b"CC.ITEM.TAKE", key, nonce),
         b"CC.ITEM.PUT": resp.command(b"CC.ITEM.PUT", key, b"1000", b"item"),
         b"CC.ITEM.PURGE": resp.command(b"CC.ITEM.PURGE", key),
+        b"CC.ITEM.AGREE": resp.command(b"CC.ITEM.AGREE", key, b"1000", b"value"),
     }
     assert {name for name in COMMANDS if b"ITEM" in name} == set(requests)
     for request in requests.values():

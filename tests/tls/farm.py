@@ -25,6 +25,7 @@ from .signer import PEM, Signer
 
 HOST = "shop.test"
 OTHER_HOST = "blog.test"
+RELATED_HOST = "www.shop.test"
 PATIENCE_S = 30.0
 KEY = secrets.token_urlsafe(32)
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -35,7 +36,8 @@ def make_certificates(folder: Path) -> None:
     """``ca.pem``, ``server.pem`` (certificate and key, for both hosts), ``client.pem``."""
     signer = Signer("test authority")
     (folder / "ca.pem").write_bytes(signer.certificate.public_bytes(PEM))
-    names = [x509.DNSName(HOST), x509.DNSName(OTHER_HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names: list[x509.GeneralName] = [x509.DNSName(one) for one in (HOST, OTHER_HOST, RELATED_HOST)]
+    names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
     (folder / "server.pem").write_bytes(signer.issue("test server", names)[1])
     (folder / "client.pem").write_bytes(signer.issue("test client")[1])
 

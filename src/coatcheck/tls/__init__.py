@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coatcheck.tls.ahead import new_event_loop
+from coatcheck.tls.client import ResumingContext, resuming_context
 from coatcheck.tls.entrance import feed_proxies, share_sessions, share_ticket_keys
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
@@ -14,10 +15,12 @@ __all__ = [
     "OpenSslRefused",
     "Peers",
     "ProxyFiles",
+    "ResumingContext",
     "SharedSessions",
     "SharedTickets",
     "feed_proxies",
     "new_event_loop",
+    "resuming_context",
     "share_sessions",
     "share_ticket_keys",
 ]

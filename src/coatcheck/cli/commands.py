@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.certs_commands import certs
 from coatcheck.cli.key_commands import keys
 from coatcheck.cli.options import setting_options
 from coatcheck.cli.pool_commands import pool
@@ -190,6 +191,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
     raise SystemExit(main(list(arguments)))
 
 
+coatcheck.add_command(certs)
 coatcheck.add_command(keys)
 coatcheck.add_command(pool)
 coatcheck.add_command(soap)

@@ -171,6 +171,25 @@ def tls_session(name: str, server: str, store: str, host: str, protocol: int, st
     }  # fmt: skip
 
 
+def ticket_key(name: str, period_ms: int, period: int, hosts: list[str]) -> dict[str, Any]:
+    """Section 8: where the key of a period is agreed on, how it is sealed there, and what it is for each host."""
+    secret, nonce = drawn(f"{name} secret", 32), drawn(f"{name} nonce", 12)
+    about = f"{FARM}\x00{period_ms}\x00{period}".encode()
+    place = hashlib.blake2b(about, digest_size=32, person=b"coatcheck-ticket").digest()
+
+    def part(host: str, purpose: bytes, size: int) -> str:
+        return hashlib.blake2b(host.encode(), digest_size=size, key=secret, person=purpose).hexdigest()
+
+    return {
+        "name": name, "period_ms": period_ms, "period": period, "secret": secret.hex(), "nonce": nonce.hex(),
+        "place": place.hex(), "stored": seal(SECRETS[PRIMARY], "tls-ticket-key", FARM, nonce, secret, place).hex(),
+        "hosts": {
+            host: [part(host, b"ticket name", 16), part(host, b"ticket seal", 32), part(host, b"ticket mark", 32)]
+            for host in hosts
+        },
+    }  # fmt: skip
+
+
 def creation() -> dict[str, Any]:
     """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
     server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
@@ -217,6 +236,10 @@ def known_answers() -> dict[str, Any]:
         "tls_sessions": [
             tls_session("TLS 1.2", "web-1", "session-1", "shop.example", 0x0303, drawn("state", 134)),
             tls_session("TLS 1.3 without a name", "wéb-2", "east", "", 0x0304, drawn("large state", 600)),
+        ],
+        "ticket_keys": [
+            ticket_key("hourly", 3_600_000, 497_500, ["shop.example", ""]),
+            ticket_key("short", 1000, 1_791_000_001, ["www.shop.example"]),
         ],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),

@@ -25,8 +25,11 @@ from coatcheck.replication.version import SERVER_ID_BYTES, Version
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.stores.memory import MemoryStore
-from coatcheck.tls.record import RecordSealer, SessionRecord
+from coatcheck.stores.take_once.memory import MemoryItemsForThreads
+from coatcheck.tls.agreement import KeyAgreement
+from coatcheck.tls.record import RecordSealer, SessionRecord, Siblings
 from coatcheck.tls.session_id import SessionIds, item_key, server_tag, store_tag
+from coatcheck.tls.ticket_keys import TicketKeys
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
@@ -177,6 +180,28 @@ def test_a_shared_tls_session_is_named_and_sealed(known: dict[str, Any]) -> None
     stored = bytes.fromhex(known["stored"])
     assert RecordSealer(WHOLE_RING, FARM, always(known["nonce"])).seal(key, record) == stored
     assert RecordSealer(WHOLE_RING, FARM, always("")).open(key, stored) == record
+
+
+@named("ticket_keys")
+def test_a_ticket_key_is_found_sealed_and_divided(known: dict[str, Any]) -> None:
+    keys = TicketKeys(known["period_ms"], 60_000, Siblings())
+    offered: list[tuple[bytes, bytes]] = []
+
+    class Store(MemoryItemsForThreads):
+        def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+            offered.append((key, proposal))
+            return bytes.fromhex(known["stored"])
+
+    agreement = KeyAgreement(list, keys, WHOLE_RING, FARM)
+    agreement._stores = [Store("store", time.monotonic)]
+    agreement._agree(known["period"], known["period"] * known["period_ms"])
+    assert offered[0][0] == bytes.fromhex(known["place"])
+    assert len(offered[0][1]) == len(known["stored"]) // 2
+    assert keys.secret(known["period"]) == bytes.fromhex(known["secret"])
+    box = WHOLE_RING.box("tls-ticket-key", FARM, always(known["nonce"]))
+    assert box.seal(bytes.fromhex(known["secret"]), bytes.fromhex(known["place"])).hex() == known["stored"]
+    for host, parts in known["hosts"].items():
+        assert [part.hex() for part in keys.of_period(known["period"], host) or ()] == parts
 
 
 @named("soap")

@@ -173,8 +173,11 @@ class BlockingItems:
             self._wanting += 1
             try:
                 if self._dialing < min(self._wanting, MAX_DIALING):
+                    try:
+                        threading.Thread(target=self._dial, name="coatcheck-dial", daemon=True).start()
+                    except RuntimeError as shortage:
+                        raise ConnectionError(str(shortage)) from None
                     self._dialing += 1
-                    threading.Thread(target=self._dial, name="coatcheck-dial", daemon=True).start()
                 while True:
                     with contextlib.suppress(IndexError):
                         return self._idle.pop()

@@ -228,6 +228,18 @@ def test_a_connection_that_takes_longer_than_a_handshake_may_is_there_for_the_ne
     assert way.dials <= 2
 
 
+def test_a_call_that_had_too_little_time_left_costs_no_connection(way: Way) -> None:
+    """Its answer comes later, and is nobody's: the next one uses the connection, and gets its own answer."""
+    store, place = items_over(way), key()
+    assert store.put(place, b"item", LIFE_MS, b"", 5.0)
+    way.delay_s = 0.2
+    for _ in range(3):
+        assert not works(store, 0.05)
+        time.sleep(0.3)
+    assert store.take(place, nonce(), 5.0) == b"item"
+    assert way.dials == 1
+
+
 def test_looking_up_a_name_holds_nobody_up(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     found, stall = socket.getaddrinfo, threading.Event()
 

@@ -35,6 +35,8 @@ MAX_DIALING: Final = 4
 """Connections that are being made at a time; who needs one waits for the next that is free."""
 CONNECT_LIMIT_S: Final = 2.0
 """So long a connection may take to be made, whoever waits for it: longer than one handshake may."""
+MAX_LATE: Final = 8
+"""Connections whose answer came too late for who asked, and which are used again when it is there."""
 MAX_UNREAD: Final = 64
 """Answers that may wait to be read on one connection; then they are waited for."""
 MAX_REPLY_BYTES: Final = 64 * 1024
@@ -58,6 +60,7 @@ class BlockingItems:
         self._address = address
         self._make_requests = make_requests
         self._idle: deque[_Line] = deque()
+        self._late: deque[_Line] = deque()
         self._changed = threading.Condition()
         """Guards what follows; told when a line is free, or could not be made."""
         self._wanting = 0
@@ -79,7 +82,7 @@ class BlockingItems:
         if line.unread >= MAX_UNREAD:
             # What was handed over before is told by settle; this one was sent.
             with contextlib.suppress(TakeOnceUnavailable), self._line(until) as line:
-                line.read_all(until)
+                line.must_read_all(until)
 
     def take(self, key: bytes, nonce: bytes, limit_s: float) -> bytes | None:
         check_key(key)
@@ -101,22 +104,26 @@ class BlockingItems:
 
     def settle(self) -> tuple[int, int]:
         unread = 0
-        for _ in range(len(self._idle)):
-            with contextlib.suppress(IndexError):
-                line = self._idle.popleft()
-                try:
-                    line.read_what_is_there()
-                except _BROKEN:
-                    self._end(line)
-                    continue
-                unread += line.unread
-                self._give_back(line)
+        for lines in (self._idle, self._late):
+            for _ in range(len(lines)):
+                with contextlib.suppress(IndexError):
+                    line = lines.popleft()
+                    try:
+                        line.read_what_is_there()
+                    except _BROKEN:
+                        self._end(line)
+                        continue
+                    unread += line.unread
+                    self._put_away(line)
         return unread, self._lost
 
     def close(self) -> None:
         with self._changed:
             self._closings += 1  # lines in use, and those that are being made, end when they come back
         self._end_idle_lines()
+        for _ in range(len(self._late)):
+            with contextlib.suppress(IndexError):
+                self._end(self._late.popleft())
 
     # -- lines -------------------------------------------------------------------------------------
 
@@ -134,15 +141,18 @@ class BlockingItems:
         """A connection for this thread alone; it is kept unless anything went wrong on it."""
         line: _Line | None = None
         try:
-            line = self._idle_line() or self._next_line(until)
+            line = self._idle_line() or self._late_line() or self._next_line(until)
             if line.must_prepare:
                 line.prepare(until)
             yield line
         except _BROKEN as wrong:
-            if line is not None:
-                self._end(line)
             if line is not None and isinstance(wrong, TimeoutError):
-                self._end_idle_lines()  # they may be as dead as this one
+                has_waited = line.is_late or line.is_over
+                self._put_away(line)
+                if has_waited:
+                    self._end_idle_lines()  # they may be as dead as this one
+            elif line is not None:
+                self._end(line)
             said = f"no answer in time from {self._address}" if isinstance(wrong, TimeoutError) else wrong
             raise TakeOnceUnavailable(f"{self.name}: {said}") from None
         except BaseException:
@@ -165,6 +175,36 @@ class BlockingItems:
             except _BROKEN:
                 pass
             self._end(line)
+
+    def _late_line(self) -> _Line | None:
+        """One whose answer is there by now."""
+        for _ in range(len(self._late)):
+            try:
+                line = self._late.popleft()
+            except IndexError:
+                return None
+            try:
+                line.read_what_is_there()
+            except _BROKEN:
+                self._end(line)
+                continue
+            if not line.is_late:
+                return line
+            self._put_away(line)
+        return None
+
+    def _put_away(self, line: _Line) -> None:
+        """Keep it for the next thread, or until its answer has come; not for ever."""
+        self._count(line)
+        if not line.is_late:
+            self._give_back(line)
+        elif line.is_over or line.closings != self._closings or time.monotonic() - line.used_at >= MAX_IDLE_S:
+            self._end(line)
+        else:
+            self._late.append(line)
+            while len(self._late) > MAX_LATE:
+                with contextlib.suppress(IndexError):
+                    self._end(self._late.popleft())
 
     def _next_line(self, until: float) -> _Line:
         """The next one that is made, or given back. Raises what a line raises."""
@@ -219,8 +259,7 @@ class BlockingItems:
 
     def _end(self, line: _Line) -> None:
         """What it carried last may not have been stored."""
-        line.lost += line.unread
-        line.unread = 0
+        line.lose_all()
         self._count(line)
         line.close()
 
@@ -245,9 +284,11 @@ class _Line:
         self.requests = requests
         self.closings = closings
         """How often its owner had been closed when it began."""
-        self.used_at = 0.0
-        self.unread = 0
-        """Answers to what was handed over."""
+        self.used_at = time.monotonic()
+        self.is_late = False
+        """An answer was too late for who asked, and is on its way yet."""
+        self._awaited: deque[bool] = deque()
+        """Of each answer that is on its way: whether it is one to what was handed over, and counts."""
         self.lost = 0
         """What was handed over and not stored, and has not been counted yet."""
         self.must_prepare = False
@@ -263,6 +304,16 @@ class _Line:
             self.close()
             raise
 
+    @property
+    def unread(self) -> int:
+        """Answers to what was handed over, that are on their way."""
+        return sum(self._awaited)
+
+    def lose_all(self) -> None:
+        """It ends: what was handed over may not have been stored."""
+        self.lost += self.unread
+        self._awaited.clear()
+
     def prepare(self, until: float) -> None:
         """Tell and ask what must be known before the rest."""
         self.take_steps(self.requests.prepare(), until)
@@ -271,17 +322,22 @@ class _Line:
     def send(self, request: bytes, until: float) -> None:
         """Send what nobody waits for."""
         self._send(request, until)
-        self.unread += 1
+        self._awaited.append(True)
 
     def ask(self, request: bytes, until: float) -> Any:
         """Send, and wait for the answer."""
         self._send(request, until)
-        self.read_all(until)
-        while True:
-            reply = self._next(until)
-            if reply is not _NOT_YET:
-                self._note(reply)
-                return reply
+        try:
+            self.read_all(until)
+            while True:
+                reply = self._next(until)
+                if reply is not _NOT_YET:
+                    self._note(reply)
+                    return reply
+        except TimeoutError:
+            self._awaited.append(False)
+            self.is_late = True
+            raise
 
     def take_steps(self, steps: Steps[T], until: float) -> T:
         """Go through a handshake."""
@@ -297,15 +353,23 @@ class _Line:
 
     def read_all(self, until: float) -> None:
         """Wait for all answers to what was handed over."""
-        while self.unread:
+        while self._awaited:
             self._count(self._next(until))
+
+    def must_read_all(self, until: float) -> None:
+        """The same; it ends if they do not come."""
+        try:
+            self.read_all(until)
+        except TimeoutError:
+            self.is_over = True
+            raise
 
     def read_what_is_there(self) -> None:
         """The same without waiting. Raises ``OSError`` if the connection has ended."""
         while True:
             reply = self._reader.gets()
             if reply is not _NOT_YET:
-                if not self.unread:
+                if not self._awaited:
                     raise ConnectionError("the server said something that nobody asked")
                 self._count(reply)
                 continue
@@ -320,8 +384,8 @@ class _Line:
 
     def _count(self, reply: Any) -> None:
         if reply is not _NOT_YET:
-            self.unread -= 1
-            self.lost += reply != 1
+            self.lost += self._awaited.popleft() and reply != 1
+            self.is_late = self.is_late and bool(self._awaited)
             self._note(reply)
 
     def _note(self, reply: Any) -> None:
@@ -332,7 +396,11 @@ class _Line:
 
     def _send(self, request: bytes, until: float) -> None:
         self._sock.settimeout(_left(until))
-        self._sock.sendall(request)
+        try:
+            self._sock.sendall(request)
+        except TimeoutError:
+            self.is_over = True  # half of it may have gone
+            raise
 
     def _next(self, until: float) -> Any:
         reply = self._reader.gets()

@@ -15,7 +15,7 @@ from coatcheck.errors import CoatcheckError, TokenRejected
 from coatcheck.seldom import Seldom
 from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceUnavailable
 from coatcheck.take_once.rule import KEY_BYTES
-from coatcheck.tls.ticket_keys import SECRET_BYTES, Found, TicketKey, TicketKeys
+from coatcheck.tls.ticket_keys import SECRET_BYTES, OpeningKey, TicketKey, TicketKeys
 from coatcheck.tokens.keyring import KeyRing
 
 ROUNDS_PER_PERIOD: Final = 20
@@ -78,7 +78,7 @@ class KeyAgreement:
         with self._guard:
             return self._keys.sealing(host, now_ms())
 
-    def opening(self, name: bytes, host: str) -> Found | None:
+    def opening(self, name: bytes, host: str) -> OpeningKey | None:
         """See :meth:`coatcheck.tls.ticket_keys.TicketKeys.opening`."""
         with self._guard:
             return self._keys.opening(name, host, now_ms())

@@ -37,7 +37,7 @@ class _Keeping:
     In TLS 1.3 it comes after the handshake (RFC 8446 section 4.6.1), so with the first bytes that are read.
     """
 
-    _watched: _Watched | None = None
+    _watched: _Unanswered | None = None
 
     def _note(self, got: Any) -> None:
         watched = self._watched
@@ -70,7 +70,7 @@ class _KeepingObject(_Keeping, ssl.SSLObject):
         return got
 
 
-class _Watched:
+class _Unanswered:
     """A connection that has not been answered yet."""
 
     def __init__(self, context: ResumingContext, host: str, port: int, offered: bool) -> None:
@@ -108,7 +108,7 @@ class ResumingContext(ssl.SSLContext):
             sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session or kept
         )
         if host:
-            connection._watched = _Watched(self, host, port, kept is not None)
+            connection._watched = _Unanswered(self, host, port, kept is not None)
         found: ssl.SSLSocket = connection
         return found
 
@@ -124,7 +124,7 @@ class ResumingContext(ssl.SSLContext):
         host, kept = self._offer(server_side, server_hostname, session, 0)
         connection: Any = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or kept)
         if host:
-            connection._watched = _Watched(self, host, 0, kept is not None)
+            connection._watched = _Unanswered(self, host, 0, kept is not None)
         found: ssl.SSLObject = connection
         return found
 

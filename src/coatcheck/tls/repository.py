@@ -67,7 +67,7 @@ class SessionRepository:
         self._dropped = 0
         self._loops: dict[asyncio.AbstractEventLoop, _AtLoop] = {}
         self._places: dict[bytes, TakeOncePlace] = {}
-        self._ways: dict[bytes, _Way] = {}
+        self._ways: dict[bytes, _StoreForThreads] = {}
         self._homes: list[bytes] = []
         _all.add(self)
 
@@ -75,7 +75,7 @@ class SessionRepository:
         """Make the stores of this process; nothing is connected yet. Raises what ``make_places`` raises."""
         places = {self._tag_of(place.name): place for place in self._make_places()}
         self._places = places
-        self._ways = {tag: _Way(place.for_threads()) for tag, place in places.items()}
+        self._ways = {tag: _StoreForThreads(place.for_threads()) for tag, place in places.items()}
         self._homes = [tag for tag, place in places.items() if self._home in (None, place.name)]
 
     def place(self) -> bytes | None:
@@ -235,7 +235,7 @@ class SessionRepository:
         seldom.warning("a TLS session could not be stored: %s", why, kind="put")
 
 
-class _Way:
+class _StoreForThreads:
     """A store for threads, and whether it is asked at all just now."""
 
     def __init__(self, store: TakeOnceForThreads) -> None:

@@ -31,7 +31,7 @@ class TicketKey(NamedTuple):
     marking: bytes
 
 
-class Found(NamedTuple):
+class OpeningKey(NamedTuple):
     """The key that opens a ticket; ``is_old``: the client is to get a new one."""
 
     key: TicketKey
@@ -93,14 +93,14 @@ class TicketKeys:
         known = [one for one in self._secrets if one <= now and self.life_ms(one, now_ms) > 0]
         return self._key(self._secrets[max(known)][0], max(known), self._siblings.first_of(host)) if known else None
 
-    def opening(self, name: bytes, host: str, now_ms: int) -> Found | None:
+    def opening(self, name: bytes, host: str, now_ms: int) -> OpeningKey | None:
         """The key of that name, if it is known, not too old, and was for this host or a sibling of it."""
         now, first = self.period(now_ms), self._siblings.first_of(host)
         for period in sorted(self._secrets, reverse=True):
             for secret in self._secrets[period] if self.life_ms(period, now_ms) > 0 else ():
                 key = self._key(secret, period, first)
                 if key.name == name:
-                    return Found(key, period < now)
+                    return OpeningKey(key, period < now)
         return None
 
     def of_period(self, period: int, host: str) -> TicketKey | None:

@@ -117,7 +117,7 @@ class SqliteFile:
     def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[OfferOutcome]:
         """Judge and store all offers, in order, in one transaction that has taken the write lock first."""
         with self._turn() as connection:
-            with _writing(connection):
+            with writing(connection):
                 now_ms = clock_ms()  # not before: the wait for the lock would lengthen what the others stored meanwhile
                 outcomes = [_put(connection, offer, now_ms) for offer in offers]
             # Nobody is told of a write that is in a deleted file.
@@ -141,7 +141,7 @@ class SqliteFile:
             self._swept_to = rows[-1][0] if len(rows) == SWEEP_ROWS else 0
             expired = [(rowid, now_ms) for rowid, is_expired in rows if is_expired]
             if expired:
-                with _writing(connection):
+                with writing(connection):
                     connection.executemany("DELETE FROM entries WHERE rowid = ? AND expires_at_ms <= ?", expired)
                 connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
         return len(expired)
@@ -241,7 +241,7 @@ def _uri(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _writing(connection: sqlite3.Connection) -> Iterator[None]:
+def writing(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction that has the write lock from its first moment; rolled back on any error."""
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -270,7 +270,7 @@ def _prepare(connection: sqlite3.Connection, durability: Durability) -> None:
             raise sqlite3.OperationalError(f"the file system allows no write-ahead log (mode {mode})")
     execute(f"PRAGMA synchronous = {durability.value}")
     if not tables:
-        with _writing(connection):
+        with writing(connection):
             for statement in _SCHEMA:
                 execute(statement)
 

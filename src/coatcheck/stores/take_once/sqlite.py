@@ -16,13 +16,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
+from coatcheck.stores.sqlite_file import writing
 from coatcheck.take_once.port import TakeOnceFull, TakeOnceUnavailable
 from coatcheck.take_once.rule import (
     NEVER_STORED,
@@ -154,7 +155,7 @@ class SqliteItemsForThreads:
                 self._connection = self._connect(max(until - time.monotonic(), 0.0))
             connection = self._connection
             self._let_wait(connection, until - time.monotonic())
-            with _writing(connection):
+            with writing(connection):
                 return work(connection)
         except (sqlite3.Error, OSError) as broken:
             if not _is_lock(broken):
@@ -199,7 +200,7 @@ class SqliteItemsForThreads:
             raise sqlite3.OperationalError("the file system allows no write-ahead log")
         boot = self._boot()
         execute(f"PRAGMA synchronous = {'NORMAL' if boot else 'FULL'}")
-        with _writing(connection):
+        with writing(connection):
             if not tables:
                 for statement in _SCHEMA:
                     execute(statement)
@@ -325,20 +326,6 @@ class SqliteItems:
             raise
         finally:
             self._waiting -= 1
-
-
-@contextlib.contextmanager
-def _writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that has the write lock from its first moment; rolled back on any error."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        raise
 
 
 def _is_lock(broken: Exception) -> bool:

@@ -6,14 +6,18 @@ import msgspec
 import pytest
 
 from coatcheck.events import EventKind
-from coatcheck.replication.entry import Entry
+from coatcheck.replication.effects import Put
+from coatcheck.replication.entry import Entry, encode_header
 from coatcheck.replication.version import Version
+from coatcheck.sessions.record import EMPTY_DATA, Record, decode_record, encode_record
 from coatcheck.simulation.bare.farm import BareFarm
+from coatcheck.simulation.bare.web_server import ModelWebServer
 from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim, check_convergence
 from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.trace import Trace
+from coatcheck.tokens.chain import Chain, ChainLink
 
 KEY = bytes(16)
 OWNER = b"W1-owner"
@@ -173,6 +177,39 @@ def test_a_provisional_tombstone_may_outlive_its_session_where_a_clock_was_ahead
     before = len(farm.ledger.violations)
     check_convergence(farm)
     assert len(farm.ledger.violations) - before == faults
+
+
+@pytest.mark.parametrize(
+    ("by_owner", "ahead_ms", "short_ms", "faults"),
+    [
+        (True, 120, 120, 0),
+        (True, 120, 125, 1),  # by more than its owner's time was ahead
+        (True, 0, 120, 1),  # its owner's time was right in each put
+        (False, 120, 120, 1),  # who copies it goes by the life that is shown, not by a time of its own
+        (True, 10_000, 150, 0),
+        (True, 10_000, 155, 1),  # no late answer makes a time wrong by more than half of what is waited for it
+    ],
+)
+def test_a_copy_is_put_again_with_a_shorter_life_only_if_its_owners_time_is_ahead_then(
+    farm: BareFarm, monkeypatch: pytest.MonkeyPatch, by_owner: bool, ahead_ms: int, short_ms: int, faults: int
+) -> None:
+    owner, other = farm.webs[:2]
+    version = Version(1, owner.server_id + bytes(5), 0)
+    body = encode_record(Record(EMPTY_DATA, EPOCH_MS, EPOCH_MS, None, Chain(ChainLink(bytes(16), EPOCH_MS))))
+    payload = owner.sealer.seal(KEY, encode_header(version, (), False), body)
+    life_ms = decode_record(body).expires_at(owner.lifecycle.policy) - EPOCH_MS
+
+    def put(web: ModelWebServer, server: str, life_ms: int) -> None:
+        entry = Entry(version, (), False, life_ms, payload)
+        farm.ledger.putting(web, None, Put(KEY, entry, {server: None}))
+        farm.servers[server].put(KEY, None, entry)
+
+    put(owner, "store-1", life_ms)
+    assert not farm.ledger.violations
+    sender = owner if by_owner else other
+    monkeypatch.setattr(sender, "now_ms", lambda: EPOCH_MS + ahead_ms)
+    put(sender, "store-2", life_ms - short_ms)
+    assert len(farm.ledger.violations) == faults
 
 
 def test_an_early_end_is_excused_only_if_the_newest_write_is_lost(farm: BareFarm) -> None:

@@ -31,13 +31,14 @@ def quorum(servers: int, wanted: int) -> int:
 
 class OfferedVersion:
     """A version that was put: ``since`` when, by whom knows of how many session ``servers``, and ``until`` when whoever
-    put it last waits for answers."""
+    put it last waits for answers. ``ahead_ms``: how far its owner's time was ahead in one of these puts, at most."""
 
-    __slots__ = ("servers", "since", "until")
+    __slots__ = ("ahead_ms", "servers", "since", "until")
 
     def __init__(self, since: float, servers: int) -> None:
         self.since = self.until = since
         self.servers = servers
+        self.ahead_ms = 0.0
 
 
 def breaks_every_lease(holds: int, servers: int, wanted: int) -> bool:
@@ -84,6 +85,7 @@ class SessionLog:
         self.blobs: dict[Version, bytes] = {}
         """The mapping, encoded, of each data version."""
         self.expires_ms: dict[Version, float] = {}
+        """When each live version ends, by its own record."""
         self.offers: dict[Version, OfferedVersion] = {}
         self.accepted_by: dict[Version, set[str]] = {}
         self.operations: list[Operation] = []

@@ -49,6 +49,10 @@ class PutJudge(LeaseJudge):
             entry.version, OfferedVersion(self.schedule.now, len(web.copies.placement.servers))
         )
         offer.until = self.schedule.now + web.TIMEOUT_S
+        if entry.version.server_id == web.server_id:
+            # Each put of its owner has the life that is left by the time which that one takes for the farm's. It knows
+            # that to half a round trip (section 8), and waits so long for an answer at most.
+            offer.ahead_ms = max(offer.ahead_ms, min(self.off_ms(web), web.TIMEOUT_S * 1000 / 2))
         check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)
         if known is not None:
@@ -69,9 +73,7 @@ class PutJudge(LeaseJudge):
         except CoatcheckError as corrupt:
             self.fail("I4", f"{self.trace.version(entry.version)} carries no record: {corrupt}")
             return
-        # It knows the farm's time to half a round trip (section 8), and waits so long for an answer at most.
-        ahead_ms = min(max(0.0, self.off_ms(web)), web.TIMEOUT_S * 1000 / 2)
-        log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy) - ahead_ms
+        log.expires_ms[entry.version] = record.expires_at(web.lifecycle.policy)
         if entry.version.seq == 0:
             self._note_branches(web, log, entry)
             self._note_out_of_sight(web, log, entry)
@@ -274,7 +276,7 @@ class PutJudge(LeaseJudge):
         if expires_ms is None:
             return
         true_end_ms = EPOCH_MS + self.schedule.now * 1000 + new.expires_in_ms
-        if true_end_ms < expires_ms - self.skew_range_ms - 1:
+        if true_end_ms < expires_ms - log.offers[new.version].ahead_ms - self.skew_range_ms - 1:
             self.fail("I1", f"{self.trace.version(new.version)} is stored for too short a life")
 
     def _told(self, log: SessionLog, version: Version) -> bool:

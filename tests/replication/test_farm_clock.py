@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from coatcheck.replication.farm_clock import CONFIRM_S, OWN, REMIND_S, STALE_S, TOLERANCE_MS, FarmClock
+from coatcheck.replication.farm_clock import (
+    CONFIRM_S,
+    MAX_ROUND_TRIP_S,
+    OWN,
+    REMIND_S,
+    STALE_S,
+    TOLERANCE_MS,
+    FarmClock,
+)
 
 NOON_MS = 1_763_700_000_000
 HOUR_MS = 3_600_000
@@ -193,3 +201,23 @@ def test_a_slow_answer_is_taken_for_what_it_is() -> None:
     host = Host()
     host.hear(round_trip_s=0.9)
     assert abs(host.error_ms) <= 1
+
+
+@pytest.mark.parametrize(("round_trip_s", "is_heeded"), [(MAX_ROUND_TRIP_S, True), (MAX_ROUND_TRIP_S + 0.001, False)])
+def test_an_answer_that_took_too_long_is_no_vote(round_trip_s: float, is_heeded: bool) -> None:
+    host = Host()
+    host.go_on(10)
+    for server in host.servers:
+        host.clock.heard(server, round_trip_s, host.true_ms - round_trip_s * 1000)
+    assert host.error_ms == pytest.approx(-round_trip_s * 500 if is_heeded else 0, abs=1)
+
+
+def test_who_was_frozen_does_not_take_the_moment_of_the_question_for_now() -> None:
+    """Its own clock is wrong by less than two seconds, and each of two steps that such clocks allow is believed."""
+    host = Host(4, own=-1584)
+    host.hear()
+    host.steady += 6.75
+    for server in host.servers[:3]:
+        host.clock.heard(server, 6.75, host.true_ms - 6750)
+    host.hear("s4")
+    assert abs(host.error_ms) <= TOLERANCE_MS

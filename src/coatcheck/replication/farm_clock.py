@@ -21,6 +21,8 @@ CONFIRM_S = 60.0
 again, change nothing."""
 STALE_S = 10.0
 """What a session server said longer ago is no vote."""
+MAX_ROUND_TRIP_S = 2.0
+"""An answer that took longer says too little about the time: it may be wrong by half of that."""
 REMIND_S = 60.0
 """A clock that deviates is reported once in so long."""
 OWN = ""
@@ -71,7 +73,10 @@ class FarmClock:
         return int(self._steady() * 1000 + self._offset_ms)
 
     def heard(self, server: str, round_trip_s: float, server_ms: float) -> None:
-        """A session server said what time it is (Unix ms), ``round_trip_s`` after it was asked."""
+        """A session server said what time it is (Unix ms), ``round_trip_s`` after it was asked. After more than
+        :data:`MAX_ROUND_TRIP_S` that is no vote."""
+        if round_trip_s > MAX_ROUND_TRIP_S:
+            return
         now = self._steady()
         # It said so at some moment between; half of the round trip is the best guess.
         reading = _Reading(server_ms - (now - round_trip_s / 2) * 1000, now)

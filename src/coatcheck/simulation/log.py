@@ -31,14 +31,21 @@ def quorum(servers: int, wanted: int) -> int:
 
 class OfferedVersion:
     """A version that was put: ``since`` when, by whom knows of how many session ``servers``, and ``until`` when whoever
-    put it last waits for answers. ``ahead_ms``: how far its owner's time was ahead in one of these puts, at most."""
+    put it last waits for answers. ``ahead_ms``: how far its owner's time was ahead in one of these puts, at most.
+    ``lacks_ms``: how much of its record's life its owner may have lacked from the beginning."""
 
-    __slots__ = ("ahead_ms", "servers", "since", "until")
+    __slots__ = ("ahead_ms", "lacks_ms", "servers", "since", "until")
 
-    def __init__(self, since: float, servers: int) -> None:
+    def __init__(self, since: float, servers: int, lacks_ms: float = 0.0) -> None:
         self.since = self.until = since
         self.servers = servers
+        self.lacks_ms = lacks_ms
         self.ahead_ms = 0.0
+
+    @property
+    def short_ms(self) -> float:
+        """By how much the life of its copies may be shorter than its record says."""
+        return self.lacks_ms + self.ahead_ms
 
 
 def breaks_every_lease(holds: int, servers: int, wanted: int) -> bool:

@@ -28,6 +28,9 @@ from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 from coatcheck.simulation.withdrawals import check_withdrawal
 
+MOST_OFF_MS = 1_000.0
+"""A web server knows the farm's time to half a round trip, and heeds none of more than two seconds (section 8). Said
+again here."""
 WILLED: tuple[Kind, ...] = ("login", "logout")
 
 
@@ -45,14 +48,15 @@ class PutJudge(LeaseJudge):
             what = "tombstone" if entry.closed else "claim" if entry.version.seq == 0 else "write"
             seen = ", ".join(f"{name} (saw {self.trace.version(v)})" for name, v in effect.seen.items())
             self.say(f"{web.name} puts {what} {self.trace.version(entry.version)} of {self.trace.key(log.key)}: {seen}")
-        offer = log.offers.setdefault(
-            entry.version, OfferedVersion(self.schedule.now, len(web.copies.placement.servers))
-        )
+        offer = log.offers.get(entry.version)
+        if offer is None:
+            servers = len(web.copies.placement.servers)
+            offer = OfferedVersion(self.schedule.now, servers, self._lacks_ms(web, log, entry.version))
+            log.offers[entry.version] = offer
         offer.until = self.schedule.now + web.TIMEOUT_S
         if entry.version.server_id == web.server_id:
-            # Each put of its owner has the life that is left by the time which that one takes for the farm's. It knows
-            # that to half a round trip (section 8), and waits so long for an answer at most.
-            offer.ahead_ms = max(offer.ahead_ms, min(self.off_ms(web), web.TIMEOUT_S * 1000 / 2))
+            # Each put of its owner has the life that is left by the time which that one takes for the farm's.
+            offer.ahead_ms = max(offer.ahead_ms, min(self.off_ms(web), MOST_OFF_MS))
         check_withdrawal(self, web, log, effect)
         known = log.payloads.get(identity)
         if known is not None:
@@ -83,6 +87,18 @@ class PutJudge(LeaseJudge):
             return
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
+
+    def _lacks_ms(self, web: WatchedWebServer, log: SessionLog, version: Version) -> float:
+        """How much of its record's life the owner of a version that is put for the first time may lack: a write lacks
+        nothing; a claim lacks what the copies lacked from which its owner took the life that is left, and as much as
+        that one's time is behind now, for by that it noted the end."""
+        if version.seq:
+            return 0.0
+        _, replies = web.answered.get(log.key, (0.0, {}))
+        shown = {reply.version for reply in replies.values() if isinstance(reply, Entry)}
+        taken = [offer for one, offer in log.offers.items() if one in shown or one.server_id == web.server_id]
+        behind_ms = min(max(0.0, -self.off_ms(web)), MOST_OFF_MS)
+        return behind_ms + max((offer.short_ms for offer in taken), default=0.0)
 
     def looking(self, web: WatchedWebServer, key: bytes) -> None:
         """A web server asks for all copies; its own is one more of them."""
@@ -271,12 +287,12 @@ class PutJudge(LeaseJudge):
         return {one for one in log.blobs if any(holds(history, one) for history in histories)}
 
     def _check_life(self, log: SessionLog, new: Entry) -> None:
-        """An entry never lives longer than its session may (clock skew apart)."""
+        """No copy ends before its record says, but for what the times of its owners were wrong (clock skew apart)."""
         expires_ms = log.expires_ms.get(new.version)
         if expires_ms is None:
             return
         true_end_ms = EPOCH_MS + self.schedule.now * 1000 + new.expires_in_ms
-        if true_end_ms < expires_ms - log.offers[new.version].ahead_ms - self.skew_range_ms - 1:
+        if true_end_ms < expires_ms - log.offers[new.version].short_ms - self.skew_range_ms - 1:
             self.fail("I1", f"{self.trace.version(new.version)} is stored for too short a life")
 
     def _told(self, log: SessionLog, version: Version) -> bool:

@@ -43,8 +43,6 @@ MAX_LATE_SWEEPS: Final = 2
 MAX_SUBSCRIPTIONS: Final = 64
 CLOCK_PERIOD_S: Final = 1.0
 """So often the server is asked for its time, if anybody wants to know."""
-MAX_ROUND_TRIP_S: Final = 2.0
-"""An answer that took longer says too little about the time."""
 _PING: Final = resp.command(b"PING")
 _TIME: Final = resp.command(b"TIME")
 
@@ -343,7 +341,7 @@ class Link:
         """A server that may not or cannot tell has no vote; that is no fault of the connection."""
         assert self._loop is not None
         round_trip_s = self._loop.time() - asked_at
-        if self._on_time is None or not isinstance(reply, list) or len(reply) != 2 or round_trip_s > MAX_ROUND_TRIP_S:
+        if self._on_time is None or not isinstance(reply, list) or len(reply) != 2:
             return
         with contextlib.suppress(ValueError, TypeError):
             self._on_time(self.name, round_trip_s, int(reply[0]) * 1000 + int(reply[1]) / 1000)

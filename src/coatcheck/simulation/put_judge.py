@@ -84,8 +84,10 @@ class PutJudge(LeaseJudge):
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
 
-    def looking(self, web: WatchedWebServer, key: bytes) -> None:
-        """A web server asks for all copies; its own is one more of them."""
+    def looking(self, web: WatchedWebServer, key: bytes, attempt: Attempt | None) -> None:
+        """A web server asks for all copies, for a request or for nobody's; its own is one more of them."""
+        if attempt is not None:
+            attempt.asked_for.add(key)
         own = web.copies.cache.candidate(key)
         web.had[key] = own.history if own is not None else ()
 

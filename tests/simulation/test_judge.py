@@ -6,19 +6,22 @@ import msgspec
 import pytest
 
 from coatcheck.events import EventKind
-from coatcheck.replication.effects import Put
+from coatcheck.replication.cache import Copy
+from coatcheck.replication.effects import Put, Unreachable
 from coatcheck.replication.entry import Entry, encode_header
 from coatcheck.replication.version import Version
+from coatcheck.sessions.mapping import session_of
 from coatcheck.sessions.record import EMPTY_DATA, Record, decode_record, encode_record
 from coatcheck.simulation.application import Attempt, Cookies
 from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.web_server import ModelWebServer
 from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim, check_convergence
-from coatcheck.simulation.log import Ack, OfferedVersion, SessionLog
+from coatcheck.simulation.log import Ack, Close, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
 from coatcheck.simulation.trace import Trace
 from coatcheck.tokens.chain import Chain, ChainLink
+from coatcheck.tokens.sealed import SealedToken
 
 KEY = bytes(16)
 OWNER = b"W1-owner"
@@ -457,3 +460,78 @@ def test_a_claim_came_late_if_its_sender_waited_no_more(farm: BareFarm) -> None:
     farm.schedule.now += 1.0
     first.put(KEY, CLAIM, claim(SECOND))
     assert _is_late_claim(farm, log, placed)
+
+
+# -- closes that too few session servers hold --------------------------------------------------------------------------
+
+TOMBSTONE = Entry(Version(2, OTHER, 0), (FIRST,), True, LIFE_MS, b"sealed")
+
+
+def served(farm: BareFarm, log: SessionLog, earned_s: float, *, by_own_look: bool = False) -> None:
+    """A request is served what its web server hosts, whose lease was earned so long ago."""
+    web, ledger, now = farm.webs[0], farm.ledger, farm.schedule.now
+    copy = Copy(KEY, FIRST, (FIRST,), b"")
+    copy.record = Record(EMPTY_DATA, EPOCH_MS, EPOCH_MS, None, Chain(ChainLink(bytes(16), EPOCH_MS)))
+    copy.lease_until = now - earned_s + farm.scenario.lease_s
+    log.blobs[FIRST] = EMPTY_DATA
+    web.checked[KEY] = now - earned_s
+    token = SealedToken(KEY, bytes(16), EPOCH_MS, copy.promised)
+    attempt = Attempt(1, "read", farm.browsers[0], Cookies(), now)
+    attempt.moment = ledger.moment()
+    ledger.looking(web, KEY, attempt if by_own_look else None)
+    ledger.opened(web, attempt, token, session_of(copy, token, False, None, {}), now)
+
+
+def closed(farm: BareFarm, *names: str) -> SessionLog:
+    """A session of one copy, on the third session server; its close has reached these, and was told as incomplete."""
+    farm.scenario = farm.ledger.scenario = msgspec.structs.replace(farm.scenario, copies=1)
+    placement = farm.webs[0].copies.placement
+    placement.wanted = placement.write_quorum = 1
+    placement.read_quorum = 3
+    log = farm.ledger.log(KEY)
+    farm.servers["store-3"].put(KEY, None, entry(FIRST))
+    farm.schedule.now += 1.0
+    for name in names:
+        farm.servers[name].put(KEY, FIRST, TOMBSTONE)
+    log.closes.append(Close(farm.ledger.moment(), 0.0, farm.schedule.now, set(names), complete=False))
+    farm.schedule.now += 1.0
+    return log
+
+
+def sees(farm: BareFarm, asked_s: float, *names: str) -> None:
+    """The newest look of its web server, begun so long ago, got an answer from these alone."""
+    replies = {name: server.look(KEY) for name, server in farm.servers.items()}
+    away = {name: Unreachable("cut off") for name in replies if name not in names}
+    farm.webs[0].answered[KEY] = (farm.schedule.now - asked_s, replies | away)
+
+
+def test_a_lease_that_another_earned_while_a_request_waited_is_judged_as_one(farm: BareFarm) -> None:
+    log = closed(farm, "store-1")
+    sees(farm, 0.1, "store-3")
+    served(farm, log, 0.1)
+    assert (farm.ledger.violations, excuses(farm)) == ([], ["promise 3: the close was reported as incomplete"])
+    served(farm, log, 0.1, by_own_look=True)
+    assert len(farm.ledger.violations) == 1, "who asks needs a read quorum, and each has the tombstone"
+    assert "no read quorum misses" in farm.ledger.violations[0]
+
+
+def test_an_incomplete_close_excuses_no_lease_of_who_was_shown_its_tombstone(farm: BareFarm) -> None:
+    log = closed(farm, "store-1")
+    sees(farm, 0.1, "store-1", "store-3")
+    served(farm, log, 0.2)
+    assert not farm.ledger.violations, "it was earned before that look"
+    served(farm, log, 0.1)
+    assert len(farm.ledger.violations) == 1
+    assert "saw a tombstone's holder" in farm.ledger.violations[0]
+
+
+def test_an_incomplete_close_excuses_no_lease_on_session_servers_that_have_its_tombstone(farm: BareFarm) -> None:
+    log = closed(farm, "store-3")
+    served(farm, log, 1.1)
+    assert not farm.ledger.violations, "it was earned before the tombstone came there"
+    served(farm, log, 0.9)
+    assert len(farm.ledger.violations) == 1
+    assert "on session servers that have its tombstone" in farm.ledger.violations[0]
+    farm.servers["store-2"].put(KEY, None, entry(FIRST))
+    served(farm, log, 0.0)
+    assert len(farm.ledger.violations) == 1, "it has moved to one that has none"

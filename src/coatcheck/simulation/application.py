@@ -39,6 +39,7 @@ class Attempt:
 
     __slots__ = (
         "answered",
+        "asked_for",
         "began_at",
         "browser",
         "cookies",
@@ -70,6 +71,8 @@ class Attempt:
         self.operation: Operation | None = None
         self.task: Any = None
         self.answered = False
+        self.asked_for: set[bytes] = set()
+        """The sessions of which it has asked for all copies."""
         self.login = False
         self.parallel = False
         self.events: list[Any] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coatcheck.replication.cache import Copy
@@ -10,7 +10,7 @@ from coatcheck.replication.links import CHECK_EVERY_S
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.replication.version import Version
-from coatcheck.simulation.judge import Judge, answered
+from coatcheck.simulation.judge import UNASKED, Judge, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds, quorum
 from coatcheck.simulation.watched import WatchedWebServer
 
@@ -78,6 +78,13 @@ class LeaseJudge(Judge):
         """
         earned_at = copy.lease_until - self.scenario.lease_s + ROUNDING_S
         name = self.trace.key(log.key)
+        if self._rests_on_closed(web, log, copy, earned_at - 2 * ROUNDING_S):
+            self.fail("I2", f"{web.name} has a lease of {name} on session servers that have its tombstone")
+            return
+        asked_at, replies = web.answered.get(log.key, (0.0, {}))
+        if asked_at <= earned_at and self._saw_closed(web, log, asked_at - 2 * ROUNDING_S, replies):
+            self.fail("I2", f"{web.name} has earned a lease of {name} though it saw a tombstone's holder")
+            return
         if any(log.tombstone_on.get(server, FAR) > earned_at for server in web.servers):
             if not close.complete and not (close.effective and self.scenario.ordered):
                 self.excuse("promise 3: the close was reported as incomplete")
@@ -87,8 +94,7 @@ class LeaseJudge(Judge):
                 self.fail("I2", f"{web.name} serves the closed {name} from its lease")
             return
         kept = log.tombstones_at(earned_at, earned_at + web.TIMEOUT_S)
-        asked_at, replies = web.answered.get(log.key, (0.0, {}))
-        if any(server in web.servers and answered(replies.get(server)) for server in log.tombstones_at(asked_at)):
+        if self._saw_closed(web, log, asked_at, replies):
             self.fail("I2", f"{web.name} has a lease of {name} though it saw a tombstone's holder")
         elif self.read_quorum_meets(web, kept):
             self.fail("I2", f"{web.name} has a lease of {name}, whose tombstone no read quorum misses")
@@ -96,6 +102,17 @@ class LeaseJudge(Judge):
             self.fail("I2", f"{web.name} has a lease of {name} though it could ask a tombstone's holder")
         else:
             self.excuse("promise 3: a lease earned where the tombstone was forgotten, its holders unreachable")
+
+    def _rests_on_closed(self, web: WatchedWebServer, log: SessionLog, copy: Copy, moment: float) -> bool:
+        """Whether a lease cannot be without session servers that have had the tombstone since before it was earned:
+        those that took its copy and had none are fewer than it needs. However few have it, they refuse the copy."""
+        free = log.accepted_by.get(copy.version, set()) - log.tombstones_at(moment)
+        return len(free) < web.copies.placement.wanted
+
+    def _saw_closed(self, web: WatchedWebServer, log: SessionLog, moment: float, replies: Mapping[str, Any]) -> bool:
+        """Whether a session server that had the tombstone at a moment, and has it still, gave one of these replies."""
+        closed = log.tombstones_at(moment)
+        return any(server in web.servers and answered(replies.get(server, UNASKED)) for server in closed)
 
     def read_quorum_meets(self, web: WatchedWebServer, holders: Iterable[str]) -> bool:
         """Whether every read quorum that this web server knows has one of these session servers."""

@@ -63,10 +63,13 @@ class Ledger(PutJudge):
         attempt: Attempt,
         token: SealedToken,
         session: Session | None,
-        by_lease: bool,
         began: float,
     ) -> None:
-        """Invariants 2 and 3, for the session that one request gets."""
+        """Invariants 2 and 3, for the session that one request gets.
+
+        It is served from a lease if it has not asked itself: also from one that another request, or a repair, earned
+        while it waited for its turn.
+        """
         now = self.schedule.now
         log = self.log(token.key)
         log.shown.add(token.session_id)
@@ -79,6 +82,7 @@ class Ledger(PutJudge):
             return
         copy = session._request.copy_held
         assert copy is not None
+        by_lease = log.key not in attempt.asked_for
         if self.trace.on:
             how = "from its lease" if by_lease else "after asking"
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")

@@ -100,8 +100,10 @@ class PutJudge(LeaseJudge):
         behind_ms = min(max(0.0, -self.off_ms(web)), MOST_OFF_MS)
         return behind_ms + max((offer.short_ms for offer in taken), default=0.0)
 
-    def looking(self, web: WatchedWebServer, key: bytes) -> None:
-        """A web server asks for all copies; its own is one more of them."""
+    def looking(self, web: WatchedWebServer, key: bytes, attempt: Attempt | None) -> None:
+        """A web server asks for all copies, for a request or for nobody's; its own is one more of them."""
+        if attempt is not None:
+            attempt.asked_for.add(key)
         own = web.copies.cache.candidate(key)
         web.had[key] = own.history if own is not None else ()
 

@@ -42,7 +42,6 @@ class App:
             token: SealedToken = self._codecs.open(sealed, login)
             attempt.moment = self._judge.moment()
             session = web.lifecycle.open_cached(token, login)
-            by_lease = session is not None
             began_at = web.schedule.now
             if session is None:
                 self._judge.asking(web, attempt, token)
@@ -51,7 +50,7 @@ class App:
                 self._judge.unheard(web, attempt, token)
                 unheard += session._request.unheard
                 continue
-            self._judge.opened(web, attempt, token, session, by_lease, began_at)
+            self._judge.opened(web, attempt, token, session, began_at)
             if session is not None:
                 session._request.unheard = unheard
                 return session

@@ -206,7 +206,7 @@ class ModelWebServer(Process, WatchedWebServer):
             self.judge.putting(self, collector.task.context, effect)
         else:
             self.answered[effect.key] = (self.schedule.now, collector.replies)
-            self.judge.looking(self, effect.key)
+            self.judge.looking(self, effect.key, collector.task.context)
 
     def call(self, collector: Collector, server: str) -> None:
         if not self.reach[server]:

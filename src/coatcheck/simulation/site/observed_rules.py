@@ -29,7 +29,7 @@ class ObservedLifecycle(Lifecycle):
         attempt.moment = judge.moment()
         session = super().open_cached(token, login)
         if session is not None:
-            judge.opened(self.web, attempt, token, session, True, judge.schedule.now)
+            judge.opened(self.web, attempt, token, session, judge.schedule.now)
         return session
 
     def open(self, token: SealedToken, login: bool, tries: int = 2) -> Flow[Session | None]:
@@ -46,7 +46,7 @@ class ObservedLifecycle(Lifecycle):
         if session is not None and session._request.unheard:
             judge.unheard(self.web, attempt, token)
         else:
-            judge.opened(self.web, attempt, token, session, False, began_at)
+            judge.opened(self.web, attempt, token, session, began_at)
         return session
 
     def finish(self, session: Session) -> Saved | Flow[Saved] | Exclusive:

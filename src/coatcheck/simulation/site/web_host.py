@@ -141,7 +141,7 @@ class WebHost(WatchedWebServer):
             self._asking = asking
             replies = {}
             self.answered[key] = (now, replies)
-            self.judge.looking(self, key)
+            self.judge.looking(self, key, ATTEMPT.get())
             self._sent(key, now)
         return replies
 

@@ -7,7 +7,7 @@ import secrets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.tls.record import Siblings
+from coatcheck.tls.hosts import Siblings
 from coatcheck.tls.ticket_keys import TicketKeys
 
 HOUR = 3_600_000

@@ -89,6 +89,16 @@ class KeyAgreement:
         with self._guard:
             return [self._keys.of_period(one, "") for one in (period - 1, period, period + 1)]
 
+    def told(self) -> dict[int, tuple[bytes, ...]]:
+        """What a process is told that shall seal and open alike (:mod:`coatcheck.tls.told_keys`)."""
+        with self._guard:
+            return self._keys.told()
+
+    def rotate(self) -> None:
+        """Seal with a new key at once; what was sealed before opens as long as it would have."""
+        with self._guard:
+            self._keys.rotate(now_ms(), lambda: os.urandom(SECRET_BYTES))
+
     def status(self) -> dict[str, object]:
         """Whether the key of now is known, and which stores answered when they were last asked."""
         at_ms = now_ms()
@@ -113,19 +123,21 @@ class KeyAgreement:
             store.close()
 
     def _ask_for_keys(self, at_ms: int) -> None:
-        """Agree with the farm on the keys that are lacking, and once more on the present one: a store that was
-        restarted empty is told of it before anybody proposes another."""
+        """Agree with the farm on the keys that are lacking, and once more on those that seal now and next: a store that
+        was restarted empty is told of them before anybody proposes others, and who could not reach it comes round to
+        what the others have agreed on."""
         with self._guard:
             self._keys.forget_old(at_ms)
             wanted = self._keys.wanted(at_ms)
         present = self._keys.period(at_ms)
-        for period in dict.fromkeys([present, *wanted]):
+        for period in dict.fromkeys([present, present + 1, *wanted]):
             self._agree(period, at_ms)
 
     def _agree(self, period: int, at_ms: int) -> None:
         place, life_ms = self._place(period), self._keys.life_ms(period, at_ms)
         with self._guard:
             known = self._keys.secret(period)
+        learn = self._keys.prefer  # what the first store says that answers
         for store in self._stores:
             secret = known if known is not None else os.urandom(SECRET_BYTES)
             try:
@@ -140,8 +152,8 @@ class KeyAgreement:
                 continue
             if len(answer) == SECRET_BYTES:
                 with self._guard:
-                    self._keys.learn(period, answer)
-                known = answer
+                    learn(period, answer)
+                    known, learn = self._keys.secret(period), self._keys.learn
 
     def _place(self, period: int) -> bytes:
         about = f"{self._farm}\x00{self._keys.period_ms}\x00{period}".encode()

@@ -99,6 +99,19 @@ class WebServerTarget(msgspec.Struct, frozen=True):
     tag: str
 
 
+class TicketOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys that all directors of a farm seal and open TLS tickets with, and nothing that they come from."""
+
+    farm: str
+    period_ms: int
+    lifetime_ms: int
+    keys: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    """By period, the sealing one first."""
+
+    def __repr__(self) -> str:
+        return f"TicketOrders({self.farm!r}, {len(self.keys)} periods)"
+
+
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
     """A director worker; all workers of a farm accept from one socket."""
 
@@ -115,6 +128,8 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     stop_grace_s: float = 10.0
     tls_certificate: str = ""
     tls_key: str = ""
+    tickets: TicketOrders | None = None
+    """How it shares TLS sessions, if by ticket keys."""
     trusted_proxies: tuple[str, ...] = ()
     error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()

@@ -26,6 +26,7 @@ from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.child import StartFailed
 from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.farm_tickets import FarmTickets
 from coatcheck.farm.supervision.handover import Handovers, discard
 from coatcheck.farm.supervision.keeper import Keeper, KeeperOptions
 
@@ -66,6 +67,8 @@ class Supervisor:
         self._telling: set[asyncio.Task[None]] = set()
         self._handovers: Handovers | None = None
         self._keys: FarmKeys | None = None
+        self.tickets: FarmTickets | None = None
+        """The keys of TLS tickets, where the farm's directors share sessions by them."""
         self.keys_file: Path | None = None
         """Where the keys are kept; ``None`` if they came from the environment."""
 
@@ -104,6 +107,8 @@ class Supervisor:
         self._keys = keys
         if self._handovers is not None:
             self._handovers.use(keys)
+        if self.tickets is not None:
+            self.tickets.use_keys(keys)
 
     def roster(self) -> list[tuple[str, Keeper, Address]]:
         """Every process of ours: the list of ``status`` that it belongs to, its keeper, and its address."""
@@ -143,6 +148,8 @@ class Supervisor:
                 where = self.run_directory.path
                 raise ConfigError(f"run_dir: no socket in {where}: {error.strerror}; choose another") from None
             self._note()
+            if self.tickets is not None:
+                await self.tickets.start()
             # In the order of who needs whom, so that none begins with a warning that another is not there yet.
             for keepers in (self.session_servers, self.web_servers, self.directors):
                 await self._start_all(keepers)
@@ -164,6 +171,8 @@ class Supervisor:
         else:
             self._internal = InternalSockets(self.run_directory.sockets)
         self._plan = plan = make_plan(settings, keys, self._public, self._internal)
+        if settings.tls_certificate and settings.tls_sharing == "ticket-keys":
+            self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.directors)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
         self._handovers = self._begin_handovers(keys)
@@ -216,7 +225,12 @@ class Supervisor:
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
             raise StartFailed("the farm stops")
-        return msgspec.structs.replace(role, listener=self._listener.fileno(), drained=tuple(sorted(self.drained)))
+        return msgspec.structs.replace(
+            role,
+            listener=self._listener.fileno(),
+            drained=tuple(sorted(self.drained)),
+            tickets=self.tickets.orders() if self.tickets is not None else None,
+        )
 
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
@@ -264,6 +278,8 @@ class Supervisor:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self.tickets is not None:
+            await self.tickets.aclose()
         grace_s = 0.0 if immediate else self.settings.stop_grace_s
         hanging_up = asyncio.create_task(self._hang_up())
         for keepers in (self.directors, self.web_servers):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import secrets
+import signal
 import ssl
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from coatcheck.farm.files.keys import load
+from ports import free_port
+from tls.conftest import start_redis
 from tls.farm import TLS_1_3, VERSIONS
 
-from .farm_process import Farm
-from .tls_farm import Browser, TlsFarm, s_client
+from .farm_process import COUNTER_APP, Farm, eventually
+from .tls_farm import PATIENCE_S, Browser, TlsFarm, s_client
 
 both_versions = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
@@ -48,3 +57,169 @@ def test_with_ticket_keys_every_worker_resumes_also_after_a_death_and_after_new_
     shop.kill("director-3")
     assert browser.visit("director-3")
     assert {key["name"] for key in shop.of("director-3")["keys"] if key["state"] == "seals"} == sealing
+
+
+def test_a_ticket_outlives_the_period_of_its_key_and_not_its_own_life(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    shop = TlsFarm(farm, tmp_path, "--tls-ticket-period", "4s", "--tls-session-lifetime", "6s")
+    browser = Browser(shop, TLS_1_3)
+    began = time.time()
+    assert not browser.visit("director-1")
+    early = browser.session
+    ends = (began // 4 + 1) * 4
+    time.sleep(max(0.0, ends + 0.5 - time.time()))
+    resumed = browser.visit("director-2", session=early)
+    assert resumed or time.time() > ends + 6, "the period is over, the ticket is not"
+    for _ in range(3):
+        time.sleep(2.0)
+        assert all(row["tls"]["has_the_key"] for row in shop.tls()["directors"]), "the next key is told ahead"
+    time.sleep(max(0.0, ends + 11 - time.time()))
+    assert not browser.visit("director-2", session=early)
+    assert browser.visit("director-1")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Callable[..., TlsFarm]]:
+    """Farms as on machines of their own: other run directories, the same keys, one Redis for all."""
+    keys, started = secrets.token_urlsafe(32), []
+
+    def start(name: str, redis_port: int, *arguments: str) -> TlsFarm:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "counter.py").write_text(COUNTER_APP)
+
+        def begin(*more: str) -> Farm:
+            words = ("counter:app", "--port", "0", "--stop-grace", "5", *more, *arguments)
+            started.append(Farm(folder, words, {"COATCHECK_KEYS": keys}))
+            started[-1].wait_running()
+            return started[-1]
+
+        return TlsFarm(begin, tmp_path, "--session-server", f"redis://127.0.0.1:{redis_port}")
+
+    yield start
+    for each in started:
+        each.end()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+    running = []
+
+    def start(port: int) -> subprocess.Popen[bytes]:
+        running.append(start_redis(port, tmp_path))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.kill()
+        each.wait(PATIENCE_S)
+
+
+def test_two_machines_with_the_same_session_servers_resume_each_others_sessions(
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
+) -> None:
+    """Also while those are away: no handshake asks them."""
+    server = redis(port := free_port())
+    here, there = machine("here", port), machine("there", port)
+    browser = Browser(here, TLS_1_3)
+    assert not browser.visit()
+    browser.farm = there
+    assert browser.visit()
+    assert here.tls()["stores"] == {"session-1": True}
+    server.kill()
+    server.wait(PATIENCE_S)
+    assert browser.shake(browser.session), "the app has no sessions now, and TLS has"
+    browser.farm = here
+    assert browser.shake(browser.session)
+
+
+def test_a_machine_that_starts_without_its_session_servers_shares_among_its_own_workers(
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
+) -> None:
+    shop = machine("here", port := free_port(), "--tls-ticket-period", "30s")
+    browser = Browser(shop, TLS_1_3)
+    assert not browser.shake(None, "director-1")
+    assert browser.shake(browser.session, "director-2")
+    assert shop.tls()["stores"] == {"session-1": False}
+    assert "session-1 does not answer" in shop.running.run("tls", "status").stdout
+    redis(port)
+    eventually(lambda: shop.tls()["stores"] == {"session-1": True}, "the agreement with the session server")
+    browser.farm = machine("there", port, "--tls-ticket-period", "30s")
+    assert browser.shake(browser.session), "what the first had meanwhile is what all have"
+
+
+def test_a_director_that_was_frozen_hears_of_the_new_key_when_it_goes_on(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    shop = TlsFarm(farm, tmp_path, "--tls-ticket-period", "10s", "--tls-session-lifetime", "10m")
+    frozen = shop.running.pid("director-2")
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        done = shop.running.run("tls", "rotate-ticket-keys", "--timeout", "1s")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    assert done.returncode == 0, done.stderr
+    assert "director-2 could not be told yet" in done.stderr
+
+    def alike() -> bool:
+        one, other = (row["tls"]["keys"] for row in shop.tls()["directors"])
+        return bool(one == other)
+
+    eventually(alike, "the same keys at both")
+
+
+def test_with_off_each_worker_resumes_its_own_and_there_is_nothing_to_rotate(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    shop = TlsFarm(farm, tmp_path, "--tls-sharing", "off")
+    browser = Browser(shop, TLS_1_3)
+    assert not browser.visit("director-1")
+    assert browser.visit("director-1")
+    assert not browser.visit("director-2")
+    done = shop.running.run("tls", "rotate-ticket-keys")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("coatcheck: tls: there are no ticket keys to rotate: tls_sharing is off")
+    assert "TLS sessions are not shared" in shop.running.run("tls", "status").stdout
+    seen = {row["name"]: (row["tls"]["handshakes"], row["tls"]["resumed"]) for row in shop.tls()["directors"]}
+    assert seen == {"director-1": (2, 1), "director-2": (1, 0)}
+
+
+def test_a_farm_without_tls_says_so(farm: Callable[..., Farm]) -> None:
+    running = farm("--web", "1")
+    assert running.run("tls", "status").stdout.startswith("this farm speaks no TLS")
+    done = running.run("tls", "rotate-ticket-keys")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "this farm speaks no TLS" in done.stderr
+
+
+def test_a_director_holds_neither_the_key_ring_nor_the_session_servers_password(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    """Whoever takes a director over has the ticket keys, and no session of the app."""
+    shop = TlsFarm(farm, tmp_path)
+    assert not Browser(shop, TLS_1_3).visit("director-1")
+    ring = load(tmp_path / ".coatcheck" / "keys.json")
+    held = memory_of(shop.running.pid("web-1"))
+    assert ring.keys[0] in held, "where it belongs it is found in this way"
+    assert ring.session_server_password.encode() in held
+    for worker in shop.workers:
+        held = memory_of(shop.running.pid(worker))
+        assert shop.running.note()["name"].encode() in held
+        for secret in ring.keys:
+            for form in (secret, secret.hex().encode()):
+                assert form not in held
+        assert ring.session_server_password.encode() not in held
+
+
+def memory_of(pid: int) -> bytes:
+    """What a process can write to, as it is now."""
+    found = bytearray()
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if area and "[vvar]" not in line:
+                start, end = (int(number, 16) for number in area.groups())
+                memory.seek(start)
+                found += memory.read(end - start)
+    return bytes(found)

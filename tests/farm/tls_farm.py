@@ -74,29 +74,34 @@ class TlsFarm:
 
 
 class Browser:
-    """Python's own TLS client; each visit is a new connection that offers the session of the last one, or a given one."""
+    """Python's own TLS client; each visit offers the session of the last one, or a given one."""
 
     def __init__(self, farm: TlsFarm, version: ssl.TLSVersion) -> None:
         self.context = ssl.create_default_context(cafile=farm.folder / "ca.pem")
         self.context.minimum_version = self.context.maximum_version = version
         self.session: ssl.SSLSession | None = None
-        self._farm = farm
+        self.farm = farm
 
     def visit(self, worker: str = "", *, session: ssl.SSLSession | None = None) -> bool:
         """Whether the session was resumed, at this worker or at any."""
-        with self._farm.only(worker) if worker else contextlib.nullcontext():
+        with self.farm.only(worker) if worker else contextlib.nullcontext():
             return self._visit(session or self.session)
 
-    def _visit(self, offered: ssl.SSLSession | None) -> bool:
+    def shake(self, offered: ssl.SSLSession | None, worker: str = "") -> bool:
+        """The same without asking the app for its session, which may be away."""
+        with self.farm.only(worker) if worker else contextlib.nullcontext():
+            return self._visit(offered, expected=b"HTTP/1.1 ")
+
+    def _visit(self, offered: ssl.SSLSession | None, expected: bytes = b"HTTP/1.1 200") -> bool:
         with (
-            socket.create_connection(("127.0.0.1", self._farm.port), timeout=PATIENCE_S) as raw,
+            socket.create_connection(("127.0.0.1", self.farm.port), timeout=PATIENCE_S) as raw,
             self.context.wrap_socket(raw, server_hostname=HOST, session=offered) as tls,
         ):
             tls.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
             answer = b""
             while piece := tls.recv(65536):
                 answer += piece
-            assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+            assert answer.startswith(expected), answer[:200]
             self.session = tls.session
             return bool(tls.session_reused)
 

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from coatcheck.cli.answering import JSON, json_text
-from coatcheck.cli.running_farm import RUN_DIR, ask
+from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.tables import text_table
 
-ROTATE_TIMEOUT_S = 60.0
+ANSWER_S = 15.0
+"""What the farm may take beside the time for its directors."""
 _COUNTS = ("handshakes", "resumed", "made", "opened", "refused", "alone")
 
 
@@ -32,12 +33,14 @@ def tls_status(run_dir: str | None, as_json: bool) -> None:
 
 @tls.command("rotate-ticket-keys")
 @RUN_DIR
-def tls_rotate(run_dir: str | None) -> None:
+@click.option("--timeout", default="30s", show_default=True, metavar="TIME", help="For all directors to hear of it.")
+def tls_rotate(run_dir: str | None, timeout: str) -> None:
     """Seal with a new key at once, on every director. Tickets of the keys before open for their lifetime."""
-    late = ask(run_dir, {"op": "tls.rotate"}, timeout_s=ROTATE_TIMEOUT_S)["late"]
+    timeout_s = seconds_of("--timeout", timeout)
+    late = ask(run_dir, {"op": "tls.rotate", "timeout_s": timeout_s}, timeout_s=timeout_s + ANSWER_S)["late"]
     click.echo("a new ticket key seals; tickets of the ones before open for their lifetime")
     for director in late:
-        click.echo(f"{director} could not be told yet: it seals with the old key until it answers", err=True)
+        click.echo(f"{director} could not be told yet: it is told again within a minute", err=True)
 
 
 def tls_table(found: Mapping[str, Any]) -> str:

@@ -104,7 +104,11 @@ class KeyAgreement:
         at_ms = now_ms()
         with self._guard:
             is_known = self._keys.secret(self._keys.period(at_ms)) is not None
-        return {"has_the_key": is_known, "stores": dict(self._answers)}
+        return {"has_the_key": is_known, "stores": self.answers()}
+
+    def answers(self) -> dict[str, bool]:
+        """Which stores answered when they were last asked."""
+        return dict(self._answers)
 
     def _run(self, asked: threading.Event) -> None:
         pause_s = min(self._keys.period_ms / 1000 / ROUNDS_PER_PERIOD, MAX_ROUND_S)

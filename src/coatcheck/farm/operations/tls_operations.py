@@ -11,6 +11,8 @@ from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.supervisor import Supervisor
 
 ASK_TIMEOUT_S: Final = 2.0
+TELL_TIMEOUT_S: Final = 30.0
+"""How long directors that are busy, or are being started, may take to be told of a new key."""
 
 Progress = Callable[[Message], None]
 
@@ -36,7 +38,8 @@ class TlsOperations:
         """A new key seals at once; answers who could not be told, and seals with the old one until the next round."""
         if self._farm.tickets is None:
             raise ControlError(f"tls: there are no ticket keys to rotate: {_WHY_NONE[self._sharing]}")
-        late = await self._farm.tickets.rotate()
+        given = message.get("timeout_s")
+        late = await self._farm.tickets.rotate(float(given) if isinstance(given, int | float) else TELL_TIMEOUT_S)
         self._farm.console.say("tls: a new ticket key seals; tickets of the ones before open for their lifetime")
         return {"late": late}
 
@@ -56,5 +59,5 @@ class TlsOperations:
 _WHY_NONE: Final = {
     "no tls": "this farm speaks no TLS (tls_certificate)",
     "off": "tls_sharing is off, and each director worker has OpenSSL's own until it is restarted",
-    "take-once": "with tls_sharing = \"take-once\" sessions are stored, and no ticket carries one",
+    "take-once": 'with tls_sharing = "take-once" sessions are stored, and no ticket carries one',
 }

@@ -30,7 +30,6 @@ FIRST_ROUND_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 2.0
 ROUND_TELL_S: Final = 2.0
 """How long directors may take to hear of the keys of a round; who does not is told in the next one."""
-ROTATE_TELL_S: Final = 30.0
 OURS: Final = "this farm"
 
 
@@ -80,19 +79,17 @@ class FarmTickets:
             keys=tuple(self._agreement.told().items()),
         )
 
-    async def rotate(self) -> list[str]:
+    async def rotate(self, timeout_s: float) -> list[str]:
         """Have all directors seal with a new key; the names of those that could not be told in time."""
         self._agreement.rotate()
-        return await self._tell(ROTATE_TELL_S)
+        return await self._tell(timeout_s)
 
     def status(self) -> dict[str, Any]:
         """The period, how long a ticket opens after it (seconds), and which session servers answered."""
-        known = self._agreement.status()
-        stores = {name: answers for name, answers in dict(known["stores"]).items() if name != OURS}  # type: ignore[call-overload]
         return {
             "period_s": self._orders.period_ms / 1000,
             "lifetime_s": self._orders.lifetime_ms / 1000,
-            "stores": stores,
+            "stores": {name: answers for name, answers in self._agreement.answers().items() if name != OURS},
         }
 
     async def aclose(self) -> None:

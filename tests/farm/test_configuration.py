@@ -127,6 +127,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\ntls_session_lifetime = '1h'", "tls_session_lifetime: only with tls_certificate"),
         (f"{WITH_TLS}tls_ticket_period = '2h'\ntls_sharing = 'take-once'", "tls_ticket_period: only with tls_sharing"),
         (f"{WITH_TLS}tls_session_lifetime = '2h'\ntls_sharing = 'off'", "it is OpenSSL's; drop one of them"),
+        (f"{WITH_TLS}tls_session_lifetime = '6d'\ntls_ticket_period = '1m'", "tickets of more than 200 keys"),
         (f"{WITH_TLS}tls_session_lifetime = '7d'", "tls_session_lifetime: must be at most 6d"),
         ("[director]\nmax_head_bytes = 10", "[director] max_head_bytes: must be at least 1024"),
         ("[farm]\nweb = '--5'", "[farm] web: write a whole number (got '--5')"),

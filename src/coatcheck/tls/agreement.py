@@ -127,14 +127,16 @@ class KeyAgreement:
             store.close()
 
     def _ask_for_keys(self, at_ms: int) -> None:
-        """Agree with the farm on the keys that are lacking, and once more on those that seal now and next: a store that
-        was restarted empty is told of them before anybody proposes others, and who could not reach it comes round to
-        what the others have agreed on."""
+        """Agree with the farm on the keys that are lacking, and once more on those that seal now and next, and did
+        before: a store that was restarted empty is told of them before anybody proposes others, and who could not reach
+        it comes round to what the others have agreed on."""
         with self._guard:
             self._keys.forget_old(at_ms)
             wanted = self._keys.wanted(at_ms)
         present = self._keys.period(at_ms)
-        for period in dict.fromkeys([present, present + 1, *wanted]):
+        for period in dict.fromkeys([present, present + 1, present - 1, *wanted]):
+            if self._keys.life_ms(period, at_ms) <= 0:
+                continue  # no ticket of it is about
             self._agree(period, at_ms)
 
     def _agree(self, period: int, at_ms: int) -> None:

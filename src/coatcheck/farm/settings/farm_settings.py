@@ -27,6 +27,8 @@ TlsSharing = Literal["ticket-keys", "take-once", "off"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
+MAX_TICKET_PERIODS: Final = 200
+"""So many ticket keys may open at once; each is agreed on, kept and told to every director."""
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,5 +280,10 @@ def _check_tls_sharing(settings: FarmSettings) -> None:
         raise ConfigError(f"{given[0]}: only with tls_certificate; without it the proxy that speaks TLS keeps sessions")
     if "tls_ticket_period" in given and settings.tls_sharing != "ticket-keys":
         raise ConfigError('tls_ticket_period: only with tls_sharing = "ticket-keys"; drop one of them')
+    if settings.tls_session_lifetime_s > MAX_TICKET_PERIODS * settings.tls_ticket_period_s:
+        raise ConfigError(
+            f"tls_ticket_period: tickets of more than {MAX_TICKET_PERIODS} keys would be about; make it longer, or "
+            "tls_session_lifetime shorter"
+        )
     if "tls_session_lifetime" in given and settings.tls_sharing == "off":
         raise ConfigError('tls_session_lifetime: with tls_sharing = "off" it is OpenSSL\'s; drop one of them')

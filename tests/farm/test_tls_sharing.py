@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import secrets
 import signal
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,6 +174,108 @@ def test_a_director_that_was_frozen_hears_of_the_new_key_when_it_goes_on(
     eventually(alike, "the same keys at both")
 
 
+TAKE_ONCE = ("--tls-sharing", "take-once")
+
+
+@both_versions
+def test_with_take_once_every_worker_resumes_once_also_after_a_death_and_after_a_new_key(
+    farm: Callable[..., Farm], tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=3)
+    browser = Browser(shop, version)
+    assert not browser.visit("director-1")
+    early = browser.session
+    for worker in ("director-2", "director-3", "director-1"):
+        shop.settle()
+        assert browser.visit(worker), worker
+    if version is TLS_1_3:  # in TLS 1.2 a session moves along with its ID
+        assert not browser.visit("director-2", session=early), "it was taken before"
+    kept = str(tmp_path / "session.pem")
+    with shop.only("director-2"):
+        assert "New, TLSv1" in s_client(shop, version, "-sess_out", kept)
+    shop.settle()
+    with shop.only("director-3"):
+        assert "Reused, TLSv1" in s_client(shop, version, "-sess_in", kept)
+
+    browser.visit("director-1")
+    shop.settle()
+    shop.kill("director-1")
+    assert browser.visit("director-1"), "its session was not in its memory"
+    shop.settle()
+    assert shop.running.run("keys", "rotate").returncode == 0
+    assert browser.visit("director-2"), "what the old key sealed opens"
+    shop.settle()
+    shop.kill("director-3")
+    assert browser.visit("director-3"), "and it has the new one"
+    shop.settle()
+    assert browser.visit("director-1"), "as the others have"
+    done = shop.running.run("tls", "rotate-ticket-keys")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "sessions are stored, and no ticket carries one" in done.stderr
+
+
+def test_of_many_that_show_one_session_one_gets_it(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=3)
+    browser = Browser(shop, TLS_1_3)
+    for _ in range(4):
+        browser.visit()
+        offered = browser.session
+        shop.settle()
+        connections = [socket.create_connection(("127.0.0.1", shop.port), timeout=PATIENCE_S) for _ in range(12)]
+        with ThreadPoolExecutor(len(connections)) as pool:
+            resumed = list(pool.map(functools.partial(browser.shake_hands, offered=offered), connections))
+        assert sum(resumed) == 1
+        assert not browser.visit(session=offered)
+
+
+def test_a_store_of_sessions_that_hangs_or_dies_costs_full_handshakes_and_stops_nobody(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=1)
+    browser = Browser(shop, TLS_1_3)
+    browser.visit()
+    shop.settle()
+    store = shop.running.pid("tls-sessions")
+    os.kill(store, signal.SIGSTOP)
+    offering = threading.Thread(target=browser.visit)
+    offering.start()
+    others = [Browser(shop, TLS_1_3).visit() for _ in range(5)]
+    offering.join()
+    assert others == [False] * 5, "served, though the store says nothing"
+    os.kill(store, signal.SIGCONT)
+    os.kill(store, signal.SIGKILL)
+    assert browser.visit() in (False, True)
+    shop.running.wait_replaced("tls-sessions", store)
+    eventually(lambda: all(shop.of("director-1")["stores"].values()), "the link to the new store")
+    browser.session = None
+    assert not browser.visit()
+    shop.settle()
+    assert browser.visit()
+    assert shop.of("director-1")["unavailable"] > 0
+    status = shop.running.healthy_status()
+    assert [(row["name"], row["items"] > 0) for row in status["tls_sessions"]] == [("tls-sessions", True)]
+
+
+def test_half_a_hello_has_the_time_of_a_handshake_and_no_more(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    """Whether nothing comes, or its beginning: looking at it before the handshake lifts no bound of the director."""
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, "--tls-handshake-timeout", "1s", "--max-handshakes", "4", workers=1)
+    began = time.monotonic()
+    silent = [socket.create_connection(("127.0.0.1", shop.port), timeout=PATIENCE_S) for _ in range(3)]
+    silent[0].sendall(b"\x16\x03\x01\x02\x00\x01")
+    assert not Browser(shop, TLS_1_3).visit(), "others are served meanwhile"
+    for each in silent:
+        with contextlib.suppress(ConnectionResetError):
+            assert each.recv(1) == b""
+        each.close()
+    assert time.monotonic() - began >= 0.9
+    many = [socket.create_connection(("127.0.0.1", shop.port), timeout=PATIENCE_S) for _ in range(6)]
+    errors = shop.running.status()["director"][0]["details"]["errors"]
+    assert errors["too_many_handshakes"] == 2
+    assert errors["handshake_failed"] >= 3
+    for each in many:
+        each.close()
+
+
 def test_with_off_each_worker_resumes_its_own_and_there_is_nothing_to_rotate(
     farm: Callable[..., Farm], tmp_path: Path
 ) -> None:
@@ -193,11 +300,12 @@ def test_a_farm_without_tls_says_so(farm: Callable[..., Farm]) -> None:
     assert "this farm speaks no TLS" in done.stderr
 
 
+@pytest.mark.parametrize("sharing", ["ticket-keys", "take-once"])
 def test_a_director_holds_neither_the_key_ring_nor_the_session_servers_password(
-    farm: Callable[..., Farm], tmp_path: Path
+    farm: Callable[..., Farm], tmp_path: Path, sharing: str
 ) -> None:
-    """Whoever takes a director over has the ticket keys, and no session of the app."""
-    shop = TlsFarm(farm, tmp_path)
+    """Whoever takes a director over has the TLS sessions, and no key to the app's."""
+    shop = TlsFarm(farm, tmp_path, "--tls-sharing", sharing)
     assert not Browser(shop, TLS_1_3).visit("director-1")
     ring = load(tmp_path / ".coatcheck" / "keys.json")
     held = memory_of(shop.running.pid("web-1"))

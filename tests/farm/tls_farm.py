@@ -68,6 +68,10 @@ class TlsFarm:
         found: dict[str, Any] = eventually(told, "an answer of every director")
         return found
 
+    def settle(self) -> None:
+        """Wait until every session that was made is stored."""
+        eventually(lambda: not any(row["tls"]["storing"] for row in self.tls()["directors"]), "the storing of sessions")
+
     def of(self, worker: str) -> dict[str, Any]:
         found: dict[str, Any] = next(row["tls"] for row in self.tls()["directors"] if row["name"] == worker)
         return found
@@ -93,10 +97,14 @@ class Browser:
             return self._visit(offered, expected=b"HTTP/1.1 ")
 
     def _visit(self, offered: ssl.SSLSession | None, expected: bytes = b"HTTP/1.1 200") -> bool:
-        with (
-            socket.create_connection(("127.0.0.1", self.farm.port), timeout=PATIENCE_S) as raw,
-            self.context.wrap_socket(raw, server_hostname=HOST, session=offered) as tls,
-        ):
+        raw = socket.create_connection(("127.0.0.1", self.farm.port), timeout=PATIENCE_S)
+        return self.shake_hands(raw, offered, expected)
+
+    def shake_hands(
+        self, raw: socket.socket, offered: ssl.SSLSession | None, expected: bytes = b"HTTP/1.1 200"
+    ) -> bool:
+        """The same on a connection that is there already."""
+        with raw, self.context.wrap_socket(raw, server_hostname=HOST, session=offered) as tls:
             tls.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
             answer = b""
             while piece := tls.recv(65536):

@@ -18,6 +18,14 @@ STATUS_COLUMNS = (
     "uptime",
 )
 
+ROLES = {
+    "director": "director",
+    "web_servers": "web server",
+    "session_servers": "session server",
+    "tls_sessions": "TLS sessions",
+}
+"""The lists of processes in a farm's status, and what each does there."""
+
 REFUSALS = (
     "too_many_connections",
     "too_many_from_address",
@@ -57,14 +65,10 @@ def shown(text: str) -> str:
 def status_table(status: Mapping[str, Any]) -> str:
     """The whole farm, a line for each process."""
     rows: list[list[object]] = []
-    for group, role in (
-        ("director", "director"),
-        ("web_servers", "web server"),
-        ("session_servers", "session server"),
-    ):
+    for group, role in ROLES.items():
         rows += [_status_row(role, row) for row in status[group]]
     summary = f"farm {status['name']} is {status['state']} on {status['address']}, up {_duration(status['uptime_s'])}"
-    down = [_why_down(row) for row in (*status["director"], *status["web_servers"], *status["session_servers"])]
+    down = [_why_down(row) for group in ROLES for row in status[group]]
     refused = [_refused(row) for row in status["director"]]
     unshared = [_unshared(row) for row in status["director"]]
     lines = [line for line in (*down, *refused, *unshared) if line]

@@ -14,7 +14,11 @@ from coatcheck.cli.tables import text_table
 
 ANSWER_S = 15.0
 """What the farm may take beside the time for its directors."""
-_COUNTS = ("handshakes", "resumed", "made", "opened", "refused", "alone")
+_HANDSHAKES = ("handshakes", "resumed")
+_COUNTS = {
+    "ticket-keys": (*_HANDSHAKES, "made", "opened", "refused", "alone"),
+    "take-once": (*_HANDSHAKES, "made", "offered", "gone", "refused", "unavailable", "dropped"),
+}
 
 
 @click.group()
@@ -46,8 +50,12 @@ def tls_rotate(run_dir: str | None, timeout: str) -> None:
 def tls_table(found: Mapping[str, Any]) -> str:
     """A line for each director worker, and one for each ticket key that any of them has."""
     directors: Sequence[Mapping[str, Any]] = found["directors"]
-    cells = [_row(one["name"], one["state"], one["tls"]) for one in directors]
-    parts = [_summary(found), "", text_table(("name", "state", "key of now", *_COUNTS), cells)]
+    counts = _COUNTS.get(found["sharing"], _HANDSHAKES)
+    cells = [
+        [one["name"], one["state"], _ready(one["tls"]), *(_count(one["tls"], count) for count in counts)]
+        for one in directors
+    ]
+    parts = [_summary(found), "", text_table(("name", "state", "shares", *counts), cells)]
     if keys := _keys(directors):
         parts += ["", text_table(("key", "state", "until", "at"), keys)]
     wrong = [f"{one['name']}: {one['tls']['why_off']}" for one in directors if one["tls"] and one["tls"]["why_off"]]
@@ -67,11 +75,20 @@ def _summary(found: Mapping[str, Any]) -> str:
     return "this farm speaks no TLS"
 
 
-def _row(name: str, state: str, said: Mapping[str, Any] | None) -> list[object]:
+def _ready(said: Mapping[str, Any] | None) -> str:
+    """Whether what a director makes now can be resumed elsewhere."""
     if said is None:
-        return [name, state, "", *("" for _ in _COUNTS)]
-    known = "" if "has_the_key" not in said else "known" if said["has_the_key"] else "not known"
-    return [name, state, known, *(said.get(count) for count in _COUNTS)]
+        return "no answer"
+    if not said["active"]:
+        return "no"
+    if not said.get("has_the_key", True):
+        return "no key of now"
+    away = [name for name, answers in said.get("stores", {}).items() if not answers]
+    return f"no, {away[0]} is away" if away else "yes"
+
+
+def _count(said: Mapping[str, Any] | None, count: str) -> object:
+    return "" if said is None else said.get(count)
 
 
 def _keys(directors: Sequence[Mapping[str, Any]]) -> list[list[object]]:

@@ -86,9 +86,13 @@ class KeyOperations:
             self._farm.use_keys(keys)
 
     async def _tell(self, keys: FarmKeys, timeout_s: float) -> list[str]:
-        """Tell every web server that runs; answers the names of those that could not be told in time."""
+        """Tell every process that runs and has to know; answers the names of those that could not be told in time."""
         secrets = [key.hex() for key in keys.keys]
-        return await tell_all(self._farm.web_servers, "keys", timeout_s, keys=secrets, primary=keys.primary)
+        web_servers, directors = await asyncio.gather(
+            tell_all(self._farm.web_servers, "keys", timeout_s, keys=secrets, primary=keys.primary),
+            self._farm.tell_directors_keys(timeout_s),
+        )
+        return web_servers + directors
 
     async def _sealed_by(self) -> Counter[str] | None:
         """Sessions by the ID of the key that sealed them; with outside session servers nobody counts."""

@@ -112,6 +112,22 @@ class TicketOrders(msgspec.Struct, frozen=True, kw_only=True):
         return f"TicketOrders({self.farm!r}, {len(self.keys)} periods)"
 
 
+class SessionOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the directors of a farm keep their TLS sessions, and what they seal them with: keys that open nothing
+    else."""
+
+    farm: str
+    lifetime_s: int
+    store: str
+    """The process that keeps them, by its name."""
+    url: str
+    keys: tuple[bytes, ...]
+    primary: int
+
+    def __repr__(self) -> str:
+        return f"SessionOrders({self.farm!r}, {self.store!r})"
+
+
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
     """A director worker; all workers of a farm accept from one socket."""
 
@@ -130,6 +146,8 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     tls_key: str = ""
     tickets: TicketOrders | None = None
     """How it shares TLS sessions, if by ticket keys."""
+    sessions: SessionOrders | None = None
+    """How it shares TLS sessions, if each is to be resumed once."""
     trusted_proxies: tuple[str, ...] = ()
     error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         for upstream in role.upstreams
     )
     tls = DirectorTls(role) if role.tls_certificate else None
+    stored = tls.stored if tls is not None else None
     director = EmbeddedDirector(
         DirectorOptions(
             servers=servers,
@@ -37,6 +39,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             route_cookie=role.route_cookie,
             error_pages=load_error_pages(role.error_pages),
             tls=tls.context if tls is not None else None,
+            around_handshake=stored.ahead() if stored is not None else None,
             trusted_proxies=role.trusted_proxies,
             **msgspec.structs.asdict(role.limits),
         )
@@ -60,12 +63,13 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
 
     control.on({"status": status, "drain": drain, "admit": admit, "died": died})
     if tls is not None:
-        control.on({"tickets": tls.tell_tickets})
+        control.on(tls.operations())
         if tls.why_off:
             control.warn(f"{role.name}: TLS sessions are not shared with the other director workers: {tls.why_off}")
     for name in role.drained:
         director.drain(name)
-    await director.start(socket.socket(fileno=role.listener))
-    control.ready()
-    await control.stopping.wait()
-    await director.stop(role.stop_grace_s)
+    async with stored.reach_store() if stored is not None else nullcontext():
+        await director.start(socket.socket(fileno=role.listener))
+        control.ready()
+        await control.stopping.wait()
+        await director.stop(role.stop_grace_s)

@@ -221,6 +221,16 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         judge(self)
         check(self)
 
+    @property
+    def shares_ticket_keys(self) -> bool:
+        """Whether the directors share TLS sessions by ticket keys."""
+        return bool(self.tls_certificate) and self.tls_sharing == "ticket-keys"
+
+    @property
+    def keeps_tls_sessions(self) -> bool:
+        """Whether the farm keeps the TLS sessions of its directors."""
+        return bool(self.tls_certificate) and self.tls_sharing == "take-once"
+
     def __repr__(self) -> str:
         # ``session_server`` may hold passwords.
         return f"FarmSettings(app={self.app!r}, name={self.name!r}, run_dir={self.run_dir!r})"

@@ -256,6 +256,24 @@ def test_a_store_of_sessions_that_hangs_or_dies_costs_full_handshakes_and_stops_
     assert [(row["name"], row["items"] > 0) for row in status["tls_sessions"]] == [("tls-sessions", True)]
 
 
+def test_what_was_fetched_for_a_handshake_that_failed_is_nobodys(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=1)
+    browser = Browser(shop, TLS_1_3)
+    browser.visit()
+    shop.settle()
+    hello = browser.hello()
+    assert hello[9:11] == b"\x03\x03"
+    with socket.create_connection(("127.0.0.1", shop.port), timeout=PATIENCE_S) as raw:
+        raw.sendall(hello[:9] + b"\x03\x00" + hello[11:])  # SSL 3.0: OpenSSL reads no further
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(4096):
+                pass
+    found = shop.of("director-1")
+    assert (found["ahead"], found["offered"], found["gone"]) == (0, 0, 0), "OpenSSL did not come to ask for it"
+    assert not browser.visit(), "it was taken"
+    assert shop.of("director-1")["gone"] == 1
+
+
 def test_half_a_hello_has_the_time_of_a_handshake_and_no_more(farm: Callable[..., Farm], tmp_path: Path) -> None:
     """Whether nothing comes, or its beginning: looking at it before the handshake lifts no bound of the director."""
     shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, "--tls-handshake-timeout", "1s", "--max-handshakes", "4", workers=1)

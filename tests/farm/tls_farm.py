@@ -96,6 +96,14 @@ class Browser:
         with self.farm.only(worker) if worker else contextlib.nullcontext():
             return self._visit(offered, expected=b"HTTP/1.1 ")
 
+    def hello(self) -> bytes:
+        """The first bytes of a connection that offers the session of the last visit."""
+        unread, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+        connection = self.context.wrap_bio(unread, said, server_hostname=HOST, session=self.session)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            connection.do_handshake()
+        return said.read()
+
     def _visit(self, offered: ssl.SSLSession | None, expected: bytes = b"HTTP/1.1 200") -> bool:
         raw = socket.create_connection(("127.0.0.1", self.farm.port), timeout=PATIENCE_S)
         return self.shake_hands(raw, offered, expected)

@@ -28,7 +28,7 @@ from coatcheck.stores.take_once.opening import (
     items_in_memory,
 )
 from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceStore
-from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 
 T = TypeVar("T")
 
@@ -144,8 +144,8 @@ class InThreads:
     async def purge(self, key: bytes) -> bool:
         return await self._run(self.store.purge, key, PATIENCE_S)
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
-        return await self._run(self.store.agree, key, proposal, life_ms, PATIENCE_S)
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
+        return await self._run(self.store.agree, key, proposal, life_ms, PATIENCE_S, instead_of)
 
     async def open(self) -> None:
         """It connects when it is asked."""

@@ -139,6 +139,29 @@ def test_two_machines_with_the_same_session_servers_resume_each_others_sessions(
     assert browser.shake(browser.session)
 
 
+def sealing(shop: TlsFarm) -> set[str]:
+    """The names of the keys that its directors seal with."""
+    return {key["name"] for row in shop.tls()["directors"] for key in row["tls"]["keys"] if key["state"] == "seals"}
+
+
+def test_new_keys_of_one_machine_are_those_of_all(
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
+) -> None:
+    redis(port := free_port())
+    often = ("--tls-ticket-period", "1m", "--tls-session-lifetime", "10m")
+    here, there = machine("here", port, *often), machine("there", port, *often)
+    browser = Browser(here, TLS_1_3)
+    assert not browser.visit()
+    old = sealing(here)
+    assert here.running.run("tls", "rotate-ticket-keys").returncode == 0
+    assert not sealing(here) & old
+    eventually(lambda: sealing(there) == sealing(here), "the new key on the other machine")
+    assert browser.visit()
+    browser.farm = there
+    assert browser.visit()
+    assert not sealing(there) & old
+
+
 def test_a_machine_that_starts_without_its_session_servers_shares_among_its_own_workers(
     machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
 ) -> None:

@@ -43,7 +43,12 @@ class KeyAgreement:
         ring: KeyRing,
         farm: str,
         after_round: Callable[[int], None] | None = None,
+        *,
+        decides_alone: bool = False,
     ) -> None:
+        """``decides_alone``: where no store says what the key is, or there is none, this process makes one, for whoever
+        it tells; what stores say when they answer again goes before it."""
+        self._decides_alone = decides_alone
         self._make_places = make_places
         self._keys = keys
         self._farm = farm
@@ -51,6 +56,7 @@ class KeyAgreement:
         self._box = ring.box("tls-ticket-key", farm, os.urandom)
         self._guard = threading.Lock()
         self._closed = threading.Event()
+        self._due = threading.Event()
         self._started = False
         self._stores: list[TakeOnceForThreads] = []
         self._answers: dict[str, bool] = {}
@@ -72,6 +78,7 @@ class KeyAgreement:
     def close(self) -> None:
         """Ask no more."""
         self._closed.set()
+        self._due.set()
 
     def sealing(self, host: str) -> TicketKey | None:
         """See :meth:`coatcheck.tls.ticket_keys.TicketKeys.sealing`."""
@@ -95,9 +102,11 @@ class KeyAgreement:
             return self._keys.told()
 
     def rotate(self) -> None:
-        """Seal with a new key at once; what was sealed before opens as long as it would have."""
+        """Seal with a new key at once, and have the stores replace the one before, as soon as they answer: whoever else
+        asks them seals with it from its next round on. What was sealed before opens as long as it would have."""
         with self._guard:
             self._keys.rotate(now_ms(), lambda: os.urandom(SECRET_BYTES))
+        self._due.set()
 
     def status(self) -> dict[str, object]:
         """Whether the key of now is known, and which stores answered when they were last asked."""
@@ -112,8 +121,9 @@ class KeyAgreement:
 
     def _run(self, asked: threading.Event) -> None:
         pause_s = min(self._keys.period_ms / 1000 / ROUNDS_PER_PERIOD, MAX_ROUND_S)
-        closed, stores = self._closed, self._stores
+        closed, due, stores = self._closed, self._due, self._stores
         while not closed.is_set():
+            due.clear()
             try:
                 at_ms = now_ms()
                 self._ask_for_keys(at_ms)
@@ -122,7 +132,8 @@ class KeyAgreement:
             except Exception as wrong:  # noqa: BLE001 - the next round may go better, and it is reported
                 _seldom.write(logging.ERROR, "the keys of TLS tickets: %r", wrong, kind="failed")
             asked.set()
-            closed.wait(pause_s)
+            if not closed.is_set():
+                due.wait(pause_s)
         for store in stores:
             store.close()
 
@@ -147,7 +158,7 @@ class KeyAgreement:
         for store in self._stores:
             secret = known if known is not None else os.urandom(SECRET_BYTES)
             try:
-                answer = self._box.open(store.agree(place, self._box.seal(secret, place), life_ms, CALL_LIMIT_S), place)
+                answer = self._ask(store, place, secret, life_ms)
                 self._answers[store.name] = True
             except TakeOnceUnavailable as unavailable:
                 self._answers[store.name] = False
@@ -160,6 +171,20 @@ class KeyAgreement:
                 with self._guard:
                     learn(period, answer)
                     known, learn = self._keys.secret(period), self._keys.learn
+        if known is None and self._decides_alone:
+            with self._guard:
+                self._keys.learn(period, os.urandom(SECRET_BYTES))
+
+    def _ask(self, store: TakeOnceForThreads, place: bytes, secret: bytes, life_ms: int) -> bytes:
+        """What the store says when ``secret`` is proposed; a key that was rotated out is replaced there."""
+        proposal = self._box.seal(secret, place)
+        agreed = store.agree(place, proposal, life_ms, CALL_LIMIT_S)
+        answer = self._box.open(agreed, place)
+        with self._guard:
+            is_retired = self._keys.is_retired(answer)
+        if not is_retired:
+            return answer
+        return self._box.open(store.agree(place, proposal, life_ms, CALL_LIMIT_S, agreed), place)
 
     def _place(self, period: int) -> bytes:
         about = f"{self._farm}\x00{self._keys.period_ms}\x00{period}".encode()
@@ -169,7 +194,7 @@ class KeyAgreement:
         """The keys stay; who asks for the next ones is a thread of this process."""
         _inherited.append((self._stores, self._guard, self._closed))
         self._guard, was_closed = threading.Lock(), self._closed.is_set()
-        self._closed = threading.Event()
+        self._closed, self._due = threading.Event(), threading.Event()
         if was_closed:
             self._closed.set()
         elif self._started:

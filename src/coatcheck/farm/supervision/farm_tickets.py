@@ -18,7 +18,7 @@ from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.telling import tell_all
 from coatcheck.stores.session_server_url import SessionServerAddress
-from coatcheck.stores.take_once.opening import items_at, items_in_memory
+from coatcheck.stores.take_once.opening import items_at
 from coatcheck.take_once.port import TakeOncePlace
 from coatcheck.tls.agreement import KeyAgreement
 from coatcheck.tls.hosts import Siblings
@@ -30,7 +30,6 @@ FIRST_ROUND_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 2.0
 ROUND_TELL_S: Final = 2.0
 """How long directors may take to hear of the keys of a round; who does not is told in the next one."""
-OURS: Final = "this farm"
 
 
 class FarmTickets:
@@ -56,6 +55,7 @@ class FarmTickets:
             self._ring,
             settings.name,
             self._after_round,
+            decides_alone=True,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._speaking = asyncio.Lock()
@@ -89,7 +89,7 @@ class FarmTickets:
         return {
             "period_s": self._orders.period_ms / 1000,
             "lifetime_s": self._orders.lifetime_ms / 1000,
-            "stores": {name: answers for name, answers in self._agreement.answers().items() if name != OURS},
+            "stores": self._agreement.answers(),
         }
 
     async def aclose(self) -> None:
@@ -121,8 +121,6 @@ class FarmTickets:
 
 
 def _places(outside: tuple[SessionServerAddress, ...], farm: str) -> list[TakeOncePlace]:
-    """The first that answers decides. Last comes this process itself, which decides for the farm alone, while no
-    other answers or where there is none: embedded session servers and SQLite files belong to one machine, and none of
-    its farms shares a port with another."""
-    shared = [address for address in outside if address.parts.scheme != "sqlite"]
-    return [*(items_at(address, farm, ASK_TIMEOUT_S) for address in shared), items_in_memory(OURS)]
+    """Session servers that other machines ask, too. The embedded ones and SQLite files belong to one machine: there
+    the supervisor decides by itself."""
+    return [items_at(address, farm, ASK_TIMEOUT_S) for address in outside if address.parts.scheme != "sqlite"]

@@ -24,7 +24,7 @@ from ports import free_port
 from tls.conftest import start_redis
 from tls.farm import TLS_1_3, VERSIONS
 
-from .farm_process import COUNTER_APP, Farm, eventually
+from .farm_process import COUNTER_APP, SOURCE, Farm, eventually
 from .tls_farm import PATIENCE_S, Browser, TlsFarm, s_client
 
 both_versions = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
@@ -331,6 +331,27 @@ def test_with_off_each_worker_resumes_its_own_and_there_is_nothing_to_rotate(
     assert "TLS sessions are not shared" in shop.running.run("tls", "status").stdout
     seen = {row["name"]: (row["tls"]["handshakes"], row["tls"]["resumed"]) for row in shop.tls()["directors"]}
     assert seen == {"director-1": (2, 1), "director-2": (1, 0)}
+
+
+@pytest.mark.parametrize("wish", ["ticket-keys", "take-once"])
+def test_with_another_openssl_a_farm_serves_and_says_that_nothing_is_shared(
+    farm: Callable[..., Farm], tmp_path: Path, wish: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ssl\nssl.OPENSSL_VERSION = 'LibreSSL 3.9'\n")
+    path = f"{tmp_path}:{SOURCE}"
+    shop = TlsFarm(farm, tmp_path, "--tls-sharing", wish, PYTHONPATH=path)
+    browser = Browser(shop, TLS_1_3)
+    assert not browser.visit("director-1")
+    assert browser.visit("director-1")
+    assert not browser.visit("director-2")
+    why = "LibreSSL 3.9 is not OpenSSL 3.0 or newer"
+    assert f"director-1: TLS sessions are not shared with the other director workers: {why}" in shop.running.log
+    assert f"director-2 shares no TLS sessions: {why}" in shop.running.run("status").stdout
+    assert f"director-2: {why}" in shop.running.run("tls", "status").stdout
+    server = str(tmp_path / "server.pem")
+    files = ("--tls-certificate", server, "--tls-key", server, "--tls-sharing", wish, "--run-dir", "other")
+    checked = shop.running.run("check", "counter:app", *files, PYTHONPATH=path)
+    assert f"weak: tls_sharing: this Python cannot: {why}" in checked.stdout
 
 
 def test_a_farm_without_tls_says_so(farm: Callable[..., Farm]) -> None:

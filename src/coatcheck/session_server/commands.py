@@ -2,10 +2,10 @@
 
 ``CC.PUT key seen life_ms entry [notify]`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
 ``CC.GET key`` answers the latter. ``CC.ITEM.PUT key life_ms item [after]`` and ``CC.ITEM.PURGE key`` answer ``1`` or
-``0``, ``CC.ITEM.TAKE key nonce`` the item or nothing, ``CC.ITEM.AGREE key life_ms proposal [instead_of]`` what is agreed
-on; items are in a table of their own, which no other command reaches. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends
-prove that they know the password, without sending it; ``AUTH`` is for tools. All other commands only look: nothing but
-the put rule changes an entry.
+``0``, ``CC.ITEM.TAKE key nonce`` the item or nothing, ``CC.ITEM.AGREE key life_ms proposal [instead_of]`` what is
+agreed on; items are in a table of their own, which no other command reaches. ``CC.CHALLENGE`` and ``CC.ANSWER`` let
+both ends prove that they know the password, without sending it; ``AUTH`` is for tools. All other commands only look:
+nothing but the put rule changes an entry.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             route_cookie=role.route_cookie,
             error_pages=load_error_pages(role.error_pages),
             tls=tls.context if tls is not None else None,
-            around_handshake=stored.ahead() if stored is not None else None,
+            around_handshake=stored.ahead() if stored is not None and not stored.why_off else None,
             trusted_proxies=role.trusted_proxies,
             **msgspec.structs.asdict(role.limits),
         )

@@ -27,6 +27,7 @@ from tls.farm import TLS_1_3, VERSIONS
 from .farm_process import COUNTER_APP, SOURCE, Farm, eventually
 from .tls_farm import PATIENCE_S, Browser, TlsFarm, s_client
 
+TAKE_ONCE = ("--tls-sharing", "take-once")
 both_versions = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
 
@@ -121,22 +122,63 @@ def redis(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
         each.wait(PATIENCE_S)
 
 
+@pytest.mark.parametrize("sharing", ["ticket-keys", "take-once"])
 def test_two_machines_with_the_same_session_servers_resume_each_others_sessions(
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]], sharing: str
+) -> None:
+    redis(port := free_port())
+    here, there = (machine(name, port, "--tls-sharing", sharing) for name in ("here", "there"))
+    browser = Browser(here, TLS_1_3)
+    assert not browser.visit()
+    early = browser.session
+    for shop in (there, here, there):
+        if sharing == "take-once":
+            browser.farm.settle()
+        browser.farm = shop
+        assert browser.visit()
+    again = browser.visit(session=early)
+    assert again == (sharing == "ticket-keys"), "one way it is resumed as often as it is shown, the other way once"
+
+
+def test_ticket_keys_are_shared_while_the_session_servers_are_away(
     machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
 ) -> None:
-    """Also while those are away: no handshake asks them."""
+    """No handshake asks them."""
     server = redis(port := free_port())
     here, there = machine("here", port), machine("there", port)
     browser = Browser(here, TLS_1_3)
     assert not browser.visit()
-    browser.farm = there
-    assert browser.visit()
     assert here.tls()["stores"] == {"session-1": True}
     server.kill()
     server.wait(PATIENCE_S)
+    browser.farm = there
     assert browser.shake(browser.session), "the app has no sessions now, and TLS has"
     browser.farm = here
     assert browser.shake(browser.session)
+
+
+def test_sessions_on_outside_servers_that_hang_cost_full_handshakes(
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]]
+) -> None:
+    server = redis(port := free_port())
+    shop = machine("here", port, *TAKE_ONCE)
+    browser = Browser(shop, TLS_1_3)
+    assert not browser.visit()
+    shop.settle()
+    server.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(5):
+            assert not browser.shake(browser.session)
+    finally:
+        server.send_signal(signal.SIGCONT)
+
+    def resumes() -> bool:
+        browser.session = None
+        browser.shake(None)
+        shop.settle()
+        return browser.shake(browser.session)
+
+    eventually(resumes, "a session that is stored and taken again")
 
 
 def sealing(shop: TlsFarm) -> set[str]:
@@ -195,9 +237,6 @@ def test_a_director_that_was_frozen_hears_of_the_new_key_when_it_goes_on(
         return bool(one == other)
 
     eventually(alike, "the same keys at both")
-
-
-TAKE_ONCE = ("--tls-sharing", "take-once")
 
 
 @both_versions

@@ -30,6 +30,7 @@ from coatcheck.session_server.state import (
     SessionState,
 )
 from coatcheck.session_server.table import TableFull
+from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 from coatcheck.take_once.table import ItemsFull
 
@@ -58,6 +59,8 @@ def answer(state: SessionState, client: Client, request: list[bytes]) -> bytes:
         return command(state, client, request)
     except _BadRequest as bad:
         return resp.error("ERR", str(bad))
+    except TakeOnceUnavailable as away:
+        return resp.error("UNAVAILABLE", str(away))
     except Exception:  # noqa: BLE001 - reported, with its traceback; one client's request must not end the server
         state.seldom.write(logging.ERROR, "a command failed: %s", traceback.format_exc())
         return resp.error("ERR", "internal error")

@@ -15,6 +15,7 @@ from coatcheck.farm.plan.ports import InternalAddresses
 from coatcheck.farm.plan.roles import (
     Address,
     DirectorRole,
+    OutsideItems,
     SessionOrders,
     SessionServerRole,
     WebServerRole,
@@ -60,7 +61,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
     copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
-    tls_sessions = (_tls_sessions(keys, internal),) if settings.keeps_tls_sessions else ()
+    tls_sessions = (_tls_sessions(settings.name, keys, outside, internal),) if settings.keeps_tls_sessions else ()
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
         WebServerRole(
@@ -104,10 +105,24 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
     return Plan(embedded, outside, web_servers, tls_sessions, directors)
 
 
-def _tls_sessions(keys: FarmKeys, internal: InternalAddresses) -> SessionServerRole:
+def _tls_sessions(
+    farm: str, keys: FarmKeys, outside: tuple[SessionServerAddress, ...], internal: InternalAddresses
+) -> SessionServerRole:
     """A session server for items alone, with a password of its own: directors know it, and not that of the others."""
     password = blake2b(b"TLS sessions of directors", key=keys.session_server_password.encode()[:64]).hexdigest()
-    return SessionServerRole(name=TLS_SESSIONS, address=internal.take(TLS_SESSIONS), password=password, max_entries=1)
+    shared = shared_by_machines(outside)
+    return SessionServerRole(
+        name=TLS_SESSIONS,
+        address=internal.take(TLS_SESSIONS),
+        password=password,
+        max_entries=1,
+        items=OutsideItems(farm, shared) if shared else None,
+    )
+
+
+def shared_by_machines(outside: tuple[SessionServerAddress, ...]) -> tuple[SessionServerAddress, ...]:
+    """The session servers that other machines may ask, too; a file belongs to one machine."""
+    return tuple(address for address in outside if address.parts.scheme != "sqlite")
 
 
 def _session_orders(settings: FarmSettings, store: SessionServerRole, keys: FarmKeys) -> SessionOrders:

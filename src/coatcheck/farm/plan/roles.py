@@ -11,6 +11,7 @@ from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.routes import Sticky
+from coatcheck.stores.session_server_url import SessionServerAddress
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,6 +49,13 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         return f"Handover({self.give!r})"
 
 
+class OutsideItems(msgspec.Struct, frozen=True):
+    """Where the items of this farm's machines are, that may be taken once."""
+
+    farm: str
+    session_servers: tuple[SessionServerAddress, ...]
+
+
 class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_field="role", kw_only=True):
     """An embedded session server."""
 
@@ -57,6 +65,8 @@ class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_f
     handover: Handover | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
     max_entries: int = DEFAULT_MAX_ENTRIES
+    items: OutsideItems | None = None
+    """Where it passes items on to, instead of keeping them."""
 
     def __repr__(self) -> str:
         return f"SessionServerRole({self.name!r}, {self.address})"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from coatcheck.farm.files.keys import FarmKeys
+from coatcheck.farm.plan.plan import shared_by_machines
 from coatcheck.farm.plan.roles import TicketOrders
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.keeper import Keeper
@@ -121,6 +122,5 @@ class FarmTickets:
 
 
 def _places(outside: tuple[SessionServerAddress, ...], farm: str) -> list[TakeOncePlace]:
-    """Session servers that other machines ask, too. The embedded ones and SQLite files belong to one machine: there
-    the supervisor decides by itself."""
-    return [items_at(address, farm, ASK_TIMEOUT_S) for address in outside if address.parts.scheme != "sqlite"]
+    """Where other machines ask, too. With embedded session servers or SQLite there are none: the supervisor decides."""
+    return [items_at(address, farm, ASK_TIMEOUT_S) for address in shared_by_machines(outside)]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from store_backends import (
     SessionServerBackend,
 )
 
+from coatcheck.farm.processes.forwarded_items import ForwardedItems
+from coatcheck.session_server.server import SessionServer
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.session_server_url import SessionServerAddress
 from coatcheck.stores.take_once.opening import (
@@ -28,7 +31,7 @@ from coatcheck.stores.take_once.opening import (
     items_in_memory,
 )
 from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceStore
-from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 
 T = TypeVar("T")
 
@@ -102,6 +105,31 @@ class RedisItemBackend(ServedItemBackend):
     kind, server_type = "redis", RedisBackend
 
 
+class ForwardedItemBackend(RedisItemBackend):
+    """A session server that passes each call on to Redis, as for a farm's directors; in a thread of the test."""
+
+    kind = "forwarded"
+
+    def start(self) -> None:
+        super().start()
+        items = ForwardedItems([_place_of("redis", super().place(), PATIENCE_S)], limit_s=PATIENCE_S)
+        self._front = SessionServer("session-server", password=PASSWORD, max_entries=1, items=items)
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._front.start())
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._front.stop(), self._loop).result(PATIENCE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE_S)
+        self._loop.close()
+        super().stop()
+
+    def place(self) -> str:
+        return str(self._front.port)
+
+
 def client_of(kind: str, place: str, timeout_s: float = PATIENCE_S, in_threads: bool = False) -> TakeOnceStore:
     return _client(_place_of(kind, place, timeout_s), in_threads)
 
@@ -110,7 +138,7 @@ def _place_of(kind: str, place: str, timeout_s: float) -> TakeOncePlace:
     match kind:
         case "sqlite":
             return items_in_a_file("sqlite", place, timeout_s)
-        case "session-server":
+        case "session-server" | "forwarded":
             address = StoreAddress(host="127.0.0.1", port=int(place), password=PASSWORD, ours=True)
             return items_at_a_session_server("session-server", address, timeout_s)
         case "redis":
@@ -144,8 +172,8 @@ class InThreads:
     async def purge(self, key: bytes) -> bool:
         return await self._run(self.store.purge, key, PATIENCE_S)
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
-        return await self._run(self.store.agree, key, proposal, life_ms, PATIENCE_S)
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
+        return await self._run(self.store.agree, key, proposal, life_ms, PATIENCE_S, instead_of)
 
     async def open(self) -> None:
         """It connects when it is asked."""
@@ -163,6 +191,7 @@ ITEM_BACKENDS: dict[str, type[ItemBackend]] = {
     "sqlite": SqliteItemBackend,
     "session-server": SessionServerItemBackend,
     "redis": RedisItemBackend,
+    "forwarded": ForwardedItemBackend,
 }
 
 

@@ -342,6 +342,31 @@ def test_who_proposes_first_decides_for_all(backend: ItemBackend) -> None:
     run(story)
 
 
+def test_an_agreement_is_replaced_by_who_knows_it_and_by_nobody_else(backend: ItemBackend) -> None:
+    """Of many that replace one value, one does; the others hear of it."""
+
+    async def story() -> None:
+        first, second = backend.client(), backend.client()
+        async with opened(first, second):
+            place = key()
+            assert await first.agree(place, b"old", LIFE_MS) == b"old"
+            assert await first.agree(place, b"wrong", LIFE_MS, b"older") == b"old"
+            proposals = [b"new-%d" % number for number in range(20)]
+            said = await asyncio.gather(
+                *[
+                    (first, second)[number % 2].agree(place, proposal, LIFE_MS, b"old")
+                    for number, proposal in enumerate(proposals)
+                ]
+            )
+            assert len(set(said)) == 1
+            assert said[0] in proposals
+            assert await second.agree(place, said[0], LIFE_MS, b"old") == said[0], "an answer that was lost"
+            assert await second.agree(place, b"old", LIFE_MS) == said[0]
+            assert await second.agree(key(), b"first", LIFE_MS, b"old") == b"first"
+
+    run(story)
+
+
 def test_an_agreement_ends_with_its_life(backend: ItemBackend) -> None:
     async def story() -> None:
         async with opened(backend.client()) as store:

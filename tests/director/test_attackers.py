@@ -4,7 +4,9 @@ thousands of connections. Each is held to its bound, is counted, and honest brow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from coatcheck.tls.peek import peek_hello
 
 from .harness import OK, Client, FakeServer, Farm, Received, farm, read_body, run, until
 from .test_lifecycle import UPGRADE, certificate, tunnel_echo
@@ -49,14 +53,27 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
+@asynccontextmanager
+async def look_at_hello(connection: socket.socket) -> AsyncIterator[None]:
+    """As a director does that fetches a client's session ahead of its handshake."""
+    await peek_hello(asyncio.get_running_loop(), connection)
+    yield
+
+
+@pytest.fixture(params=["at once", "looked at"])
+def around(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What happens around each handshake: the bounds are the same."""
+    return {"around_handshake": look_at_hello} if request.param == "looked at" else {}
+
+
 async def is_served(running: Farm, address: str = HONEST, **options: Any) -> bool:
     async with comes_from(running, address, **options) as browser:
         return (await browser.ask(GET)).status == 200
 
 
-def test_a_connection_counts_before_its_handshake(tls: Contexts) -> None:
+def test_a_connection_counts_before_its_handshake(tls: Contexts, around: dict[str, Any]) -> None:
     async def test() -> None:
-        async with farm(FakeServer(), tls=tls[0]) as running, AsyncExitStack() as stack:
+        async with farm(FakeServer(), tls=tls[0], **around) as running, AsyncExitStack() as stack:
             for _ in range(5):
                 await stack.enter_async_context(running.client())
             await until(lambda: (count(running, "connections"), count(running, "handshakes")) == (5, 5))
@@ -68,11 +85,11 @@ def test_a_connection_counts_before_its_handshake(tls: Contexts) -> None:
     run(test)
 
 
-def test_slow_handshakes_of_many_addresses_make_room_for_honest_ones(tls: Contexts) -> None:
+def test_slow_handshakes_of_many_addresses_make_room_for_honest_ones(tls: Contexts, around: dict[str, Any]) -> None:
     async def test() -> None:
         # None runs out of time: on a busy machine some would, and would be counted as failed, not as too many.
         bounds = {"max_handshakes": 16, "max_connections": 64, "tls_handshake_timeout_s": 600.0}
-        async with farm(FakeServer(), tls=tls[0], **bounds) as running, AsyncExitStack() as stack:
+        async with farm(FakeServer(), tls=tls[0], **bounds, **around) as running, AsyncExitStack() as stack:
             for number in range(200):
                 attacker = await stack.enter_async_context(comes_from(running, f"127.0.1.{number % 100 + 1}"))
                 attacker.writer.write(b"\x16\x03\x01")  # The beginning of a hello that never comes to its end.
@@ -85,13 +102,58 @@ def test_slow_handshakes_of_many_addresses_make_room_for_honest_ones(tls: Contex
     run(test)
 
 
-def test_slow_handshakes_run_out_of_time(tls: Contexts) -> None:
+def test_slow_handshakes_run_out_of_time(tls: Contexts, around: dict[str, Any]) -> None:
     async def test() -> None:
-        async with farm(FakeServer(), tls=tls[0], tls_handshake_timeout_s=0.5) as running, running.client() as attacker:
+        bounds = {"tls_handshake_timeout_s": 0.5, **around}
+        async with farm(FakeServer(), tls=tls[0], **bounds) as running, running.client() as attacker:
             attacker.writer.write(b"\x16\x03\x01\x02\x00")
-            assert await attacker.rest() == b""
+            with contextlib.suppress(ConnectionResetError):  # what was only looked at is unread
+                assert await attacker.rest() == b""
             await until(lambda: count(running, "connections") == 0)
             assert errors(running, "handshake_failed") == 1
+
+    run(test)
+
+
+def test_what_is_done_ahead_of_a_handshake_is_of_its_time_and_ends_with_it(tls: Contexts) -> None:
+    left: list[float] = []
+
+    @asynccontextmanager
+    async def slow(connection: socket.socket) -> AsyncIterator[None]:
+        began = asyncio.get_running_loop().time()
+        try:
+            await asyncio.sleep(2.5)
+            yield
+        finally:
+            left.append(asyncio.get_running_loop().time() - began)
+
+    async def test() -> None:
+        bounds = {"tls_handshake_timeout_s": 3.0, "around_handshake": slow}
+        async with farm(FakeServer(), tls=tls[0], **bounds) as running:
+            async with running.client() as attacker:
+                attacker.writer.write(b"\x16\x03\x01\x02\x00")
+                assert await attacker.rest() == b""
+            assert 2.9 < left[0] < 5.0, "2.5 s ahead and the rest of 3 s, not 3 s more"
+            assert await is_served(running, ssl=tls[1])
+            await until(lambda: len(left) == 2 and not count(running, "handshakes"))
+
+    run(test)
+
+
+def test_what_goes_wrong_ahead_of_a_handshake_ends_that_connection_alone(tls: Contexts) -> None:
+    async def test() -> None:
+        @asynccontextmanager
+        async def failing(connection: socket.socket) -> AsyncIterator[None]:
+            if connection.getpeername()[0] != HONEST:
+                raise ConnectionResetError("the client went away")
+            yield
+
+        async with farm(FakeServer(), tls=tls[0], around_handshake=failing) as running:
+            async with comes_from(running, "127.0.0.9") as unlucky:
+                assert await unlucky.rest() == b""
+            assert errors(running, "handshake_failed") == 1
+            assert await is_served(running, ssl=tls[1])
+            await until(lambda: (count(running, "connections"), count(running, "handshakes")) == (0, 0))
 
     run(test)
 

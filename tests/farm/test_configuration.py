@@ -19,6 +19,7 @@ from coatcheck.stores.session_server_url import parse_session_server, parse_sess
 
 from .farm_process import EXAMPLES
 
+WITH_TLS = "[farm]\ntls_certificate = 'c'\ntls_key = 'k'\n"
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 
 
@@ -42,8 +43,10 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
         "session_server_max_bytes": "70000", "session_server_max_entries": "70",
         "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5",
+        "tls_sharing": "take-once",
         "kept_body_bytes": "2048", "reserved_descriptors": "64", "first_byte_timeout_s": "70s",
     }  # fmt: skip
+    with_tls = {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"}
     for setting in SETTINGS:
         text = samples.get(setting.parameter, "7s" if setting.option.duration else "4")
         more = {
@@ -51,7 +54,10 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
             "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
             "reload_dir": {"COATCHECK_RELOAD": "yes"},
             "cookie_partitioned": {"COATCHECK_COOKIE_SAME_SITE": "none"},
-            "hsts_s": {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"},
+            "hsts_s": with_tls,
+            "tls_sharing": with_tls,
+            "tls_session_lifetime_s": with_tls,
+            "tls_ticket_period_s": with_tls,
         }.get(setting.parameter, {})
         by_environment = load_settings(None, {setting.env: text} | more)
         value = text.split() if setting.is_list else text
@@ -115,6 +121,14 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[farm]\nsession_server_max_bytes = 100", "session_server_max_bytes: must be at least 65536"),
         ("[session]\nnew_session_life = '-1s'", "new_session_life: "),
         ("[director]\nhsts = '365d'", "hsts: only with tls_certificate"),
+        ("[farm]\ntls_sharing = 'take-once'", "tls_sharing: only with tls_certificate"),
+        ("[farm]\ntls_sharing = 'off'", "tls_sharing: only with tls_certificate"),
+        ("[farm]\ntls_sharing = 'tickets'", "choose one of ticket-keys, take-once, off (got 'tickets')"),
+        ("[farm]\ntls_session_lifetime = '1h'", "tls_session_lifetime: only with tls_certificate"),
+        (f"{WITH_TLS}tls_ticket_period = '2h'\ntls_sharing = 'take-once'", "tls_ticket_period: only with tls_sharing"),
+        (f"{WITH_TLS}tls_session_lifetime = '2h'\ntls_sharing = 'off'", "it is OpenSSL's; drop one of them"),
+        (f"{WITH_TLS}tls_session_lifetime = '6d'\ntls_ticket_period = '1m'", "tickets of more than 200 keys"),
+        (f"{WITH_TLS}tls_session_lifetime = '7d'", "tls_session_lifetime: must be at most 6d"),
         ("[director]\nmax_head_bytes = 10", "[director] max_head_bytes: must be at least 1024"),
         ("[farm]\nweb = '--5'", "[farm] web: write a whole number (got '--5')"),
         ("[farm]\ntrusted_proxy = ['10.0.0.1/8']", "trusted_proxy: 10.0.0.1/8 has host bits set; write a network"),

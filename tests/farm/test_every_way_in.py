@@ -25,6 +25,8 @@ from coatcheck.options import MAX_SHOWN
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 SERVERS = ("redis://127.0.0.1:1", "redis://127.0.0.1:2")
 OUTSIDE = {"session_server": SERVERS}
+TLS = {"tls_certificate": "c.pem", "tls_key": "k.pem"}
+OF_TLS_SHARING = ("tls_sharing", "tls_session_lifetime_s", "tls_ticket_period_s")
 NAMES = [setting.parameter for setting in SETTINGS]
 MAX_LINE = 400
 WHERE = re.compile(r"^(\S+\.toml: \[[a-z]+\] )?[\w-]+: ")
@@ -96,8 +98,8 @@ def by_file(path: Path, setting: FarmSetting, value: object) -> Callable[[], Far
 
 def _beside(setting: FarmSetting) -> dict[str, object]:
     """What the setting needs beside it."""
-    if setting.field == "hsts_s":
-        return {**OUTSIDE, "tls_certificate": "c.pem", "tls_key": "k.pem"}
+    if setting.field == "hsts_s" or setting.field in OF_TLS_SHARING:
+        return {**OUTSIDE, **TLS}
     return {} if setting.field in ("session_server", "session_servers") else dict(OUTSIDE)
 
 
@@ -117,6 +119,12 @@ def by_python(setting: FarmSetting, value: object) -> Callable[[], object]:
     if setting.table == "farm":
         given |= _beside(setting)
     return lambda: GROUPS[setting.table](**given)
+
+
+def in_struct(setting: FarmSetting, value: object) -> Callable[[], object]:
+    """The struct of the setting's table alone."""
+    beside: dict[str, Any] = TLS if setting.field in OF_TLS_SHARING else {}
+    return lambda: GROUPS[setting.table](**{setting.field: value}, **beside)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
@@ -206,7 +214,7 @@ def test_fuzz_text_means_the_same_as_flag_variable_and_struct(setting: FarmSetti
     found = [
         outcome(by_flag(setting, text), setting.of),
         outcome(by_environment(setting, text), setting.of),
-        outcome(lambda: GROUPS[setting.table](**{setting.field: text}), lambda group: getattr(group, setting.field)),
+        outcome(in_struct(setting, text), lambda group: getattr(group, setting.field)),
     ]
     assert found[0] == found[1]
     assert found[0] == found[2]
@@ -219,9 +227,7 @@ def test_fuzz_typed_values_mean_the_same_in_file_and_struct(
 ) -> None:
     if setting.field in ("copies", "insecure_localhost", "session_server", "session_servers"):
         return
-    in_python = outcome(
-        lambda: GROUPS[setting.table](**{setting.field: value}), lambda group: getattr(group, setting.field)
-    )
+    in_python = outcome(in_struct(setting, value), lambda group: getattr(group, setting.field))
     if value is None or isinstance(value, dict):
         assert in_python[0] == "refused"
         return

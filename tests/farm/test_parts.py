@@ -18,8 +18,13 @@ from coatcheck.farm.control.channel import ControlError, ControlServer, Message,
 from coatcheck.farm.files.run_directory import RunDirectory
 from coatcheck.farm.plan.ports import InternalPorts, listen
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.forwarded_items import ForwardedItems
 from coatcheck.farm.processes.front_door import HEALTH_PATH, AppShell
 from coatcheck.farm.supervision.console import Console
+from coatcheck.replication.placement import Placement
+from coatcheck.stores.session_server_url import SessionServerAddress
+from coatcheck.stores.take_once.opening import items_at, items_in_memory
+from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.web.open_websocket import OpenWebSocket
 
 
@@ -249,3 +254,23 @@ def test_an_app_learns_that_its_websocket_ends_when_the_close_has_left() -> None
         assert sent[-1]["code"] == 1012
 
     asyncio.run(story())
+
+
+def test_a_session_server_that_hangs_is_not_asked_for_items_for_a_while() -> None:
+    """Or each handshake of a director would wait for it; what is on the others is taken meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = SessionServerAddress("silent", f"coatcheck://:hush@127.0.0.1:{silent.getsockname()[1]}")
+        items = ForwardedItems([items_at(hanging, "farm", 0.05), items_in_memory("well")], limit_s=0.05)
+        placed = Placement(["silent", "well"], copies=1)
+        keys = [os.urandom(32) for _ in range(64)]
+        there = [key for key in keys if placed.ranking(key)[0] == "silent"]
+        other = next(key for key in keys if placed.ranking(key)[0] == "well")
+        said = []
+        for key in there[:5]:
+            with pytest.raises(TakeOnceUnavailable) as caught:
+                items.take(key, os.urandom(16), 0)
+            said.append("is not asked for a while" in str(caught.value))
+        assert said == [False, False, False, True, True]
+        assert items.put(other, b"item", 60_000, b"", 0)
+        assert items.take(other, os.urandom(16), 0) == b"item"
+        assert items.take(other, os.urandom(16), 0) is None

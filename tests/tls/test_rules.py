@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.tls.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S, MAX_PAUSE_S, Breaker
-from coatcheck.tls.record import (
-    RecordSealer,
-    RecordVerdict,
-    SessionRecord,
-    Siblings,
-    as_host,
-    judge_record,
-)
+from coatcheck.tls.hosts import Siblings, as_host
+from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, judge_record
 from coatcheck.tls.session_id import ID_BYTES, SessionIds, item_key, server_tag, store_tag
 from coatcheck.tokens.keyring import KeyRing
 

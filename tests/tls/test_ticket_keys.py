@@ -7,8 +7,8 @@ import secrets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.tls.record import Siblings
-from coatcheck.tls.ticket_keys import TicketKeys
+from coatcheck.tls.hosts import Siblings
+from coatcheck.tls.ticket_keys import MAX_SECRETS, TicketKeys
 
 HOUR = 3_600_000
 LIFE = 2 * HOUR
@@ -92,6 +92,54 @@ def test_a_second_key_of_a_period_opens_and_seals_nothing() -> None:
     theirs = other.sealing("shop.test", NOW)
     assert theirs is not None
     assert one.opening(theirs.name, "shop.test", NOW) == (theirs, False)
+
+
+def test_after_a_rotation_a_new_key_seals_and_the_old_one_opens_as_long_as_it_would_have() -> None:
+    one, fresh = keys(), iter([b"n" * 32, b"m" * 32])
+    one.learn(1000, b"a" * 32)
+    one.learn(1001, b"b" * 32)
+    before, after = one.sealing("shop.test", NOW), one.sealing("shop.test", NOW + HOUR)
+    assert before is not None
+    assert after is not None
+    one.rotate(NOW, lambda: next(fresh))
+    assert one.secret(1000) == b"n" * 32
+    assert one.secret(1001) == b"m" * 32, "what was known of the next period may have been seen as well"
+    assert one.opening(before.name, "shop.test", NOW) == (before, True), "and the client gets a new ticket"
+    end = 1001 * HOUR + LIFE
+    assert one.opening(before.name, "shop.test", end - 1) is not None
+    assert one.opening(before.name, "shop.test", end) is None
+    assert [note.state for note in one.notes(NOW)] == ["seals", "opens", "next", "opens"]
+    for period, old in ((1000, b"a" * 32), (1001, b"b" * 32)):
+        one.prefer(period, old)  # a store that has not heard of it yet
+    assert (one.secret(1000), one.secret(1001)) == (b"n" * 32, b"m" * 32)
+    one.prefer(1000, b"x" * 32)  # another server rotated, too
+    assert one.secret(1000) == b"x" * 32
+    one.forget_old(end)
+    assert not one._retired - {b"b" * 32}
+
+
+def test_what_one_is_told_it_knows_and_nothing_else() -> None:
+    one, told = keys(), keys()
+    for period in (999, 1000, 1001):
+        one.learn(period, b"%032d" % period)
+    told.learn(998, b"o" * 32)
+    told.replace(one.told())
+    assert told.told() == one.told()
+    sealed = one.sealing("shop.test", NOW)
+    assert sealed is not None
+    assert told.opening(sealed.name, "shop.test", NOW) == (sealed, False)
+    assert told.sealing("shop.test", NOW) == sealed
+    told.replace({})
+    assert told.opening(sealed.name, "shop.test", NOW) is None
+    assert not told._worked_out
+
+
+def test_so_many_rotations_in_one_period_are_kept_and_no_more() -> None:
+    one = keys()
+    for number in range(3 * MAX_SECRETS):
+        one.rotate(NOW, lambda number=number: b"%032d" % number)  # type: ignore[misc]
+    assert len(one.told()[1000]) == MAX_SECRETS
+    assert one.secret(1000) == b"%032d" % (3 * MAX_SECRETS - 1)
 
 
 @given(st.lists(st.integers(min_value=-3, max_value=3), max_size=20), st.integers(min_value=0, max_value=6 * HOUR))

@@ -60,6 +60,20 @@ def test_any_server_opens_them(farm: Farm, certificates: Path, version: ssl.TLSV
     assert other.status()["opened"] == 2
 
 
+def test_a_client_of_tls_1_3_gets_a_new_ticket_whenever_it_has_used_one(farm: Farm, certificates: Path) -> None:
+    """Browsers offer each once, RFC 8446 appendix C.4."""
+    one, other = farm.start("web-1"), farm.start("web-2")
+    client = Client(certificates, TLS_1_3)
+    client.visit(one)
+    seen = set()
+    for server in (other, one, other, one):
+        assert client.session is not None
+        assert client.session.id not in seen
+        seen.add(client.session.id)
+        assert client.visit(server)["reused"]
+    assert other.status()["made"] == 2
+
+
 @both_versions
 def test_openssl_itself_comes_back_to_another_server(
     farm: Farm, certificates: Path, tmp_path: Path, version: ssl.TLSVersion

@@ -27,7 +27,8 @@ from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.take_once.memory import MemoryItemsForThreads
 from coatcheck.tls.agreement import KeyAgreement
-from coatcheck.tls.record import RecordSealer, SessionRecord, Siblings
+from coatcheck.tls.hosts import Siblings
+from coatcheck.tls.record import RecordSealer, SessionRecord
 from coatcheck.tls.session_id import SessionIds, item_key, server_tag, store_tag
 from coatcheck.tls.ticket_keys import TicketKeys
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer

@@ -17,6 +17,7 @@ from coatcheck.cli.options import setting_options
 from coatcheck.cli.pool_commands import pool
 from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.soap_commands import soap
+from coatcheck.cli.tls_commands import tls
 from coatcheck.errors import ConfigError
 
 _A_COMPILED_MODULE = "coatcheck.tokens.sealed"
@@ -195,3 +196,4 @@ coatcheck.add_command(certs)
 coatcheck.add_command(keys)
 coatcheck.add_command(pool)
 coatcheck.add_command(soap)
+coatcheck.add_command(tls)

@@ -67,8 +67,8 @@ def target_options(command: Command) -> Command:
 @click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login, callers' too.")
 @click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Logins of one user.")
 @click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True)
-@click.option("--tls-cert", type=FILE, metavar="FILE")
-@click.option("--tls-key", type=FILE, metavar="FILE")
+@click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this certificate chain (PEM).")
+@click.option("--tls-key", type=FILE, metavar="FILE", help="The certificate's private key (PEM).")
 @click.option("--allow-insecure", is_flag=True, help="Listen beyond this machine without TLS.")
 def serve(**flags: Any) -> None:
     """Serve a pool over HTTP; its OpenAPI document is at /openapi.json."""
@@ -83,7 +83,7 @@ def serve(**flags: Any) -> None:
         login_url=flags["login_url"],
         logout_command=flags["logout_command"],
         logout_url=flags["logout_url"],
-        certificate=flags["tls_cert"],
+        certificate=flags["tls_certificate"],
         private_key=flags["tls_key"],
         insecure=flags["allow_insecure"],
     )

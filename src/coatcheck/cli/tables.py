@@ -18,6 +18,14 @@ STATUS_COLUMNS = (
     "uptime",
 )
 
+ROLES = {
+    "director": "director",
+    "web_servers": "web server",
+    "session_servers": "session server",
+    "tls_sessions": "TLS sessions",
+}
+"""The lists of processes in a farm's status, and what each does there."""
+
 REFUSALS = (
     "too_many_connections",
     "too_many_from_address",
@@ -57,16 +65,14 @@ def shown(text: str) -> str:
 def status_table(status: Mapping[str, Any]) -> str:
     """The whole farm, a line for each process."""
     rows: list[list[object]] = []
-    for group, role in (
-        ("director", "director"),
-        ("web_servers", "web server"),
-        ("session_servers", "session server"),
-    ):
+    for group, role in ROLES.items():
         rows += [_status_row(role, row) for row in status[group]]
     summary = f"farm {status['name']} is {status['state']} on {status['address']}, up {_duration(status['uptime_s'])}"
-    down = [_why_down(row) for row in (*status["director"], *status["web_servers"], *status["session_servers"])]
+    down = [_why_down(row) for group in ROLES for row in status[group]]
     refused = [_refused(row) for row in status["director"]]
-    return "\n".join([summary, "", text_table(STATUS_COLUMNS, rows), *(line for line in (*down, *refused) if line)])
+    unshared = [_unshared(row) for row in status["director"]]
+    lines = [line for line in (*down, *refused, *unshared) if line]
+    return "\n".join([summary, "", text_table(STATUS_COLUMNS, rows), *lines])
 
 
 def _refused(row: Mapping[str, Any]) -> str:
@@ -74,6 +80,13 @@ def _refused(row: Mapping[str, Any]) -> str:
     errors = (row.get("details") or {}).get("errors", {})
     counts = [f"{errors[name]} {name.replace('_', ' ')}" for name in REFUSALS if errors.get(name)]
     return f"{row['name']} refused: {', '.join(counts)}" if counts else ""
+
+
+def _unshared(row: Mapping[str, Any]) -> str:
+    """A line for a director whose TLS sessions others cannot resume, though they should; empty for the others."""
+    tls = (row.get("details") or {}).get("tls") or {}
+    why = tls.get("why_off") or ("" if tls.get("has_the_key", True) else "it does not know the ticket key of now")
+    return f"{row['name']} shares no TLS sessions: {why}" if why else ""
 
 
 def _why_down(row: Mapping[str, Any]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import msgspec
@@ -42,6 +45,12 @@ class WebServer(msgspec.Struct, frozen=True):
         return f"WebServer({self.name!r}, {self.door})"
 
 
+AroundHandshake = Callable[[socket.socket], AbstractAsyncContextManager[None]]
+"""Entered when a client has connected, before anything of it is read, and left when its handshake is over.
+
+It may look at what the client has sent, and must leave it where it is. What it takes counts as the handshake's time."""
+
+
 class DirectorOptions(Limits, frozen=True, kw_only=True):
     """What the director serves, and within which bounds; times in seconds, sizes in bytes."""
 
@@ -49,6 +58,7 @@ class DirectorOptions(Limits, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     tls: ssl.SSLContext | None = None
+    around_handshake: AroundHandshake | None = None
     backlog: int = 4096
     health_path: str = "/.well-known/coatcheck/health"
     buffer_bytes: int = 64 * 1024

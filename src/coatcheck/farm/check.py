@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import socket
+import ssl
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,12 @@ from coatcheck.farm.files.keys import load_or_create
 from coatcheck.farm.files.run_directory import KEYS_FILE
 from coatcheck.farm.operations.reload import check_reload
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
-from coatcheck.farm.processes.director_process import tls_context
+from coatcheck.farm.processes.director_tls import tls_context
 from coatcheck.farm.settings.configuration import try_settings
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.settings.weaknesses import weaknesses
+from coatcheck.tls.openssl import OpenSslRefused, open_door
 
 EXIT_CLEAN: Final = 0
 EXIT_WEAK: Final = 1
@@ -106,10 +108,12 @@ def _tls(settings: FarmSettings) -> Iterator[Finding]:
     if not settings.tls_certificate:
         return
     try:
-        tls_context(settings.tls_certificate, settings.tls_key)
+        context = tls_context(settings.tls_certificate, settings.tls_key)
     except ConfigError as error:
         yield Finding("wrong", str(error))
         return
+    if settings.tls_sharing != "off":
+        yield from _tls_sharing(context)
     if _others_may(Path(settings.tls_key), stat.S_IROTH):
         yield Finding("weak", f"tls_key: everybody on this machine can read {settings.tls_key}; run chmod 600 on it")
     certificate = x509.load_pem_x509_certificate(Path(settings.tls_certificate).read_bytes())
@@ -118,6 +122,13 @@ def _tls(settings: FarmSettings) -> Iterator[Finding]:
         yield Finding("wrong", f"tls_certificate: it ended on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
     elif left.days < CERTIFICATE_DAYS:
         yield Finding("weak", f"tls_certificate: it ends on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it")
+
+
+def _tls_sharing(context: ssl.SSLContext) -> Iterator[Finding]:
+    try:
+        open_door(context)
+    except OpenSslRefused as refused:
+        yield Finding("weak", f"tls_sharing: this Python cannot: {refused}; each director worker resumes only its own")
 
 
 def _keys(settings: FarmSettings, environ: Mapping[str, str]) -> Iterator[Finding]:

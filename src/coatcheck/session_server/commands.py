@@ -2,10 +2,10 @@
 
 ``CC.PUT key seen life_ms entry [notify]`` answers ``1``, or what is stored as ``[entry, life left]`` (``[]``: nothing).
 ``CC.GET key`` answers the latter. ``CC.ITEM.PUT key life_ms item [after]`` and ``CC.ITEM.PURGE key`` answer ``1`` or
-``0``, ``CC.ITEM.TAKE key nonce`` the item or nothing, ``CC.ITEM.AGREE key life_ms proposal`` what is agreed on; items
-are in a table of their own, which no other command reaches. ``CC.CHALLENGE`` and ``CC.ANSWER`` let both ends prove that
-they know the password, without sending it; ``AUTH`` is for tools. All other commands only look: nothing but the put
-rule changes an entry.
+``0``, ``CC.ITEM.TAKE key nonce`` the item or nothing, ``CC.ITEM.AGREE key life_ms proposal [instead_of]`` what is
+agreed on; items are in a table of their own, which no other command reaches. ``CC.CHALLENGE`` and ``CC.ANSWER`` let
+both ends prove that they know the password, without sending it; ``AUTH`` is for tools. All other commands only look:
+nothing but the put rule changes an entry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from coatcheck.session_server.state import (
     SessionState,
 )
 from coatcheck.session_server.table import TableFull
-from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.port import TakeOnceUnavailable
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 from coatcheck.take_once.table import ItemsFull
 
 MAX_FAILED_LOGINS: Final = 3
@@ -58,6 +59,8 @@ def answer(state: SessionState, client: Client, request: list[bytes]) -> bytes:
         return command(state, client, request)
     except _BadRequest as bad:
         return resp.error("ERR", str(bad))
+    except TakeOnceUnavailable as away:
+        return resp.error("UNAVAILABLE", str(away))
     except Exception:  # noqa: BLE001 - reported, with its traceback; one client's request must not end the server
         state.seldom.write(logging.ERROR, "a command failed: %s", traceback.format_exc())
         return resp.error("ERR", "internal error")
@@ -139,9 +142,10 @@ def _purge_item(state: SessionState, client: Client, request: list[bytes]) -> by
 
 
 def _agree(state: SessionState, client: Client, request: list[bytes]) -> bytes:
-    _, key, life, proposal = request
+    _, key, life, proposal, *named = request
     try:
-        return resp.bulk(state.items.agree(key, proposal, _number(life), state.now_ms()))
+        instead_of = named[0] if named else NOTHING
+        return resp.bulk(state.items.agree(key, proposal, _number(life), instead_of, state.now_ms()))
     except ValueError as wrong:
         raise _BadRequest(str(wrong)) from None
     except ItemsFull as full:
@@ -319,7 +323,7 @@ COMMANDS: Final[dict[bytes, tuple[Command, int, int, bool]]] = {
     b"CC.ITEM.PUT": (_put_item, 3, 4, False),
     b"CC.ITEM.TAKE": (_take_item, 2, 2, False),
     b"CC.ITEM.PURGE": (_purge_item, 1, 1, False),
-    b"CC.ITEM.AGREE": (_agree, 3, 3, False),
+    b"CC.ITEM.AGREE": (_agree, 3, 4, False),
     b"CC.CHALLENGE": (_challenge, 2, 2, True),
     b"CC.ANSWER": (_answer_challenge, 1, 1, True),
     b"AUTH": (_auth, 1, 2, True),

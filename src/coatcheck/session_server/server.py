@@ -26,9 +26,8 @@ from coatcheck.peers.credentials import check_same_user
 from coatcheck.replication.put_rule import is_tombstone, payload_at
 from coatcheck.session_server.connection import SessionConnection
 from coatcheck.session_server.handover import Clocks, Stamp, take_handover, write_handover
-from coatcheck.session_server.state import SessionState
+from coatcheck.session_server.state import Items, SessionState
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
-from coatcheck.take_once.table import ItemTable
 from coatcheck.tokens.keyring import SealedBox, sealing_key
 
 MAX_CONNECTIONS: Final = 1024
@@ -70,7 +69,7 @@ class SessionServer:
         max_connections: int = MAX_CONNECTIONS,
         sock: socket.socket | None = None,
         refuses: Refuses | None = None,
-        items: ItemTable | None = None,
+        items: Items | None = None,
     ) -> None:
         """``refuses`` says why a client gets no word from us, or no further one; it is asked again and again.
         ``items``: the table of what may be taken once, if it is not this server's alone."""

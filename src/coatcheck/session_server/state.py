@@ -51,6 +51,25 @@ class Client(Protocol):
         ...
 
 
+class Items(Protocol):
+    """What may be taken once, as the commands see it: :class:`coatcheck.take_once.table.ItemTable`, or what passes each
+    call on and raises :class:`coatcheck.take_once.port.TakeOnceUnavailable`."""
+
+    held_bytes: int
+
+    def __len__(self) -> int: ...
+
+    def put(self, key: bytes, item: bytes, life_ms: int, after: bytes, now_ms: int) -> bool: ...
+
+    def take(self, key: bytes, nonce: bytes, now_ms: int) -> bytes | None: ...
+
+    def purge(self, key: bytes, now_ms: int) -> bool: ...
+
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes, now_ms: int) -> bytes: ...
+
+    def sweep(self, now_ms: int, steps: int) -> None: ...
+
+
 class SessionState:
     """The state behind all connections of one session server.
 
@@ -70,7 +89,7 @@ class SessionState:
         self.unix_s = unix_s
         self.started_at = unix_s()
         self.table = EntryTable(self.publish, max_bytes, max_entries)
-        self.items = ItemTable()
+        self.items: Items = ItemTable()
         """What may be taken once; it dies with this process."""
         self.taken_over = 0
         """Entries that were a predecessor's."""

@@ -9,7 +9,8 @@ What every adapter promises, and ``tests/contracts/test_take_once.py`` holds it 
   what was taken could be taken again. An adapter that cannot be sure of that forgets all items instead.
 * **Items expire** on the store's own clock, and take no space for long after. What was taken leaves a mark of its life.
 * **Agreements** stand beside the items and are never taken: whoever proposes a value first decides it for all, as long
-  as it lives. A store may forget one; then the next proposal decides, so who knows a value proposes that.
+  as it lives, or until somebody proposes another one instead of just this one. A store may forget one; then the next
+  proposal decides, so who knows a value proposes that.
 * **Nothing repairs, copies, lists or hands over items**: they are where they were put, or nowhere.
 * **Calls end** within the store's time-out, and raise :class:`TakeOnceUnavailable` if the outcome is unknown. A put
   whose outcome is unknown is never tried again under its key: the item is abandoned.
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 
 
 class TakeOnceUnavailable(CoatcheckError):
@@ -64,8 +65,11 @@ class TakeOnceStore(Protocol):
         """Destroy the content, so that nobody takes it any more, or puts it back; ``False`` if nothing is stored."""
         ...
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
-        """What is agreed on under this key: ``proposal``, unless somebody proposed another value before."""
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
+        """What is agreed on under this key: ``proposal``, unless somebody proposed another value before.
+
+        ``instead_of``: the value that it replaces, if that one is agreed on.
+        """
         ...
 
     async def open(self) -> None:
@@ -104,7 +108,7 @@ class TakeOnceForThreads(Protocol):
         """See :meth:`TakeOnceStore.purge`."""
         ...
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float, instead_of: bytes = NOTHING) -> bytes:
         """See :meth:`TakeOnceStore.agree`."""
         ...
 

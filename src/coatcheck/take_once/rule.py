@@ -79,6 +79,15 @@ def purged(stored: ItemRow) -> ItemRow:
     return ItemRow(b"", stored.expires_at_ms, PURGED_BY)
 
 
+NOTHING: Final = b""
+"""Instead of what a value is proposed that replaces none."""
+
+
+def decides(agreed: bytes | None, instead_of: bytes) -> bool:
+    """Whether a proposal becomes what is agreed on: where nothing is yet, or instead of just what it names."""
+    return agreed is None or (instead_of != NOTHING and agreed == instead_of)
+
+
 def check_agreement(key: bytes, proposal: bytes, life_ms: int) -> None:
     """Raise ``ValueError`` unless such a value may be proposed."""
     check_put(key, proposal, life_ms, NEVER_STORED)

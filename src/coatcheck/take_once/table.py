@@ -17,6 +17,7 @@ from coatcheck.take_once.rule import (
     check_key,
     check_nonce,
     check_put,
+    decides,
     judge_take,
     may_put,
     purged,
@@ -89,13 +90,14 @@ class ItemTable:
         self._store(key, purged(stored))
         return True
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, now_ms: int) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes, now_ms: int) -> bytes:
         """See :class:`coatcheck.take_once.port.TakeOnceStore`; raises :class:`ItemsFull`."""
         check_agreement(key, proposal, life_ms)
         for over in [one for one, (_, ends_at_ms) in self._agreed.items() if ends_at_ms <= now_ms]:
             del self._agreed[over]
-        if key not in self._agreed:
-            if len(self._agreed) >= MAX_AGREEMENTS:
+        agreed = self._agreed.get(key)
+        if decides(agreed[0] if agreed is not None else None, instead_of):
+            if agreed is None and len(self._agreed) >= MAX_AGREEMENTS:
                 raise ItemsFull(f"no room: {len(self._agreed)} agreements")
             self._agreed[key] = (proposal, now_ms + life_ms)
         return self._agreed[key][0]

@@ -43,7 +43,12 @@ class KeyAgreement:
         ring: KeyRing,
         farm: str,
         after_round: Callable[[int], None] | None = None,
+        *,
+        decides_alone: bool = False,
     ) -> None:
+        """``decides_alone``: where no store says what the key is, or there is none, this process makes one, for whoever
+        it tells; what stores say when they answer again goes before it."""
+        self._decides_alone = decides_alone
         self._make_places = make_places
         self._keys = keys
         self._farm = farm
@@ -51,6 +56,7 @@ class KeyAgreement:
         self._box = ring.box("tls-ticket-key", farm, os.urandom)
         self._guard = threading.Lock()
         self._closed = threading.Event()
+        self._due = threading.Event()
         self._started = False
         self._stores: list[TakeOnceForThreads] = []
         self._answers: dict[str, bool] = {}
@@ -72,6 +78,7 @@ class KeyAgreement:
     def close(self) -> None:
         """Ask no more."""
         self._closed.set()
+        self._due.set()
 
     def sealing(self, host: str) -> TicketKey | None:
         """See :meth:`coatcheck.tls.ticket_keys.TicketKeys.sealing`."""
@@ -89,17 +96,34 @@ class KeyAgreement:
         with self._guard:
             return [self._keys.of_period(one, "") for one in (period - 1, period, period + 1)]
 
+    def told(self) -> dict[int, tuple[bytes, ...]]:
+        """What a process is told that shall seal and open alike (:mod:`coatcheck.tls.told_keys`)."""
+        with self._guard:
+            return self._keys.told()
+
+    def rotate(self) -> None:
+        """Seal with a new key at once, and have the stores replace the one before, as soon as they answer: whoever else
+        asks them seals with it from its next round on. What was sealed before opens as long as it would have."""
+        with self._guard:
+            self._keys.rotate(now_ms(), lambda: os.urandom(SECRET_BYTES))
+        self._due.set()
+
     def status(self) -> dict[str, object]:
         """Whether the key of now is known, and which stores answered when they were last asked."""
         at_ms = now_ms()
         with self._guard:
             is_known = self._keys.secret(self._keys.period(at_ms)) is not None
-        return {"has_the_key": is_known, "stores": dict(self._answers)}
+        return {"has_the_key": is_known, "stores": self.answers()}
+
+    def answers(self) -> dict[str, bool]:
+        """Which stores answered when they were last asked."""
+        return dict(self._answers)
 
     def _run(self, asked: threading.Event) -> None:
         pause_s = min(self._keys.period_ms / 1000 / ROUNDS_PER_PERIOD, MAX_ROUND_S)
-        closed, stores = self._closed, self._stores
+        closed, due, stores = self._closed, self._due, self._stores
         while not closed.is_set():
+            due.clear()
             try:
                 at_ms = now_ms()
                 self._ask_for_keys(at_ms)
@@ -108,28 +132,33 @@ class KeyAgreement:
             except Exception as wrong:  # noqa: BLE001 - the next round may go better, and it is reported
                 _seldom.write(logging.ERROR, "the keys of TLS tickets: %r", wrong, kind="failed")
             asked.set()
-            closed.wait(pause_s)
+            if not closed.is_set():
+                due.wait(pause_s)
         for store in stores:
             store.close()
 
     def _ask_for_keys(self, at_ms: int) -> None:
-        """Agree with the farm on the keys that are lacking, and once more on the present one: a store that was
-        restarted empty is told of it before anybody proposes another."""
+        """Agree with the farm on the keys that are lacking, and once more on those that seal now and next, and did
+        before: a store that was restarted empty is told of them before anybody proposes others, and who could not reach
+        it comes round to what the others have agreed on."""
         with self._guard:
             self._keys.forget_old(at_ms)
             wanted = self._keys.wanted(at_ms)
         present = self._keys.period(at_ms)
-        for period in dict.fromkeys([present, *wanted]):
+        for period in dict.fromkeys([present, present + 1, present - 1, *wanted]):
+            if self._keys.life_ms(period, at_ms) <= 0:
+                continue  # no ticket of it is about
             self._agree(period, at_ms)
 
     def _agree(self, period: int, at_ms: int) -> None:
         place, life_ms = self._place(period), self._keys.life_ms(period, at_ms)
         with self._guard:
             known = self._keys.secret(period)
+        learn = self._keys.prefer  # what the first store says that answers
         for store in self._stores:
             secret = known if known is not None else os.urandom(SECRET_BYTES)
             try:
-                answer = self._box.open(store.agree(place, self._box.seal(secret, place), life_ms, CALL_LIMIT_S), place)
+                answer = self._ask(store, place, secret, life_ms)
                 self._answers[store.name] = True
             except TakeOnceUnavailable as unavailable:
                 self._answers[store.name] = False
@@ -140,8 +169,22 @@ class KeyAgreement:
                 continue
             if len(answer) == SECRET_BYTES:
                 with self._guard:
-                    self._keys.learn(period, answer)
-                known = answer
+                    learn(period, answer)
+                    known, learn = self._keys.secret(period), self._keys.learn
+        if known is None and self._decides_alone:
+            with self._guard:
+                self._keys.learn(period, os.urandom(SECRET_BYTES))
+
+    def _ask(self, store: TakeOnceForThreads, place: bytes, secret: bytes, life_ms: int) -> bytes:
+        """What the store says when ``secret`` is proposed; a key that was rotated out is replaced there."""
+        proposal = self._box.seal(secret, place)
+        agreed = store.agree(place, proposal, life_ms, CALL_LIMIT_S)
+        answer = self._box.open(agreed, place)
+        with self._guard:
+            is_retired = self._keys.is_retired(answer)
+        if not is_retired:
+            return answer
+        return self._box.open(store.agree(place, proposal, life_ms, CALL_LIMIT_S, agreed), place)
 
     def _place(self, period: int) -> bytes:
         about = f"{self._farm}\x00{self._keys.period_ms}\x00{period}".encode()
@@ -151,7 +194,7 @@ class KeyAgreement:
         """The keys stay; who asks for the next ones is a thread of this process."""
         _inherited.append((self._stores, self._guard, self._closed))
         self._guard, was_closed = threading.Lock(), self._closed.is_set()
-        self._closed = threading.Event()
+        self._closed, self._due = threading.Event(), threading.Event()
         if was_closed:
             self._closed.set()
         elif self._started:

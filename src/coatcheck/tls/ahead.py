@@ -20,8 +20,9 @@ from functools import cache
 from typing import Any, Final
 
 from coatcheck.seldom import Seldom
-from coatcheck.tls.client_hello import MAX_HELLO_BYTES, ClientHello, Incomplete, read_client_hello
+from coatcheck.tls.client_hello import ClientHello
 from coatcheck.tls.entrance import sessions_of
+from coatcheck.tls.peek import peek_hello
 from coatcheck.tls.sharing import SharedSessions
 from coatcheck.tls.turnstile import Turnstile
 
@@ -31,9 +32,6 @@ DEFAULT_HANDSHAKE_TIMEOUT_S: Final = 60.0
 """As asyncio has it."""
 MAX_PEEKING: Final = 10_000
 """Connections whose ClientHello is waited for; further ones go to their handshake at once, and it is a full one."""
-MAX_PEEKS: Final = 16
-"""So often a connection is looked at while its ClientHello grows. One in more pieces costs its client a full handshake,
-and us no more looks."""
 SHORTAGE_PAUSE_S: Final = 0.1
 
 _log: Final = logging.getLogger("coatcheck.tls")
@@ -247,42 +245,3 @@ class AheadServer(asyncio.AbstractServer):
             raise
         finally:
             self._shared.forget(fetched)
-
-
-async def peek_hello(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> object:
-    """What the first bytes of a connection are (:mod:`coatcheck.tls.client_hello`); they stay where they are.
-
-    Raises ``ConnectionError`` if the client went away.
-    """
-    try:
-        for _ in range(MAX_PEEKS):
-            data = None
-            with contextlib.suppress(BlockingIOError, InterruptedError):
-                data = connection.recv(MAX_HELLO_BYTES, socket.MSG_PEEK)
-            if data == b"":
-                raise ConnectionResetError("the client went away before its ClientHello")
-            if data:
-                reading = read_client_hello(data)
-                if not isinstance(reading, Incomplete) or len(data) >= MAX_HELLO_BYTES:
-                    return reading
-                # Half a hello: wake up when there is more of it, not for what is there already.
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(data) + 1)
-            await _readable(loop, connection)
-        return Incomplete()
-    finally:
-        with contextlib.suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(connection, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection)

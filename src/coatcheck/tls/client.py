@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.tls.hosts import as_host
 from coatcheck.tls.offers import KeptSession, Offers
-from coatcheck.tls.record import as_host
 
 MAX_LIFE_S: Final = 7 * 24 * 3600
 """RFC 8446 section 4.6.1, whatever the server says."""

@@ -16,10 +16,11 @@ from coatcheck.stores.session_server_url import SCHEMES, parse_session_servers
 from coatcheck.stores.take_once.opening import items_at
 from coatcheck.take_once.port import TakeOncePlace
 from coatcheck.tls.agreement import KeyAgreement
+from coatcheck.tls.hosts import Siblings
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
 from coatcheck.tls.proxy_tickets import ProxyFiles, ProxyTickets
-from coatcheck.tls.record import RecordSealer, Siblings
+from coatcheck.tls.record import RecordSealer
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import SessionIds, store_tag
 from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.tls.record import as_host
+from coatcheck.tls.hosts import as_host
 
 MAX_PLACES: Final = 256
 """Servers, or families of them, whose sessions are kept; of more, those that were used longest ago are dropped."""

@@ -54,6 +54,7 @@ _NAME_TYPE_HOST: Final = 0
 
 _OLDEST: Final = 0x30000000
 """OpenSSL 3.0: the oldest that was tried."""
+_TLS_1_3: Final = 0x0304
 _LOW_32_BITS: Final = 0xFFFFFFFF
 _READABLE_BYTES: Final = 1024
 """The pointer must be mapped for at least so many bytes; OpenSSL 3's context has more."""
@@ -81,6 +82,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "EVP_EncryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_char_p]),
     "EVP_DecryptInit_ex": (c_int, [c_void_p, c_void_p, c_void_p, c_char_p, c_char_p]),
     "EVP_MAC_CTX_set_params": (c_int, [c_void_p, c_void_p]),
+    "SSL_version": (c_int, [c_void_p]),
     "SSL_get_servername": (c_char_p, [c_void_p, c_int]),
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
 }
@@ -221,7 +223,9 @@ class OpenSslDoor:
         begun = library.EVP_DecryptInit_ex(cipher, library.EVP_aes_256_cbc(), None, secrets_.sealing, given)
         if begun != 1 or not self._mark_with(mac, secrets_.marking):
             return 0
-        return 2 if is_old else 1
+        # A client of TLS 1.3 offers each ticket once (RFC 8446 appendix C.4): without a new one its next visit would be
+        # a full handshake. OpenSSL renews them too, when it has the keys itself.
+        return 2 if is_old or library.SSL_version(connection) >= _TLS_1_3 else 1
 
     def _mark_with(self, mac: int, secret: bytes) -> bool:
         held, digest = ctypes.create_string_buffer(secret, len(secret)), ctypes.create_string_buffer(b"sha256")

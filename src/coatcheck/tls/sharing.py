@@ -16,8 +16,9 @@ from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NONCE_BYTES
 from coatcheck.tls.client_hello import ClientHello
 from coatcheck.tls.demands import Demands
+from coatcheck.tls.hosts import Siblings, as_host
 from coatcheck.tls.openssl import OpenSslDoor, OpenSslRefused, open_door
-from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, Siblings, as_host, judge_record
+from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, judge_record
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import ID_BYTES, NamedSession, SessionIds, item_key
 

@@ -11,14 +11,16 @@ A ticket opens only for the host that it was sealed for, or for its siblings: Op
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from coatcheck.tls.record import Siblings
+from coatcheck.tls.hosts import Siblings
 
 SECRET_BYTES: Final = 32
 NAME_BYTES: Final = 16
-MAX_SECRETS: Final = 4
+MAX_SECRETS: Final = 8
+"""Keys of one period: after so many rotations within one, its first tickets cost a full handshake."""
 MAX_HOSTS: Final = 1024
 """Hosts whose keys are kept worked out; of more, the oldest are worked out again."""
 
@@ -38,6 +40,15 @@ class OpeningKey(NamedTuple):
     is_old: bool
 
 
+class KeyNote(NamedTuple):
+    """A key as operators see it: a name that opens nothing, what it does now, and until when it opens."""
+
+    name: str
+    state: str
+    """``seals`` and opens, ``opens`` alone, or is for the ``next`` period."""
+    until_ms: int
+
+
 class TicketKeys:
     """What one server knows. Times are Unix milliseconds.
 
@@ -49,7 +60,10 @@ class TicketKeys:
         self.lifetime_ms = lifetime_ms
         self._siblings = siblings
         self._secrets: dict[int, list[bytes]] = {}
-        """By period; the first one seals. More than one if a store was empty, or two could not be reached alike."""
+        """By period; the first one seals. More than one if the keys were rotated by hand, if a store was empty, or if
+        two could not be reached alike."""
+        self._retired: set[bytes] = set()
+        """Those that were rotated out: they open, and seal never again, whatever a store says."""
         self._worked_out: dict[tuple[int, bytes, str], TicketKey] = {}
 
     def period(self, now_ms: int) -> int:
@@ -79,12 +93,56 @@ class TicketKeys:
         if secret not in known and len(known) < MAX_SECRETS:
             known.append(secret)
 
+    def prefer(self, period: int, secret: bytes) -> None:
+        """The farm has agreed on this key of a period: it seals, and what sealed before it opens."""
+        if secret in self._retired:
+            self.learn(period, secret)
+        else:
+            self._put_first(period, secret)
+
+    def rotate(self, now_ms: int, new_secret: Callable[[], bytes]) -> None:
+        """Seal with new keys from now on, in this period and in the next; what was sealed before opens as long as it
+        would have."""
+        now = self.period(now_ms)
+        for period in (now, now + 1):
+            self._retired.update(self._secrets.get(period, ()))
+            self._put_first(period, new_secret())
+
+    def is_retired(self, secret: bytes) -> bool:
+        """Whether it was rotated out."""
+        return secret in self._retired
+
+    def _put_first(self, period: int, secret: bytes) -> None:
+        others = [one for one in self._secrets.get(period, ()) if one != secret]
+        self._secrets[period] = [secret, *others][:MAX_SECRETS]
+
+    def told(self) -> dict[int, tuple[bytes, ...]]:
+        """All secrets by period, the sealing one first: what another process needs to seal and open alike."""
+        return {period: tuple(secrets) for period, secrets in self._secrets.items()}
+
+    def replace(self, told: Mapping[int, Sequence[bytes]]) -> None:
+        """Know what :meth:`told` said elsewhere, and nothing else."""
+        self._secrets = {period: list(secrets) for period, secrets in told.items()}
+        for worked_out in [one for one in self._worked_out if one[1] not in self._secrets.get(one[0], ())]:
+            del self._worked_out[worked_out]
+
+    def notes(self, now_ms: int) -> list[KeyNote]:
+        """Every key that opens now or seals next, for operators; the oldest first."""
+        now, found = self.period(now_ms), []
+        for period in sorted(self._secrets):
+            until_ms = now_ms + self.life_ms(period, now_ms)
+            for at, secret in enumerate(self._secrets[period] if until_ms > now_ms else ()):
+                state = "opens" if at or period < now else "seals" if period == now else "next"
+                found.append(KeyNote(key_name(secret), state, until_ms))
+        return found
+
     def forget_old(self, now_ms: int) -> None:
         """Drop the keys that open nothing any more."""
         for period in [one for one in self._secrets if self.life_ms(one, now_ms) <= 0]:
             del self._secrets[period]
             for worked_out in [one for one in self._worked_out if one[0] == period]:
                 del self._worked_out[worked_out]
+        self._retired &= {secret for secrets in self._secrets.values() for secret in secrets}
 
     def sealing(self, host: str, now_ms: int) -> TicketKey | None:
         """The key for a new ticket: that of the present period, or the last one before it that is known and that
@@ -100,7 +158,7 @@ class TicketKeys:
             for secret in self._secrets[period] if self.life_ms(period, now_ms) > 0 else ():
                 key = self._key(secret, period, first)
                 if key.name == name:
-                    return OpeningKey(key, period < now)
+                    return OpeningKey(key, period < now or secret in self._retired)
         return None
 
     def of_period(self, period: int, host: str) -> TicketKey | None:
@@ -122,3 +180,8 @@ class TicketKeys:
         )
         self._worked_out[period, secret, host] = key
         return key
+
+
+def key_name(secret: bytes) -> str:
+    """A key's name for operators: 8 hex digits of a hash, which opens nothing."""
+    return blake2b(secret, digest_size=4, person=b"ticket shown").hexdigest()

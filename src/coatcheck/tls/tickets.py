@@ -11,15 +11,15 @@ import logging
 import os
 import ssl
 import time
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from coatcheck.seldom import Seldom
-from coatcheck.tls.agreement import KeyAgreement
 from coatcheck.tls.demands import Demands
+from coatcheck.tls.hosts import as_host
 from coatcheck.tls.openssl import OpenSslRefused, TicketSecrets, open_door
-from coatcheck.tls.record import as_host
+from coatcheck.tls.ticket_keys import OpeningKey, TicketKey
 
 FIRST_ROUND_S: Final = 1.0
 """How long a start waits for the stores, so that the first handshakes are shared already."""
@@ -40,26 +40,56 @@ class TicketCounts(msgspec.Struct):
     """Of no key that is known here for this host: another farm's, or too old. A full handshake."""
 
 
+class KeySource(Protocol):
+    """Where a process has its keys from: it agrees on them (:mod:`coatcheck.tls.agreement`), or is told
+    (:mod:`coatcheck.tls.told_keys`)."""
+
+    @property
+    def life_s(self) -> int:
+        """How long a ticket lives at most."""
+        ...
+
+    def start(self, wait_s: float) -> None:
+        """Begin; waits so long at most for the first keys."""
+        ...
+
+    def close(self) -> None:
+        """Learn no more."""
+        ...
+
+    def sealing(self, host: str) -> TicketKey | None:
+        """The key for a new ticket; ``None`` if none of the farm is known."""
+        ...
+
+    def opening(self, name: bytes, host: str) -> OpeningKey | None:
+        """The key of that name, if a ticket of it may be opened for this host."""
+        ...
+
+    def status(self) -> dict[str, object]:
+        """What is known, for operators."""
+        ...
+
+
 class SharedTickets:
     """The tickets of one context; made by :func:`coatcheck.tls.share_ticket_keys`.
 
     Nothing here ever fails a handshake: whatever goes wrong is a full handshake, and is counted.
     """
 
-    def __init__(self, context: ssl.SSLContext, agreement: KeyAgreement, farm: str) -> None:
+    def __init__(self, context: ssl.SSLContext, source: KeySource, farm: str) -> None:
         self.counts = TicketCounts()
         self.why_off = ""
         """Why nothing is shared, in words; empty if all is well."""
-        self._agreement = agreement
+        self._source = source
         self._demands = Demands(context, farm)
         self._alone = TicketSecrets(os.urandom(16), os.urandom(32), os.urandom(32))
         try:
-            open_door(context).share_tickets(self, self._demands.name, agreement.life_s)
+            open_door(context).share_tickets(self, self._demands.name, source.life_s)
         except OpenSslRefused as refused:
             self.why_off = str(refused)
             return
         context.options &= ~ssl.OP_NO_TICKET
-        agreement.start(FIRST_ROUND_S)
+        source.start(FIRST_ROUND_S)
 
     @property
     def active(self) -> bool:
@@ -69,12 +99,12 @@ class SharedTickets:
     def status(self) -> dict[str, object]:
         """For operators: whether it is on, the counts, which periods' keys are known, and which stores answer."""
         counts: dict[str, object] = msgspec.to_builtins(self.counts)
-        return {"active": self.active, **counts, **self._agreement.status()}
+        return {"active": self.active, **counts, **self._source.status()}
 
     def close(self) -> None:
         """Ask the stores no more, and open and seal nothing for others."""
         self.why_off = self.why_off or "closed"
-        self._agreement.close()
+        self._source.close()
 
     # -- what OpenSSL asks, in the middle of a handshake -------------------------------------------
 
@@ -82,7 +112,7 @@ class SharedTickets:
         """A key of the farm; if none is known, one that nobody else has: a handshake without any could not end."""
         try:
             if self.active and not self._demands.are_others():
-                key = self._agreement.sealing(as_host(host))
+                key = self._source.sealing(as_host(host))
                 if key is not None:
                     self.counts.made += 1
                     return TicketSecrets(*key)
@@ -96,7 +126,7 @@ class SharedTickets:
         try:
             if not self.active or self._demands.are_others():
                 return None
-            found = self._agreement.opening(name, as_host(host))
+            found = self._source.opening(name, as_host(host))
             if found is None:
                 self.counts.refused += 1
                 return None

@@ -55,8 +55,8 @@ def token_file(tmp_path: Path) -> str:
         (("--login-url", "http://[::1/"), "login-url"),
         (("--logout-url", "http://127.0.0.1/a b"), "logout-url"),
         (("--key-file", "KEY"), "--store"),
-        (("--tls-cert", "missing.pem"), "tls-cert"),
-        (("--tls-cert", "missing.pem", "--tls-key", "missing.pem"), "cannot start"),
+        (("--tls-certificate", "missing.pem"), "tls-certificate"),
+        (("--tls-certificate", "missing.pem", "--tls-key", "missing.pem"), "cannot start"),
     ],
 )
 def test_wrong_settings_end_it_with_one_line(
@@ -161,7 +161,7 @@ def test_what_is_no_service_is_told_in_one_line(token_file: str, answer: bytes) 
 
 def test_tls(start: StartService, certificate: tuple[Path, Path]) -> None:
     chain, private = certificate
-    service = start("--tls-cert", str(chain), "--tls-key", str(private), trust=chain)
+    service = start("--tls-certificate", str(chain), "--tls-key", str(private), trust=chain)
     assert service.url.startswith("https://")
     assert service.signed_in()["token"] == "T1"
     asked = run(

@@ -22,6 +22,9 @@ _SHORTAGE_PAUSE_S: Final = 0.1
 _UNREAD_BYTES: Final = 16 * 1024
 """With fewer the kernel calls a connection unreadable until its handshake begins."""
 
+_SHORTEST_S: Final = 0.001
+"""What is left for the handshake of a client whose time is over: asyncio takes no zero."""
+
 
 class _Unread(asyncio.Protocol):
     """Who has a connection until its handshake begins, which is to read the first byte."""
@@ -138,22 +141,27 @@ class TlsDoor:
         loop = relay.loop
         relay.traffic.begin_handshake(sock)
         relay.flush()
+        ends_at = loop.time() + relay.options.tls_handshake_timeout_s
         try:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # In two steps, so that we have the transport beneath, too: it knows what has not left yet. uvloop reads
-            # from a new connection even if that is paused, hence the low-water mark.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _UNREAD_BYTES)
-            beneath, _ = await loop.connect_accepted_socket(_Unread, sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            handshake = _Handshake()
-            transport = await loop.start_tls(
-                beneath,
-                handshake,
-                self._context,
-                server_side=True,
-                ssl_handshake_timeout=relay.options.tls_handshake_timeout_s,
-            )
+            async with contextlib.AsyncExitStack() as around:
+                if relay.options.around_handshake is not None:
+                    async with asyncio.timeout_at(ends_at):
+                        await around.enter_async_context(relay.options.around_handshake(sock))
+                # In two steps, so that we have the transport beneath, too: it knows what has not left yet. uvloop reads
+                # from a new connection even if that is paused, hence the low-water mark.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _UNREAD_BYTES)
+                beneath, _ = await loop.connect_accepted_socket(_Unread, sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                handshake = _Handshake()
+                transport = await loop.start_tls(
+                    beneath,
+                    handshake,
+                    self._context,
+                    server_side=True,
+                    ssl_handshake_timeout=max(ends_at - loop.time(), _SHORTEST_S),
+                )
         except (OSError, ssl.CertificateError) as error:
             guest.leave()
             sock.close()

@@ -8,7 +8,6 @@ those that were told.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -16,14 +15,12 @@ from typing import Final
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import ControlError, Message
 from coatcheck.farm.files.keys import ENV, FarmKeys, key_name, save
-from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.supervisor import Supervisor
+from coatcheck.farm.supervision.telling import tell_all
 from coatcheck.tokens.keyring import key_id
 
 ACCEPT_TIMEOUT_S: Final = 30.0
 """How long web servers that are busy, or are being started, may take to be told of the keys."""
-TELL_TIMEOUT_S: Final = 2.0
-TELL_AGAIN_S: Final = 0.05
 COUNT_TIMEOUT_S: Final = 30.0
 
 Progress = Callable[[Message], None]
@@ -89,28 +86,13 @@ class KeyOperations:
             self._farm.use_keys(keys)
 
     async def _tell(self, keys: FarmKeys, timeout_s: float) -> list[str]:
-        """Tell every web server that runs; answers the names of those that could not be told in time."""
-        until = time.monotonic() + timeout_s
-        told = await asyncio.gather(*(self._tell_one(keeper, keys, until) for keeper in self._farm.web_servers))
-        return [keeper.name for keeper, done in zip(self._farm.web_servers, told, strict=True) if not done]
-
-    async def _tell_one(self, keeper: Keeper, keys: FarmKeys, until: float) -> bool:
-        arguments = {"keys": [key.hex() for key in keys.keys], "primary": keys.primary}
-        while True:
-            if keeper.state in ("stopped", "drained", "dead", "restarting", "stopping"):
-                return True  # it is given the newest keys when it starts
-            # One that is starting may have been given older ones: it is told as soon as it is ready.
-            if keeper.state != "starting":
-                try:
-                    await keeper.call("keys", TELL_TIMEOUT_S, **arguments)
-                except ControlError:
-                    if time.monotonic() >= until:
-                        return False
-                else:
-                    return True
-            if time.monotonic() >= until:
-                return False
-            await asyncio.sleep(TELL_AGAIN_S)
+        """Tell every process that runs and has to know; answers the names of those that could not be told in time."""
+        secrets = [key.hex() for key in keys.keys]
+        web_servers, directors = await asyncio.gather(
+            tell_all(self._farm.web_servers, "keys", timeout_s, keys=secrets, primary=keys.primary),
+            self._farm.tell_directors_keys(timeout_s),
+        )
+        return web_servers + directors
 
     async def _sealed_by(self) -> Counter[str] | None:
         """Sessions by the ID of the key that sealed them; with outside session servers nobody counts."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 from coatcheck.farm.control.channel import ControlError, Message
 from coatcheck.farm.operations.key_operations import KeyOperations
 from coatcheck.farm.operations.status import farm_status
+from coatcheck.farm.operations.tls_operations import TlsOperations
 from coatcheck.farm.supervision.child import StartFailed
 from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.supervisor import Supervisor
@@ -33,6 +34,7 @@ class Operations:
         self._farm = farm
         self._moving: set[str] = set()
         self._keys = KeyOperations(farm)
+        self._tls = TlsOperations(farm)
         self._answers: dict[str, Callable[[Message, Progress], Awaitable[Message]]] = {
             "status": self._status,
             "drain": self._drain,
@@ -43,6 +45,8 @@ class Operations:
             "keys.ls": self._keys.ls,
             "keys.rotate": self._keys.rotate,
             "keys.revoke": self._keys.revoke,
+            "tls.status": self._tls.status,
+            "tls.rotate": self._tls.rotate,
         }
 
     async def answer(self, message: Message, progress: Progress) -> Message:

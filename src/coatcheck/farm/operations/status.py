@@ -38,6 +38,10 @@ SESSION_SERVER_FIELDS: Final = (
 )
 
 
+GROUPS: Final = ("director", "web_servers", "session_servers", "tls_sessions")
+TLS_SESSIONS_FIELDS: Final = ("items", "item_bytes", "refused_full")
+
+
 def _base(keeper: Keeper, address: object) -> dict[str, Any]:
     return {
         "name": keeper.name,
@@ -56,7 +60,12 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
     """Ask every process at once; one that does not answer in time is not healthy, and its counts are ``null``."""
     addressed = farm.roster()
     answers = await asyncio.gather(*(_ask(keeper) for _, keeper, _ in addressed))
-    groups: dict[str, list[dict[str, Any]]] = {"director": [], "web_servers": [], "session_servers": []}
+    groups: dict[str, list[dict[str, Any]]] = {
+        "director": [],
+        "web_servers": [],
+        "session_servers": [],
+        "tls_sessions": [],
+    }
     for (group, keeper, address), answer in zip(addressed, answers, strict=True):
         row = _base(keeper, address)
         row["healthy"] = row["healthy"] and answer is not None
@@ -95,6 +104,8 @@ def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
     known = answer or {}
     if group == "web_servers":
         return {name: known.get(name) for name in WEB_FIELDS}
+    if group == "tls_sessions":
+        return {name: known.get(name) for name in TLS_SESSIONS_FIELDS}
     if group == "session_servers":
         return {name: known.get(name) for name in SESSION_SERVER_FIELDS}
     return {"requests": known.get("requests"), "details": answer}

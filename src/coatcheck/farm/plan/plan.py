@@ -12,11 +12,22 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.ports import InternalAddresses
-from coatcheck.farm.plan.roles import Address, DirectorRole, SessionServerRole, WebServerRole, WebServerTarget
+from coatcheck.farm.plan.roles import (
+    Address,
+    DirectorRole,
+    OutsideItems,
+    SessionOrders,
+    SessionServerRole,
+    WebServerRole,
+    WebServerTarget,
+)
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
+from coatcheck.tokens.keyring import KeyRing
 
 ROUTE_SUFFIX: Final = "-route"
+TLS_SESSIONS: Final = "tls-sessions"
+"""The process that keeps the TLS sessions of all directors, where each is resumed once."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -26,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True):
     outside: tuple[SessionServerAddress, ...]
     """Session servers that are not ours to start."""
     web_servers: tuple[WebServerRole, ...]
+    tls_sessions: tuple[SessionServerRole, ...]
+    """One, which has no room for sessions of the app, or none."""
     directors: tuple[DirectorRole, ...]
 
 
@@ -48,6 +61,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
     copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
+    tls_sessions = (_tls_sessions(settings.name, keys, outside, internal),) if settings.keeps_tls_sessions else ()
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
         WebServerRole(
@@ -84,10 +98,48 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             trusted_proxies=settings.trusted_proxy,
             error_pages=_absolute(settings.error_pages),
             limits=settings.director,
+            sessions=_session_orders(settings, tls_sessions[0], keys) if tls_sessions else None,
         )
         for n in range(1, settings.director_workers + 1)
     )
-    return Plan(embedded, outside, web_servers, directors)
+    return Plan(embedded, outside, web_servers, tls_sessions, directors)
+
+
+def _tls_sessions(
+    farm: str, keys: FarmKeys, outside: tuple[SessionServerAddress, ...], internal: InternalAddresses
+) -> SessionServerRole:
+    """A session server for items alone, with a password of its own: directors know it, and not that of the others."""
+    password = blake2b(b"TLS sessions of directors", key=keys.session_server_password.encode()[:64]).hexdigest()
+    shared = shared_by_machines(outside)
+    return SessionServerRole(
+        name=TLS_SESSIONS,
+        address=internal.take(TLS_SESSIONS),
+        password=password,
+        max_entries=1,
+        items=OutsideItems(farm, shared) if shared else None,
+    )
+
+
+def shared_by_machines(outside: tuple[SessionServerAddress, ...]) -> tuple[SessionServerAddress, ...]:
+    """The session servers that other machines may ask, too; a file belongs to one machine."""
+    return tuple(address for address in outside if address.parts.scheme != "sqlite")
+
+
+def _session_orders(settings: FarmSettings, store: SessionServerRole, keys: FarmKeys) -> SessionOrders:
+    secrets, primary = tls_session_ring(keys)
+    return SessionOrders(
+        farm=settings.name,
+        lifetime_s=int(settings.tls_session_lifetime_s),
+        store=store.name,
+        url=_url(store),
+        keys=secrets,
+        primary=primary,
+    )
+
+
+def tls_session_ring(keys: FarmKeys) -> tuple[tuple[bytes, ...], int]:
+    """What directors seal TLS sessions with: derived from the key ring, and no way back."""
+    return KeyRing(keys.keys, keys.primary).derived("tls sessions of directors")
 
 
 def _session_access(

@@ -11,6 +11,7 @@ from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.routes import Sticky
+from coatcheck.stores.session_server_url import SessionServerAddress
 
 LOOPBACK = "127.0.0.1"
 
@@ -48,6 +49,13 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         return f"Handover({self.give!r})"
 
 
+class OutsideItems(msgspec.Struct, frozen=True):
+    """Where the items of this farm's machines are, that may be taken once."""
+
+    farm: str
+    session_servers: tuple[SessionServerAddress, ...]
+
+
 class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_field="role", kw_only=True):
     """An embedded session server."""
 
@@ -57,6 +65,8 @@ class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_f
     handover: Handover | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
     max_entries: int = DEFAULT_MAX_ENTRIES
+    items: OutsideItems | None = None
+    """Where it passes items on to, instead of keeping them."""
 
     def __repr__(self) -> str:
         return f"SessionServerRole({self.name!r}, {self.address})"
@@ -99,6 +109,35 @@ class WebServerTarget(msgspec.Struct, frozen=True):
     tag: str
 
 
+class TicketOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys that all directors of a farm seal and open TLS tickets with, and nothing that they come from."""
+
+    farm: str
+    period_ms: int
+    lifetime_ms: int
+    keys: tuple[tuple[int, tuple[bytes, ...]], ...] = ()
+    """By period, the sealing one first."""
+
+    def __repr__(self) -> str:
+        return f"TicketOrders({self.farm!r}, {len(self.keys)} periods)"
+
+
+class SessionOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the directors of a farm keep their TLS sessions, and what they seal them with: keys that open nothing
+    else."""
+
+    farm: str
+    lifetime_s: int
+    store: str
+    """The process that keeps them, by its name."""
+    url: str
+    keys: tuple[bytes, ...]
+    primary: int
+
+    def __repr__(self) -> str:
+        return f"SessionOrders({self.farm!r}, {self.store!r})"
+
+
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
     """A director worker; all workers of a farm accept from one socket."""
 
@@ -115,6 +154,10 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     stop_grace_s: float = 10.0
     tls_certificate: str = ""
     tls_key: str = ""
+    tickets: TicketOrders | None = None
+    """How it shares TLS sessions, if by ticket keys."""
+    sessions: SessionOrders | None = None
+    """How it shares TLS sessions, if each is to be resumed once."""
     trusted_proxies: tuple[str, ...] = ()
     error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()

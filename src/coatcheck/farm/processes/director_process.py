@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import socket
-import ssl
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 
 from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
-from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
+from coatcheck.farm.processes.director_tls import DirectorTls
 from coatcheck.farm.settings.error_pages import load_error_pages
 
 
@@ -29,6 +29,8 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         )
         for upstream in role.upstreams
     )
+    tls = DirectorTls(role) if role.tls_certificate else None
+    stored = tls.stored if tls is not None else None
     director = EmbeddedDirector(
         DirectorOptions(
             servers=servers,
@@ -36,14 +38,16 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             port=role.address.port,
             route_cookie=role.route_cookie,
             error_pages=load_error_pages(role.error_pages),
-            tls=tls_context(role.tls_certificate, role.tls_key) if role.tls_certificate else None,
+            tls=tls.context if tls is not None else None,
+            around_handshake=stored.ahead() if stored is not None and not stored.why_off else None,
             trusted_proxies=role.trusted_proxies,
             **msgspec.structs.asdict(role.limits),
         )
     )
 
     async def status(message: Message) -> dict[str, Any]:
-        return {"status": director.status()}
+        found = director.status()
+        return {"status": found if tls is None else {**found, "tls": tls.status()}}
 
     async def drain(message: Message) -> dict[str, Any]:
         director.drain(message["server"])
@@ -58,28 +62,14 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         return {}
 
     control.on({"status": status, "drain": drain, "admit": admit, "died": died})
+    if tls is not None:
+        control.on(tls.operations())
+        if tls.why_off:
+            control.warn(f"{role.name}: TLS sessions are not shared with the other director workers: {tls.why_off}")
     for name in role.drained:
         director.drain(name)
-    await director.start(socket.socket(fileno=role.listener))
-    control.ready()
-    await control.stopping.wait()
-    await director.stop(role.stop_grace_s)
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """What the director speaks HTTPS with.
-
-    Raises:
-        ConfigError: the two files cannot be loaded, or do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # An empty password: a locked key must fail, not ask a terminal that nobody watches.
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        files = f"{certificate} with tls_key {key}"
-        raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
-    return context
+    async with stored.reach_store() if stored is not None else nullcontext():
+        await director.start(socket.socket(fileno=role.listener))
+        control.ready()
+        await control.stopping.wait()
+        await director.stop(role.stop_grace_s)

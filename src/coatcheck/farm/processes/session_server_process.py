@@ -8,9 +8,10 @@ from typing import Any
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.ports import listen
-from coatcheck.farm.plan.roles import Handover, SessionServerRole
+from coatcheck.farm.plan.roles import Handover, OutsideItems, SessionServerRole
 from coatcheck.session_server.handover import HandoverRefused, handover_box
 from coatcheck.session_server.server import SessionServer
+from coatcheck.session_server.state import Items
 
 
 async def run(role: SessionServerRole, control: ProcessControl) -> None:
@@ -21,6 +22,7 @@ async def run(role: SessionServerRole, control: ProcessControl) -> None:
         sock=listen(role.address),
         max_bytes=role.max_bytes,
         max_entries=role.max_entries,
+        items=_forwarded(role.items) if role.items is not None else None,
     )
 
     async def status(message: Message) -> dict[str, Any]:
@@ -37,6 +39,13 @@ async def run(role: SessionServerRole, control: ProcessControl) -> None:
     control.ready()
     await control.stopping.wait()
     await server.stop()
+
+
+def _forwarded(outside: OutsideItems) -> Items:
+    from coatcheck.farm.processes.forwarded_items import LIMIT_S, ForwardedItems
+    from coatcheck.stores.take_once.opening import items_at
+
+    return ForwardedItems([items_at(address, outside.farm, LIMIT_S) for address in outside.session_servers])
 
 
 async def _take_over(server: SessionServer, handover: Handover, control: ProcessControl) -> None:

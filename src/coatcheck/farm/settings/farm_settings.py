@@ -14,7 +14,7 @@ import msgspec
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
 from coatcheck.host_port import is_loopback
-from coatcheck.options import Option, check_plain_name, judge, shown
+from coatcheck.options import Option, check_plain_name, judge, settings_of, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.routes import Sticky
@@ -23,9 +23,12 @@ from coatcheck.stores.session_server_url import parse_session_servers
 
 HttpServer = Literal["uvicorn", "granian"]
 InternalLinks = Literal["unix", "tcp"]
+TlsSharing = Literal["ticket-keys", "take-once", "off"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
+MAX_TICKET_PERIODS: Final = 200
+"""So many ticket keys may open at once; each is agreed on, kept and told to every director."""
 
 
 class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +74,32 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Option("The director speaks HTTPS with this certificate chain (PEM).", metavar="FILE")
     ] = ""
     tls_key: Annotated[str, Option("The certificate's private key (PEM).", metavar="FILE")] = ""
+    tls_sharing: Annotated[
+        TlsSharing,
+        Option(
+            "How a browser resumes its TLS session at another director worker, or after a restart of its own: by "
+            "`ticket-keys` that all of them have; or `take-once`, each session kept by the farm and given out once. "
+            "With `off` each worker resumes only its own."
+        ),
+    ] = "ticket-keys"
+    tls_session_lifetime_s: Annotated[
+        float,
+        Option(
+            "How long a TLS session can be resumed; with ticket keys, after its key seals no more.",
+            duration=True,
+            minimum=1,
+            maximum=6 * 86400,
+        ),
+    ] = 300.0
+    tls_ticket_period_s: Annotated[
+        float,
+        Option(
+            "How long a ticket key seals before the next one does, the same on all machines.",
+            duration=True,
+            minimum=1,
+            maximum=86400,
+        ),
+    ] = 3600.0
     trusted_proxy: Annotated[
         tuple[str, ...],
         Option(
@@ -192,6 +221,16 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         judge(self)
         check(self)
 
+    @property
+    def shares_ticket_keys(self) -> bool:
+        """Whether the directors share TLS sessions by ticket keys."""
+        return bool(self.tls_certificate) and self.tls_sharing == "ticket-keys"
+
+    @property
+    def keeps_tls_sessions(self) -> bool:
+        """Whether the farm keeps the TLS sessions of its directors."""
+        return bool(self.tls_certificate) and self.tls_sharing == "take-once"
+
     def __repr__(self) -> str:
         # ``session_server`` may hold passwords.
         return f"FarmSettings(app={self.app!r}, name={self.name!r}, run_dir={self.run_dir!r})"
@@ -224,6 +263,7 @@ def check(settings: FarmSettings) -> None:
     check_plain_name("name", settings.name)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
+    _check_tls_sharing(settings)
     if not settings.host:
         raise ConfigError("host: name an address, such as 127.0.0.1 or 0.0.0.0")
     if not settings.run_dir:
@@ -235,3 +275,25 @@ def check(settings: FarmSettings) -> None:
             raise ConfigError(
                 f"trusted_proxy: {shown(str(error))}; write a network such as 10.0.0.0/8, or an address"
             ) from None
+
+
+_OF_TLS_SHARING: Final = ("tls_sharing", "tls_session_lifetime", "tls_ticket_period")
+
+
+def _check_tls_sharing(settings: FarmSettings) -> None:
+    given = [
+        each.key
+        for each in settings_of(FarmSettings)
+        if each.key in _OF_TLS_SHARING and getattr(settings, each.field) != each.default
+    ]
+    if given and not settings.tls_certificate:
+        raise ConfigError(f"{given[0]}: only with tls_certificate; without it the proxy that speaks TLS keeps sessions")
+    if "tls_ticket_period" in given and settings.tls_sharing != "ticket-keys":
+        raise ConfigError('tls_ticket_period: only with tls_sharing = "ticket-keys"; drop one of them')
+    if settings.tls_session_lifetime_s > MAX_TICKET_PERIODS * settings.tls_ticket_period_s:
+        raise ConfigError(
+            f"tls_ticket_period: tickets of more than {MAX_TICKET_PERIODS} keys would be about; make it longer, or "
+            "tls_session_lifetime shorter"
+        )
+    if "tls_session_lifetime" in given and settings.tls_sharing == "off":
+        raise ConfigError('tls_session_lifetime: with tls_sharing = "off" it is OpenSSL\'s; drop one of them')

@@ -39,6 +39,11 @@ def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
         )
     if public and settings.tls_certificate and not settings.director.hsts_s:
         yield 'hsts: browsers are not told to come by HTTPS only; set "365d" once the host name serves nothing else'
+    if settings.tls_sharing == "off":
+        yield (
+            "tls_sharing: with off each director worker seals TLS tickets with one key for as long as it runs, and "
+            "whoever gets that can read what it recorded of TLS 1.2; leave the default"
+        )
     if "0.0.0.0/0" in settings.trusted_proxy or "::/0" in settings.trusted_proxy:
         yield "trusted_proxy: everybody may claim any address and HTTPS; name the network of your proxies"
     if settings.reload:

@@ -19,15 +19,17 @@ from coatcheck.farm.control.channel import Answer, ControlError, ControlServer
 from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.files.keys import FarmKeys, load_or_create
 from coatcheck.farm.files.run_directory import RunDirectory
-from coatcheck.farm.plan.plan import Plan, make_plan
+from coatcheck.farm.plan.plan import Plan, make_plan, tls_session_ring
 from coatcheck.farm.plan.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
 from coatcheck.farm.plan.roles import Address, DirectorRole, Role, SessionServerRole, WebServerRole
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.child import StartFailed
 from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.farm_tickets import FarmTickets
 from coatcheck.farm.supervision.handover import Handovers, discard
 from coatcheck.farm.supervision.keeper import Keeper, KeeperOptions
+from coatcheck.farm.supervision.telling import tell_all
 
 State = Literal["starting", "running", "stopping"]
 
@@ -54,6 +56,7 @@ class Supervisor:
         self.drained: set[str] = set()
         self.session_servers: tuple[Keeper, ...] = ()
         self.web_servers: tuple[Keeper, ...] = ()
+        self.tls_sessions: tuple[Keeper, ...] = ()
         self.directors: tuple[Keeper, ...] = ()
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
@@ -66,6 +69,8 @@ class Supervisor:
         self._telling: set[asyncio.Task[None]] = set()
         self._handovers: Handovers | None = None
         self._keys: FarmKeys | None = None
+        self.tickets: FarmTickets | None = None
+        """The keys of TLS tickets, where the farm's directors share sessions by them."""
         self.keys_file: Path | None = None
         """Where the keys are kept; ``None`` if they came from the environment."""
 
@@ -88,7 +93,7 @@ class Supervisor:
     @property
     def keepers(self) -> tuple[Keeper, ...]:
         """Every process, in the order in which they stop."""
-        return self.directors + self.web_servers + self.session_servers
+        return self.directors + self.web_servers + self.session_servers + self.tls_sessions
 
     @property
     def uptime_s(self) -> float:
@@ -104,6 +109,16 @@ class Supervisor:
         self._keys = keys
         if self._handovers is not None:
             self._handovers.use(keys)
+        if self.tickets is not None:
+            self.tickets.use_keys(keys)
+
+    async def tell_directors_keys(self, timeout_s: float) -> list[str]:
+        """What follows for the TLS sessions that directors seal; the names of those that could not be told in time."""
+        if not self.tls_sessions:
+            return []
+        secrets, primary = tls_session_ring(self.keys)
+        told = [secret.hex() for secret in secrets]
+        return await tell_all(self.directors, "tls_keys", timeout_s, keys=told, primary=primary)
 
     def roster(self) -> list[tuple[str, Keeper, Address]]:
         """Every process of ours: the list of ``status`` that it belongs to, its keeper, and its address."""
@@ -112,6 +127,7 @@ class Supervisor:
             ("director", self.directors, plan.directors),
             ("web_servers", self.web_servers, plan.web_servers),
             ("session_servers", self.session_servers, plan.session_servers),
+            ("tls_sessions", self.tls_sessions, plan.tls_sessions),
         )
         return [
             (group, keeper, role.address)
@@ -143,8 +159,10 @@ class Supervisor:
                 where = self.run_directory.path
                 raise ConfigError(f"run_dir: no socket in {where}: {error.strerror}; choose another") from None
             self._note()
+            if self.tickets is not None:
+                await self.tickets.start()
             # In the order of who needs whom, so that none begins with a warning that another is not there yet.
-            for keepers in (self.session_servers, self.web_servers, self.directors):
+            for keepers in (self.session_servers, self.tls_sessions, self.web_servers, self.directors):
                 await self._start_all(keepers)
         except BaseException:
             await self.stop(immediate=True)
@@ -164,12 +182,15 @@ class Supervisor:
         else:
             self._internal = InternalSockets(self.run_directory.sockets)
         self._plan = plan = make_plan(settings, keys, self._public, self._internal)
+        if settings.shares_ticket_keys:
+            self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.directors)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
         self._handovers = self._begin_handovers(keys)
         self.session_servers = tuple(
             keeper(role.name, functools.partial(self._session_server_role, role)) for role in plan.session_servers
         )
+        self.tls_sessions = tuple(keeper(role.name, functools.partial(_as_planned, role)) for role in plan.tls_sessions)
         self.web_servers = tuple(
             keeper(
                 role.name,
@@ -216,7 +237,17 @@ class Supervisor:
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
             raise StartFailed("the farm stops")
-        return msgspec.structs.replace(role, listener=self._listener.fileno(), drained=tuple(sorted(self.drained)))
+        sessions = role.sessions
+        if sessions is not None:
+            secrets, primary = tls_session_ring(self.keys)
+            sessions = msgspec.structs.replace(sessions, keys=secrets, primary=primary)
+        return msgspec.structs.replace(
+            role,
+            sessions=sessions,
+            listener=self._listener.fileno(),
+            drained=tuple(sorted(self.drained)),
+            tickets=self.tickets.orders() if self.tickets is not None else None,
+        )
 
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
@@ -264,13 +295,15 @@ class Supervisor:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self.tickets is not None:
+            await self.tickets.aclose()
         grace_s = 0.0 if immediate else self.settings.stop_grace_s
         hanging_up = asyncio.create_task(self._hang_up())
         for keepers in (self.directors, self.web_servers):
             await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
             hanging_up.cancel()
         await self._hand_over()
-        await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers))
+        await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers + self.tls_sessions))
         await asyncio.gather(hanging_up, return_exceptions=True)
         if self._control is not None:
             await self._control.aclose()
@@ -332,3 +365,7 @@ class Supervisor:
             self._note_failed = True
         else:
             self._note_failed = False
+
+
+def _as_planned(role: SessionServerRole) -> SessionServerRole:
+    return role

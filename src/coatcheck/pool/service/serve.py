@@ -38,12 +38,12 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
     """Serve until told to stop. ``options``: of the pool. Raises :class:`ConfigError`."""
     bearer = read_bearer_tokens(settings.token_file)
     if bool(settings.certificate) != bool(settings.private_key):
-        raise ConfigError("tls-cert and tls-key: both are needed, or none")
+        raise ConfigError("tls-certificate and tls-key: both are needed, or none")
     host = parse_host_port(settings.listen, "listen")[0]
     if not (is_loopback(host) or settings.certificate or settings.insecure):
         raise ConfigError(
             f"listen: {host} can be reached from other machines, and tokens would go there in the clear; "
-            "give --tls-cert and --tls-key, or --allow-insecure"
+            "give --tls-certificate and --tls-key, or --allow-insecure"
         )
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
     TokenPool(**options).close(0)

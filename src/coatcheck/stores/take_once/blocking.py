@@ -23,7 +23,7 @@ from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.greeting import HandshakeRefused, Steps, greet
 from coatcheck.stores.take_once.requests import ItemRequests, as_agreement, as_flag, as_item, must_prepare
 from coatcheck.take_once.port import TakeOnceUnavailable
-from coatcheck.take_once.rule import check_agreement, check_key, check_nonce, check_put
+from coatcheck.take_once.rule import NOTHING, check_agreement, check_key, check_nonce, check_put
 
 T = TypeVar("T")
 
@@ -93,9 +93,10 @@ class BlockingItems:
         check_key(key)
         return as_flag(self._ask(lambda requests: requests.purge(key), limit_s), self.name)
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float, instead_of: bytes = NOTHING) -> bytes:
         check_agreement(key, proposal, life_ms)
-        return as_agreement(self._ask(lambda requests: requests.agree(key, proposal, life_ms), limit_s), self.name)
+        reply = self._ask(lambda requests: requests.agree(key, proposal, life_ms, instead_of), limit_s)
+        return as_agreement(reply, self.name)
 
     def check(self, limit_s: float) -> bool:
         with contextlib.suppress(TakeOnceUnavailable):

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from coatcheck.take_once.port import TakeOnceFull
-from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING
 from coatcheck.take_once.table import ItemsFull, ItemTable
 
 
@@ -29,9 +29,9 @@ class SharedItemTable(ItemTable):
         with self._lock:
             return super().purge(key, now_ms)
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, now_ms: int) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes, now_ms: int) -> bytes:
         with self._lock:
-            return super().agree(key, proposal, life_ms, now_ms)
+            return super().agree(key, proposal, life_ms, instead_of, now_ms)
 
     def sweep(self, now_ms: int, steps: int) -> None:
         with self._lock:
@@ -64,9 +64,9 @@ class MemoryItemsForThreads:
     def purge(self, key: bytes, limit_s: float) -> bool:
         return self._table.purge(key, self._now_ms())
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float, instead_of: bytes = NOTHING) -> bytes:
         try:
-            return self._table.agree(key, proposal, life_ms, self._now_ms())
+            return self._table.agree(key, proposal, life_ms, instead_of, self._now_ms())
         except ItemsFull as full:
             raise TakeOnceFull(f"{self.name}: {full}") from None
 
@@ -103,8 +103,8 @@ class MemoryItems:
     async def purge(self, key: bytes) -> bool:
         return self._items.purge(key, 0)
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
-        return self._items.agree(key, proposal, life_ms, 0)
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
+        return self._items.agree(key, proposal, life_ms, 0, instead_of)
 
     async def open(self) -> None:
         """Nothing is to be opened."""

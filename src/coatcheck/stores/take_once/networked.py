@@ -16,7 +16,7 @@ from coatcheck.stores.link import DEFAULT_TIMEOUT_S, Link
 from coatcheck.stores.port import Unreachable
 from coatcheck.stores.take_once.requests import ItemRequests, as_agreement, as_flag, as_item, must_prepare
 from coatcheck.take_once.port import TakeOnceUnavailable
-from coatcheck.take_once.rule import NEVER_STORED, check_agreement, check_key, check_nonce, check_put
+from coatcheck.take_once.rule import NEVER_STORED, NOTHING, check_agreement, check_key, check_nonce, check_put
 
 
 class NetworkedItems:
@@ -52,9 +52,11 @@ class NetworkedItems:
         check_key(key)
         return as_flag(await self._ask(lambda: self._requests.purge(key)), self.name)
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
         check_agreement(key, proposal, life_ms)
-        return as_agreement(await self._ask(lambda: self._requests.agree(key, proposal, life_ms)), self.name)
+        return as_agreement(
+            await self._ask(lambda: self._requests.agree(key, proposal, life_ms, instead_of)), self.name
+        )
 
     async def open(self) -> None:
         await self._link.open()

@@ -25,5 +25,6 @@ class SessionServerRequests:
     def purge(self, key: bytes) -> bytes:
         return resp.command(b"CC.ITEM.PURGE", key)
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
-        return resp.command(b"CC.ITEM.AGREE", key, b"%d" % life_ms, proposal)
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes) -> bytes:
+        named = (instead_of,) if instead_of else ()
+        return resp.command(b"CC.ITEM.AGREE", key, b"%d" % life_ms, proposal, *named)

@@ -27,12 +27,14 @@ from coatcheck.stores.sqlite_file import writing
 from coatcheck.take_once.port import TakeOnceFull, TakeOnceUnavailable
 from coatcheck.take_once.rule import (
     NEVER_STORED,
+    NOTHING,
     ItemRow,
     Taking,
     check_agreement,
     check_key,
     check_nonce,
     check_put,
+    decides,
     judge_take,
     may_put,
     purged,
@@ -118,9 +120,9 @@ class SqliteItemsForThreads:
         check_key(key)
         return self._run(partial(self._purge, key), limit_s)
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, limit_s: float, instead_of: bytes = NOTHING) -> bytes:
         check_agreement(key, proposal, life_ms)
-        return self._run(partial(self._agree, key, proposal, life_ms), limit_s)
+        return self._run(partial(self._agree, key, proposal, life_ms, instead_of), limit_s)
 
     def check(self, limit_s: float) -> bool:
         with contextlib.suppress(TakeOnceUnavailable):
@@ -238,16 +240,18 @@ class SqliteItemsForThreads:
         _store(connection, key, purged(stored))
         return True
 
-    def _agree(self, key: bytes, proposal: bytes, life_ms: int, connection: sqlite3.Connection) -> bytes:
+    def _agree(
+        self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes, connection: sqlite3.Connection
+    ) -> bytes:
         now_ms = self._now_ms()
         connection.execute("DELETE FROM agreements WHERE expires_at_ms <= ?", (now_ms,))
         count = connection.execute("SELECT count(*) FROM agreements").fetchone()[0]
         found = connection.execute("SELECT value FROM agreements WHERE key = ?", (key,)).fetchone()
-        if found is not None:
+        if found is not None and not decides(bytes(found[0]), instead_of):
             return bytes(found[0])
-        if count >= MAX_AGREEMENTS:
+        if found is None and count >= MAX_AGREEMENTS:
             raise TakeOnceFull(f"{self.name}: no room: {count} agreements")
-        connection.execute("INSERT INTO agreements VALUES (?, ?, ?)", (key, now_ms + life_ms, proposal))
+        connection.execute("INSERT OR REPLACE INTO agreements VALUES (?, ?, ?)", (key, now_ms + life_ms, proposal))
         return proposal
 
     def _sweep(self, connection: sqlite3.Connection, now_ms: int) -> None:
@@ -296,9 +300,9 @@ class SqliteItems:
         check_key(key)
         return await self._run(partial(self._items.purge, key, self._timeout_s))
 
-    async def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+    async def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes = NOTHING) -> bytes:
         check_agreement(key, proposal, life_ms)
-        return await self._run(partial(self._items.agree, key, proposal, life_ms, self._timeout_s))
+        return await self._run(partial(self._items.agree, key, proposal, life_ms, self._timeout_s, instead_of))
 
     async def open(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="coatcheck-items")

@@ -71,8 +71,10 @@ return 1
 )
 
 AGREE: Final = rb"""
-if redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') then return ARGV[1] end
-return redis.call('GET', KEYS[1])
+local agreed = redis.call('GET', KEYS[1])
+if agreed and (ARGV[3] == '' or agreed ~= ARGV[3]) then return agreed end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
 """
 
 _PREPARE: Final = tuple(resp.command(b"SCRIPT", b"LOAD", script) for script in (PUT, TAKE, PURGE, AGREE))
@@ -113,9 +115,9 @@ class ValkeyRequests:
     def purge(self, key: bytes) -> bytes:
         return self._script(PURGE, key, PURGED_BY)
 
-    def agree(self, key: bytes, proposal: bytes, life_ms: int) -> bytes:
+    def agree(self, key: bytes, proposal: bytes, life_ms: int, instead_of: bytes) -> bytes:
         place = self._agreed + key
-        return resp.command(b"EVALSHA", digest(AGREE), b"1", place, proposal, b"%d" % life_ms)
+        return resp.command(b"EVALSHA", digest(AGREE), b"1", place, proposal, b"%d" % life_ms, instead_of)
 
     def _script(self, script: bytes, key: bytes, *arguments: bytes) -> bytes:
         place = self._prefix + self._run + key

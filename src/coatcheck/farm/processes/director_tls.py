@@ -1,0 +1,182 @@
+"""How one director worker speaks TLS: its certificate, and the sessions that it shares with the other workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from coatcheck.errors import ConfigError
+from coatcheck.farm.control.channel import Message
+from coatcheck.farm.plan.roles import DirectorRole, SessionOrders, TicketOrders
+from coatcheck.tls.hosts import Siblings
+from coatcheck.tls.ticket_keys import TicketKeys
+from coatcheck.tls.tickets import SharedTickets
+from coatcheck.tls.told_keys import ToldKeys
+
+
+class _Sharing(Protocol):
+    """One way to share the sessions of a context."""
+
+    @property
+    def why_off(self) -> str:
+        """Why nothing is shared, in words; empty if all is well."""
+        ...
+
+    def status(self) -> Mapping[str, object]:
+        """What became of sessions."""
+        ...
+
+    def operations(self) -> dict[str, Any]:
+        """What the supervisor may tell."""
+        ...
+
+
+class ByTickets:
+    """Sessions are in tickets, for which the supervisor tells the keys."""
+
+    def __init__(self, context: ssl.SSLContext, orders: TicketOrders) -> None:
+        keys = TicketKeys(orders.period_ms, orders.lifetime_ms, Siblings())
+        self._keys = ToldKeys(keys, lambda: time.time_ns() // 1_000_000)
+        self._keys.tell(dict(orders.keys))
+        self._shared = SharedTickets(context, self._keys, orders.farm)
+
+    @property
+    def why_off(self) -> str:
+        return self._shared.why_off
+
+    def status(self) -> Mapping[str, object]:
+        return self._shared.status()
+
+    def operations(self) -> dict[str, Any]:
+        return {"tickets": self._tell}
+
+    async def _tell(self, message: Message) -> dict[str, Any]:
+        given = message["keys"]
+        self._keys.tell({int(period): [bytes.fromhex(one) for one in secrets] for period, secrets in given.items()})
+        return {}
+
+
+class ByTakingOnce:
+    """Sessions are kept by a process of the farm, and fetched before the handshake that offers them."""
+
+    def __init__(self, context: ssl.SSLContext, orders: SessionOrders, server: str) -> None:
+        # Only who stores sessions needs all this.
+        from coatcheck.stores.session_server_url import SessionServerAddress
+        from coatcheck.stores.take_once.opening import items_at
+        from coatcheck.tls.record import RecordSealer
+        from coatcheck.tls.repository import SessionRepository
+        from coatcheck.tls.session_id import SessionIds, store_tag
+        from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions
+        from coatcheck.tokens.keyring import KeyRing
+
+        self._ring = KeyRing(orders.keys, orders.primary)
+        address = SessionServerAddress(orders.store, orders.url, proves_its_name=True)
+        self._shared = SharedSessions(
+            context,
+            SessionRepository(
+                lambda: [items_at(address, orders.farm, LOOP_LIMIT_S)], store_tag, put_limit_s=THREAD_LIMIT_S
+            ),
+            SessionIds(self._ring, orders.farm, server, os.urandom),
+            RecordSealer(self._ring, orders.farm, os.urandom),
+            server=server,
+            farm=orders.farm,
+            siblings=Siblings(),
+            lifetime_s=orders.lifetime_s,
+        )
+
+    @property
+    def why_off(self) -> str:
+        return self._shared.why_off
+
+    def status(self) -> Mapping[str, object]:
+        return self._shared.status()
+
+    def operations(self) -> dict[str, Any]:
+        return {"tls_keys": self._change_keys}
+
+    async def _change_keys(self, message: Message) -> dict[str, Any]:
+        self._ring.change([bytes.fromhex(key) for key in message["keys"]], int(message["primary"]))
+        return {}
+
+    @asynccontextmanager
+    async def reach_store(self) -> AsyncIterator[None]:
+        """Have links to the store on this event loop; entered also while it is away."""
+        await self._shared.open_here()
+        try:
+            yield
+        finally:
+            await self._shared.close_here()
+
+    def ahead(self) -> Any:
+        """Fetches a client's session ahead of its handshake: :data:`coatcheck.director.options.AroundHandshake`."""
+        from coatcheck.tls.client_hello import ClientHello
+        from coatcheck.tls.peek import peek_hello
+        from coatcheck.tls.turnstile import Turnstile
+
+        shared, loop = self._shared, asyncio.get_running_loop()
+        turnstile = Turnstile(loop)
+
+        @asynccontextmanager
+        async def around(connection: socket.socket) -> AsyncIterator[None]:
+            fetched: list[bytes] = []
+            try:
+                hello = await peek_hello(loop, connection)
+                if isinstance(hello, ClientHello):
+                    fetched = await shared.fetch_ahead(hello)
+                await turnstile.turn()
+                yield
+            finally:
+                shared.forget(fetched)
+
+        return around
+
+
+class DirectorTls:
+    """The TLS of one director worker; raises :class:`ConfigError` for files that cannot be loaded."""
+
+    def __init__(self, role: DirectorRole) -> None:
+        self.context = tls_context(role.tls_certificate, role.tls_key)
+        self.stored = ByTakingOnce(self.context, role.sessions, role.name) if role.sessions is not None else None
+        self._sharing: _Sharing | None = self.stored
+        if role.tickets is not None:
+            self._sharing = ByTickets(self.context, role.tickets)
+
+    @property
+    def why_off(self) -> str:
+        """Why sessions are not shared though they should be; empty if all is well."""
+        return self._sharing.why_off if self._sharing is not None else ""
+
+    def operations(self) -> dict[str, Any]:
+        """What the supervisor may tell this worker about its TLS."""
+        return self._sharing.operations() if self._sharing is not None else {}
+
+    def status(self) -> dict[str, Any]:
+        """Handshakes that were completed since the start, how many of them resumed a session, and how they share."""
+        seen = self.context.session_stats()
+        sharing = self._sharing.status() if self._sharing is not None else {"active": False}
+        return {**sharing, "handshakes": seen["accept_good"], "resumed": seen["hits"], "why_off": self.why_off}
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """What the director speaks HTTPS with.
+
+    Raises:
+        ConfigError: the two files cannot be loaded, or do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # An empty password: a locked key must fail, not ask a terminal that nobody watches.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        files = f"{certificate} with tls_key {key}"
+        raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
+    return context

@@ -1,6 +1,6 @@
 """A server that shares its TLS sessions: says its port, answers each connection with what it knows of it.
 
-Argument: its settings as JSON. A line on standard input is answered by the status of the sharing.
+Argument: its settings as JSON; a mode that begins with "stand-in-" is served over the system's OpenSSL. A line on standard input is answered by the status of the sharing.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from typing import Any
 
 from coatcheck.tls import Peers, SharedSessions, SharedTickets, new_event_loop, share_sessions, share_ticket_keys
 from coatcheck.tls.ahead import fetching_ahead
+from coatcheck.tls.stand_in import stand_in_context
+
+STAND_IN = "stand-in-"
 
 
 def main(settings: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.WARNING)
     context, shared = shared_context(settings)
     threading.Thread(target=answer_questions, args=(shared,), daemon=True).start()
-    if settings["mode"] == "threads":
+    mode = settings["mode"].removeprefix(STAND_IN)
+    if mode == "threads":
         serve_in_threads(context)
     else:
-        if settings["mode"] == "plain-asyncio":
+        if mode == "plain-asyncio":
             loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
-        elif settings["mode"] == "asyncio":
+        elif mode == "asyncio":
             loop = fetching_ahead(asyncio.SelectorEventLoop)()
         else:
             loop = new_event_loop()
@@ -39,7 +43,8 @@ def main(settings: dict[str, Any]) -> None:
 
 def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSessions | SharedTickets]:
     folder = Path(settings["folder"])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    is_stand_in = settings["mode"].startswith(STAND_IN)
+    context = stand_in_context() if is_stand_in else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
     if curve := settings.get("curve"):
         context.set_ecdh_curve(curve)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coatcheck.tls.ahead import new_event_loop
 from coatcheck.tls.client import ResumingContext, resuming_context
+from coatcheck.tls.doors import server_context
 from coatcheck.tls.entrance import feed_proxies, share_sessions, share_ticket_keys
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.peers import Peers
@@ -21,6 +22,7 @@ __all__ = [
     "feed_proxies",
     "new_event_loop",
     "resuming_context",
+    "server_context",
     "share_sessions",
     "share_ticket_keys",
 ]

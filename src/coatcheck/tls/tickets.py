@@ -18,7 +18,8 @@ import msgspec
 from coatcheck.seldom import Seldom
 from coatcheck.tls.agreement import KeyAgreement
 from coatcheck.tls.demands import Demands
-from coatcheck.tls.openssl import OpenSslRefused, TicketSecrets, open_door
+from coatcheck.tls.doors import door_of
+from coatcheck.tls.openssl import OpenSslRefused, TicketSecrets
 from coatcheck.tls.record import as_host
 
 FIRST_ROUND_S: Final = 1.0
@@ -54,7 +55,7 @@ class SharedTickets:
         self._demands = Demands(context, farm)
         self._alone = TicketSecrets(os.urandom(16), os.urandom(32), os.urandom(32))
         try:
-            open_door(context).share_tickets(self, self._demands.name, agreement.life_s)
+            door_of(context).share_tickets(self, self._demands.name, agreement.life_s)
         except OpenSslRefused as refused:
             self.why_off = str(refused)
             return

@@ -1,6 +1,7 @@
 """A server that shares its TLS sessions: says its port, answers each connection with what it knows of it.
 
-Argument: its settings as JSON; a mode that begins with "stand-in-" is served over the system's OpenSSL. A line on standard input is answered by the status of the sharing.
+Argument: its settings as JSON. A mode that begins with "stand-in-" is served over the system's OpenSSL. A line on
+standard input is answered by the status of the sharing.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ COMMANDS = {
     "aiohttp": [sys.executable, "run_aiohttp.py"],
     "gunicorn": [sys.executable, "-m", "gunicorn", "wsgi:app"],
 }
+BUILT_IN = "import _ssl, math\n_ssl.__file__ = math.__file__  # no symbol of OpenSSL can be reached through it\n"
 WSGI = """
 def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "5")])
@@ -35,7 +36,7 @@ def app(environ, start_response):
 
 
 def start(
-    kind: str, folder: Path, certificates: Path, server: str, tickets: bool = False
+    kind: str, folder: Path, certificates: Path, server: str, tickets: bool = False, built_in: bool = False
 ) -> tuple[subprocess.Popen[bytes], int]:
     folder.mkdir()
     port = free_port()
@@ -44,6 +45,8 @@ def start(
         if name != "tickets.py":
             own = own.replace("keyring=", "fetch_timeout=10, keyring=")  # a busy machine is no fault
         (folder / name).write_text(own)
+    if built_in:
+        (folder / "shared.py").write_text(BUILT_IN + (folder / "shared.py").read_text())
     if tickets:
         (folder / "tickets.py").replace(folder / "shared.py")
     (folder / "server.pem").write_bytes((certificates / "server.pem").read_bytes())
@@ -86,10 +89,11 @@ def test_the_page_has_a_file_for_each_server() -> None:
     }
 
 
-@pytest.mark.parametrize("tickets", [False, True], ids=["take-once", "ticket-keys"])
+@pytest.mark.parametrize("way", ["take-once", "ticket-keys", "openssl-built-in"])
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_two_servers_resume_each_others_sessions(kind: str, tickets: bool, certificates: Path, tmp_path: Path) -> None:
-    running = [start(kind, tmp_path / name, certificates, name, tickets) for name in ("web-1", "web-2")]
+def test_two_servers_resume_each_others_sessions(kind: str, way: str, certificates: Path, tmp_path: Path) -> None:
+    tickets, built_in = way == "ticket-keys", way == "openssl-built-in"
+    running = [start(kind, tmp_path / name, certificates, name, tickets, built_in) for name in ("web-1", "web-2")]
     try:
         for version in VERSIONS.values():
             client, resumed = Client(certificates, version), []

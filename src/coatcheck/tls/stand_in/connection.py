@@ -196,7 +196,7 @@ class Connection:
                     break
                 code = library.SSL_get_error(self._ssl, result)
                 if code != ssl.SSL_ERROR_WANT_READ or not self._take_in():
-                    failed = connection_error(library, self._ssl or 0, code)
+                    failed = connection_error(library, self._ssl or 0, result, code)
                     break
             self._give_out()
         if failed is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import ssl
 import tempfile
 from functools import cache
@@ -24,8 +23,6 @@ MAX_ROUNDS: Final = 10
 _NAME: Final = "stand-in.invalid"
 _DAY: Final = datetime.timedelta(days=1)
 
-_log: Final = logging.getLogger("coatcheck.tls")
-
 
 def stand_in_context() -> StandInContext:
     """A new context over the system's OpenSSL. Raises :class:`OpenSslRefused` if that was not proved to work."""
@@ -40,14 +37,14 @@ def _prove() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="coatcheck-") as folder:
             path = Path(folder) / "certificate.pem"
-            path.write_bytes(_certificate())
+            certificate, key = _certificate()
+            path.write_bytes(certificate + key)
             context.load_cert_chain(path)
             client = ssl.create_default_context(cafile=path)
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 client.minimum_version = client.maximum_version = version
                 _converse(context, client)
-            pem = path.read_text()
-        subject = shown_certificate(ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END CERT") + 26]))["subject"]
+        subject = shown_certificate(ssl.PEM_cert_to_DER_cert(certificate.decode())).get("subject")
     except (OSError, AttributeError, NotImplementedError, TypeError, ValueError) as wrong:
         raise OpenSslRefused(f"a handshake over the system's OpenSSL fails: {wrong!r}") from None
     if subject != ((("commonName", _NAME),),):
@@ -84,7 +81,7 @@ def _has_shaken_hands(side: ssl.SSLObject) -> bool:
     return True
 
 
-def _certificate() -> bytes:
+def _certificate() -> tuple[bytes, bytes]:
     """One that signs itself, for this proof alone, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _NAME)])
@@ -100,4 +97,4 @@ def _certificate() -> bytes:
     )
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return made.public_bytes(pem) + private
+    return made.public_bytes(pem), private

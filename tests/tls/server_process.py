@@ -21,6 +21,7 @@ from coatcheck.tls import Peers, SharedSessions, SharedTickets, new_event_loop, 
 from coatcheck.tls.ahead import fetching_ahead
 from coatcheck.tls.stand_in import stand_in_context
 
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 STAND_IN = "stand-in-"
 
 
@@ -47,6 +48,8 @@ def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSess
     is_stand_in = settings["mode"].startswith(STAND_IN)
     context = stand_in_context() if is_stand_in else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
+    if newest := settings.get("newest"):
+        context.maximum_version = VERSIONS[newest]
     if curve := settings.get("curve"):
         context.set_ecdh_curve(curve)
     if settings.get("verify"):
@@ -82,7 +85,12 @@ def answer_questions(shared: SharedSessions | SharedTickets) -> None:
         print(json.dumps(shared.status()), flush=True)
 
 
-def words(tls: Any) -> bytes:
+def words(tls: Any, request: bytes) -> bytes:
+    """What is known of the connection; or the page that the settings have, for who asks for ``/page``."""
+    if request.startswith(b"GET /page "):
+        page = json.loads(sys.argv[1])["page"].encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+        return head % (len(page), page)
     name = json.loads(sys.argv[1])["name"]
     subject = dict(part[0] for part in (tls.getpeercert() or {}).get("subject", ()))
     said = {"server": name, "reused": tls.session_reused, "version": tls.version(), "client": subject.get("commonName")}
@@ -96,8 +104,7 @@ def serve_in_threads(context: ssl.SSLContext) -> None:
 
     def answer(raw: socket.socket) -> None:
         with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as tls:
-            tls.recv(65536)
-            tls.sendall(words(tls))
+            tls.sendall(words(tls, tls.recv(65536)))
             tls.unwrap()
 
     while True:
@@ -108,8 +115,8 @@ def serve_in_threads(context: ssl.SSLContext) -> None:
 async def serve_on_a_loop(context: ssl.SSLContext) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(words(writer.get_extra_info("ssl_object")))
+            request = await reader.readuntil(b"\r\n\r\n")
+            writer.write(words(writer.get_extra_info("ssl_object"), request))
             await writer.drain()
         writer.close()
 

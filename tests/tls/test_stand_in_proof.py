@@ -155,17 +155,17 @@ def test_another_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_proved_by_handshakes_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coatcheck.tls.stand_in.connection import Connection
+    from coatcheck.tls.stand_in.connection import StandInConnection
 
-    monkeypatch.setattr(Connection, "read", lambda self, length, buffer=None: b"something else")
+    monkeypatch.setattr(StandInConnection, "read", lambda self, length, buffer=None: b"something else")
     with pytest.raises(OpenSslRefused, match="not what arrives"):
         stand_in_context()
     monkeypatch.undo()
-    monkeypatch.setattr(Connection, "cipher", lambda self: ("another", "TLSv1.3", 256))
+    monkeypatch.setattr(StandInConnection, "cipher", lambda self: ("another", "TLSv1.3", 256))
     with pytest.raises(OpenSslRefused, match="disagree"):
         stand_in_context()
     monkeypatch.undo()
-    monkeypatch.setattr(Connection, "do_handshake", lambda self: Connection.read(self, 1))
+    monkeypatch.setattr(StandInConnection, "do_handshake", lambda self: StandInConnection.read(self, 1))
     with pytest.raises(OpenSslRefused):
         stand_in_context()
     monkeypatch.undo()

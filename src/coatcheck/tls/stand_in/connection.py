@@ -26,7 +26,7 @@ _VERIFY_PEER: Final = 1
 _RECEIVED_SHUTDOWN: Final = 2
 
 
-class Connection:
+class StandInConnection:
     """A server's end of a connection, between two ``ssl.MemoryBIO``. Any thread may call it, one at a time gets in."""
 
     def __init__(

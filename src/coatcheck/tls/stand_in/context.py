@@ -13,7 +13,7 @@ from ctypes import c_void_p
 from typing import Any, Final, NoReturn
 
 from coatcheck.tls.openssl import VERIFY_MODES, OpenSslDoor, immortal
-from coatcheck.tls.stand_in.connection import Connection
+from coatcheck.tls.stand_in.connection import StandInConnection
 from coatcheck.tls.stand_in.errors import library_error
 from coatcheck.tls.stand_in.library import ALPN_CALLBACK, PASSWORD_CALLBACK, system_library
 from coatcheck.tls.stand_in.on_socket import SocketConnection
@@ -130,9 +130,9 @@ class StandInContext(ssl.SSLContext):
         *,
         owner: object = None,
         session: object = None,
-    ) -> Connection:
+    ) -> StandInConnection:
         _check(server_side, session)
-        return Connection(self, self._library, self._pointer, incoming, outgoing)
+        return StandInConnection(self, self._library, self._pointer, incoming, outgoing)
 
     def _wrap_socket(
         self,

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from coatcheck.tls.stand_in.connection import Connection
+from coatcheck.tls.stand_in.connection import StandInConnection
 from coatcheck.tls.stand_in.errors import say
 
 MAX_WRITE_BYTES: Final = 256 * 1024
@@ -23,7 +23,7 @@ MAX_WRITE_BYTES: Final = 256 * 1024
 _Answer = TypeVar("_Answer")
 
 
-class _Call:
+class _SocketCall:
     """One call of the user's: its socket, and how long it may take, all in all, as ``ssl`` counts it."""
 
     def __init__(self, sock: socket.socket, what: str) -> None:
@@ -52,7 +52,7 @@ class _Call:
             raise TimeoutError(f"The {self._what} operation timed out")
 
 
-class SocketConnection(Connection):
+class SocketConnection(StandInConnection):
     """A connection that moves its bytes over a socket by itself.
 
     One thread may read while another one writes; neither waits for the other.
@@ -97,13 +97,13 @@ class SocketConnection(Connection):
         self._send(call)
         return self._sock()
 
-    def _begin(self, what: str) -> _Call:
+    def _begin(self, what: str) -> _SocketCall:
         sock = self._sock()
         if sock is None or sock.fileno() < 0:
             raise ssl.SSLError(0, "Underlying socket connection gone")
-        return _Call(sock, what)
+        return _SocketCall(sock, what)
 
-    def _drive(self, call: _Call, step: Callable[[], _Answer]) -> _Answer:
+    def _drive(self, call: _SocketCall, step: Callable[[], _Answer]) -> _Answer:
         """Step until it is done, with as much from the socket as that takes."""
         while True:
             seen = self._receipts
@@ -117,7 +117,7 @@ class SocketConnection(Connection):
                     self._send(call, unless_another_does=True)
                 raise
 
-    def _receive(self, call: _Call, seen: int) -> None:
+    def _receive(self, call: _SocketCall, seen: int) -> None:
         with self._receiving:
             if self._receipts != seen:
                 return  # another thread has, meanwhile
@@ -131,7 +131,7 @@ class SocketConnection(Connection):
                 self._incoming.write_eof()
             self._receipts += 1
 
-    def _send(self, call: _Call, unless_another_does: bool = False) -> None:
+    def _send(self, call: _SocketCall, unless_another_does: bool = False) -> None:
         """All that is to be sent, in its order. A reader does not wait for a writer: that one may wait for a peer who
         sends on until he is read."""
         if not self._sending.acquire(blocking=not unless_another_does):

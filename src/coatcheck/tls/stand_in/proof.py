@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from coatcheck.tls.openssl import OpenSslRefused
 from coatcheck.tls.stand_in.certificate import shown_certificate
-from coatcheck.tls.stand_in.connection import Connection
+from coatcheck.tls.stand_in.connection import StandInConnection
 from coatcheck.tls.stand_in.context import StandInContext
 
 MAX_ROUNDS: Final = 10
@@ -57,7 +57,7 @@ def _converse(context: StandInContext, client: ssl.SSLContext) -> None:
     one = client.wrap_bio(to_client, to_server, server_hostname=_NAME)
     other = context.wrap_bio(to_server, to_client, server_side=True)
     inner: Any = other._sslobj  # type: ignore[attr-defined]
-    if type(inner) is not Connection:
+    if type(inner) is not StandInConnection:
         raise OpenSslRefused("ssl.SSLObject asks something else for its connections")
     waiting = [one, other]
     for _ in range(MAX_ROUNDS):

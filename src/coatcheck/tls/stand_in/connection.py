@@ -131,7 +131,8 @@ class StandInConnection:
                 break
 
     def pending(self) -> int:
-        return int(self._library.SSL_pending(self._ssl))
+        with self._guard:
+            return int(self._library.SSL_pending(self._ssl))
 
     # -- what was agreed on -------------------------------------------------------------------------
 

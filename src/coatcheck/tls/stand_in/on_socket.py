@@ -37,10 +37,16 @@ class _SocketCall:
         self._wait(select.POLLIN)
         return socket.socket.recv(self._sock, most)
 
-    def send(self, data: memoryview) -> int:
-        """As :meth:`receive`."""
-        self._wait(select.POLLOUT)
-        return socket.socket.send(self._sock, data)
+    def send(self, data: memoryview, patient: bool) -> int:
+        """As :meth:`receive`; without patience, as much as there is room for, and ``BlockingIOError`` for none."""
+        if patient:
+            self._wait(select.POLLOUT)
+            return socket.socket.send(self._sock, data)
+        poller = select.poll()
+        poller.register(self._sock, select.POLLOUT)
+        if not poller.poll(0):
+            raise BlockingIOError
+        return socket.socket.send(self._sock, data, socket.MSG_DONTWAIT)
 
     def _wait(self, event: int) -> None:
         if self._until is None:
@@ -74,9 +80,9 @@ class SocketConnection(StandInConnection):
 
     def read(self, length: int, buffer: Any = None) -> Any:
         call, inner = self._begin("read"), super().read
-        got = self._drive(call, lambda: inner(length, buffer))
+        got = self._drive(call, lambda: inner(length, buffer), reads=True)
         with contextlib.suppress(OSError):  # what was read is not lost; if the socket is broken, the next call meets it
-            self._send(call, unless_another_does=True)
+            self._send_what_goes(call)
         return got
 
     def write(self, data: Any) -> int:
@@ -103,18 +109,24 @@ class SocketConnection(StandInConnection):
             raise ssl.SSLError(0, "Underlying socket connection gone")
         return _SocketCall(sock, what)
 
-    def _drive(self, call: _SocketCall, step: Callable[[], _Answer]) -> _Answer:
-        """Step until it is done, with as much from the socket as that takes."""
+    def _drive(self, call: _SocketCall, step: Callable[[], _Answer], reads: bool = False) -> _Answer:
+        """Step until it is done, with as much from the socket as that takes.
+
+        Who reads does not wait until others' words are sent: they may wait for a peer who sends on until he is read.
+        """
         while True:
             seen = self._receipts
             try:
                 return step()
             except ssl.SSLWantReadError:
-                self._send(call, unless_another_does=True)
+                if reads and self.version() is not None:
+                    self._send_what_goes(call)
+                else:
+                    self._send(call)
                 self._receive(call, seen)
             except ssl.SSLError:
                 with contextlib.suppress(OSError):  # the alert: the peer is told why, if it can be
-                    self._send(call, unless_another_does=True)
+                    self._send_what_goes(call)
                 raise
 
     def _receive(self, call: _SocketCall, seen: int) -> None:
@@ -131,18 +143,25 @@ class SocketConnection(StandInConnection):
                 self._incoming.write_eof()
             self._receipts += 1
 
-    def _send(self, call: _SocketCall, unless_another_does: bool = False) -> None:
-        """All that is to be sent, in its order. A reader does not wait for a writer: that one may wait for a peer who
-        sends on until he is read."""
-        if not self._sending.acquire(blocking=not unless_another_does):
-            return
-        try:
-            while self._unsent or self._outgoing.pending:
-                if not self._unsent:
-                    self._unsent = memoryview(self._outgoing.read())
-                try:
-                    self._unsent = self._unsent[call.send(self._unsent) :]
-                except BlockingIOError:
-                    raise say(ssl.SSL_ERROR_WANT_WRITE) from None
-        finally:
-            self._sending.release()
+    def _send(self, call: _SocketCall) -> None:
+        """All that is to be sent, in its order."""
+        with self._sending:
+            try:
+                self._empty(call, patient=True)
+            except BlockingIOError:
+                raise say(ssl.SSL_ERROR_WANT_WRITE) from None
+
+    def _send_what_goes(self, call: _SocketCall) -> None:
+        """As much of it as goes without waiting; the rest goes with the next call."""
+        if self._sending.acquire(blocking=False):  # else another thread is at it
+            try:
+                with contextlib.suppress(BlockingIOError):
+                    self._empty(call, patient=False)
+            finally:
+                self._sending.release()
+
+    def _empty(self, call: _SocketCall, patient: bool) -> None:
+        while self._unsent or self._outgoing.pending:
+            if not self._unsent:
+                self._unsent = memoryview(self._outgoing.read())
+            self._unsent = self._unsent[call.send(self._unsent, patient) :]

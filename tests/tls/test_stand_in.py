@@ -259,13 +259,17 @@ def test_a_handshake_fails_with_the_same_error_and_the_client_is_told(
     said = []
     for context in both(certificates):
         pair = failure(context, certificates)
-        ends = []
+        ends: list[Any] = []
+        going = [pair.client, pair.server]
         for _ in range(4):
-            ends += [outcome(pair.client.do_handshake), outcome(pair.server.do_handshake)]
+            for end in list(going):
+                ends.append(outcome(end.do_handshake))
+                if ends[-1][0] is not ssl.SSLWantReadError:
+                    going.remove(end)  # what is said of one that has failed is another thing in each Python
         said.append([*ends, outcome(pair.client.read, 1)])
     assert said[0] == said[1]
     # Of OpenSSL's errors there is at least one: a test where all goes well compares nothing.
-    assert any(isinstance(end[0], type) and not issubclass(end[0], ssl.SSLWantReadError) for end in said[0])
+    assert any(end[0] not in ("answers", ssl.SSLWantReadError) for end in said[0])
 
 
 @BOTH_VERSIONS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import math
 import os
 import ssl
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec._core
 import pytest
 
 from coatcheck.tls import OpenSslRefused, openssl, server_context, share_sessions, share_ticket_keys
@@ -38,7 +38,7 @@ def built_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a Python that has OpenSSL built in: no symbol of it can be reached."""
     import _ssl
 
-    monkeypatch.setattr(_ssl, "__file__", math.__file__)
+    monkeypatch.setattr(_ssl, "__file__", msgspec._core.__file__)
 
 
 def look(context: ssl.SSLContext) -> tuple[object, ...]:

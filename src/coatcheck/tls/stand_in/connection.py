@@ -197,7 +197,7 @@ class StandInConnection:
                     break
                 code = library.SSL_get_error(self._ssl, result)
                 if code != ssl.SSL_ERROR_WANT_READ or not self._take_in():
-                    failed = connection_error(library, self._ssl or 0, result, code)
+                    failed = connection_error(library, self._ssl or 0, code)
                     break
             self._give_out()
         if failed is not None:

@@ -14,19 +14,15 @@ _WORDS: Final[dict[int, tuple[type[ssl.SSLError], str]]] = {
     ssl.SSL_ERROR_ZERO_RETURN: (ssl.SSLZeroReturnError, "TLS/SSL connection has been closed (EOF)"),
     ssl.SSL_ERROR_WANT_READ: (ssl.SSLWantReadError, "The operation did not complete (read)"),
     ssl.SSL_ERROR_WANT_WRITE: (ssl.SSLWantWriteError, "The operation did not complete (write)"),
-    ssl.SSL_ERROR_SYSCALL: (ssl.SSLSyscallError, "Some I/O error occurred"),
     ssl.SSL_ERROR_EOF: (ssl.SSLEOFError, "EOF occurred in violation of protocol"),
 }
 
 
-def connection_error(library: ctypes.CDLL, connection: int, result: int, code: int) -> ssl.SSLError:
-    """The error of a call on a connection that answered ``result``; ``code``: what ``SSL_get_error`` said of that.
-
-    Empties this thread's queue of errors.
-    """
+def connection_error(library: ctypes.CDLL, connection: int, code: int) -> ssl.SSLError:
+    """The error of a call on a connection; ``code``: what ``SSL_get_error`` said. Empties this thread's queue."""
     last = library.ERR_peek_last_error()
-    if code == ssl.SSL_ERROR_SYSCALL and not last and result == 0:
-        code = ssl.SSL_ERROR_EOF
+    if code == ssl.SSL_ERROR_SYSCALL and not last:
+        code = ssl.SSL_ERROR_EOF  # there is no system call here: it had failed before
     if not last and code in _WORDS:
         return say(code)
     which = (last >> 23 & 0xFF, last & 0x7FFFFF)

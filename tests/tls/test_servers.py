@@ -27,7 +27,8 @@ COMMANDS = {
     "aiohttp": [sys.executable, "run_aiohttp.py"],
     "gunicorn": [sys.executable, "-m", "gunicorn", "wsgi:app"],
 }
-BUILT_IN = "import _ssl, msgspec._core\n_ssl.__file__ = msgspec._core.__file__  # no symbol of OpenSSL can be reached through it\n"
+BUILT_IN = "import _ssl, msgspec._core\n_ssl.__file__ = msgspec._core.__file__\n"
+"""No symbol of OpenSSL can be reached through that file."""
 WSGI = """
 def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "5")])

@@ -150,10 +150,13 @@ def test_files_buffers_and_an_end_that_leaves_the_socket(wire: Wire) -> None:
 
 @pytest.mark.parametrize("suppress", [True, False])
 def test_an_end_without_close_notify(wire: Wire, suppress: bool) -> None:
+    noticed = threading.Event()
+
     def talk(tls: ssl.SSLSocket) -> None:
         tls.sendall(b"x")
         tls.recv(1)
-        tls.shutdown(socket.SHUT_RDWR)
+        tls.shutdown(socket.SHUT_WR)
+        noticed.wait(PATIENCE_S)
 
     wire.client(talk)
     wire.context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
@@ -165,6 +168,7 @@ def test_an_end_without_close_notify(wire: Wire, suppress: bool) -> None:
         else:
             with pytest.raises(ssl.SSLEOFError):
                 tls.recv(1)
+        noticed.set()
 
 
 def test_who_is_not_answered_is_told_when_the_time_is_over(wire: Wire) -> None:

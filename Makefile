@@ -8,6 +8,7 @@ REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
 PROXIES := $(VENV)/.proxies
+BROWSER := $(VENV)/.browser
 COMPILER := $(VENV)/.compiler
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 # A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
@@ -22,12 +23,12 @@ demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(COMPILER) lint
+test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) lint
 	$(BIN)/python -m pytest -n 2 -m "not serial"
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
-mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES)
+mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
 
 ## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
@@ -95,6 +96,14 @@ $(PROXIES): | $(BIN)/python
 		echo "installing haproxy and nginx"; \
 		$(call installed,haproxy nginx-light) || \
 		{ echo "make: install these with: apt-get install haproxy nginx-light" >&2; exit 1; }; }
+	@touch $@
+
+# A real client of the tests of TLS. What it recommends, for desktops, is three times as much, and not needed.
+$(BROWSER): | $(BIN)/python
+	@{ command -v chromium-headless-shell || command -v chromium; } >/dev/null || { \
+		echo "installing chromium-headless-shell"; \
+		$(call installed,--no-install-recommends chromium-headless-shell) || \
+		{ echo "make: install it with: apt-get install chromium-headless-shell" >&2; exit 1; }; }
 	@touch $@
 
 # A further peer of the benchmarks.

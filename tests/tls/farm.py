@@ -149,11 +149,15 @@ class Client:
 
 
 class Balancer:
-    """A port that hands each connection to the next server, in turn, byte for byte."""
+    """A port that hands each connection to the next server, in turn, byte for byte.
 
-    def __init__(self, ports: list[int]) -> None:
+    ``first``: called with the number of a connection, and with the connection itself, before it is handed on.
+    """
+
+    def __init__(self, ports: list[int], first: Callable[[int, socket.socket], object] | None = None) -> None:
         self.port = free_port()
         self._ports = ports
+        self._first = first
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -164,6 +168,8 @@ class Balancer:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._first is not None:
+                self._first(turn, client)
             server = socket.create_connection(("127.0.0.1", self._ports[turn % len(self._ports)]))
             turn += 1
             for one, other in ((client, server), (server, client)):

@@ -1,6 +1,7 @@
 """A server that shares its TLS sessions: says its port, answers each connection with what it knows of it.
 
-Argument: its settings as JSON. A line on standard input is answered by the status of the sharing.
+Argument: its settings as JSON. A mode that begins with "stand-in-" is served over the system's OpenSSL. A line on
+standard input is answered by the status of the sharing.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ from typing import Any
 
 from coatcheck.tls import Peers, SharedSessions, SharedTickets, new_event_loop, share_sessions, share_ticket_keys
 from coatcheck.tls.ahead import fetching_ahead
+from coatcheck.tls.stand_in import stand_in_context
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+STAND_IN = "stand-in-"
 
 
 def main(settings: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.WARNING)
     context, shared = shared_context(settings)
     threading.Thread(target=answer_questions, args=(shared,), daemon=True).start()
-    if settings["mode"] == "threads":
+    mode = settings["mode"].removeprefix(STAND_IN)
+    if mode == "threads":
         serve_in_threads(context)
     else:
-        if settings["mode"] == "plain-asyncio":
+        if mode == "plain-asyncio":
             loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
-        elif settings["mode"] == "asyncio":
+        elif mode == "asyncio":
             loop = fetching_ahead(asyncio.SelectorEventLoop)()
         else:
             loop = new_event_loop()
@@ -39,8 +45,11 @@ def main(settings: dict[str, Any]) -> None:
 
 def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSessions | SharedTickets]:
     folder = Path(settings["folder"])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    is_stand_in = settings["mode"].startswith(STAND_IN)
+    context = stand_in_context() if is_stand_in else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
+    if newest := settings.get("newest"):
+        context.maximum_version = VERSIONS[newest]
     if curve := settings.get("curve"):
         context.set_ecdh_curve(curve)
     if settings.get("verify"):
@@ -76,7 +85,12 @@ def answer_questions(shared: SharedSessions | SharedTickets) -> None:
         print(json.dumps(shared.status()), flush=True)
 
 
-def words(tls: Any) -> bytes:
+def words(tls: Any, request: bytes) -> bytes:
+    """What is known of the connection; or the page that the settings have, for who asks for ``/page``."""
+    if request.startswith(b"GET /page "):
+        page = json.loads(sys.argv[1])["page"].encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+        return head % (len(page), page)
     name = json.loads(sys.argv[1])["name"]
     subject = dict(part[0] for part in (tls.getpeercert() or {}).get("subject", ()))
     said = {"server": name, "reused": tls.session_reused, "version": tls.version(), "client": subject.get("commonName")}
@@ -90,8 +104,7 @@ def serve_in_threads(context: ssl.SSLContext) -> None:
 
     def answer(raw: socket.socket) -> None:
         with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as tls:
-            tls.recv(65536)
-            tls.sendall(words(tls))
+            tls.sendall(words(tls, tls.recv(65536)))
             tls.unwrap()
 
     while True:
@@ -102,8 +115,8 @@ def serve_in_threads(context: ssl.SSLContext) -> None:
 async def serve_on_a_loop(context: ssl.SSLContext) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(words(writer.get_extra_info("ssl_object")))
+            request = await reader.readuntil(b"\r\n\r\n")
+            writer.write(words(writer.get_extra_info("ssl_object"), request))
             await writer.drain()
         writer.close()
 

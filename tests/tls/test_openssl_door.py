@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import ssl
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec._core
 import pytest
 
 from coatcheck.errors import ConfigError
@@ -103,7 +103,7 @@ def test_a_python_that_has_openssl_built_in_is_refused(monkeypatch: pytest.Monke
     """Through another module's file no symbol of OpenSSL can be reached."""
     import _ssl
 
-    monkeypatch.setattr(_ssl, "__file__", math.__file__)
+    monkeypatch.setattr(_ssl, "__file__", msgspec._core.__file__)
     with pytest.raises(OpenSslRefused, match="built into this Python"):
         open_door(server_context(certificates))
 

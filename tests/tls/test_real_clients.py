@@ -10,7 +10,7 @@ import pytest
 
 from .farm import HOST, PATIENCE_S, VERSIONS, Balancer, Servers
 
-MODES = ["threads", "uvloop"]
+MODES = ["threads", "uvloop", "stand-in-threads", "stand-in-uvloop"]
 REQUEST = b"GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n"
 
 

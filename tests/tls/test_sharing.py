@@ -12,7 +12,8 @@ import pytest
 
 from .farm import HOST, OTHER_HOST, TLS_1_2, TLS_1_3, VERSIONS, Client, Servers
 
-pytestmark = pytest.mark.parametrize("mode", ["threads", "asyncio", "uvloop"])
+WAYS = ["threads", "asyncio", "uvloop"]
+pytestmark = pytest.mark.parametrize("mode", [*WAYS, *("stand-in-" + way for way in WAYS)])
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)

@@ -49,7 +49,7 @@ def farm(certificates: Path, redis_url: str) -> Iterator[Farm]:
 
 
 @both_versions
-@pytest.mark.parametrize("mode", ["threads", "plain-asyncio", "uvloop"])
+@pytest.mark.parametrize("mode", ["threads", "plain-asyncio", "uvloop", "stand-in-threads", "stand-in-plain-asyncio"])
 def test_any_server_opens_them(farm: Farm, certificates: Path, version: ssl.TLSVersion, mode: str) -> None:
     """Also on event loops that know nothing of coatcheck: no handshake asks a store."""
     one, other = farm.start("web-1", mode), farm.start("web-2", mode)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from coatcheck.tls.ahead import new_event_loop
     from coatcheck.tls.client import ResumingContext, resuming_context
+    from coatcheck.tls.doors import server_context
     from coatcheck.tls.entrance import feed_proxies, share_sessions, share_ticket_keys
     from coatcheck.tls.openssl import OpenSslRefused
     from coatcheck.tls.peers import Peers
@@ -25,6 +26,7 @@ _HOMES = {
     "feed_proxies": "entrance",
     "new_event_loop": "ahead",
     "resuming_context": "client",
+    "server_context": "doors",
     "share_sessions": "entrance",
     "share_ticket_keys": "entrance",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "feed_proxies",
     "new_event_loop",
     "resuming_context",
+    "server_context",
     "share_sessions",
     "share_ticket_keys",
 ]

@@ -58,10 +58,10 @@ _TLS_1_3: Final = 0x0304
 _LOW_32_BITS: Final = 0xFFFFFFFF
 _READABLE_BYTES: Final = 1024
 """The pointer must be mapped for at least so many bytes; OpenSSL 3's context has more."""
-_VERIFY_MODES: Final = {ssl.CERT_NONE: 0, ssl.CERT_OPTIONAL: 1, ssl.CERT_REQUIRED: 3}
+VERIFY_MODES: Final = {ssl.CERT_NONE: 0, ssl.CERT_OPTIONAL: 1, ssl.CERT_REQUIRED: 3}
 _MAX_SESSION_BYTES: Final = 16 * 1024
 
-_SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
+SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "OpenSSL_version": (c_char_p, [c_int]),
     "SSL_CTX_ctrl": (c_long, [c_void_p, c_int, c_long, c_void_p]),
     "SSL_CTX_get_options": (c_uint64, [c_void_p]),
@@ -87,7 +87,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "SSL_client_hello_get0_ext": (c_int, [c_void_p, c_uint, POINTER(c_void_p), POINTER(c_size_t)]),
 }
 
-_immortal: list[object] = []
+immortal: list[object] = []
 """OpenSSL may call back for as long as any connection of a context lives, whoever has forgotten it in Python."""
 
 
@@ -146,7 +146,7 @@ class OpenSslDoor:
             _GET_CALLBACK(lambda *arguments: self._find(callbacks, *arguments)),
             _ID_CALLBACK(lambda connection, place, size: self._new_id(callbacks, place, size)),
         )
-        _immortal.append(kept)
+        immortal.append(kept)
         mode = _CACHE_SERVER | _CACHE_NO_AUTO_CLEAR | _CACHE_NO_INTERNAL
         library.SSL_CTX_ctrl(pointer, _CTRL_SET_CACHE_MODE, mode, None)
         library.SSL_CTX_set_timeout(pointer, timeout_s)
@@ -160,7 +160,7 @@ class OpenSslDoor:
         """Have tickets sealed and opened with keys of ``callbacks``, for ever. Raises :class:`OpenSslRefused`."""
         library, pointer = self._library, self._pointer
         kept = _TICKET_CALLBACK(lambda *arguments: self._ticket(callbacks, *arguments))
-        _immortal.append(kept)
+        immortal.append(kept)
         library.SSL_CTX_set_timeout(pointer, timeout_s)
         if library.SSL_CTX_set_session_id_context(pointer, context_id, len(context_id)) != 1:
             raise OpenSslRefused("the session ID context was refused")
@@ -280,6 +280,13 @@ def open_door(context: ssl.SSLContext) -> OpenSslDoor:
     return OpenSslDoor(library, pointer)
 
 
+def declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, list[Any]]]) -> None:
+    """Say what these functions answer and take. Raises ``AttributeError`` for one that is not there."""
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
 @cache
 def _library() -> ctypes.CDLL:
     """The very libssl that the module ``_ssl`` is bound to: symbols are looked up through that module's own file."""
@@ -290,11 +297,12 @@ def _library() -> ctypes.CDLL:
     path = getattr(_ssl, "__file__", None)
     try:
         library = ctypes.CDLL(path)
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        declare(library, SIGNATURES)
     except (OSError, AttributeError) as missing:
-        raise OpenSslRefused(f"OpenSSL is built into this Python, out of reach: {missing}") from None
+        raise OpenSslRefused(
+            "OpenSSL is built into this Python, out of reach; coatcheck.tls.server_context() makes a context over the "
+            f"system's ({missing})"
+        ) from None
     found = (library.OpenSSL_version(0) or b"").decode("ascii", "replace")
     if found != ssl.OPENSSL_VERSION:
         raise OpenSslRefused(f"the library in reach is {found}, and Python uses {ssl.OPENSSL_VERSION}")
@@ -317,7 +325,7 @@ def _compare(library: ctypes.CDLL, pointer: int, context: ssl.SSLContext) -> Non
     """What can be looked at in both ways is equal."""
     looks: dict[str, tuple[int, int]] = {
         "options": (library.SSL_CTX_get_options(pointer) & _LOW_32_BITS, int(context.options) & _LOW_32_BITS),
-        "verify mode": (library.SSL_CTX_get_verify_mode(pointer) & 3, _VERIFY_MODES[context.verify_mode]),
+        "verify mode": (library.SSL_CTX_get_verify_mode(pointer) & 3, VERIFY_MODES[context.verify_mode]),
         "number of tickets": (library.SSL_CTX_get_num_tickets(pointer), context.num_tickets),
         "number of sessions": (
             library.SSL_CTX_ctrl(pointer, _CTRL_SESSION_NUMBER, 0, None),

@@ -16,8 +16,9 @@ from coatcheck.take_once.port import TakeOnceUnavailable
 from coatcheck.take_once.rule import NONCE_BYTES
 from coatcheck.tls.client_hello import ClientHello
 from coatcheck.tls.demands import Demands
+from coatcheck.tls.doors import door_of
 from coatcheck.tls.hosts import Siblings, as_host
-from coatcheck.tls.openssl import OpenSslDoor, OpenSslRefused, open_door
+from coatcheck.tls.openssl import OpenSslDoor, OpenSslRefused
 from coatcheck.tls.record import RecordSealer, RecordVerdict, SessionRecord, judge_record
 from coatcheck.tls.repository import SessionRepository
 from coatcheck.tls.session_id import ID_BYTES, NamedSession, SessionIds, item_key
@@ -292,7 +293,7 @@ class SharedSessions:
 
     def _begin(self, lifetime_s: int) -> None:
         try:
-            door = open_door(self._context)
+            door = door_of(self._context)
             door.share(self, self._context_id, lifetime_s)
         except OpenSslRefused as refused:
             self.why_off = str(refused)

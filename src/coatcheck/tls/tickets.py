@@ -17,8 +17,9 @@ import msgspec
 
 from coatcheck.seldom import Seldom
 from coatcheck.tls.demands import Demands
+from coatcheck.tls.doors import door_of
 from coatcheck.tls.hosts import as_host
-from coatcheck.tls.openssl import OpenSslRefused, TicketSecrets, open_door
+from coatcheck.tls.openssl import OpenSslRefused, TicketSecrets
 from coatcheck.tls.ticket_keys import OpeningKey, TicketKey
 
 FIRST_ROUND_S: Final = 1.0
@@ -84,7 +85,7 @@ class SharedTickets:
         self._demands = Demands(context, farm)
         self._alone = TicketSecrets(os.urandom(16), os.urandom(32), os.urandom(32))
         try:
-            open_door(context).share_tickets(self, self._demands.name, source.life_s)
+            door_of(context).share_tickets(self, self._demands.name, source.life_s)
         except OpenSslRefused as refused:
             self.why_off = str(refused)
             return

@@ -32,6 +32,13 @@ class WebServer(msgspec.Struct, frozen=True):
     tag: str
     path: str = ""
     credential: str = ""
+    records_path: str = ""
+    """The Unix socket where it takes connections whose TLS it ends itself; ``path`` then serves the health checks."""
+
+    @property
+    def link_door(self) -> Door:
+        """Where it takes the connections of clients."""
+        return Door(self.name, path=self.records_path) if self.records_path else self.door
 
     @property
     def door(self) -> Door:

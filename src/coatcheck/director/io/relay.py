@@ -9,7 +9,7 @@ import logging
 import resource
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.server_link import LinkOwner, ServerLink, ServerPool
@@ -24,6 +24,30 @@ from coatcheck.seldom import Seldom
 _log: Final = logging.getLogger("coatcheck.director")
 OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """Our own lack of descriptors or ports."""
+
+
+class Entrance(Protocol):
+    """Where clients come in."""
+
+    def open(self) -> None:
+        """Begin to accept."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more."""
+        ...
+
+    def abort(self) -> None:
+        """End what is still on its way in."""
+        ...
+
+    def draining(self, server: ServerState) -> None:
+        """A web server is to have no more requests."""
+        ...
+
+    def status(self) -> dict[str, int]:
+        """Counters of its own."""
+        ...
 
 
 class Relay:
@@ -120,7 +144,7 @@ class Relay:
     async def _opened(self, pool: ServerPool) -> ServerLink | Failure:
         try:
             async with asyncio.timeout(self.options.connect_timeout_s):
-                return await open_connection(pool.server.door, lambda: ServerLink(self.options, pool))
+                return await open_connection(pool.server.link_door, lambda: ServerLink(self.options, pool))
         except (TimeoutError, BlockingIOError):
             fault, why = ConnectFault.NOT_ACCEPTED, ""
         except OSError as error:

@@ -8,17 +8,43 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from coatcheck.director.options import DirectorOptions, WebServer
-from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.delivery import Failure
 from coatcheck.director.rules.idle_pool import IdlePool
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Traffic
 
 
+class LinkUser(Protocol):
+    """The machine of a client's connection, as far as its web server's link is concerned."""
+
+    def connected(self, *, reused: bool, full: bool) -> None:
+        """A link was had."""
+
+    def not_connected(self, failure: Failure) -> None:
+        """No link was to be had."""
+
+    def server_bytes(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def server_ended(self, ending: Ending) -> None:
+        """The link has ended."""
+
+    def server_full(self) -> None:
+        """It takes no more for now."""
+
+    def server_ready(self) -> None:
+        """It takes bytes again."""
+
+
 class LinkOwner(Protocol):
     """A client's connection whose request is on a link."""
 
-    machine: ProxiedConnection
+    @property
+    def machine(self) -> LinkUser:
+        """Who is told what happens."""
+        ...
+
     connecting: asyncio.Task[None] | None
     """What opens a connection for it."""
 

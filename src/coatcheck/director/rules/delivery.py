@@ -90,6 +90,11 @@ class Delivery:
         self.replied = False
         """Whether a byte of the final response has left for the browser."""
 
+    def sent_before(self, times: int, *, keyed: bool) -> None:
+        """Another director wrote it to so many web servers already; ``keyed``: the app knows it when it comes again."""
+        self.sends = times
+        self.idempotent = self.idempotent or keyed
+
     def next_server(self, balancer: Balancer, waited_s: float, policy: DeliveryPolicy) -> ServerState | WaitReason:
         """Where it is to be written now, or why it has to wait; ``waited_s``: how long it already does."""
         patient = not 0 < policy.resend_after_s <= waited_s

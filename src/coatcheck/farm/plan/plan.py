@@ -12,7 +12,7 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.ports import InternalAddresses
-from coatcheck.farm.plan.roles import Address, DirectorRole, SessionServerRole, WebServerRole, WebServerTarget
+from coatcheck.farm.plan.roles import Address, DirectorRole, EndsTls, SessionServerRole, WebServerRole, WebServerTarget
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 
@@ -48,6 +48,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
     copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
+    end_to_end = settings.tls == "end-to-end"
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
         WebServerRole(
@@ -67,10 +68,14 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             trusted_proxies=settings.trusted_proxy,
             audit_file=str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{name}.jsonl"),
             audit_max_bytes=settings.audit_max_bytes,
+            ends_tls=_ends_tls(settings, internal.take(f"{name}-tls")) if end_to_end else None,
         )
         for name in names
     )
-    upstreams = tuple(WebServerTarget(role.name, role.address, role.route_tag) for role in web_servers)
+    upstreams = tuple(
+        WebServerTarget(role.name, role.address, role.route_tag, role.ends_tls.address if role.ends_tls else None)
+        for role in web_servers
+    )
     directors = tuple(
         DirectorRole(
             name=f"director-{n}",
@@ -79,8 +84,9 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             credential=credential,
             route_cookie=settings.cookie.name + ROUTE_SUFFIX,
             stop_grace_s=settings.stop_grace_s,
-            tls_certificate=settings.tls_certificate,
-            tls_key=settings.tls_key,
+            tls_certificate="" if end_to_end else settings.tls_certificate,
+            tls_key="" if end_to_end else settings.tls_key,
+            passes_tls=end_to_end,
             trusted_proxies=settings.trusted_proxy,
             error_pages=_absolute(settings.error_pages),
             limits=settings.director,
@@ -88,6 +94,17 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         for n in range(1, settings.director_workers + 1)
     )
     return Plan(embedded, outside, web_servers, directors)
+
+
+def _ends_tls(settings: FarmSettings, address: Address) -> EndsTls:
+    return EndsTls(
+        address=address,
+        certificate=settings.tls_certificate,
+        key=settings.tls_key,
+        takeover=settings.takeover,
+        limits=settings.director,
+        route_cookie=settings.cookie.name + ROUTE_SUFFIX,
+    )
 
 
 def _session_access(

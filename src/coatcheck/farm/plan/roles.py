@@ -62,6 +62,19 @@ class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_f
         return f"SessionServerRole({self.name!r}, {self.address})"
 
 
+class EndsTls(msgspec.Struct, frozen=True, kw_only=True):
+    """What a web server needs to end the TLS of its clients itself."""
+
+    address: Address
+    """Where directors bring it connections."""
+    certificate: str
+    key: str
+    takeover: bool
+    """Whether another web server can go on with a connection of this one."""
+    limits: DirectorSettings = DirectorSettings()
+    route_cookie: str
+
+
 class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="role", kw_only=True):
     """A web server that runs the user's app."""
 
@@ -86,6 +99,7 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     audit_file: str = ""
     """Where audit records go, if anywhere."""
     audit_max_bytes: int = 0
+    ends_tls: EndsTls | None = None
 
     def __repr__(self) -> str:
         return f"WebServerRole({self.name!r}, {self.address})"
@@ -97,6 +111,8 @@ class WebServerTarget(msgspec.Struct, frozen=True):
     name: str
     address: Address
     tag: str
+    records: Address | None = None
+    """Where it takes connections whose TLS it ends itself."""
 
 
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
@@ -115,6 +131,8 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     stop_grace_s: float = 10.0
     tls_certificate: str = ""
     tls_key: str = ""
+    passes_tls: bool = False
+    """Whether the web servers end TLS."""
     trusted_proxies: tuple[str, ...] = ()
     error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()

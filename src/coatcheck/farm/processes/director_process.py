@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from typing import Any
 
 import msgspec
 
 from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
-from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
+from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.takeover.io.passing_door import PassingDoor
 
 
 async def run(role: DirectorRole, control: ProcessControl) -> None:
@@ -26,6 +26,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             upstream.tag,
             path=upstream.address.path,
             credential=role.credential,
+            records_path=upstream.records.path if upstream.records is not None else "",
         )
         for upstream in role.upstreams
     )
@@ -60,26 +61,11 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     control.on({"status": status, "drain": drain, "admit": admit, "died": died})
     for name in role.drained:
         director.drain(name)
-    await director.start(socket.socket(fileno=role.listener))
+    listener = socket.socket(fileno=role.listener)
+    if role.passes_tls:
+        await director.start(entrance=lambda relay: PassingDoor(relay, listener, role.limits.kept_body_bytes))
+    else:
+        await director.start(listener)
     control.ready()
     await control.stopping.wait()
     await director.stop(role.stop_grace_s)
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """What the director speaks HTTPS with.
-
-    Raises:
-        ConfigError: the two files cannot be loaded, or do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # An empty password: a locked key must fail, not ask a terminal that nobody watches.
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        files = f"{certificate} with tls_key {key}"
-        raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
-    return context

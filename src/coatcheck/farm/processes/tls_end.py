@@ -1,0 +1,71 @@
+"""The part of a web server that ends the TLS of its clients, where directors only pass it on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.io.relay import Relay
+from coatcheck.farm.plan.ports import listen
+from coatcheck.farm.plan.roles import EndsTls, WebServerRole
+from coatcheck.farm.processes.guard import Guard
+from coatcheck.farm.processes.tls_context import tls_context
+from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.takeover.io.live_entrance import LiveEntrance
+from coatcheck.tokens.keyring import KeyRing
+
+
+class TlsEnd:
+    """Takes connections from directors, ends their TLS, and hands their requests to the app's own HTTP server."""
+
+    def __init__(self, role: WebServerRole, ends: EndsTls) -> None:
+        self._role = role
+        self._ends = ends
+        self._context = tls_context(ends.certificate, ends.key)
+        here = WebServer(role.name, "", 0, role.route_tag, path=role.address.path)
+        self._director = EmbeddedDirector(
+            DirectorOptions(
+                servers=(here,),
+                route_cookie=ends.route_cookie,
+                error_pages=load_error_pages(role.error_pages),
+                tls=self._context,
+                trusted_proxies=role.trusted_proxies,
+                **msgspec.structs.asdict(ends.limits),
+            )
+        )
+        self._entrance: LiveEntrance | None = None
+        self._server: asyncio.Server | None = None
+        access = role.sessions
+        self._ring = KeyRing(access.keys, access.primary_key) if ends.takeover else None
+
+    async def start(self) -> None:
+        """Take connections; the app's HTTP server takes requests by now."""
+        await self._director.start(entrance=self._make_entrance)
+        entrance = self._entrance
+        assert entrance is not None
+        guard = Guard(self._role.name, self._role.credential, unix=True)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: guard.protocol(entrance.link), sock=listen(self._ends.address)
+        )
+
+    def _make_entrance(self, relay: Relay) -> LiveEntrance:
+        self._entrance = LiveEntrance(relay, self._context, self._ring, self._role.sessions.farm)
+        return self._entrance
+
+    def change_keys(self, keys: list[bytes], primary: int) -> None:
+        """Seal with these keys from now on."""
+        if self._ring is not None:
+            self._ring.change(keys, primary)
+
+    def status(self) -> dict[str, Any]:
+        """What came through it."""
+        return self._director.status()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more, and finish what is in flight."""
+        if self._server is not None:
+            self._server.close()
+        await self._director.stop(grace_s)

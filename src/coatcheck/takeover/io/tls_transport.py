@@ -1,0 +1,218 @@
+"""The transport of a client's connection in the web server that ends its TLS: data on this side, records on the other.
+
+What is written in one round of the event loop leaves together, behind the word that says what it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from coatcheck.takeover.io.handshake import OpenSslTls
+from coatcheck.takeover.rules.established import ClientAlert, EstablishedTls
+from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame
+from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
+
+
+class TlsTransport(asyncio.Transport):
+    """What the protocol of a client's connection writes to; made when the handshake is done, or taken over."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        beneath: asyncio.Transport,
+        hello: Hello,
+        tls: EstablishedTls | OpenSslTls,
+        checkpoint: Callable[[EstablishedTls, int], bytes] | None,
+    ) -> None:
+        """``beneath``: the link to the director. ``checkpoint``: the sealed state, for what is answered."""
+        super().__init__({"peername": hello.peer, "sockname": hello.local})
+        self._loop = loop
+        self._beneath = beneath
+        self._tls = tls
+        self._checkpoint = checkpoint
+        self._protocol = cast(asyncio.Protocol, None)
+        self._is_settled: Callable[[], bool] = lambda: False
+        self._unread: list[bytes] = []
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._flush: asyncio.Handle | None = None
+        self._answered = tls.read
+        self._paused = self._closing = self._full = self._moving = False
+
+    def begin(self, protocol: asyncio.Protocol, is_settled: Callable[[], bool]) -> None:
+        """``is_settled``: whether all that the protocol was given is answered."""
+        self._protocol = protocol
+        self._is_settled = is_settled
+        protocol.connection_made(self)
+
+    # The side of the director
+
+    def checkpoint(self) -> bytes:
+        """The frame that leaves our state with the director; nothing where no other server can go on."""
+        if self._checkpoint is None or not isinstance(self._tls, EstablishedTls):
+            return b""
+        return frame(Frame.STATE, self._checkpoint(self._tls, self._answered))
+
+    def records(self, records: list[bytes]) -> None:
+        """The client's records, in their order."""
+        if self._unread or self._paused:
+            self._unread += records
+        else:
+            self._read(records)
+
+    def _read(self, records: list[bytes]) -> None:
+        for at, record in enumerate(records):
+            if self._closing:
+                return
+            if self._paused:
+                self._unread = records[at:] + self._unread
+                return
+            self._read_one(record)
+        self._schedule()
+
+    def _read_one(self, record: bytes) -> None:
+        tls = self._tls
+        try:
+            data, reply = tls.open(record)
+        except TlsViolation as violation:
+            if not isinstance(violation, ClientAlert):
+                self._beneath.write(tls.alert(violation.alert))
+            self._end(Frame.CLOSE)
+            return
+        if reply or tls.must_checkpoint:
+            # The state goes first: what is sealed with a new key must never leave before it is known elsewhere.
+            self._beneath.write(self.checkpoint() + reply)
+        if data:
+            self._protocol.data_received(data)
+        if tls.closed_by_client and not self._closing:
+            self._protocol.eof_received()
+            self.close()
+
+    def move(self) -> None:
+        """The director wants another server to go on, as soon as nothing is under way."""
+        self._moving = True
+        self._schedule()
+
+    def link_full(self) -> None:
+        """The director takes no more."""
+        self._full = True
+        self._protocol.pause_writing()
+
+    def link_ready(self) -> None:
+        self._full = False
+        self._protocol.resume_writing()
+
+    def link_lost(self, error: Exception | None) -> None:
+        """The client is gone, or the director."""
+        self._closing = True
+        if self._flush is not None:
+            self._flush.cancel()
+        self._protocol.connection_lost(error)
+
+    # The side of the protocol
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if self._closing or not data:
+            return
+        self._pending.append(bytes(data))
+        self._pending_bytes += len(data)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._flush is None and not self._closing:
+            self._flush = self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        if self._closing:
+            return
+        out = self._sealed()
+        settled = not self._unread and self._is_settled()
+        if settled and self._tls.read > self._answered:
+            # Announced ahead: there is no moment in which the client has the answer and nobody knows it.
+            self._answered = self._tls.read
+            out.insert(0, commit(self._answered, len(out)))
+        if settled and self._moving and self._checkpoint is not None and isinstance(self._tls, EstablishedTls):
+            out.append(frame(Frame.RELEASED))
+            self._closing = True
+        if out:
+            self._beneath.write(b"".join(out))
+        if self._closing:
+            self._beneath.close()
+
+    def _sealed(self) -> list[bytes]:
+        if not self._pending:
+            return []
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        if self._tls.needs_key_update:
+            update = self._tls.update_key()
+            self._beneath.write(self.checkpoint() + update)
+        return self._tls.seal(data)
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        out = self._sealed()
+        self._beneath.write(b"".join([*out, self._tls.alert(Alert.CLOSE_NOTIFY)]))
+        self._end(Frame.CLOSE)
+
+    def abort(self) -> None:
+        if not self._closing:
+            self._end(Frame.BREAK)
+        elif not self._beneath.is_closing() or self._beneath.get_write_buffer_size():
+            self._beneath.abort()
+
+    def _end(self, how: Frame) -> None:
+        self._closing = True
+        self._beneath.write(frame(how))
+        self._beneath.close()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError("TLS has no half of a connection")
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        if not self._beneath.is_closing():
+            self._beneath.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        if not self._beneath.is_closing():
+            self._beneath.resume_reading()
+        if self._unread:
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._paused and not self._closing:
+            records, self._unread = self._unread, []
+            self._read(records)
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self._closing
+
+    def get_write_buffer_size(self) -> int:
+        return self._pending_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._beneath.set_write_buffer_limits(high, low)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name in ("peername", "sockname"):
+            return super().get_extra_info(name, default)
+        return self._beneath.get_extra_info(name, default)

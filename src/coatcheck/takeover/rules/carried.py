@@ -1,0 +1,210 @@
+"""What a director knows of a connection whose TLS it does not end: counts, the client's unanswered records, and a state
+that it cannot read (mission C1, C7, C8). Bytes in, bytes out; who is connected to whom is for ``passing``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, Hello, hello, read_commit
+from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES, BadRecord, RecordSplitter
+
+MAX_SENDS: Final = 3
+"""Web servers that may get the same unanswered records: after so many deaths over one request it is at fault itself."""
+MAX_LOSSES: Final = 64
+"""Web servers that a connection may lose in a row, without a request that was answered in between."""
+
+
+class Loss(Enum):
+    """What becomes of a connection whose web server is gone."""
+
+    BEGIN_ANEW = "nothing has left for the client: another web server gets its ClientHello"
+    RESUME = "another web server goes on with it"
+    HANDSHAKE = "its handshake was half done"
+    NO_STATE = "its web server left no state"
+    HALF_ANSWERED = "a part of a response has left"
+    NOT_KEPT = "the client has sent more than is kept since the last answer"
+    TOO_OFTEN = "several web servers have died over the same request"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another web server can have it."""
+        return self is Loss.BEGIN_ANEW or self is Loss.RESUME
+
+
+class ServerSays(Enum):
+    """What a web server said besides bytes for the client."""
+
+    ESTABLISHED = "the handshake is done"
+    RELEASED = "it has let go of the connection"
+    CLOSE = "the connection is over"
+    BREAK = "the connection is over, and the client is to see a break"
+
+
+_SAYS: Final = {
+    Frame.ESTABLISHED: ServerSays.ESTABLISHED,
+    Frame.RELEASED: ServerSays.RELEASED,
+    Frame.CLOSE: ServerSays.CLOSE,
+    Frame.BREAK: ServerSays.BREAK,
+}
+
+
+class CarriedConnection:
+    """One client's connection: counts records in both directions, and keeps what may have to be sent again."""
+
+    __slots__ = (
+        "_commits",
+        "_committed",
+        "_from_client",
+        "_from_server",
+        "_kept",
+        "_kept_bytes",
+        "_kept_to",
+        "_losses",
+        "_max_kept_bytes",
+        "_since_commit",
+        "_spoken",
+        "_state",
+        "delivered",
+        "established",
+        "received",
+        "sends",
+    )  # fmt: skip
+
+    def __init__(self, max_kept_bytes: int) -> None:
+        """``max_kept_bytes``: of the client's unanswered records; beyond it no other web server can go on."""
+        self._max_kept_bytes = max_kept_bytes
+        self._from_client = RecordSplitter()
+        self._from_server = RecordSplitter(*FROM_SERVER)
+        self._state = b""
+        self._kept: deque[tuple[int, bytes]] = deque()
+        """The client's records behind the last commit, each with the count of encrypted ones up to it."""
+        self._kept_bytes = 0
+        self._kept_to = 0
+        """Behind this count all of them are kept: beyond the bound they are let go of."""
+        self._commits: deque[tuple[int, int]] = deque()
+        """What is answered when so many records have been delivered."""
+        self._committed = 0
+        self._since_commit = 0
+        self._losses = 0
+        self._spoken = False
+        self.received = 0
+        """Encrypted records of the client's."""
+        self.delivered = 0
+        """Encrypted records that have left for the client."""
+        self.established = False
+        self.sends = 0
+        """How many web servers were given the unanswered records."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that the client has sent is answered."""
+        return self.established and not self._kept and self._from_client.is_empty and self._is_kept_whole
+
+    @property
+    def _is_kept_whole(self) -> bool:
+        return self._kept_to <= self._committed
+
+    def from_client(self, data: bytes) -> bytes:
+        """What of it is whole records, for the web server. Raises :class:`BadRecord`."""
+        records = self._from_client.feed(data)
+        for record in records:
+            if record[0] == APPLICATION_DATA:
+                self.received += 1
+            self._keep(record)
+        return b"".join(records)
+
+    def _keep(self, record: bytes) -> None:
+        if self.established and not self._state:
+            return
+        self._kept.append((self.received, record))
+        self._kept_bytes += len(record)
+        if self._kept_bytes > self._max_kept_bytes:
+            self._kept.clear()
+            self._kept_bytes = 0
+            # Records that are not encrypted count with the next one that is.
+            self._kept_to = self.received if record[0] == APPLICATION_DATA else self.received + 1
+
+    def from_server(self, data: bytes) -> tuple[bytes, list[ServerSays]]:
+        """What of it goes to the client, and what the web server said besides. Raises :class:`BadRecord`."""
+        out: list[bytes] = []
+        said: list[ServerSays] = []
+        for record in self._from_server.feed(data):
+            kind = record[0]
+            if kind <= APPLICATION_DATA:
+                self._spoken = True
+                if kind == APPLICATION_DATA:
+                    self.delivered += 1
+                    self._since_commit += 1
+                    self._settle()
+                out.append(record)
+            elif kind == Frame.COMMIT:
+                answered, after = read_commit(record)
+                if not self._committed <= answered <= self.received:
+                    raise BadRecord("a commit of records that did not come")
+                self._commits.append((answered, self.delivered + after))
+                self._settle()
+            elif kind == Frame.STATE:
+                self._state = record[HEADER_BYTES:]
+            elif kind in _SAYS:
+                self.established = self.established or kind == Frame.ESTABLISHED
+                if kind == Frame.ESTABLISHED and not self._state:
+                    self._forget_kept()
+                said.append(_SAYS[Frame(kind)])
+            else:
+                raise BadRecord(f"a frame of the type {kind}")
+        return b"".join(out), said
+
+    def _settle(self) -> None:
+        """What was announced to be answered is answered once its records have left."""
+        while self._commits and self._commits[0][1] <= self.delivered:
+            answered, _ = self._commits.popleft()
+            self._since_commit = 0
+            if answered > self._committed:
+                self._committed = answered
+                self.sends = 1
+                self._losses = 0
+            kept = self._kept
+            while kept and kept[0][0] <= self._committed:
+                self._kept_bytes -= len(kept.popleft()[1])
+
+    def _forget_kept(self) -> None:
+        self._kept.clear()
+        self._kept_bytes = 0
+
+    # Who goes on
+
+    def loss(self) -> Loss:
+        """What becomes of it, now that its web server is gone without a word."""
+        if not self._spoken:
+            return Loss.BEGIN_ANEW if self._is_kept_whole else Loss.NOT_KEPT
+        if not self.established:
+            return Loss.HANDSHAKE
+        if not self._state:
+            return Loss.NO_STATE
+        if self._since_commit:
+            return Loss.HALF_ANSWERED
+        if not self._is_kept_whole:
+            return Loss.NOT_KEPT
+        if self._losses >= MAX_LOSSES or (self._kept and self.sends >= MAX_SENDS):
+            return Loss.TOO_OFTEN
+        return Loss.RESUME
+
+    def give(self, peer: tuple[str, int], local: tuple[str, int], *, looked_at: bool) -> bytes:
+        """What a web server is sent first; then the client's further records follow.
+
+        ``looked_at``: whether the one before may have carried out what is not answered.
+        """
+        self._from_server = RecordSplitter(*FROM_SERVER)
+        self._commits.clear()
+        if not looked_at or not self._kept:
+            self.sends = 0
+        self._losses += looked_at
+        records = [record for _, record in self._kept]
+        said = Hello(
+            peer, local, self._state, self._committed, self.delivered, len(records) if self.sends else 0, self.sends
+        )
+        self.sends += 1
+        return hello(said) + b"".join(records)

@@ -1,0 +1,346 @@
+"""A client's connection in a director that ends no TLS: to which web server it goes, and who has it after that one.
+
+Events come in as calls, what is to be done comes out in :attr:`PassedConnection.actions`; the words are those of the
+director's other machine (``director/rules/actions``), and so is the traffic that both belong to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+from coatcheck.director.rules.actions import Action, Order, Reach, ToClient, ToServer
+from coatcheck.director.rules.admission import Guest
+from coatcheck.director.rules.delivery import Failure
+from coatcheck.director.rules.faults import FAULT_OF_FAILURE, Fault
+from coatcheck.director.rules.routing import ServerState
+from coatcheck.director.rules.server_half import Ending
+from coatcheck.director.rules.traffic import Member, Traffic
+from coatcheck.takeover.rules.affinity import preferred
+from coatcheck.takeover.rules.carried import CarriedConnection, Loss, ServerSays
+from coatcheck.takeover.rules.inner_frames import Frame, frame
+from coatcheck.takeover.rules.tls_records import BadRecord
+
+_NEVER: Final = float("inf")
+_MAX_REFUSALS: Final = 16
+"""Connections to web servers that one client's connection may be refused in a row."""
+
+
+class PassedState(Enum):
+    """Where a connection is between two events."""
+
+    WAITING = "no web server takes connections"
+    CONNECTING = "a link to a web server is being opened"
+    JOINED = "a web server has it"
+    CLOSING = "closed; what is still buffered leaves"
+    CLOSED = "gone"
+
+
+_WAITING, _CONNECTING, _JOINED, _CLOSING, _CLOSED = PassedState
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Both ends of a client's connection."""
+
+    peer: tuple[str, int]
+    local: tuple[str, int]
+
+
+class PassedConnection(Member):
+    """One client's connection, of which the records' headers alone are read."""
+
+    __slots__ = (
+        "_addresses", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving", "_refusals",
+        "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried", "due_at",
+        "server", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self, traffic: Traffic, guest: Guest, addresses: Addresses, max_kept_bytes: int, counts: Counter[str]
+    ) -> None:
+        """``guest``: as it was counted when it came; ``counts``: of what became of connections that lost a server."""
+        self._traffic = traffic
+        self._guest = guest
+        self._addresses = addresses
+        self._counts = counts
+        self.carried = CarriedConnection(max_kept_bytes)
+        self.actions: list[Action] = []
+        self.state = _WAITING
+        self.server: ServerState | None = None
+        self.due_at = _NEVER
+        self._tried: Collection[ServerState] = ()
+        self._refusals = 0
+        self._looked_at = self._moving = False
+        self._client_full = self._server_full = self._held_back = False
+        self._stalled_bytes = 0
+        self._waiting_since: float | None = None
+
+    # What the traffic asks of its members
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way that the director can see."""
+        return self.state is _JOINED and self.carried.is_settled
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.state in (_WAITING, _CONNECTING, _JOINED) and not self.is_idle
+
+    def woken(self, admitted: ServerState | None) -> None:
+        """The health of a web server changed while this one waited."""
+        if self.state is _WAITING:
+            if admitted is not None:
+                self._tried = ()
+            self._choose()
+
+    def server_died(self) -> None:
+        """The process that has it has ended, whatever its link says."""
+        if self.state in (_CONNECTING, _JOINED):
+            self._server_gone()
+
+    def busy_tick(self) -> None:
+        """Silence is no death: a busy web server keeps its connections."""
+
+    def rate_window_over(self, unsent: int) -> None:
+        """The web server judges the pace of its clients: it sees what is asked."""
+
+    def close_idle(self) -> None:
+        """The director stops, or needs the room."""
+        self._close(Order.CLOSE_CLIENT)
+
+    def deadline_reached(self, unsent: int) -> None:
+        """:attr:`due_at` has passed; ``unsent`` bytes wait for the client."""
+        limits = self._traffic.limits
+        if self.state is _CLOSING:
+            self.actions.append(Order.RESET_CLIENT)
+            self.due_at = _NEVER
+        elif self._client_full:
+            if unsent >= self._stalled_bytes:
+                self._traffic.count(Fault.CLIENT_TIMEOUT)
+                self._close(Order.RESET_CLIENT)
+            else:
+                self._stalled_bytes = unsent
+                self.due_at = self._traffic.now + limits.body_timeout_s
+        elif self.state is _WAITING:
+            self._traffic.count(Fault.NO_SERVER)
+            self._close(Order.ABORT_CLIENT)
+        elif not self.carried.established:
+            self._traffic.count(Fault.HANDSHAKE_FAILED)
+            self._close(Order.ABORT_CLIENT)
+        else:
+            self.due_at = _NEVER
+
+    # Events
+
+    def opened(self) -> None:
+        """It was accepted, and there is room for it."""
+        self._traffic.connections[self] = None
+        self.due_at = self._traffic.now + self._traffic.limits.tls_handshake_timeout_s
+        self._choose()
+
+    def client_bytes(self, data: bytes) -> None:
+        """Bytes came from the client."""
+        if self.state is _CLOSING:
+            return
+        try:
+            records = self.carried.from_client(data)
+        except BadRecord:
+            self._traffic.count(Fault.BAD_REQUEST)
+            self._close(Order.ABORT_CLIENT)
+            return
+        if self.state is _JOINED:
+            if records:
+                self.actions.append(ToServer(records))
+        elif not self._held_back:
+            # What has come is held already; more need not come before there is a web server for it.
+            self._held_back = True
+            self.actions.append(Order.PAUSE_CLIENT)
+
+    def client_lost(self) -> None:
+        """The client's connection is gone, or its side has ended: TLS has no half of a connection."""
+        if self.state is _CLOSED:
+            return
+        if self.state in (_CONNECTING, _JOINED):
+            self.actions.append(Order.LEAVE_SERVER)
+        self._let_go_of_server()
+        self._traffic.unpark(self)
+        self.state = _CLOSED
+        self.due_at = _NEVER
+        self._traffic.connections.pop(self, None)
+        self._guest.leave()
+
+    def client_full(self, unsent: int) -> None:
+        """The client does not take what is written."""
+        self._client_full = True
+        self._stalled_bytes = unsent
+        if self.state is _JOINED:
+            self.actions.append(Order.PAUSE_SERVER)
+            self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
+
+    def client_ready(self) -> None:
+        """The client takes bytes again."""
+        self._client_full = False
+        if self.state is _JOINED:
+            self.actions.append(Order.RESUME_SERVER)
+            if self.carried.established:
+                self.due_at = _NEVER
+
+    def server_full(self) -> None:
+        """The web server does not take what is written."""
+        self._server_full = True
+        if not self._held_back and self.state is not _CLOSING:
+            self.actions.append(Order.PAUSE_CLIENT)
+
+    def server_ready(self) -> None:
+        """The web server takes bytes again."""
+        self._server_full = False
+        if not self._held_back and self.state is not _CLOSING:
+            self.actions.append(Order.RESUME_CLIENT)
+
+    def connected(self, *, reused: bool, full: bool) -> None:
+        """A link was had."""
+        assert self.state is _CONNECTING and self.server is not None
+        self.state = _JOINED
+        self._refusals = 0
+        self._server_full = full
+        said = self.carried.give(self._addresses.peer, self._addresses.local, looked_at=self._looked_at)
+        self.actions.append(ToServer(said))
+        if self._client_full:
+            self.actions.append(Order.PAUSE_SERVER)
+        if self._held_back and not full:
+            self.actions.append(Order.RESUME_CLIENT)
+        self._held_back = False
+        if self.carried.established:
+            self.due_at = _NEVER
+        if self.server.draining:
+            self.draining()
+
+    def not_connected(self, failure: Failure) -> None:
+        """No link was to be had."""
+        assert self.state is _CONNECTING and self.server is not None
+        server = self.server
+        self._let_go_of_server()
+        self.state = _WAITING
+        if failure is not Failure.STALLED:
+            self._tried = [*self._tried, server]
+        self._refusals += 1
+        if self._refusals > _MAX_REFUSALS:
+            self._traffic.count(FAULT_OF_FAILURE[failure])
+            self._close(Order.ABORT_CLIENT)
+            return
+        self._choose()
+
+    def server_bytes(self, data: bytes) -> None:
+        """Bytes came from the web server."""
+        if self.state is not _JOINED:
+            return
+        self._traffic.heard(self.server)
+        try:
+            out, said = self.carried.from_server(data)
+        except BadRecord:
+            self._traffic.count(Fault.BAD_RESPONSE)
+            self._close(Order.ABORT_CLIENT)
+            return
+        if out:
+            self.actions.append(ToClient(out))
+        for word in said:
+            if word is ServerSays.ESTABLISHED:
+                if not self._client_full:
+                    self.due_at = _NEVER
+            elif word is ServerSays.RELEASED:
+                self._released()
+                return
+            else:
+                self._close(Order.CLOSE_CLIENT if word is ServerSays.CLOSE else Order.RESET_CLIENT)
+                return
+
+    def server_ended(self, ending: Ending) -> None:
+        """The link has ended, and it did not say that the connection is over."""
+        if self.state is _JOINED:
+            assert self.server is not None
+            self._traffic.check_now(self.server)
+            self._server_gone()
+
+    def draining(self) -> None:
+        """Its web server is to have no more connections: another one goes on as soon as nothing is under way."""
+        if self.state is _JOINED and not self._moving:
+            self._moving = True
+            self.actions.append(ToServer(frame(Frame.MOVE)))
+
+    # Who goes on
+
+    def _released(self) -> None:
+        self.actions.append(Order.LEAVE_SERVER)
+        self._let_go_of_server()
+        self.state = _WAITING
+        self._counts["moved"] += 1
+        self._looked_at = False
+        self._tried = ()
+        self._choose()
+
+    def _server_gone(self) -> None:
+        server = self.server
+        assert server is not None
+        was_joined = self.state is _JOINED
+        self.actions.append(Order.LEAVE_SERVER)
+        self._let_go_of_server()
+        self.state = _WAITING
+        if not was_joined:
+            self._tried = [server]
+            self._choose()
+            return
+        loss = self.carried.loss()
+        self._counts[loss.name.lower()] += 1
+        if not loss.goes_on:
+            self._traffic.count(Fault.UPSTREAM_LOST)
+            self._close(Order.RESET_CLIENT)
+            return
+        self._looked_at = loss is Loss.RESUME
+        self._tried = [server]
+        self._traffic.retries += 1
+        self._choose()
+
+    def _choose(self) -> None:
+        traffic = self._traffic
+        first = preferred(self._addresses.peer[0], traffic.servers)
+        chosen = traffic.balancer.choose(first.tag if first is not None else None, self._tried, patient=False)
+        if chosen is None:
+            self._wait()
+            return
+        self._waiting_since = None
+        self.state = _CONNECTING
+        self.server = chosen
+        chosen.in_flight += 1
+        chosen.requests += 1
+        self._moving = False
+        self.actions.append(Reach(chosen, certain=True, fresh=True))
+
+    def _wait(self) -> None:
+        traffic = self._traffic
+        self.state = _WAITING
+        if self._waiting_since is None:
+            self._waiting_since = traffic.now
+            self.due_at = traffic.now + traffic.limits.no_server_wait_s
+        if not traffic.park(self):
+            traffic.count(Fault.NO_SERVER)
+            self._close(Order.ABORT_CLIENT)
+
+    def _let_go_of_server(self) -> None:
+        if self.server is not None:
+            self.server.in_flight -= 1
+            self.server = None
+        self._server_full = False
+
+    def _close(self, order: Order) -> None:
+        """End it towards the client; the shell reports when it is gone."""
+        if self.state in (_CONNECTING, _JOINED):
+            self.actions.append(Order.LEAVE_SERVER)
+        self._let_go_of_server()
+        self._traffic.unpark(self)
+        self.state = _CLOSING
+        self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
+        self.actions.append(order)

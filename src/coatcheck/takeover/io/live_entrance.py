@@ -21,8 +21,9 @@ from coatcheck.takeover.io.handshake import Handshake, OpenSslTls
 from coatcheck.takeover.io.key_log import KeyLog
 from coatcheck.takeover.io.tls_transport import TlsTransport
 from coatcheck.takeover.rules.established import EstablishedTls
-from coatcheck.takeover.rules.inner_frames import FROM_DIRECTOR, Frame, Hello, commit, frame, read_hello
+from coatcheck.takeover.rules.inner_frames import FROM_DIRECTOR, Frame, Hello, commit, frame, read_hello, repeatable
 from coatcheck.takeover.rules.live_state import ID_BYTES, LiveState, LiveStateSealer
+from coatcheck.takeover.rules.repeatable import OtherResponse
 from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter
 from coatcheck.tokens.keyring import KeyRing
 
@@ -182,8 +183,31 @@ class InnerLink(asyncio.Protocol):
         # before, and never left. It has nothing in it that is secret, and what comes behind has a key of its own.
         update = tls.update_key()
         upper = self._transport(tls)
-        self._beneath.write(upper.checkpoint() + frame(Frame.ESTABLISHED) + commit(hello.committed, 1) + update)
+        said = upper.checkpoint() + frame(Frame.ESTABLISHED)
+        if hello.repeatable:
+            what = self._repeatable(upper, hello)
+            if not what:
+                self._beneath.write(frame(Frame.BREAK))
+                self._beneath.close()
+                return
+            said += what
+        else:
+            said += commit(hello.committed, 1)
+        self._beneath.write(said + update)
         self._enter(upper, hello)
+
+    def _repeatable(self, upper: TlsTransport, hello: Hello) -> bytes:
+        """A part of a response has left: the rest of the very same one is to follow. Empty if that cannot be."""
+        sealer = self._entrance.sealer
+        what = None if sealer is None else sealer.open_repeatable(hello.repeatable)
+        if what is None:
+            return b""
+        try:
+            upper.go_on_with(what, hello.left)
+        except OtherResponse:
+            return b""
+        # The KeyUpdate leaves first, and is no part of it.
+        return repeatable(hello.left, 1, hello.repeatable)
 
     def _opened(self, hello: Hello) -> EstablishedTls | None:
         sealer = self._entrance.sealer
@@ -202,7 +226,10 @@ class InnerLink(asyncio.Protocol):
         assert self._hello is not None
         can_move = self._entrance.sealer is not None and isinstance(tls, EstablishedTls)
         checkpoint = self._checkpoint if can_move else None
-        return TlsTransport(self._relay.loop, self._beneath, self._hello, tls, checkpoint)
+        seal_repeatable = self._entrance.sealer.seal_repeatable if self._entrance.sealer is not None else None
+        return TlsTransport(
+            self._relay.loop, self._beneath, self._hello, tls, checkpoint, seal_repeatable if can_move else None
+        )
 
     def _checkpoint(self, tls: EstablishedTls, answered: int) -> bytes:
         sealer = self._entrance.sealer

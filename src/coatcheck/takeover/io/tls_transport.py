@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from coatcheck.takeover.io.handshake import OpenSslTls
 from coatcheck.takeover.rules.established import ClientAlert, EstablishedTls
-from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame
+from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame, repeatable
+from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, ResponseMark, Skipper, Told
+from coatcheck.takeover.rules.tls_records import APPLICATION_DATA
 from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
 
 
@@ -25,13 +27,20 @@ class TlsTransport(asyncio.Transport):
         hello: Hello,
         tls: EstablishedTls | OpenSslTls,
         checkpoint: Callable[[EstablishedTls, int], bytes] | None,
+        seal_repeatable: Callable[[Repeatable], bytes] | None = None,
     ) -> None:
-        """``beneath``: the link to the director. ``checkpoint``: the sealed state, for what is answered."""
+        """``beneath``: the link to the director. ``checkpoint``: the sealed state, for what is answered.
+
+        Without the two no other web server can go on with the connection.
+        """
         super().__init__({"peername": hello.peer, "sockname": hello.local})
         self._loop = loop
         self._beneath = beneath
         self._tls = tls
         self._checkpoint = checkpoint
+        self._seal_repeatable = seal_repeatable
+        self._mark = ResponseMark()
+        self._skipper: Skipper | None = None
         self._protocol = cast(asyncio.Protocol, None)
         self._is_settled: Callable[[], bool] = lambda: False
         self._unread: list[bytes] = []
@@ -46,6 +55,11 @@ class TlsTransport(asyncio.Transport):
         self._protocol = protocol
         self._is_settled = is_settled
         protocol.connection_made(self)
+
+    def go_on_with(self, what: Repeatable, left: int) -> None:
+        """The next response has left in part; ``left``: so many bytes. Raises :class:`OtherResponse`."""
+        self._skipper = Skipper(what, left)
+        self._mark.go_on(what, left)
 
     # The side of the director
 
@@ -83,7 +97,7 @@ class TlsTransport(asyncio.Transport):
             return
         if reply or tls.must_checkpoint:
             # The state goes first: what is sealed with a new key must never leave before it is known elsewhere.
-            self._beneath.write(self.checkpoint() + reply)
+            self._beneath.write(self.checkpoint() + self._disturbed() + reply)
         if data:
             self._protocol.data_received(data)
         if tls.closed_by_client and not self._closing:
@@ -128,12 +142,18 @@ class TlsTransport(asyncio.Transport):
         self._flush = None
         if self._closing:
             return
-        out = self._sealed()
         settled = not self._unread and self._is_settled()
+        try:
+            out = self._sealed(is_last=settled)
+        except OtherResponse:
+            self._end(Frame.BREAK)
+            return
         if settled and self._tls.read > self._answered:
             # Announced ahead: there is no moment in which the client has the answer and nobody knows it.
             self._answered = self._tls.read
-            out.insert(0, commit(self._answered, len(out)))
+            out.insert(0, commit(self._answered, _count(out)))
+            self._mark.begin_anew()
+            self._skipper = None
         if settled and self._moving and self._checkpoint is not None and isinstance(self._tls, EstablishedTls):
             out.append(frame(Frame.RELEASED))
             self._closing = True
@@ -142,21 +162,47 @@ class TlsTransport(asyncio.Transport):
         if self._closing:
             self._beneath.close()
 
-    def _sealed(self) -> list[bytes]:
+    def _sealed(self, *, is_last: bool) -> list[bytes]:
+        """What waits, as records and what has to be said before them. Raises :class:`OtherResponse`.
+
+        ``is_last``: with it all is answered, or over.
+        """
         if not self._pending:
             return []
         data = b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
+        if self._skipper is not None:
+            data = self._skipper.feed(data)
+            if self._skipper.is_done:
+                self._skipper = None
+            if not data:
+                return []
+        said: list[bytes] = []
         if self._tls.needs_key_update:
             update = self._tls.update_key()
-            self._beneath.write(self.checkpoint() + update)
-        return self._tls.seal(data)
+            said = [self.checkpoint(), self._disturbed(), update]
+        told = self._mark.leaves(data)
+        if is_last or self._seal_repeatable is None:
+            pass
+        elif told is Told.REPEATABLE and self._mark.what is not None:
+            said.append(repeatable(0, 0, self._seal_repeatable(self._mark.what)))
+        elif told is Told.OPAQUE:
+            said.append(repeatable(0, 0, b""))
+        return said + self._tls.seal(data)
+
+    def _disturbed(self) -> bytes:
+        """A record of another kind leaves in the midst of a response, of which no more can be counted then."""
+        return repeatable(0, 0, b"") if self._mark.disturb() is Told.OPAQUE else b""
 
     def close(self) -> None:
         if self._closing:
             return
-        out = self._sealed()
+        try:
+            out = self._sealed(is_last=True)
+        except OtherResponse:
+            self._end(Frame.BREAK)
+            return
         self._beneath.write(b"".join([*out, self._tls.alert(Alert.CLOSE_NOTIFY)]))
         self._end(Frame.CLOSE)
 
@@ -216,3 +262,8 @@ class TlsTransport(asyncio.Transport):
         if name in ("peername", "sockname"):
             return super().get_extra_info(name, default)
         return self._beneath.get_extra_info(name, default)
+
+
+def _count(pieces: list[bytes]) -> int:
+    """How many of these are records for the client; the others are frames for the director."""
+    return sum(1 for piece in pieces if piece and piece[0] <= APPLICATION_DATA)

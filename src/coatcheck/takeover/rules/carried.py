@@ -8,9 +8,11 @@ from collections import deque
 from enum import Enum
 from typing import Final
 
-from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, Hello, hello, read_commit
+from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, Hello, hello, read_commit, read_repeatable
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES, BadRecord, RecordSplitter
 
+_AROUND_CONTENT_BYTES: Final = HEADER_BYTES + 1 + 16
+"""Of a record without padding: its header, its inner type and its tag."""
 MAX_SENDS: Final = 3
 """Web servers that may get the same unanswered records: after so many deaths over one request it is at fault itself."""
 MAX_LOSSES: Final = 64
@@ -62,8 +64,11 @@ class CarriedConnection:
         "_kept",
         "_kept_bytes",
         "_kept_to",
+        "_left",
+        "_left_at",
         "_losses",
         "_max_kept_bytes",
+        "_repeatable",
         "_since_commit",
         "_spoken",
         "_state",
@@ -89,6 +94,12 @@ class CarriedConnection:
         self._committed = 0
         self._since_commit = 0
         self._losses = 0
+        self._repeatable = b""
+        """What the web server said of the response of which a part has left."""
+        self._left = 0
+        """How many bytes of content have left behind the last commit."""
+        self._left_at: tuple[int, int] | None = None
+        """Behind which record so many of them have left."""
         self._spoken = False
         self.received = 0
         """Encrypted records of the client's."""
@@ -138,6 +149,7 @@ class CarriedConnection:
                 if kind == APPLICATION_DATA:
                     self.delivered += 1
                     self._since_commit += 1
+                    self._left += len(record) - _AROUND_CONTENT_BYTES
                     self._settle()
                 out.append(record)
             elif kind == Frame.COMMIT:
@@ -145,6 +157,10 @@ class CarriedConnection:
                 if not self._committed <= answered <= self.received:
                     raise BadRecord("a commit of records that did not come")
                 self._commits.append((answered, self.delivered + after))
+                self._settle()
+            elif kind == Frame.REPEATABLE:
+                left, after, self._repeatable = read_repeatable(record)
+                self._left_at = (self.delivered + after, left)
                 self._settle()
             elif kind == Frame.STATE:
                 self._state = record[HEADER_BYTES:]
@@ -159,9 +175,12 @@ class CarriedConnection:
 
     def _settle(self) -> None:
         """What was announced to be answered is answered once its records have left."""
+        if self._left_at is not None and self._left_at[0] <= self.delivered:
+            self._left, self._left_at = self._left_at[1], None
         while self._commits and self._commits[0][1] <= self.delivered:
             answered, _ = self._commits.popleft()
-            self._since_commit = 0
+            self._since_commit = self._left = 0
+            self._repeatable, self._left_at = b"", None
             if answered > self._committed:
                 self._committed = answered
                 self.sends = 1
@@ -184,7 +203,7 @@ class CarriedConnection:
             return Loss.HANDSHAKE
         if not self._state:
             return Loss.NO_STATE
-        if self._since_commit:
+        if self._since_commit and not self._repeatable:
             return Loss.HALF_ANSWERED
         if not self._is_kept_whole:
             return Loss.NOT_KEPT
@@ -199,12 +218,22 @@ class CarriedConnection:
         """
         self._from_server = RecordSplitter(*FROM_SERVER)
         self._commits.clear()
+        self._left_at = None
         if not looked_at or not self._kept:
             self.sends = 0
         self._losses += looked_at
         records = [record for _, record in self._kept]
+        half = self._repeatable if self._since_commit else b""
         said = Hello(
-            peer, local, self._state, self._committed, self.delivered, len(records) if self.sends else 0, self.sends
+            peer,
+            local,
+            self._state,
+            self._committed,
+            self.delivered,
+            replayed=len(records) if self.sends else 0,
+            sends=self.sends,
+            repeatable=half,
+            left=self._left if half else 0,
         )
         self.sends += 1
         return hello(said) + b"".join(records)

@@ -16,6 +16,7 @@ from coatcheck.takeover.rules.tls_records import FIRST_TYPE, HEADER_BYTES, MAX_C
 
 MAX_ADDRESS_BYTES: Final = 64
 _COMMIT: Final = struct.Struct(">QI")
+_REPEATABLE: Final = struct.Struct(">QI")
 
 
 class Frame(IntEnum):
@@ -34,11 +35,13 @@ class Frame(IntEnum):
     """Keep this, sealed, in the place of what was kept before."""
     COMMIT = 0xF6
     """When so many more records have left for the client, its records up to here are answered."""
-    RELEASED = 0xF7
+    REPEATABLE = 0xF7
+    """When so many more records have left, so many bytes of a response have; keep this, sealed, with it."""
+    RELEASED = 0xF8
     """As MOVE asked: nothing behind the last commit was looked at."""
-    CLOSE = 0xF8
+    CLOSE = 0xF9
     """The connection is over; what came before still goes to the client."""
-    BREAK = 0xF9
+    BREAK = 0xFA
     """The connection is over, and the client is to see a break."""
 
 
@@ -64,6 +67,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """How many of the records that follow were given to another web server before."""
     sends: int = 0
     """How many web servers may have carried out what is in them."""
+    repeatable: bytes = b""
+    """What the web server before said of a response of which a part has left; it is sealed."""
+    left: int = 0
+    """How many bytes of it have left, the head included."""
 
 
 def frame(kind: Frame, payload: bytes = b"") -> bytes:
@@ -100,6 +107,21 @@ def read_commit(record: bytes) -> tuple[int, int]:
     except struct.error:
         raise BadRecord("a malformed commit") from None
     return answered, after
+
+
+def repeatable(left: int, after: int, sealed: bytes) -> bytes:
+    """``left``: bytes of the response, when ``after`` more records have left; ``sealed`` is empty: no longer."""
+    return frame(Frame.REPEATABLE, _REPEATABLE.pack(left, after) + sealed)
+
+
+def read_repeatable(record: bytes) -> tuple[int, int, bytes]:
+    """Raises :class:`BadRecord`."""
+    at = HEADER_BYTES + _REPEATABLE.size
+    try:
+        left, after = _REPEATABLE.unpack(record[HEADER_BYTES:at])
+    except struct.error:
+        raise BadRecord("a malformed word on a response") from None
+    return left, after, record[at:]
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import TokenRejected
+from coatcheck.takeover.rules.repeatable import Repeatable
 from coatcheck.takeover.rules.traffic_keys import SUITES, Epoch, Suite
 from coatcheck.tokens.keyring import KeyRing, RandomBytes
 
@@ -61,6 +62,19 @@ class LiveStateSealer:
             return None
         return state
 
+    def seal_repeatable(self, what: Repeatable) -> bytes:
+        """Of a response of which a part has left."""
+        return self._box.seal(_ENCODER.encode(what), _REPEATABLE)
 
+    def open_repeatable(self, sealed: bytes) -> Repeatable | None:
+        """``None`` for bytes that no server of this farm sealed."""
+        try:
+            return _REPEATABLE_DECODER.decode(self._box.open(sealed, _REPEATABLE))
+        except (TokenRejected, msgspec.DecodeError):
+            return None
+
+
+_REPEATABLE: Final = b"repeatable"
+_REPEATABLE_DECODER = msgspec.msgpack.Decoder(Repeatable)
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(LiveState)

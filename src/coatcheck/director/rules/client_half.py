@@ -160,7 +160,7 @@ class ClientHalf(ServerHalf):
         self._head = head
         self._delivery = Delivery(head.method, self._tag)
         if self.sends_before:
-            self._delivery.sent_before(self.sends_before, keyed=_has_idempotency_key(fields))
+            self._delivery.sent_before(self.sends_before, begun=self.begun_before, keyed=_has_idempotency_key(fields))
         self._close = not fields.keep_alive
         self._kept = []
         self._kept_bytes = 0

@@ -251,6 +251,7 @@ class InnerLink(asyncio.Protocol):
         self._upper = upper
         upper.begin(client, lambda: client.machine.state is State.IDLE)
         client.machine.sends_before = hello.sends if hello.replayed else 0
+        client.machine.begun_before = hello.begun
 
     def _in_time(self) -> None:
         if self._late is not None:

@@ -6,15 +6,20 @@ What is written in one round of the event loop leaves together, behind the word 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from coatcheck.takeover.io.handshake import OpenSslTls
 from coatcheck.takeover.rules.established import ClientAlert, EstablishedTls
+from coatcheck.takeover.rules.harmless import is_harmless
 from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame, repeatable
 from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, ResponseMark, Skipper, Told
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA
 from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
+
+_SAID_POLL_S: Final = 0.005
+"""How often is looked whether a word has left, where the director takes nothing for the moment."""
 
 
 class TlsTransport(asyncio.Transport):
@@ -44,6 +49,9 @@ class TlsTransport(asyncio.Transport):
         self._protocol = cast(asyncio.Protocol, None)
         self._is_settled: Callable[[], bool] = lambda: False
         self._unread: list[bytes] = []
+        self._held = b""
+        """Data that is looked at once the director knows."""
+        self._begun = False
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._flush: asyncio.Handle | None = None
@@ -71,7 +79,7 @@ class TlsTransport(asyncio.Transport):
 
     def records(self, records: list[bytes]) -> None:
         """The client's records, in their order."""
-        if self._unread or self._paused:
+        if self._unread or self._paused or self._held:
             self._unread += records
         else:
             self._read(records)
@@ -80,7 +88,7 @@ class TlsTransport(asyncio.Transport):
         for at, record in enumerate(records):
             if self._closing:
                 return
-            if self._paused:
+            if self._paused or self._held:
                 self._unread = records[at:] + self._unread
                 return
             self._read_one(record)
@@ -99,10 +107,46 @@ class TlsTransport(asyncio.Transport):
             # The state goes first: what is sealed with a new key must never leave before it is known elsewhere.
             self._beneath.write(self.checkpoint() + self._disturbed() + reply)
         if data:
+            if self._must_say_begun(data):
+                self._held = data
+                self._say_begun()
+                return
             self._protocol.data_received(data)
         if tls.closed_by_client and not self._closing:
             self._protocol.eof_received()
             self.close()
+
+    def _must_say_begun(self, data: bytes) -> bool:
+        """Whether the director does not know yet that something begins which must not be done twice."""
+        if self._begun or self._checkpoint is None:
+            return False
+        return not (self._is_settled() and is_harmless(data))
+
+    def _say_begun(self) -> None:
+        """Nothing is done before the word is in the kernel's hands: from there it arrives, whoever dies."""
+        self._begun = True
+        said = frame(Frame.BEGUN)
+        sent = 0
+        if not self._beneath.get_write_buffer_size():
+            try:
+                sent = os.write(self._beneath.get_extra_info("socket").fileno(), said)
+            except OSError:
+                sent = 0  # Its buffer is full, or its end has come: what is below finds out.
+        if sent < len(said):
+            self._beneath.write(said[sent:])
+        self._go_on_when_said()
+
+    def _go_on_when_said(self) -> None:
+        if self._closing:
+            return
+        if self._beneath.get_write_buffer_size():
+            self._loop.call_later(_SAID_POLL_S, self._go_on_when_said)
+            return
+        data, self._held = self._held, b""
+        self._protocol.data_received(data)
+        if not self._paused and self._unread:
+            self._read_on()
+        self._schedule()
 
     def move(self) -> None:
         """The director wants another server to go on, as soon as nothing is under way."""
@@ -142,7 +186,7 @@ class TlsTransport(asyncio.Transport):
         self._flush = None
         if self._closing:
             return
-        settled = not self._unread and self._is_settled()
+        settled = not self._unread and not self._held and self._is_settled()
         try:
             out = self._sealed(is_last=settled)
         except OtherResponse:
@@ -154,6 +198,7 @@ class TlsTransport(asyncio.Transport):
             out.insert(0, commit(self._answered, _count(out)))
             self._mark.begin_anew()
             self._skipper = None
+            self._begun = False
         if settled and self._moving and self._checkpoint is not None and isinstance(self._tls, EstablishedTls):
             out.append(frame(Frame.RELEASED))
             self._closing = True
@@ -239,7 +284,7 @@ class TlsTransport(asyncio.Transport):
             self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        if not self._paused and not self._closing:
+        if not self._paused and not self._closing and not self._held:
             records, self._unread = self._unread, []
             self._read(records)
 

@@ -57,6 +57,7 @@ class CarriedConnection:
     """One client's connection: counts records in both directions, and keeps what may have to be sent again."""
 
     __slots__ = (
+        "_begun",
         "_commits",
         "_committed",
         "_from_client",
@@ -94,6 +95,8 @@ class CarriedConnection:
         self._committed = 0
         self._since_commit = 0
         self._losses = 0
+        self._begun = False
+        """Whether of what is not answered something was begun that must not be done twice."""
         self._repeatable = b""
         """What the web server said of the response of which a part has left."""
         self._left = 0
@@ -162,6 +165,8 @@ class CarriedConnection:
                 left, after, self._repeatable = read_repeatable(record)
                 self._left_at = (self.delivered + after, left)
                 self._settle()
+            elif kind == Frame.BEGUN:
+                self._begun = True
             elif kind == Frame.STATE:
                 self._state = record[HEADER_BYTES:]
             elif kind in _SAYS:
@@ -184,6 +189,7 @@ class CarriedConnection:
             if answered > self._committed:
                 self._committed = answered
                 self.sends = 1
+                self._begun = False
                 self._losses = 0
             kept = self._kept
             while kept and kept[0][0] <= self._committed:
@@ -221,6 +227,7 @@ class CarriedConnection:
         self._left_at = None
         if not looked_at or not self._kept:
             self.sends = 0
+            self._begun = False
         self._losses += looked_at
         records = [record for _, record in self._kept]
         half = self._repeatable if self._since_commit else b""
@@ -232,6 +239,7 @@ class CarriedConnection:
             self.delivered,
             replayed=len(records) if self.sends else 0,
             sends=self.sends,
+            begun=self._begun,
             repeatable=half,
             left=self._left if half else 0,
         )

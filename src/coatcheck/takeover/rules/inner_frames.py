@@ -43,10 +43,12 @@ class Frame(IntEnum):
     """The connection is over; what came before still goes to the client."""
     BREAK = 0xFA
     """The connection is over, and the client is to see a break."""
+    BEGUN = 0xFB
+    """Of what is not answered something is being carried out that must not be done twice."""
 
 
 FROM_DIRECTOR: Final = (FIRST_TYPE, Frame.MOVE)
-FROM_SERVER: Final = (FIRST_TYPE, Frame.BREAK)
+FROM_SERVER: Final = (FIRST_TYPE, Frame.BEGUN)
 """The content types that each may send, first and last; what lies between is nobody's and refused by its reader."""
 
 
@@ -66,7 +68,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     replayed: int = 0
     """How many of the records that follow were given to another web server before."""
     sends: int = 0
-    """How many web servers may have carried out what is in them."""
+    """How many web servers have had them."""
+    begun: bool = False
+    """Whether one of those may have carried out what must not be done twice."""
     repeatable: bytes = b""
     """What the web server before said of a response of which a part has left; it is sealed."""
     left: int = 0

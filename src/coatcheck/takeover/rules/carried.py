@@ -72,11 +72,11 @@ class CarriedConnection:
         "_repeatable",
         "_since_commit",
         "_spoken",
-        "_state",
         "delivered",
         "established",
         "received",
         "sends",
+        "state",
     )  # fmt: skip
 
     def __init__(self, max_kept_bytes: int) -> None:
@@ -84,7 +84,8 @@ class CarriedConnection:
         self._max_kept_bytes = max_kept_bytes
         self._from_client = RecordSplitter()
         self._from_server = RecordSplitter(*FROM_SERVER)
-        self._state = b""
+        self.state = b""
+        """What the web server left with us; sealed."""
         self._kept: deque[tuple[int, bytes]] = deque()
         """The client's records behind the last commit, each with the count of encrypted ones up to it."""
         self._kept_bytes = 0
@@ -131,7 +132,7 @@ class CarriedConnection:
         return b"".join(records)
 
     def _keep(self, record: bytes) -> None:
-        if self.established and not self._state:
+        if self.established and not self.state:
             return
         self._kept.append((self.received, record))
         self._kept_bytes += len(record)
@@ -168,10 +169,10 @@ class CarriedConnection:
             elif kind == Frame.BEGUN:
                 self._begun = True
             elif kind == Frame.STATE:
-                self._state = record[HEADER_BYTES:]
+                self.state = record[HEADER_BYTES:]
             elif kind in _SAYS:
                 self.established = self.established or kind == Frame.ESTABLISHED
-                if kind == Frame.ESTABLISHED and not self._state:
+                if kind == Frame.ESTABLISHED and not self.state:
                     self._forget_kept()
                 said.append(_SAYS[Frame(kind)])
             else:
@@ -207,7 +208,7 @@ class CarriedConnection:
             return Loss.BEGIN_ANEW if self._is_kept_whole else Loss.NOT_KEPT
         if not self.established:
             return Loss.HANDSHAKE
-        if not self._state:
+        if not self.state:
             return Loss.NO_STATE
         if self._since_commit and not self._repeatable:
             return Loss.HALF_ANSWERED
@@ -234,7 +235,7 @@ class CarriedConnection:
         said = Hello(
             peer,
             local,
-            self._state,
+            self.state,
             self._committed,
             self.delivered,
             replayed=len(records) if self.sends else 0,

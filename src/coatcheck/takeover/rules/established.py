@@ -10,7 +10,15 @@ from typing import Final
 
 from coatcheck.takeover.rules.live_state import FORMAT, LiveState
 from coatcheck.takeover.rules.tls_records import ALERT, APPLICATION_DATA, HANDSHAKE, MAX_PLAINTEXT_BYTES
-from coatcheck.takeover.rules.traffic_keys import Alert, Epoch, Opener, Sealer, Suite, TlsViolation, epoch_at
+from coatcheck.takeover.rules.traffic_keys import (
+    Alert,
+    Epoch,
+    RecordReader,
+    RecordWriter,
+    Suite,
+    TlsViolation,
+    epoch_at,
+)
 
 _KEY_UPDATE: Final = 24
 _MAX_IN_A_ROW: Final = 32
@@ -27,8 +35,8 @@ class EstablishedTls:
         self, suite: Suite, client: tuple[Epoch, ...], server: tuple[Epoch, ...], read: int, sent: int
     ) -> None:
         """``read``: records of the client; ``sent``: records to it. Raises ``ValueError`` without their keys."""
-        self._opener = Opener(suite, epoch_at(client, read), read)
-        self._sealer = Sealer(suite, epoch_at(server, sent), sent)
+        self._opener = RecordReader(suite, epoch_at(client, read), read)
+        self._sealer = RecordWriter(suite, epoch_at(server, sent), sent)
         self._client = [epoch for epoch in client if epoch.first >= self._opener.epoch.first]
         self._server = self._sealer.epoch
         self._idle_records = 0

@@ -126,7 +126,7 @@ class _Direction:
         return (self._iv ^ (self.position - self.epoch.first)).to_bytes(_IV_BYTES, "big")
 
 
-class Sealer(_Direction):
+class RecordWriter(_Direction):
     """What we send."""
 
     __slots__ = ()
@@ -147,7 +147,7 @@ class Sealer(_Direction):
         return header + sealed
 
 
-class Opener(_Direction):
+class RecordReader(_Direction):
     """What the other end sends."""
 
     __slots__ = ()

@@ -19,7 +19,7 @@ from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.transitions import State
 from coatcheck.takeover.io.handshake import Handshake, OpenSslTls
 from coatcheck.takeover.io.key_log import KeyLog
-from coatcheck.takeover.io.tls_transport import TlsTransport
+from coatcheck.takeover.io.tls_transport import TlsTransport, leave
 from coatcheck.takeover.rules.established import EstablishedTls
 from coatcheck.takeover.rules.inner_frames import FROM_DIRECTOR, Frame, Hello, commit, frame, read_hello, repeatable
 from coatcheck.takeover.rules.live_state import ID_BYTES, LiveState, LiveStateSealer
@@ -76,6 +76,8 @@ class InnerLink(asyncio.Protocol):
         self._handshake: Handshake | None = None
         self._upper: TlsTransport | None = None
         self._connection = b""
+        self._left = False
+        self._is_to_move = False
         self._beneath = cast(asyncio.Transport, None)
         self._late: asyncio.TimerHandle | None = None
 
@@ -97,6 +99,8 @@ class InnerLink(asyncio.Protocol):
             self._upper.link_ready()
 
     def data_received(self, data: bytes) -> None:
+        if self._left or (self._upper is not None and self._upper.is_closing()):
+            return  # The director has not read our last word yet.
         try:
             records = self._splitter.feed(data)
             if self._hello is None and records:
@@ -120,9 +124,10 @@ class InnerLink(asyncio.Protocol):
 
     def _take(self, records: list[bytes]) -> None:
         for at, record in enumerate(records):
-            if self._beneath.is_closing():
+            if self._left or self._beneath.is_closing():
                 return
             if record[0] == Frame.MOVE:
+                self._is_to_move = True
                 if self._upper is not None:
                     self._upper.move()
             elif record[0] == Frame.HELLO:
@@ -144,8 +149,7 @@ class InnerLink(asyncio.Protocol):
             self._relay.traffic.count(Fault.HANDSHAKE_FAILED)
             self._relay.seldom.write(logging.INFO, "a TLS handshake failed: %s", error, kind="handshake")
             self._end_handshake()
-            self._beneath.write(handshake.last_words() + frame(Frame.CLOSE))
-            self._beneath.close()
+            self._leave(handshake.last_words() + frame(Frame.CLOSE))
             return
         hello = self._hello
         if handshake.done is None or hello is None:
@@ -162,8 +166,7 @@ class InnerLink(asyncio.Protocol):
     def _handshake_late(self) -> None:
         self._relay.traffic.count(Fault.HANDSHAKE_FAILED)
         self._end_handshake()
-        self._beneath.write(frame(Frame.BREAK))
-        self._beneath.close()
+        self._leave(frame(Frame.BREAK))
 
     def _end_handshake(self) -> None:
         self._in_time()
@@ -175,8 +178,7 @@ class InnerLink(asyncio.Protocol):
     def _go_on(self, hello: Hello) -> None:
         tls = self._opened(hello)
         if tls is None:
-            self._beneath.write(frame(Frame.BREAK))
-            self._beneath.close()
+            self._leave(frame(Frame.BREAK))
             return
         self._entrance.counts["taken_over"] += 1
         # The first record is the only one that shares its nonce with another: with one that was sealed by the server
@@ -187,8 +189,7 @@ class InnerLink(asyncio.Protocol):
         if hello.repeatable:
             what = self._repeatable(upper, hello)
             if not what:
-                self._beneath.write(frame(Frame.BREAK))
-                self._beneath.close()
+                self._leave(frame(Frame.BREAK))
                 return
             said += what
         else:
@@ -252,6 +253,13 @@ class InnerLink(asyncio.Protocol):
         upper.begin(client, lambda: client.machine.state is State.IDLE)
         client.machine.sends_before = hello.sends if hello.replayed else 0
         client.machine.begun_before = hello.begun
+        if self._is_to_move:
+            upper.move()
+
+    def _leave(self, last_words: bytes) -> None:
+        self._left = True
+        self._beneath.write(last_words)
+        leave(self._relay.loop, self._beneath)
 
     def _in_time(self) -> None:
         if self._late is not None:

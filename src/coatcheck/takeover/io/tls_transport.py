@@ -18,8 +18,20 @@ from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, Respo
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA
 from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
 
+LEAVE_TIMEOUT_S: Final = 60.0
+"""How long a director may take to read our last word: it reads no faster than its client."""
 _SAID_POLL_S: Final = 0.005
 """How often is looked whether a word has left, where the director takes nothing for the moment."""
+
+
+def leave(loop: asyncio.AbstractEventLoop, link: asyncio.Transport) -> None:
+    """The last word has been said on a link to a director, which ends the link when it has read it.
+
+    If we ended it, what the director has just written would come back to it as an error, and the last word be lost.
+    """
+    if not link.is_closing():
+        link.resume_reading()
+        loop.call_later(LEAVE_TIMEOUT_S, link.abort)
 
 
 class TlsTransport(asyncio.Transport):
@@ -205,7 +217,7 @@ class TlsTransport(asyncio.Transport):
         if out:
             self._beneath.write(b"".join(out))
         if self._closing:
-            self._beneath.close()
+            leave(self._loop, self._beneath)
 
     def _sealed(self, *, is_last: bool) -> list[bytes]:
         """What waits, as records and what has to be said before them. Raises :class:`OtherResponse`.
@@ -253,14 +265,17 @@ class TlsTransport(asyncio.Transport):
 
     def abort(self) -> None:
         if not self._closing:
+            self._pending.clear()
+            self._pending_bytes = 0
             self._end(Frame.BREAK)
-        elif not self._beneath.is_closing() or self._beneath.get_write_buffer_size():
+        elif self._beneath.get_write_buffer_size():
+            # Our last word does not leave. One that has left is read when the director comes to it.
             self._beneath.abort()
 
     def _end(self, how: Frame) -> None:
         self._closing = True
         self._beneath.write(frame(how))
-        self._beneath.close()
+        leave(self._loop, self._beneath)
 
     def is_closing(self) -> bool:
         return self._closing

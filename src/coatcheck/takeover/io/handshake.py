@@ -89,9 +89,10 @@ class Handshake:
         except ssl.SSLWantReadError:
             said = self._outgoing.read()
             self._sent += _encrypted(said)
-            self._listen()
             return said
-        self._listen()
+        finally:
+            # Also of a handshake that fails: nothing may stay in the log, and nothing be found there by the next one.
+            self._listen()
         self.done = self._established()
         return self._outgoing.read()
 

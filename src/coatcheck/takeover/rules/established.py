@@ -23,6 +23,8 @@ from coatcheck.takeover.rules.traffic_keys import (
 _KEY_UPDATE: Final = 24
 _MAX_IN_A_ROW: Final = 32
 """KeyUpdates or empty records in a row, without any data: more are a flood (OpenSSL's bound, too)."""
+MAX_KEPT_KEYS: Final = 64
+"""Of the client's: with more KeyUpdates of its before it has an answer, no other server can go on before that."""
 _FATAL, _WARNING = 2, 1
 
 
@@ -37,8 +39,10 @@ class EstablishedTls:
         """``read``: records of the client; ``sent``: records to it. Raises ``ValueError`` without their keys."""
         self._opener = RecordReader(suite, epoch_at(client, read), read)
         self._sealer = RecordWriter(suite, epoch_at(server, sent), sent)
-        self._client = [epoch for epoch in client if epoch.first >= self._opener.epoch.first]
-        self._server = self._sealer.epoch
+        # Later ones are known again when the KeyUpdates before them were read again.
+        self._client = [self._opener.epoch]
+        self._server = [self._sealer.epoch]
+        """The key of the last state, and those that came since."""
         self._idle_records = 0
         self.closed_by_client = False
         """It has said that it sends no more (``close_notify``)."""
@@ -58,10 +62,10 @@ class EstablishedTls:
     def state(self, connection: bytes, checkpoint: bytes, answered: int) -> LiveState:
         """What another server needs to go on; ``answered``: up to there the client's records are never read again."""
         self.must_checkpoint = False
-        current = epoch_at(tuple(self._client), min(answered, self.read))
-        self._client = [epoch for epoch in self._client if epoch.first >= current.first]
-        server = (self._server,) if self._server is self._sealer.epoch else (self._server, self._sealer.epoch)
-        self._server = self._sealer.epoch
+        while len(self._client) > 1 and self._client[1].first <= answered:
+            del self._client[0]
+        server = tuple(self._server)
+        self._server = [self._sealer.epoch]
         return LiveState(FORMAT, connection, checkpoint, self._opener.suite.name, tuple(self._client), server)
 
     def open(self, record: bytes) -> tuple[bytes, bytes]:
@@ -70,6 +74,9 @@ class EstablishedTls:
         If :attr:`must_checkpoint` is set then, the state goes out before those. Raises :class:`TlsViolation`; then
         :meth:`alert` says what the client is told.
         """
+        if self.closed_by_client:
+            # What comes behind the end is ignored (RFC 8446 section 6.1).
+            return b"", b""
         kind, content = self._opener.open(record)
         if kind == APPLICATION_DATA:
             if content:
@@ -89,6 +96,8 @@ class EstablishedTls:
             raise TlsViolation(Alert.UNEXPECTED_MESSAGE, "records without data, in a row")
 
     def _alerted(self, content: bytes) -> bytes:
+        if not content:
+            raise TlsViolation(Alert.UNEXPECTED_MESSAGE, "an alert without content")
         if len(content) != 2:
             raise TlsViolation(Alert.DECODE_ERROR, "a malformed alert")
         if content[1] == Alert.USER_CANCELED:
@@ -103,19 +112,28 @@ class EstablishedTls:
         # A KeyUpdate is alone at the end of its record: keys change there (RFC 8446 section 5.1).
         if not content or content[0] != _KEY_UPDATE:
             raise TlsViolation(Alert.UNEXPECTED_MESSAGE, "a message of the handshake, which is over")
-        if len(content) != 5 or content[1:4] != b"\x00\x00\x01":
+        if len(content) < 5 or content[1:4] != b"\x00\x00\x01":
             raise TlsViolation(Alert.DECODE_ERROR, "a malformed KeyUpdate")
+        if len(content) > 5:
+            raise TlsViolation(Alert.UNEXPECTED_MESSAGE, "a KeyUpdate, and more in the same record")
         if content[4] > 1:
             raise TlsViolation(Alert.ILLEGAL_PARAMETER, "a KeyUpdate that asks for what there is not")
         self._count_idle()
         self._client.append(self._opener.update())
+        del self._client[:-MAX_KEPT_KEYS]
         self.must_checkpoint = True
-        return self.update_key() if content[4] else b""
+        # What cannot be granted is passed over (RFC 9846 section 4.7.3).
+        return self.update_key() if content[4] and self._sealer.may_update else b""
 
     def update_key(self) -> bytes:
-        """A KeyUpdate: what is sealed behind it is sealed with the next key."""
+        """A KeyUpdate: what is sealed behind it is sealed with the next key.
+
+        Raises :class:`TlsViolation` if there were as many as there may be.
+        """
+        if not self._sealer.may_update:
+            raise TlsViolation(Alert.INTERNAL_ERROR, "too many KeyUpdates")
         record = self._sealer.seal(HANDSHAKE, bytes((_KEY_UPDATE, 0, 0, 1, 0)))
-        self._sealer.update()
+        self._server.append(self._sealer.update())
         self.must_checkpoint = True
         return record
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from coatcheck.takeover.rules.tls_records import FIRST_TYPE, HEADER_BYTES, MAX_CIPHERTEXT_BYTES, BadRecord
 
-MAX_ADDRESS_BYTES: Final = 64
+MAX_STATE_BYTES: Final = 8192
+"""Of a sealed state; with what else a hello says it has room in a frame."""
 _COMMIT: Final = struct.Struct(">QI")
 _REPEATABLE: Final = struct.Struct(">QI")
 
@@ -52,6 +53,9 @@ FROM_SERVER: Final = (FIRST_TYPE, Frame.BEGUN)
 """The content types that each may send, first and last; what lies between is nobody's and refused by its reader."""
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """Which connection a web server is given."""
 
@@ -61,19 +65,19 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """The address that it connected to."""
     state: bytes = b""
     """What the web server before left of it; empty: it begins here."""
-    committed: int = 0
+    committed: Count = 0
     """How many encrypted records of the client's are answered; those behind follow, as they came."""
-    delivered: int = 0
+    delivered: Count = 0
     """How many encrypted records have left for the client."""
-    replayed: int = 0
+    replayed: Count = 0
     """How many of the records that follow were given to another web server before."""
-    sends: int = 0
+    sends: Count = 0
     """How many web servers have had them."""
     begun: bool = False
     """Whether one of those may have carried out what must not be done twice."""
     repeatable: bytes = b""
     """What the web server before said of a response of which a part has left; it is sealed."""
-    left: int = 0
+    left: Count = 0
     """How many bytes of it have left, the head included."""
 
 
@@ -95,7 +99,7 @@ def read_hello(record: bytes) -> Hello:
         raise BadRecord("an inner link that does not begin with a hello")
     try:
         return _DECODER.decode(record[HEADER_BYTES:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRecord(f"a malformed hello: {error}") from None
 
 

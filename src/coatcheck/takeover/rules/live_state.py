@@ -53,7 +53,7 @@ class LiveStateSealer:
         """``None`` for bytes that no server of this farm sealed, or that are of a newer kind."""
         try:
             state = _DECODER.decode(self._box.open(sealed, b""))
-        except (TokenRejected, msgspec.DecodeError):
+        except (TokenRejected, msgspec.DecodeError, UnicodeDecodeError):
             return None
         suite = SUITES.get(state.suite)
         if state.format != FORMAT or suite is None or not state.client or not state.server:

@@ -18,9 +18,9 @@ from coatcheck.takeover.rules.tls_records import MAX_PLAINTEXT_BYTES
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _STATUS: Final = b"HTTP/1.1 200 "
-_STRONG_TAG: Final = re.compile(rb'\r\netag:[ \t]*("[\x21\x23-\x7e\x80-\xff]*")[ \t]*\r\n', re.IGNORECASE)
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
-_CODINGS: Final = re.compile(rb"\r\n(?:transfer|content)-encoding:[ \t]*([^\r]*)\r\n", re.IGNORECASE)
+_STRONG_TAG: Final = re.compile(rb'\r\netag:[ \t]*("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=\r\n)', re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
+_CODINGS: Final = re.compile(rb"\r\n(?:transfer|content)-encoding:[ \t]*([^\r]*)(?=\r\n)", re.IGNORECASE)
 
 
 class OtherResponse(CoatcheckError):

@@ -23,7 +23,7 @@ _TAG_BYTES: Final = 16
 MAX_RECORDS_PER_KEY: Final = 1 << 24
 """Below the 2^24.5 that AES-GCM allows (RFC 8446 section 5.5); then comes a KeyUpdate."""
 MAX_GENERATIONS: Final = (1 << 48) - 1
-"""Keys of one direction that a connection may have (RFC 9846 section 4.7.3)."""
+"""KeyUpdates that who sends may send; who receives must not count them (RFC 9846 section 4.7.3)."""
 
 
 class Alert(IntEnum):
@@ -91,9 +91,7 @@ class Epoch(msgspec.Struct, frozen=True, array_like=True):
         return f"<Epoch {self.generation} from record {self.first}>"
 
     def successor(self, suite: Suite, first: int) -> Epoch:
-        """The key behind a KeyUpdate (RFC 8446 section 7.2). Raises :class:`TlsViolation` if there were too many."""
-        if self.generation >= MAX_GENERATIONS:
-            raise TlsViolation(Alert.UNEXPECTED_MESSAGE, "too many KeyUpdates")
+        """The key behind a KeyUpdate (RFC 8446 section 7.2)."""
         secret = expand_label(suite, self.secret, b"traffic upd", suite.secret_bytes)
         return Epoch(first, self.generation + 1, secret)
 
@@ -135,6 +133,11 @@ class RecordWriter(_Direction):
     def is_worn(self) -> bool:
         """Whether the key has sealed so much that a KeyUpdate is due."""
         return self.position - self.epoch.first >= MAX_RECORDS_PER_KEY
+
+    @property
+    def may_update(self) -> bool:
+        """Whether there may be one more KeyUpdate."""
+        return self.epoch.generation < MAX_GENERATIONS
 
     def seal(self, content_type: int, content: bytes) -> bytes:
         """One record of 16,384 bytes of content at most."""

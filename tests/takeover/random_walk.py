@@ -32,7 +32,7 @@ from coatcheck.takeover.io.live_entrance import InnerLink, LiveEntrance
 from coatcheck.takeover.io.passing_door import PassedClient
 from coatcheck.takeover.rules.passing import Addresses, PassedConnection, PassedState
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES, HANDSHAKE
-from coatcheck.takeover.rules.traffic_keys import Sealer
+from coatcheck.takeover.rules.traffic_keys import RecordWriter
 from coatcheck.tokens.keyring import KeyRing
 
 from tls.farm import make_certificates
@@ -67,7 +67,7 @@ class Seals:
         self._left: dict[tuple[bytes, int], set[tuple[int, bytes]]] = {}
         self.shared = 0
 
-    def sealed(self, sealer: Sealer, kind: int, content: bytes, record: bytes) -> None:
+    def sealed(self, sealer: RecordWriter, kind: int, content: bytes, record: bytes) -> None:
         self._sealed[record] = (sealer.epoch.secret, sealer.position - 1 - sealer.epoch.first, kind, bytes(content))
 
     def watch(self, wire: Wire) -> None:
@@ -620,16 +620,16 @@ class Walk:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        shipped, seals = Sealer.seal, self.seals
+        shipped, seals = RecordWriter.seal, self.seals
 
-        def seal(sealer: Sealer, kind: int, content: bytes) -> bytes:
+        def seal(sealer: RecordWriter, kind: int, content: bytes) -> bytes:
             record = shipped(sealer, kind, content)
             seals.sealed(sealer, kind, content, record)
             return record
 
         modules = [module for module in (tls_transport, passing_door) if hasattr(module, "os")]
         patches = [mock.patch.object(module, "os", Kernel) for module in modules]
-        patches.append(mock.patch.object(Sealer, "seal", seal))
+        patches.append(mock.patch.object(RecordWriter, "seal", seal))
         for patch in patches:
             patch.start()
         try:

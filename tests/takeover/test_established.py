@@ -13,7 +13,7 @@ from coatcheck.takeover.rules.established import _MAX_IN_A_ROW, MAX_KEPT_KEYS, C
 from coatcheck.takeover.rules.inner_frames import MAX_STATE_BYTES
 from coatcheck.takeover.rules.live_state import LiveState, LiveStateSealer
 from coatcheck.takeover.rules.tls_records import ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE
-from coatcheck.takeover.rules.traffic_keys import SUITES, Alert, Epoch, Sealer, TlsViolation
+from coatcheck.takeover.rules.traffic_keys import SUITES, Alert, Epoch, RecordWriter, TlsViolation
 from coatcheck.tokens.keyring import KeyRing
 
 from .peers import MemoryClient, ServerContext, connect, records
@@ -35,7 +35,7 @@ class Script:
 
     def __init__(self) -> None:
         epoch = Epoch(0, 0, SECRET)
-        self.client = Sealer(GCM, epoch, 0)
+        self.client = RecordWriter(GCM, epoch, 0)
         self.server = EstablishedTls(GCM, (epoch,), (epoch,), 0, 0)
 
     def say(self, kind: int, content: bytes) -> tuple[bytes, bytes]:
@@ -172,7 +172,7 @@ def test_a_client_that_changes_its_keys_without_end_cannot_make_a_state_too_larg
     ring = LiveStateSealer(KeyRing([bytes(32)]), "farm", random.Random(1).randbytes)
     for suite in SUITES.values():
         epoch = Epoch((1 << 60), (1 << 40), bytes(suite.secret_bytes))
-        client = Sealer(suite, epoch, epoch.first)
+        client = RecordWriter(suite, epoch, epoch.first)
         server = EstablishedTls(suite, (epoch,), (epoch,), epoch.first, epoch.first)
         for _ in range(MAX_KEPT_KEYS + 10):
             server.open(client.seal(APPLICATION_DATA, b"data"))

@@ -25,8 +25,8 @@ from coatcheck.takeover.rules.traffic_keys import (
     SUITES,
     Alert,
     Epoch,
-    Opener,
-    Sealer,
+    RecordReader,
+    RecordWriter,
     Suite,
     TlsViolation,
     expand_label,
@@ -67,8 +67,8 @@ def test_the_example_of_rfc_8448_is_derived_opened_and_made(side: str) -> None:
     for each in known["records"]:
         epoch, position = Epoch(5, 0, secret), 5 + each["number"]
         record = bytes.fromhex(each["record"])
-        assert Opener(GCM, epoch, position).open(record) == (each["type"], bytes.fromhex(each["content"]))
-        assert Sealer(GCM, epoch, position).seal(each["type"], bytes.fromhex(each["content"])) == record
+        assert RecordReader(GCM, epoch, position).open(record) == (each["type"], bytes.fromhex(each["content"]))
+        assert RecordWriter(GCM, epoch, position).seal(each["type"], bytes.fromhex(each["content"])) == record
 
 
 @pytest.mark.parametrize("known", UPDATES, ids=lambda known: known["suite"])
@@ -77,7 +77,7 @@ def test_the_key_behind_each_key_update_is_the_known_one(known: dict[str, Any]) 
     epoch = Epoch(0, 0, bytes.fromhex(known["secrets"][0]))
     for number, (secret, record) in enumerate(zip(known["secrets"], known["records"], strict=True)):
         assert epoch.secret.hex() == secret and epoch.generation == number
-        assert Sealer(suite, epoch, epoch.first).seal(APPLICATION_DATA, b"known").hex() == record
+        assert RecordWriter(suite, epoch, epoch.first).seal(APPLICATION_DATA, b"known").hex() == record
         epoch = epoch.successor(suite, 7 * number)
 
 
@@ -126,11 +126,11 @@ def test_padding_is_taken_off_and_padded_records_are_opened_by_openssl(context: 
         content = b"data!" + bytes([APPLICATION_DATA]) + bytes(padding)
         record = padded(sealer, content)
         assert client.take(record) == b"data!"
-        opened = Opener(sealer.suite, sealer.epoch, sealer.position - 1).open(record)
+        opened = RecordReader(sealer.suite, sealer.epoch, sealer.position - 1).open(record)
         assert opened == (APPLICATION_DATA, b"data!")
 
 
-def padded(sealer: Sealer, inner: bytes) -> bytes:
+def padded(sealer: RecordWriter, inner: bytes) -> bytes:
     """A record whose inner text, type and padding included, is this one."""
     size = len(inner) + 16
     header = bytes((APPLICATION_DATA, 3, 3, size >> 8, size & 0xFF))
@@ -142,12 +142,12 @@ def padded(sealer: Sealer, inner: bytes) -> bytes:
 # What is refused
 
 
-def pair(suite: Suite = GCM) -> tuple[Sealer, Opener]:
+def pair(suite: Suite = GCM) -> tuple[RecordWriter, RecordReader]:
     epoch = Epoch(0, 0, bytes(suite.secret_bytes))
-    return Sealer(suite, epoch, 0), Opener(suite, epoch, 0)
+    return RecordWriter(suite, epoch, 0), RecordReader(suite, epoch, 0)
 
 
-def refused(opener: Opener, record: bytes) -> Alert:
+def refused(opener: RecordReader, record: bytes) -> Alert:
     before = opener.position
     with pytest.raises(TlsViolation) as caught:
         opener.open(record)
@@ -180,7 +180,7 @@ def test_records_that_are_too_short_too_long_or_all_padding_are_refused() -> Non
     sealer, opener = pair()
     for size in range(17):
         assert refused(opener, bytes((APPLICATION_DATA, 3, 3, 0, size)) + bytes(size)) is Alert.BAD_RECORD_MAC
-    at_most = Sealer(GCM, sealer.epoch, 0).seal(APPLICATION_DATA, bytes(MAX_PLAINTEXT_BYTES))
+    at_most = RecordWriter(GCM, sealer.epoch, 0).seal(APPLICATION_DATA, bytes(MAX_PLAINTEXT_BYTES))
     assert opener.open(at_most) == (APPLICATION_DATA, bytes(MAX_PLAINTEXT_BYTES))
     sealer.position = 1
     for too_long in (bytes(MAX_PLAINTEXT_BYTES) + b"x\x17", b"x\x17" + bytes(MAX_PLAINTEXT_BYTES)):
@@ -217,9 +217,9 @@ def test_counts_beyond_32_bits_are_right() -> None:
     """Neither the position nor the difference that nonces count from is cut."""
     far = (1 << 40) + 5
     epoch = Epoch(3, 0, bytes(32))
-    record = Sealer(GCM, epoch, far).seal(APPLICATION_DATA, b"far")
-    assert Opener(GCM, epoch, far).open(record) == (APPLICATION_DATA, b"far")
-    assert refused(Opener(GCM, epoch, far - (1 << 32)), record) is Alert.BAD_RECORD_MAC
+    record = RecordWriter(GCM, epoch, far).seal(APPLICATION_DATA, b"far")
+    assert RecordReader(GCM, epoch, far).open(record) == (APPLICATION_DATA, b"far")
+    assert refused(RecordReader(GCM, epoch, far - (1 << 32)), record) is Alert.BAD_RECORD_MAC
 
 
 def test_the_last_key_that_a_connection_may_have_is_kept() -> None:
@@ -230,7 +230,7 @@ def test_the_last_key_that_a_connection_may_have_is_kept() -> None:
     with pytest.raises(TlsViolation):
         server.update_key()
     assert server.sent == before, "nothing was sealed for it"
-    client = Sealer(GCM, Epoch(0, MAX_GENERATIONS, bytes(32)), 0)
+    client = RecordWriter(GCM, Epoch(0, MAX_GENERATIONS, bytes(32)), 0)
     at_the_end = planted(GCM.name, MAX_GENERATIONS, 0)
     data, reply = at_the_end.open(client.seal(HANDSHAKE, b"\x18\0\0\1\1"))
     assert data == b"" and reply == b"", "what cannot be granted is passed over"
@@ -238,7 +238,7 @@ def test_the_last_key_that_a_connection_may_have_is_kept() -> None:
 
 def test_no_key_is_used_before_its_time() -> None:
     with pytest.raises(ValueError, match="still to come"):
-        Sealer(GCM, Epoch(5, 0, bytes(32)), 4)
+        RecordWriter(GCM, Epoch(5, 0, bytes(32)), 4)
 
 
 def test_secrets_are_not_shown(context: ServerContext) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.director.rules.delivery import Failure
@@ -13,6 +14,9 @@ from coatcheck.director.rules.idle_pool import IdlePool
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Traffic
+
+
+_READ_BYTES: Final = 64 * 1024
 
 
 class LinkUser(Protocol):
@@ -104,7 +108,7 @@ class ServerPool:
 class ServerLink(asyncio.Protocol):
     """One connection to a web server."""
 
-    __slots__ = ("_buffer_bytes", "is_full", "is_gone", "owner", "pool", "transport")
+    __slots__ = ("_buffer_bytes", "is_full", "is_gone", "owner", "pool", "reads_to_the_end", "transport")
 
     def __init__(self, options: DirectorOptions, pool: ServerPool) -> None:
         self._buffer_bytes = options.buffer_bytes
@@ -112,6 +116,8 @@ class ServerLink(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, None)
         self.owner: LinkOwner | None = None
         self.is_full = self.is_gone = False
+        self.reads_to_the_end = False
+        """Whether all counts that the web server has said, also where a write was what showed that it is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -141,8 +147,27 @@ class ServerLink(asyncio.Protocol):
         self._ended(Ending.CLEAN)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self.reads_to_the_end:
+            self._read_rest()
         reset = isinstance(error, ConnectionResetError)
         self._ended(Ending.RESET if reset else Ending.BROKEN if error is not None else Ending.CLEAN)
+
+    def server_died(self) -> None:
+        """Its process has ended: what it has said is in the kernel, and then comes the end."""
+        self._read_rest()
+        self._ended(Ending.BROKEN)
+
+    def _read_rest(self) -> None:
+        """Hand on what the kernel holds; event loops leave it there after a write that failed."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        while self.owner is not None:
+            try:
+                data = os.read(descriptor, _READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self.data_received(data)
 
     def _ended(self, ending: Ending) -> None:
         self.is_gone = True

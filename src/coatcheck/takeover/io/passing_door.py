@@ -127,6 +127,7 @@ class PassedClient(asyncio.Protocol):
         """A link to a web server was had."""
         self._link = link
         link.owner = self
+        link.reads_to_the_end = True
         self.machine.connected(reused=reused, full=link.is_full)
 
     def perform(self) -> None:
@@ -162,6 +163,10 @@ class PassedClient(asyncio.Protocol):
         if link is not None:
             link.drop()
 
+    def _end_server(self) -> None:
+        if self._link is not None:
+            self._link.server_died()
+
     def _pause_server(self) -> None:
         if self._link is not None and not self._link.transport.is_closing():
             self._link.transport.pause_reading()
@@ -191,6 +196,7 @@ class PassedClient(asyncio.Protocol):
 
 _ORDERS: Final[dict[Order, Callable[[PassedClient], None]]] = {
     Order.LEAVE_SERVER: PassedClient._leave_server,
+    Order.END_SERVER: PassedClient._end_server,
     Order.PAUSE_SERVER: PassedClient._pause_server,
     Order.RESUME_SERVER: PassedClient._resume_server,
     Order.PAUSE_CLIENT: PassedClient._pause_client,

@@ -98,8 +98,10 @@ class PassedConnection(Member):
             self._choose()
 
     def server_died(self) -> None:
-        """The process that has it has ended, whatever its link says."""
-        if self.state in (_CONNECTING, _JOINED):
+        """The process that has it has ended. What it has said on its link counts, and may not have been read."""
+        if self.state is _JOINED:
+            self.actions.append(Order.END_SERVER)
+        elif self.state is _CONNECTING:
             self._server_gone()
 
     def busy_tick(self) -> None:

@@ -15,7 +15,6 @@ from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Traffic
 
-
 _READ_BYTES: Final = 64 * 1024
 
 

@@ -114,7 +114,9 @@ class Request:
         return self.keyed or self.method not in ONCE
 
     def encoded(self) -> bytes:
-        head = f"{self.method} /{self.number}/{self.size}/{'tagged' if self.tagged else 'plain'} HTTP/1.1\r\nHost: a\r\n"
+        head = (
+            f"{self.method} /{self.number}/{self.size}/{'tagged' if self.tagged else 'plain'} HTTP/1.1\r\nHost: a\r\n"
+        )
         head += f"Content-Length: {self.body}\r\n" if self.body else ""
         head += f"Idempotency-Key: {self.number}\r\n" if self.keyed else ""
         return head.encode() + b"\r\n" + bytes(self.body)
@@ -399,7 +401,9 @@ class Walk:
         self.director = Process("director", self.clock)
         names = tuple(f"web-{number}" for number in range(SERVERS))
         options = DirectorOptions(
-            servers=tuple(WebServer(name, "127.0.0.1", 1, name) for name in names), no_server_wait_s=WAIT_S, **self.bounds
+            servers=tuple(WebServer(name, "127.0.0.1", 1, name) for name in names),
+            no_server_wait_s=WAIT_S,
+            **self.bounds,
         )
         self.relay = DirectorRelay(options, cast(Any, self.director.loop))
         self.relay.walk = self
@@ -687,7 +691,9 @@ def walk(seed: int, certificate: Path, steps: int = 800, *, calm: bool = False) 
     try:
         return Walk(seed, lambda: server_context(certificate), calm=calm).run(steps)
     except Exception as error:
-        error.add_note(f"to walk again: PYTHONPATH=tests python -m takeover.random_walk --seed {seed}{' --calm' * calm}")
+        error.add_note(
+            f"to walk again: PYTHONPATH=tests python -m takeover.random_walk --seed {seed}{' --calm' * calm}"
+        )
         raise
 
 

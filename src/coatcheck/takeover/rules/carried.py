@@ -116,10 +116,11 @@ class CarriedConnection:
     @property
     def is_settled(self) -> bool:
         """Whether all that the client has sent is answered."""
-        return self.established and not self._kept and self._from_client.is_empty and self._is_kept_whole
+        return self.established and not self._kept and self._from_client.is_empty and self.is_kept_whole
 
     @property
-    def _is_kept_whole(self) -> bool:
+    def is_kept_whole(self) -> bool:
+        """Whether all that is not answered can be given to another web server."""
         return self._kept_to <= self._committed
 
     def from_client(self, data: bytes) -> bytes:
@@ -205,14 +206,14 @@ class CarriedConnection:
     def loss(self) -> Loss:
         """What becomes of it, now that its web server is gone without a word."""
         if not self._spoken:
-            return Loss.BEGIN_ANEW if self._is_kept_whole else Loss.NOT_KEPT
+            return Loss.BEGIN_ANEW if self.is_kept_whole else Loss.NOT_KEPT
         if not self.established:
             return Loss.HANDSHAKE
         if not self.state:
             return Loss.NO_STATE
         if self._since_commit and not self._repeatable:
             return Loss.HALF_ANSWERED
-        if not self._is_kept_whole:
+        if not self.is_kept_whole:
             return Loss.NOT_KEPT
         if self._losses >= MAX_LOSSES or (self._kept and self.sends >= MAX_SENDS):
             return Loss.TOO_OFTEN

@@ -157,6 +157,8 @@ class PassedConnection(Member):
         if self.state is _JOINED:
             if records:
                 self.actions.append(ToServer(records))
+        elif not self.carried.is_kept_whole:
+            self._broken_off(Loss.NOT_KEPT)
         elif not self._held_back:
             # What has come is held already; more need not come before there is a web server for it.
             self._held_back = True
@@ -215,8 +217,12 @@ class PassedConnection(Member):
             self.actions.append(Order.PAUSE_SERVER)
         if self._held_back and not full:
             self.actions.append(Order.RESUME_CLIENT)
+        elif full and not self._held_back:
+            self.actions.append(Order.PAUSE_CLIENT)
         self._held_back = False
-        if self.carried.established:
+        if self._client_full:
+            self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
+        elif self.carried.established:
             self.due_at = _NEVER
         if self.server.draining:
             self.draining()
@@ -279,6 +285,9 @@ class PassedConnection(Member):
         self.actions.append(Order.LEAVE_SERVER)
         self._let_go_of_server()
         self.state = _WAITING
+        if not self.carried.is_kept_whole:
+            self._broken_off(Loss.NOT_KEPT)
+            return
         self._counts["moved"] += 1
         self._looked_at = False
         self._tried = ()
@@ -296,15 +305,19 @@ class PassedConnection(Member):
             self._choose()
             return
         loss = self.carried.loss()
-        self._counts[loss.name.lower()] += 1
         if not loss.goes_on:
-            self._traffic.count(Fault.UPSTREAM_LOST)
-            self._close(Order.RESET_CLIENT)
+            self._broken_off(loss)
             return
+        self._counts[loss.name.lower()] += 1
         self._looked_at = loss is Loss.RESUME
         self._tried = [server]
         self._traffic.retries += 1
         self._choose()
+
+    def _broken_off(self, loss: Loss) -> None:
+        self._counts[loss.name.lower()] += 1
+        self._traffic.count(Fault.UPSTREAM_LOST)
+        self._close(Order.RESET_CLIENT)
 
     def _choose(self) -> None:
         traffic = self._traffic
@@ -335,6 +348,8 @@ class PassedConnection(Member):
         if self.server is not None:
             self.server.in_flight -= 1
             self.server = None
+        # Who is not read for its sake is read again when the next one has the connection.
+        self._held_back = self._held_back or self._server_full
         self._server_full = False
 
     def _close(self, order: Order) -> None:

@@ -250,9 +250,7 @@ class InnerLink(asyncio.Protocol):
             return
         client = ClientLink(relay, guest, self._beneath)
         self._upper = upper
-        upper.begin(client, lambda: client.machine.state is State.IDLE)
-        client.machine.sends_before = hello.sends if hello.replayed else 0
-        client.machine.begun_before = hello.begun
+        upper.begin(client, lambda: client.machine.state is State.IDLE, lambda: _replays(client, hello))
         if self._is_to_move:
             upper.move()
 
@@ -265,6 +263,11 @@ class InnerLink(asyncio.Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def _replays(client: ClientLink, hello: Hello) -> None:
+    client.machine.sends_before = hello.sends
+    client.machine.begun_before = hello.begun
 
 
 def _records_in(data: bytes) -> int:

@@ -60,6 +60,8 @@ class TlsTransport(asyncio.Transport):
         self._skipper: Skipper | None = None
         self._protocol = cast(asyncio.Protocol, None)
         self._is_settled: Callable[[], bool] = lambda: False
+        self._replays: Callable[[], None] = lambda: None
+        self._replayed_to = hello.committed + hello.replayed
         self._unread: list[bytes] = []
         self._held = b""
         """Data that is looked at once the director knows."""
@@ -70,10 +72,16 @@ class TlsTransport(asyncio.Transport):
         self._answered = tls.read
         self._paused = self._closing = self._full = self._moving = False
 
-    def begin(self, protocol: asyncio.Protocol, is_settled: Callable[[], bool]) -> None:
-        """``is_settled``: whether all that the protocol was given is answered."""
+    def begin(
+        self, protocol: asyncio.Protocol, is_settled: Callable[[], bool], replays: Callable[[], None]
+    ) -> None:
+        """``is_settled``: whether all that the protocol was given is answered.
+
+        ``replays`` is called before the protocol is given what another web server had before.
+        """
         self._protocol = protocol
         self._is_settled = is_settled
+        self._replays = replays
         protocol.connection_made(self)
 
     def go_on_with(self, what: Repeatable, left: int) -> None:
@@ -123,10 +131,16 @@ class TlsTransport(asyncio.Transport):
                 self._held = data
                 self._say_begun()
                 return
-            self._protocol.data_received(data)
+            self._give(data)
         if tls.closed_by_client and not self._closing:
             self._protocol.eof_received()
             self.close()
+
+    def _give(self, data: bytes) -> None:
+        if self._tls.read <= self._replayed_to:
+            self._replays()
+        self._mark.asked(data)
+        self._protocol.data_received(data)
 
     def _must_say_begun(self, data: bytes) -> bool:
         """Whether the director does not know yet that something begins which must not be done twice."""
@@ -155,7 +169,7 @@ class TlsTransport(asyncio.Transport):
             self._loop.call_later(_SAID_POLL_S, self._go_on_when_said)
             return
         data, self._held = self._held, b""
-        self._protocol.data_received(data)
+        self._give(data)
         if not self._paused and self._unread:
             self._read_on()
         self._schedule()

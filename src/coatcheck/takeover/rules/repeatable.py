@@ -15,6 +15,7 @@ import msgspec
 from coatcheck.errors import CoatcheckError
 from coatcheck.takeover.rules.tls_records import MAX_PLAINTEXT_BYTES
 
+_GET: Final = b"GET "
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _STATUS: Final = b"HTTP/1.1 200 "
@@ -64,18 +65,25 @@ class Told(Enum):
 class ResponseMark:
     """Follows what leaves behind the last commit: is it one response, and a repeatable one?"""
 
-    __slots__ = ("_left", "_remaining", "what")
+    __slots__ = ("_has_body", "_left", "_remaining", "what")
 
     def __init__(self) -> None:
         self.what: Repeatable | None = None
         """The response that another server can go on with."""
+        self._has_body: bool | None = None
         self._remaining = 0
         self._left = False
 
     def begin_anew(self) -> None:
         """All that has left is answered for."""
         self.what = None
+        self._has_body = None
         self._left = False
+
+    def asked(self, data: bytes) -> None:
+        """What the client has sent: a response to HEAD has a length, and nothing of that length behind its head."""
+        if self._has_body is None:
+            self._has_body = data.startswith(_GET)
 
     def go_on(self, what: Repeatable, delivered: int) -> None:
         """A part of a response has left from another server; ``delivered``: so many bytes, the head included."""
@@ -92,7 +100,7 @@ class ResponseMark:
         """The next bytes."""
         if not self._left:
             self._left = True
-            self.what = repeatable(data)
+            self.what = repeatable(data) if self._has_body else None
             if self.what is None or self.what.head_bytes > MAX_PLAINTEXT_BYTES:
                 self.what = None
                 return Told.NOTHING

@@ -8,15 +8,26 @@ from collections import deque
 from enum import Enum
 from typing import Final
 
-from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, Hello, hello, read_commit, read_repeatable
+from coatcheck.takeover.rules.inner_frames import (
+    FROM_SERVER,
+    MAX_STATE_BYTES,
+    Frame,
+    Hello,
+    hello,
+    read_commit,
+    read_repeatable,
+)
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES, BadRecord, RecordSplitter
 
 _AROUND_CONTENT_BYTES: Final = HEADER_BYTES + 1 + 16
 """Of a record without padding: its header, its inner type and its tag."""
 MAX_SENDS: Final = 3
 """Web servers that may get the same unanswered records: after so many deaths over one request it is at fault itself."""
-MAX_LOSSES: Final = 64
-"""Web servers that a connection may lose in a row, without a request that was answered in between."""
+MAX_GIVES: Final = 15
+"""Web servers that a connection may have in a row, without an answer in between: each begins with a KeyUpdate, and some
+clients take no more than 16 of those without data (Go's ``crypto/tls``; OpenSSL and BoringSSL: 32)."""
+_RECORD_COST: Final = 128
+"""What a record that is kept costs besides its bytes."""
 
 
 class Loss(Enum):
@@ -62,12 +73,12 @@ class CarriedConnection:
         "_committed",
         "_from_client",
         "_from_server",
+        "_given",
         "_kept",
         "_kept_bytes",
         "_kept_to",
         "_left",
         "_left_at",
-        "_losses",
         "_max_kept_bytes",
         "_repeatable",
         "_since_commit",
@@ -95,7 +106,8 @@ class CarriedConnection:
         """What is answered when so many records have been delivered."""
         self._committed = 0
         self._since_commit = 0
-        self._losses = 0
+        self._given = 0
+        """How many web servers have had it since the last answer."""
         self._begun = False
         """Whether of what is not answered something was begun that must not be done twice."""
         self._repeatable = b""
@@ -136,7 +148,7 @@ class CarriedConnection:
         if self.established and not self.state:
             return
         self._kept.append((self.received, record))
-        self._kept_bytes += len(record)
+        self._kept_bytes += len(record) + _RECORD_COST
         if self._kept_bytes > self._max_kept_bytes:
             self._kept.clear()
             self._kept_bytes = 0
@@ -164,13 +176,14 @@ class CarriedConnection:
                 self._commits.append((answered, self.delivered + after))
                 self._settle()
             elif kind == Frame.REPEATABLE:
-                left, after, self._repeatable = read_repeatable(record)
+                left, after, sealed = read_repeatable(record)
+                self._repeatable = _bounded(sealed)
                 self._left_at = (self.delivered + after, left)
                 self._settle()
             elif kind == Frame.BEGUN:
                 self._begun = True
             elif kind == Frame.STATE:
-                self.state = record[HEADER_BYTES:]
+                self.state = _bounded(record[HEADER_BYTES:])
             elif kind in _SAYS:
                 self.established = self.established or kind == Frame.ESTABLISHED
                 if kind == Frame.ESTABLISHED and not self.state:
@@ -192,10 +205,10 @@ class CarriedConnection:
                 self._committed = answered
                 self.sends = 1
                 self._begun = False
-                self._losses = 0
+                self._given = 1
             kept = self._kept
             while kept and kept[0][0] <= self._committed:
-                self._kept_bytes -= len(kept.popleft()[1])
+                self._kept_bytes -= len(kept.popleft()[1]) + _RECORD_COST
 
     def _forget_kept(self) -> None:
         self._kept.clear()
@@ -206,6 +219,8 @@ class CarriedConnection:
     def loss(self) -> Loss:
         """What becomes of it, now that its web server is gone without a word."""
         if not self._spoken:
+            if self._given >= MAX_SENDS:
+                return Loss.TOO_OFTEN
             return Loss.BEGIN_ANEW if self.is_kept_whole else Loss.NOT_KEPT
         if not self.established:
             return Loss.HANDSHAKE
@@ -215,9 +230,14 @@ class CarriedConnection:
             return Loss.HALF_ANSWERED
         if not self.is_kept_whole:
             return Loss.NOT_KEPT
-        if self._losses >= MAX_LOSSES or (self._kept and self.sends >= MAX_SENDS):
+        if not self.may_be_given or (self._kept and self.sends >= MAX_SENDS):
             return Loss.TOO_OFTEN
         return Loss.RESUME
+
+    @property
+    def may_be_given(self) -> bool:
+        """Whether one more web server may have it before it has an answer."""
+        return self._given < MAX_GIVES
 
     def give(self, peer: tuple[str, int], local: tuple[str, int], *, looked_at: bool) -> bytes:
         """What a web server is sent first; then the client's further records follow.
@@ -230,7 +250,7 @@ class CarriedConnection:
         if not looked_at or not self._kept:
             self.sends = 0
             self._begun = False
-        self._losses += looked_at
+        self._given += 1
         records = [record for _, record in self._kept]
         half = self._repeatable if self._since_commit else b""
         said = Hello(
@@ -247,3 +267,9 @@ class CarriedConnection:
         )
         self.sends += 1
         return hello(said) + b"".join(records)
+
+
+def _bounded(sealed: bytes) -> bytes:
+    if len(sealed) > MAX_STATE_BYTES:
+        raise BadRecord(f"{len(sealed)} bytes to be kept for the next web server")
+    return sealed

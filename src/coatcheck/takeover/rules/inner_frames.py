@@ -15,7 +15,7 @@ import msgspec
 from coatcheck.takeover.rules.tls_records import FIRST_TYPE, HEADER_BYTES, MAX_CIPHERTEXT_BYTES, BadRecord
 
 MAX_STATE_BYTES: Final = 8192
-"""Of a sealed state; with what else a hello says it has room in a frame."""
+"""Of each sealed thing that a director keeps; both, and what else a hello says, have room in one frame."""
 _COMMIT: Final = struct.Struct(">QI")
 _REPEATABLE: Final = struct.Struct(">QI")
 

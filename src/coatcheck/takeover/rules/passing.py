@@ -275,7 +275,7 @@ class PassedConnection(Member):
 
     def draining(self) -> None:
         """Its web server is to have no more connections: another one goes on as soon as nothing is under way."""
-        if self.state is _JOINED and not self._moving:
+        if self.state is _JOINED and not self._moving and self.carried.may_be_given:
             self._moving = True
             self.actions.append(ToServer(frame(Frame.MOVE)))
 

@@ -18,6 +18,8 @@ from coatcheck.takeover.rules.tls_records import MAX_PLAINTEXT_BYTES
 _GET: Final = b"GET "
 _HEAD_END: Final = b"\r\n\r\n"
 _MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_TAG_BYTES: Final = 1024
+"""Of the tag and the codings together: a director keeps them."""
 _STATUS: Final = b"HTTP/1.1 200 "
 _STRONG_TAG: Final = re.compile(rb'\r\netag:[ \t]*("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=\r\n)', re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
@@ -51,7 +53,10 @@ def repeatable(data: bytes) -> Repeatable | None:
     tags, lengths = _STRONG_TAG.findall(head), _LENGTH.findall(head)
     if len(tags) != 1 or len(lengths) != 1:
         return None
-    return Repeatable(tags[0], int(lengths[0]), tuple(_CODINGS.findall(head)), end + len(_HEAD_END))
+    codings = tuple(_CODINGS.findall(head))
+    if len(tags[0]) + sum(map(len, codings)) > _MAX_TAG_BYTES:
+        return None
+    return Repeatable(tags[0], int(lengths[0]), codings, end + len(_HEAD_END))
 
 
 class Told(Enum):

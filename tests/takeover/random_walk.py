@@ -26,16 +26,15 @@ from coatcheck.director import DirectorOptions, WebServer
 from coatcheck.director.io import server_link
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.io.server_link import LinkOwner, ServerLink, ServerPool
-from coatcheck.director.rules.routing import Check, Health, ServerState
+from coatcheck.director.rules.routing import Check, ServerState
 from coatcheck.director.rules.traffic import ConnectFault
 from coatcheck.takeover.io import tls_transport
 from coatcheck.takeover.io.live_entrance import InnerLink, LiveEntrance
 from coatcheck.takeover.io.passing_door import PassedClient
-from coatcheck.takeover.rules.passing import Addresses, PassedConnection, PassedState
-from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES, HANDSHAKE
+from coatcheck.takeover.rules.passing import Addresses, PassedConnection
+from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HANDSHAKE, HEADER_BYTES
 from coatcheck.takeover.rules.traffic_keys import RecordWriter
 from coatcheck.tokens.keyring import KeyRing
-
 from tls.farm import make_certificates
 
 from .machine_room import Clock, End, Kernel, Process, Wire, ends, joined
@@ -157,13 +156,13 @@ class App:
             self._answer(int(number), method.decode(), int(size), tagged=kind == "tagged")
 
     def _answer(self, number: int, method: str, size: int, *, tagged: bool) -> None:
-        rng, name = self.server.farm.rng, self.server.name
+        farm, name = self.server.farm, self.server.name
         head = f"HTTP/1.1 200 OK\r\nServer: {name}\r\nContent-Length: {size}\r\n"
         head += f'ETag: "{number}"\r\n' if tagged else ""
         body = b"" if method == "HEAD" else page(number, "any" if tagged else name, size)
         whole = head.encode() + b"\r\n" + body
         while whole:
-            cut = rng.choice([len(whole), rng.randint(1, len(whole)), 200])
+            cut = farm.size_of_piece(len(whole))
             self.out.append(whole[:cut])
             whole = whole[cut:]
 
@@ -435,6 +434,10 @@ class Walk:
         self.relay.traffic.health_checked(state, Check.PASSED)
         self.relay.flush()
 
+    def size_of_piece(self, whole: int) -> int:
+        """How much of a response the app gives at once."""
+        return self.rng.choice([whole, self.rng.randint(1, whole), 200])
+
     def carried_out(self, number: int, method: str) -> None:
         request = self.methods[number]
         self.executed[number] += 1
@@ -443,9 +446,11 @@ class Walk:
         must(self.executed[number] <= most, f"{request} was carried out {self.executed[number]} times")
 
     def arrive(self) -> None:
-        if len(self.clients) >= 4:
-            return
-        capacity = self.rng.choice([500, 5000, 1 << 18])
+        if len(self.clients) < 4:
+            self.enter(self.rng.choice([500, 5000, 1 << 18]))
+
+    def enter(self, capacity: int) -> Client:
+        """A client connects."""
         there, back = Wire(capacity), Wire(capacity)
         end = End(self.director, there, back)
         traffic = self.relay.traffic
@@ -457,6 +462,7 @@ class Walk:
         client.wire_unsent = client.tls.handshake()
         self.clients.append(client)
         end.begin(PassedClient(self.relay, machine))
+        return client
 
     def one(self) -> Client | None:
         return self.rng.choice(self.clients) if self.clients else None
@@ -551,7 +557,10 @@ class Walk:
         return True
 
     def kill(self) -> None:
-        index = self.rng.randrange(SERVERS)
+        self.kill_one(self.rng.randrange(SERVERS))
+
+    def kill_one(self, index: int) -> None:
+        """A web server dies."""
         server = self.servers[index]
         if server is None:
             return
@@ -573,6 +582,13 @@ class Walk:
         index = self.rng.randrange(SERVERS)
         if index not in self.dead and self.servers[index] is None:
             self.start(index)
+
+    def restart_all(self) -> None:
+        """Whoever has died is there again."""
+        self.dead.clear()
+        for index, server in enumerate(self.servers):
+            if server is None:
+                self.start(index)
 
     def drain(self) -> None:
         state = self.rng.choice(list(self.relay.traffic.servers))
@@ -668,7 +684,7 @@ class Walk:
                 self.clock.now += 1.0
                 self.tick()
 
-    def all_move(self) -> bool:
+    def all_move(self, *, apps: bool = True) -> bool:
         moved = False
         for client in list(self.clients):
             moved |= client.send()
@@ -681,7 +697,7 @@ class Walk:
             process.ends = [end for end in process.ends if not end.is_over]
             moved |= process.loop.turn()
         for server in self.servers:
-            for app in list(server.apps) if server is not None else []:
+            for app in list(server.apps) if server is not None and apps else []:
                 moved |= app.step()
         return moved
 

@@ -72,9 +72,7 @@ class TlsTransport(asyncio.Transport):
         self._answered = tls.read
         self._paused = self._closing = self._full = self._moving = False
 
-    def begin(
-        self, protocol: asyncio.Protocol, is_settled: Callable[[], bool], replays: Callable[[], None]
-    ) -> None:
+    def begin(self, protocol: asyncio.Protocol, is_settled: Callable[[], bool], replays: Callable[[], None]) -> None:
         """``is_settled``: whether all that the protocol was given is answered.
 
         ``replays`` is called before the protocol is given what another web server had before.

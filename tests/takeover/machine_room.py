@@ -224,7 +224,8 @@ class End:
             self.process.loop.call_soon(self._say_lost, error)
 
     def _say_lost(self, error: Exception | None) -> None:
-        self._protocol.connection_lost(error)
+        protocol, self._protocol = self._protocol, cast(asyncio.Protocol, None)
+        protocol.connection_lost(error)
         self._out.ended = True
         self._in.deaf = True
         self._in.queue.clear()

@@ -392,8 +392,8 @@ class Walk:
         self.connects: list[tuple[ServerPool, LinkOwner, object]] = []
         self.bounds: dict[str, Any] = {
             "held_response_bytes": rng.choice([100, 5000, 64 * 1024]), "buffer_bytes": rng.choice([2000, 64 * 1024]),
-            "kept_body_bytes": 64 * 1024, "max_websockets": 1, "reserved_descriptors": 1, "keep_alive_timeout_s": 1000.0,
-            "header_timeout_s": 1000.0, "tls_handshake_timeout_s": 1000.0, "body_timeout_s": 1000.0,
+            "kept_body_bytes": 64 * 1024, "max_websockets": 1, "reserved_descriptors": 1,
+            "keep_alive_timeout_s": 1000.0, "header_timeout_s": 1000.0, "tls_handshake_timeout_s": 1000.0, "body_timeout_s": 1000.0,
         }  # fmt: skip
         self.max_kept_bytes = 1 << 17 if calm else rng.choice([3000, 40_000, 1 << 17])
         self.link_capacity = rng.choice([600, 20_000, 1 << 18])
@@ -415,10 +415,10 @@ class Walk:
             self.start(index)
         self.clients: list[Client] = []
         deeds: list[tuple[Callable[[], object], float]] = [
-            (self.arrive, 1.5), (self.ask, 5), (self.client_sends, 12), (self.client_reads, 12), (self.director_reads, 20),
-            (self.director_writes, 10), (self.server_moves, 25), (self.connect, 8), (self.app, 15), (self.kill, 0.35),
-            (self.tell, 3), (self.restart, 1), (self.drain, 0.4), (self.all_move, 6), (self.pass_time, 2), (self.update_key, 0.7),
-            (self.vanish, 0.1),
+            (self.arrive, 1.5), (self.ask, 5), (self.client_sends, 12), (self.client_reads, 12),
+            (self.director_reads, 20), (self.director_writes, 10), (self.server_moves, 25), (self.connect, 8),
+            (self.app, 15), (self.kill, 0.35), (self.tell, 3), (self.restart, 1), (self.drain, 0.4),
+            (self.all_move, 6), (self.pass_time, 2), (self.update_key, 0.7), (self.vanish, 0.1),
         ]  # fmt: skip
         if calm:
             deeds = [(deed, weight) for deed, weight in deeds if deed not in (self.kill, self.tell)]

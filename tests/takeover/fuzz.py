@@ -16,16 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tls.farm import make_certificates
-
 from coatcheck.takeover.io.live_entrance import InnerLink
 from coatcheck.takeover.rules.carried import CarriedConnection
 from coatcheck.takeover.rules.established import EstablishedTls
 from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame, hello, repeatable
 from coatcheck.takeover.rules.live_state import FORMAT, LiveState, LiveStateSealer
-from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, BadRecord, RecordSplitter
+from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter
 from coatcheck.takeover.rules.traffic_keys import SUITES, Epoch, RecordWriter, TlsViolation
 from coatcheck.tokens.keyring import KeyRing
+from tls.farm import make_certificates
 
 from .machine_room import Clock, Process, joined
 from .peers import MemoryClient

@@ -393,7 +393,8 @@ class Walk:
         self.bounds: dict[str, Any] = {
             "held_response_bytes": rng.choice([100, 5000, 64 * 1024]), "buffer_bytes": rng.choice([2000, 64 * 1024]),
             "kept_body_bytes": 64 * 1024, "max_websockets": 1, "reserved_descriptors": 1,
-            "keep_alive_timeout_s": 1000.0, "header_timeout_s": 1000.0, "tls_handshake_timeout_s": 1000.0, "body_timeout_s": 1000.0,
+            "keep_alive_timeout_s": 1000.0, "header_timeout_s": 1000.0, "tls_handshake_timeout_s": 1000.0,
+            "body_timeout_s": 1000.0,
         }  # fmt: skip
         self.max_kept_bytes = 1 << 17 if calm else rng.choice([3000, 40_000, 1 << 17])
         self.link_capacity = rng.choice([600, 20_000, 1 << 18])

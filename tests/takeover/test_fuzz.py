@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tls.farm import make_certificates
 
 import coatcheck
+from tls.farm import make_certificates
 
 from .fuzz import Fuzz
 from .test_walk import Bench

@@ -385,10 +385,10 @@ def test_who_was_not_read_for_a_web_servers_sake_is_read_again(farm: Bench) -> N
     farm.link_capacity = 1000
     client = farm.client()
     farm.send(client, "PUT", body=90_000)
-    for _ in range(3):
-        client.send()
-        client.end.read_some(1 << 18)
-    assert client.end._paused, "its web server reads nothing"
+    while not client.end._paused:
+        assert client.end.read_some(3000)
+    assert client.to_director.queue and client.end._paused, "its web server reads nothing"
+    farm.link_capacity = 1 << 18  # The next one's link is never full, so it does not say that it is ready.
     farm.lose(client)
     farm.settle()
     assert farm.counts == {"200": 1}

@@ -44,6 +44,8 @@ RING: Final = bytes(range(32))
 SERVERS: Final = 3
 WAIT_S: Final = 2.0
 ONCE: Final = ("POST",)
+_TELLING: Final = HEADER_BYTES + 12
+"""So many bytes of a record tell which one it is."""
 _FORM = re.compile(rb"(\d+)@([a-z0-9.]+);")
 
 
@@ -67,23 +69,26 @@ class Seals:
         self._left: dict[tuple[bytes, int], set[tuple[int, bytes]]] = {}
         self.shared = 0
 
-    def sealed(self, sealer: RecordWriter, kind: int, content: bytes, record: bytes) -> None:
-        self._sealed[record] = (sealer.epoch.secret, sealer.position - 1 - sealer.epoch.first, kind, bytes(content))
+    def sealed(self, writer: RecordWriter, kind: int, content: bytes, record: bytes) -> None:
+        place = writer.epoch.secret, writer.position - 1 - writer.epoch.first
+        self._sealed[record[:_TELLING]] = (*place, kind, bytes(content))
 
     def watch(self, wire: Wire) -> None:
-        """Note what a web server gives to the kernel."""
-        held = bytearray()
+        """Note what a web server gives to the kernel; a part of a record is enough."""
+        held, size = bytearray(), 0
 
         def accepted(data: bytes) -> None:
+            nonlocal size
             held.extend(data)
-            while len(held) >= HEADER_BYTES:
-                size = HEADER_BYTES + int.from_bytes(held[3:5], "big")
+            while len(held) >= (size or _TELLING):
+                if not size:
+                    size = HEADER_BYTES + int.from_bytes(held[3:5], "big")
+                    if held[0] == APPLICATION_DATA and bytes(held[:_TELLING]) in self._sealed:
+                        self._has_left(*self._sealed[bytes(held[:_TELLING])])
                 if len(held) < size:
                     return
-                record = bytes(held[:size])
                 del held[:size]
-                if record[0] == APPLICATION_DATA and record in self._sealed:
-                    self._has_left(*self._sealed[record])
+                size = 0
 
         wire.accepted = accepted
 

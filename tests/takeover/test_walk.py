@@ -332,16 +332,21 @@ def test_more_than_is_kept_is_broken_off_and_less_is_not(farm: Bench) -> None:
     assert farm.outcomes == {"resume": 1, "not_kept": 1}
 
 
-def test_what_comes_while_there_is_no_web_server_and_is_not_kept_is_not_sent_in_part(farm: Bench) -> None:
+def test_what_comes_while_there_is_no_web_server_is_passed_on_whole(farm: Bench) -> None:
+    """However much it is: it was given to nobody yet, and so need not be kept."""
     farm.max_kept_bytes = 20_000
     client = farm.client()
     for index in range(3):
         farm.kill_one(index)
     while client.machine.state is not PassedState.WAITING:
         farm.all_move()
-    farm.send(client, "PUT", body=60_000)
+    request = farm.send(client, "POST", body=60_000)
+    while client.end.read_some(1 << 18):
+        pass
+    assert client.end._paused, "no more need come"
+    farm.restart_all()
     farm.settle()
-    assert client.over and farm.outcomes["not_kept"] == 1
+    assert farm.executed[request.number] == 1 and farm.counts == {"200": 1}
 
 
 def test_small_records_do_not_make_the_director_keep_more(farm: Bench) -> None:
@@ -421,6 +426,16 @@ def test_a_drain_moves_what_is_idle_at_once_and_the_rest_when_it_is_answered(far
         assert farm.index(client) != index
         farm.ask(client)
     assert farm.outcomes["moved"] == 2 and sum(farm.outcomes.values()) == 2
+
+
+def test_an_upload_that_begins_while_its_web_server_lets_go_is_passed_on_whole(farm: Bench) -> None:
+    farm.max_kept_bytes = 20_000
+    client = farm.client()
+    farm.set_draining(farm.relay.traffic.servers[farm.index(client)], draining=True)
+    request = farm.send(client, "POST", body=60_000)
+    client.end.read_some(1 << 18)
+    farm.settle()
+    assert farm.executed[request.number] == 1 and farm.counts == {"200": 1} and farm.outcomes == {"moved": 1}
 
 
 def test_a_connection_does_not_move_more_often_than_any_client_bears(farm: Bench) -> None:

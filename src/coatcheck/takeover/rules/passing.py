@@ -54,7 +54,7 @@ class PassedConnection(Member):
     """One client's connection, of which the records' headers alone are read."""
 
     __slots__ = (
-        "_addresses", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving", "_refusals",
+        "_addresses", "_behind", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving", "_refusals",
         "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried", "due_at",
         "server", "state",
     )  # fmt: skip
@@ -77,6 +77,8 @@ class PassedConnection(Member):
         self._looked_at = self._moving = False
         self._client_full = self._server_full = self._held_back = False
         self._stalled_bytes = 0
+        self._behind = b""
+        """What the client has sent, and no web server was there to take it."""
         self._waiting_since: float | None = None
 
     # What the traffic asks of its members
@@ -84,7 +86,7 @@ class PassedConnection(Member):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way that the director can see."""
-        return self.state is _JOINED and self.carried.is_settled
+        return self.state is _JOINED and self.carried.is_settled and not self._behind
 
     @property
     def is_under_way(self) -> bool:
@@ -148,21 +150,29 @@ class PassedConnection(Member):
         """Bytes came from the client."""
         if self.state is _CLOSING:
             return
+        if self.state is _JOINED and not self._is_being_released and not self._behind:
+            self._pass_on(data)
+            return
+        # What has come is held; more need not come before there is a web server for it.
+        self._behind += data
+        if not self._held_back:
+            self._held_back = True
+            self.actions.append(Order.PAUSE_CLIENT)
+
+    @property
+    def _is_being_released(self) -> bool:
+        """Whether its web server has let go of it, or will as soon as it hears that it has to."""
+        return self._moving and bool(self.carried.state) and self.carried.is_settled
+
+    def _pass_on(self, data: bytes) -> None:
         try:
             records = self.carried.from_client(data)
         except BadRecord:
             self._traffic.count(Fault.BAD_REQUEST)
             self._close(Order.ABORT_CLIENT)
             return
-        if self.state is _JOINED:
-            if records:
-                self.actions.append(ToServer(records))
-        elif not self.carried.is_kept_whole:
-            self._broken_off(Loss.NOT_KEPT)
-        elif not self._held_back:
-            # What has come is held already; more need not come before there is a web server for it.
-            self._held_back = True
-            self.actions.append(Order.PAUSE_CLIENT)
+        if records:
+            self.actions.append(ToServer(records))
 
     def client_lost(self) -> None:
         """The client's connection is gone, or its side has ended: TLS has no half of a connection."""
@@ -224,7 +234,10 @@ class PassedConnection(Member):
             self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
         elif self.carried.established:
             self.due_at = _NEVER
-        if self.server.draining:
+        behind, self._behind = self._behind, b""
+        if behind:
+            self._pass_on(behind)
+        if self.server is not None and self.server.draining:
             self.draining()
 
     def not_connected(self, failure: Failure) -> None:

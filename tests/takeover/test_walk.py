@@ -431,7 +431,14 @@ def test_a_drain_moves_what_is_idle_at_once_and_the_rest_when_it_is_answered(far
 def test_an_upload_that_begins_while_its_web_server_lets_go_is_passed_on_whole(farm: Bench) -> None:
     farm.max_kept_bytes = 20_000
     client = farm.client()
-    farm.set_draining(farm.relay.traffic.servers[farm.index(client)], draining=True)
+    index = farm.index(client)
+    farm.set_draining(farm.relay.traffic.servers[index], draining=True)
+    server = farm.servers[index]
+    assert server is not None
+    for end in server.process.ends:
+        end.read_some(1 << 18)
+    server.process.loop.turn()
+    # It has let go, and the director does not know yet.
     request = farm.send(client, "POST", body=60_000)
     client.end.read_some(1 << 18)
     farm.settle()

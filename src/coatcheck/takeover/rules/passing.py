@@ -54,8 +54,8 @@ class PassedConnection(Member):
     """One client's connection, of which the records' headers alone are read."""
 
     __slots__ = (
-        "_addresses", "_behind", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving", "_refusals",
-        "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried", "due_at",
+        "_addresses", "_behind", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving",
+        "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried", "due_at",
         "server", "state",
     )  # fmt: skip
 

@@ -55,8 +55,8 @@ class PassedConnection(Member):
 
     __slots__ = (
         "_addresses", "_behind", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving",
-        "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried", "due_at",
-        "server", "state",
+        "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried",
+        "due_at", "server", "state",
     )  # fmt: skip
 
     def __init__(

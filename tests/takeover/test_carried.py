@@ -161,8 +161,9 @@ def passed() -> tuple[PassedConnection, Traffic]:
         state.health = Health.HEALTHY
     machine = PassedConnection(traffic, traffic.enter("192.0.2.1"), Addresses(ADDRESS, ADDRESS), KEPT, Counter())
     machine.opened()
+    machine.client_bytes(record(kind=22))
     machine.connected(reused=False, full=False)
-    machine.client_bytes(record(kind=22) + record())
+    machine.client_bytes(record())
     machine.server_bytes(record(kind=22) + record() + frame(Frame.STATE, b"state") + frame(Frame.ESTABLISHED))
     machine.server_bytes(commit(1, 1) + record())
     return machine, traffic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 from base64 import urlsafe_b64decode
@@ -203,9 +204,7 @@ def context(certificate: tuple[Path, Path]) -> ServerContext:
 
 
 def logged(context: ServerContext) -> bytes:
-    told: dict[bytes, bytes] = {}
-    context.key_log.take(told)
-    return b"".join(told)
+    return os.pread(context.key_log._descriptor, 1 << 16, 0)
 
 
 def test_a_handshake_that_fails_leaves_nothing_in_the_log_of_keys(context: ServerContext) -> None:

@@ -162,7 +162,7 @@ def test_a_key_that_changes_is_known_elsewhere_before_anything_is_sealed_with_it
     said = farm.listen(client)
     client.wire_unsent += client.tls.update_key(requested=requested)
     farm.settle()
-    assert said == [Frame.STATE, *[APPLICATION_DATA] * requested, Frame.COMMIT]
+    assert said == [Frame.STATE, *[Frame.COMMIT, APPLICATION_DATA] * requested, Frame.COMMIT]
     farm.lose(client)
     farm.ask(client)
     assert farm.outcomes["resume"] == 1

@@ -32,13 +32,6 @@ class WebServer(msgspec.Struct, frozen=True):
     tag: str
     path: str = ""
     credential: str = ""
-    records_path: str = ""
-    """The Unix socket where it takes connections whose TLS it ends itself; ``path`` then serves the health checks."""
-
-    @property
-    def link_door(self) -> Door:
-        """Where it takes the connections of clients."""
-        return Door(self.name, path=self.records_path) if self.records_path else self.door
 
     @property
     def door(self) -> Door:
@@ -60,6 +53,8 @@ class DirectorOptions(Limits, frozen=True, kw_only=True):
     health_path: str = "/.well-known/coatcheck/health"
     buffer_bytes: int = 64 * 1024
     """High-water mark of each connection's write buffer; beyond it the other side is not read."""
+    descriptors_per_connection: int = 2
+    """How many a client's connection may need: its own, and one to a web server."""
     tick_s: float = 0.1
     """How often deadlines are looked at, and so how exact the time-outs are."""
 

@@ -229,7 +229,7 @@ class ClientHalf(ServerHalf):
             self._end_exchange()
         stream, traffic = self._stream, self._traffic
         self._kept = None
-        close = self._close or traffic.stopping
+        close = self._close or traffic.stopping or self.is_last
         if not stream.body_done or (close and stream.buffer):
             self._linger()
         elif close or (self._half_closed and not stream.buffer):

@@ -73,7 +73,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         for name in names
     )
     upstreams = tuple(
-        WebServerTarget(role.name, role.address, role.route_tag, role.ends_tls.address if role.ends_tls else None)
+        WebServerTarget(role.name, role.ends_tls.address if role.ends_tls else role.address, role.route_tag)
         for role in web_servers
     )
     directors = tuple(

@@ -111,8 +111,6 @@ class WebServerTarget(msgspec.Struct, frozen=True):
     name: str
     address: Address
     tag: str
-    records: Address | None = None
-    """Where it takes connections whose TLS it ends itself."""
 
 
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):

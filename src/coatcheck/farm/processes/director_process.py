@@ -26,7 +26,6 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             upstream.tag,
             path=upstream.address.path,
             credential=role.credential,
-            records_path=upstream.records.path if upstream.records is not None else "",
         )
         for upstream in role.upstreams
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,7 +22,9 @@ from coatcheck.tokens.keyring import KeyRing
 class TlsEnd:
     """Takes connections from directors, ends their TLS, and hands their requests to the app's own HTTP server."""
 
-    def __init__(self, role: WebServerRole, ends: EndsTls) -> None:
+    def __init__(self, role: WebServerRole, ends: EndsTls, is_fit: Callable[[], bool]) -> None:
+        """``is_fit``: whether the web server takes connections."""
+        self._is_fit = is_fit
         self._role = role
         self._ends = ends
         self._context = tls_context(ends.certificate, ends.key)
@@ -32,6 +35,8 @@ class TlsEnd:
                 route_cookie=ends.route_cookie,
                 error_pages=load_error_pages(role.error_pages),
                 tls=self._context,
+                # The link to the director, and both ends of the one to the app's HTTP server.
+                descriptors_per_connection=3,
                 trusted_proxies=role.trusted_proxies,
                 **msgspec.structs.asdict(ends.limits),
             )
@@ -53,12 +58,15 @@ class TlsEnd:
 
     def _make_entrance(self, relay: Relay) -> LiveEntrance:
         self._entrance = LiveEntrance(relay, self._context, self._ring, self._role.sessions.farm)
+        self._entrance.is_fit = self._is_fit
         return self._entrance
 
     def change_keys(self, keys: list[bytes], primary: int) -> None:
         """Seal with these keys from now on."""
         if self._ring is not None:
             self._ring.change(keys, primary)
+        if self._entrance is not None:
+            self._entrance.renew_states()
 
     def status(self) -> dict[str, Any]:
         """What came through it."""

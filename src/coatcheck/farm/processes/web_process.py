@@ -49,7 +49,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     pages = load_error_pages(role.error_pages)
     inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
     door = AppShell(inner, control.stopping)
-    tls_end = TlsEnd(role, role.ends_tls) if role.ends_tls is not None else None
+    tls_end = TlsEnd(role, role.ends_tls, lambda: not control.stopping.is_set()) if role.ends_tls is not None else None
     control.on(_operations(door, sessions, tls_end))
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn
     opening: list[asyncio.Task[None]] = []

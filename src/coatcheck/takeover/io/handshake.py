@@ -10,7 +10,7 @@ from typing import Final
 
 from coatcheck.takeover.io.key_log import KeyLog, secrets_of
 from coatcheck.takeover.rules.established import EstablishedTls
-from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HEADER_BYTES
+from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HANDSHAKE, HEADER_BYTES, count_encrypted
 from coatcheck.takeover.rules.traffic_keys import SUITES, Alert, Epoch, TlsViolation
 
 _READ_BYTES: Final = 64 * 1024
@@ -22,16 +22,18 @@ class OpenSslTls:
     must_checkpoint = False
     needs_key_update = False
 
-    def __init__(self, connection: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+    def __init__(self, connection: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, read: int) -> None:
+        """``read``: encrypted records of the client's that came with the handshake."""
         self._connection = connection
         self._incoming = incoming
         self._outgoing = outgoing
         self.closed_by_client = False
-        self.read = 0
+        self.read = read
 
     def open(self, record: bytes) -> tuple[bytes, bytes]:
         """The data in a record, and what it is answered with. Raises :class:`TlsViolation`."""
         self._incoming.write(record)
+        self.read += record[0] == APPLICATION_DATA
         data: list[bytes] = []
         try:
             while piece := self._connection.read(_READ_BYTES):
@@ -73,6 +75,7 @@ class Handshake:
         self._connection = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._key_log = key_log
         self._told: dict[bytes, bytes] = {}
+        self._client_random = b""
         self._read = self._sent = 0
         self.done: EstablishedTls | OpenSslTls | None = None
 
@@ -82,13 +85,16 @@ class Handshake:
         Raises ``ssl.SSLError`` or ``OSError`` if it fails; :meth:`last_words` then says what the client is told.
         """
         self._incoming.write(record)
+        if record[0] == HANDSHAKE and not self._client_random:
+            # Behind the headers of record and message, and a version (RFC 8446 section 4.1.2).
+            self._client_random = record[HEADER_BYTES + 6 : HEADER_BYTES + 38]
         if record[0] == APPLICATION_DATA:
             self._read += 1
         try:
             self._connection.do_handshake()
         except ssl.SSLWantReadError:
             said = self._outgoing.read()
-            self._sent += _encrypted(said)
+            self._sent += count_encrypted(said)
             return said
         finally:
             # Also of a handshake that fails: nothing may stay in the log, and nothing be found there by the next one.
@@ -102,15 +108,15 @@ class Handshake:
 
     def _listen(self) -> None:
         if self._key_log is not None:
-            self._key_log.take(self._told)
+            self._key_log.take(self._client_random, self._told)
 
     def _established(self) -> EstablishedTls | OpenSslTls:
         secrets, cipher = secrets_of(self._told), self._connection.cipher()
         suite = SUITES.get(cipher[0]) if cipher is not None else None
         if self._key_log is None or secrets is None or suite is None:
-            return OpenSslTls(self._connection, self._incoming, self._outgoing)
+            return OpenSslTls(self._connection, self._incoming, self._outgoing, self._read)
         # What OpenSSL says behind the client's Finished is the first that is sealed with these keys: its tickets.
-        tickets = _encrypted(bytes(self._pending()))
+        tickets = count_encrypted(bytes(self._pending()))
         client, server = Epoch(self._read, 0, secrets.client), Epoch(self._sent, 0, secrets.server)
         return EstablishedTls(suite, (client,), (server,), self._read, self._sent + tickets)
 
@@ -118,12 +124,3 @@ class Handshake:
         said = self._outgoing.read()
         self._outgoing.write(said)
         return said
-
-
-def _encrypted(records: bytes) -> int:
-    """How many of these whole records are encrypted."""
-    count = at = 0
-    while at + HEADER_BYTES <= len(records):
-        count += records[at] == APPLICATION_DATA
-        at += HEADER_BYTES + (records[at + 3] << 8 | records[at + 4])
-    return count

@@ -26,6 +26,7 @@ class KeyLog:
     def __init__(self, context: ssl.SSLContext) -> None:
         """The context must not log its keys anywhere else."""
         self._descriptor = os.memfd_create("tls-secrets", os.MFD_CLOEXEC)
+        os.fchmod(self._descriptor, 0o600)
         context.keylog_filename = f"/proc/self/fd/{self._descriptor}"
         # It begins with a comment.
         os.ftruncate(self._descriptor, 0)
@@ -33,15 +34,16 @@ class KeyLog:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def take(self, told: dict[bytes, bytes]) -> None:
-        """Add what was told since the last time to ``told``: secrets by their labels."""
+    def take(self, client_random: bytes, told: dict[bytes, bytes]) -> None:
+        """Add what was told of one connection since the last time to ``told``: secrets by their labels."""
         size = os.fstat(self._descriptor).st_size
         if not size:
             return
         for line in os.pread(self._descriptor, size, 0).splitlines():
             label, _, rest = line.partition(b" ")
-            if label in (_CLIENT, _SERVER):
-                told[label] = bytes.fromhex(rest.rpartition(b" ")[2].decode())
+            whose, _, secret = rest.partition(b" ")
+            if label in (_CLIENT, _SERVER) and whose == client_random.hex().encode():
+                told[label] = bytes.fromhex(secret.decode())
         os.ftruncate(self._descriptor, 0)
 
 

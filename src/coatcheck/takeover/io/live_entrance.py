@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import ssl
+from collections.abc import Callable
 from typing import Final, cast
 
 from coatcheck.director.io.client_link import ClientLink
@@ -24,9 +25,12 @@ from coatcheck.takeover.rules.established import EstablishedTls
 from coatcheck.takeover.rules.inner_frames import FROM_DIRECTOR, Frame, Hello, commit, frame, read_hello, repeatable
 from coatcheck.takeover.rules.live_state import ID_BYTES, LiveState, LiveStateSealer
 from coatcheck.takeover.rules.repeatable import OtherResponse
-from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter
+from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter, count_encrypted
 from coatcheck.tokens.keyring import KeyRing
 
+_MAX_QUESTION_BYTES: Final = 1024
+_FIT: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_UNFIT: Final = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HELLO_TIMEOUT_S: Final = 5.0
 """How long a director may take to say which connection it brings."""
 
@@ -41,6 +45,10 @@ class LiveEntrance:
         self.key_log = None if ring is None else KeyLog(context)
         self.sealer = None if ring is None else LiveStateSealer(ring, farm, os.urandom)
         self.counts = {"handshakes": 0, "taken_over": 0}
+        self.is_fit: Callable[[], bool] = lambda: True
+        """Whether directors may bring connections."""
+        self.live: set[TlsTransport] = set()
+        """The connections that another web server could go on with."""
 
     def open(self) -> None:
         """Connections come from the inner socket."""
@@ -60,6 +68,11 @@ class LiveEntrance:
     def status(self) -> dict[str, int]:
         return dict(self.counts)
 
+    def renew_states(self) -> None:
+        """The key ring has changed: what directors have is sealed anew."""
+        for upper in self.live:
+            upper.renew_state()
+
     def link(self) -> InnerLink:
         """The protocol of a new link from a director."""
         return InnerLink(self)
@@ -77,7 +90,9 @@ class InnerLink(asyncio.Protocol):
         self._upper: TlsTransport | None = None
         self._connection = b""
         self._left = False
-        self._is_to_move = False
+        self._is_to_move = self._is_to_end = False
+        self._question = b""
+        self._client: ClientLink | None = None
         self._beneath = cast(asyncio.Transport, None)
         self._late: asyncio.TimerHandle | None = None
 
@@ -86,8 +101,11 @@ class InnerLink(asyncio.Protocol):
         self._late = self._relay.loop.call_later(HELLO_TIMEOUT_S, self._beneath.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._handshake is not None:
+            self._end_handshake()
         self._in_time()
         if self._upper is not None:
+            self._entrance.live.discard(self._upper)
             self._upper.link_lost(error)
 
     def pause_writing(self) -> None:
@@ -101,6 +119,9 @@ class InnerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._left or (self._upper is not None and self._upper.is_closing()):
             return  # The director has not read our last word yet.
+        if self._hello is None and (self._question or data.startswith(b"GET ")):
+            self._answer_health(data)
+            return
         try:
             records = self._splitter.feed(data)
             if self._hello is None and records:
@@ -112,13 +133,30 @@ class InnerLink(asyncio.Protocol):
             return
         self._take(records)
 
+    def _answer_health(self, data: bytes) -> None:
+        """A director asks whether connections may be brought here, in the words in which it asks others."""
+        self._question += data
+        if b"\r\n\r\n" in self._question:
+            fit = self._entrance.is_fit()
+            self._beneath.write(_FIT if fit else _UNFIT)
+            self._beneath.close()
+        elif len(self._question) > _MAX_QUESTION_BYTES:
+            self._beneath.abort()
+
+    def drop(self) -> None:
+        """There are too many handshakes, and this one is the oldest."""
+        if self._handshake is not None:
+            self._end_handshake()
+            self._leave(frame(Frame.BREAK))
+
     def _begin(self, hello: Hello) -> None:
         self._in_time()
         if hello.state:
             self._go_on(hello)
             return
         self._connection = os.urandom(ID_BYTES)
-        self._relay.traffic.begin_handshake(self._beneath.get_extra_info("socket"))
+        self._relay.traffic.begin_handshake(self)
+        self._relay.flush()
         self._handshake = Handshake(self._entrance.context, self._entrance.key_log)
         self._late = self._relay.loop.call_later(self._relay.options.tls_handshake_timeout_s, self._handshake_late)
 
@@ -130,6 +168,10 @@ class InnerLink(asyncio.Protocol):
                 self._is_to_move = True
                 if self._upper is not None:
                     self._upper.move()
+            elif record[0] == Frame.END:
+                self._is_to_end = True
+                if self._upper is not None:
+                    self._end_when_idle(self._upper)
             elif record[0] == Frame.HELLO:
                 self._beneath.abort()
             elif self._handshake is not None:
@@ -158,7 +200,7 @@ class InnerLink(asyncio.Protocol):
         self._end_handshake()
         self._entrance.counts["handshakes"] += 1
         upper = self._transport(handshake.done)
-        answered = commit(handshake.done.read, _records_in(said)) if isinstance(handshake.done, EstablishedTls) else b""
+        answered = commit(handshake.done.read, count_encrypted(said))
         # Nothing that is sealed with the new keys leaves before another server could go on with them.
         self._beneath.write(upper.checkpoint() + frame(Frame.ESTABLISHED) + answered + said)
         self._enter(upper, hello)
@@ -171,33 +213,37 @@ class InnerLink(asyncio.Protocol):
     def _end_handshake(self) -> None:
         self._in_time()
         self._handshake = None
-        self._relay.traffic.end_handshake(self._beneath.get_extra_info("socket"))
+        self._relay.traffic.end_handshake(self)
 
     # Going on with what another web server began
 
     def _go_on(self, hello: Hello) -> None:
-        tls = self._opened(hello)
-        if tls is None:
+        opened = self._opened(hello)
+        if opened is None:
             self._leave(frame(Frame.BREAK))
             return
+        tls, newest = opened
         self._entrance.counts["taken_over"] += 1
         # The first record is the only one that shares its nonce with another: with one that was sealed by the server
         # before, and never left. It has nothing in it that is secret, and what comes behind has a key of its own.
-        update = tls.update_key()
+        updates = tls.update_key()
+        while tls.generation <= newest:
+            # The server before had a further key ready: what it may have sealed with that never left either.
+            updates += tls.update_key()
         upper = self._transport(tls)
         said = upper.checkpoint() + frame(Frame.ESTABLISHED)
         if hello.repeatable:
-            what = self._repeatable(upper, hello)
+            what = self._repeatable(upper, hello, count_encrypted(updates))
             if not what:
                 self._leave(frame(Frame.BREAK))
                 return
             said += what
         else:
-            said += commit(hello.committed, 1)
-        self._beneath.write(said + update)
+            said += commit(hello.committed, count_encrypted(updates))
+        self._beneath.write(said + updates)
         self._enter(upper, hello)
 
-    def _repeatable(self, upper: TlsTransport, hello: Hello) -> bytes:
+    def _repeatable(self, upper: TlsTransport, hello: Hello, updates: int) -> bytes:
         """A part of a response has left: the rest of the very same one is to follow. Empty if that cannot be."""
         sealer = self._entrance.sealer
         what = None if sealer is None else sealer.open_repeatable(hello.repeatable)
@@ -207,10 +253,11 @@ class InnerLink(asyncio.Protocol):
             upper.go_on_with(what, hello.left)
         except OtherResponse:
             return b""
-        # The KeyUpdate leaves first, and is no part of it.
-        return repeatable(hello.left, 1, hello.repeatable)
+        # The KeyUpdates leave first, and are no part of it.
+        return repeatable(hello.left, updates, hello.repeatable)
 
-    def _opened(self, hello: Hello) -> EstablishedTls | None:
+    def _opened(self, hello: Hello) -> tuple[EstablishedTls, int] | None:
+        """The connection, and the newest generation of keys that the server before had ready to seal with."""
         sealer = self._entrance.sealer
         state = None if sealer is None else sealer.open(hello.state)
         if state is None:
@@ -218,7 +265,8 @@ class InnerLink(asyncio.Protocol):
             return None
         self._connection = state.connection
         try:
-            return EstablishedTls(state.cipher_suite, state.client, state.server, hello.committed, hello.delivered)
+            tls = EstablishedTls(state.cipher_suite, state.client, state.server, hello.committed, hello.delivered)
+            return tls, state.server[-1].generation
         except ValueError as error:
             self._relay.seldom.warning("the state of a TLS connection does not fit: %s", error)
             return None
@@ -240,19 +288,21 @@ class InnerLink(asyncio.Protocol):
 
     def _enter(self, upper: TlsTransport, hello: Hello) -> None:
         relay = self._relay
+        # The director has let it in; whether it is one too many is not judged twice.
         guest = relay.traffic.enter(hello.peer[0])
-        fault = relay.traffic.too_many(guest)
-        relay.flush()
-        if fault is not None:
-            relay.traffic.count(fault)
-            guest.leave()
-            upper.abort()
-            return
-        client = ClientLink(relay, guest, self._beneath)
+        client = self._client = ClientLink(relay, guest, self._beneath)
         self._upper = upper
+        self._entrance.live.add(upper)
         upper.begin(client, lambda: client.machine.state is State.IDLE, lambda: _replays(client, hello))
         if self._is_to_move:
             upper.move()
+        if self._is_to_end:
+            self._end_when_idle(upper)
+
+    def _end_when_idle(self, upper: TlsTransport) -> None:
+        if self._client is not None:
+            self._client.machine.is_last = True
+        upper.end_when_idle()
 
     def _leave(self, last_words: bytes) -> None:
         self._left = True
@@ -268,8 +318,3 @@ class InnerLink(asyncio.Protocol):
 def _replays(client: ClientLink, hello: Hello) -> None:
     client.machine.sends_before = hello.sends
     client.machine.begun_before = hello.begun
-
-
-def _records_in(data: bytes) -> int:
-    splitter = RecordSplitter()
-    return len(splitter.feed(data))

@@ -38,8 +38,12 @@ class PassingDoor:
         self._acceptor.open()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more; web servers end connections, each as soon as nothing is under way on it."""
         self._acceptor.close()
+        relay = self._relay
+        for member in list(relay.traffic.connections):
+            cast(PassedConnection, member).end_when_idle()
+            relay.performers[member]()
 
     def abort(self) -> None:
         """End what has not come in yet."""

@@ -15,7 +15,7 @@ from coatcheck.takeover.rules.established import ClientAlert, EstablishedTls
 from coatcheck.takeover.rules.harmless import is_harmless
 from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame, repeatable
 from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, ResponseMark, Skipper, Told
-from coatcheck.takeover.rules.tls_records import APPLICATION_DATA
+from coatcheck.takeover.rules.tls_records import count_encrypted
 from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
 
 LEAVE_TIMEOUT_S: Final = 60.0
@@ -70,7 +70,7 @@ class TlsTransport(asyncio.Transport):
         self._pending_bytes = 0
         self._flush: asyncio.Handle | None = None
         self._answered = tls.read
-        self._paused = self._closing = self._full = self._moving = False
+        self._paused = self._closing = self._full = self._moving = self._ending = False
 
     def begin(self, protocol: asyncio.Protocol, is_settled: Callable[[], bool], replays: Callable[[], None]) -> None:
         """``is_settled``: whether all that the protocol was given is answered.
@@ -123,7 +123,7 @@ class TlsTransport(asyncio.Transport):
             return
         if reply or tls.must_checkpoint:
             # The state goes first: what is sealed with a new key must never leave before it is known elsewhere.
-            self._beneath.write(self.checkpoint() + self._disturbed() + reply)
+            self._beneath.write(self.checkpoint() + self._around(reply) + reply)
         if data:
             if self._must_say_begun(data):
                 self._held = data
@@ -151,7 +151,7 @@ class TlsTransport(asyncio.Transport):
         self._begun = True
         said = frame(Frame.BEGUN)
         sent = 0
-        if not self._beneath.get_write_buffer_size():
+        if not self._beneath.get_write_buffer_size() and not self._beneath.is_closing():
             try:
                 sent = os.write(self._beneath.get_extra_info("socket").fileno(), said)
             except OSError:
@@ -161,11 +161,15 @@ class TlsTransport(asyncio.Transport):
         self._go_on_when_said()
 
     def _go_on_when_said(self) -> None:
-        if self._closing:
+        if self._closing or self._beneath.is_closing():
             return
         if self._beneath.get_write_buffer_size():
+            # Nothing more is read meanwhile: it would only lie here.
+            self._beneath.pause_reading()
             self._loop.call_later(_SAID_POLL_S, self._go_on_when_said)
             return
+        if not self._paused:
+            self._beneath.resume_reading()
         data, self._held = self._held, b""
         self._give(data)
         if not self._paused and self._unread:
@@ -173,9 +177,22 @@ class TlsTransport(asyncio.Transport):
         self._schedule()
 
     def move(self) -> None:
-        """The director wants another server to go on, as soon as nothing is under way."""
+        """The director wants another server to go on, as soon as nothing is under way; if none can, that is the end."""
+        if self._checkpoint is None or not isinstance(self._tls, EstablishedTls):
+            self.end_when_idle()
+            return
         self._moving = True
         self._schedule()
+
+    def end_when_idle(self) -> None:
+        """Close it as soon as nothing is under way."""
+        self._ending = True
+        self._schedule()
+
+    def renew_state(self) -> None:
+        """Leave the state with the director anew: the key ring has changed."""
+        if not self._closing:
+            self._beneath.write(self.checkpoint() + self._disturbed())
 
     def link_full(self) -> None:
         """The director takes no more."""
@@ -219,17 +236,19 @@ class TlsTransport(asyncio.Transport):
         if settled and self._tls.read > self._answered:
             # Announced ahead: there is no moment in which the client has the answer and nobody knows it.
             self._answered = self._tls.read
-            out.insert(0, commit(self._answered, _count(out)))
+            out.insert(0, commit(self._answered, sum(map(count_encrypted, out))))
             self._mark.begin_anew()
             self._skipper = None
             self._begun = False
-        if settled and self._moving and self._checkpoint is not None and isinstance(self._tls, EstablishedTls):
+        if settled and self._moving:
             out.append(frame(Frame.RELEASED))
             self._closing = True
         if out:
             self._beneath.write(b"".join(out))
         if self._closing:
             leave(self._loop, self._beneath)
+        elif settled and self._ending:
+            self.close()
 
     def _sealed(self, *, is_last: bool) -> list[bytes]:
         """What waits, as records and what has to be said before them. Raises :class:`OtherResponse`.
@@ -259,6 +278,14 @@ class TlsTransport(asyncio.Transport):
         elif told is Told.OPAQUE:
             said.append(repeatable(0, 0, b""))
         return said + self._tls.seal(data)
+
+    def _around(self, reply: bytes) -> bytes:
+        """What has to be said before a record that is no part of a response."""
+        if not reply or self._checkpoint is None:
+            return b""
+        if self._mark.has_left:
+            return self._disturbed()
+        return commit(self._answered, count_encrypted(reply))
 
     def _disturbed(self) -> bytes:
         """A record of another kind leaves in the midst of a response, of which no more can be counted then."""
@@ -305,7 +332,7 @@ class TlsTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._paused = False
-        if not self._beneath.is_closing():
+        if not self._beneath.is_closing() and not self._held:
             self._beneath.resume_reading()
         if self._unread:
             self._loop.call_soon(self._read_on)
@@ -334,8 +361,3 @@ class TlsTransport(asyncio.Transport):
         if name in ("peername", "sockname"):
             return super().get_extra_info(name, default)
         return self._beneath.get_extra_info(name, default)
-
-
-def _count(pieces: list[bytes]) -> int:
-    """How many of these are records for the client; the others are frames for the director."""
-    return sum(1 for piece in pieces if piece and piece[0] <= APPLICATION_DATA)

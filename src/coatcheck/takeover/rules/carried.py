@@ -128,7 +128,7 @@ class CarriedConnection:
     @property
     def is_settled(self) -> bool:
         """Whether all that the client has sent is answered."""
-        return self.established and not self._kept and self._from_client.is_empty and self.is_kept_whole
+        return self.established and self._committed >= self.received and self._from_client.is_empty
 
     @property
     def is_kept_whole(self) -> bool:

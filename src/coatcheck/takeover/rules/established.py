@@ -55,6 +55,11 @@ class EstablishedTls:
         return self._opener.position
 
     @property
+    def generation(self) -> int:
+        """How many KeyUpdates of ours came before the key that seals now."""
+        return self._sealer.epoch.generation
+
+    @property
     def sent(self) -> int:
         """How many records were sealed for the client."""
         return self._sealer.position

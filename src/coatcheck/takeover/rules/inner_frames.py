@@ -27,7 +27,9 @@ class Frame(IntEnum):
     HELLO = 0xF0
     """The first one: which connection this is."""
     MOVE = 0xF1
-    """Let go of this connection as soon as nothing is under way on it."""
+    """Let go of this connection as soon as nothing is under way on it; end it, if no other server can go on."""
+    END = 0xF2
+    """End this connection as soon as nothing is under way on it."""
 
     # From the web server
     ESTABLISHED = 0xF4
@@ -48,7 +50,7 @@ class Frame(IntEnum):
     """Of what is not answered something is being carried out that must not be done twice."""
 
 
-FROM_DIRECTOR: Final = (FIRST_TYPE, Frame.MOVE)
+FROM_DIRECTOR: Final = (FIRST_TYPE, Frame.END)
 FROM_SERVER: Final = (FIRST_TYPE, Frame.BEGUN)
 """The content types that each may send, first and last; what lies between is nobody's and refused by its reader."""
 

@@ -23,9 +23,11 @@ from coatcheck.director.rules.traffic import Member, Traffic
 from coatcheck.takeover.rules.affinity import preferred
 from coatcheck.takeover.rules.carried import CarriedConnection, Loss, ServerSays
 from coatcheck.takeover.rules.inner_frames import Frame, frame
-from coatcheck.takeover.rules.tls_records import BadRecord
+from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter
 
 _NEVER: Final = float("inf")
+_ANY_NUMBER: Final = 1 << 62
+"""Of bytes that wait for a client: more than there can be."""
 _MAX_REFUSALS: Final = 16
 """Connections to web servers that one client's connection may be refused in a row."""
 
@@ -33,6 +35,7 @@ _MAX_REFUSALS: Final = 16
 class PassedState(Enum):
     """Where a connection is between two events."""
 
+    NEW = "the client has said nothing yet"
     WAITING = "no web server takes connections"
     CONNECTING = "a link to a web server is being opened"
     JOINED = "a web server has it"
@@ -40,7 +43,7 @@ class PassedState(Enum):
     CLOSED = "gone"
 
 
-_WAITING, _CONNECTING, _JOINED, _CLOSING, _CLOSED = PassedState
+_NEW, _WAITING, _CONNECTING, _JOINED, _CLOSING, _CLOSED = PassedState
 
 
 class Addresses(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ class PassedConnection(Member):
     """One client's connection, of which the records' headers alone are read."""
 
     __slots__ = (
-        "_addresses", "_behind", "_client_full", "_counts", "_guest", "_held_back", "_looked_at", "_moving",
+        "_addresses", "_behind", "_client_full", "_counts", "_ending", "_guest", "_held_back", "_looked_at", "_moving",
         "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried",
         "due_at", "server", "state",
     )  # fmt: skip
@@ -69,12 +72,12 @@ class PassedConnection(Member):
         self._counts = counts
         self.carried = CarriedConnection(max_kept_bytes)
         self.actions: list[Action] = []
-        self.state = _WAITING
+        self.state = _NEW
         self.server: ServerState | None = None
         self.due_at = _NEVER
         self._tried: Collection[ServerState] = ()
         self._refusals = 0
-        self._looked_at = self._moving = False
+        self._looked_at = self._moving = self._ending = False
         self._client_full = self._server_full = self._held_back = False
         self._stalled_bytes = 0
         self._behind = b""
@@ -86,11 +89,13 @@ class PassedConnection(Member):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way that the director can see."""
-        return self.state is _JOINED and self.carried.is_settled and not self._behind
+        if self.state is _NEW:
+            return True
+        return self.state in (_WAITING, _JOINED) and self.carried.is_settled and not self._behind
 
     @property
     def is_under_way(self) -> bool:
-        return self.state in (_WAITING, _CONNECTING, _JOINED) and not self.is_idle
+        return self.state in (_WAITING, _CONNECTING, _JOINED) and not (self.carried.is_settled and not self._behind)
 
     def woken(self, admitted: ServerState | None) -> None:
         """The health of a web server changed while this one waited."""
@@ -113,22 +118,42 @@ class PassedConnection(Member):
         """The web server judges the pace of its clients: it sees what is asked."""
 
     def close_idle(self) -> None:
-        """The director stops, or needs the room."""
-        self._close(Order.CLOSE_CLIENT)
+        """The director needs the room: the web server says goodbye, if it does so at once."""
+        if self.state is not _JOINED:
+            self._close(Order.CLOSE_CLIENT)
+        elif not self._ending:
+            self.end_when_idle()
+            self.due_at = self._traffic.now + self._traffic.limits.linger_s
+
+    def end_when_idle(self) -> None:
+        """The director stops: no further request is begun, and the client is told so by the web server."""
+        if self.state is _NEW:
+            self._close(Order.CLOSE_CLIENT)
+        elif self.state is _JOINED and not self._ending:
+            self._ending = True
+            self.actions.append(ToServer(frame(Frame.END)))
+
+    def drop(self) -> None:
+        """Its handshake is one too many."""
+        if self.state not in (_CLOSING, _CLOSED):
+            self._close(Order.ABORT_CLIENT)
 
     def deadline_reached(self, unsent: int) -> None:
         """:attr:`due_at` has passed; ``unsent`` bytes wait for the client."""
         limits = self._traffic.limits
-        if self.state is _CLOSING:
-            self.actions.append(Order.RESET_CLIENT)
-            self.due_at = _NEVER
-        elif self._client_full:
-            if unsent >= self._stalled_bytes:
-                self._traffic.count(Fault.CLIENT_TIMEOUT)
-                self._close(Order.RESET_CLIENT)
-            else:
+        if self.state is _CLOSING or self._client_full:
+            if 0 < unsent < self._stalled_bytes:
+                # Slow, but it takes what is there.
                 self._stalled_bytes = unsent
                 self.due_at = self._traffic.now + limits.body_timeout_s
+            elif self.state is _CLOSING:
+                self.actions.append(Order.RESET_CLIENT)
+                self.due_at = _NEVER
+            else:
+                self._traffic.count(Fault.CLIENT_TIMEOUT)
+                self._close(Order.RESET_CLIENT)
+        elif self._ending:
+            self._close(Order.CLOSE_CLIENT)
         elif self.state is _WAITING:
             self._traffic.count(Fault.NO_SERVER)
             self._close(Order.ABORT_CLIENT)
@@ -143,21 +168,36 @@ class PassedConnection(Member):
     def opened(self) -> None:
         """It was accepted, and there is room for it."""
         self._traffic.connections[self] = None
-        self.due_at = self._traffic.now + self._traffic.limits.tls_handshake_timeout_s
-        self._choose()
+        self._traffic.begin_handshake(self)
+        self._await_handshake()
 
     def client_bytes(self, data: bytes) -> None:
         """Bytes came from the client."""
-        if self.state is _CLOSING:
+        if self.state in (_CLOSING, _CLOSED):
             return
         if self.state is _JOINED and not self._is_being_released and not self._behind:
             self._pass_on(data)
             return
         # What has come is held; more need not come before there is a web server for it.
         self._behind += data
+        if self.state is _NEW and not self._says_hello():
+            return
         if not self._held_back:
             self._held_back = True
             self.actions.append(Order.PAUSE_CLIENT)
+        if self.state is _NEW:
+            self._choose()
+        elif self.state is _WAITING and self.due_at == _NEVER:
+            self.due_at = self._traffic.now + self._traffic.limits.no_server_wait_s
+
+    def _says_hello(self) -> bool:
+        """Whether a whole record has come: before that no web server is troubled."""
+        try:
+            return bool(RecordSplitter().feed(self._behind))
+        except BadRecord:
+            self._traffic.count(Fault.BAD_REQUEST)
+            self._close(Order.ABORT_CLIENT)
+            return False
 
     @property
     def _is_being_released(self) -> bool:
@@ -181,7 +221,7 @@ class PassedConnection(Member):
         if self.state in (_CONNECTING, _JOINED):
             self.actions.append(Order.LEAVE_SERVER)
         self._let_go_of_server()
-        self._traffic.unpark(self)
+        self._leave_lists()
         self.state = _CLOSED
         self.due_at = _NEVER
         self._traffic.connections.pop(self, None)
@@ -200,8 +240,7 @@ class PassedConnection(Member):
         self._client_full = False
         if self.state is _JOINED:
             self.actions.append(Order.RESUME_SERVER)
-            if self.carried.established:
-                self.due_at = _NEVER
+            self._rest()
 
     def server_full(self) -> None:
         """The web server does not take what is written."""
@@ -232,13 +271,15 @@ class PassedConnection(Member):
         self._held_back = False
         if self._client_full:
             self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
-        elif self.carried.established:
-            self.due_at = _NEVER
+        else:
+            self._rest()
         behind, self._behind = self._behind, b""
         if behind:
             self._pass_on(behind)
         if self.server is not None and self.server.draining:
             self.draining()
+        if self._traffic.stopping:
+            self.end_when_idle()
 
     def not_connected(self, failure: Failure) -> None:
         """No link was to be had."""
@@ -268,10 +309,11 @@ class PassedConnection(Member):
             return
         if out:
             self.actions.append(ToClient(out))
+        if self.carried.established and not self._client_full and not self._ending:
+            self._rest()
         for word in said:
             if word is ServerSays.ESTABLISHED:
-                if not self._client_full:
-                    self.due_at = _NEVER
+                self._traffic.end_handshake(self)
             elif word is ServerSays.RELEASED:
                 self._released()
                 return
@@ -291,6 +333,21 @@ class PassedConnection(Member):
         if self.state is _JOINED and not self._moving and self.carried.may_be_given:
             self._moving = True
             self.actions.append(ToServer(frame(Frame.MOVE)))
+
+    def _rest(self) -> None:
+        """The web server has the connection; it ends one that is idle for too long, and so first the longest one."""
+        if not self.carried.established:
+            self._await_handshake()
+        elif not self._ending:
+            limits = self._traffic.limits
+            self.due_at = self._traffic.now + 2 * limits.keep_alive_timeout_s + limits.body_timeout_s
+
+    def _await_handshake(self) -> None:
+        self.due_at = self._traffic.now + self._traffic.limits.tls_handshake_timeout_s
+
+    def _leave_lists(self) -> None:
+        self._traffic.unpark(self)
+        self._traffic.end_handshake(self)
 
     # Who goes on
 
@@ -352,7 +409,8 @@ class PassedConnection(Member):
         self.state = _WAITING
         if self._waiting_since is None:
             self._waiting_since = traffic.now
-            self.due_at = traffic.now + traffic.limits.no_server_wait_s
+            # Who asks for nothing at the moment waits for as long as it likes.
+            self.due_at = _NEVER if self.is_idle else traffic.now + traffic.limits.no_server_wait_s
         if not traffic.park(self):
             traffic.count(Fault.NO_SERVER)
             self._close(Order.ABORT_CLIENT)
@@ -370,7 +428,9 @@ class PassedConnection(Member):
         if self.state in (_CONNECTING, _JOINED):
             self.actions.append(Order.LEAVE_SERVER)
         self._let_go_of_server()
-        self._traffic.unpark(self)
+        self._leave_lists()
         self.state = _CLOSING
+        if not self._client_full:
+            self._stalled_bytes = _ANY_NUMBER
         self.due_at = self._traffic.now + self._traffic.limits.body_timeout_s
         self.actions.append(order)

@@ -79,6 +79,11 @@ class ResponseMark:
         self._remaining = 0
         self._left = False
 
+    @property
+    def has_left(self) -> bool:
+        """Whether anything has left behind the last commit."""
+        return self._left
+
     def begin_anew(self) -> None:
         """All that has left is answered for."""
         self.what = None

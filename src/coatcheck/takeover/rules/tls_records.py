@@ -24,6 +24,15 @@ class BadRecord(CoatcheckError):
     """What came is no TLS, or too much of it in one record."""
 
 
+def count_encrypted(records: bytes) -> int:
+    """How many of these whole records are encrypted ones (or of application data, with TLS 1.2)."""
+    count = at = 0
+    while at + HEADER_BYTES <= len(records):
+        count += records[at] == APPLICATION_DATA
+        at += HEADER_BYTES + (records[at + 3] << 8 | records[at + 4])
+    return count
+
+
 class RecordSplitter:
     """Cuts a stream into whole records; holds the beginning of one, of 16.6 KB at most."""
 

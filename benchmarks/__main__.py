@@ -14,6 +14,7 @@ BENCHMARKS = [
     ("benchmarks.kill", ["--write-results"], ["--quick"]),
     ("benchmarks.director", ["--write-results"], ["--rounds", "1"]),
     ("benchmarks.tls", ["--write-results"], ["--quick"]),
+    ("benchmarks.takeover", ["--write-results"], ["--quick"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 

@@ -2,7 +2,7 @@
 to retrieve the session's state; if it gets it, it establishes the secure session from it without a negotiation with the
 client; if not, it does the full handshake."
 
-The state of a session that is being resumed. That of a connection that is in use is not moved yet.
+Here the state of a session that is being resumed; that of a connection that is in use is the matter of C6 and C7.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import struct
 from base64 import urlsafe_b64encode
 from typing import Any
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV, ChaCha20Poly1305
 
 FORMAT = b"\x01"
 FARM = "farm-1"
@@ -190,6 +190,93 @@ def ticket_key(name: str, period_ms: int, period: int, hosts: list[str]) -> dict
     }  # fmt: skip
 
 
+# -- section 10: live TLS connections
+
+RFC_8448: dict[str, tuple[str, list[tuple[int, str]]]] = {
+    # Section 3: the application traffic secret of each side; its records with data or an alert, and their numbers.
+    "client": (
+        "9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5",
+        [
+            (0, "1703030043a23f7054b62c94d0affafe8228ba55cbefacea42f914aa66bcab3f2b9819a8a5b46b395bd54a9a20441e2b62974e"
+                "1f5a6292a2977014bd1e3deae63aeebb21694915e4"),
+            (1, "1703030013c9872760655666b74d7ff1153efd6db6d0b0e3"),
+        ],
+    ),
+    "server": (
+        "a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643",
+        [
+            (1, "17030300432e937e11ef4ac740e538ad36005fc4a46932fc3225d05f82aa1b36e30efaf97d90e6dffc602dcb501a59a8fcc49c"
+                "4bf2e5f0a21c0047c2abf332540dd032e167c2955d"),
+            (2, "1703030013b58fd67166ebf599d24720cfbe7efa7a8864a9"),
+        ],
+    ),
+}  # fmt: skip
+SUITES: dict[str, tuple[str, int, Any]] = {
+    "TLS_AES_128_GCM_SHA256": ("sha256", 16, AESGCM),
+    "TLS_AES_256_GCM_SHA384": ("sha384", 32, AESGCM),
+    "TLS_CHACHA20_POLY1305_SHA256": ("sha256", 32, ChaCha20Poly1305),
+}
+
+
+def expand_label(digest: str, secret: bytes, label: bytes, size: int) -> bytes:
+    """HKDF-Expand-Label (RFC 8446 section 7.1), written out, for an empty context."""
+    info = struct.pack(">HB", size, 6 + len(label)) + b"tls13 " + label + b"\x00"
+    made = block = b""
+    while len(made) < size:
+        block = hmac.digest(secret, block + info + bytes([len(made) // len(hmac.digest(b"", b"", digest)) + 1]), digest)
+        made += block
+    return made[:size]
+
+
+def protection(suite: str, secret: bytes, number: int) -> tuple[Any, bytes, bytes, bytes]:
+    """The AEAD of a record, its key and IV, and the nonce (RFC 8446 section 5.3)."""
+    digest, key_bytes, aead = SUITES[suite]
+    key, iv = expand_label(digest, secret, b"key", key_bytes), expand_label(digest, secret, b"iv", 12)
+    return aead(key), key, iv, bytes(a ^ b for a, b in zip(iv, number.to_bytes(12, "big"), strict=True))
+
+
+def traced(secret_hex: str, pieces: list[tuple[int, str]]) -> dict[str, Any]:
+    secret = bytes.fromhex(secret_hex)
+    _, key, iv, _ = protection("TLS_AES_128_GCM_SHA256", secret, 0)
+    opened = []
+    for number, record_hex in pieces:
+        record = bytes.fromhex(record_hex)
+        aead, _, _, nonce = protection("TLS_AES_128_GCM_SHA256", secret, number)
+        inner = aead.decrypt(nonce, record[5:], record[:5])
+        opened.append({"number": number, "record": record_hex, "type": inner[-1], "content": inner[:-1].hex()})
+    return {"secret": secret_hex, "key": key.hex(), "iv": iv.hex(), "records": opened}
+
+
+def generations(suite: str) -> dict[str, Any]:
+    """The secrets behind four KeyUpdates (RFC 8446 section 7.2), and the first record that each protects."""
+    digest, secrets, sealed = SUITES[suite][0], [], []
+    secret = drawn(f"secret of {suite}", hashlib.new(digest).digest_size)
+    for _ in range(4):
+        aead, _, _, nonce = protection(suite, secret, 0)
+        header = bytes((23, 3, 3, 0, len(b"known") + 1 + 16))
+        secrets.append(secret.hex())
+        sealed.append((header + aead.encrypt(nonce, b"known\x17", header)).hex())
+        secret = expand_label(digest, secret, b"traffic upd", len(secret))
+    return {"suite": suite, "secrets": secrets, "records": sealed}
+
+
+def live_state(name: str, suite: str, client: list[int], server: list[int]) -> dict[str, Any]:
+    """What a web server leaves of a connection; ``client`` and ``server``: from which records on keys are used."""
+    size, nonce = hashlib.new(SUITES[suite][0]).digest_size, drawn(f"{name} nonce", 12)
+    connection, checkpoint = drawn(f"{name} connection", 16), drawn(f"{name} checkpoint", 16)
+    keys = [
+        [[first, number, drawn(f"{name} {side} {number}", size)] for number, first in enumerate(firsts)]
+        for side, firsts in (("client", client), ("server", server))
+    ]
+    plain = pack([1, connection, checkpoint, suite, *keys])
+    return {
+        "name": name, "suite": suite, "connection": connection.hex(), "checkpoint": checkpoint.hex(),
+        "client": [[first, number, secret.hex()] for first, number, secret in keys[0]],
+        "server": [[first, number, secret.hex()] for first, number, secret in keys[1]],
+        "nonce": nonce.hex(), "sealed": seal(SECRETS[PRIMARY], "tls-connection", FARM, nonce, plain).hex(),
+    }  # fmt: skip
+
+
 def creation() -> dict[str, Any]:
     """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
     server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
@@ -240,6 +327,14 @@ def known_answers() -> dict[str, Any]:
         "ticket_keys": [
             ticket_key("hourly", 3_600_000, 497_500, ["shop.example", ""]),
             ticket_key("short", 1000, 1_791_000_001, ["www.shop.example"]),
+        ],
+        "tls_traffic": {
+            "rfc_8448": {side: traced(*known) for side, known in RFC_8448.items()},
+            "generations": [generations(suite) for suite in SUITES],
+        },
+        "live_states": [
+            live_state("just begun", "TLS_AES_128_GCM_SHA256", [1], [4]),
+            live_state("long, and taken over", "TLS_AES_256_GCM_SHA384", [1, 90, 70_000], [1 << 33, (1 << 33) + 1]),
         ],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),

@@ -26,6 +26,8 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.take_once.memory import MemoryItemsForThreads
+from coatcheck.takeover.rules.live_state import LiveState, LiveStateSealer
+from coatcheck.takeover.rules.traffic_keys import Epoch
 from coatcheck.tls.agreement import KeyAgreement
 from coatcheck.tls.hosts import Siblings
 from coatcheck.tls.record import RecordSealer, SessionRecord
@@ -203,6 +205,16 @@ def test_a_ticket_key_is_found_sealed_and_divided(known: dict[str, Any]) -> None
     assert box.seal(bytes.fromhex(known["secret"]), bytes.fromhex(known["place"])).hex() == known["stored"]
     for host, parts in known["hosts"].items():
         assert [part.hex() for part in keys.of_period(known["period"], host) or ()] == parts
+
+
+@named("live_states")
+def test_the_state_of_a_live_connection_is_opened_and_made(known: dict[str, Any]) -> None:
+    sealer = LiveStateSealer(WHOLE_RING, FARM, always(known["nonce"]))
+    keys = {side: tuple(Epoch(f, g, bytes.fromhex(s)) for f, g, s in known[side]) for side in ("client", "server")}
+    names = bytes.fromhex(known["connection"]), bytes.fromhex(known["checkpoint"])
+    state = LiveState(1, *names, known["suite"], keys["client"], keys["server"])
+    assert sealer.open(bytes.fromhex(known["sealed"])) == state
+    assert sealer.seal(state).hex() == known["sealed"]
 
 
 @named("soap")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 from coatcheck.director.io.client_link import ClientLink
 from coatcheck.director.io.health import HealthWatch
-from coatcheck.director.io.relay import Relay
+from coatcheck.director.io.relay import Entrance, Relay
 from coatcheck.director.io.tls_door import TlsDoor
 from coatcheck.director.options import DirectorOptions, checked_options
 from coatcheck.director.rules.routing import Health, ServerState
@@ -30,7 +31,7 @@ class EmbeddedDirector:
         self._options = checked_options(options)
         self._relay: Relay | None = None
         self._server: asyncio.Server | None = None
-        self._door: TlsDoor | None = None
+        self._door: Entrance | None = None
         self._address: tuple[str, int] | None = None
         self._watches: list[HealthWatch] = []
         self._watching: list[asyncio.Task[None]] = []
@@ -43,8 +44,10 @@ class EmbeddedDirector:
         assert self._address is not None, "it was not started"
         return self._address
 
-    async def start(self, sock: socket.socket | None = None) -> None:
-        """Begin to listen and to check the web servers.
+    async def start(
+        self, sock: socket.socket | None = None, entrance: Callable[[Relay], Entrance] | None = None
+    ) -> None:
+        """Begin to listen and to check the web servers; with an ``entrance``, clients come in there and only there.
 
         Binds ``host`` and ``port`` with SO_REUSEPORT unless it is given a socket. Raises OSError when the address
         cannot be had. A request that comes before a web server has passed its first check waits for that.
@@ -53,7 +56,10 @@ class EmbeddedDirector:
         relay = self._relay = Relay(options, loop)
         for state in relay.traffic.servers:
             state.draining = state.name in self._draining
-        if options.tls is not None:
+        if entrance is not None:
+            self._door = entrance(relay)
+            self._door.open()
+        elif options.tls is not None:
             listener = _listen(options) if sock is None else sock
             listener.setblocking(False)
             listener.listen(options.backlog)
@@ -91,6 +97,8 @@ class EmbeddedDirector:
         if self._relay is None or state is None:
             return
         self._relay.traffic.set_draining(state, draining=draining)
+        if draining and self._door is not None:
+            self._door.draining(state)
         self._relay.flush()
 
     def server_died(self, name: str) -> None:
@@ -141,6 +149,7 @@ class EmbeddedDirector:
             "evicted": traffic.evicted if traffic else 0,
             "errors": dict(traffic.errors) if traffic else {},
             "servers": servers,
+            **({} if self._door is None else self._door.status()),
         }
 
     async def stop(self, grace_s: float) -> None:

@@ -63,6 +63,8 @@ class DirectorOptions(Limits, frozen=True, kw_only=True):
     health_path: str = "/.well-known/coatcheck/health"
     buffer_bytes: int = 64 * 1024
     """High-water mark of each connection's write buffer; beyond it the other side is not read."""
+    descriptors_per_connection: int = 2
+    """How many a client's connection may need: its own, and one to a web server."""
     tick_s: float = 0.1
     """How often deadlines are looked at, and so how exact the time-outs are."""
 

@@ -23,7 +23,7 @@ from coatcheck.farm.files.keys import load_or_create
 from coatcheck.farm.files.run_directory import KEYS_FILE
 from coatcheck.farm.operations.reload import check_reload
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
-from coatcheck.farm.processes.director_tls import tls_context
+from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.farm.settings.configuration import try_settings
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings

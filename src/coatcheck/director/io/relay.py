@@ -9,7 +9,7 @@ import logging
 import resource
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.server_link import LinkOwner, ServerLink, ServerPool
@@ -26,6 +26,38 @@ OWN_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAI
 """Our own lack of descriptors or ports."""
 
 
+class Droppable(Protocol):
+    """A handshake that is not made on a socket."""
+
+    def drop(self) -> None:
+        """End it: there are too many."""
+        ...
+
+
+class Entrance(Protocol):
+    """Where clients come in."""
+
+    def open(self) -> None:
+        """Begin to accept."""
+        ...
+
+    def close(self) -> None:
+        """Accept no more."""
+        ...
+
+    def abort(self) -> None:
+        """End what is still on its way in."""
+        ...
+
+    def draining(self, server: ServerState) -> None:
+        """A web server is to have no more requests."""
+        ...
+
+    def status(self) -> dict[str, int]:
+        """Counters of its own."""
+        ...
+
+
 class Relay:
     """The shell around one director's :class:`~coatcheck.director.rules.traffic.Traffic`."""
 
@@ -37,7 +69,9 @@ class Relay:
             options,
             states,
             loop.time(),
-            max_connections=within_descriptors(options.max_connections, options.reserved_descriptors),
+            max_connections=within_descriptors(
+                options.max_connections, options.reserved_descriptors, options.descriptors_per_connection
+            ),
             tls=options.tls is not None,
         )
         self.pools = [
@@ -89,9 +123,15 @@ class Relay:
             self.seldom.warning("web server %s is %s: %s", name, health.value, changed.why, kind=kind)
 
     def _drop_handshake(self, action: DropHandshake) -> None:
+        handshake = action.handshake
+        if not isinstance(handshake, socket.socket):
+            cast(Droppable, handshake).drop()
+            if isinstance(handshake, Member):
+                self.performers[handshake]()
+            return
         # The end of the stream ends the handshake.
         with contextlib.suppress(OSError):
-            cast(socket.socket, action.handshake).shutdown(socket.SHUT_RDWR)
+            handshake.shutdown(socket.SHUT_RDWR)
 
     def connect(self, pool: ServerPool, owner: LinkOwner) -> asyncio.Task[None]:
         """Open a connection to a web server for a request; bounded by ``connect_timeout_s`` and the clients' number."""
@@ -165,8 +205,8 @@ class Relay:
             pool.close_unused()
 
 
-def within_descriptors(connections: int, reserved: int) -> int:
-    """So many connections, or as many as the system's limit allows: each may need one more to a web server.
+def within_descriptors(connections: int, reserved: int, each: int) -> int:
+    """So many connections, or as many as the system's limit allows if each needs ``each`` descriptors.
 
     ``reserved`` ones, or half of all, are kept back for the event loop, the health checks, the control channel and the
     log.
@@ -174,7 +214,7 @@ def within_descriptors(connections: int, reserved: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return connections
-    possible = max(1, (soft - min(reserved, soft // 2)) // 2)
+    possible = max(1, (soft - min(reserved, soft // 2)) // each)
     if possible < connections:
         _log.warning("%d descriptors allow %d connections, not %d; raise `ulimit -n`", soft, possible, connections)
     return min(connections, possible)

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from coatcheck.director.options import DirectorOptions, WebServer
-from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.delivery import Failure
 from coatcheck.director.rules.idle_pool import IdlePool
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Traffic
 
+_READ_BYTES: Final = 64 * 1024
+
+
+class LinkUser(Protocol):
+    """The machine of a client's connection, as far as its web server's link is concerned."""
+
+    def connected(self, *, reused: bool, full: bool) -> None:
+        """A link was had."""
+
+    def not_connected(self, failure: Failure) -> None:
+        """No link was to be had."""
+
+    def server_bytes(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def server_ended(self, ending: Ending) -> None:
+        """The link has ended."""
+
+    def server_full(self) -> None:
+        """It takes no more for now."""
+
+    def server_ready(self) -> None:
+        """It takes bytes again."""
+
 
 class LinkOwner(Protocol):
     """A client's connection whose request is on a link."""
 
-    machine: ProxiedConnection
+    @property
+    def machine(self) -> LinkUser:
+        """Who is told what happens."""
+        ...
+
     connecting: asyncio.Task[None] | None
     """What opens a connection for it."""
 
@@ -78,7 +107,7 @@ class ServerPool:
 class ServerLink(asyncio.Protocol):
     """One connection to a web server."""
 
-    __slots__ = ("_buffer_bytes", "is_full", "is_gone", "owner", "pool", "transport")
+    __slots__ = ("_buffer_bytes", "is_full", "is_gone", "owner", "pool", "reads_to_the_end", "transport")
 
     def __init__(self, options: DirectorOptions, pool: ServerPool) -> None:
         self._buffer_bytes = options.buffer_bytes
@@ -86,6 +115,8 @@ class ServerLink(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, None)
         self.owner: LinkOwner | None = None
         self.is_full = self.is_gone = False
+        self.reads_to_the_end = False
+        """Whether all counts that the web server has said, also where a write was what showed that it is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -115,8 +146,27 @@ class ServerLink(asyncio.Protocol):
         self._ended(Ending.CLEAN)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self.reads_to_the_end:
+            self._read_rest()
         reset = isinstance(error, ConnectionResetError)
         self._ended(Ending.RESET if reset else Ending.BROKEN if error is not None else Ending.CLEAN)
+
+    def server_died(self) -> None:
+        """Its process has ended: what it has said is in the kernel, and then comes the end."""
+        self._read_rest()
+        self._ended(Ending.BROKEN)
+
+    def _read_rest(self) -> None:
+        """Hand on what the kernel holds; event loops leave it there after a write that failed."""
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        while self.owner is not None:
+            try:
+                data = os.read(descriptor, _READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self.data_received(data)
 
     def _ended(self, ending: Ending) -> None:
         self.is_gone = True

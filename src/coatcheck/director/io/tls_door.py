@@ -10,15 +10,13 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
+from coatcheck.director.io.acceptor import Acceptor, let_in
 from coatcheck.director.io.client_link import ClientLink
-from coatcheck.director.io.relay import OWN_SHORTAGES, Relay
+from coatcheck.director.io.relay import Relay
 from coatcheck.director.rules.admission import Guest
 from coatcheck.director.rules.faults import Fault
+from coatcheck.director.rules.routing import ServerState
 
-_log: Final = logging.getLogger("coatcheck.director")
-_AT_ONCE: Final = 64
-"""Connections that are accepted in one round of the event loop."""
-_SHORTAGE_PAUSE_S: Final = 0.1
 _UNREAD_BYTES: Final = 16 * 1024
 """With fewer the kernel calls a connection unreadable until its handshake begins."""
 
@@ -77,61 +75,35 @@ class TlsDoor:
 
     def __init__(self, relay: Relay, listener: socket.socket, context: ssl.SSLContext) -> None:
         self._relay = relay
-        self._listener = listener
         self._context = context
+        self._acceptor = Acceptor(relay, listener, self._take)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._shortage: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Begin to accept."""
-        self._relay.loop.add_reader(self._listener, self._accept)
+        self._acceptor.open()
 
     def close(self) -> None:
         """Accept no more; handshakes that are under way end by themselves, or by their time-out."""
-        if self._shortage is not None:
-            self._shortage.cancel()
-        self._relay.loop.remove_reader(self._listener)
-        self._listener.close()
+        self._acceptor.close()
 
     def abort(self) -> None:
         """End the handshakes that are under way."""
         for task in self._tasks:
             task.cancel()
 
-    def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                sock, peer = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in OWN_SHORTAGES:
-                    raise
-                self._relay.seldom.warning("no connection can be accepted: %s", error.strerror)
-                self._pause()
-                return
-            self._take(sock, peer[0] if isinstance(peer, tuple) else "unknown")
+    def draining(self, server: ServerState) -> None:
+        """Nothing: a connection here is of no web server between its requests."""
 
-    def _pause(self) -> None:
-        """Without a descriptor, accepting again at once would be a loop without an end."""
-        relay = self._relay
-        relay.loop.remove_reader(self._listener)
-        relay.traffic.make_room()
-        relay.flush()
-        self._shortage = relay.loop.call_later(_SHORTAGE_PAUSE_S, self.open)
+    def status(self) -> dict[str, int]:
+        """Nothing that the traffic does not count."""
+        return {}
 
     def _take(self, sock: socket.socket, peer: str) -> None:
-        relay, traffic = self._relay, self._relay.traffic
-        guest = traffic.enter(peer)
-        fault = traffic.too_many(guest)
-        relay.flush()
-        if fault is not None:
-            # Before a handshake there is no way to say why, and to make one would be what an attacker wants.
-            traffic.count(fault)
-            guest.leave()
-            sock.close()
+        relay = self._relay
+        guest = let_in(relay, sock, peer)
+        if guest is None:
             return
-        sock.setblocking(False)
         task = relay.loop.create_task(self._shake_hands(sock, guest, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -49,6 +49,7 @@ class Order(Enum):
     """What is to be done and needs no further word."""
 
     LEAVE_SERVER = "abort the connection to the web server; one that is still being opened is kept for others"
+    END_SERVER = "the web server's process has ended: read what is left of what it said, and report `server_ended`"
     PAUSE_SERVER = "read no more from the web server"
     RESUME_SERVER = "read from the web server again"
     PAUSE_CLIENT = "read no more from the client"

@@ -159,6 +159,8 @@ class ClientHalf(ServerHalf):
             self._request = b"".join((method, b" ", head.target, self._tail, b"\r\n"))
         self._head = head
         self._delivery = Delivery(head.method, self._tag)
+        if self.sends_before:
+            self._delivery.sent_before(self.sends_before, begun=self.begun_before, keyed=_has_idempotency_key(fields))
         self._close = not fields.keep_alive
         self._kept = []
         self._kept_bytes = 0
@@ -178,6 +180,8 @@ class ClientHalf(ServerHalf):
             self._fail(429 if fault is Fault.TOO_MANY_FROM_ADDRESS else 503, fault)
         elif is_reserved(head.target):
             self._answer(404)
+        elif not self._delivery.may_be_written:
+            self._fail(502, Fault.UPSTREAM_LOST)
         else:
             self._dispatch()
 
@@ -225,7 +229,7 @@ class ClientHalf(ServerHalf):
             self._end_exchange()
         stream, traffic = self._stream, self._traffic
         self._kept = None
-        close = self._close or traffic.stopping
+        close = self._close or traffic.stopping or self.is_last
         if not stream.body_done or (close and stream.buffer):
             self._linger()
         elif close or (self._half_closed and not stream.buffer):
@@ -239,6 +243,7 @@ class ClientHalf(ServerHalf):
                 self.actions.append(Order.GO_ON)
             else:
                 self.state = _IDLE
+                self.sends_before = 0
 
     def _fail(self, status: int, fault: Fault) -> None:
         self._traffic.count(fault)
@@ -394,6 +399,11 @@ class ClientHalf(ServerHalf):
             and given < limits.min_body_rate * limits.rate_window_s
         ):
             self._fail(408, Fault.CLIENT_TOO_SLOW)
+
+
+def _has_idempotency_key(fields: RequestFields) -> bool:
+    """Whether the client says that the request may come twice (draft-ietf-httpapi-idempotency-key-header)."""
+    return b"\nidempotency-key:" in b"\n" + fields.lines.lower()
 
 
 _WHEN_OVERDUE: Final[dict[State, Callable[..., None]]] = {

@@ -37,7 +37,8 @@ class ConnectionState(Member):
         "_fresh_only", "_guest", "_guest_behind", "_half_closed", "_head", "_held", "_kept", "_kept_bytes",
         "_known_fields", "_limits", "_no_server_since", "_pace", "_pause", "_pauses", "_request", "_response",
         "_reused", "_sent_at", "_server_full", "_server_paused", "_stalled_bytes", "_stream", "_tag", "_tail",
-        "_taken_at", "_traffic", "_waiting_since", "actions", "due_at", "server", "state",
+        "_taken_at", "_traffic", "_waiting_since", "actions", "begun_before", "due_at", "is_last", "sends_before",
+        "server", "state",
     )  # fmt: skip
 
     # Of the exchange, set with every request.
@@ -88,6 +89,12 @@ class ConnectionState(Member):
         """The web server that has the request, or that a connection is being opened to."""
         self._server_full = self._server_paused = False
         self._held: list[bytes] = []
+        self.sends_before = 0
+        """How many web servers have had the requests that come before this connection is idle."""
+        self.is_last = False
+        """Whether the connection ends with the response that is under way, or the next one."""
+        self.begun_before = False
+        """Whether one of those may have begun what must not be done twice."""
 
     @property
     def deadline(self) -> Deadline:

@@ -90,6 +90,16 @@ class Delivery:
         self.replied = False
         """Whether a byte of the final response has left for the browser."""
 
+    def sent_before(self, times: int, *, begun: bool, keyed: bool) -> None:
+        """So many web servers have had it already, on this very connection of the client.
+
+        ``begun``: whether they may have carried it out if it must not be done twice; ``keyed``: whether the app knows
+        it when it comes again.
+        """
+        self.idempotent = self.idempotent or keyed
+        if self.idempotent or begun:
+            self.sends = times
+
     def next_server(self, balancer: Balancer, waited_s: float, policy: DeliveryPolicy) -> ServerState | WaitReason:
         """Where it is to be written now, or why it has to wait; ``waited_s``: how long it already does."""
         patient = not 0 < policy.resend_after_s <= waited_s

@@ -273,6 +273,7 @@ class ServerHalf(ConnectionState):
             or length == UNTIL_CLOSE
             or (self._half_closed and self._is_last_request)
             or self._traffic.stopping
+            or self.is_last
             or (length == CHUNKED and self._head.fields.http10)
         ):
             self._close = True

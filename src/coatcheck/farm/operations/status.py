@@ -25,6 +25,7 @@ WEB_FIELDS: Final = (
     "clock",
     "events",
     "refused_new_sessions",
+    "tls",
 )
 SESSION_SERVER_FIELDS: Final = (
     "entries",

@@ -26,10 +26,10 @@ class TlsOperations:
     async def status(self, message: Message, progress: Progress) -> Message:
         """How sessions are shared, and what each director worker says of it; ``None``: it does not answer."""
         farm = self._farm
-        answers = await asyncio.gather(*(self._ask(keeper) for keeper in farm.directors))
+        answers = await asyncio.gather(*(self._ask(keeper) for keeper in farm.tls_ends))
         directors = [
             {"name": keeper.name, "state": keeper.state, "tls": answer}
-            for keeper, answer in zip(farm.directors, answers, strict=True)
+            for keeper, answer in zip(farm.tls_ends, answers, strict=True)
         ]
         shared = farm.tickets.status() if farm.tickets is not None else {}
         return {"tls": {"sharing": self._sharing, **shared, "directors": directors}}

@@ -15,6 +15,7 @@ from coatcheck.farm.plan.ports import InternalAddresses
 from coatcheck.farm.plan.roles import (
     Address,
     DirectorRole,
+    EndsTls,
     OutsideItems,
     SessionOrders,
     SessionServerRole,
@@ -62,6 +63,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
     )
     copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
     tls_sessions = (_tls_sessions(settings.name, keys, outside, internal),) if settings.keeps_tls_sessions else ()
+    end_to_end = settings.tls == "end-to-end"
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
         WebServerRole(
@@ -81,10 +83,14 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             trusted_proxies=settings.trusted_proxy,
             audit_file=str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{name}.jsonl"),
             audit_max_bytes=settings.audit_max_bytes,
+            ends_tls=_ends_tls(settings, internal.take(f"{name}-tls")) if end_to_end else None,
         )
         for name in names
     )
-    upstreams = tuple(WebServerTarget(role.name, role.address, role.route_tag) for role in web_servers)
+    upstreams = tuple(
+        WebServerTarget(role.name, role.ends_tls.address if role.ends_tls else role.address, role.route_tag)
+        for role in web_servers
+    )
     directors = tuple(
         DirectorRole(
             name=f"director-{n}",
@@ -93,8 +99,9 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             credential=credential,
             route_cookie=settings.cookie.name + ROUTE_SUFFIX,
             stop_grace_s=settings.stop_grace_s,
-            tls_certificate=settings.tls_certificate,
-            tls_key=settings.tls_key,
+            tls_certificate="" if end_to_end else settings.tls_certificate,
+            tls_key="" if end_to_end else settings.tls_key,
+            passes_tls=end_to_end,
             trusted_proxies=settings.trusted_proxy,
             error_pages=_absolute(settings.error_pages),
             limits=settings.director,
@@ -140,6 +147,17 @@ def _session_orders(settings: FarmSettings, store: SessionServerRole, keys: Farm
 def tls_session_ring(keys: FarmKeys) -> tuple[tuple[bytes, ...], int]:
     """What directors seal TLS sessions with: derived from the key ring, and no way back."""
     return KeyRing(keys.keys, keys.primary).derived("tls sessions of directors")
+
+
+def _ends_tls(settings: FarmSettings, address: Address) -> EndsTls:
+    return EndsTls(
+        address=address,
+        certificate=settings.tls_certificate,
+        key=settings.tls_key,
+        takeover=settings.takeover,
+        limits=settings.director,
+        route_cookie=settings.cookie.name + ROUTE_SUFFIX,
+    )
 
 
 def _session_access(

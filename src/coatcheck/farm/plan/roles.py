@@ -72,6 +72,21 @@ class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_f
         return f"SessionServerRole({self.name!r}, {self.address})"
 
 
+class EndsTls(msgspec.Struct, frozen=True, kw_only=True):
+    """What a web server needs to end the TLS of its clients itself."""
+
+    address: Address
+    """Where directors bring it connections."""
+    certificate: str
+    key: str
+    tickets: TicketOrders | None = None
+    """How web servers share TLS sessions, if they do."""
+    takeover: bool
+    """Whether another web server can go on with a connection of this one."""
+    limits: DirectorSettings = DirectorSettings()
+    route_cookie: str
+
+
 class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="role", kw_only=True):
     """A web server that runs the user's app."""
 
@@ -96,6 +111,7 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     audit_file: str = ""
     """Where audit records go, if anywhere."""
     audit_max_bytes: int = 0
+    ends_tls: EndsTls | None = None
 
     def __repr__(self) -> str:
         return f"WebServerRole({self.name!r}, {self.address})"
@@ -158,6 +174,8 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
     """How it shares TLS sessions, if by ticket keys."""
     sessions: SessionOrders | None = None
     """How it shares TLS sessions, if each is to be resumed once."""
+    passes_tls: bool = False
+    """Whether the web servers end TLS."""
     trusted_proxies: tuple[str, ...] = ()
     error_pages: str = ""
     limits: DirectorSettings = DirectorSettings()

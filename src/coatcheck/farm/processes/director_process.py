@@ -12,8 +12,9 @@ from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
-from coatcheck.farm.processes.director_tls import DirectorTls
+from coatcheck.farm.processes.farm_tls import FarmTls
 from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.takeover.io.passing_door import PassingDoor
 
 
 async def run(role: DirectorRole, control: ProcessControl) -> None:
@@ -29,7 +30,9 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
         )
         for upstream in role.upstreams
     )
-    tls = DirectorTls(role) if role.tls_certificate else None
+    tls = None
+    if role.tls_certificate:
+        tls = FarmTls(role.name, role.tls_certificate, role.tls_key, role.tickets, role.sessions)
     stored = tls.stored if tls is not None else None
     director = EmbeddedDirector(
         DirectorOptions(
@@ -68,8 +71,12 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             control.warn(f"{role.name}: TLS sessions are not shared with the other director workers: {tls.why_off}")
     for name in role.drained:
         director.drain(name)
+    listener = socket.socket(fileno=role.listener)
     async with stored.reach_store() if stored is not None else nullcontext():
-        await director.start(socket.socket(fileno=role.listener))
+        if role.passes_tls:
+            await director.start(entrance=lambda relay: PassingDoor(relay, listener, role.limits.kept_body_bytes))
+        else:
+            await director.start(listener)
         control.ready()
         await control.stopping.wait()
         await director.stop(role.stop_grace_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from coatcheck.farm.processes.application import installs_starlette_sessions, lo
 from coatcheck.farm.processes.audit import AuditLog
 from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
+from coatcheck.farm.processes.tls_end import TlsEnd
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.web.asgi import SessionMiddleware
 
@@ -47,10 +49,28 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     pages = load_error_pages(role.error_pages)
     inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
     door = AppShell(inner, control.stopping)
-    control.on(_operations(door, sessions))
+    tls_end = TlsEnd(role, role.ends_tls, lambda: not control.stopping.is_set()) if role.ends_tls is not None else None
+    control.on(_operations(door, sessions, tls_end))
+    if tls_end is not None:
+        control.on(tls_end.operations())
+        if tls_end.why_off:
+            control.warn(f"{role.name}: TLS sessions are not shared with the other web servers: {tls_end.why_off}")
     serve = serve_with_granian if role.server == "granian" else serve_with_uvicorn
+    opening: list[asyncio.Task[None]] = []
 
     def started() -> None:
+        if tls_end is None:
+            ready()
+        else:
+            opening.append(asyncio.create_task(open_tls_end(tls_end)))
+
+    async def open_tls_end(tls_end: TlsEnd) -> None:
+        await tls_end.start()
+        ready()
+        await control.stopping.wait()
+        await tls_end.stop(role.stop_grace_s)
+
+    def ready() -> None:
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -59,6 +79,8 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
 
     try:
         await serve(door, role, control.stopping, started)
+        if opening:
+            await opening[0]
     finally:
         await sessions.aclose()
         if audit is not None:
@@ -82,9 +104,10 @@ async def _key(message: Message, sessions: Sessions) -> bytes | None:
     return raw
 
 
-def _operations(door: AppShell, sessions: Sessions) -> dict[str, Any]:
+def _operations(door: AppShell, sessions: Sessions, tls_end: TlsEnd | None) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
-        return {"status": {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}}
+        own = {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}
+        return {"status": own if tls_end is None else {**own, "tls": tls_end.status()}}
 
     async def hang_up(message: Message) -> dict[str, Any]:
         door.hang_up()
@@ -111,7 +134,10 @@ def _operations(door: AppShell, sessions: Sessions) -> dict[str, Any]:
         return {"closed": msgspec.to_builtins(await sessions.close_key(key))}
 
     async def change_keys(message: Message) -> dict[str, Any]:
-        sessions.change_keys([bytes.fromhex(key) for key in message["keys"]], int(message["primary"]))
+        keys, primary = [bytes.fromhex(key) for key in message["keys"]], int(message["primary"])
+        sessions.change_keys(keys, primary)
+        if tls_end is not None:
+            tls_end.change_keys(keys, primary)
         return {}
 
     return {

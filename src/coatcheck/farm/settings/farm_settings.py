@@ -22,6 +22,7 @@ from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.stores.session_server_url import parse_session_servers
 
 HttpServer = Literal["uvicorn", "granian"]
+TlsEnd = Literal["director", "end-to-end"]
 InternalLinks = Literal["unix", "tcp"]
 TlsSharing = Literal["ticket-keys", "take-once", "off"]
 
@@ -71,7 +72,7 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1
 
     tls_certificate: Annotated[
-        str, Option("The director speaks HTTPS with this certificate chain (PEM).", metavar="FILE")
+        str, Option("The farm speaks HTTPS with this certificate chain (PEM).", metavar="FILE")
     ] = ""
     tls_key: Annotated[str, Option("The certificate's private key (PEM).", metavar="FILE")] = ""
     tls_sharing: Annotated[
@@ -100,6 +101,20 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             maximum=86400,
         ),
     ] = 3600.0
+    tls: Annotated[
+        TlsEnd,
+        Option(
+            "Who ends TLS: the `director`, which then routes each request; or each web server (`end-to-end`): the "
+            "director passes whole connections on, and can read nothing of them."
+        ),
+    ] = "director"
+    takeover: Annotated[
+        bool,
+        Option(
+            "With `tls = end-to-end`: a connection outlives its web server. Another one goes on with it, and the "
+            "browser notices nothing (TLS 1.3)."
+        ),
+    ] = False
     trusted_proxy: Annotated[
         tuple[str, ...],
         Option(
@@ -264,6 +279,14 @@ def check(settings: FarmSettings) -> None:
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
     _check_tls_sharing(settings)
+    if settings.tls == "end-to-end" and not settings.tls_certificate:
+        raise ConfigError("tls: end-to-end needs tls_certificate and tls_key; give both, or drop it")
+    if settings.tls == "end-to-end" and settings.internal_links == "tcp":
+        raise ConfigError('tls: end-to-end passes connections over Unix sockets; use internal_links = "unix"')
+    if settings.tls == "end-to-end" and settings.tls_sharing == "take-once":
+        raise ConfigError('tls_sharing: take-once is for tls = "director"; with end-to-end use ticket-keys, or off')
+    if settings.takeover and settings.tls != "end-to-end":
+        raise ConfigError("takeover: only with tls = end-to-end; add that, or drop takeover")
     if not settings.host:
         raise ConfigError("host: name an address, such as 127.0.0.1 or 0.0.0.0")
     if not settings.run_dir:

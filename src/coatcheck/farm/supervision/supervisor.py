@@ -96,6 +96,11 @@ class Supervisor:
         return self.directors + self.web_servers + self.session_servers + self.tls_sessions
 
     @property
+    def tls_ends(self) -> tuple[Keeper, ...]:
+        """The processes that end the TLS of clients."""
+        return self.web_servers if self.settings.tls == "end-to-end" else self.directors
+
+    @property
     def uptime_s(self) -> float:
         return time.monotonic() - self._started_at
 
@@ -183,7 +188,7 @@ class Supervisor:
             self._internal = InternalSockets(self.run_directory.sockets)
         self._plan = plan = make_plan(settings, keys, self._public, self._internal)
         if settings.shares_ticket_keys:
-            self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.directors)
+            self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.tls_ends)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
         keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
         self._handovers = self._begin_handovers(keys)
@@ -232,7 +237,10 @@ class Supervisor:
 
     def _web_role(self, role: WebServerRole) -> WebServerRole:
         access = msgspec.structs.replace(role.sessions, keys=self.keys.keys, primary_key=self.keys.primary)
-        return msgspec.structs.replace(role, sessions=access)
+        ends = role.ends_tls
+        if ends is not None and self.tickets is not None:
+            ends = msgspec.structs.replace(ends, tickets=self.tickets.orders())
+        return msgspec.structs.replace(role, sessions=access, ends_tls=ends)
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
@@ -246,7 +254,7 @@ class Supervisor:
             sessions=sessions,
             listener=self._listener.fileno(),
             drained=tuple(sorted(self.drained)),
-            tickets=self.tickets.orders() if self.tickets is not None else None,
+            tickets=self.tickets.orders() if self.tickets is not None and not role.passes_tls else None,
         )
 
     def _tell_of_death(self, web_server: str) -> None:

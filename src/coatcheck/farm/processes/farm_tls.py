@@ -1,4 +1,4 @@
-"""How one director worker speaks TLS: its certificate, and the sessions that it shares with the other workers."""
+"""How a process of the farm ends TLS: its certificate, and the sessions that it shares with the others that do so."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import Message
-from coatcheck.farm.plan.roles import DirectorRole, SessionOrders, TicketOrders
+from coatcheck.farm.plan.roles import SessionOrders, TicketOrders
+from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.tls.hosts import Siblings
 from coatcheck.tls.ticket_keys import TicketKeys
 from coatcheck.tls.tickets import SharedTickets
@@ -137,15 +137,23 @@ class ByTakingOnce:
         return around
 
 
-class DirectorTls:
-    """The TLS of one director worker; raises :class:`ConfigError` for files that cannot be loaded."""
+class FarmTls:
+    """The TLS of one process; raises :class:`ConfigError` for files that cannot be loaded."""
 
-    def __init__(self, role: DirectorRole) -> None:
-        self.context = tls_context(role.tls_certificate, role.tls_key)
-        self.stored = ByTakingOnce(self.context, role.sessions, role.name) if role.sessions is not None else None
+    def __init__(
+        self,
+        name: str,
+        certificate: str,
+        key: str,
+        tickets: TicketOrders | None,
+        sessions: SessionOrders | None = None,
+    ) -> None:
+        """``name``: of the process; at most one of ``tickets`` and ``sessions``."""
+        self.context = tls_context(certificate, key)
+        self.stored = ByTakingOnce(self.context, sessions, name) if sessions is not None else None
         self._sharing: _Sharing | None = self.stored
-        if role.tickets is not None:
-            self._sharing = ByTickets(self.context, role.tickets)
+        if tickets is not None:
+            self._sharing = ByTickets(self.context, tickets)
 
     @property
     def why_off(self) -> str:
@@ -153,7 +161,7 @@ class DirectorTls:
         return self._sharing.why_off if self._sharing is not None else ""
 
     def operations(self) -> dict[str, Any]:
-        """What the supervisor may tell this worker about its TLS."""
+        """What the supervisor may tell this process about its TLS."""
         return self._sharing.operations() if self._sharing is not None else {}
 
     def status(self) -> dict[str, Any]:
@@ -161,22 +169,3 @@ class DirectorTls:
         seen = self.context.session_stats()
         sharing = self._sharing.status() if self._sharing is not None else {"active": False}
         return {**sharing, "handshakes": seen["accept_good"], "resumed": seen["hits"], "why_off": self.why_off}
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """What the director speaks HTTPS with.
-
-    Raises:
-        ConfigError: the two files cannot be loaded, or do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # An empty password: a locked key must fail, not ask a terminal that nobody watches.
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        files = f"{certificate} with tls_key {key}"
-        raise ConfigError(f"tls_certificate: cannot load {files}: {reason}; name two PEM files") from None
-    return context

@@ -1,0 +1,1 @@
+"""Sockets that report to the rules and do what they ask."""

@@ -1,0 +1,75 @@
+"""Kills web servers at random under live TLS connections, as often as wanted::
+
+    PYTHONPATH=tests python -m farm.live_kills --kills 1000 --seed 8
+
+Prints what clients and directors saw, and ends with 1 if a client noticed anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from certificate import make_certificate
+
+from .farm_process import Farm
+from .live_crowd import LIVE_APP, LiveCrowd
+
+WEB_SERVERS = 4
+CLIENTS = 50
+
+
+def arguments(certificate: tuple[Path, Path]) -> tuple[str, ...]:
+    """Of a farm whose connections are taken over."""
+    chain, key = map(str, certificate)
+    tls = ("--tls-certificate", chain, "--tls-key", key, "--tls", "end-to-end", "--takeover")
+    return ("live:app", "--port", "0", "--web", str(WEB_SERVERS), *tls)
+
+
+def kill_at_random(farm: Farm, kills: int, draw: random.Random) -> int:
+    """Kills web servers, but never the last; answers how many."""
+    killed = 0
+    for _ in range(kills):
+        ready = [name for name in (f"web-{n}" for n in range(1, WEB_SERVERS + 1)) if farm.state(name) == "ready"]
+        if len(ready) > 1:
+            os.kill(farm.pid(draw.choice(ready)), signal.SIGKILL)
+            killed += 1
+        time.sleep(0.2 + draw.random() * 0.6)
+    return killed
+
+
+def counts(farm: Farm) -> dict[str, int]:
+    """What the director says of connections that lost their web server."""
+    details = farm.healthy_status()["director"][0]["details"]
+    return {name: details[name] for name in ("taken_over", "moved", "broken_off")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificate = make_certificate(folder)
+        (folder / "live.py").write_text(LIVE_APP)
+        farm = Farm(folder, arguments(certificate), {})
+        try:
+            farm.wait_running()
+            with LiveCrowd(farm, certificate, CLIENTS, posts=False) as crowd:
+                killed = kill_at_random(farm, options.kills, random.Random(options.seed))
+            print(f"{killed} kills, {crowd.answered} answers, {crowd.moved} changes of the server, {counts(farm)}")
+            print("\n".join(crowd.problems) or "no client noticed anything")
+        finally:
+            farm.end()
+    return bool(crowd.problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

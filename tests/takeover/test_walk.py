@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from coatcheck.takeover.rules.carried import MAX_GIVES, MAX_SENDS
+from coatcheck.takeover.io.tls_transport import TlsTransport
+from coatcheck.takeover.rules.carried import MAX_GIVES, MAX_SENDS, CarriedConnection, Loss
+from coatcheck.takeover.rules.established import EstablishedTls
 from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, frame
 from coatcheck.takeover.rules.passing import PassedState
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HANDSHAKE, RecordSplitter
@@ -19,7 +22,7 @@ from coatcheck.takeover.rules.traffic_keys import RecordWriter
 from tls.farm import make_certificates
 
 from .machine_room import Wire
-from .random_walk import Client, Request, Walk, server_context, walk
+from .random_walk import Client, Request, Walk, WrongWalk, server_context, walk
 
 WALKS = 40
 CALM_WALKS = 20
@@ -498,3 +501,50 @@ def test_drains_alone_break_nothing(certificate_file: Path) -> None:
         counts += walk(secrets.randbelow(1 << 40), certificate_file, calm=True)
     assert counts["moved"] > 5
     assert set(counts) <= {"200", "moved", "requests", "shared places"}
+
+
+# It can fail
+
+
+def _half_answered_goes_on(patch: pytest.MonkeyPatch) -> None:
+    shipped = CarriedConnection.loss
+
+    def loss(self: CarriedConnection) -> Loss:
+        before, self._since_commit = self._since_commit, 0
+        found = shipped(self)
+        self._since_commit = before
+        return found
+
+    patch.setattr(CarriedConnection, "loss", loss)
+
+
+def _nothing_is_said_before_a_post(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TlsTransport, "_must_say_begun", lambda self, data: False)
+
+
+def _no_key_update(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(EstablishedTls, "update_key", lambda self: b"")
+    patch.setattr(EstablishedTls, "generation", property(lambda self: 1 << 60))
+
+
+BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "a response of which a part has left is begun again": (_half_answered_goes_on, "wrong bytes|another answer"),
+    "nothing is said before a POST": (_nothing_is_said_before_a_post, "was carried out 2 times"),
+    "the next web server begins without a KeyUpdate": (_no_key_update, "one key and nonce"),
+}
+"""What is broken, and in which words it shows."""
+MOST = 200
+"""Walks that are tried for a mistake; the first few dozens show each."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_is_found_out(name: str, certificate_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it, words = BROKEN[name]
+    break_it(monkeypatch)
+    for seed in range(MOST):
+        try:
+            walk(seed, certificate_file)
+        except WrongWalk as wrong:
+            if re.search(words, str(wrong)):
+                return
+    pytest.fail(f"nobody noticed that {name}")

@@ -192,7 +192,7 @@ def ticket_key(name: str, period_ms: int, period: int, hosts: list[str]) -> dict
 
 # -- section 10: live TLS connections
 
-RFC_8448: dict[str, tuple[str, list[tuple[int, str]]]] = {
+TRACES: dict[str, tuple[str, list[tuple[int, str]]]] = {
     # Section 3: the application traffic secret of each side; its records with data or an alert, and their numbers.
     "client": (
         "9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5",
@@ -329,7 +329,7 @@ def known_answers() -> dict[str, Any]:
             ticket_key("short", 1000, 1_791_000_001, ["www.shop.example"]),
         ],
         "tls_traffic": {
-            "rfc_8448": {side: traced(*known) for side, known in RFC_8448.items()},
+            "rfc_8448": {side: traced(*known) for side, known in TRACES.items()},
             "generations": [generations(suite) for suite in SUITES],
         },
         "live_states": [

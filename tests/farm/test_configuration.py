@@ -43,7 +43,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
         "session_server_max_bytes": "70000", "session_server_max_entries": "70",
         "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5",
-        "tls_sharing": "take-once",
+        "tls_sharing": "take-once", "tls": "end-to-end", "takeover": "yes",
         "kept_body_bytes": "2048", "reserved_descriptors": "64", "first_byte_timeout_s": "70s",
     }  # fmt: skip
     with_tls = {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"}
@@ -56,6 +56,8 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
             "cookie_partitioned": {"COATCHECK_COOKIE_SAME_SITE": "none"},
             "hsts_s": with_tls,
             "tls_sharing": with_tls,
+            "tls": with_tls,
+            "takeover": with_tls | {"COATCHECK_TLS": "end-to-end"},
             "tls_session_lifetime_s": with_tls,
             "tls_ticket_period_s": with_tls,
         }.get(setting.parameter, {})
@@ -122,6 +124,13 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         ("[session]\nnew_session_life = '-1s'", "new_session_life: "),
         ("[director]\nhsts = '365d'", "hsts: only with tls_certificate"),
         ("[farm]\ntls_sharing = 'take-once'", "tls_sharing: only with tls_certificate"),
+        ("[farm]\ntls = 'end-to-end'", "tls: end-to-end needs tls_certificate"),
+        ("[farm]\ntakeover = true", "takeover: only with tls = end-to-end"),
+        (
+            f"{WITH_TLS}tls = 'end-to-end'\ninternal_links = 'tcp'",
+            "tls: end-to-end passes connections over Unix sockets",
+        ),
+        (f"{WITH_TLS}tls = 'end-to-end'\ntls_sharing = 'take-once'", "tls_sharing: take-once is for tls"),
         ("[farm]\ntls_sharing = 'off'", "tls_sharing: only with tls_certificate"),
         ("[farm]\ntls_sharing = 'tickets'", "choose one of ticket-keys, take-once, off (got 'tickets')"),
         ("[farm]\ntls_session_lifetime = '1h'", "tls_session_lifetime: only with tls_certificate"),

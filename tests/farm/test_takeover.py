@@ -213,6 +213,29 @@ def test_keys_are_rotated_and_live_connections_go_on(start: Start, certificate: 
     assert one.is_the_first
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_new_connection_resumes_the_session_of_a_dead_web_server(
+    start: Start, certificate: Certificate, version: ssl.TLSVersion
+) -> None:
+    farm = start("--web", "2")
+    host, _, port = str(farm.note()["address"]).rpartition(":")
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    context.minimum_version = context.maximum_version = version
+
+    def visit(session: ssl.SSLSession | None) -> tuple[str, ssl.SSLSession | None, bool]:
+        with socket.create_connection((host, int(port)), DEADLINE_S) as plain:
+            tls = context.wrap_socket(plain, server_hostname=host, session=session)
+            tls.sendall(f"GET /hello HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            said = b"".join(iter(lambda: tls.recv(1 << 12), b""))
+            return json.loads(said.partition(b"\r\n\r\n")[2])["server"], tls.session, bool(tls.session_reused)
+
+    server, session, reused = visit(None)
+    assert not reused
+    kill(farm, server)
+    other, _, reused = visit(session)
+    assert (other != server, reused) == (True, True)
+
+
 def test_tls_1_2_is_served_and_ends_with_its_web_server(start: Start, certificate: Certificate) -> None:
     farm = start("--web", "2")
     one = client(farm, certificate, ssl.TLSVersion.TLSv1_2)

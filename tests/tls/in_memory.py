@@ -52,6 +52,8 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     except ssl.SSLCertVerificationError as error:
         return (type(error), error.args[0], error.library, error.reason, error.verify_code, error.verify_message)
     except ssl.SSLError as error:
+        if getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING":  # the first releases of 3.11 had no name
+            return (ssl.SSLEOFError, int(ssl.SSL_ERROR_EOF), "SSL", error.reason)
         return (type(error), error.args[0], getattr(error, "library", None), getattr(error, "reason", None))
     except (OSError, ValueError) as error:
         return (type(error), str(error))

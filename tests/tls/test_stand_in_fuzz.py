@@ -1,7 +1,4 @@
-"""What a hostile client may send to a stand-in: no crash, no hang, nothing taken that was changed.
-
-A slice: 1,000,000 were run once.
-"""
+"""What a hostile client may send to a stand-in: no crash, no hang, nothing taken that was changed."""
 
 from __future__ import annotations
 

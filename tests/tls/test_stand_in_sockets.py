@@ -148,6 +148,7 @@ def test_files_buffers_and_an_end_that_leaves_the_socket(wire: Wire) -> None:
     raw.close()
 
 
+@pytest.mark.parametrize("make", [CONTEXTS["stand-in"]])  # the first releases of 3.11 raise another error
 @pytest.mark.parametrize("suppress", [True, False])
 def test_an_end_without_close_notify(wire: Wire, suppress: bool) -> None:
     noticed = threading.Event()

@@ -435,6 +435,76 @@ def test_a_rollback_is_accepted_only_without_those_that_were_asked(farm: BareFar
     assert len(farm.ledger.violations) == 1, "it got the write since"
 
 
+def forked_away_and_back(farm: BareFarm, *, put_again: bool = False, looked_s: float = 1.0) -> SessionLog:
+    """A write lost a reported fork, and a web server looked ``looked_s`` later, when no session server had it: then a
+    put of it comes to the third one, late or because somebody has ``put_again``."""
+    farm.ledger.scenario = msgspec.structs.replace(farm.scenario, copies=1)  # so that there are no quorums
+    log = written(farm)
+    web, (first, second, third) = farm.webs[0], farm.servers.values()
+    offer(farm, log, SECOND)
+    farm.schedule.now += 1.0
+    forks(farm, log)
+    for server in (first, second):
+        server.put(KEY, SECOND, claim(RIVAL))
+    farm.schedule.now += looked_s
+    web.answered[KEY] = (farm.schedule.now, {first.name: claim(RIVAL), second.name: claim(RIVAL), third.name: None})
+    web.had[KEY] = (RIVAL,)
+    farm.schedule.now += 0.1
+    if put_again:
+        log.offers[SECOND].until = farm.schedule.now + web.TIMEOUT_S
+    third.put(KEY, None, entry(SECOND))
+    return log
+
+
+ROLLED_BACK = f"token {SECOND}, newest copy {RIVAL}"
+
+
+def test_a_write_that_was_forked_away_may_come_back_late_after_its_loss_was_found(farm: BareFarm) -> None:
+    log = forked_away_and_back(farm)
+    before = excuses(farm)
+    farm.ledger._judge_rollback(farm.webs[0], log, ROLLED_BACK)
+    assert (farm.ledger.violations, len(excuses(farm))) == ([], len(before) + 1)
+
+
+def test_a_write_that_came_back_in_time_is_rolled_back_by_nobody(farm: BareFarm) -> None:
+    farm.ledger._judge_rollback(farm.webs[0], forked_away_and_back(farm, put_again=True), ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1, "somebody has put it again, and waits for the answer"
+
+
+def test_a_write_that_was_forked_away_after_the_look_was_there_to_be_seen(farm: BareFarm) -> None:
+    farm.ledger._judge_rollback(farm.webs[0], forked_away_and_back(farm, looked_s=-0.5), ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1
+
+
+@pytest.mark.parametrize("shown", [entry(SECOND), Unreachable("no answer in time")])
+def test_a_write_that_was_shown_or_may_have_been_is_not_rolled_back(farm: BareFarm, shown: Entry | Unreachable) -> None:
+    log, web = forked_away_and_back(farm), farm.webs[0]
+    web.answered[KEY][1][list(farm.servers)[2]] = shown
+    farm.ledger._judge_rollback(web, log, ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1
+
+
+def test_a_write_that_the_own_copy_has_is_not_rolled_back(farm: BareFarm) -> None:
+    log, web = forked_away_and_back(farm), farm.webs[0]
+    web.had[KEY] = (SECOND,)
+    farm.ledger._judge_rollback(web, log, ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1
+
+
+def test_a_write_that_one_server_had_all_along_is_not_rolled_back(farm: BareFarm) -> None:
+    log, web = forked_away_and_back(farm), farm.webs[0]
+    log.has_since[list(farm.servers)[2], SECOND] = web.answered[KEY][0] - 0.1
+    farm.ledger._judge_rollback(web, log, ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1
+
+
+def test_a_write_that_no_fork_took_is_not_rolled_back(farm: BareFarm) -> None:
+    log = forked_away_and_back(farm)
+    log.forked_away.clear()
+    farm.ledger._judge_rollback(farm.webs[0], log, ROLLED_BACK)
+    assert len(farm.ledger.violations) == 1
+
+
 def test_a_rollback_of_what_is_being_closed_is_accepted_only_out_of_sight(farm: BareFarm) -> None:
     log = written(farm)
     farm.ledger.scenario = msgspec.structs.replace(farm.scenario, rolled_back="accept")

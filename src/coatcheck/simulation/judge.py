@@ -165,6 +165,8 @@ class Judge:
         asked = [one for one in told if log.has_since.get((one, wanted), 0.0) <= asked_at]
         if holders and self.scenario.rolled_back == "accept" and not asked:
             self.excuse("promise 2: rollback reported, and accepted by the operator while its holders were away")
+        elif holders and all(self._came_late(web, log, one, wanted) for one in holders):
+            self.excuse("promise 2: rollback reported, forked away, and a late put brought it back after the look")
         elif holders:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though {holders} have it")
         elif wanted in log.lost:
@@ -177,6 +179,20 @@ class Judge:
             self.excuse("promise 3: rollback accepted by the operator while who holds the tombstone was away")
         else:
             self.fail("I1", f"{self.trace.version(wanted)} reported as rolled back though nothing was lost")
+
+    def _came_late(self, web: WatchedWebServer, log: SessionLog, holder: str, version: Version) -> bool:
+        """Whether a write that was forked away before a web server looked was shown to it by nobody, though all
+        answered, and is on this session server only since then, by a put whose sender waited no more."""
+        asked_at, replies = web.answered.get(log.key, (0.0, {}))
+        all_answered = all(answered(replies.get(name, UNASKED)) for name in web.servers)
+        shown = [web.had.get(log.key, ()), *(reply.history for reply in replies.values() if isinstance(reply, Entry))]
+        if not all_answered or any(holds(history, version) for history in shown):
+            return False
+        entry = web.servers[holder].look(log.key)
+        offer = log.offers.get(entry.version) if entry is not None else None
+        since = log.has_since.get((holder, version), 0.0)
+        late = offer is not None and since > max(asked_at, offer.until)
+        return late and version in log.forked_away and log.forked_away[version] <= asked_at
 
     def _closed_out_of_sight(self, web: WatchedWebServer, log: SessionLog, replies: dict[str, Any]) -> bool:
         """Whether somebody closed the session, and no session server that answered this web server had been told."""

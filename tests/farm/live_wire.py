@@ -36,6 +36,20 @@ def connected(farm: Farm) -> socket.socket:
     return plain
 
 
+def half_shaken(farm: Farm) -> socket.socket:
+    """A connection whose client has said hello and got an answer, and says no more."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=address(farm)[0]).do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    plain = connected(farm)
+    plain.sendall(outgoing.read())
+    assert plain.recv(1), "the answer"
+    return plain
+
+
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: farm", *(f"{name}: {value}" for name, value in headers.items())]
     if method != "GET" and "Transfer-Encoding" not in headers:

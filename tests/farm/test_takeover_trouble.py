@@ -16,7 +16,7 @@ import pytest
 from .farm_process import DEADLINE_S, Farm, eventually
 from .live_crowd import BIG, LIVE_APP
 from .live_kills import counts
-from .live_wire import Certificate, KeyChanger, Wire, connected, request, wait_stalled
+from .live_wire import Certificate, KeyChanger, Wire, connected, half_shaken, request, wait_stalled
 
 APP = (
     LIVE_APP
@@ -160,7 +160,7 @@ def test_clients_that_go_before_their_handshake_leave_room_for_others(start: Sta
         connected(farm).close()
     for _ in range(12):
         # The web server has answered its hello.
-        connect(farm, hold_handshake=True).close()
+        half_shaken(farm).close()
     for _ in range(6):
         assert connect(farm).see()["scheme"] == "https"
     eventually(lambda: details(farm)["handshakes"] == 0, "a director without handshakes")
@@ -217,7 +217,7 @@ def test_what_cannot_move_is_not_taken_for_idle(
     busy.send(request("GET", "/once/busy"))
     eventually(carried_out, "the request under way")
     # Newcomers make room for each other, not at the cost of the one that is busy.
-    newcomers = [connect(farm, version, hold_handshake=True) for _ in range(6)]
+    newcomers = [half_shaken(farm) for _ in range(6)]
     seen = details(farm)
     assert (seen["evicted"], seen["errors"]["too_many_handshakes"]) == (0, 3)
     for newcomer in newcomers:
@@ -261,7 +261,7 @@ def test_a_client_may_change_its_key_as_often_as_it_likes(
 ) -> None:
     farm = start("--web", "2")
     often = KeyChanger(farm, certificate, tmp_path)
-    often.send(request("POST", "/hello", **{"Transfer-Encoding": "chunked"}))
+    often.send(request("POST", "/hello", b"", **{"Transfer-Encoding": "chunked"}))
     for _ in range(600):
         often.update_key(ask=False)
         often.send(b"1\r\nz\r\n")

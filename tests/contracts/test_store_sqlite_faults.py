@@ -434,3 +434,25 @@ def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_shared_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="SQLite store"):
         SqliteStore("sqlite", path, time.time)
+
+
+def test_a_file_that_another_process_makes_in_this_moment_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, connect, said = tmp_path / "new.db", sqlite3.connect, []
+
+    class Late(sqlite3.Connection):
+        """Between its first two looks at the new file somebody else makes it."""
+
+        def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+            looks = sql == "PRAGMA application_id" or "sqlite_master" in sql
+            if looks:
+                said.append(sql)
+            if looks and len(said) == 2:
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                SqliteFile(path, Durability.NORMAL, 5.0).close()
+            return super().execute(sql, *parameters)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: connect(*given, factory=Late, **named))
+    SqliteFile(path, Durability.NORMAL, 5.0).close()
+    assert len(said) == 2

@@ -256,8 +256,9 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _prepare(connection: sqlite3.Connection, durability: Durability) -> None:
     execute = connection.execute
-    application_id = execute("PRAGMA application_id").fetchone()[0]
+    # In this order: another process may be making the file, and its tables are there with its name or not at all.
     tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application_id = execute("PRAGMA application_id").fetchone()[0]
     if tables and application_id != APPLICATION_ID:
         raise NotOurs("the file is a database of another program")
     if tables and execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:

@@ -120,7 +120,10 @@ class SocketConnection(StandInConnection):
                 return step()
             except ssl.SSLWantReadError:
                 if reads and self.version() is not None:
-                    self._send_what_goes(call)
+                    with contextlib.suppress(
+                        OSError
+                    ):  # who has gone may have said something before; who sends meets it
+                        self._send_what_goes(call)
                 else:
                     self._send(call)
                 self._receive(call, seen)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from certificate import make_certificate
 
-from .farm_process import Farm
+from .farm_process import Farm, eventually
 from .live_crowd import LIVE_APP, LiveCrowd
 
 WEB_SERVERS = 4
@@ -32,16 +32,17 @@ def arguments(certificate: tuple[Path, Path]) -> tuple[str, ...]:
     return ("live:app", "--port", "0", "--web", str(WEB_SERVERS), *tls)
 
 
-def kill_at_random(farm: Farm, kills: int, draw: random.Random) -> int:
-    """Kills web servers, but never the last; answers how many."""
-    killed = 0
+def kill_at_random(farm: Farm, kills: int, draw: random.Random) -> None:
+    """Kills web servers, but never the last."""
+
+    def several() -> list[str]:
+        names = (f"web-{n}" for n in range(1, WEB_SERVERS + 1))
+        ready = [name for name in names if farm.state(name) == "ready"]
+        return ready if len(ready) > 1 else []
+
     for _ in range(kills):
-        ready = [name for name in (f"web-{n}" for n in range(1, WEB_SERVERS + 1)) if farm.state(name) == "ready"]
-        if len(ready) > 1:
-            os.kill(farm.pid(draw.choice(ready)), signal.SIGKILL)
-            killed += 1
+        os.kill(farm.pid(draw.choice(eventually(several, "two web servers that are ready"))), signal.SIGKILL)
         time.sleep(0.2 + draw.random() * 0.6)
-    return killed
 
 
 def counts(farm: Farm) -> dict[str, int]:
@@ -63,8 +64,10 @@ def main() -> int:
         try:
             farm.wait_running()
             with LiveCrowd(farm, certificate, CLIENTS, posts=False) as crowd:
-                killed = kill_at_random(farm, options.kills, random.Random(options.seed))
-            print(f"{killed} kills, {crowd.answered} answers, {crowd.moved} changes of the server, {counts(farm)}")
+                kill_at_random(farm, options.kills, random.Random(options.seed))
+            print(
+                f"{options.kills} kills, {crowd.answered} answers, {crowd.moved} changes of the server, {counts(farm)}"
+            )
             print("\n".join(crowd.problems) or "no client noticed anything")
         finally:
             farm.end()

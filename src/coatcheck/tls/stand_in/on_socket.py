@@ -120,9 +120,8 @@ class SocketConnection(StandInConnection):
                 return step()
             except ssl.SSLWantReadError:
                 if reads and self.version() is not None:
-                    with contextlib.suppress(
-                        OSError
-                    ):  # who has gone may have said something before; who sends meets it
+                    # A peer that has gone may have said something before; who sends finds out.
+                    with contextlib.suppress(OSError):
                         self._send_what_goes(call)
                 else:
                     self._send(call)

@@ -24,7 +24,7 @@ demo: $(READY)
 
 ## Everything that must hold before a change lands.
 test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) lint
-	$(BIN)/python -m pytest -n 2 -m "not serial"
+	$(BIN)/python -m pytest -n 3 -m "not serial"  # three on two cores: many tests wait for processes and periods
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.

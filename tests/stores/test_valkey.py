@@ -40,9 +40,13 @@ class Redis:
         command += ["--unixsocket", str(self.path), "--loglevel", "warning", "--logfile", str(folder / "log")]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
-        while not self.path.exists():
+        while not self._listens():  # the file of its socket is there before anybody may connect
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.path)) == 0
 
     def ask(self, *words: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:

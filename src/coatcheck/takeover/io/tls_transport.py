@@ -70,7 +70,7 @@ class TlsTransport(asyncio.Transport):
         self._pending_bytes = 0
         self._flush: asyncio.Handle | None = None
         self._answered = tls.read
-        self._paused = self._closing = self._full = self._moving = self._ending = False
+        self._paused = self._closing = self._moving = self._ending = False
 
     def begin(self, protocol: asyncio.Protocol, is_settled: Callable[[], bool], replays: Callable[[], None]) -> None:
         """``is_settled``: whether all that the protocol was given is answered.
@@ -196,11 +196,9 @@ class TlsTransport(asyncio.Transport):
 
     def link_full(self) -> None:
         """The director takes no more."""
-        self._full = True
         self._protocol.pause_writing()
 
     def link_ready(self) -> None:
-        self._full = False
         self._protocol.resume_writing()
 
     def link_lost(self, error: Exception | None) -> None:

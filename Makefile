@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
-PROXIES := $(VENV)/.proxies
+PROXIES := $(VENV)/.all-proxies
 BROWSER := $(VENV)/.browser
 COMPILER := $(VENV)/.compiler
+LANGUAGES := $(VENV)/.languages
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 # A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
 # RUNLEVEL=1: no server is started.
@@ -23,12 +24,12 @@ demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) lint
-	$(BIN)/python -m pytest -n 3 -m "not serial"  # three on two cores: many tests wait for processes and periods
+test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) $(LANGUAGES) lint
+	$(BIN)/python -m pytest -n 6 -m "not serial"  # six on two cores: most tests wait for processes and periods
 	$(BIN)/python -m pytest -m serial || [ $$? = 5 ]  # 5: no test is marked serial
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
-mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER)
+mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(LANGUAGES)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
 
 ## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
@@ -92,10 +93,10 @@ $(COMPILER): | $(BIN)/python
 
 # Proxies that get the farm's ticket keys; peers of the benchmarks, too. Debian has them where only root looks.
 $(PROXIES): | $(BIN)/python
-	@{ PATH="$$PATH:/usr/sbin"; command -v haproxy && command -v nginx; } >/dev/null || { \
-		echo "installing haproxy and nginx"; \
-		$(call installed,haproxy nginx-light) || \
-		{ echo "make: install these with: apt-get install haproxy nginx-light" >&2; exit 1; }; }
+	@{ PATH="$$PATH:/usr/sbin"; command -v haproxy && command -v nginx && command -v caddy; } >/dev/null || { \
+		echo "installing haproxy, nginx and caddy"; \
+		$(call installed,haproxy nginx-light caddy) || \
+		{ echo "make: install these with: apt-get install haproxy nginx-light caddy" >&2; exit 1; }; }
 	@touch $@
 
 # A real client of the tests of TLS. What it recommends, for desktops, is three times as much, and not needed.
@@ -104,6 +105,14 @@ $(BROWSER): | $(BIN)/python
 		echo "installing chromium-headless-shell"; \
 		$(call installed,--no-install-recommends chromium-headless-shell) || \
 		{ echo "make: install it with: apt-get install chromium-headless-shell" >&2; exit 1; }; }
+	@touch $@
+
+# The other languages whose servers ask the session service (examples/session_service); Node also runs the verifier of docs/spec.
+$(LANGUAGES): | $(BIN)/python
+	@{ command -v node && command -v php; } >/dev/null || { \
+		echo "installing nodejs and php-cli"; \
+		$(call installed,--no-install-recommends nodejs php-cli) || \
+		{ echo "make: install these with: apt-get install nodejs php-cli" >&2; exit 1; }; }
 	@touch $@
 
 # A further peer of the benchmarks.

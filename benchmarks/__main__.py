@@ -15,6 +15,8 @@ BENCHMARKS = [
     ("benchmarks.director", ["--write-results"], ["--rounds", "1"]),
     ("benchmarks.tls", ["--write-results"], ["--quick"]),
     ("benchmarks.takeover", ["--write-results"], ["--quick"]),
+    ("benchmarks.service", ["--write-results"], ["--quick"]),
+    ("benchmarks.behind_nginx", ["--write-results"], ["--quick"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 

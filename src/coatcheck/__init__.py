@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coatcheck.audit import AuditLog, AuditRecord, audit_to
     from coatcheck.connecting import connect
-    from coatcheck.drivers.sessions import SessionInfo, Sessions
+    from coatcheck.drivers.sessions import SessionInfo, Sessions, UserSession
     from coatcheck.drivers.threads import ThreadedSessions
     from coatcheck.error_pages import ErrorPages
     from coatcheck.errors import (
@@ -17,23 +18,32 @@ if TYPE_CHECKING:
         SessionClosed,
         SessionDataError,
         SessionUnavailable,
+        TooManySessions,
     )
     from coatcheck.events import Event, EventKind
+    from coatcheck.hand_off.sites import Site, Sites
     from coatcheck.sessions.answer import Answer
     from coatcheck.sessions.cookies import CookiePolicy
+    from coatcheck.sessions.devices import Device
     from coatcheck.sessions.ending import SessionEnd
     from coatcheck.sessions.mapping import Session
+    from coatcheck.sessions.users import UserClosed
     from coatcheck.tokens.keyring import KeyRing
     from coatcheck.web.asgi import SessionMiddleware
+    from coatcheck.web.durable_websocket import DurableWebSocket, durable_websocket
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "sessions.answer",
+    "AuditLog": "audit",
+    "AuditRecord": "audit",
+    "audit_to": "audit",
     "CoatcheckError": "errors",
     "ConfigError": "errors",
     "ConflictError": "errors",
     "CookiePolicy": "sessions.cookies",
+    "DurableWebSocket": "web.durable_websocket",
     "ErrorPages": "error_pages",
     "Event": "events",
     "EventKind": "events",
@@ -46,16 +56,27 @@ _HOMES = {
     "SessionMiddleware": "web.asgi",
     "SessionUnavailable": "errors",
     "Sessions": "drivers.sessions",
+    "Site": "hand_off.sites",
+    "Sites": "hand_off.sites",
     "ThreadedSessions": "drivers.threads",
+    "TooManySessions": "errors",
+    "UserClosed": "sessions.users",
+    "UserSession": "drivers.sessions",
+    "Device": "sessions.devices",
     "connect": "connecting",
+    "durable_websocket": "web.durable_websocket",
 }
 
 __all__ = [
     "Answer",
+    "AuditLog",
+    "AuditRecord",
     "CoatcheckError",
     "ConfigError",
     "ConflictError",
     "CookiePolicy",
+    "Device",
+    "DurableWebSocket",
     "ErrorPages",
     "Event",
     "EventKind",
@@ -68,8 +89,15 @@ __all__ = [
     "SessionMiddleware",
     "SessionUnavailable",
     "Sessions",
+    "Site",
+    "Sites",
     "ThreadedSessions",
+    "TooManySessions",
+    "UserClosed",
+    "UserSession",
+    "audit_to",
     "connect",
+    "durable_websocket",
 ]
 
 

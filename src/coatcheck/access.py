@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coatcheck.hand_off.sites import Sites
 from coatcheck.sessions.settings import SessionSettings
 from coatcheck.stores.session_server_url import SessionServerAddress
 
@@ -21,6 +22,8 @@ class SessionAccess(msgspec.Struct, frozen=True, kw_only=True):
     primary_key: int = 0
     """The index of the key that seals."""
     settings: SessionSettings = SessionSettings()
+    sites: Sites | None = None
+    """Where the farm's pages live, if at more than one origin."""
 
     def __repr__(self) -> str:
         return f"SessionAccess(farm={self.farm!r}, server={self.server!r})"

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Unpack, get_args, overloa
 import msgspec
 
 from coatcheck.access import SessionAccess
+from coatcheck.drivers.key_refresh import RefreshKeys
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
 from coatcheck.events import Observer, both
+from coatcheck.hand_off.sites import Sites
 from coatcheck.options import check_plain_name, refuse_unknown, settings_of, shown
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.newcomers import Newcomers
@@ -26,6 +28,7 @@ from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.settings import SessionArguments, SessionSettings, check_copies, default_copies
 from coatcheck.stores.port import Store
 from coatcheck.stores.session_server_url import SCHEMES, SessionServerAddress, parse_session_servers
+from coatcheck.take_once.port import TakeOncePlace, TakeOnceStore
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import HOW as HOW_TO_MAKE_A_KEY
 from coatcheck.tokens.secret import parse_key
@@ -45,16 +48,22 @@ def open_sessions(
     merge: Merge | None = None,
     observer: Observer | None = None,
     cookies: CookiePolicy | None = None,
+    refresh_keys: RefreshKeys | None = None,
 ) -> Sessions:
     """The sessions of one web server, not yet connected: ``await sessions.start()`` does that.
 
-    ``observer`` is told each event besides the log.
+    ``observer`` is told each event besides the log; ``refresh_keys``: as :class:`Sessions` takes it.
     """
     settings = access.settings
     memory: dict[str, MemoryStore] = {}
 
     def stores() -> list[Store]:
         return [open_store(address, access.farm, settings, memory) for address in access.session_servers]
+
+    places = _items_of(access) if access.sites is not None else []
+
+    def items() -> list[TakeOnceStore]:
+        return [place.for_a_loop() for place in places]
 
     checked_locally = all(address.parts.scheme in ("sqlite", "memory") for address in access.session_servers)
     replication = settings.replication()
@@ -74,7 +83,10 @@ def open_sessions(
         in_memory=all(address.parts.scheme == "memory" for address in access.session_servers),
         newcomers=Newcomers(settings.new_sessions_burst, settings.new_sessions_per_minute),
         cookies=cookies,
+        sites=access.sites,
+        items=items if access.sites is not None else tuple,
         observer=log_event if observer is None else both(log_event, observer),
+        refresh_keys=refresh_keys,
     )
 
 
@@ -86,6 +98,7 @@ def connect(
     server: str = "",
     driver: Literal["asyncio"] = "asyncio",
     cookies: CookiePolicy | None = None,
+    sites: Sites | None = None,
     observer: Observer | None = None,
     **settings: Unpack[SessionArguments],
 ) -> Sessions: ...
@@ -111,6 +124,7 @@ def connect(
     server: str = "",
     driver: Driver = "asyncio",
     cookies: CookiePolicy | None = None,
+    sites: Sites | None = None,
     observer: Observer | None = None,
     **settings: Unpack[SessionArguments],
 ) -> Sessions | ThreadedSessions:
@@ -121,7 +135,8 @@ def connect(
     text in base64url, base64 or hex; of several, the first one seals. ``server``: this web server's name, for logs.
     ``driver``: ``threads`` for apps whose requests run in threads (WSGI), ``asyncio`` for those on an event loop.
     ``cookies``: how browsers keep their tokens, unless the middleware says otherwise; ``Secure`` and ``__Host-`` if
-    nobody does. ``observer`` is called with each :class:`coatcheck.events.Event`, besides the log, while requests wait.
+    nobody does. ``sites``: where the pages live, if at more than one origin. ``observer`` is called with each
+    :class:`coatcheck.events.Event`, besides the log, while requests wait.
     ``settings``: the settings of the farm's ``[session]`` table, by the same names with the same bounds; durations end
     in ``_s`` (``idle_timeout_s=1800`` or ``"30m"``). ``conflict`` may be a function ``merge(key, base, theirs, mine)``.
     Raises :class:`ConfigError`: one line, the same as the farm's.
@@ -139,6 +154,10 @@ def connect(
         raise ConfigError(f"connect: driver: choose one of {', '.join(get_args(Driver))} (got {shown(driver)!r})")
     if cookies is not None and not isinstance(cookies, CookiePolicy):
         raise ConfigError(f"connect: cookies: a CookiePolicy, not {type(cookies).__name__}")
+    if sites is not None and not isinstance(sites, Sites):
+        raise ConfigError(f"connect: sites: Sites, not {type(sites).__name__}")
+    if sites is not None and driver == "threads":
+        raise ConfigError("connect: sites: only with driver = 'asyncio', whose middleware hands sessions over")
     conflict = settings.get("conflict")
     values: dict[str, Any] = {"copies": default_copies(len(addresses)), **settings}
     if callable(conflict):
@@ -151,9 +170,23 @@ def connect(
         session_servers=addresses,
         keys=_keys(key),
         settings=judged,
+        sites=sites,
     )
     sessions = open_sessions(access, conflict if callable(conflict) else None, observer, cookies)
     return ThreadedSessions(sessions) if driver == "threads" else sessions
+
+
+def _items_of(access: SessionAccess) -> list[TakeOncePlace]:
+    """Where tickets are kept: at the session servers, under their names; with SQLite, in a file beside the sessions."""
+    from coatcheck.stores.take_once.opening import items_at, items_in_a_file
+
+    timeout_s = access.settings.store_timeout_s
+    return [
+        items_in_a_file(address.name, f"{address.parts.path}-items", timeout_s)
+        if address.parts.scheme == "sqlite"
+        else items_at(address, access.farm, timeout_s)
+        for address in access.session_servers
+    ]
 
 
 def _keys(key: object) -> tuple[bytes, ...]:

@@ -51,6 +51,7 @@ class UnavailableReason(Enum):
     CONTENDED = "too_many_rival_claims"
     STOPPING = "this_web_server_is_stopping"
     TIMED_OUT = "the_background_thread_does_not_answer"
+    KEYS = "sealed_with_a_key_that_this_web_server_cannot_ask_about_now"
     TOO_MANY_NEW = "too_many_new_sessions_from_this_address"
 
 
@@ -63,7 +64,12 @@ class SessionUnavailable(CoatcheckError):
 
 
 class ConflictError(CoatcheckError):
-    """Two writers changed the same keys and the policy is ``reject``, or the tries ran out (protocol section 5)."""
+    """Two writers changed the same keys (protocol section 5), or a session changed faster than it could be handed over
+    (section 12)."""
+
+
+class TooManySessions(ConflictError):
+    """The user has as many sessions as the farm allows at once, so this login is refused (ASVS 7.1.2)."""
 
 
 class SessionClosed(CoatcheckError):

@@ -28,6 +28,15 @@ class EventKind(Enum):
     SESSION_THEFT = "session.theft"
     DEAD_TOKEN = "session.dead_token"
     SESSION_CLOSED = "session.closed"
+    LOGIN_REFUSED = "session.login_refused"
+    USER_CLOSED = "user.closed"
+    ALL_CLOSED = "sessions.all_closed"
+    SESSION_HANDED_OVER = "session.handed_over"
+    HAND_OFF_REFUSED = "hand_off.refused"
+    HAND_OFF_REPLAYED = "hand_off.replayed"
+    SIGNAL_TAKEN = "signal.taken"
+    SIGNAL_REFUSED = "signal.refused"
+    SIGNAL_LOST = "signal.lost"
     SESSION_HIDDEN = "session.hidden"
     CLOSE_INCOMPLETE = "session.close_incomplete"
     SESSION_LIMITED = "session.limited"
@@ -46,8 +55,13 @@ _QUIET: Final = frozenset(
         EventKind.SESSION_LOGIN,
         EventKind.SESSION_REGENERATED,
         EventKind.SESSION_ROTATED,
+        EventKind.SESSION_HANDED_OVER,
+        EventKind.HAND_OFF_REFUSED,
         EventKind.SESSION_EXPIRED,
         EventKind.SESSION_CLOSED,
+        EventKind.LOGIN_REFUSED,
+        EventKind.USER_CLOSED,
+        EventKind.SIGNAL_TAKEN,
         EventKind.TOKEN_REJECTED,
         EventKind.BELOW_TARGET,
     }

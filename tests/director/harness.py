@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.embedded import EmbeddedDirector
+from coatcheck.director.options import DirectorOptions, WebServer
 
 LONGEST_S = 60.0
 """For whatever is waited for: a busy machine is no fault."""

@@ -16,6 +16,7 @@ from coatcheck.director.rules.admission import (
     client_behind,
     client_of,
 )
+from coatcheck.director.rules.forwarding import ClientAddress
 
 POLICY = AdmissionPolicy(max_connections=20, max_connections_per_address=5, max_handshakes=4, max_websockets=4)
 TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
@@ -89,3 +90,10 @@ def test_whose_an_address_is(address: str, client: str) -> None:
 )
 def test_who_is_behind_trusted_proxies(lines: list[bytes], client: str | None) -> None:
     assert client_behind(lines, TRUSTED) == client
+
+
+@pytest.mark.parametrize("peer", ["192.0.2.7", "::ffff:192.0.2.7"])
+def test_on_a_socket_for_both_kinds_an_ipv4_address_is_one(peer: str) -> None:
+    address = ClientAddress(peer, tls=True, trusted=(ipaddress.ip_network("192.0.2.0/24"),))
+    assert (address.peer, address.is_trusted) == ("192.0.2.7", True)
+    assert ClientAddress("2001:db8::1", tls=True, trusted=()).peer == "2001:db8::1"

@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.embedded import EmbeddedDirector
+from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.errors import ConfigError
 
 from .harness import BUSY_S, OK, FakeServer, Received, answer_ok, farm, run, standstill, until

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.embedded import EmbeddedDirector
+from coatcheck.director.options import DirectorOptions, WebServer
 from ports import free_port
 
 from .harness import LONGEST_S, Client, run, until

@@ -18,13 +18,16 @@ CONSOLE = re.compile(r"```(?:console)?\n(.*?)```", re.S)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 
+WITH_TESTS_OF_THEIR_OWN = ("testing.md", "adapters.md", "tls.md", "service.md")
+
+
 def snippets(page: Path) -> str:
     return "\n".join(PYTHON.findall(page.read_text()))
 
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if snippets(page) and page.name not in ("testing.md", "adapters.md", "tls.md")],
+    [page for page in PAGES if snippets(page) and page.name not in WITH_TESTS_OF_THEIR_OWN],
     ids=lambda page: page.name,
 )
 def test_python_snippets_of_a_page_run_one_after_the_other(
@@ -88,7 +91,7 @@ def test_documented_commands_and_their_flags_exist() -> None:
             for line in re.findall(r"^\$? ?coatcheck (.*)$", block, re.M):
                 words = line.split("#")[0].split()
                 command = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
-                command = command if command[:1] == ["sessions"] else command[:1]
+                command = command if command[:1] in (["sessions"], ["keys"]) else command[:1]
                 done = subprocess.run(
                     [sys.executable, "-m", "coatcheck.cli", *command, "--help"],
                     capture_output=True, text=True, env=env, check=False,

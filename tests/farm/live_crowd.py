@@ -96,6 +96,17 @@ class Client:
         """Whether it is still the connection that was made at the beginning."""
         return self._connection.sock is self._socket
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has no connection any more."""
+        return self._connection.sock is None
+
+    def reconnect(self) -> None:
+        """Another connection, with the cookies of the one before."""
+        self._connection.close()
+        self._connection.connect()
+        self._socket = self._connection.sock
+
     def close(self) -> None:
         self._connection.close()
 

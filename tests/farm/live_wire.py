@@ -133,7 +133,10 @@ def wait_stalled(*wires: Wire) -> None:
         seen.append(_unsent(ports))
         return len(seen[-1]) == len(ports) and all(seen[-1]) and all(one == seen[-1] for one in seen[-10:])
 
-    eventually(are_stalled, "connections that take no more")
+    try:
+        eventually(are_stalled, "connections that take no more")
+    except AssertionError as late:
+        raise AssertionError(f"of {len(ports)} connections there wait, in bytes: {seen[-3:]}") from late
 
 
 def _unsent(ports: set[int]) -> list[int]:

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from coatcheck.audit import AuditLog
 from coatcheck.events import Event, EventKind
-from coatcheck.farm.processes.audit import AuditLog
 
 from .farm_process import Farm, eventually
 

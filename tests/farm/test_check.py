@@ -184,6 +184,38 @@ def test_a_readable_file_with_passwords_and_an_address_of_nobody(command: Comman
     assert lines[0].startswith("wrong: host: 'no such host' is no address of this machine")
 
 
+def test_keys_and_passwords_where_others_see_them(command: Command) -> None:
+    code, lines = check(command, *SOUND, COATCHECK_KEYS="m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("weak: COATCHECK_KEYS: an environment is seen in crash reports")
+    servers = ("--session-server", "rediss://:pw@a.example", "--session-server", "rediss://:pw@b.example")
+    code, lines = check(command, *SOUND, *servers)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("weak: session_server: a password on the command line is seen by every user")
+    assert "pw" not in lines[0]
+    without = tuple(word.replace(":pw@", "") for word in servers)
+    assert not [line for line in check(command, *SOUND, *without)[1] if "command line" in line]
+
+
+def test_files_that_others_can_change(command: Command) -> None:
+    """Whoever writes the settings chooses what runs; whoever writes the callers lets in whom they like."""
+    config, callers = command.directory / "farm.toml", command.directory / "callers.toml"
+    callers.write_text('[shop]\nscopes = ["verify"]\n')
+    config.write_text('[farm]\nservice = "127.0.0.1:8100"\nservice_callers = "callers.toml"\n')
+    for file in (config, callers):
+        file.chmod(0o644)
+    assert check(command, *SOUND, "--config", "farm.toml") == (0, ["nothing is wrong or weak"])
+    config.chmod(0o664)
+    callers.chmod(0o646)
+    assert check(command, *SOUND, "--config", "farm.toml") == (
+        1,
+        [
+            "weak: farm.toml: others can change it, and so what the farm runs; run chmod go-w on it",
+            "weak: callers.toml: others can change it, and so who may ask the session service; run chmod go-w on it",
+        ],
+    )
+
+
 def test_json(command: Command) -> None:
     done = command.run("check", "counter:app", "--json")
     assert done.returncode == 1
@@ -204,7 +236,10 @@ FLAGS = {"app": "a:b", "host": "0.0.0.0", "trusted_proxy": ["10.0.0.0/8"]}
         ({"tls_certificate": "c", "tls_key": "k", "hsts_s": "365d"}, []),
         ({"tls_certificate": "c", "tls_key": "k", "hsts_s": "365d", "tls_sharing": "take-once"}, []),
         ({"tls_certificate": "c", "tls_key": "k", "hsts_s": "365d", "tls_sharing": "off"}, ["tls_sharing"]),
+        ({"tls_certificate": "c", "tls_key": "k", "hsts_s": "30d"}, ["hsts"]),
         ({"trusted_proxy": ["0.0.0.0/0"]}, ["trusted_proxy"]),
+        ({"trusted_proxy": ["0.0.0.0/1", "128.0.0.0/1", "::/1"]}, ["trusted_proxy"] * 3),
+        ({"trusted_proxy": ["104.16.0.0/13", "2a06:98c0::/29", "fc00::/7", "172.16.0.0/12"]}, []),
         ({"web": "1"}, ["web"]),
         ({"reload": "on"}, ["reload"]),
         ({"cookie_same_site": "none"}, ["cookie_same_site"]),
@@ -218,7 +253,15 @@ FLAGS = {"app": "a:b", "host": "0.0.0.0", "trusted_proxy": ["10.0.0.0/8"]}
         ({"session_servers": "5", "copies": "all"}, ["copies"]),
         ({"session_server": ["redis://a.example", "redis://127.0.0.1"]}, ["session_server", "session_server"]),
         ({"session_server": ["redis://:p@a.example", "rediss://:p@b.example"]}, ["session_server"]),
+        ({"session_server": ["coatcheck://a.example:1", "coatcheck://:p@b.example:1"]}, ["session_server"] * 3),
+        ({"session_server": ["coatcheck://127.0.0.1:1", "coatcheck://:p@[::1]:1"]}, []),
+        ({"session_server": ["unix:///run/a.sock", "sqlite:///b.db"]}, []),
         ({"grace_s": "1s"}, ["grace"]),
+        ({"grace_s": "20m"}, ["grace"]),
+        ({"rotate_after_s": "2h", "idle_timeout_s": "8h"}, ["rotate_after"]),
+        ({"lease_s": "2m", "grace_s": "5m"}, ["lease"]),
+        ({"open_streams": "tell"}, ["open_streams"]),
+        ({"max_connections": "500"}, ["max_connections_per_address"]),
         ({"grace_s": "0", "theft": "refuse"}, ["theft"]),
         ({"lease_s": "58s"}, ["grace"]),
         ({"rotate_after_s": "1h"}, ["rotate_after"]),

@@ -20,6 +20,10 @@ from coatcheck.stores.session_server_url import parse_session_server, parse_sess
 from .farm_process import EXAMPLES
 
 WITH_TLS = "[farm]\ntls_certificate = 'c'\ntls_key = 'k'\n"
+WITH_SITES = (
+    "[sites.shop]\norigin = 'https://shop.example'\n"
+    "[sites.tickets]\norigin = 'https://tickets.example'\npaths = ['/tickets/*']\n"
+)
 OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
 
 
@@ -38,13 +42,18 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "reload": "yes", "reload_dir": "src lib", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
         "sticky": "session", "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
+        "at_session_limit": "refuse",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",
         "session_server_max_bytes": "70000", "session_server_max_entries": "70",
         "max_head_bytes": "4096", "max_connections": "7", "max_sends": "1", "max_waiting": "5",
-        "tls_sharing": "take-once", "tls": "end-to-end", "takeover": "yes",
+        "tls_sharing": "take-once", "tls": "end-to-end", "takeover": "yes", "key_ring": "shared",
+        "service": "127.0.0.1:8100", "service_callers": "callers.toml",
+        "cookie_clear_site_data": "1", "signals": "signals.toml",
+        "site": "tickets", "hand_off": "token-in-url",
         "kept_body_bytes": "2048", "reserved_descriptors": "64", "first_byte_timeout_s": "70s",
+        "kept_websocket_bytes": "2048", "max_websocket_message_bytes": "4096",
     }  # fmt: skip
     with_tls = {"COATCHECK_TLS_CERTIFICATE": "c", "COATCHECK_TLS_KEY": "k"}
     for setting in SETTINGS:
@@ -54,19 +63,29 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
             "tls_key": {"COATCHECK_TLS_CERTIFICATE": "c"},
             "reload_dir": {"COATCHECK_RELOAD": "yes"},
             "cookie_partitioned": {"COATCHECK_COOKIE_SAME_SITE": "none"},
+            "key_ring": {"COATCHECK_SESSION_SERVER": "redis://a redis://b"},
             "hsts_s": with_tls,
             "tls_sharing": with_tls,
             "tls": with_tls,
+            "service": {"COATCHECK_SERVICE_CALLERS": "callers.toml"},
+            "service_callers": {"COATCHECK_SERVICE": "127.0.0.1:8100"},
+            "signals": {"COATCHECK_SERVICE": "127.0.0.1:8100", "COATCHECK_SERVICE_CALLERS": "callers.toml"},
             "takeover": with_tls | {"COATCHECK_TLS": "end-to-end"},
             "tls_session_lifetime_s": with_tls,
             "tls_ticket_period_s": with_tls,
+            "tls_fetch_timeout_s": with_tls | {"COATCHECK_TLS_SHARING": "take-once"},
+            "site": {"COATCHECK_SESSION_SERVER": "redis://a redis://b"},
+            "hand_off": {"COATCHECK_SESSION_SERVER": "redis://a redis://b"},
         }.get(setting.parameter, {})
-        by_environment = load_settings(None, {setting.env: text} | more)
+        tables = WITH_SITES if setting.parameter in ("site", "hand_off") else ""
+        beside = tmp_path / "beside.toml"
+        beside.write_text(tables)
+        by_environment = load_settings(beside, {setting.env: text} | more)
         value = text.split() if setting.is_list else text
-        by_flag = load_settings(None, more, {setting.parameter: value})
+        by_flag = load_settings(beside, more, {setting.parameter: value})
         quoted = "[" + ", ".join(f'"{v}"' for v in value) + "]" if setting.is_list else f'"{value}"'
         file = tmp_path / "farm.toml"
-        file.write_text(f"[{setting.table}]\n{setting.key} = {quoted}\n")
+        file.write_text(f"[{setting.table}]\n{setting.key} = {quoted}\n{tables}")
         by_file = load_settings(file, more)
         assert by_environment == by_flag == by_file, setting.parameter
         assert setting.of(by_flag) != setting.default, setting.parameter
@@ -130,13 +149,14 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
             f"{WITH_TLS}tls = 'end-to-end'\ninternal_links = 'tcp'",
             "tls: end-to-end passes connections over Unix sockets",
         ),
-        (f"{WITH_TLS}tls = 'end-to-end'\ntls_sharing = 'take-once'", "tls_sharing: take-once is for tls"),
         ("[farm]\ntls_sharing = 'off'", "tls_sharing: only with tls_certificate"),
         ("[farm]\ntls_sharing = 'tickets'", "choose one of ticket-keys, take-once, off (got 'tickets')"),
         ("[farm]\ntls_session_lifetime = '1h'", "tls_session_lifetime: only with tls_certificate"),
         (f"{WITH_TLS}tls_ticket_period = '2h'\ntls_sharing = 'take-once'", "tls_ticket_period: only with tls_sharing"),
         (f"{WITH_TLS}tls_session_lifetime = '2h'\ntls_sharing = 'off'", "it is OpenSSL's; drop one of them"),
         (f"{WITH_TLS}tls_session_lifetime = '6d'\ntls_ticket_period = '1m'", "tickets of more than 200 keys"),
+        (f"{WITH_TLS}tls_fetch_timeout = '1s'", "tls_fetch_timeout: only with tls_sharing"),
+        (f"{WITH_TLS}tls_fetch_timeout = '11s'\ntls_sharing = 'take-once'", "tls_fetch_timeout: must be at most 10s"),
         (f"{WITH_TLS}tls_session_lifetime = '7d'", "tls_session_lifetime: must be at most 6d"),
         ("[director]\nmax_head_bytes = 10", "[director] max_head_bytes: must be at least 1024"),
         ("[farm]\nweb = '--5'", "[farm] web: write a whole number (got '--5')"),
@@ -224,7 +244,9 @@ def test_keys_from_the_environment(tmp_path: Path) -> None:
     text = ",".join(base64.urlsafe_b64encode(key).decode() for key in (first, second))
     keys = load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
     assert (keys.keys, keys.primary) == ((first, second), 0)
-    assert keys == load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
+    again = load_or_create(tmp_path / "keys.json", {"COATCHECK_KEYS": text})
+    assert (again.keys, again.primary) == (keys.keys, keys.primary)
+    assert again.session_server_password != keys.session_server_password, "it is of one start"
     assert not (tmp_path / "keys.json").exists()
     for wrong in ("short", text + "," + text, "é" * 50):
         with pytest.raises(ConfigError, match="COATCHECK_KEYS"):
@@ -251,3 +273,47 @@ def test_session_server_urls() -> None:
             parse_session_server("redis://:hush@h:x" if wrong == "" else wrong, 3)
         assert "session_server: number 3" in str(caught.value)
         assert "hush" not in str(caught.value)
+
+
+OUTSIDE = "[farm]\nsession_server = ['redis://a', 'redis://b']\n"
+
+
+def test_the_sites_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text(OUTSIDE + "site = 'tickets'\n" + WITH_SITES)
+    sites = load_settings(file).sites
+    assert sites is not None
+    assert [(site.name, site.origin, site.paths) for site in sites.table] == [
+        ("shop", "https://shop.example", ()),
+        ("tickets", "https://tickets.example", ("/tickets/*",)),
+    ]
+    assert (sites.own.name, sites.home.name, sites.hand_off) == ("tickets", "shop", "ticket")
+    plan = make_plan(load_settings(file), FarmKeys((bytes(32),), 0, "p"), Address("127.0.0.1", 1), InternalPorts())
+    assert all(web.sessions.sites == sites for web in plan.web_servers)
+    assert load_settings().sites is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (WITH_SITES, "sites: their farms share session_server URLs"),
+        ("[farm]\nsite = 'shop'", "site: only with [sites.NAME]"),
+        ("[farm]\nhand_off = 'token-in-url'", "hand_off: only with [sites.NAME]"),
+        (OUTSIDE + "site = 'bar'\n" + WITH_SITES, "site: 'bar' is none of [sites]; name one of shop, tickets"),
+        (OUTSIDE + "[sites.shop]\norigin = 'https://shop.example'", "sites: 2 to 8 of them"),
+        (OUTSIDE + "[sites.shop]\norigins = 'https://shop.example'", "[sites.shop] has an origin"),
+        (OUTSIDE + "[sites.shop]\norigin = 1", "[sites.shop] has an origin"),
+        (OUTSIDE + "[sites.shop]\nname = 'x'\norigin = 'https://a.example'", "[sites.shop] has an origin"),
+        (OUTSIDE + "[sites]\nshop = 'https://shop.example'", "[sites.shop] has an origin"),
+        ("sites = 3", "has an origin"),
+        (OUTSIDE + "[cookie]\nsame_site = 'strict'\n" + WITH_SITES, 'cookie_same_site: "strict"'),
+        (OUTSIDE + "[site.shop]\norigin = 'x'", "unknown table or key 'site'; did you mean 'sites'?"),
+    ],
+)
+def test_what_is_wrong_with_sites_is_said_in_one_line(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "farm.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

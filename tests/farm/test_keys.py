@@ -53,7 +53,7 @@ def test_a_rotation_under_way_logs_nobody_out_and_a_revocation_ends_the_old_key(
         assert browser.get("/").json()["count"] == 1
         assert away.get("/").json()["count"] == 1
         (only,) = rows(running)
-        assert (only["state"], only["sessions"]) == ("seals", 2)
+        assert (only["state"], only["sessions"]) == ("active", 2)
         assert sealed_with(running, browser) == only["key"]
         refused = running.run("keys", "revoke", only["key"], "--yes")
         assert refused.returncode == 2
@@ -63,7 +63,7 @@ def test_a_rotation_under_way_logs_nobody_out_and_a_revocation_ends_the_old_key(
         assert done.returncode == 0, done.stderr
         old, new = rows(running)
         assert done.stdout.startswith(f"{new['key']} seals")
-        assert (old["key"], old["state"], new["state"]) == (only["key"], "opens", "seals")
+        assert (old["key"], old["state"], new["state"]) == (only["key"], "retiring", "active")
         assert stat.S_IMODE(ring_file(running).stat().st_mode) == 0o600
         assert browser.get("/").json()["count"] == 2
         assert sealed_with(running, browser) == new["key"]
@@ -108,10 +108,10 @@ def test_nobody_seals_with_a_key_that_one_process_could_not_be_told_of(farm: Cal
     assert done.returncode == 1
     assert "opens, and nobody seals with it yet: web-2 could not be told within 3 s" in done.stderr
     first, second = rows(running)
-    assert (first["state"], second["state"]) == ("seals", "opens")
+    assert (first["state"], second["state"]) == ("active", "announced")
     done = running.run("keys", "rotate")
     assert done.returncode == 0, done.stderr
-    assert [row["state"] for row in rows(running)] == ["opens", "seals"], "it went on with the same key"
+    assert [row["state"] for row in rows(running)] == ["retiring", "active"], "it went on with the same key"
 
 
 def test_a_stopped_farm_is_rotated_too(farm: Callable[..., Farm]) -> None:
@@ -121,7 +121,7 @@ def test_a_stopped_farm_is_rotated_too(farm: Callable[..., Farm]) -> None:
         assert running.stop() == 0
         assert running.run("keys", "rotate").returncode == 0
         old, new = rows(running)
-        assert (old["state"], new["state"], new["sessions"]) == ("opens", "seals", None)
+        assert (old["state"], new["state"], new["sessions"]) == ("retiring", "active", None)
         running = farm()
         browser.base_url = running.base
         assert browser.get("/").json()["count"] == 2
@@ -145,7 +145,7 @@ def test_keys_of_the_environment_and_of_no_farm_are_told(farm: Callable[..., Far
     refused = running.run("keys", "rotate")
     assert refused.returncode == 1
     assert "they come from COATCHECK_KEYS" in refused.stderr
-    assert rows(running)[0]["state"] == "seals"
+    assert rows(running)[0]["state"] == "active"
 
 
 def test_there_is_an_end_to_the_number_of_keys(tmp_path: Path, command: Command) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from coatcheck import ConfigError, connect
-from coatcheck.director import DirectorOptions, WebServer
+from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.duration import Duration
 from coatcheck.farm.settings.configuration import GROUPS, SETTINGS, load_settings

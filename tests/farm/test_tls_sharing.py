@@ -25,9 +25,8 @@ from tls.conftest import start_redis
 from tls.farm import TLS_1_3, VERSIONS
 
 from .farm_process import COUNTER_APP, SOURCE, Farm, eventually
-from .tls_farm import PATIENCE_S, Browser, TlsFarm, s_client
+from .tls_farm import PATIENCE_S, TAKE_ONCE, TAKE_ONCE_PATIENTLY, Browser, TlsFarm, s_client
 
-TAKE_ONCE = ("--tls-sharing", "take-once")
 both_versions = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
 
 
@@ -122,12 +121,14 @@ def redis(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
         each.wait(PATIENCE_S)
 
 
+@pytest.mark.parametrize("end", ["director", "end-to-end"])
 @pytest.mark.parametrize("sharing", ["ticket-keys", "take-once"])
 def test_two_machines_with_the_same_session_servers_resume_each_others_sessions(
-    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]], sharing: str
+    machine: Callable[..., TlsFarm], redis: Callable[[int], subprocess.Popen[bytes]], sharing: str, end: str
 ) -> None:
     redis(port := free_port())
-    here, there = (machine(name, port, "--tls-sharing", sharing) for name in ("here", "there"))
+    how = TAKE_ONCE_PATIENTLY if sharing == "take-once" else ("--tls-sharing", sharing)
+    here, there = (machine(name, port, *how, "--tls", end) for name in ("here", "there"))
     browser = Browser(here, TLS_1_3)
     assert not browser.visit()
     early = browser.session
@@ -243,7 +244,7 @@ def test_a_director_that_was_frozen_hears_of_the_new_key_when_it_goes_on(
 def test_with_take_once_every_worker_resumes_once_also_after_a_death_and_after_a_new_key(
     farm: Callable[..., Farm], tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=3)
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE_PATIENTLY, workers=3)
     browser = Browser(shop, version)
     assert not browser.visit("director-1")
     early = browser.session
@@ -277,7 +278,7 @@ def test_with_take_once_every_worker_resumes_once_also_after_a_death_and_after_a
 
 
 def test_of_many_that_show_one_session_one_gets_it(farm: Callable[..., Farm], tmp_path: Path) -> None:
-    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=3)
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE_PATIENTLY, workers=3)
     browser = Browser(shop, TLS_1_3)
     for _ in range(4):
         browser.visit()
@@ -319,7 +320,7 @@ def test_a_store_of_sessions_that_hangs_or_dies_costs_full_handshakes_and_stops_
 
 
 def test_what_was_fetched_for_a_handshake_that_failed_is_nobodys(farm: Callable[..., Farm], tmp_path: Path) -> None:
-    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE, workers=1)
+    shop = TlsFarm(farm, tmp_path, *TAKE_ONCE_PATIENTLY, workers=1)
     browser = Browser(shop, TLS_1_3)
     browser.visit()
     shop.settle()

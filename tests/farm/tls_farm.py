@@ -18,6 +18,9 @@ from tls.farm import HOST, TLS_1_2, make_certificates
 from .farm_process import Farm, eventually
 
 PATIENCE_S = 60.0
+TAKE_ONCE = ("--tls-sharing", "take-once")
+TAKE_ONCE_PATIENTLY = (*TAKE_ONCE, "--tls-fetch-timeout", "10s")
+"""For tests of who gets a session: a store that is late, as on a busy machine, costs a full handshake."""
 
 
 class TlsFarm:
@@ -85,6 +88,10 @@ class Browser:
         self.context.minimum_version = self.context.maximum_version = version
         self.session: ssl.SSLSession | None = None
         self.farm = farm
+        self.source = "127.0.0.1"
+        """Where it comes from."""
+        self.answer = b""
+        """What it was answered last."""
 
     def visit(self, worker: str = "", *, session: ssl.SSLSession | None = None) -> bool:
         """Whether the session was resumed, at this worker or at any."""
@@ -105,7 +112,8 @@ class Browser:
         return said.read()
 
     def _visit(self, offered: ssl.SSLSession | None, expected: bytes = b"HTTP/1.1 200") -> bool:
-        raw = socket.create_connection(("127.0.0.1", self.farm.port), timeout=PATIENCE_S)
+        where = ("127.0.0.1", self.farm.port)
+        raw = socket.create_connection(where, timeout=PATIENCE_S, source_address=(self.source, 0))
         return self.shake_hands(raw, offered, expected)
 
     def shake_hands(
@@ -118,7 +126,7 @@ class Browser:
             while piece := tls.recv(65536):
                 answer += piece
             assert answer.startswith(expected), answer[:200]
-            self.session = tls.session
+            self.answer, self.session = answer, tls.session
             return bool(tls.session_reused)
 
 

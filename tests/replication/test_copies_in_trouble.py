@@ -13,6 +13,7 @@ from coatcheck.replication.effects import Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
+from coatcheck.replication.policy import Durability
 from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.version import Version
 from replication.one_session import KEY, load, loaded, promise, store, why
@@ -67,6 +68,32 @@ def test_a_stand_in_for_a_lost_server_still_counts() -> None:
     store(one, b"one")
     farm.ranked(KEY)[0].silent = True
     assert store(one, b"two") == Written(2, 2)
+
+
+@pytest.mark.parametrize("durability", ["all", "one"])
+@pytest.mark.parametrize("heard", ["before the stand-in is asked", "while the stand-in is asked"])
+def test_no_stand_in_counts_once_a_rival_was_heard_of(heard: str, durability: Durability) -> None:
+    """The one session server of a session took a rival's claim, whose notice arrived, and answers the slow owner no
+    more: what holds nothing of the session would take its write, and the write would be forked away."""
+    farm = Farm(servers=3, copies=1)
+    one, two = farm.two_webs()
+    store(one, b"one")
+    first = farm.ranked(KEY)[0]
+
+    def rival_claims() -> None:
+        first.silent = False
+        loaded(two)
+        first.silent = True
+
+    def goes_silent() -> None:
+        first.silent = True
+
+    early = heard == "before the stand-in is asked"
+    one.during_put = [rival_claims] if early else [goes_silent, rival_claims]
+    assert store(one, b"two", durability) is None
+    assert any(server.entry(KEY) for server in farm.ranked(KEY)[1:]) is not early
+    first.silent = False
+    assert loaded(one).body == loaded(two).body
 
 
 # -- who answers ---------------------------------------------------------------------------------

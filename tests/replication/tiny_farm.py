@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import (
@@ -18,6 +19,7 @@ from coatcheck.replication.effects import (
     Detach,
     Exclusive,
     Flow,
+    FreshKeys,
     Get,
     GetReply,
     Gotten,
@@ -28,6 +30,7 @@ from coatcheck.replication.effects import (
     Rest,
     Settled,
     Tell,
+    Together,
     Unreachable,
     as_flow,
 )
@@ -253,6 +256,13 @@ class Farm:
             server.stored = dict(stored)
 
 
+def _outcome(web: WebServer, flow: Flow[Any]) -> Any:
+    try:
+        return _Run(web, flow).go()
+    except CoatcheckError as error:
+        return error
+
+
 class _Run:
     """One flow on its way; stops when it acknowledges early, to be continued by :meth:`WebServer.settle`."""
 
@@ -315,6 +325,10 @@ class _Run:
                 web.during_pause.pop(0)()
         elif isinstance(effect, Tell):
             farm.tell(effect)
+        elif isinstance(effect, FreshKeys):
+            self.answer = True
+        elif isinstance(effect, Together):
+            self.answer = [_outcome(web, flow) for flow in effect.flows]
         else:
             assert isinstance(effect, Detach)
             try:

@@ -180,7 +180,7 @@ class Farm:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "headers": [(b"cookie", header)]}
+        scope = {"type": "http", "method": "GET", "headers": [(b"cookie", header)]}
         self.loop.run_until_complete(self.middleware(scope, _receive, send))
         assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
         assert sent[0]["status"] == 200

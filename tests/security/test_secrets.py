@@ -16,7 +16,7 @@ from coatcheck.access import SessionAccess
 from coatcheck.connecting import connect
 from coatcheck.errors import CoatcheckError, CorruptEntry, SessionDataError, TokenRejected
 from coatcheck.event_log import log_event
-from coatcheck.events import Event, EventKind, public_id
+from coatcheck.events import EventKind, public_id
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.plan.roles import Address, SessionServerRole
 from coatcheck.replication.effects import Acknowledge, Detach, Exclusive, Get, Put, Tell
@@ -236,9 +236,3 @@ def test_settings_and_roles_show_no_keys_and_no_passwords() -> None:
     shown = [repr(one) for one in (settings, server, settings.session_servers, FarmKeys((SECRET,), 0, "hunter2"), role)]
     for text in shown:
         assert not any(secret in text for secret in forms(SECRET) | {"hunter2"})
-
-
-def test_events_are_flat_and_small() -> None:
-    event = Event(EventKind.TOKEN_REJECTED, detail="forged")
-    assert repr(event).count("\n") == 0
-    assert event.session == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import pytest
@@ -182,10 +181,8 @@ def test_refused_tokens_cost_no_look_at_the_session_servers() -> None:
         async with two_servers() as servers:
             for store in servers.stores:
                 store.get = None  # type: ignore[assignment,method-assign]  # whoever asks, fails
-            started = time.monotonic()
             for text in ("x", "A" * 116, "A" * 4000):
                 assert (await Browser(servers, {COOKIE: text}).send(1, "GET", "/")).status == 200
-            assert time.monotonic() - started < 60
             assert servers.kinds() == [EventKind.TOKEN_REJECTED] * 3
 
     asyncio.run(story())

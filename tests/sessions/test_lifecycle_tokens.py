@@ -255,6 +255,21 @@ def test_the_letter_of_a3_a_new_token_with_every_response() -> None:
     assert farm.web().read(tokens[-1]) == {"n": 1}
 
 
+def test_it_is_new_also_where_the_clock_of_a_web_server_is_behind() -> None:
+    farm = Farm(policy=SessionPolicy(rotate_after_ms=0, grace_ms=0, theft="refuse"))
+    one, two = farm.two_webs()
+    tokens = [one.create(n=1)]
+    for _ in range(3):
+        farm.wait(1)
+        tokens.append(request(one, tokens[-1]))
+        farm.wait(-1)
+        tokens.append(request(two, tokens[-1]))
+        tokens.append(request(two, tokens[-1]))
+    assert len({token.session_id for token in tokens}) == 10
+    stamps = [token.timestamp for token in tokens]
+    assert stamps == sorted(stamps)
+
+
 # -- expiry --------------------------------------------------------------------------------------
 
 SHORT = SessionPolicy(idle_timeout_ms=80_000, absolute_timeout_ms=400_000, leeway_ms=1_000)

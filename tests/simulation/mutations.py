@@ -20,6 +20,8 @@ from coatcheck.replication.surplus import Surplus
 from coatcheck.session_server import table
 from coatcheck.sessions import delta, lifecycle, saving
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.user_index import UserIndex, is_index
+from coatcheck.sessions.users import UserIndexes
 from coatcheck.tokens import chain
 
 Patch = Callable[[Any], None]
@@ -544,6 +546,57 @@ def repair_by_history(monkeypatch: Any) -> None:
         return bool(entry.history != effect.entry.history)
 
     monkeypatch.setattr(repair.Repair, "_repair", mend)
+
+
+@mutation("a login is told before the index of its user has it")
+def login_told_before_it_is_listed(monkeypatch: Any) -> None:
+    def enlist(self: Any, session: Any, instead_of: Any = None) -> Any:
+        copy = session._request.copy_held
+        if self.users is not None and copy is not None and (record := self._record(copy)).user is not None:
+            self.users.note_activity(copy.key, record, (), None)
+        return []
+        yield
+
+    monkeypatch.setattr(lifecycle.Lifecycle, "_enlist", enlist)
+
+
+@mutation("what a limit ends is closed after the login was told")
+def displaced_after_the_login(monkeypatch: Any) -> None:
+    def admit(self: Any, session: Any, displaced: Any) -> Any:
+        for key in displaced:
+            self.users.abandon(key)
+        return
+        yield
+
+    monkeypatch.setattr(lifecycle.Lifecycle, "_admit_login", admit)
+
+
+@mutation("an index is written over what a rival wrote since")
+def index_without_a_look(monkeypatch: Any) -> None:
+    """Who finds its write refused takes that for done."""
+    original = Copies.write
+
+    def write(self: Copies, copy: Any, body: bytes, *rest: Any) -> Any:
+        written = yield from original(self, copy, body, *rest)
+        return copies.Written(1, 1) if written is None and is_index(body) else written
+
+    monkeypatch.setattr(Copies, "write", write)
+
+
+@mutation("a close of a user ends what is listed, and leaves no mark for logins under way")
+def close_user_by_a_list_that_was_read(monkeypatch: Any) -> None:
+    def close_user(self: Any, user: str, but: Any = None, why: str = "") -> Any:
+        index = yield from self.read(self.keys_of(user))
+        keys = [one.key for one in index.listed if one.key != but][:1]
+        closed = yield from self.close_keys(user, keys, why)
+        return closed
+
+    monkeypatch.setattr(UserIndexes, "close_user", close_user)
+
+
+@mutation("an index lives for ever")
+def index_for_ever(monkeypatch: Any) -> None:
+    monkeypatch.setattr(UserIndex, "ends_at", lambda self, longest_ms: 1 << 42)
 
 
 # Not here, because no history can tell them apart from the rule:

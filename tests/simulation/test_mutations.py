@@ -14,6 +14,11 @@ from .missed import first_miss
 from .mutations import MUTATIONS
 
 FIRST: dict[str, tuple[Profile, int, int]] = {
+    "a login is told before the index of its user has it": ("users", 1, 200),
+    "what a limit ends is closed after the login was told": ("users", 1, 200),
+    "an index is written over what a rival wrote since": ("users", 150, 100),
+    "a close of a user ends what is listed, and leaves no mark for logins under way": ("users", 1, 200),
+    "an index lives for ever": ("users", 1, 50),
     "a claim goes to all servers at once, and is tried again at once": ("duel", 1, 200),
     "a claim skips the servers that showed a copy but are not placed": ("leases", 1, 600),
     "a put begun before a notice earns a lease": ("duel", 1, 200),

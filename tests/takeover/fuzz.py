@@ -26,7 +26,7 @@ from coatcheck.takeover.rules.traffic_keys import SUITES, Epoch, RecordWriter, T
 from coatcheck.tokens.keyring import KeyRing
 from tls.farm import make_certificates
 
-from .machine_room import Clock, Process, joined
+from .machine_room import Clock, Process, ends, joined
 from .peers import MemoryClient
 from .random_walk import RING, Server, Walk, server_context
 
@@ -139,7 +139,7 @@ class Fuzz:
 
     def inner_link(self) -> str:
         """What a director says first, changed: nothing but the end of the link may come of it."""
-        rng, server = self.rng, self._server
+        rng, server, kept = self.rng, self._server, len(ends)
         director = Process("director", Clock())
         here, there = joined(director, server.process, 1 << 18)
         link = InnerLink(server.entrance)
@@ -151,10 +151,12 @@ class Fuzz:
         there.abort()
         while server.process.loop.turn():
             pass
-        server.process.ends.clear()
+        director.kill()
         server.process.loop._later.clear()
         assert not server.relay.traffic.connections, "somebody is let in"
         assert not server.relay.traffic.handshakes
+        assert not server.process.ends
+        assert len(ends) == kept, "a connection is kept"
         return f"{said[0]:#x}" if said else "silence"
 
     def client_hello(self) -> str:

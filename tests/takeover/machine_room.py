@@ -76,7 +76,7 @@ class Process:
 
     def kill(self) -> None:
         self.alive = False
-        for end in self.ends:
+        for end in list(self.ends):
             end.die()
 
 
@@ -178,7 +178,9 @@ class End:
         self.forget()
 
     def forget(self) -> None:
-        ends.pop(self._socket.fileno(), None)
+        """It is over: nothing of it is kept."""
+        if ends.pop(self._socket.fileno(), None) is not None:
+            self.process.ends.remove(self)
 
     # What a transport does
 

@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any, Final, cast
 from unittest import mock
 
-from coatcheck.director import DirectorOptions, WebServer
 from coatcheck.director.io import server_link
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.io.server_link import LinkOwner, ServerLink, ServerPool
+from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.director.rules.routing import Check, ServerState
 from coatcheck.director.rules.traffic import ConnectFault
 from coatcheck.takeover.io import tls_transport
 from coatcheck.takeover.io.live_entrance import InnerLink, LiveEntrance
 from coatcheck.takeover.io.passing_door import PassedClient
-from coatcheck.takeover.rules.passing import Addresses, PassedConnection
+from coatcheck.takeover.rules.passing import PassedConnection
+from coatcheck.takeover.rules.passing_state import Addresses
 from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HANDSHAKE, HEADER_BYTES
 from coatcheck.takeover.rules.traffic_keys import RecordWriter
 from coatcheck.tokens.keyring import KeyRing
@@ -700,7 +701,6 @@ class Walk:
         for process in [self.director, *(server.process for server in self.servers if server is not None)]:
             for end in list(process.ends):
                 moved |= end.write_some() | end.read_some(1 << 18)
-            process.ends = [end for end in process.ends if not end.is_over]
             moved |= process.loop.turn()
         for server in self.servers:
             for app in list(server.apps) if server is not None and apps else []:

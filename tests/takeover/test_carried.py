@@ -23,7 +23,8 @@ from coatcheck.takeover.rules.inner_frames import (
     read_hello,
     repeatable,
 )
-from coatcheck.takeover.rules.passing import Addresses, PassedConnection, PassedState
+from coatcheck.takeover.rules.passing import PassedConnection
+from coatcheck.takeover.rules.passing_state import Addresses, PassedState
 from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter
 
 KEPT = 10_000

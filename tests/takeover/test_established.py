@@ -334,3 +334,38 @@ def sealed_at(stream: list[tuple[str, LiveState | int | bytes]], position: int) 
     """The secret that the record there was really sealed with, by the states of the whole conversation."""
     epochs = {epoch for _, word in stream if isinstance(word, LiveState) for epoch in word.server}
     return max((epoch for epoch in epochs if epoch.first <= position), key=lambda epoch: epoch.generation).secret
+
+
+# A server that goes on
+
+
+def left_behind(*, further: bool) -> LiveState:
+    """The state of a server that has sealed three records; with a further key, whose KeyUpdate may never have left."""
+    epoch = Epoch(0, 0, SECRET)
+    keys = (epoch, epoch.successor(GCM, 4)) if further else (epoch,)
+    return LiveState(1, *IDS, GCM.name, (epoch,), keys)
+
+
+@pytest.mark.parametrize(("further", "updates"), [(False, 1), (True, 2)])
+def test_keys_that_the_server_before_had_ready_count_as_used(further: bool, updates: int) -> None:
+    for renewals in range(3):
+        state = left_behind(further=further)
+        for _ in range(renewals):
+            # As when the key ring changes: the state is sealed anew, and nothing was sent.
+            state = EstablishedTls.taken_over(state, 0, 3).state(*IDS, 0)
+        tls = EstablishedTls.taken_over(state, 0, 3)
+        assert tls.needs_key_update
+        assert len(records(tls.renew_key())) == updates
+        assert not tls.needs_key_update
+        assert tls.generation == updates
+
+
+def test_before_that_nothing_else_is_sealed() -> None:
+    tls = EstablishedTls.taken_over(left_behind(further=False), 0, 3)
+    for seal in (lambda: tls.seal(b"x"), lambda: tls.alert(Alert.CLOSE_NOTIFY)):
+        with pytest.raises(RuntimeError):
+            seal()
+    client = RecordWriter(GCM, Epoch(0, 0, SECRET), 0)
+    _, reply = tls.open(client.seal(HANDSHAKE, KEY_UPDATE_REQUESTED))
+    assert len(records(reply)) == 1, "that is a KeyUpdate itself"
+    assert len(tls.seal(b"x")) == 1

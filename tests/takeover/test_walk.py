@@ -16,9 +16,9 @@ from coatcheck.takeover.io.tls_transport import TlsTransport
 from coatcheck.takeover.rules.carried import MAX_GIVES, MAX_SENDS, CarriedConnection, Loss
 from coatcheck.takeover.rules.established import EstablishedTls
 from coatcheck.takeover.rules.inner_frames import FROM_SERVER, Frame, frame
-from coatcheck.takeover.rules.passing import PassedState
-from coatcheck.takeover.rules.tls_records import APPLICATION_DATA, HANDSHAKE, RecordSplitter
-from coatcheck.takeover.rules.traffic_keys import RecordWriter
+from coatcheck.takeover.rules.passing_state import PassedState
+from coatcheck.takeover.rules.tls_records import ALERT, APPLICATION_DATA, HANDSHAKE, RecordSplitter
+from coatcheck.takeover.rules.traffic_keys import Alert, RecordWriter
 from tls.farm import make_certificates
 
 from .machine_room import Wire
@@ -148,7 +148,50 @@ def test_the_next_web_server_says_its_state_and_then_begins_with_a_key_update(fa
     farm.sealed.clear()
     farm.ask(client)
     assert farm.sealed == [HANDSHAKE, APPLICATION_DATA], "nothing else is sealed with the key that another one had"
-    assert farm.last_link[:4] == [Frame.STATE, Frame.ESTABLISHED, Frame.COMMIT, APPLICATION_DATA]
+    update = [Frame.STATE, Frame.COMMIT, APPLICATION_DATA]
+    assert farm.last_link[:6] == [Frame.ESTABLISHED, *update, Frame.COMMIT, APPLICATION_DATA]
+
+
+@pytest.mark.parametrize("how", ["a death", "a drain"])
+def test_on_an_idle_connection_nothing_comes_for_the_client(farm: Bench, how: str) -> None:
+    """A pool of connections takes one on which something has come for one that is about to end."""
+    client = farm.client()
+    farm.ask(client)
+    farm.sealed.clear()
+    for _ in range(3):
+        if how == "a death":
+            farm.lose(client)
+        else:
+            farm.set_draining(farm.relay.traffic.servers[farm.index(client)], draining=True)
+        farm.settle()
+        for index, state in enumerate(farm.relay.traffic.servers):
+            farm.set_draining(state, draining=False)
+            if farm.servers[index] is None:
+                farm.tell()
+                farm.start(index)
+    assert farm.outcomes["resume" if how == "a death" else "moved"] == 3
+    assert farm.sealed == []
+    farm.ask(client)
+    assert farm.sealed == [HANDSHAKE, APPLICATION_DATA]
+
+
+@pytest.mark.parametrize("says", [Alert.CLOSE_NOTIFY, Alert.BAD_RECORD_MAC])
+def test_also_a_goodbye_has_a_key_of_its_own(farm: Bench, says: Alert) -> None:
+    client = farm.client()
+    farm.ask(client)
+    farm.lose(client)
+    farm.settle()
+    farm.sealed.clear()
+    if says is Alert.CLOSE_NOTIFY:
+        client.machine.end_when_idle()
+        farm.relay.performers[client.machine]()
+        farm.settle()
+        assert client.tls.closed
+    else:
+        client.wire_unsent += b"\x17\x03\x03\0\x20" + bytes(32)
+        with pytest.raises(WrongWalk, match="ALERT_BAD_RECORD_MAC"):
+            farm.settle()
+    assert farm.sealed == [HANDSHAKE, ALERT]
 
 
 def test_what_is_answered_is_announced_before_the_answer(farm: Bench) -> None:
@@ -307,6 +350,21 @@ def test_an_answer_with_a_strong_tag_goes_on(farm: Bench, rest: int) -> None:
         farm.lose(client)
     farm.settle()
     assert farm.counts == {"200": 1} and farm.outcomes["resume"] == rest
+
+
+def test_also_behind_a_change_of_the_key_ring(farm: Bench) -> None:
+    """Between two requests: it disturbs no response."""
+    client = farm.client()
+    server = farm.servers[farm.index(client)]
+    assert server is not None
+    server.entrance.renew_states()
+    farm.piece = 300
+    farm.send(client, "GET", size=100_000, tagged=True)
+    while len(client.got) < 5000:
+        farm.all_move()
+    farm.lose(client)
+    farm.settle()
+    assert farm.counts == {"200": 1} and farm.outcomes["resume"] == 1
 
 
 def test_a_head_before_another_request_is_not_taken_for_a_page_in_the_midst(farm: Bench) -> None:

@@ -80,6 +80,8 @@ def test_a_successor_has_a_new_id_and_a_timestamp_that_never_goes_back() -> None
         (Chain(NOW), Shown.CURRENT, ROTATE_AFTER - 1, ROTATE_AFTER, False),
         (Chain(NOW), Shown.NEXT, ROTATE_AFTER, ROTATE_AFTER, True),
         (Chain(NOW), Shown.CURRENT, 0, 0, True),
+        (Chain(NOW), Shown.CURRENT, -ROTATE_AFTER, 0, True),
+        (Chain(NOW), Shown.CURRENT, -ROTATE_AFTER, 1, False),
         (Chain(NOW, SOON), Shown.CURRENT, ROTATE_AFTER, ROTATE_AFTER, False),
         (Chain(NOW), Shown.IN_GRACE, ROTATE_AFTER, ROTATE_AFTER, False),
         (Chain(NOW), Shown.STOLEN, ROTATE_AFTER, ROTATE_AFTER, False),

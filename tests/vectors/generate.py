@@ -104,8 +104,27 @@ def token(name: str, secret: int, purpose: str, timestamp: int, told: bytes, num
     }  # fmt: skip
 
 
-def record(data: dict[str, Any], created: int, seen: int, user: str | None, chain: list[Any]) -> bytes:
-    return pack([pack(data), created, seen, user, chain])
+def record(
+    data: dict[str, Any],
+    created: int,
+    seen: int,
+    user: str | None,
+    chain: list[Any],
+    sockets: Any = None,
+    handed: list[Any] | None = None,
+    provider: list[Any] | None = None,
+) -> bytes:
+    return pack([pack(data), created, seen, user, chain, sockets, handed, provider])
+
+
+def ticket(name: str, secret: int, told: bytes, number: int, login: bool) -> dict[str, Any]:
+    """Section 12."""
+    key, socket, nonce = drawn(f"{name} key", 16), drawn(f"{name} socket", 8), drawn(f"{name} nonce", 12)
+    text = base64url(seal(SECRETS[secret], "websocket", FARM, nonce, key + socket + told + bytes([number, login])))
+    return {
+        "name": name, "secret": secret, "key": key.hex(), "socket": socket.hex(), "version": told.hex(),
+        "list_number": number, "login": login, "nonce": nonce.hex(), "text": text,
+    }  # fmt: skip
 
 
 def entry(
@@ -277,6 +296,42 @@ def live_state(name: str, suite: str, client: list[int], server: list[int]) -> d
     }  # fmt: skip
 
 
+def hand_off(secret: int, page: str, login: bool) -> dict[str, Any]:
+    """Section 13: the messages of one hand-off, in the order in which they travel."""
+    source, target, audience = "https://shop.example", "https://tickets.example", FARM + "\x00https://shop.example"
+    session, told, item = (
+        drawn(f"{page} session", 16),
+        version(3, drawn(f"{page} owner", 8), 7),
+        drawn(f"{page} item", 32),
+    )
+    binder = base64url(drawn(f"{page} binder", 32)).encode()
+
+    def hashed(raw: bytes, person: bytes, size: int, key: bytes = b"") -> bytes:
+        return hashlib.blake2b(raw, digest_size=size, person=person, key=key).digest()
+
+    marking = derive(SECRETS[secret], b"hand-off-session\x00" + FARM.encode(), 32)
+    mark = hashlib.blake2b(session, digest_size=16, key=marking).digest()
+    of_page, of_binder = hashed(page.encode(), b"coatcheck-page", 16), hashed(binder, b"coatcheck-binder", 32)
+    plain = {
+        "hand-off/ask": (target, [source, of_page, mark, login, NOW]),
+        "hand-off/call": (source, [target, page, mark, of_binder, 1, NOW + 40]),
+        "hand-off": (target, [source, of_page, session, told, 63, login, "session-2", item, of_binder, 1, NOW + 80]),
+        "hand-off/token": (
+            target, [source, "", of_page, session, drawn(f"{page} ID", 16), NOW - 9, told, 63, login, NOW]
+        ),
+    }  # fmt: skip
+    messages = []
+    for purpose, (reader, fields) in plain.items():
+        nonce = drawn(f"{page} {purpose}", 12)
+        text = base64url(seal(SECRETS[secret], purpose, audience, nonce, pack(fields), reader.encode()))
+        messages.append({"purpose": purpose, "reader": reader, "nonce": nonce.hex(), "text": text})
+    return {
+        "name": page, "secret": secret, "home": source, "page": page, "login": login, "session": session.hex(),
+        "version": told.hex(), "item": item.hex(), "binder": binder.decode(), "mark": mark.hex(), "now": NOW,
+        "taker": hashed(item, b"coatcheck-taker", 16, of_binder).hex(), "messages": messages,
+    }  # fmt: skip
+
+
 def creation() -> dict[str, Any]:
     """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
     server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
@@ -300,6 +355,18 @@ def known_answers() -> dict[str, Any]:
     moved = [link, None, [[older, NOW - 120_000, NOW - 1]], 0]
     small = record({"cart": "tea"}, NOW - 5, NOW, None, [link, None, [], 0])
     large = record({"cart": ["tea", 3, True, None], "words": "x" * 40}, NOW - 9, NOW - 1, "ann@example.org", chain)
+    answers = [[True, "é 1".encode()], [False, b"\x00\x01"]]
+    sockets = {
+        drawn("socket", 8): [2, 7, 5, answers, None, NOW],
+        drawn("other socket", 8): [1, 0, 0, [], [4000, "done"], 1],
+    }
+    held = record({"n": 1}, NOW - 9, NOW - 1, None, [link, None, [], 0], sockets)
+    tickets = ["tickets.example", [[drawn("link at tickets", 16), NOW - 5], None, [], 0]]
+    redeemed = [drawn("redeemed", 16), "tickets.example", NOW - 5, False]
+    nowhere = [[b"", 0], None, [], 1 << 62]
+    of_two_sites = record({}, NOW - 9, NOW - 1, "ann", nowhere, None, [[tickets], [redeemed]])
+    linked = ["https://id.example", "sid 1", "süb", NOW - 9]
+    of_a_provider = record({}, NOW - 9, NOW - 1, "ann", [link, None, [], 0], None, None, linked)
     epochs = [(n, drawn(f"epoch {n}", 8), n * 300) for n in range(5, 21)]
     key = drawn("told key", 16)
     return {
@@ -316,9 +383,16 @@ def known_answers() -> dict[str, Any]:
             entry("just created", PRIMARY, (1, one, 1), [(1, one, 1)], small),
             entry("claimed", PRIMARY, (2, other, 0), [(1, one, 9)], record({}, 1, 2, "", moved)),
             entry("rotated", PRIMARY, (7, other, 2), [(3, one, 1), (7, other, 2)], large),
+            entry("of two sites", PRIMARY, (9, other, 4), [(9, other, 4)], of_two_sites),
             entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
+            entry("with durable WebSockets", PRIMARY, (2, one, 3), [(2, one, 3)], held),
+            entry("of an identity provider's session", PRIMARY, (1, one, 1), [(1, one, 1)], of_a_provider),
             entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
             entry("provisional tombstone", PRIMARY, (4, other, 0), [(1, one, 1)], None, True),
+        ],
+        "tickets": [
+            ticket("of a login", PRIMARY, version(3, one, 7), 0, True),
+            ticket("of the former key", 0, version(2**32 - 1, other, 0), 63, False),
         ],
         "tls_sessions": [
             tls_session("TLS 1.2", "web-1", "session-1", "shop.example", 0x0303, drawn("state", 134)),
@@ -336,6 +410,7 @@ def known_answers() -> dict[str, Any]:
             live_state("just begun", "TLS_AES_128_GCM_SHA256", [1], [4]),
             live_state("long, and taken over", "TLS_AES_256_GCM_SHA384", [1, 90, 70_000], [1 << 33, (1 << 33) + 1]),
         ],
+        "hand_offs": [hand_off(PRIMARY, "/tickets/42?seat=3", True), hand_off(0, "/", False)],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),
             *placement([f"{number} of the ördinary names" * 3 for number in range(5)]),

@@ -16,14 +16,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 import in_hand
 from coatcheck.drivers import asyncio_driver
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.hand_off.messages import PURPOSES, HandOffCodec, binder_hash, is_bound_to, page_hash, taker
 from coatcheck.pool.soap.session_types import SessionType
 from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.notice import ClaimAnswer, Notice, decode_message
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.version import SERVER_ID_BYTES, Version
+from coatcheck.sessions.durable import SocketTicket, TicketCodec
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import decode_record, encode_record
+from coatcheck.sessions.site_chains import encoder_of, seen_from
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.take_once.memory import MemoryItemsForThreads
 from coatcheck.takeover.rules.live_state import LiveState, LiveStateSealer
@@ -33,6 +37,7 @@ from coatcheck.tls.hosts import Siblings
 from coatcheck.tls.record import RecordSealer, SessionRecord
 from coatcheck.tls.session_id import SessionIds, item_key, server_tag, store_tag
 from coatcheck.tls.ticket_keys import TicketKeys
+from coatcheck.tokens.chain import NO_CHAIN
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
 from coatcheck.tokens.sealed import SealedToken, TokenCodec
 
@@ -116,6 +121,25 @@ def test_a_token_is_opened_and_made(known: dict[str, Any]) -> None:
     assert reader.open(text) == token, "opened by a codec that has sealed nothing"
 
 
+@named("tickets")
+def test_a_ticket_is_opened_and_made(known: dict[str, Any]) -> None:
+    key, socket, version = (bytes.fromhex(known[name]) for name in ("key", "socket", "version"))
+    ticket = SocketTicket(key, socket, version, known["list_number"], known["login"])
+    writer = TicketCodec(ring_that_seals_with(known["secret"]), FARM, always(known["nonce"]))
+    assert writer.seal(ticket) == known["text"].encode()
+    assert TicketCodec(WHOLE_RING, FARM, always("")).open(known["text"].encode()) == ticket
+
+
+def test_the_entries_of_durable_websockets() -> None:
+    known = next(entry for entry in KNOWN["entries"] if entry["name"] == "with durable WebSockets")
+    sockets = decode_record(bytes.fromhex(known["record"])).sockets
+    assert sockets is not None
+    first, second = sockets.values()
+    assert (first.holder, first.done, first.sent, first.close) == (2, 7, 5, None)
+    assert [(answer.is_text, answer.data) for answer in first.answers] == [(True, "é 1".encode()), (False, b"\0\1")]
+    assert (second.answers, second.close, second.at) == ((), (4000, "done"), 1)
+
+
 @named("entries")
 def test_an_entry_is_opened_and_made(known: dict[str, Any]) -> None:
     key, body, raw = (bytes.fromhex(known[name]) for name in ("key", "record", "entry"))
@@ -132,6 +156,52 @@ def test_an_entry_is_opened_and_made(known: dict[str, Any]) -> None:
     assert reader.unseal(key, found.header(), found.payload) == body
     if not known["closed"]:
         assert encode_record(decode_record(body)) == body
+
+
+@named("hand_offs")
+def test_the_messages_of_a_hand_off_are_opened_and_made(known: dict[str, Any]) -> None:
+    kinds: dict[str, Any] = {purpose: kind for kind, purpose in PURPOSES.items()}
+    binder, reading = known["binder"].encode(), HandOffCodec(WHOLE_RING, FARM, known["home"], always(""))
+    found: dict[str, Any] = {}
+    for each in known["messages"]:
+        kind = kinds[each["purpose"]]
+        found[each["purpose"]] = message = reading.open(kind, each["text"], each["reader"])
+        ring = ring_that_seals_with(known["secret"])
+        writing = HandOffCodec(ring, FARM, known["home"], always(each["nonce"]))
+        assert writing.seal(message, each["reader"]) == each["text"]
+        assert writing.mark(bytes.fromhex(known["session"])).hex() == known["mark"]
+    session, mark = bytes.fromhex(known["session"]), bytes.fromhex(known["mark"])
+    assert reading.is_marked(session, mark)
+    ask, call, ticket = found["hand-off/ask"], found["hand-off/call"], found["hand-off"]
+    assert ask.mark == call.mark == mark
+    assert ask.page == ticket.page == page_hash(known["page"])
+    assert (call.page, call.binder, call.attempt) == (known["page"], binder_hash(binder), 1)
+    assert (ticket.session, ticket.login, ticket.list_number) == (session, known["login"], 63)
+    assert (ticket.store, ticket.item.hex(), ticket.promised.hex()) == ("session-2", known["item"], known["version"])
+    assert ticket.made_at == known["now"] + 80
+    assert is_bound_to(ticket, binder)
+    assert taker(ticket, binder).hex() == known["taker"]
+    assert found["hand-off/token"].timestamp == known["now"] - 9
+
+
+def test_the_fields_of_a_record_of_two_sites() -> None:
+    known = next(known for known in KNOWN["entries"] if known["name"] == "of two sites")
+    stored = decode_record(bytes.fromhex(known["record"]))
+    assert stored.chain == NO_CHAIN, "it is not used at the home site"
+    record = seen_from(stored, "tickets.example")
+    assert record.chain.current.minted_at == KNOWN["creation"]["now"] - 5
+    assert record.handed is not None
+    assert record.handed.chains == ()
+    assert [one.site for one in record.handed.redeemed] == ["tickets.example"]
+    assert encoder_of("tickets.example")(record).hex() == known["record"]
+    assert seen_from(stored, "other.example").chain == NO_CHAIN
+
+
+def test_the_fields_of_a_record_that_an_identity_provider_may_end() -> None:
+    known = next(known for known in KNOWN["entries"] if known["name"] == "of an identity provider's session")
+    provider = decode_record(bytes.fromhex(known["record"])).provider
+    since = KNOWN["creation"]["now"] - 9
+    assert provider == ProviderLogin("https://id.example", sid="sid 1", sub="süb", since=since)
 
 
 def test_the_fields_of_a_record() -> None:

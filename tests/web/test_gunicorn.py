@@ -84,6 +84,7 @@ def visit(address: str, jar: httpx.Cookies) -> dict[str, Any]:
     with httpx.Client(cookies=jar, timeout=60) as browser:
         answer = browser.post(address)
         jar.update(browser.cookies)
+        assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
 

@@ -11,11 +11,14 @@ from typing import Any
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.audit_command import audit
 from coatcheck.cli.certs_commands import certs
 from coatcheck.cli.key_commands import keys
 from coatcheck.cli.options import setting_options
 from coatcheck.cli.pool_commands import pool
 from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
+from coatcheck.cli.service_commands import service
+from coatcheck.cli.session_commands import sessions
 from coatcheck.cli.soap_commands import soap
 from coatcheck.cli.tls_commands import tls
 from coatcheck.errors import ConfigError
@@ -110,49 +113,6 @@ def status(run_dir: str | None, as_json: bool, watch: bool) -> None:
             return
 
 
-@coatcheck.group()
-def sessions() -> None:
-    """Look at sessions, and close them."""
-
-
-@sessions.command("ls")
-@RUN_DIR
-@JSON
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
-def sessions_ls(run_dir: str | None, as_json: bool, limit: int) -> None:
-    """List sessions."""
-    from coatcheck.cli.tables import sessions_table
-
-    answer = ask(run_dir, {"op": "sessions.ls", "limit": limit}, timeout_s=90)
-    found = answer["sessions"]
-    click.echo(json_text(found) if as_json else sessions_table(found, time.time()) or "no sessions")
-    if answer["more"]:
-        click.echo(f"coatcheck: there are more than these {len(found)} sessions; --limit shows up to 10000", err=True)
-
-
-@sessions.command("show")
-@click.argument("key", metavar="ID")
-@RUN_DIR
-def sessions_show(key: str, run_dir: str | None) -> None:
-    """Show one session, as JSON."""
-    found = ask(run_dir, {"op": "sessions.show", "key": key})["session"]
-    if found is None:
-        fail(ConfigError(f"there is no session {key}"))
-    click.echo(json_text(found))
-
-
-@sessions.command("close")
-@click.argument("key", metavar="ID")
-@RUN_DIR
-def sessions_close(key: str, run_dir: str | None) -> None:
-    """Close one session on every server."""
-    if ask(run_dir, {"op": "sessions.show", "key": key})["session"] is None:
-        fail(ConfigError(f"there is no session {key}"))
-    closed = ask(run_dir, {"op": "sessions.close", "key": key})["closed"]
-    state = "closed" if closed["holds"] == closed["servers"] else "closing"
-    click.echo(f"{state}, {closed['holds']} of {closed['servers']} session servers")
-
-
 @coatcheck.command()
 @click.argument("server")
 @RUN_DIR
@@ -192,8 +152,11 @@ def simulate(arguments: tuple[str, ...]) -> None:
     raise SystemExit(main(list(arguments)))
 
 
+coatcheck.add_command(audit)
 coatcheck.add_command(certs)
 coatcheck.add_command(keys)
 coatcheck.add_command(pool)
+coatcheck.add_command(sessions)
+coatcheck.add_command(service)
 coatcheck.add_command(soap)
 coatcheck.add_command(tls)

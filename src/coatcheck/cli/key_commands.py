@@ -41,28 +41,44 @@ def keys_new() -> None:
 @KEYS_FILE
 @JSON
 def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
-    """List the keys by name: which one seals, which ones open, how many sessions each has sealed."""
+    """List the keys by name: their states, how many sessions each has sealed, which machines lack it.
+
+    A key is announced (all open with it), active (it seals), retiring (it opens only), revoked.
+    """
     with _Ring(run_dir, keys_file) as ring:
         rows = ring.rows()
     if as_json:
         click.echo(json_text(rows))
         return
-    cells = [(row["key"], row["state"], "" if row["sessions"] is None else row["sessions"]) for row in rows]
-    click.echo(text_table(("key", "state", "sessions"), cells))
+    cells = [
+        (
+            row["key"],
+            row["state"],
+            "" if row["sessions"] is None else row["sessions"],
+            ", ".join(row.get("unaware", ())),
+        )
+        for row in rows
+    ]
+    click.echo(text_table(("key", "state", "sessions", "not known to"), cells))
 
 
 @keys.command("rotate")
 @RUN_DIR
 @KEYS_FILE
 @click.option("--timeout", "timeout", default="30s", show_default=True, metavar="TIME", help="For all to accept it.")
-def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str) -> None:
+@click.option("--announce", is_flag=True, help="Let the new key open, and seal with it at the next rotate.")
+def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announce: bool) -> None:
     """Seal with a new key. Every server accepts it first; the old keys open until they are revoked."""
     timeout_s = seconds_of("--timeout", timeout)
     with _Ring(run_dir, keys_file) as ring:
-        name, late = ring.rotate(timeout_s)
-    click.echo(f"{name} seals; the older keys open until they are revoked")
+        name, late = ring.announce(timeout_s) if announce else ring.rotate(timeout_s)
+    if announce:
+        click.echo(f"{name} is announced: it opens, and seals from the next rotate on")
+    else:
+        click.echo(f"{name} seals; the older keys open until they are revoked")
     for server in late:
-        click.echo(f"{server} could not be told yet: it seals with the old key until it is restarted", err=True)
+        does = "does not open with it" if announce else "seals with the old key"
+        click.echo(f"{server} could not be told yet: it {does} until it is told", err=True)
 
 
 @keys.command("revoke")
@@ -82,7 +98,7 @@ def keys_revoke(key: str, run_dir: str | None, keys_file: str | None, yes: bool)
         late = ring.revoke(key)
     click.echo(f"{key} is revoked")
     for server in late:
-        click.echo(f"{server} could not be told: it opens with the key until it is restarted", err=True)
+        click.echo(f"{server} could not be told yet: it opens with the key until it is told", err=True)
 
 
 class _Ring:
@@ -128,7 +144,7 @@ class _Ring:
         if found is None:
             known = ", ".join(row["key"] for row in rows)
             fail(ConfigError(f"keys: there is no key {name!r}; choose one of {known}"), 2)
-        if found["state"] == "seals":
+        if found["state"] == "active":
             fail(ConfigError(f"keys: {name} is the key that seals; rotate first"), 2)
         return found
 
@@ -139,8 +155,21 @@ class _Ring:
             answer = self._ask({"op": "keys.rotate", "timeout_s": timeout_s}, 2 * timeout_s)
             return answer["key"], answer["late"]
         with _failing():
-            grown = self._kept if self._kept.primary < len(self._kept.keys) - 1 else self._kept.with_new()
+            self._own()
+            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
             self._save(grown.sealing_with_newest())
+        return key_name(grown.keys[-1]), []
+
+    def announce(self, timeout_s: float) -> tuple[str, list[str]]:
+        from coatcheck.farm.files.keys import key_name
+
+        if self._kept is None:
+            answer = self._ask({"op": "keys.announce", "timeout_s": timeout_s}, 2 * timeout_s)
+            return answer["key"], answer["late"]
+        with _failing():
+            self._own()
+            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
+            self._save(grown)
         return key_name(grown.keys[-1]), []
 
     def revoke(self, name: str) -> list[str]:
@@ -148,8 +177,19 @@ class _Ring:
             late: list[str] = self._ask({"op": "keys.revoke", "key": name})["late"]
             return late
         with _failing():
+            self._own()
             self._save(self._kept.without(self._kept.index_of(name)))
         return []
+
+    def _own(self) -> None:
+        """A ring that machines share is changed where one of them runs: its file only opens it."""
+        from coatcheck.farm.files.run_directory import RING_FILE
+
+        if (self._directory.path / RING_FILE).exists():
+            raise ConfigError(
+                f"keys: this farm shares its key ring ({RING_FILE}); do it where it runs, or delete that copy to "
+                "change the file"
+            )
 
     def _save(self, changed: FarmKeys) -> None:
         from coatcheck.farm.files.keys import save

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +21,18 @@ def setting_options(command: Command) -> Command:
         if setting.field != "app":
             command = _option(setting)(command)
     return command
+
+
+def some_setting_options(farm: Sequence[str], tables: Sequence[str]) -> Callable[[Command], Command]:
+    """Flags for these settings of the farm, and for all of these tables."""
+
+    def add(command: Command) -> Command:
+        for setting in reversed(SETTINGS):
+            if setting.field in farm if setting.table == "farm" else setting.table in tables:
+                command = _option(setting)(command)
+        return command
+
+    return add
 
 
 def _option(setting: FarmSetting) -> Callable[[Command], Command]:

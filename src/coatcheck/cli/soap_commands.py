@@ -43,9 +43,9 @@ def serve(listen: str, **flags: Any) -> None:
     """Serve it; the WSDL is at /soap?wsdl, the operator's switches at /admin/..."""
     try:
         from coatcheck.host_port import is_loopback, parse_host_port
-        from coatcheck.pool.service.http_server import serve_app
         from coatcheck.pool.soap.app import SOAP_PATH, soap_app
         from coatcheck.pool.soap.configuration import read_secret_file
+        from coatcheck.service_kit.http_server import serve_app
     except ModuleNotFoundError as error:
         fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[soap]'"), 2)
     try:

@@ -22,6 +22,7 @@ ROLES = {
     "director": "director",
     "web_servers": "web server",
     "session_servers": "session server",
+    "session_services": "session service",
     "tls_sessions": "TLS sessions",
 }
 """The lists of processes in a farm's status, and what each does there."""
@@ -144,3 +145,21 @@ def sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
         for row in rows
     ]
     return text_table(("id", "key", "state", "user", "age", "idle", "copies", "bytes"), cells)
+
+
+def user_sessions_table(rows: Sequence[Mapping[str, Any]], now: float) -> str:
+    """A line for each session of one user; empty if there are none. ``now``: Unix seconds."""
+    if not rows:
+        return ""
+    cells = [
+        [
+            row["id"],
+            row["key"],
+            _duration(now - row["logged_in_at"] / 1000),
+            _duration(now - row["last_seen_at"] / 1000),
+            shown(row["address"]),
+            shown(row["device"]),
+        ]
+        for row in rows
+    ]
+    return text_table(("id", "key", "age", "idle", "address", "device"), cells)

@@ -1,4 +1,4 @@
-"""``coatcheck tls``: how the directors of a farm share TLS sessions, and new ticket keys by hand."""
+"""``coatcheck tls``: how a farm shares TLS sessions, and new ticket keys by hand."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _COUNTS = {
 
 @click.group()
 def tls() -> None:
-    """TLS sessions that the directors share: who shares what, new ticket keys."""
+    """TLS sessions that the farm shares: who shares what, new ticket keys."""
 
 
 @tls.command("status")
 @RUN_DIR
 @JSON
 def tls_status(run_dir: str | None, as_json: bool) -> None:
-    """Show what each director worker resumes, and which ticket keys it has until when."""
+    """Show what each process that ends TLS resumes, and which ticket keys it has until when."""
     found = ask(run_dir, {"op": "tls.status"})["tls"]
     click.echo(json_text(found) if as_json else tls_table(found))
 
@@ -39,7 +39,7 @@ def tls_status(run_dir: str | None, as_json: bool) -> None:
 @RUN_DIR
 @click.option("--timeout", default="30s", show_default=True, metavar="TIME", help="For all directors to hear of it.")
 def tls_rotate(run_dir: str | None, timeout: str) -> None:
-    """Seal with a new key at once, on every director. Tickets of the keys before open for their lifetime."""
+    """Seal with a new key at once, everywhere. Tickets of the keys before open for their lifetime."""
     timeout_s = seconds_of("--timeout", timeout)
     late = ask(run_dir, {"op": "tls.rotate", "timeout_s": timeout_s}, timeout_s=timeout_s + ANSWER_S)["late"]
     click.echo("a new ticket key seals; tickets of the ones before open for their lifetime")
@@ -48,7 +48,7 @@ def tls_rotate(run_dir: str | None, timeout: str) -> None:
 
 
 def tls_table(found: Mapping[str, Any]) -> str:
-    """A line for each director worker, and one for each ticket key that any of them has."""
+    """A line for each process that ends TLS, and one for each ticket key that any of them has."""
     directors: Sequence[Mapping[str, Any]] = found["directors"]
     counts = _COUNTS.get(found["sharing"], _HANDSHAKES)
     cells = [
@@ -71,7 +71,7 @@ def _summary(found: Mapping[str, Any]) -> str:
         case "take-once":
             return "TLS sessions are stored, and each is resumed once"
         case "off":
-            return "TLS sessions are not shared: each director worker resumes only its own"
+            return "TLS sessions are not shared: each process resumes only its own"
     return "this farm speaks no TLS"
 
 

@@ -1,9 +1,11 @@
-"""A small shop: plain Starlette and ``request.session``. Nothing in it knows of coatcheck."""
+"""A small shop: plain Starlette and ``request.session``. That is a dict, with a few verbs for logins and devices."""
 
 from __future__ import annotations
 
 import html
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -11,6 +13,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+
+from coatcheck import Device, Session
 
 GOODS = {
     "coat": ("🧥", "Winter coat"),
@@ -64,15 +68,41 @@ async def remove(request: Request) -> Response:
 
 
 async def login(request: Request) -> Response:
+    """A shop with customers would ask for a passkey here; then it does the same."""
     name = (await form(request)).get("name", "").strip()[:MAX_NAME]
     if name:
-        request.session["name"] = name
+        session: Session = request.session  # type: ignore[assignment]
+        cart = session.get("cart", {})
+        session.regenerate(name)  # a new session: whoever knew the old one's token knows nothing of this one
+        session["name"], session["cart"] = name, dict(cart)
     return RedirectResponse("/", 303)
 
 
 async def logout(request: Request) -> Response:
-    request.session.clear()
+    session: Session = request.session  # type: ignore[assignment]
+    session.close()
     return RedirectResponse("/", 303)
+
+
+async def devices(request: Request) -> Response:
+    """Where the customer is logged in (ASVS 7.5.2)."""
+    session: Session = request.session  # type: ignore[assignment]
+    if session.user is None:
+        return RedirectResponse("/", 303)
+    return HTMLResponse(render_devices(await session.devices()))
+
+
+async def close_device(request: Request) -> Response:
+    """By POST alone: a page elsewhere can make a browser send a GET with its cookies, but no POST."""
+    session: Session = request.session  # type: ignore[assignment]
+    await session.close_device((await form(request)).get("id", ""))
+    return RedirectResponse("/devices", 303)
+
+
+async def close_other_devices(request: Request) -> Response:
+    session: Session = request.session  # type: ignore[assignment]
+    await session.close_other_devices()
+    return RedirectResponse("/devices", 303)
 
 
 async def show_cart(request: Request) -> Response:
@@ -115,7 +145,7 @@ input { font: inherit; padding: .2rem .5rem; border: 1px solid #9996; border-rad
 
 
 def render(session: dict[str, Any]) -> str:
-    """The only page."""
+    """The page with everything on it."""
     goods = "".join(
         f'<form method="post" action="/add"><div class="big">{icon}</div>{words}<br>'
         f'<button name="item" value="{item}">Add</button></form>'
@@ -130,7 +160,8 @@ def render(session: dict[str, Any]) -> str:
     )
     name = session.get("name")
     who = (
-        f'<form method="post" action="/logout">Hello <b>{html.escape(name)}</b>. <button>Log out</button></form>'
+        f'<form method="post" action="/logout">Hello <b>{html.escape(name)}</b>. '
+        '<a href="/devices">Your devices</a> <button>Log out</button></form>'
         if name
         else '<form method="post" action="/login"><input name="name" placeholder="Your name" required maxlength="40"> '
         "<button>Log in</button></form>"
@@ -145,6 +176,31 @@ Kill that server with <code>kill -9 {os.getpid()}</code>, then reload: your cart
 <div class="cart"><h2>Your cart</h2><ul>{lines or "<li>empty</li>"}</ul></div></main></html>"""
 
 
+def render_devices(found: Sequence[Device]) -> str:
+    """The page "your devices"."""
+    rows = "".join(
+        f"<li><b>{html.escape(one.device or 'an unknown browser')}</b><br>from {html.escape(one.address or '?')}, "
+        f"since {_when(one.logged_in_at)}, last used {_when(one.last_seen_at)} "
+        + (
+            "(this one)"
+            if one.current
+            else f'<form method="post" action="/devices/close"><button name="id" value="{html.escape(one.id)}">'
+            "log out</button></form>"
+        )
+        + "</li>"
+        for one in found
+    )
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>Your devices</title>
+<style>{STYLE}</style><main><h1>Your devices</h1><div class="cart"><ul>{rows}</ul>
+<form method="post" action="/devices/close-others"><button>Log out everywhere else</button></form></div>
+<p><a href="/">Back to the shop</a></p></main></html>"""
+
+
+def _when(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%d %b %H:%M UTC")
+
+
 app = Starlette(
     routes=[
         Route("/", page),
@@ -152,6 +208,9 @@ app = Starlette(
         Route("/remove", remove, methods=["POST"]),
         Route("/login", login, methods=["POST"]),
         Route("/logout", logout, methods=["POST"]),
+        Route("/devices", devices),
+        Route("/devices/close", close_device, methods=["POST"]),
+        Route("/devices/close-others", close_other_devices, methods=["POST"]),
         Route("/api/cart", show_cart),
         Route("/api/cart/{item}", put_item, methods=["PUT"]),
         Route("/api/name/{name}", put_name, methods=["PUT"]),

@@ -6,8 +6,3 @@ server only when the first one's process or connection is dead: an idempotent re
 
 The connection to the client stays usable after these answers, unless the request's body had not come in full.
 """
-
-from coatcheck.director.embedded import EmbeddedDirector
-from coatcheck.director.options import DirectorOptions, WebServer
-
-__all__ = ["DirectorOptions", "EmbeddedDirector", "WebServer"]

@@ -142,6 +142,7 @@ class EmbeddedDirector:
             "connections": traffic.admission.connections if traffic else 0,
             "handshakes": len(traffic.handshakes) if traffic else 0,
             "websockets": len(traffic.tunnels) if traffic else 0,
+            "resumed_websockets": traffic.resumed_websockets if traffic else 0,
             "addresses": traffic.admission.addresses if traffic else 0,
             "most_of_one_address": traffic.admission.most_of_one_address if traffic else 0,
             "waiting": len(traffic.waiting) if traffic else 0,

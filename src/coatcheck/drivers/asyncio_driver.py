@@ -12,6 +12,7 @@ from random import random
 from typing import Any, TypeVar
 
 from coatcheck.drivers.turns import Turns
+from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind, Observer
 from coatcheck.host_clock import steady_clock, wall_ms
 from coatcheck.replication.effects import (
@@ -19,18 +20,24 @@ from coatcheck.replication.effects import (
     Detach,
     Exclusive,
     Flow,
+    FreshKeys,
     Get,
     GetReply,
     Gotten,
     Pause,
     Put,
+    PutItem,
     PutReply,
     Rest,
     Settled,
+    TakeItem,
     Tell,
+    Together,
+    Unreachable,
 )
 from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.stores.port import Store
+from coatcheck.take_once.port import TakeOnceStore, TakeOnceUnavailable
 
 T = TypeVar("T")
 
@@ -118,6 +125,10 @@ class World:
         self._observer(event)
 
 
+async def _as_they_are() -> bool:
+    return True
+
+
 class _Acknowledgement(Settled, kw_only=True):
     """What a put is answered with, and who waits for it: one object and one future for all servers."""
 
@@ -144,8 +155,18 @@ class AsyncioDriver:
 
     MAX_DETACHED = 10_000
 
-    def __init__(self, stores: Mapping[str, Store], observer: Observer = lambda event: None) -> None:
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        observer: Observer = lambda event: None,
+        fresh_keys: Callable[[], Awaitable[bool]] | None = None,
+        items: Mapping[str, TakeOnceStore] | None = None,
+    ) -> None:
+        """``fresh_keys`` answers :class:`FreshKeys`; without it there is nobody to ask. ``items``: by the name of a
+        session server, its items that may be taken once; none, where nobody asks."""
+        self._items = items or {}
         self._loop = asyncio.get_running_loop()
+        self._fresh_keys = fresh_keys or _as_they_are
         self._stores = stores
         self._observer = observer
         self._puts = {name: store.put for name, store in stores.items()}
@@ -198,6 +219,12 @@ class AsyncioDriver:
             return self._rest(effect.settled)
         if kind is Detach:
             return self._detach(effect)
+        if kind is FreshKeys:
+            return self._fresh_keys()
+        if kind is Together:
+            return self._together(effect)
+        if kind is PutItem or kind is TakeItem:
+            return self._item(effect)
         return self._at_once(effect, acknowledge)
 
     async def _at_once(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> None:
@@ -250,6 +277,18 @@ class AsyncioDriver:
         await future
         return Gotten(sent_at, replies)
 
+    async def _item(self, effect: PutItem | TakeItem) -> bool | bytes | Unreachable | None:
+        store = self._items.get(effect.server)
+        if store is None:
+            return Unreachable("no such session server")
+        try:
+            if type(effect) is PutItem:
+                return await store.put(effect.key, effect.item, effect.life_ms)
+            assert type(effect) is TakeItem
+            return await store.take(effect.key, effect.nonce)
+        except TakeOnceUnavailable as unavailable:
+            return Unreachable(str(unavailable))
+
     async def _detach(self, effect: Detach) -> Any:
         acknowledged: asyncio.Future[Any] = self._loop.create_future()
         if len(self._detached) >= self.MAX_DETACHED:
@@ -272,6 +311,19 @@ class AsyncioDriver:
 
         task.add_done_callback(settle)
         return await asyncio.shield(acknowledged)
+
+    async def _together(self, effect: Together) -> list[Any]:
+        tasks = [self._loop.create_task(self.run(flow)) for flow in effect.flows]
+        try:
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+        for one in ended:
+            if isinstance(one, BaseException) and not isinstance(one, CoatcheckError):
+                raise one
+        return ended
 
     def tell(self, effect: Tell) -> None:
         """Publish through every session server that is reachable; at most once each."""

@@ -12,6 +12,7 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.background_repair import BackgroundRepair, scan
+from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
@@ -19,6 +20,8 @@ from coatcheck.replication.effects import Exclusive
 from coatcheck.replication.view import View
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.sessions.user_index import is_index
+from coatcheck.sessions.users import UserIndexes
 from coatcheck.stores.port import Store, Unreachable
 
 
@@ -46,6 +49,7 @@ class SessionOperations(ABC):
     """Sessions that a listing asks for at once: it shares the event loop with the requests."""
 
     copies: Copies
+    users: UserIndexes
     newcomers: Newcomers
     events: Counter[EventKind]
     _last_event: dict[EventKind, Event]
@@ -64,7 +68,12 @@ class SessionOperations(ABC):
 
     async def close_key(self, key: bytes) -> Closed:
         """Close a session by its key, on every server."""
-        before = await self.show(key, with_data=False)
+        view = await self.driver.run(self.copies.viewer.look(key))
+        if is_index(view.body):
+            raise CoatcheckError(
+                "this is the key of a user's index, and of no session; close_user closes what it lists"
+            )
+        before = _describe(view, with_data=False)
         closed: Closed = await self.driver.run(_exclusively(key, self.copies.close(key)))
         user = before.user if before is not None else None
         detail = f"by an operator, {closed.holds} of {closed.servers}"
@@ -91,29 +100,31 @@ class SessionOperations(ABC):
     async def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
         """What the session servers hold of a session; changes nothing, claims nothing."""
         view = await self.driver.run(self.copies.viewer.look(key))
-        return _describe(view, with_data)
+        return _describe(view, with_data, self.users.all_closed_before)
 
     async def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
         """Up to ``limit`` sessions, found by scanning the session servers that answer."""
         found: list[SessionInfo] = []
-        keys = await self._keys(limit)
+        seen: set[bytes] = set()
+        for store in self._stores.values():
+            cursor = -1
+            while cursor and len(found) < limit:
+                reply = await scan(store, max(cursor, 0), 256)
+                if isinstance(reply, Unreachable):
+                    break
+                cursor, stored = reply
+                keys = [key for key in dict.fromkeys(stored) if key not in seen]
+                seen.update(keys)
+                found += await self._shown(keys)
+        return found[:limit]
+
+    async def _shown(self, keys: list[bytes]) -> list[SessionInfo]:
+        found: list[SessionInfo] = []
         for start in range(0, len(keys), self.LOOKS_AT_ONCE):
             chunk = keys[start : start + self.LOOKS_AT_ONCE]
             shown = await asyncio.gather(*(self.show(key, with_data=False) for key in chunk))
             found += [info for info in shown if info is not None]
         return found
-
-    async def _keys(self, limit: int) -> list[bytes]:
-        keys: dict[bytes, None] = {}
-        for store in self._stores.values():
-            cursor = -1
-            while cursor and len(keys) < limit:
-                reply = await scan(store, max(cursor, 0), 256)
-                if isinstance(reply, Unreachable):
-                    break
-                cursor, found = reply
-                keys.update(dict.fromkeys(found))
-        return list(keys)[:limit]
 
     def status(self) -> dict[str, Any]:
         """Numbers for ``coatcheck status``: sessions hosted, copies below their number, repair, events."""
@@ -135,7 +146,7 @@ def _exclusively(key: bytes, flow: Any) -> Any:
     return (yield Exclusive(key, flow))
 
 
-def _describe(view: View, with_data: bool) -> SessionInfo | None:
+def _describe(view: View, with_data: bool, closed_before: int = 0) -> SessionInfo | None:
     newest = view.newest
     if newest is None:
         return None
@@ -150,9 +161,11 @@ def _describe(view: View, with_data: bool) -> SessionInfo | None:
     }
     if newest.closed:
         return SessionInfo(state="closed", user=None, created_at=0, last_seen_at=0, **common)
+    if is_index(view.body):
+        return None  # of a user, and no session
     record = decode_record(view.body)
     return SessionInfo(
-        state="live",
+        state="live" if record.created_at > closed_before else "closed",
         user=record.user,
         created_at=record.created_at,
         last_seen_at=record.last_seen_at,

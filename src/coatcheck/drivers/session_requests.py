@@ -12,15 +12,17 @@ from typing import Final, TypeVar
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
 from coatcheck.drivers.visit import VISIT, visiting
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import SessionUnavailable, TokenReason, UnavailableReason
+from coatcheck.errors import ConflictError, SessionUnavailable, TokenReason, TokenRejected, UnavailableReason
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.durable import SocketState, SocketTicket, TicketCodec
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.request_state import RequestState
 from coatcheck.sessions.requests import Requests
@@ -41,10 +43,12 @@ class SessionRequests(ABC):
     """What :class:`coatcheck.drivers.sessions.Sessions` does for requests."""
 
     requests: Requests
+    lifecycle: Lifecycle
     transport: CookieTransport
     loop: asyncio.AbstractEventLoop | None
     _policy: SessionPolicy
     _codecs: dict[bool, TokenCodec]
+    _tickets: TicketCodec
     _driver: AsyncioDriver | None
     _stall_guard: StallGuard | None
 
@@ -73,16 +77,22 @@ class SessionRequests(ABC):
         return CookieTransport(cookies, self._policy.absolute_timeout_ms / 1000, route_tag, sticky)
 
     async def open(
-        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
+        self,
+        cookie_header: bytes = b"",
+        client: str | None = None,
+        transport: CookieTransport | None = None,
+        method: str = "",
+        headers: Iterable[Header] = NO_HEADERS,
     ) -> Opened:
         """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
-        joined by ``; ``; ``client``: the host that asks, if the server knows it.
+        joined by ``; ``; ``client``: the host that asks, if the server knows it; ``method`` and ``headers``: the
+        request's own, of which a user is shown the User-Agent, and by which a GET is known.
 
         Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
         :meth:`Answer.refusal` says what to answer then.
         """
         home = self if self.loop is asyncio.get_running_loop() else await self.on_this_loop()
-        opened = Opened(home, cookie_header, client, transport or self.transport)
+        opened = Opened(home, cookie_header, client, transport or self.transport, method, headers)
         await home.load(opened)
         return opened
 
@@ -111,6 +121,49 @@ class SessionRequests(ABC):
             return await home.run_for(opened, answer)
         except SessionUnavailable as unavailable:
             return home.requests.refuse(opened, unavailable)
+
+    async def save(self, opened: Opened) -> None:
+        """Between :meth:`finish` and :meth:`end`, for what stays open (a WebSocket): store what was changed since.
+
+        Returns when it is acknowledged. Repeatable. Raises as :meth:`end` does, and then nothing of this request can be
+        stored any more.
+        """
+        home: SessionRequests = opened.home
+        storing = home.requests.save(opened)
+        if storing is not None:
+            await home.run_for(opened, storing)
+
+    async def look_again(self, opened: Opened) -> None:
+        """See in the session what others have stored since it was read; what was changed and not saved is dropped then.
+
+        Raises :class:`SessionUnavailable`, and :class:`SessionClosed` if it is over.
+        """
+        home: SessionRequests = opened.home
+        looking = home.lifecycle.look_again(opened.session)
+        if looking is not None:
+            await home.run_for(opened, looking)
+
+    async def take_over(self, opened: Opened, ticket: bytes) -> tuple[SocketTicket, SocketState]:
+        """Begin, in place of :meth:`open`, with a WebSocket that another web server had.
+
+        Raises :class:`SessionClosed` if its session is over, :class:`SessionUnavailable` if that cannot be known now,
+        and :class:`ConflictError` if nobody can go on with it.
+        """
+        home: SessionRequests = opened.home
+        opened.demand(Phase.OPENING, "take_over")
+        try:
+            found = home._tickets.open(ticket)
+        except TokenRejected as rejection:
+            self._rejected(rejection.reason, opened.client)
+            raise ConflictError(f"the WebSocket's ticket: {rejection.reason.value}") from None
+        opened.session, state = await home.run_for(opened, home.lifecycle.take_over(found))
+        opened.phase = Phase.OPEN
+        return found, state
+
+    def ticket(self, opened: Opened, socket: bytes) -> bytes:
+        """What :meth:`take_over` takes, of a WebSocket of this request, as its session is stored now."""
+        home: SessionRequests = opened.home
+        return home._tickets.seal(home.lifecycle.ticket_for(opened.session, socket))
 
     async def end(self, opened: Opened) -> None:
         """Before the last piece of a streamed body leaves: store what was changed since :meth:`finish`. Repeatable.

@@ -15,14 +15,21 @@ import msgspec
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.background_repair import BackgroundRepair
+from coatcheck.drivers.key_refresh import KeyRefresh, RefreshKeys
 from coatcheck.drivers.session_operations import SessionInfo, SessionOperations
 from coatcheck.drivers.session_requests import SessionRequests
+from coatcheck.drivers.user_sessions import UserSessions
+from coatcheck.drivers.user_work import UserWork
 from coatcheck.drivers.visit import VISIT
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import CoatcheckError, CorruptEntry
 from coatcheck.events import LOSSES, Event, EventKind, public_id
+from coatcheck.hand_off.messages import HandOffCodec
+from coatcheck.hand_off.rules import HandOffs
+from coatcheck.hand_off.sites import Sites
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Tell
+from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.notice import EVERYBODY, Notice, decode_message
 from coatcheck.replication.placement import Copies as CopiesWanted
 from coatcheck.replication.placement import Placement
@@ -30,14 +37,20 @@ from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
 from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.durable import TicketCodec
 from coatcheck.sessions.ending import OpenStreams
+from coatcheck.sessions.everyone import Everyone
+from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.newcomers import Newcomers
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.provider_sessions import ProviderIndexes
 from coatcheck.sessions.requests import Requests
+from coatcheck.sessions.users import UserIndexes, UserSession
 from coatcheck.stores.port import Store
+from coatcheck.take_once.port import TakeOnceStore
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
-from coatcheck.tokens.sealed import TokenCodec
+from coatcheck.tokens.sealed import TokenCodec, audience_of
 
 _all: weakref.WeakSet[Sessions] = weakref.WeakSet()
 _inherited: list[object] = []
@@ -52,7 +65,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class Sessions(SessionRequests, SessionOperations):
+class Sessions(SessionRequests, SessionOperations, UserSessions):
     """The sessions of one web server: :meth:`open` with each request, :meth:`finish` when its response starts, and
     :meth:`end` when its body was streamed.
 
@@ -62,7 +75,11 @@ class Sessions(SessionRequests, SessionOperations):
     ``__Host-``, but for sessions in memory, which are for tests on plain HTTP. ``server_name`` is unique in the farm;
     ``stores`` are the session servers, or what makes them: only then there can be twins. ``farm`` is authenticated in
     every token, so that farms that share a key ring by mistake still refuse each other's tokens. ``list_number``: of
-    this list of session servers, 0 to 63, raised with each change of it.
+    this list of session servers, 0 to 63, raised with each change of it. ``refresh_keys`` is asked, once a second at
+    most, when something was sealed with a key that is not in the ring: it brings the ring up to date
+    (:meth:`change_keys`) and returns whether it could. Without it the ring is what it is. ``sites``: where
+    the farm's pages live, if at more than one origin; then ``items`` makes what keeps tickets, under the names of the
+    session servers.
     """
 
     CLOCK_PERIOD_S = 1.0
@@ -82,7 +99,10 @@ class Sessions(SessionRequests, SessionOperations):
         in_memory: bool = False,
         newcomers: Newcomers | None = None,
         cookies: CookiePolicy | None = None,
+        sites: Sites | None = None,
+        items: Callable[[], Sequence[TakeOnceStore]] = tuple,
         observer: Callable[[Event], None] = lambda event: None,
+        refresh_keys: RefreshKeys | None = None,
     ) -> None:
         self._binding = threading.Lock()
         self._make_stores = stores if callable(stores) else None
@@ -91,14 +111,22 @@ class Sessions(SessionRequests, SessionOperations):
             Sessions, farm=farm, server_name=server_name, stores=stores, ring=ring, copies=copies,
             list_number=list_number,
             replication=replication, policy=policy, open_streams=open_streams, in_memory=in_memory, observer=observer,
-            newcomers=newcomers, cookies=cookies,
+            newcomers=newcomers, cookies=cookies, sites=sites, items=items, refresh_keys=refresh_keys,
         )  # fmt: skip
         self.server_name = server_name
         self._observer = observer
         self.in_memory = in_memory
         """Whether sessions live in this process alone, for tests and trials."""
         self._ring = ring
+        self._refresh_keys = refresh_keys
         self.cookies = cookies or CookiePolicy(insecure_localhost=in_memory)
+        self.sites = sites
+        self._make_items = items
+        self._items: Mapping[str, TakeOnceStore] = {}
+        self._site = ""
+        if sites is not None:
+            sites.check_cookies(self.cookies)
+            self._site = sites.chain_name(sites.own, self.cookies)
         self.ends_streams = open_streams == "end"
         """Whether what is open is ended with its session; else the app is told (:meth:`Session.ended`) and no more."""
         self.events: Counter[EventKind] = Counter()
@@ -115,10 +143,16 @@ class Sessions(SessionRequests, SessionOperations):
         self._sealer = PayloadSealer(ring, farm, self._world.random_bytes)
         self._list_number = list_number
         self._codecs = {
-            False: TokenCodec(ring, "anonymous", farm, self._world.random_bytes),
-            True: TokenCodec(ring, "login", farm, self._world.random_bytes),
+            False: TokenCodec(ring, "anonymous", audience_of(farm, self._site), self._world.random_bytes),
+            True: TokenCodec(ring, "login", audience_of(farm, self._site), self._world.random_bytes),
         }
+        self._tickets = TicketCodec(ring, farm, self._world.random_bytes)
+        self._hand_off_codec: HandOffCodec | None = None
+        if sites is not None:
+            self._hand_off_codec = HandOffCodec(ring, farm, sites.home.origin, self._world.random_bytes)
         self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
+        self._index_mac = ring.mac("user-index", farm)
+        self._provider_mac = ring.mac("identity-provider", farm)
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
@@ -130,15 +164,36 @@ class Sessions(SessionRequests, SessionOperations):
         self._watching = False
         self._build()
 
+    def _index_keys(self, user: str) -> list[bytes]:
+        return self._index_mac.marks(user.encode(), KEY_BYTES)
+
+    def _provider_keys(self, name: bytes) -> list[bytes]:
+        return self._provider_mac.marks(name, KEY_BYTES)
+
     def _build(self) -> None:
         """Begin with nothing in the cache, as a web server that was just started."""
         self.server_id = self._world.random_bytes(SERVER_ID_BYTES)
         placement = Placement(list(self._stores), self._copies_wanted, self._list_number)
         self.copies = Copies(self.server_id, placement, self._replication, self._sealer, self._world)
-        self.lifecycle = Lifecycle(self.copies, self._policy)
-        self.lifecycle.ended_by = self.ended
+        self.lifecycle = Lifecycle(self.copies, self._policy, self._site)
+        self.lifecycle.home = self
+        self.users = self.lifecycle.users = UserIndexes(self.copies, self._policy, self._index_keys)
+        self.providers = self.lifecycle.providers = ProviderIndexes(
+            self.users, self.copies, self._policy, self._provider_keys
+        )
+        self.users.renew_provider = self.providers.renew
+        self.everyone = self.lifecycle.everyone = Everyone(self.copies, self.users)
+        self.hand_offs: HandOffs | None = None
+        if self.sites is not None and self._hand_off_codec is not None:
+            self.hand_offs = HandOffs(self.sites, self._hand_off_codec, self.lifecycle, self.cookies)
         self.requests = Requests(
-            self.lifecycle, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected
+            self.lifecycle,
+            self.newcomers,
+            self._open_anonymous,
+            self._open_login,
+            self.seal,
+            self._rejected,
+            keys_may_be_newer=self._refresh_keys is not None,
         )
 
     def _forget_run(self) -> None:
@@ -153,6 +208,7 @@ class Sessions(SessionRequests, SessionOperations):
         self._stall_guard: StallGuard | None = None
         self._clock_timer: asyncio.TimerHandle | None = None
         self._watching_ends: Watching | None = None
+        self._user_work: UserWork | None = None
         self._opening: asyncio.Future[None] | None = None
         self._closes_with_loop: AsyncGenerator[None, None] | None = None
 
@@ -239,7 +295,10 @@ class Sessions(SessionRequests, SessionOperations):
             self._world.watch_stores()
             for store in self._stores.values():
                 store.watch(self._on_change)
-        driver = AsyncioDriver(self._stores, self._report)
+        fresh_keys = KeyRefresh(self._refresh_keys) if self._refresh_keys is not None else None
+        self._items = {store.name: store for store in self._make_items()}
+        await asyncio.gather(*(store.open() for store in self._items.values()))
+        driver = AsyncioDriver(self._stores, self._report, fresh_keys, self._items)
         repair = BackgroundRepair(self.copies, self._stores, driver, self._world)
         links = self.copies.links
         for store in self._stores.values():
@@ -250,7 +309,10 @@ class Sessions(SessionRequests, SessionOperations):
         repair.start()
         self._look_at_clocks()
         self._stall_guard = StallGuard(self.copies, time.monotonic, loop.call_later)
-        self._watching_ends = Watching(self.copies, driver)
+        everyone = self.everyone
+        self._watching_ends = Watching(self.copies, driver, lambda: everyone.closed_before)
+        everyone.on_closed = self._watching_ends.noticed_all
+        self._user_work = UserWork(self.users, everyone, driver)
         self._driver, self._repair = driver, repair
         self._closes_with_loop = self._close_with_loop()
         await anext(self._closes_with_loop)
@@ -273,8 +335,6 @@ class Sessions(SessionRequests, SessionOperations):
         Raises :class:`ConfigError` for a ring that cannot be; then nothing has changed.
         """
         self._ring.change(secrets, primary)
-        for codec in self._codecs.values():
-            codec.forget()
 
     async def aclose(self, timeout_s: float = 2.0) -> None:
         """Settle what was acknowledged early, then release everything. It can be opened again, on any event loop."""
@@ -288,10 +348,15 @@ class Sessions(SessionRequests, SessionOperations):
             self._clock_timer.cancel()
         if self._repair is not None:
             await self._repair.stop()
+        if self._user_work is not None:
+            await self._user_work.stop()
+            self._user_work = None
         if self._driver is not None:
             await self._driver.settle(timeout_s)
         self._driver = self._repair = self._opening = None
         await asyncio.gather(*(store.aclose() for store in self._stores.values()))
+        await asyncio.gather(*(store.aclose() for store in self._items.values()))
+        self._items = {}
         closes_with_loop, self._closes_with_loop = self._closes_with_loop, None
         if closes_with_loop is not None:
             await closes_with_loop.aclose()
@@ -302,10 +367,16 @@ class Sessions(SessionRequests, SessionOperations):
     def _after_fork(self) -> None:
         """In the child: what the parent has open is the parent's, and must not even be closed here."""
         if self._bound is not None:
-            _inherited.append((self._stores, self._driver, self._repair, self._closes_with_loop, self._twins))
+            kept = (self._stores, self._items, self._driver, self._repair, self._closes_with_loop, self._twins)
+            _inherited.append(kept)
             self._used = True
         self._forget_run()
         self._binding = threading.Lock()
+
+    def remembers(self, issue: Issue) -> bool | None:
+        """Whether the browser keeps the cookie of a session that has just arrived, as its login said."""
+        session = self.lifecycle.open_cached(issue.token, issue.login)
+        return session.remember if session is not None else None
 
     @property
     def driver(self) -> AsyncioDriver:
@@ -349,8 +420,10 @@ class Sessions(SessionRequests, SessionOperations):
         answer: Tell | None = self.copies.on_message(message)
         if isinstance(message, Notice) and self._watching_ends is not None:
             self._watching_ends.noticed(message.key)
+            if self._user_work is not None and self.everyone.is_about_it(message):
+                self._user_work.ask_about_all()
         if answer is not None and self._driver is not None:
             self._driver.tell(answer)
 
 
-__all__ = ["SessionInfo", "Sessions", "public_id"]
+__all__ = ["SessionInfo", "Sessions", "UserSession", "public_id"]

@@ -26,8 +26,11 @@ from coatcheck.drivers.sessions import SessionInfo, Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
 from coatcheck.replication.closes import Closed
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.devices import Device
+from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
+from coatcheck.sessions.users import UserClosed, UserSession
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -241,16 +244,22 @@ class ThreadedSessions:
     # -- the life of a request ---------------------------------------------------------------------
 
     def open(
-        self, cookie_header: bytes = b"", client: str | None = None, transport: CookieTransport | None = None
+        self,
+        cookie_header: bytes = b"",
+        client: str | None = None,
+        transport: CookieTransport | None = None,
+        method: str = "",
+        headers: Iterable[Header] = NO_HEADERS,
     ) -> Opened:
         """Begin with a request: its session, at once where it is hosted here. ``cookie_header``: its Cookie headers,
-        joined by ``; ``; ``client``: the host that asks, if the server knows it.
+        joined by ``; ``; ``client``: the host that asks, if the server knows it; ``method`` and ``headers``: the
+        request's own, of which a user is shown the User-Agent.
 
         Raises :class:`SessionUnavailable`: no session is invented while the right one is out of reach;
         :meth:`Answer.refusal` says what to answer then. Raises :class:`CoatcheckError` on an event loop.
         """
         background = self._running()
-        opened = Opened(self, cookie_header, client, transport or self.transport)
+        opened = Opened(self, cookie_header, client, transport or self.transport, method, headers)
         with background.lock:
             # Asked under the lock: whoever waits for it may have waited for a stall to end.
             if self._sessions.beats():
@@ -311,6 +320,34 @@ class ThreadedSessions:
     def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
         """Up to ``limit`` sessions, found by scanning the session servers that answer."""
         return self._wait_for(self._sessions.list_sessions, limit)
+
+    def sessions_of(self, user: str) -> list[UserSession]:
+        """The sessions of a user, the oldest first; no scan, and nothing changes."""
+        return self._wait_for(self._sessions.sessions_of, user)
+
+    def close_user(self, user: str, but: bytes | None = None) -> UserClosed:
+        """Close all sessions of a user, ``but`` the one with this key; raises as :meth:`Sessions.close_user` does."""
+        return self._wait_for(self._sessions.close_user, user, but)
+
+    def close_all(self) -> None:
+        """Close everybody's sessions; raises as :meth:`Sessions.close_all` does."""
+        self._wait_for(self._sessions.close_all)
+
+    # -- for the user's own page: what a session on an event loop has as its own methods -----------------
+
+    def devices(self, session: Session) -> list[Device]:
+        """The sessions of this session's user, as :meth:`Session.devices`."""
+        return self._wait_for(self._sessions.devices, session._request)
+
+    def close_device(self, session: Session, public: str) -> bool:
+        """Close one of the user's other sessions, as :meth:`Session.close_device`."""
+        session._at_home(changes=True)
+        return self._wait_for(self._sessions.close_device, session._request, public)
+
+    def close_other_devices(self, session: Session) -> int:
+        """Close all sessions of the user but this one, as :meth:`Session.close_other_devices`."""
+        session._at_home(changes=True)
+        return self._wait_for(self._sessions.close_other_devices, session._request)
 
     def change_keys(self, secrets: Sequence[bytes], primary: int) -> None:
         """Seal with the primary of these secrets and open with any; raises :class:`ConfigError`, with no change."""

@@ -65,8 +65,10 @@ class Watching:
     ASKED_AT_ONCE = 64
     """Sessions; the others wait for their turn."""
 
-    def __init__(self, copies: Copies, driver: AsyncioDriver) -> None:
+    def __init__(self, copies: Copies, driver: AsyncioDriver, closed_before: Callable[[], int] = lambda: 0) -> None:
+        """``closed_before``: when everybody's sessions were closed (Unix ms)."""
         self._copies = copies
+        self._closed_before = closed_before
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._now = copies.world.monotonic
@@ -134,6 +136,11 @@ class Watching:
             watched.noticed = True
             self._wake_at(key, watched, self._now())
 
+    def noticed_all(self) -> None:
+        """Everybody's sessions were closed: which of those here were meant must be asked."""
+        for key in list(self._watched):
+            self.noticed(key)
+
     def _end(self, key: bytes, end: SessionEnd) -> None:
         for watch in self._watched.pop(key).watches:
             watch.on_end(end)
@@ -183,7 +190,7 @@ class Watching:
         heard: Alive | SessionEnd | None = None
         watched.noticed = False
         try:
-            heard = await self._driver.run(look(self._copies, key))
+            heard = await self._driver.run(look(self._copies, key, self._closed_before()))
         except SessionUnavailable:
             """Nobody can say; how long that is borne is decided below."""
         except Exception as failure:

@@ -75,10 +75,9 @@ def check_configuration(
     yield from _run_directory(settings)
     yield from _audit_directory(settings)
     yield from _address(settings)
-    if config is not None and _others_may(config, stat.S_IRGRP | stat.S_IROTH) and _holds_password(settings):
-        yield Finding(
-            "weak", f"{config}: others can read it, and it may hold session servers' passwords; run chmod 600"
-        )
+    yield from _files_that_decide(settings, config)
+    yield from _passwords_in_sight(settings, config, flags)
+    yield from _signals(settings)
     yield from (Finding("weak", line) for line in weaknesses(settings))
 
 
@@ -128,7 +127,7 @@ def _tls_sharing(context: ssl.SSLContext) -> Iterator[Finding]:
     try:
         open_door(context)
     except OpenSslRefused as refused:
-        yield Finding("weak", f"tls_sharing: this Python cannot: {refused}; each director worker resumes only its own")
+        yield Finding("weak", f"tls_sharing: this Python cannot: {refused}; each process resumes only its own")
 
 
 def _keys(settings: FarmSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -140,8 +139,42 @@ def _keys(settings: FarmSettings, environ: Mapping[str, str]) -> Iterator[Findin
         load_or_create(path, environ)
     except ConfigError as error:
         yield Finding("wrong", str(error))
-    if not from_environment and (tree := _in_git(path)):
+    if from_environment:
+        yield Finding(
+            "weak",
+            f"{KEYS_VARIABLE}: an environment is seen in crash reports and by docker inspect, and coatcheck keys "
+            "cannot rotate it; write the keys into keys_file (chmod 600)",
+        )
+    elif tree := _in_git(path):
         yield Finding("weak", f"keys_file: git in {tree} does not ignore {path}; whoever has it can forge sessions")
+
+
+def _files_that_decide(settings: FarmSettings, config: Path | None) -> Iterator[Finding]:
+    callers = Path(settings.service_callers) if settings.service_callers else None
+    signals = Path(settings.signals) if settings.signals else None
+    files = (
+        (config, "what the farm runs"),
+        (callers, "who may ask the session service"),
+        (signals, "who may log anybody out"),
+    )
+    for path, what in files:
+        if path is not None and _others_may(path, stat.S_IWGRP | stat.S_IWOTH):
+            yield Finding("weak", f"{path}: others can change it, and so {what}; run chmod go-w on it")
+
+
+def _passwords_in_sight(settings: FarmSettings, config: Path | None, flags: Mapping[str, object]) -> Iterator[Finding]:
+    if not _holds_password(settings):
+        return
+    if flags.get("session_server"):
+        yield Finding(
+            "weak",
+            "session_server: a password on the command line is seen by every user of this machine; give it by a config "
+            "file (chmod 600)",
+        )
+    elif config is not None and _others_may(config, stat.S_IRGRP | stat.S_IROTH):
+        yield Finding(
+            "weak", f"{config}: others can read it, and it may hold session servers' passwords; run chmod 600"
+        )
 
 
 def _run_directory(settings: FarmSettings) -> Iterator[Finding]:
@@ -155,6 +188,25 @@ def _run_directory(settings: FarmSettings) -> Iterator[Finding]:
 def _audit_directory(settings: FarmSettings) -> Iterator[Finding]:
     if settings.audit_dir and settings.audit_max_bytes and (why := unusable(Path(settings.audit_dir))):
         yield Finding("wrong", f"audit_dir: {why}; choose another, or audit_max_bytes 0")
+
+
+def _signals(settings: FarmSettings) -> Iterator[Finding]:
+    if not settings.signals:
+        return
+    try:
+        from coatcheck.service.signals.settings import bearer_of, read_signals, weak_signals
+    except ModuleNotFoundError as error:
+        yield Finding("wrong", f"signals: {error.name} is missing; pip install 'coatcheck[service]'")
+        return
+    path = Path(settings.signals)
+    try:
+        found = read_signals(path)
+        for receiver in found.receivers.values():
+            bearer_of(receiver, path)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
+        return
+    yield from (Finding("weak", line) for line in weak_signals(found))
 
 
 def unusable(directory: Path) -> str:

@@ -292,6 +292,13 @@ class Cache:
             self._spent.pop(next(iter(self._spent)))
         self._spent[copy.key] = copy
 
+    def clear(self) -> None:
+        """Host nothing, and forget what was set aside; what is closed stays closed."""
+        for shard in self._shards:
+            shard.clear()
+        self._count = self._moved = 0
+        self._spent.clear()
+
     def candidate(self, key: bytes) -> Copy | None:
         """What is known here of a session, hosted or set aside: one more copy to compare those stored with."""
         return self.get(key) or self._spent.get(key)

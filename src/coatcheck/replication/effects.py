@@ -136,6 +136,16 @@ class Detach(msgspec.Struct, frozen=True):
     flow: Flow[Any]
 
 
+class Together(msgspec.Struct, frozen=True):
+    """Run these flows beside each other; answered when all have ended, with what each returned, in their order, or the
+    :class:`CoatcheckError` that it raised."""
+
+    flows: tuple[Flow[Any], ...]
+
+    def __repr__(self) -> str:
+        return f"<Together {len(self.flows)} flows>"
+
+
 class Tell(msgspec.Struct, frozen=True):
     """Publish ``message`` to the web server ``server_id``, at most once through each of the session servers."""
 
@@ -146,7 +156,33 @@ class Tell(msgspec.Struct, frozen=True):
         return f"<Tell {self.server_id.hex()}: {len(self.message)} bytes>"
 
 
-Effect = Get | Put | Rest | Pause | Exclusive | Acknowledge | Detach | Tell
+class FreshKeys(msgspec.Struct, frozen=True):
+    """Something was sealed with a key that this web server does not know: ask whether there are newer keys.
+
+    Answered with whether the ring is as new as can be now; ``False``: whoever knows could not be asked.
+    """
+
+
+class PutItem(msgspec.Struct, frozen=True):
+    """Store an item that may be taken once on the session server ``server``; answered with whether it is stored, or
+    with :class:`Unreachable`: then it is abandoned with its key."""
+
+    server: str
+    key: bytes
+    item: bytes
+    life_ms: int
+
+
+class TakeItem(msgspec.Struct, frozen=True):
+    """Take an item from the session server that has it; answered with the item, with ``None`` (it is not there, or
+    another nonce took it), or with :class:`Unreachable`: then the same nonce may ask again."""
+
+    server: str
+    key: bytes
+    nonce: bytes
+
+
+Effect = Get | Put | Rest | Pause | Exclusive | Acknowledge | Detach | Together | Tell | FreshKeys | PutItem | TakeItem
 Flow = Generator[Effect, Any, T]
 
 

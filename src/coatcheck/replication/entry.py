@@ -88,6 +88,10 @@ class Sealer(Protocol):
 
     def seal(self, key: bytes, header: bytes, body: bytes) -> bytes: ...
 
+    def knows(self, payload: bytes) -> bool:
+        """Whether the key that sealed it is one of ours, as far as this web server was told."""
+        ...
+
     def unseal(self, key: bytes, header: bytes, payload: bytes) -> bytes:
         """Raises :class:`CorruptEntry` if the payload was not sealed by the farm for this key and header."""
         ...

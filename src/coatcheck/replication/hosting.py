@@ -63,7 +63,18 @@ class Hosting:
         """Ask again before serving anything: this process was not running, and has heard no notices. What was sent
         before now earns no lease either. However many sessions are hosted, this is one assignment."""
         self.puts.distrust()
-        self._leases_from = self.world.monotonic() + self.policy.lease_s
+        if self._leases_from != math.inf:
+            self._leases_from = self.world.monotonic() + self.policy.lease_s
+
+    def suspend_leases(self) -> None:
+        """Serve nothing from the cache, whatever is written or heard, until :meth:`resume_leases`."""
+        self._leases_from = math.inf
+
+    def resume_leases(self) -> None:
+        """Leases that are earned from now on count again."""
+        if self._leases_from == math.inf:
+            self._leases_from = 0.0
+            self.void_leases()
 
     def leased_until(self, copy: Copy) -> float:
         """Until when (monotonic seconds) a copy may be served without asking, as far as is known by now; 0.0 if it has

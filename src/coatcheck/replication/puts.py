@@ -80,17 +80,25 @@ class Puts:
     ) -> Flow[int | None]:
         """Put to the next servers of the ranking while fewer than ``wanted`` hold the entry; ``total`` has the replies
         to the first put, which ``level`` took, and gets the others. Answers how many took it; ``None``: somebody
-        refused it."""
+        refused it, or another web server has said meanwhile that it hosts the session: servers that hold nothing of it
+        would take what those that know of the claim refuse."""
         wanted = self._placement.wanted - len(holders)
         while level is not None and level < wanted and total.pending is None:
+            if self._has_moved(copy.key):
+                return None
             targets = self.next_reachable(copy.key, wanted - level, [*holders, *total.replies])
             if not targets:
                 break
             settled: Settled = yield Put(copy.key, entry, copy.seen_on_each(tuple(targets)), notify=notify)
             total.replies.update(settled.replies)
             taken = self.note_accepted(copy, entry.version, settled)
-            level = None if taken is None else level + taken
+            level = None if taken is None or self._has_moved(copy.key) else level + taken
         return level
+
+    def _has_moved(self, key: bytes) -> bool:
+        """Whether the copy that is hosted here was claimed by another web server, as far as has been heard."""
+        hosted = self._cache.get(key)
+        return hosted is not None and hosted.moved
 
     def confirm(self, copy: Copy, entry: Entry, takers: Sequence[str]) -> Flow[int | None]:
         """Make sure that those who took an entry have it all at one moment: they are offered it once more, which

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 
 from coatcheck.errors import CorruptEntry, SessionUnavailable, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.absences import Absences
 from coatcheck.replication.cache import Cache, Copy
-from coatcheck.replication.effects import Flow, Get, GetReply, Gotten, Surroundings, Unreachable
+from coatcheck.replication.effects import Flow, FreshKeys, Get, GetReply, Gotten, Surroundings, Unreachable
 from coatcheck.replication.entry import WITHDRAWN_MS, Entry, Sealer
 from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
@@ -77,22 +79,42 @@ class Viewer:
         self._world = world
         self._cache = cache
         self.absences = Absences(world, policy.patience_s)
+        self.merge: Callable[[Sequence[bytes]], bytes | None] | None = None
+        """Says what becomes of a fork of what is no session: one body of those of all branches, the winner's first, or
+        ``None`` where the winner's is to be gone on with alone."""
 
     def look(self, key: bytes) -> Flow[View]:
         """Ask all session servers at once: a read quorum is nearly all of them, however many there are.
 
         The own cached copy is one more candidate, so that a session whose copies were all lost comes
-        back from the cache (mission B9). Raises :class:`SessionUnavailable` if nobody answers.
+        back from the cache (mission B9). Raises :class:`SessionUnavailable` if nobody answers, or if a copy was sealed
+        with a key that is not known here and that nobody can be asked about.
         """
         view = View(key, self._world.monotonic())
         gotten: Gotten = yield Get(key, self._placement.ranking(key))
         view.sent_at = min(view.sent_at, gotten.sent_at)
         for server, reply in gotten.replies.items():
             self._take(view, server, reply)
+        if self._sealed_strangely(view):
+            is_fresh: bool = yield FreshKeys()
+            if not is_fresh:
+                self._put_aside(view)
         self._judge(view)
         if not view.seen:
             raise SessionUnavailable(UnavailableReason.NO_SERVER)
         return view
+
+    def _sealed_strangely(self, view: View) -> list[str]:
+        """The servers that show a copy which was sealed with a key that is not known here."""
+        return [server for server, entry in view.entries.items() if not self._sealer.knows(entry.payload)]
+
+    def _put_aside(self, view: View) -> None:
+        """Nobody could say whether there are newer keys: what these servers have may be the newest, so it is as if they
+        had not answered."""
+        for server in self._sealed_strangely(view):
+            del view.entries[server], view.seen[server]
+        if not view.seen:
+            raise SessionUnavailable(UnavailableReason.KEYS)
 
     def enough_answered(self, view: View) -> bool:
         """Whether so many answered that at least one of them must have the newest acknowledged write."""
@@ -131,6 +153,11 @@ class Viewer:
             view.body = own.body
         else:
             view.body = next(body for entry, body in bodies if _same(entry, view.newest))
+        if view.forked and self.merge is not None:
+            branches = [body for entry, body in bodies if not entry.closed]
+            if own is not None:
+                branches.append(own.body)
+            view.body = self.merge([view.body, *branches]) or view.body
 
     def _longest_living(self, view: View, newest: Entry) -> Entry:
         """The same entry as it is on the server that keeps it longest: where a session server's clock jumps ahead,

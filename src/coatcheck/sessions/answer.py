@@ -20,6 +20,8 @@ from coatcheck.value import Value
 
 RETRY_AFTER_S: Final = 1
 SWITCHING_PROTOCOLS: Final = 101
+CLEAR_SITE_DATA: Final[Header] = (b"clear-site-data", b'"cookies"')
+"""Of a logout, where the operator wants it (W3C Clear Site Data, section 3.1)."""
 NO_HEADERS: Final[tuple[Header, ...]] = ()
 NO_COOKIES: Final[list[Header]] = []
 
@@ -100,6 +102,7 @@ class CookieTransport:
         """How the header ends if the browser has our route cookie: it was given last. A look instead of a search."""
         self._route_cookie = self._route.set_cookie(self._route_tag or b"")
         self._routes_all = sticky == "browser"
+        self._clears_site_data = policy.clear_site_data
 
     def answer(
         self,
@@ -119,6 +122,8 @@ class CookieTransport:
         if lacks_route and hosted:
             cookies = [*cookies, self._route_cookie]
         may_route = lacks_route and not hosted and self._routes_all
+        if saved is not NOTHING and saved.clear and self._clears_site_data:
+            headers = _with_site_data_cleared(headers)
         if status == SWITCHING_PROTOCOLS:  # no cache stores it
             if may_route:
                 cookies = [*cookies, self._route_cookie]
@@ -146,5 +151,22 @@ class CookieTransport:
             cookies.append(self.anonymous.delete_cookie())
         return cookies
 
+    def arrival(
+        self, issue: Issue, remember: bool | None, shown: bytes, seal: Callable[[Issue], bytes]
+    ) -> list[Header]:
+        """The cookies of a session that arrives from another site; ``shown``: the request's Cookie header."""
+        jar = self.login if issue.login else self.anonymous
+        cookies = [jar.set_cookie(seal(issue), remember)]
+        if issue.login and self.anonymous.read(shown):
+            cookies.append(self.anonymous.delete_cookie())
+        return cookies
+
     def _lacks_route(self, shown: bytes) -> bool:
         return self._read_route(shown) != self._route_tag
+
+
+def _with_site_data_cleared(headers: Iterable[Header]) -> Iterable[Header]:
+    """An app that says itself what is to be cleared knows more than we do."""
+    whole = list(headers)
+    said = any(name.lower() == CLEAR_SITE_DATA[0] for name, _ in whole)
+    return whole if said else [*whole, CLEAR_SITE_DATA]

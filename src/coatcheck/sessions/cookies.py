@@ -60,6 +60,13 @@ class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
     partitioned: Annotated[
         bool, Option("Each top-level site gets sessions of its own (CHIPS), for apps embedded in other sites.")
     ] = False
+    clear_site_data: Annotated[
+        bool,
+        Option(
+            "The answer to a logout has browsers forget every cookie of the whole registrable domain "
+            "(`Clear-Site-Data`): those of other apps and of hosts beside this one, too."
+        ),
+    ] = False
     insecure_localhost: Annotated[
         bool,
         Option(

@@ -15,6 +15,7 @@ from coatcheck.errors import SessionUnavailable, UnavailableReason
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Flow
 from coatcheck.replication.view import View
+from coatcheck.sessions.record import decode_record
 
 OpenStreams = Literal["end", "tell"]
 """What happens to what is open when its session ends: it is ended, or the app is told and decides."""
@@ -49,8 +50,11 @@ def known_alive(copies: Copies, key: bytes) -> Alive | None:
     return Alive(sure_until, now + (copy.expires_at - copies.world.now_ms()) / 1000)
 
 
-def look(copies: Copies, key: bytes) -> Flow[Alive | SessionEnd]:
-    """Ask the session servers. Raises :class:`SessionUnavailable` when too few of them answer."""
+def look(copies: Copies, key: bytes, closed_before: int = 0) -> Flow[Alive | SessionEnd]:
+    """Ask the session servers. ``closed_before``: when everybody's sessions were closed (Unix ms).
+
+    Raises :class:`SessionUnavailable` when too few of them answer.
+    """
     if copies.cache.is_closed(key):
         return SessionEnd.CLOSED
     view: View = yield from copies.viewer.look(key)
@@ -64,6 +68,8 @@ def look(copies: Copies, key: bytes) -> Flow[Alive | SessionEnd]:
         if copies.viewer.missing(view):
             raise SessionUnavailable(UnavailableReason.UNHEARD)  # who does not answer may have it
         return SessionEnd.LOST if newest is None else SessionEnd.EXPIRED
+    if closed_before and decode_record(view.body).created_at <= closed_before:
+        return SessionEnd.CLOSED
     left_s = _left_ms(copies, view) / 1000
     return Alive(view.sent_at, view.sent_at + left_s) if left_s > 0 else SessionEnd.EXPIRED
 

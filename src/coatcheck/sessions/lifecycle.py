@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from coatcheck.errors import ConflictError, SessionUnavailable, UnavailableReason
+from typing import TypeVar
+
+import msgspec
+
+from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind, public_id
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.closes import Closed
@@ -10,24 +14,30 @@ from coatcheck.replication.copies import Gone, Written
 from coatcheck.replication.effects import Exclusive, Flow, as_flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.version import holds
+from coatcheck.sessions.going_on import GoingOn
+from coatcheck.sessions.handing import Handing
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     KNOWN_MS,
     Record,
     check_data,
     encode_data,
-    encode_record,
 )
-from coatcheck.sessions.saving import NOTHING, Saved, Saving
+from coatcheck.sessions.saving import NOTHING, Saved
+from coatcheck.sessions.users import UserIndexes
 from coatcheck.tokens.chain import Chain, ChainLink, Shown, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 
+T = TypeVar("T")
 
-class Lifecycle(Saving):
+
+class Lifecycle(GoingOn, Handing):
     """The sessions of one web server, and what becomes of each. Pure: flows ask the world, everything else is decided
-    in this file, in :mod:`coatcheck.sessions.opening` and in :mod:`coatcheck.sessions.saving`."""
+    in this file, in :mod:`coatcheck.sessions.opening`, :mod:`coatcheck.sessions.saving` and
+    :mod:`coatcheck.sessions.handing`."""
 
     def finish(self, session: Session) -> Saved | Flow[Saved] | Exclusive:
         """What a request did to its session: the outcome if nothing is to be stored, else the flow that stores it.
@@ -63,6 +73,8 @@ class Lifecycle(Saving):
         """Whether something is to be stored, though the data is as it was opened, or exists nowhere yet."""
         request = session._request
         copy = request.copy_held
+        if request.socket is not None:
+            return True
         if copy is None:
             if request.unheard and self.is_logout(session):
                 return True
@@ -99,7 +111,8 @@ class Lifecycle(Saving):
         if copy is None:
             check_data(session, request.saved_blob)
             request.login, request.new_login = request.new_login, False
-            created = yield from self._create(session, request.new_user)
+            created = yield from self._create(session, request.new_user, request.new_provider)
+            yield from self._admit_login(session, (yield from self._enlist(session)))
             kind = EventKind.SESSION_LOGIN if request.login else EventKind.SESSION_CREATED
             self._report_new(kind, session, "no session before")
             if request.login:
@@ -150,19 +163,29 @@ class Lifecycle(Saving):
         for key in request.unheard:
             yield Exclusive(key, self._close_for_good(key))
 
-    def _create(self, session: Session, user: str | None, created_at: int | None = None) -> Flow[Saved]:
+    def _create(
+        self,
+        session: Session,
+        user: str | None,
+        provider: ProviderLogin | None,
+        created_at: int | None = None,
+    ) -> Flow[Saved]:
         """A session that exists nowhere yet. A successor leaves only after its put is acknowledged."""
         request = session._request
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
         chain = Chain(ChainLink(self._world.random_bytes(SESSION_ID_BYTES), now))
-        created_at = now if created_at is None else created_at
+        if created_at is None:  # what begins now is none of those that were closed with all, whatever clocks say
+            created_at = now if self.everyone is None else max(now, self.everyone.closed_before + 1)
         # A login takes more than a client that keeps no cookies; so does an older session's successor.
-        last_seen_at = max(now, created_at + KNOWN_MS) if request.login else now
-        record = Record(request.saved_blob, created_at, last_seen_at, user, chain)
+        last_seen_at = max(now, created_at + KNOWN_MS) if request.login else max(now, created_at)
+        sockets = None if request.socket is None else request.socket.applied(None)
+        if provider is not None and not provider.since:
+            provider = msgspec.structs.replace(provider, since=now)
+        record = Record(request.saved_blob, created_at, last_seen_at, user, chain, sockets, None, provider)
         expires_at = record.expires_at(self.policy)
         new = self.copies.create(key)
-        written: Written | None = yield Exclusive(key, self._create_entry(new, encode_record(record), now, expires_at))
+        written: Written | None = yield Exclusive(key, self._create_entry(new, self._encode(record), now, expires_at))
         stored = self.copies.cache.get(key)
         if written is None or stored is None:
             raise ConflictError("a session server holds another session under a key just drawn at random")
@@ -190,7 +213,9 @@ class Lifecycle(Saving):
 
     def _regenerate(self, session: Session, old_key: bytes) -> Flow[Saved]:
         """Login or a change of privilege: a new key; the old session is closed before the answer leaves."""
-        saved: Saved = yield Exclusive(old_key, self._replace(session, old_key))
+        replaced: tuple[Saved, list[bytes]] = yield Exclusive(old_key, self._replace(session, old_key))
+        saved, displaced = replaced
+        yield from self._admit_login(session, displaced)
         yield from self._close_unheard(session)
         return saved
 
@@ -198,15 +223,17 @@ class Lifecycle(Saving):
         """The app closed its session and then began another: the old one ends as by a logout, and leaves nothing."""
         request = session._request
         request.login, request.new_login = True, False
-        saved = yield from self._create(session, request.new_user)
-        closed: Closed = yield Exclusive(old.key, self._close_for_good(old.key))
+        saved = yield from self._create(session, request.new_user, request.new_provider)
+        yield from self._admit_login(session, (yield from self._enlist(session)))
+        closed: Closed = yield from self._or_abandon(session, _exclusively(old.key, self._close_for_good(old.key)))
         detail = f"by the app, {closed.holds} of {closed.servers}"
         self._report(EventKind.SESSION_CLOSED, old.key, detail, self._record(old).user)
         yield from self._close_unheard(session)
         self._report_new(EventKind.SESSION_LOGIN, session, f"after {public_id(old.key)} was closed")
         return saved
 
-    def _replace(self, session: Session, old_key: bytes) -> Flow[Saved]:
+    def _replace(self, session: Session, old_key: bytes) -> Flow[tuple[Saved, list[bytes]]]:
+        """The new session, and those that the limit of its user ends for it."""
         request = session._request
         old = yield from self._owned(old_key, request.shown)
         before = self._record(old)
@@ -217,14 +244,61 @@ class Lifecycle(Saving):
         request.new_login = False
         user = request.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
-        saved = yield from self._create(session, user, before.created_at if user == before.user else None)
+        created_at, provider = (before.created_at, before.provider) if user == before.user else (None, None)
+        saved = yield from self._create(session, user, request.new_provider or provider, created_at)
         request.blob = request.saved_blob = mine  # what others stored is no change of this request, not undone by it
-        yield from self._close_for_good(old_key)
+        displaced = yield from self._enlist(session, old_key if user == before.user else None)
+        yield from self._or_abandon(session, self._close_for_good(old_key))
         kind = EventKind.SESSION_REGENERATED if user == before.user else EventKind.SESSION_LOGIN
         self._report_new(kind, session, f"replaces {public_id(old_key)}")
-        return saved
+        return saved, displaced
+
+    # -- the sessions of its user --------------------------------------------------------------------
+
+    def _enlist(self, session: Session, instead_of: bytes | None = None) -> Flow[list[bytes]]:
+        """Bring a session that was just stored to the index of its user, if it has one, before anybody is told of it;
+        answers which others the limit ends for it.
+
+        Raises what :meth:`UserIndexes.add` raises; then the session is abandoned.
+        """
+        request, users = session._request, self.users
+        copy = request.copy_held
+        if users is None or copy is None or (record := self._record(copy)).user is None:
+            return []
+        listed = users.listing(copy.key, record, request.headers, request.client)
+        adding: Flow[list[bytes]] = self._or_abandon(session, users.add(record.user, listed, instead_of))
+        displaced = yield from adding
+        if record.provider is not None and self.providers is not None:
+            yield from self._or_abandon(session, self.providers.add(record.provider, copy.key, record))
+        return displaced
+
+    def _admit_login(self, session: Session, displaced: list[bytes]) -> Flow[None]:
+        """Close those that the limit ends. No flow that has the turn of a session may wait for others here: those may
+        wait for that one. Raises :class:`SessionUnavailable` while somebody might still be served."""
+        if displaced:
+            assert self.users is not None
+            yield from self._or_abandon(session, self._close_displaced(self.users, session.user or "", displaced))
+
+    def _close_displaced(self, users: UserIndexes, user: str, displaced: list[bytes]) -> Flow[None]:
+        closed = yield from users.close_keys(user, displaced, "for a newer login of its user")
+        if not closed.effective:
+            raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
+
+    def _or_abandon(self, session: Session, flow: Flow[T]) -> Flow[T]:
+        """What must come to its end before a new session is told; else nobody is told of it, and it is closed."""
+        try:
+            return (yield from flow)
+        except (SessionUnavailable, ConflictError, SessionClosed):
+            if session._request.copy_held is not None and self.users is not None:
+                self.users.abandon(session._request.copy_held.key)
+            raise
 
     def _report_new(self, kind: EventKind, session: Session, detail: str) -> None:
         request = session._request
         if request.copy_held is not None:
             self._report(kind, request.copy_held.key, detail, session.user)
+
+
+def _exclusively(key: bytes, flow: Flow[Closed]) -> Flow[Closed]:
+    closed: Closed = yield Exclusive(key, flow)
+    return closed

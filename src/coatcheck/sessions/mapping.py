@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.replication.cache import Copy
+from coatcheck.sessions.devices import Device, SessionHome
 from coatcheck.sessions.ending import SessionEnd
+from coatcheck.sessions.provider import provider_session_of
 from coatcheck.sessions.record import Record, decode_data, decode_record
-from coatcheck.sessions.request_state import EndedBy, RequestState, SharedData
+from coatcheck.sessions.request_state import RequestState, SharedData
 from coatcheck.tokens.sealed import SealedToken
 
 _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
@@ -19,6 +21,9 @@ _IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
 REMEMBER: Final = "_remember"
 """The key of the session that says whether its cookie outlives the browser; Django and scs keep it there too."""
 
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""Methods by which nothing is to change (RFC 9110, 9.2.1): browsers send them cross-site, with cookies."""
 
 MAX_USER_BYTES: Final = 1024
 """Of a user's name in UTF-8. It is for operators to find, and stands in every copy of the session."""
@@ -49,7 +54,9 @@ class Session(dict[str, Any]):
         request = self._request
         request.rotating = request.accessed = request.unsettled = True
 
-    def regenerate(self, user: str | None = None, *, remember: bool | None = None) -> None:
+    def regenerate(
+        self, user: str | None = None, *, remember: bool | None = None, id_token: Mapping[str, Any] | None = None
+    ) -> None:
         """Call on login and on any change of privilege: a new session key, under the logged-in cookie; the old session
         is closed at once (ASVS 7.2.4).
 
@@ -62,11 +69,19 @@ class Session(dict[str, Any]):
         ``remember``: whether the browser keeps the cookie when it ends ("remember me"); ``None`` leaves it as it was,
         and at first to the cookie's ``max_age``. It is kept in the session, under :data:`REMEMBER`.
 
+        ``id_token``: the claims of the ID token that the app has verified, where an identity provider logged the user
+        in. Its ``iss``, ``sid`` and ``sub`` are kept beside the data, so that the provider can end the session
+        (docs/logout-signals.md); ``None`` keeps those of the same user. Raises :class:`ValueError` for claims without
+        them, and for those of nobody: it goes with a ``user``.
+
         Raises :class:`TypeError` for a ``user`` that is no text, such as a number, or a ``remember`` that is neither
         true nor false, and :class:`ValueError` for a name that is empty, cannot be written as UTF-8, or has more than
         :data:`MAX_USER_BYTES`; then nothing has changed.
         """
         user = _checked_user(user)
+        provider = None if id_token is None else provider_session_of(id_token)
+        if provider is not None and user is None and self.user is None:
+            raise ValueError("regenerate: id_token goes with the user's name, by which the session is listed")
         if remember is not None and not isinstance(remember, bool):
             raise TypeError(f"regenerate: remember is True, False or None, not {type(remember).__name__}")
         request = self._request
@@ -77,6 +92,8 @@ class Session(dict[str, Any]):
         request.new_login = True
         if user is not None:
             request.new_user = user
+        if provider is not None or (user is not None and user != former):
+            request.new_provider = provider
         if remember is not None:
             _setitem(self, REMEMBER, remember)
         self.mark_modified()
@@ -108,9 +125,40 @@ class Session(dict[str, Any]):
         request.
         """
         request = self._request
-        if request.ended_by is None:
+        if request.home is None:
             raise CoatcheckError("session.ended() can be awaited for the session of a request or a WebSocket only")
-        return await request.ended_by(request)
+        return await request.home.ended(request)
+
+    async def devices(self) -> list[Device]:
+        """The sessions of this session's user, the oldest first; none if it has no user.
+
+        Raises :class:`SessionUnavailable`, and :class:`CoatcheckError` outside a request.
+        """
+        return await self._at_home().devices(self._request)
+
+    async def close_device(self, public: str) -> bool:
+        """Close one of the user's other sessions, by its :attr:`Device.id`; whether there was such a one (ASVS 7.5.2).
+
+        It is closed when this returns. Another user's is none of them; this very session is ended by :meth:`close`.
+        Raises :class:`SessionUnavailable` if too few session servers could be told, and :class:`CoatcheckError` in a
+        request that should change nothing, such as a GET (RFC 9110, 9.2.1), or outside of one.
+        """
+        return await self._at_home(changes=True).close_device(self._request, public)
+
+    async def close_other_devices(self) -> int:
+        """Close all sessions of the user but this one, and return how many they were (ASVS 7.4.3).
+
+        Raises as :meth:`close_device` does.
+        """
+        return await self._at_home(changes=True).close_other_devices(self._request)
+
+    def _at_home(self, changes: bool = False) -> SessionHome:
+        request = self._request
+        if request.home is None:
+            raise CoatcheckError("a user's sessions can be asked for by the session of a request only")
+        if changes and request.method in SAFE_METHODS:
+            raise CoatcheckError(f"a {request.method} request closes no sessions: any page can make a browser send one")
+        return request.home
 
     @property
     def remember(self) -> bool | None:
@@ -290,7 +338,7 @@ def _share_no_more(session: Session, request: RequestState) -> None:
 
 
 def session_of(
-    copy: Copy, token: SealedToken, login: bool, ended_by: EndedBy | None, shared: dict[bytes, SharedData]
+    copy: Copy, token: SealedToken, login: bool, home: SessionHome | None, shared: dict[bytes, SharedData]
 ) -> Session:
     """The session of a copy whose record is decoded, for a request that showed ``token``.
 
@@ -300,7 +348,7 @@ def session_of(
     request.blob = data = copy.record.data
     request.copy_held = copy
     request.shown = token
-    request.ended_by = ended_by
+    request.home = home
     if login:
         request.login = True
     session: Session = _new(Session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -29,13 +30,15 @@ class Opened(msgspec.Struct):
     """What ``open`` returns and ``finish`` and ``end`` take; :attr:`session` is the app's dict.
 
     ``home``: whose sessions these are; ``cookie_header``: what the browser showed; ``client``: the host that asked, if
-    the server knows it.
+    the server knows it; ``method`` and ``headers``: the request's own, if the adapter says them.
     """
 
     home: Any
     cookie_header: bytes
     client: str | None
     transport: CookieTransport
+    method: str = ""
+    headers: Iterable[Sequence[bytes]] = ()
     phase: Phase = Phase.OPENING
     session: Session = NOT_OPEN
     failed: bool = False

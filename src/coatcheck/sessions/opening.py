@@ -10,15 +10,20 @@ from coatcheck.replication.closes import Lapsed
 from coatcheck.replication.copies import Copies, Gone
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.version import Version
+from coatcheck.sessions.devices import SessionHome
+from coatcheck.sessions.everyone import Everyone
 from coatcheck.sessions.mapping import Session, session_of
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.provider_sessions import ProviderIndexes
 from coatcheck.sessions.record import (
     Record,
     decode_chain,
     decode_record,
     encode_chain,
 )
-from coatcheck.sessions.request_state import MAX_SHARED, MAX_SHARED_BYTES, EndedBy, SharedData
+from coatcheck.sessions.request_state import MAX_SHARED, MAX_SHARED_BYTES, SharedData
+from coatcheck.sessions.site_chains import HOME, encoder_of, seen_from
+from coatcheck.sessions.users import UserIndexes
 from coatcheck.tokens.chain import Chain, Shown, show
 from coatcheck.tokens.sealed import SealedToken
 
@@ -26,8 +31,12 @@ from coatcheck.tokens.sealed import SealedToken
 class Opening:
     """The sessions of one web server, as its requests show their tokens."""
 
-    def __init__(self, copies: Copies, policy: SessionPolicy) -> None:
+    def __init__(self, copies: Copies, policy: SessionPolicy, site: str = HOME) -> None:
+        """``site``: the host of this web server's cookies, where the farm has several sites and this is not the home
+        one."""
         policy.check()
+        self.site = site
+        self._encode = encoder_of(site)
         self.copies = copies
         self.policy = policy
         self._world = copies.world
@@ -37,8 +46,14 @@ class Opening:
         self._list_number = copies.placement.list_number
         self._shared: dict[bytes, SharedData] = {}
         """By session key, what requests that only look at it have in common."""
-        self.ended_by: EndedBy | None = None
-        """Who knows when a session ends; set where sessions are watched."""
+        self.home: SessionHome | None = None
+        """Who knows when a session ends, and which others its user has; set where sessions are watched."""
+        self.users: UserIndexes | None = None
+        """The indexes of users, where they are kept."""
+        self.providers: ProviderIndexes | None = None
+        """Those of identity providers' names."""
+        self.everyone: Everyone | None = None
+        """When everybody's sessions were closed, where that is watched."""
 
     def open_cached(self, token: SealedToken, login: bool) -> Session | None:
         """The session, if it is hosted here and nobody need be asked. The hot path of reading."""
@@ -55,6 +70,8 @@ class Opening:
         """
         if self.copies.cache.is_closed(token.key) and token.key not in self.copies.partly_closed:
             return None
+        if self.everyone is not None and not self.everyone.is_known():
+            yield from self.everyone.learn()
         accept = self.policy.rolled_back == "accept"
         # No session outlives its oldest token by more than this: nobody need wait to be told that.
         alive_ms = self.policy.absolute_timeout_ms + self.policy.leeway_ms
@@ -71,7 +88,7 @@ class Opening:
             anonymous = Session()
             anonymous._request.unheard = (token.key,)
             return anonymous
-        if isinstance(found, Gone):
+        if isinstance(found, Gone) or self._is_closed_with_all(found):
             return None
         now = self._world.now_ms()
         if self._timed_out(found, token, now):
@@ -91,6 +108,13 @@ class Opening:
         else:
             self._report(EventKind.SESSION_UNHEARD, token.key, f"timed out by what answers; {lapsed.value}")
         return None
+
+    def _is_closed_with_all(self, copy: Copy) -> bool:
+        """Whether it was begun before everybody's sessions were closed."""
+        if self.everyone is None or self._record(copy).created_at > self.everyone.closed_before:
+            return False
+        self.copies.cache.mark_closed(copy.key)
+        return True
 
     def _forgotten_after_ms(self, token: SealedToken) -> int:
         """The age from which on a token may be of a session that timed out; the first one of all may be of one that
@@ -114,7 +138,7 @@ class Opening:
     def _record(self, copy: Copy) -> Record:
         record: Record | None = copy.record
         if record is None:
-            record = decode_record(copy.body)
+            record = seen_from(decode_record(copy.body), self.site)
             if copy.marks is not None:
                 record = msgspec.structs.replace(record, chain=decode_chain(copy.marks))
             self._keep_decoded(copy, record)
@@ -124,6 +148,8 @@ class Opening:
     def _admit(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Session | None:
         """The session, if the token is one that its record accepts (mission A6, A7)."""
         record: Record = copy.record or self._record(copy)
+        if self.users is not None and record.created_at <= self.users.all_closed_before:
+            return None  # repair, or a write that was under way, has brought it back into the cache
         current = record.chain.current
         if now >= copy.review_at or token.session_id != current.session_id or token.timestamp != current.minted_at:
             if now >= copy.expires_at:
@@ -131,12 +157,12 @@ class Opening:
             verdict = self._judge(copy, token, now)
             if not verdict.accepted:
                 return None
-            session = session_of(copy, token, login, self.ended_by, self._shared)
+            session = session_of(copy, token, login, self.home, self._shared)
             session._request.verdict = verdict
             session._request.unsettled = True
             return session
         copy.shown_at = now
-        session = session_of(copy, token, login, self.ended_by, self._shared)
+        session = session_of(copy, token, login, self.home, self._shared)
         if token.version != copy.promised:
             session._request.unsettled = True  # the browser lacks the newest token
         return session
@@ -165,7 +191,7 @@ class Opening:
         """Until when (Unix ms) whoever shows the current token and only reads changes nothing: no successor is
         waiting or due, nor is a mark, a touch or a timeout."""
         chain = record.chain
-        if chain.next is not None or self._is_unknown(record):
+        if chain.next is not None or self._is_unknown(record) or not self.policy.rotate_after_ms:
             return 0
         due = [
             record.last_seen_at + self._touch_ms,
@@ -193,7 +219,7 @@ class Opening:
         elif not rolled_back:
             self._report(EventKind.DEAD_TOKEN, token.key, f"forgotten, {age_s} s old", record.user)
         if rolled_back or (stolen and self.policy.theft == "report"):
-            session = session_of(copy, token, login, self.ended_by, self._shared)
+            session = session_of(copy, token, login, self.home, self._shared)
             session._request.verdict = Shown.TOLERATED
             session._request.unsettled = True
             return session

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from coatcheck.errors import ConfigError
+from coatcheck.replication.farm_clock import TOLERANCE_MS
 
 Theft = Literal["close", "refuse", "report"]
 RolledBack = Literal["close", "accept"]
 Conflict = Literal["last_write", "reject"]
+AtSessionLimit = Literal["refuse", "close-oldest"]
+MAX_SESSIONS_OF_USER: Final = 256
+"""Sessions that are listed of one user, and the highest limit that can be set."""
 Merge = Callable[[str, Any, Any, Any], Any]
 """``merge(key, base, theirs, mine)`` returns the value to keep; an absent value is :data:`ABSENT`."""
 
@@ -30,6 +34,8 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     ``grace_ms``: how long a replaced token is still honest; at least the longest round trip plus lease plus
     clock skew. ``theft``: what to do when a dead token comes back. ``rolled_back``: what to do when the newest
     copy lacks what the browser was promised. ``conflict``: when two requests changed the same key.
+    ``sessions_per_user``: how many sessions one user may have at once (0: any number), and ``at_session_limit`` what a
+    login does that would be one more.
     """
 
     rotate_after_ms: int = MINUTE_MS
@@ -42,6 +48,8 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     new_session_ms: int = 0
     leeway_ms: int = 5_000
     max_tries: int = 6
+    sessions_per_user: int = 0
+    at_session_limit: AtSessionLimit = "close-oldest"
 
     def check(self) -> None:
         """Raises :class:`ConfigError` for values that cannot work together."""
@@ -77,5 +85,6 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     @property
     def tombstone_ms(self) -> int:
         """How long a close must be remembered: the longest token, and the longest stored entry, plus leeway on both
-        sides."""
-        return max(self.absolute_timeout_ms, self.max_token_age_ms) + self.linger_ms + 2 * self.leeway_ms
+        sides, and as much as a session may have begun in the future (:mod:`coatcheck.sessions.everyone`)."""
+        longest_ms = max(self.absolute_timeout_ms, self.max_token_age_ms)
+        return longest_ms + self.linger_ms + 2 * self.leeway_ms + TOLERANCE_MS

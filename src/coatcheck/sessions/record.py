@@ -10,7 +10,9 @@ import msgspec
 
 from coatcheck.errors import CorruptEntry, SessionDataError
 from coatcheck.replication.entry import MAX_ENTRY_BYTES
+from coatcheck.sessions.durable import SocketState
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.tokens.chain import Chain
 
 MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
@@ -21,14 +23,47 @@ EMPTY_DATA = b"\x80"
 _STRINGS = {str}
 
 
+class SiteChain(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The chain of a site; ``site`` is the host of its cookie, empty for the home site."""
+
+    site: str
+    chain: Chain
+
+
+class Redeemed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A ticket that began, or joined, the chain of a site; what is younger than a ticket's life is kept. ``revoked``:
+    that chain was taken away, and the ticket opens nothing any more."""
+
+    ticket: bytes
+    site: str
+    redeemed_at: int
+    revoked: bool = False
+
+
+class Handed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a record holds of a session that is used at several sites (protocol section 12)."""
+
+    chains: tuple[SiteChain, ...] = ()
+    redeemed: tuple[Redeemed, ...] = ()
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """``data``: the mapping, encoded (MessagePack). Times are Unix ms of the server's clock."""
+    """``data``: the mapping, encoded (MessagePack). Times are Unix ms of the server's clock.
+
+    ``chain``: stored, the home site's; while a web server has it in hand, that of its own site, and ``handed`` has the
+    others (:mod:`coatcheck.sessions.site_chains`).
+    """
 
     data: bytes
     created_at: int
     last_seen_at: int
     user: str | None
     chain: Chain
+    sockets: dict[bytes, SocketState] | None = None
+    """Its durable WebSockets, if it has any."""
+    handed: Handed | None = None
+    provider: ProviderLogin | None = None
+    """The session of an identity provider that it came from, if the app has named one."""
 
     def __repr__(self) -> str:
         return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
@@ -94,6 +129,16 @@ def encode_data(data: dict[str, Any]) -> bytes:
     if len(encoded) > MAX_DATA_BYTES:
         raise SessionDataError(f"the session has {len(encoded)} bytes; at most {MAX_DATA_BYTES} can be stored")
     return encoded
+
+
+def check_room(data: bytes, sockets: dict[bytes, SocketState]) -> None:
+    """Raises :class:`SessionDataError` if a session with such data has no room for what its WebSockets keep."""
+    size = len(data) + len(_encoder.encode(sockets))
+    if size > MAX_DATA_BYTES:
+        raise SessionDataError(
+            f"the session and the answers of its durable WebSockets have {size} bytes; at most {MAX_DATA_BYTES} can be "
+            "stored"
+        )
 
 
 def check_data(data: dict[str, Any], encoded: bytes) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from coatcheck.replication.cache import Copy
-from coatcheck.sessions.ending import SessionEnd
+from coatcheck.sessions.devices import SessionHome
+from coatcheck.sessions.durable import SocketChange
+from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import EMPTY_DATA
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
@@ -18,9 +20,6 @@ MAX_SHARED: Final = 1024
 MAX_SHARED_BYTES: Final = 1024
 """Of encoded data: what is larger is decoded for each request. Decoded, it usually takes seven times as much (2 MB for
 all), and 75 times if it was made to: a list of empty dicts (75 MB)."""
-
-EndedBy = Callable[[Any], Awaitable[SessionEnd]]
-"""Waits for the end of the session that a request state belongs to."""
 
 
 class SharedData(msgspec.Struct):
@@ -66,11 +65,23 @@ class RequestState:
     cleared: bool = False
     new_login: bool = False
     new_user: str | None = None
+    new_provider: ProviderLogin | None = None
+    """The session of an identity provider that this login came from."""
+    demands_version: bool = False
+    """Whether what was done to the data is stored only on top of what it was done to."""
     lost: str | None = None
     flushed: bool = False
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
-    ended_by: EndedBy | None = None
-    """Who knows when a session ends, and is given it; set by whoever hands it to the app."""
+    home: SessionHome | None = None
+    """Who knows when a session ends, and which others its user has; set by whoever hands it to the app."""
+    method: str = ""
+    """The request's method, and below its headers and who sent it; known where the user is, or is just logging in."""
+    headers: Iterable[Sequence[bytes]] = ()
+    client: str | None = None
+    socket: SocketChange | None = None
+    """What the next write changes for a durable WebSocket."""
+    is_open: bool = False
+    """Whether the head of its answer has left, and so no token can be told: then none is made."""
 
     @property
     def only_closes(self) -> bool:
@@ -81,6 +92,7 @@ class RequestState:
         """Nothing begins: of what the request did to its session, only that it closed it is left."""
         self.begins_anew = self.new_login = False
         self.new_user = None
+        self.new_provider = None
 
     @property
     def is_nothing(self) -> bool:

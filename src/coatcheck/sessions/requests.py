@@ -19,7 +19,7 @@ from coatcheck.errors import (
     UnavailableReason,
 )
 from coatcheck.events import Event, EventKind
-from coatcheck.replication.effects import Exclusive, Flow, as_flow
+from coatcheck.replication.effects import Exclusive, Flow, FreshKeys, as_flow
 from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle
@@ -56,7 +56,9 @@ class Requests:
         open_login: Callable[[bytes], SealedToken],
         seal: Callable[[Issue], bytes],
         rejected: Callable[[TokenReason, str | None], None],
+        keys_may_be_newer: bool = False,
     ) -> None:
+        """``keys_may_be_newer``: whether somebody can be asked about a key that is not known here."""
         self._lifecycle = lifecycle
         self._open_cached = lifecycle.open_cached
         self._is_settled = lifecycle.is_settled
@@ -65,7 +67,12 @@ class Requests:
         self._open_login = open_login
         self._seal = seal
         self._rejected = rejected
+        self._keys_may_be_newer = keys_may_be_newer
         self._world = lifecycle.copies.world
+
+    def now_ms(self) -> int:
+        """Unix ms, by the farm's clock."""
+        return self._world.now_ms()
 
     # -- open --------------------------------------------------------------------------------------
 
@@ -76,29 +83,49 @@ class Requests:
         """
         if opened.phase is not OPENING:
             opened.demand(OPENING, "open")
+        return self._open(opened, self._keys_may_be_newer)
+
+    def _open(self, opened: Opened, may_ask: bool) -> Flow[None] | None:
         header, transport = opened.cookie_header, opened.transport
+        login = False
         tokens: list[ShownToken] = []
         """Those that the browser shows and that are ours; the logged-in cookie's is first."""
         if transport.login_name in header and (text := transport.login.read(header)):
             try:
                 tokens.append((self._open_login(text), True))
+                login = True
             except TokenRejected as rejection:
+                if may_ask and rejection.reason is TokenReason.UNKNOWN_KEY:
+                    return self._open_with_fresh_keys(opened)
                 self._rejected(rejection.reason, opened.client)
         if header and (text := transport.read_anonymous(header)):
             try:
                 tokens.append((self._open_anonymous(text), False))
             except TokenRejected as rejection:
+                if may_ask and rejection.reason is TokenReason.UNKNOWN_KEY:
+                    return self._open_with_fresh_keys(opened)
                 self._rejected(rejection.reason, opened.client)
         session = self._open_cached(*tokens[0]) if tokens else self._fresh()
         if session is None:
             return self._load(opened, tokens)
+        if login:
+            _introduce(session, opened)
         opened.session = session
         opened.phase = OPEN
         return None
 
+    def _open_with_fresh_keys(self, opened: Opened) -> Flow[None]:
+        """Another server may seal with a key that this one has not heard of: that ends no session."""
+        is_fresh: bool = yield FreshKeys()
+        if not is_fresh:
+            raise SessionUnavailable(UnavailableReason.KEYS)
+        opening = self._open(opened, may_ask=False)
+        if opening is not None:
+            yield from opening
+
     def _fresh(self) -> Session:
         session = Session()
-        session._request.ended_by = self._lifecycle.ended_by
+        session._request.home = self._lifecycle.home
         return session
 
     def _load(self, opened: Opened, tokens: list[ShownToken]) -> Flow[None]:
@@ -114,6 +141,7 @@ class Requests:
         else:
             session = self._fresh()
         session._request.unheard = unheard
+        _introduce(session, opened)
         opened.session = session
         opened.phase = OPEN
 
@@ -141,6 +169,8 @@ class Requests:
             opened.failed = opened.failed or not request.closing
             request.drop_new()
         saved: Saved | Flow[Saved] | Exclusive = NOTHING
+        if request.new_login:
+            _introduce(session, opened)
         if not opened.failed:
             try:
                 saved = self._lifecycle.finish(session)
@@ -182,7 +212,40 @@ class Requests:
         opened.closed = saved.clear
         session = opened.session
         session._request.rotating = session._request.cleared = False
+        session._request.socket = None
         return opened.transport.answer(session, opened.cookie_header, saved, self._seal, status, headers)
+
+    # -- save --------------------------------------------------------------------------------------
+
+    def save(self, opened: Opened) -> Flow[None] | None:
+        """Between finish and end, for what stays open: store what was changed since. Repeatable.
+
+        No token is made, for none could be told. Raises as :meth:`end` does, and :class:`SessionClosed` if this very
+        request has closed its session.
+        """
+        opened.demand(FINISHED, "save")
+        session = opened.session
+        request = session._request
+        if opened.closed:
+            raise SessionClosed("the session was closed")
+        request.is_open = True
+        if request.socket is None and self._lifecycle.is_unchanged_since(session):
+            return None
+        saved = self._lifecycle.finish(session)
+        if isinstance(saved, Saved):
+            return None
+        if session.is_new or request.new_login:
+            (saved.flow if isinstance(saved, Exclusive) else saved).close()
+            return self._end_too_late(session)
+        return self._save(opened, as_flow(saved))
+
+    def _save(self, opened: Opened, saving: Flow[Saved]) -> Flow[None]:
+        session = opened.session
+        saved = yield from saving
+        if saved.clear:
+            opened.closed = True
+            return
+        self._lifecycle.note_stored(session)
 
     # -- end ---------------------------------------------------------------------------------------
 
@@ -216,6 +279,12 @@ class Requests:
         if isinstance(closing, Saved):
             raise CoatcheckError(TOO_LATE)
         return _and_then_too_late(as_flow(closing))
+
+
+def _introduce(session: Session, opened: Opened) -> None:
+    """Who asks: what a user is shown of a device, and whether the request may close any."""
+    request = session._request
+    request.method, request.headers, request.client = opened.method, opened.headers, opened.client
 
 
 def _only(saving: Flow[Saved]) -> Flow[None]:

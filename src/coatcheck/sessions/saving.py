@@ -11,6 +11,7 @@ from coatcheck.replication.effects import Detach, Exclusive, Flow, as_flow
 from coatcheck.replication.policy import Durability
 from coatcheck.replication.version import Version, holds
 from coatcheck.sessions.delta import merge
+from coatcheck.sessions.durable import SocketChange, SocketState
 from coatcheck.sessions.issuing import Issue, token_to_tell
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opening import Opening
@@ -18,9 +19,9 @@ from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.record import (
     KNOWN_MS,
     Record,
+    check_room,
     decode_data,
     encode_data,
-    encode_record,
 )
 from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
@@ -76,6 +77,8 @@ class Saving(Opening):
             return None
         chain = (copy.record or self._record(copy)).chain
         told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
+        if not told.session_id:
+            return None  # the chain of this site was revoked meanwhile
         token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number)
         return None if token is None else Issue(token, request.login)
 
@@ -114,7 +117,8 @@ class Saving(Opening):
             now = self._world.now_ms()
             record = self._next_record(session, copy, before, now)
             rotated = record.chain is not before.chain
-            if not rotated and record.data == before.data and not self._touch_due(before, record):
+            same = record.data == before.data and record.sockets == before.sockets
+            if not rotated and same and not self._touch_due(before, record):
                 request.copy_held = copy  # a parallel request has stored all that this one would
                 # A write that was refused is stored all the same, and the claim that found it has it.
                 found = bool(offered) and request.blob == request.saved_blob
@@ -126,7 +130,7 @@ class Saving(Opening):
             needed = level if needed != "all" else needed
             expires_at = record.expires_at(self.policy)
             review_at = 0 if rotated else copy.review_at  # a later touch and timeout only put it off
-            written = yield from self.copies.write(copy, encode_record(record), now, expires_at, level)
+            written = yield from self.copies.write(copy, self._encode(record), now, expires_at, level)
             if written is not None:
                 stored = self._hosted(key)
                 if stored is None:
@@ -134,12 +138,16 @@ class Saving(Opening):
                 self._keep_decoded(stored, record)
                 stored.review_at = review_at
                 request.copy_held = stored
+                if record.user is not None and self.users is not None:
+                    self.users.note_activity(key, record, request.headers, request.client)
                 request.blob = request.saved_blob
                 if record.chain.next is not None and record.chain.next is not before.chain.next:
                     self._report(EventKind.SESSION_ROTATED, key, "a new token", record.user)
                 return Saved(self._tell(session, stored, wrote=True), written=written)
             offered.append(copy.version.next_write())
-        raise ConflictError("other requests changed this session faster than this one could save it")
+        # No conflict: nobody need have changed the same keys, or anything. Puts are refused also by session servers
+        # whose answers to the claim were lost.
+        raise SessionUnavailable(UnavailableReason.CONTENDED)
 
     def _owned(self, key: bytes, shown: SealedToken | None) -> Flow[Copy]:
         """The acknowledged copy to write on top of, asked for if our lease of it is over."""
@@ -147,6 +155,8 @@ class Saving(Opening):
         accept = self.policy.rolled_back == "accept"
         found: Copy | Gone = yield from self.copies.load(key, promised, accept, number)
         if isinstance(found, Copy):
+            if self._is_closed_with_all(found):
+                raise SessionClosed("all sessions were closed")
             return found
         if found is Gone.UNHEARD:
             raise SessionUnavailable(UnavailableReason.UNHEARD)
@@ -164,15 +174,21 @@ class Saving(Opening):
         if record.data != request.blob:
             if data == request.blob:
                 data = record.data
+            elif request.demands_version:
+                raise ConflictError("the session's data was changed by another request")
             else:
                 base, theirs = decode_data(request.blob), decode_data(record.data)
                 merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
                 data = encode_data(merged)
         chain = record.chain
-        if now >= copy.review_at or request.verdict is not CURRENT or request.rotating:
+        if (now >= copy.review_at or request.verdict is not CURRENT or request.rotating) and not request.is_open:
             chain = self._next_chain(session, chain, copy, now)
         last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
-        return Record(data, record.created_at, last_seen_at, record.user, chain)
+        change = request.socket
+        sockets = record.sockets if change is None else _changed_sockets(change, record, data)
+        return Record(
+            data, record.created_at, last_seen_at, record.user, chain, sockets, record.handed, record.provider
+        )
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
@@ -197,3 +213,10 @@ class Saving(Opening):
         if needs_successor(chain, verdict, now, rotate_after_ms):
             chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)
         return chain
+
+
+def _changed_sockets(change: SocketChange, record: Record, data: bytes) -> dict[bytes, SocketState] | None:
+    sockets = change.applied(record.sockets)
+    if sockets is not None:
+        check_room(data, sockets)
+    return sockets

@@ -12,7 +12,15 @@ from coatcheck.options import LONGEST_S, Option, judge
 from coatcheck.replication.placement import MAX_LIST_NUMBER, Copies
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
 from coatcheck.sessions.ending import OpenStreams
-from coatcheck.sessions.policy import Conflict, Merge, RolledBack, SessionPolicy, Theft
+from coatcheck.sessions.policy import (
+    MAX_SESSIONS_OF_USER,
+    AtSessionLimit,
+    Conflict,
+    Merge,
+    RolledBack,
+    SessionPolicy,
+    Theft,
+)
 
 
 class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +121,21 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Option("And so many more at once, to begin with.", minimum=1, maximum=1_000_000),
     ] = 2000
+    sessions_per_user: Annotated[
+        int,
+        Option(
+            "How many sessions a user may have at once, by the name that the app gives `regenerate`. 0: any number.",
+            minimum=0,
+            maximum=MAX_SESSIONS_OF_USER,
+        ),
+    ] = 0
+    at_session_limit: Annotated[
+        AtSessionLimit,
+        Option(
+            "What a login does where its user has `sessions_per_user` already: `close-oldest` closes the session that "
+            "was begun first, `refuse` answers 409."
+        ),
+    ] = "close-oldest"
     lease_s: Annotated[
         float,
         Option(
@@ -145,6 +168,8 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
             idle_timeout_ms=_ms(self.idle_timeout_s),
             new_session_ms=_ms(self.new_session_life_s),
             absolute_timeout_ms=_ms(self.absolute_timeout_s),
+            sessions_per_user=self.sessions_per_user,
+            at_session_limit=self.at_session_limit,
         )
 
     def replication(self) -> ReplicationPolicy:
@@ -182,6 +207,8 @@ class SessionArguments(TypedDict, total=False):
     new_session_life_s: Duration
     new_sessions_per_minute: int
     new_sessions_burst: int
+    sessions_per_user: int
+    at_session_limit: AtSessionLimit
     lease_s: Duration
     store_timeout_s: Duration
 

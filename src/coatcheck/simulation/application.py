@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from coatcheck.hand_off.rules import Go, SiteVisit
 from coatcheck.sessions.mapping import Session
 
-Kind = Literal["read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout"]
+Kind = Literal[
+    "read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout", "close_user", "close_others",
+    "close_all", "travel",
+]  # fmt: skip
+"""``close_all``: an operator's; ``travel``: one step of a hand-off, or the page at its end."""
 
 
 class Operation:
@@ -25,13 +30,14 @@ class Operation:
 
 
 class Cookies:
-    """The two session cookies as the browser holds them; ``None``: no such cookie."""
+    """The two session cookies, and the binder of hand-offs, as the browser holds them; ``None``: no such cookie."""
 
-    __slots__ = ("anonymous", "login")
+    __slots__ = ("anonymous", "binder", "login")
 
-    def __init__(self, anonymous: Any = None, login: Any = None) -> None:
+    def __init__(self, anonymous: Any = None, login: Any = None, binder: bytes | None = None) -> None:
         self.anonymous = anonymous
         self.login = login
+        self.binder = binder
 
 
 class Attempt:
@@ -53,7 +59,9 @@ class Attempt:
         "parallel",
         "sent_at",
         "session",
+        "site",
         "task",
+        "visit",
         "web",
     )  # fmt: skip
 
@@ -69,6 +77,10 @@ class Attempt:
         """The web server that it came to."""
         self.session: Session | None = None
         self.operation: Operation | None = None
+        self.site = ""
+        """At which site it is sent."""
+        self.visit: SiteVisit | None = None
+        """What hand-offs look at."""
         self.task: Any = None
         self.answered = False
         self.asked_for: set[bytes] = set()
@@ -82,7 +94,7 @@ class Attempt:
 class Response:
     """``set_*``: a new cookie; ``clear_*``: delete it. ``status`` 503 or 409: the session could not be had or saved."""
 
-    __slots__ = ("clear_anonymous", "clear_login", "set_anonymous", "set_login", "status")
+    __slots__ = ("clear_anonymous", "clear_login", "go", "set_anonymous", "set_login", "status")
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
@@ -90,6 +102,8 @@ class Response:
         self.set_login: Any = None
         self.clear_anonymous = False
         self.clear_login = False
+        self.go: Go | None = None
+        """Where the browser is sent."""
 
 
 def act(attempt: Attempt, session: Session) -> None:

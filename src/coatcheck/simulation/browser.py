@@ -11,13 +11,21 @@ from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Process, Schedule
 
-KINDS: tuple[Kind, ...] = ("read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout")
-WEIGHTS = (34, 28, 9, 6, 6, 4, 4, 4, 2)
+KINDS: tuple[Kind, ...] = (
+    "read", "write", "delete", "register", "count", "nested", "rotate", "login", "logout",
+    "close_user", "close_others", "close_all",
+)  # fmt: skip
+WEIGHTS = (34, 28, 9, 6, 6, 4, 4, 4, 2, 0, 0, 0)
+WEIGHTS_OF_USERS = (24, 18, 4, 2, 2, 2, 4, 24, 6, 4, 6, 0)
+CLOSES_OF_ALL = 3
+"""The weight of an operator's close of everybody's sessions, where there are any."""
 THEFT_KINDS: tuple[Kind, ...] = ("read", "write")
 
 
 class FrontDoor(Protocol):
-    """Where requests go in."""
+    """Where requests go in. ``calm_since``: when faults stopped, in the schedule's seconds; infinite until then."""
+
+    calm_since: float
 
     def next_number(self) -> int: ...
 
@@ -48,9 +56,11 @@ class Browser(Process):
         self.wants: Callable[[str], bool] = lambda name: True
         """Which of its requests are sent, by name: a history may be run again without some."""
         self._ticks = 0
-        weights = list(WEIGHTS)
+        weights = list(WEIGHTS_OF_USERS if scenario.users else WEIGHTS)
         if not scenario.logins:
             weights[7] = weights[8] = 0
+        if scenario.everyone:
+            weights[-1] = CLOSES_OF_ALL
         self._weights = weights
 
     @property

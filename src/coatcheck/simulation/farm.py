@@ -119,7 +119,7 @@ class Farm(ABC, Generic[Web, Store]):
         """To the web server of the route cookie, mostly; to another one if that is down."""
         web: Web | None = attempt.browser.web
         if web is None or not web.ready or self.dice.random() >= self.scenario.stickiness:
-            ready = [one for one in self.webs if one.ready]
+            ready = [one for one in self.webs if one.ready and one.site == attempt.site]
             if not ready:
                 self._answer(attempt, Response(502))
                 return
@@ -187,6 +187,7 @@ class Farm(ABC, Generic[Web, Store]):
         """An idempotent request goes to another server; the first one may still be at work."""
         if attempt in self._in_hand and attempt in attempt.browser.outstanding:
             again = Attempt(self.next_number(), attempt.kind, attempt.browser, attempt.cookies, attempt.sent_at)
+            again.site = attempt.site
             attempt.browser.outstanding[again] = None
             attempt.browser.outstanding.pop(attempt, None)
             attempt.browser.web = None

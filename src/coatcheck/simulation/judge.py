@@ -43,7 +43,14 @@ class Judge:
         self.longest_trip_s = 0.0
         self.skew_range_ms = 0
         self.disturbed = not scenario.faultless
+        self.all_closing = 0
+        """The last moment (Unix ms) of which somebody tried to say that all sessions begun by then are closed."""
         self._ids: dict[bytes, bytes] = {}
+        self._takers: dict[bytes, bytes] = {}
+
+    def is_closed_with_all(self, log: SessionLog) -> bool:
+        """Whether nobody need serve a session any more, for an operator has closed, or tried to close, them all."""
+        return 0 < log.created_ms <= self.all_closing
 
     def fail(self, invariant: str, text: str) -> None:
         self.violations.append(f"{invariant}: {text}")
@@ -125,6 +132,10 @@ class Judge:
             self._judge_rollback(web, log, event.detail)
         elif event.kind is EventKind.SESSION_NOT_FOUND:
             self._judge_not_found(web, log)
+        elif event.kind is EventKind.HAND_OFF_REPLAYED:
+            for one, site in log.issued_at_site.items():
+                if site == web.site:
+                    log.revoked.setdefault(one, self.schedule.now)
         elif event.kind is EventKind.SESSION_EXPIRED:
             self._judge_expiry(web, log)
 

@@ -10,15 +10,16 @@ from coatcheck.replication.links import CHECK_EVERY_S
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.placement import QUORUM_FROM
 from coatcheck.replication.version import Version
-from coatcheck.simulation.judge import UNASKED, Judge, answered
+from coatcheck.simulation.judge import UNASKED, answered
 from coatcheck.simulation.log import Close, SessionLog, forgotten, holds, quorum
+from coatcheck.simulation.users import UserJudge
 from coatcheck.simulation.watched import WatchedWebServer
 
 ROUNDING_S = 1e-6
 FAR = float("inf")
 
 
-class LeaseJudge(Judge):
+class LeaseJudge(UserJudge):
     """Says when a lease is served that nobody has earned, or that has ended."""
 
     def heard(self, web: WatchedWebServer, notice: Notice, before: Any) -> None:
@@ -26,6 +27,8 @@ class LeaseJudge(Judge):
         if self.trace.on:
             version = self.trace.version(notice.version)
             self.say(f"{web.name} hears that {self.trace.key(notice.key)} is now {version}{' CLOSED' * notice.closed}")
+        if self.is_index(notice.key):
+            return
         self.log(notice.key).heard.add(notice.version)
         own = before is not None and before.version.claim == notice.version.claim
         if not own and notice.version.server_id != web.server_id:

@@ -26,7 +26,7 @@ from coatcheck.simulation.log import (
     quorum,
 )
 from coatcheck.simulation.put_judge import PutJudge, has_write, is_closed
-from coatcheck.simulation.watched import WatchedWebServer
+from coatcheck.simulation.watched import WatchedSessionServer, WatchedWebServer
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -77,16 +77,21 @@ class Ledger(PutJudge):
         self._note_trip(log, attempt)
         if session is None:
             told = any(event[0] >= began and event[1] == web.server_id for event in log.events)
-            if not (log.tombstones or log.lapses or told):
+            if not (log.tombstones or log.lapses or told or self.is_closed_with_all(log)):
                 self.fail("I1", f"{self.trace.key(log.key)} refused to #{attempt.number} without a reason")
             return
         copy = session._request.copy_held
         assert copy is not None
+        if self.scenario.sites and log.browser not in (None, attempt.browser):
+            self.fail("H1", f"#{attempt.number} is served {self.trace.key(log.key)}, which is of another browser")
         by_lease = log.key not in attempt.asked_for
         if self.trace.on:
             how = "from its lease" if by_lease else "after asking"
             self.say(f"#{attempt.number} {web.name} serves {self.trace.version(copy.version)} {how}")
         self._check_promise(web, log, token, copy, began)
+        self.check_closed_with_all(web, log, began)
+        if log.revoked.get(token.session_id, now) < began and not by_lease and not self.chain_may_fork(log):
+            self.fail("H5", f"#{attempt.number} is served by a token of a chain that was revoked")
         if session._request.verdict is Shown.IN_GRACE or session._request.verdict is Shown.LATE:
             self._check_dead(log, token)
         else:
@@ -237,8 +242,20 @@ class Ledger(PutJudge):
         if self._ids.setdefault(token.session_id, token.key) != token.key:
             self.fail("I5", "one session ID in two sessions")
         log.issued.setdefault(token.session_id, self.schedule.now)
+        if issue.login:
+            self.told_login(log)
         lost_before = self.schedule.now - max(0.0, self.scenario.grace_ms / 1000 - SLACK_S)
-        unshown = [one for one, at in log.issued.items() if one not in log.shown and at > lost_before]
+        log.issued_at_site.setdefault(token.session_id, web.site)
+        if log.browser is None:
+            log.browser = attempt.browser
+        # Who arrives from another site is told a chain's newest link, and shows none: that is a root, not a successor.
+        # What a revoked chain has issued is dead, and another chain has begun since.
+        none = log.shown | log.arrived_with | log.revoked.keys()
+        unshown = [
+            one
+            for one, at in log.issued.items()
+            if one not in none and at > lost_before and log.issued_at_site[one] == web.site
+        ]
         if len(unshown) > 1:
             if self.chain_may_fork(log) or self.scenario.wanted * 2 <= len(self.servers):
                 self.excuse("promise 1: two successors after a loss or a fork")
@@ -248,6 +265,33 @@ class Ledger(PutJudge):
                 self.fail("I5", f"{len(unshown)} unshown successors of {self.trace.key(log.key)}")
         if self.trace.on:
             self.say(f"#{attempt.number} {web.name} issues token {token.session_id[:2].hex()}")
+
+    def handed_over(self, web: WatchedWebServer, attempt: Attempt, issue: Issue) -> None:
+        """A ticket opens a session in the browser that has it, and none that is closed (protocol section 12)."""
+        token = issue.token
+        log = self.log(token.key)
+        self.counts["handed over"] += 1
+        self._note_trip(log, attempt)
+        if log.browser is not attempt.browser:
+            self.fail("H1", f"#{attempt.number} is given {self.trace.key(log.key)}, which is of another browser")
+        if self._ids.setdefault(token.session_id, token.key) != token.key:
+            self.fail("I5", "one session ID in two sessions")
+        if log.issued_at_site.setdefault(token.session_id, web.site) != web.site:
+            self.fail("H2", f"#{attempt.number} is given a token of another site")
+        log.issued.setdefault(token.session_id, self.schedule.now)
+        log.arrived_with.add(token.session_id)
+        log.came_back = True
+        log.last_active = attempt.began_at
+        copy = web.copies.cache.get(log.key)
+        if log.closes and copy is not None:
+            self._check_closed(web, log, copy, log.key not in attempt.asked_for, attempt.moment)
+        if self.trace.on:
+            self.say(f"#{attempt.number} {web.name} hands token {token.session_id[:2].hex()} over")
+
+    def taken(self, server: WatchedSessionServer, key: bytes, nonce: bytes) -> None:
+        """An item is taken by one taker, whatever its session server forgets."""
+        if self._takers.setdefault(key, nonce) != nonce:
+            self.fail("H3", f"{server.name} lets two take one item")
 
     def responding(self, web: WatchedWebServer, attempt: Attempt, session: Session) -> None:
         self.counts["answers"] += 1

@@ -151,6 +151,13 @@ class SessionLog:
         """Servers that dropped this one silently and have not been given it since."""
         self.thief = False
         self.issued: dict[bytes, float] = {}
+        self.issued_at_site: dict[bytes, str] = {}
+        self.arrived_with: set[bytes] = set()
+        """Of those, what browsers were given that arrived from another site."""
+        self.revoked: dict[bytes, float] = {}
+        """Those of chains that were taken away because a ticket was used twice, and since when."""
+        self.browser: Any = None
+        """Whose session this is, where nobody steals cookies."""
         self.shown: set[bytes] = set()
         self.shows: list[tuple[float, bytes]] = []
         """When which session ID was shown, in order."""
@@ -162,6 +169,7 @@ class SessionLog:
         self.longest_trip_s = 0.0
         """How long the slowest of its requests was on its way."""
         self.created_ms = 0
+        self.user: str | None = None
 
     def tombstones_at(self, moment: float, until: float | None = None) -> set[str]:
         """The session servers that had a final tombstone at a moment, and kept it ``until`` then (until now)."""

@@ -31,7 +31,7 @@ from coatcheck.simulation.withdrawals import check_withdrawal
 MOST_OFF_MS = 1_000.0
 """A web server knows the farm's time to half a round trip, and heeds none of more than two seconds (section 8). Said
 again here."""
-WILLED: tuple[Kind, ...] = ("login", "logout")
+WILLED: tuple[Kind, ...] = ("login", "logout", "close_user", "close_others")
 
 
 class PutJudge(LeaseJudge):
@@ -42,6 +42,9 @@ class PutJudge(LeaseJudge):
     def putting(self, web: WatchedWebServer, context: Any, effect: Put) -> None:
         """Invariant 4: no two payloads carry one version; a claim changes no data; a write holds what it should."""
         entry = effect.entry
+        if self.is_index(effect.key):
+            self.putting_index(web, effect)
+            return
         log = self.log(effect.key)
         identity = (entry.version, entry.closed)
         if self.trace.on:
@@ -87,6 +90,7 @@ class PutJudge(LeaseJudge):
             return
         self._note_write(log, entry, record.data, context)
         log.created_ms = record.created_at
+        log.user = record.user
 
     def _lacks_ms(self, web: WatchedWebServer, log: SessionLog, version: Version) -> float:
         """How much of its record's life the owner of a version that is put for the first time may lack: a write lacks
@@ -188,6 +192,8 @@ class PutJudge(LeaseJudge):
 
     def stored(self, server: WatchedSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
+        if self.is_index(key):
+            return
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
         log.vanished_on.discard(server.name)
@@ -303,7 +309,9 @@ class PutJudge(LeaseJudge):
     def forgot(self, server: WatchedSessionServer, keys: Iterable[bytes] | None = None, silently: bool = False) -> None:
         """A server restarted empty or stale, or dropped these keys: what it alone had is excused, what others have
         is not."""
-        for log in self.logs.values() if keys is None else [self.log(key) for key in keys]:
+        keys = None if keys is None else list(keys)
+        self.index_forgotten = self.index_forgotten or keys is None or any(map(self.is_index, keys))
+        for log in self.logs.values() if keys is None else [self.log(key) for key in keys if not self.is_index(key)]:
             entry = server.look(log.key)
             before = log.on.pop(server.name, None)
             self._note_writes(server, log, entry)

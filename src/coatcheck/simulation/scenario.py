@@ -8,14 +8,14 @@ from typing import Literal
 import msgspec
 
 from coatcheck.replication.policy import BelowTarget, Durability, ReplicationPolicy, TooFewAnswers
-from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.policy import AtSessionLimit, SessionPolicy
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 
 Profile = Literal[
     "mixed", "all", "calm", "expiry", "storm", "duel", "leases", "sleepers", "thieves", "wide", "lists", "newcomers",
-    "clocks", "many", "director", "links",
+    "clocks", "many", "director", "links", "users", "sites",
 ]  # fmt: skip
 """Kinds of histories. ``mixed``: each seed is one of the others, half of them ``all``: small farms and every fault
 that a message, a process or a link can have. ``duel``: three web servers at once at one session, and no fault.
@@ -26,7 +26,11 @@ of session servers that changes. ``newcomers``: sessions that live for seconds u
 ``clocks``: one clock at a time is wrong by hours. ``many``: as ``wide``, with nine or sixteen session servers.
 ``director``: the shipped director stands between browsers and web servers; no fault, deaths of web servers alone, or
 every fault that a director, a web server and the way between them can have.
-``links``: any of the others over connections that keep their order, with pauses that are longer than a lease."""
+``users``: many logins of two users, with limits or without, who close their other sessions, or
+all, and of operators who close everybody's.
+``links``: any of the others over connections that keep their order, with pauses that are longer than a lease.
+``sites``: any of the others at a farm of two sites, between which browsers go back and forth, and URLs are stolen; for
+the bare flows only."""
 
 
 Damage = Literal["narrow", "wide", "lists", "clocks", "deaths", "door"]
@@ -77,6 +81,17 @@ class Scenario(msgspec.Struct, frozen=True):
     new_session_ms: int = 0
     director: bool = False
     """Whether requests go through the shipped director; for the shipped shells only."""
+    users: bool = False
+    """Whether web servers keep an index of each user."""
+    everyone: bool = False
+    """Whether operators close everybody's sessions."""
+    user_limit: int = 0
+    """How many sessions a user may have; 0: any number."""
+    at_limit: AtSessionLimit = "close-oldest"
+    sites: bool = False
+    """Whether the farm has two sites, with the web servers in turn."""
+    stolen_urls: float = 0.0
+    """How many of the URLs that browsers are sent to are opened by another browser as well."""
     ordered: bool = False
     """Whether replies and notices of a session server come in order, on one connection."""
 
@@ -133,6 +148,8 @@ class Scenario(msgspec.Struct, frozen=True):
             absolute_timeout_ms=self.absolute_timeout_ms,
             leeway_ms=self.leeway_ms,
             new_session_ms=self.new_session_ms,
+            sessions_per_user=self.user_limit,
+            at_session_limit=self.at_limit,
         )
 
     def describe(self) -> str:
@@ -162,6 +179,29 @@ _MIXED: tuple[Profile, ...] = (
     "wide", "wide", "lists", "clocks", "leases", "newcomers",
 )  # fmt: skip
 
+_OF_SITES: tuple[Profile, ...] = (
+    "calm",
+    "all",
+    "all",
+    "storm",
+    "storm",
+    "wide",
+    "leases",
+    "sleepers",
+    "expiry",
+    "links",
+)
+
+
+def _of_two_sites(seed: int) -> Scenario:
+    dice = Random(f"sites {seed}")
+    return msgspec.structs.replace(
+        draw(seed, dice.choice(_OF_SITES)), sites=True, web_servers=dice.choice((2, 2, 3, 4)),
+        browsers=dice.choice((1, 2, 2)), gap_s=dice.choice((0.05, 0.2, 0.6)), requests=dice.randint(10, 24),
+        stolen_urls=dice.choice((0.0, 0.1, 0.4)), thief=False, real_seal=False,
+    )  # fmt: skip
+
+
 _LINKED: tuple[Profile, ...] = ("all", "storm", "wide", "wide", "wide", "lists", "leases", "sleepers", "clocks")
 
 
@@ -169,6 +209,8 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
     """The scenario of a seed: the same in every process."""
     if profile == "mixed":
         return draw(seed, Random(f"mixed {seed}").choice(_MIXED))
+    if profile == "sites":
+        return _of_two_sites(seed)
     if profile == "duel":
         return msgspec.structs.replace(
             draw(seed, "calm"), web_servers=3, tabs=4, gap_s=0.003, stickiness=0.0, requests=24, durability="all"
@@ -208,6 +250,14 @@ def draw(seed: int, profile: Profile = "all") -> Scenario:
         return msgspec.structs.replace(
             draw(seed, dice.choice(("calm", "expiry", "storm"))), new_session_ms=dice.choice((300, 800, 2_000)),
             leeway_ms=dice.choice((0, 200)), browsers=2, gap_s=dice.choice((0.05, 0.2, 0.6)),
+        )  # fmt: skip
+    if profile == "users":
+        dice = Random(f"users {seed}")
+        return msgspec.structs.replace(
+            draw(seed, dice.choice(("calm", "storm", "storm", "wide", "expiry"))), users=True, logins=True,
+            user_limit=dice.choice((0, 1, 1, 2)), at_limit=dice.choice(("refuse", "close-oldest")),
+            browsers=dice.choice((2, 3)), tabs=dice.choice((1, 2)), gap_s=dice.choice((0.003, 0.05, 0.2, 0.6)),
+            conflict="last_write", everyone=Random(f"everyone {seed}").random() < 0.4,
         )  # fmt: skip
     if profile == "links":
         dice = Random(f"links {seed}")

@@ -77,6 +77,8 @@ class WatchedWebServer(ABC):
     sealer: Sealer
     TIMEOUT_S: float
     """How long it waits for the answer of a session server."""
+    site = ""
+    """Which site of the farm it serves."""
 
     def __init__(self, name: str, run: int, servers: Mapping[str, WatchedSessionServer]) -> None:
         self.name = name

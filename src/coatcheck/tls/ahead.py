@@ -23,7 +23,7 @@ from coatcheck.seldom import Seldom
 from coatcheck.tls.client_hello import ClientHello
 from coatcheck.tls.entrance import sessions_of
 from coatcheck.tls.peek import peek_hello
-from coatcheck.tls.sharing import SharedSessions
+from coatcheck.tls.sharing import LookedFor, SharedSessions
 from coatcheck.tls.turnstile import Turnstile
 
 HELLO_TIMEOUT_S: Final = 10.0
@@ -220,7 +220,7 @@ class AheadServer(asyncio.AbstractServer):
             task.add_done_callback(self._greeting.discard)
 
     async def _greet(self, connection: socket.socket) -> None:
-        fetched: list[bytes] = []
+        looked_for = LookedFor()
         try:
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -228,7 +228,7 @@ class AheadServer(asyncio.AbstractServer):
                 async with asyncio.timeout(min(HELLO_TIMEOUT_S, self._handshake_timeout_s)):
                     hello = await peek_hello(self._loop, connection)
                 if isinstance(hello, ClientHello):
-                    fetched = await self._shared.fetch_ahead(hello)
+                    looked_for = await self._shared.fetch_ahead(hello)
             await self._turnstile.turn()
             await self._loop.connect_accepted_socket(
                 self._protocol_factory,
@@ -244,4 +244,4 @@ class AheadServer(asyncio.AbstractServer):
             connection.close()
             raise
         finally:
-            self._shared.forget(fetched)
+            self._shared.forget(looked_for)

@@ -181,7 +181,7 @@ class PeerDoor:
         if raw is None:
             return "it showed no certificate"
         certificate = x509.load_der_x509_certificate(raw)
-        names = _dns_names(certificate)
+        names = dns_names(certificate)
         if not names & self._allowed:
             return f"{', '.join(sorted(names)) or 'a nameless server'} is none of this server's peers"
         if self._revocations is not None and self._revocations.has(certificate):
@@ -220,7 +220,8 @@ class _AtDoor(MemoryItems):
         return self._door.is_open
 
 
-def _dns_names(certificate: x509.Certificate) -> frozenset[str]:
+def dns_names(certificate: x509.Certificate) -> frozenset[str]:
+    """Those that a certificate names as its own."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:

@@ -7,6 +7,7 @@ import os
 import ssl
 import time
 from asyncio import _get_running_loop
+from collections import Counter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -68,6 +69,13 @@ class FetchedSession(NamedTuple):
     key: bytes
 
 
+class LookedFor(NamedTuple):
+    """What was asked for ahead of one handshake, by the IDs of sessions."""
+
+    fetched: tuple[bytes, ...] = ()
+    missed: tuple[bytes, ...] = ()
+
+
 class SharedSessions:
     """The sessions of one context; made by :func:`coatcheck.tls.share_sessions`.
 
@@ -101,6 +109,8 @@ class SharedSessions:
         self._thread_limit_s = thread_limit_s
         self._loop_limit_s = loop_limit_s
         self._ahead: dict[bytes, FetchedSession] = {}
+        self._missed: Counter[bytes] = Counter()
+        """How many handshakes that are under way offer a session that was asked for and not had."""
         self._given: dict[int, tuple[bytes, bytes]] = {}
         """By connection, the ID and the session that its handshake was given: after a HelloRetryRequest it asks again
         (RFC 8446 section 4.1.4). Forgotten when the handshake ends with a session of its own."""
@@ -141,29 +151,37 @@ class SharedSessions:
 
     # -- ahead of the handshake, on event loops ----------------------------------------------------
 
-    async def fetch_ahead(self, hello: ClientHello) -> list[bytes]:
+    async def fetch_ahead(self, hello: ClientHello) -> LookedFor:
         """Fetch what this client offers before its handshake begins; answers what :meth:`forget` must be told after."""
         fetched: list[bytes] = []
+        missed: list[bytes] = []
         for raw, named in self._offers(hello):
-            if len(self._ahead) >= MAX_AHEAD:
+            if len(self._ahead) + len(self._missed) >= MAX_AHEAD:
                 break
             key, nonce = item_key(raw), os.urandom(NONCE_BYTES)
             try:
                 sealed = await self._fetch(named.store, key, nonce)
             except TakeOnceUnavailable as unavailable:
                 self._unavailable(unavailable)
+                missed.append(raw)
                 break
             record = self._opened(key, sealed)
             if record is not None:
                 self._ahead[raw] = FetchedSession(record, nonce, named.store, key)
                 fetched.append(raw)
                 break  # OpenSSL takes the first that it finds
-        return fetched
+            missed.append(raw)
+        self._missed.update(missed)
+        return LookedFor(tuple(fetched), tuple(missed))
 
-    def forget(self, fetched: list[bytes]) -> None:
+    def forget(self, looked_for: LookedFor) -> None:
         """The handshake is over: what it did not ask for is nobody's any more."""
-        for raw in fetched:
+        for raw in looked_for.fetched:
             self._ahead.pop(raw, None)
+        for raw in looked_for.missed:
+            self._missed[raw] -= 1
+            if not self._missed[raw]:
+                del self._missed[raw]
 
     def _offers(self, hello: ClientHello) -> list[tuple[bytes, NamedSession]]:
         offers = [(raw, self._ids.read(raw)) for raw in hello.offers if len(raw) == ID_BYTES]
@@ -229,7 +247,9 @@ class SharedSessions:
         if given is not None and given[0] == raw:
             return given[1]
         self.counts.offered += 1
-        fetched = self._ahead.pop(raw, None) or self._take(raw, named.store)
+        fetched = self._ahead.pop(raw, None)
+        if fetched is None and raw not in self._missed:
+            fetched = self._take(raw, named.store)
         if fetched is None or self._demands.are_others():
             return None
         record, now_ms = fetched.record, _now_ms()

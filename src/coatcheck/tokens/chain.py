@@ -7,6 +7,7 @@ of the server's clock.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -99,7 +100,8 @@ def needs_successor(chain: Chain, shown: Shown, now: int, rotate_after_ms: int) 
     """Whether this answer must mint: only when ``current`` or ``next`` was shown, never a second successor."""
     if chain.next is not None or shown not in (Shown.CURRENT, Shown.NEXT, Shown.RETURNED):
         return False
-    return now - chain.current.minted_at >= rotate_after_ms
+    # A new token with every response is that also where the clock of the web server that minted this one is ahead.
+    return rotate_after_ms == 0 or now - chain.current.minted_at >= rotate_after_ms
 
 
 def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
@@ -109,6 +111,20 @@ def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
     # The timestamp never goes back, whatever the clocks of two servers say.
     minted_at = max(now, chain.current.minted_at, *(old.link.minted_at for old in chain.retired))
     return Chain(chain.current, ChainLink(session_id, minted_at), chain.retired, chain.forgotten_at)
+
+
+def joined(chain: Chain, session_id: bytes, now: int, grace_ms: int, rotate_after_ms: int) -> Chain:
+    """The chain when a browser is told its newest link that has the session, and shows none (protocol section 12).
+
+    As an answer to the current token would: a successor is minted, with ``session_id``, if one is due. No mark says
+    that anybody has moved on: this answer may be lost.
+    """
+    chain = _without_lost_successor(chain, now, grace_ms)
+    return mint(chain, session_id, now) if needs_successor(chain, Shown.CURRENT, now, rotate_after_ms) else chain
+
+
+NO_CHAIN: Final = Chain(ChainLink(b"", 0), forgotten_at=1 << 62)
+"""Of a site where a session is not used: every token of it is refused, and accuses nobody."""
 
 
 def _is_dead(old: Retired, now: int, grace_ms: int) -> bool:

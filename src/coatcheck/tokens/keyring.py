@@ -61,6 +61,7 @@ class KeyRing:
         self._primary = _derive(secrets[primary], b"key-id", KEY_ID_BYTES)
         self._boxes: list[SealedBox] = []
         self._macs: list[KeyedMac] = []
+        self._on_change: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._secrets)} keys, primary {self._primary.hex()}>"
@@ -71,6 +72,10 @@ class KeyRing:
         box = SealedBox(self._keys(info), self._primary, info, random_bytes)
         self._boxes.append(box)
         return box
+
+    def on_change(self, forget: Callable[[], None]) -> None:
+        """Call ``forget`` after each change of the ring: what was opened before may not open any more."""
+        self._on_change.append(forget)
 
     def mac(self, purpose: str, audience: str) -> KeyedMac:
         """What marks and knows our own things that stand in clear, for one purpose and one audience."""
@@ -94,10 +99,19 @@ class KeyRing:
             box.use(self._keys(box.purpose), self._primary)
         for mac in self._macs:
             mac.use(*self._mac_keys(mac.purpose))
+        for forget in self._on_change:
+            forget()
 
     def credential(self, name: str) -> str:
         """A password that only holders of the primary key can know, for server-to-server authentication."""
         return _derive(self._secrets[self._primary], b"credential\x00" + name.encode(), 24).hex()
+
+    def credentials(self, name: str) -> tuple[str, ...]:
+        """Every password that a holder of one of our keys may show, the own one first: while keys are rotated, one side
+        of a connection may be a step ahead of the other."""
+        others = (secret for key_id, secret in self._secrets.items() if key_id != self._primary)
+        infos = (_derive(secret, b"credential\x00" + name.encode(), 24).hex() for secret in others)
+        return (self.credential(name), *infos)
 
     def derived(self, purpose: str) -> tuple[tuple[bytes, ...], int]:
         """Secrets for a ring of a process that must not open what this one seals, and the index of its primary."""
@@ -122,6 +136,10 @@ class SealedBox:
         # Format byte, key ID, purpose and audience are all authenticated.
         self._associated = {prefix: prefix + self.purpose for prefix in self._openers}
         self._sealing_associated = self._associated[self._prefix]
+
+    def knows(self, sealed: bytes) -> bool:
+        """Whether the key that sealed this is in the ring; nothing is opened for that."""
+        return sealed[:5] in self._openers
 
     def seal(self, plain: bytes, context: bytes = b"") -> bytes:
         """Seal with the primary key; ``context`` is authenticated, not stored. Adds 33 bytes."""
@@ -159,6 +177,10 @@ class KeyedMac:
         """``size`` bytes that only holders of the primary key can make."""
         return blake2b(clear, digest_size=size, key=self._marking).digest()
 
+    def marks(self, clear: bytes, size: int) -> list[bytes]:
+        """The marks that each of our keys makes, that of the primary first."""
+        return [blake2b(clear, digest_size=size, key=key).digest() for key in self._all]
+
     def is_ours(self, clear: bytes, mark: bytes) -> bool:
         """Whether a holder of one of our keys made this mark; in constant time for each key."""
         return any(compare_digest(blake2b(clear, digest_size=len(mark), key=key).digest(), mark) for key in self._all)
@@ -176,6 +198,9 @@ class PayloadSealer:
 
     def seal(self, key: bytes, header: bytes, body: bytes) -> bytes:
         return self._box.seal(body, key + header)
+
+    def knows(self, payload: bytes) -> bool:
+        return self._box.knows(payload)
 
     def unseal(self, key: bytes, header: bytes, payload: bytes) -> bytes:
         try:

@@ -24,6 +24,11 @@ _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/", b"+/!!")  # the standard alphabet's own signs are refused
 
 
+def audience_of(farm: str, site: str) -> str:
+    """Who alone opens a token: the farm, and of several sites the one whose cookie's host ``site`` is."""
+    return f"{farm}\x00{site}" if site else farm
+
+
 class SealedToken(NamedTuple):
     """The content of a token, opened.
 
@@ -58,6 +63,7 @@ class TokenCodec:
         self._open = box.open
         self._remembered: dict[bytes, SealedToken] = {}
         self._remembered_before: dict[bytes, SealedToken] = {}
+        ring.on_change(self.forget)
 
     def seal(self, key: bytes, session_id: bytes, timestamp: int, version: bytes, list_number: int = 0) -> bytes:
         """116 characters of base64url, no padding."""
@@ -85,7 +91,7 @@ class TokenCodec:
         return token
 
     def forget(self) -> None:
-        """Forget what was sealed and opened: the keys have changed."""
+        """Forget what was sealed and opened: the ring has changed, and a revoked key opens nothing."""
         self._remembered, self._remembered_before = {}, {}
 
     def _forget_older(self) -> None:

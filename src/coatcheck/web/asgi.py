@@ -10,20 +10,25 @@ from asyncio import get_running_loop
 from typing import get_args
 
 from coatcheck.drivers.sessions import Sessions
+from coatcheck.durable_words import CONNECT_ANEW, GO_ELSEWHERE, HEADER
 from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import (
     CoatcheckError,
     ConfigError,
+    ConflictError,
+    SessionClosed,
     SessionUnavailable,
 )
 from coatcheck.events import Event, EventKind
 from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.cookies import CookiePolicy
-from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.routes import Sticky
 from coatcheck.web.error_page import ErrorPage, page_for
+from coatcheck.web.hand_off import HandOffDoor
+from coatcheck.web.holding import HeldWebSocket, holding_for
 from coatcheck.web.interface import ASGIApp, Message, Receive, Scope, Send
-from coatcheck.web.open_websocket import is_caused_by_hang_up
+from coatcheck.web.open_websocket import POLICY_VIOLATION, is_caused_by_hang_up
 from coatcheck.web.replaced import MAX_LAYERS_NAMED
 from coatcheck.web.response import ResponseSender
 
@@ -35,7 +40,8 @@ class SessionMiddleware:
     ``cookies``: ``Secure`` and ``__Host-`` if you say nothing, but for sessions in memory. ``route_tag`` names this
     web server to the local director; ``sticky`` says which browsers are told it: all, or those with a session.
     ``error_pages``: what the middleware's own answers (503, 409) look like: pages by name
-    (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail.
+    (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail. ``durable_websockets``: whether a
+    coatcheck director is in front, and nobody else can speak to this server: then it can hold durable WebSockets.
 
     Raises :class:`coatcheck.ConfigError` for an argument of the wrong kind.
     """
@@ -48,13 +54,16 @@ class SessionMiddleware:
         route_tag: str | None = None,
         error_pages: ErrorPages | ErrorPage | None = None,
         sticky: Sticky = "browser",
+        durable_websockets: bool = False,
     ) -> None:
         _check_arguments(app, sessions, cookies, error_pages, sticky)
         self.app = app
         self.sessions = sessions
         self.requests = 0
         self._error_pages = error_pages
+        self._durable_websockets = durable_websockets
         self._transport = sessions.transport_of(cookies or sessions.cookies, route_tag, sticky)
+        self._door = HandOffDoor(self, cookies or sessions.cookies, self._transport)
         self._layers_named: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,13 +81,25 @@ class SessionMiddleware:
         if sessions.loop is not get_running_loop():
             sessions = await sessions.on_this_loop()
         # As Sessions.open does it, without a coroutine where nobody need be asked.
-        opened = Opened(sessions, header, client[0] if client else None, self._transport)
+        host = client[0] if client else None
+        opened = Opened(
+            sessions, header, host, self._transport, scope["method"] if kind == "http" else "GET", scope["headers"]
+        )
+        if kind == "websocket":
+            holding = holding_for(scope, opened, believed=self._durable_websockets)
+            if holding.ticket and not await self._take_over(holding, send, receive):
+                return
         try:
-            if (loading := sessions.requests.open(opened)) is not None:
+            if opened.phase is Phase.OPENING and (loading := sessions.requests.open(opened)) is not None:
                 await sessions.run_for(opened, loading)
         except SessionUnavailable as unavailable:
             await self.refuse(scope, send, Answer.refusal(unavailable), "session unavailable")
             return
+        if kind == "http" and sessions.hand_offs is not None:
+            seen = await self._door.answer(sessions.hand_offs, opened, scope, receive, send)
+            if seen is None:
+                return
+            scope = seen
         scope["session"] = opened.session
         response = ResponseSender(self, opened, scope, send)
         try:
@@ -92,6 +113,25 @@ class SessionMiddleware:
                 raise
         finally:
             response.finish()
+
+    async def _take_over(self, holding: HeldWebSocket, send: Send, receive: Receive) -> bool:
+        """Open the session of a WebSocket that another web server had; if that cannot be, the director is told why."""
+        opened = holding.opened
+        try:
+            found, holding.left = await opened.home.take_over(opened, holding.ticket)
+        except SessionClosed as closed:
+            code, why = POLICY_VIOLATION, str(closed)
+        except SessionUnavailable as unavailable:
+            code, why = GO_ELSEWHERE, str(unavailable)
+        except ConflictError as conflict:
+            code, why = CONNECT_ANEW, str(conflict)
+        else:
+            holding.socket = found.socket
+            return True
+        await receive()
+        await send({"type": "websocket.accept", "headers": [(HEADER, holding.ticket)]})
+        await send({"type": "websocket.close", "code": code, "reason": why})
+        return False
 
     def name_layer(self, layer: str) -> None:
         """Warn, once for each: what the app does to ``scope["session"]`` there does not reach our session."""
@@ -142,6 +182,8 @@ def _check_arguments(app: object, sessions: object, cookies: object, error_pages
         raise ConfigError(f"{name}: sessions: what connect(...) returns, not {type(sessions).__name__}")
     if cookies is not None and not isinstance(cookies, CookiePolicy):
         raise ConfigError(f"{name}: cookies: a CookiePolicy, not {type(cookies).__name__}")
+    if sessions.sites is not None and cookies not in (None, sessions.cookies):
+        raise ConfigError(f"{name}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
     if error_pages is not None and not isinstance(error_pages, ErrorPages) and not callable(error_pages):
         raise ConfigError(f"{name}: error_pages: ErrorPages or a function, not {type(error_pages).__name__}")
     if sticky not in get_args(Sticky):

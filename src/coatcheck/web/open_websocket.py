@@ -50,12 +50,14 @@ def is_caused_by_hang_up(error: BaseException) -> bool:
 class OpenWebSocket:
     """Stands between the server and the app; :meth:`hang_up` ends both sides in order."""
 
-    __slots__ = ("_accepted", "_closing", "_code", "_hung_up", "_reason", "_receive", "_send")
+    __slots__ = ("_accepted", "_closing", "_code", "_hung_up", "_reason", "_receive", "_send", "on_restart")
 
     def __init__(self, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         self._receive = receive
         self._send = send
         self._accepted = False
+        self.on_restart: Callable[[], None] | None = None
+        """What a WebSocket that another web server can go on with does in place of asking its client to connect."""
         self._code = SERVICE_RESTART
         self._reason = ""
         self._closing: asyncio.Future[None] | None = None
@@ -93,6 +95,9 @@ class OpenWebSocket:
         The app learns of it when the close has left: a server that sees the app end first closes without a code.
         """
         if not self._accepted or self._closing is not None:
+            return
+        if self.on_restart is not None and code == SERVICE_RESTART:
+            self.on_restart()
             return
         self._code, self._reason = code, reason
         close = {"type": "websocket.close", "code": code, "reason": reason}

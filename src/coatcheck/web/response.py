@@ -14,6 +14,7 @@ from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.mapping import replace
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.requests import FAILED
+from coatcheck.web.holding import HOLDING_KEY
 from coatcheck.web.interface import Header, Message, Middleware, Receive, Scope, Send
 from coatcheck.web.open_stream import OpenStream, has_length
 from coatcheck.web.open_websocket import POLICY_VIOLATION, SCOPE_KEY, TRY_AGAIN_LATER, OpenWebSocket
@@ -178,8 +179,10 @@ class ResponseSender:
         if answer.refused:
             await self._replace(answer)  # the app finds its connection closed when it next receives
             return
-        if answer.cookies:
-            message["headers"] = [*message.get("headers", ()), *answer.cookies]
+        holding = self._scope.get(HOLDING_KEY)
+        added = [*answer.cookies, *(holding.header() if holding is not None else ())]
+        if added:
+            message["headers"] = [*message.get("headers", ()), *added]
         await self._send(message)
         if self._may_watch():
             self._watch_session()

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import httpx
 import pytest
 import uvicorn
 
-from coatcheck.pool.service import http_connection
-from coatcheck.pool.service.http_connection import HEAD_TIMEOUT_S, BoundedConnection
+from coatcheck.service_kit import http_connection
+from coatcheck.service_kit.http_connection import HEAD_TIMEOUT_S
+from coatcheck.service_kit.http_server import server_config
 
 from .conftest import StartService
 from .service_process import BEARER, ServiceProcess
@@ -65,7 +66,8 @@ def test_peers_that_send_no_whole_head_are_given_up(service: ServiceProcess) -> 
 
 @contextmanager
 def serving(app: Any) -> Iterator[tuple[str, uvicorn.Server]]:
-    server = uvicorn.Server(uvicorn.Config(app, http=BoundedConnection, log_level="critical", lifespan="off"))
+    config = server_config(app)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -90,12 +92,36 @@ def test_peers_that_do_not_read_are_given_up(monkeypatch: pytest.MonkeyPatch, cl
     large = b"x" * (32 * 1024 * 1024)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(large))]})
         await send({"type": "http.response.body", "body": large})
 
     with serving(app) as (url, server), connect(url) as peer:
         peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + (b"Connection: close\r\n" if close else b"") + b"\r\n")
         assert peer.recv(9) == b"HTTP/1.1 "
+        wait_for(lambda: not server.server_state.connections)
+
+
+def test_what_is_left_when_a_connection_is_closed_is_bounded_however_little_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of some of these sizes so little is left behind what the kernel takes that the transport pauses nobody."""
+    monkeypatch.setattr(http_connection, "SEND_TIMEOUT_S", 0.2)
+    step, most = 48 * 1024, 8 * 1024 * 1024
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        size = int(scope["query_string"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    with serving(app) as (url, server), ExitStack() as peers:
+        for size in range(step, most, step):
+            peer = peers.enter_context(connect(url))
+            peer.sendall(b"GET /?%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % size)
+            assert peer.recv(9) == b"HTTP/1.1 "
         wait_for(lambda: not server.server_state.connections)
 
 

@@ -56,7 +56,7 @@ def token_file(tmp_path: Path) -> str:
         (("--logout-url", "http://127.0.0.1/a b"), "logout-url"),
         (("--key-file", "KEY"), "--store"),
         (("--tls-certificate", "missing.pem"), "tls-certificate"),
-        (("--tls-certificate", "missing.pem", "--tls-key", "missing.pem"), "cannot start"),
+        (("--tls-certificate", "missing.pem", "--tls-key", "missing.pem"), "cannot be read"),
     ],
 )
 def test_wrong_settings_end_it_with_one_line(
@@ -260,7 +260,7 @@ def test_operators_ask_the_store_or_the_service(start: StartService, tmp_path: P
     key = tmp_path / "key"
     key.write_text("m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4")
     store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(key))
-    service = start(*store)
+    service = start(*store, "--lease", "10m")  # the lease must outlive a dozen commands
     asked_service = ("--url", service.url, "--token-file", str(service.token_file))
     service.end_lease(service.signed_in("secret-1")["lease"])
     service.signed_in("secret-2", "BOB/1")

@@ -10,7 +10,7 @@ import pytest
 
 from coatcheck.simulation.scenario import draw
 from coatcheck.simulation.site.faults import SiteFaults
-from coatcheck.simulation.site.site import Site
+from coatcheck.simulation.site.site import ShippedFarm
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.world.world import SimulatedWorld
 
@@ -23,7 +23,7 @@ class Town:
             draw(2, "calm"), web_servers=2, session_servers=3, copies=2, browsers=1, lease_s=2.0, stickiness=1.0,
             durability="all", below_target="quorum", too_few_answers="refuse", real_seal=True, retries=False,
         )  # fmt: skip
-        self.site = Site(scenario, Trace(True), world)
+        self.site = ShippedFarm(scenario, Trace(True), world)
         self.site.ledger.disturbed = True
         self.faults = SiteFaults(self.site)
         self.browser = self.site.browsers[0]

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from coatcheck.director.io.client_shell import SHELL_ORDERS, ClientShell
 from coatcheck.director.io.client_wire import ClientWire
+from coatcheck.director.io.durable_ends import DurableEnds
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.io.server_link import ServerLink
 from coatcheck.director.io.tunnel_ends import TunnelEnds
 from coatcheck.director.rules.actions import Order, Reach, ReleaseServer, ToClient, ToServer
 from coatcheck.director.rules.admission import Guest
 from coatcheck.director.rules.connection import ProxiedConnection
+from coatcheck.director.rules.durable_socket import DurableSocket
 from coatcheck.director.rules.forwarding import ClientAddress
 
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
-
-class ClientLink(asyncio.Protocol):
+class ClientLink(ClientShell):
     """The shell around one :class:`~coatcheck.director.rules.connection.ProxiedConnection`."""
 
-    __slots__ = ("_beneath", "_guest", "_link", "_performing", "_relay", "_wire", "connecting", "machine", "transport")
+    __slots__ = ("_beneath", "_guest", "_performing", "_relay", "_wire", "machine")
 
     def __init__(self, relay: Relay, guest: Guest | None = None, beneath: asyncio.Transport | None = None) -> None:
         """With TLS: ``guest``, as it was counted before its handshake, and the transport ``beneath``."""
+        super().__init__()
         self._relay = relay
         self._guest = guest
         self._beneath = beneath
-        self._link: ServerLink | None = None
         self._performing = False
-        self.connecting: asyncio.Task[None] | None = None
         self.machine = cast(ProxiedConnection, None)
-        self.transport = cast(asyncio.Transport, None)
         self._wire = cast(ClientWire, None)
 
     # Events
@@ -141,41 +138,12 @@ class ClientLink(asyncio.Protocol):
     def _order(self, order: Order) -> None:
         _ORDERS[order](self)
 
-    def _leave_server(self) -> None:
-        link, self._link = self._link, None
-        self.connecting = None
-        if link is not None:
-            link.drop()
-
-    def _pause_server(self) -> None:
-        if self._link is not None and not self._link.transport.is_closing():
-            self._link.transport.pause_reading()
-
-    def _resume_server(self) -> None:
-        if self._link is not None and not self._link.transport.is_closing():
-            self._link.transport.resume_reading()
-
-    def _pause_client(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
-
-    def _resume_client(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-
     def _end_client(self) -> None:
         if not self.transport.is_closing():
             self.transport.write_eof()
 
     def _close_client(self) -> None:
         self._wire.close()
-
-    def _abort_client(self) -> None:
-        self.transport.abort()
-
-    def _reset_client(self) -> None:
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
 
     def _ask_to_go_on(self) -> None:
         self._relay.loop.call_soon(self._go_on)
@@ -185,7 +153,11 @@ class ClientLink(asyncio.Protocol):
         assert link is not None
         link.owner = None
         self._forget()
-        TunnelEnds(self._relay, self.machine.join(), self._wire, link.transport).perform()
+        joined = self.machine.join()
+        if isinstance(joined, DurableSocket):
+            DurableEnds(self._relay, joined, self._wire, link).perform()
+        else:
+            TunnelEnds(self._relay, joined, self._wire, link.transport).perform()
 
 
 _PERFORM: Final[dict[type, Callable[[ClientLink, Any], None]]] = {
@@ -194,15 +166,9 @@ _PERFORM: Final[dict[type, Callable[[ClientLink, Any], None]]] = {
     Order: ClientLink._order,
 }
 _ORDERS: Final[dict[Order, Callable[[ClientLink], None]]] = {
-    Order.LEAVE_SERVER: ClientLink._leave_server,
-    Order.PAUSE_SERVER: ClientLink._pause_server,
-    Order.RESUME_SERVER: ClientLink._resume_server,
-    Order.PAUSE_CLIENT: ClientLink._pause_client,
-    Order.RESUME_CLIENT: ClientLink._resume_client,
+    **SHELL_ORDERS,
     Order.END_CLIENT: ClientLink._end_client,
     Order.CLOSE_CLIENT: ClientLink._close_client,
-    Order.ABORT_CLIENT: ClientLink._abort_client,
-    Order.RESET_CLIENT: ClientLink._reset_client,
     Order.GO_ON: ClientLink._ask_to_go_on,
     Order.JOIN: ClientLink._join,
 }

@@ -18,6 +18,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_HOPS: Final = 16
 """Addresses of one X-Forwarded-For that are looked at, from the right."""
+_MAPPED: Final = "::ffff:"
 _SUBSCRIBER_BITS: Final = 64
 
 
@@ -102,6 +103,11 @@ class Admission:
                 self._by_address[guest.address] = left
             else:
                 del self._by_address[guest.address]
+
+
+def unmapped(address: str) -> str:
+    """An IPv4 address as such, also where a socket for both kinds shows it as one of IPv6 (RFC 4291, 2.5.5.2)."""
+    return address.removeprefix(_MAPPED) if "." in address else address
 
 
 def client_of(address: str) -> str:

@@ -9,6 +9,8 @@ from coatcheck.director.rules.actions import Order, ToClient, TunnelSide
 from coatcheck.director.rules.connection_state import BODY_HELD, PIPELINED
 from coatcheck.director.rules.deadlines import DeadlineKind
 from coatcheck.director.rules.delivery import Delivery
+from coatcheck.director.rules.durable_socket import DurableSocket
+from coatcheck.director.rules.durable_upgrade import OFFER_LINE
 from coatcheck.director.rules.faults import Fault
 from coatcheck.director.rules.forwarding import is_reserved, request_tail
 from coatcheck.director.rules.http_framing import BadHead
@@ -70,11 +72,13 @@ class ClientHalf(ServerHalf):
             self._guest_behind.leave()
             self._guest_behind = None
 
-    def join(self) -> Tunnel:
-        """The tunnel that both connections belong to from now on; to be called once, for :attr:`Order.JOIN`."""
+    def join(self) -> Tunnel | DurableSocket:
+        """What both connections belong to from now on; to be called once, for :attr:`Order.JOIN`."""
         assert self.state is State.TUNNEL and self.server is not None
         del self._traffic.connections[self]
         guests = [guest for guest in (self._guest, self._guest_behind) if guest is not None]
+        if self._upgrade is not None:
+            return self._join_durably(DurableSocket(self._traffic, self.server, guests, self._upgrade))
         tunnel = Tunnel(self._traffic, self.server, guests, can_half_close=self._can_half_close)
         tunnel.opened(self._stream.take_all(), client_full=self._client_full, server_full=self._server_full)
         if self._half_closed:
@@ -83,6 +87,13 @@ class ClientHalf(ServerHalf):
         # The tunnel counts as the request in flight now.
         self.server = None
         return tunnel
+
+    def _join_durably(self, durable: DurableSocket) -> DurableSocket:
+        durable.opened(self._stream.take_all(), client_full=self._client_full)
+        if self._half_closed:
+            durable.client_eof()
+        self.server = None
+        return durable
 
     def _eof_before_a_request(self) -> None:
         self._half_closed = True
@@ -149,6 +160,8 @@ class ClientHalf(ServerHalf):
         if fields is not self._known_fields:
             self._known_fields = fields
             self._tail = request_tail(fields, self._address)
+            if fields.websocket:
+                self._tail += OFFER_LINE
         method, cookies = head.method, head.cookies
         if cookies != self._cookies:
             self._cookies = cookies

@@ -9,6 +9,7 @@ from coatcheck.director.rules.actions import Action, Order
 from coatcheck.director.rules.admission import Guest
 from coatcheck.director.rules.deadlines import Deadline, DeadlineKind
 from coatcheck.director.rules.delivery import Delivery, WaitReason
+from coatcheck.director.rules.durable_upgrade import Upgrade
 from coatcheck.director.rules.faults import Fault
 from coatcheck.director.rules.forwarding import ClientAddress
 from coatcheck.director.rules.pace import ClientPace
@@ -37,8 +38,8 @@ class ConnectionState(Member):
         "_fresh_only", "_guest", "_guest_behind", "_half_closed", "_head", "_held", "_kept", "_kept_bytes",
         "_known_fields", "_limits", "_no_server_since", "_pace", "_pause", "_pauses", "_request", "_response",
         "_reused", "_sent_at", "_server_full", "_server_paused", "_stalled_bytes", "_stream", "_tag", "_tail",
-        "_taken_at", "_traffic", "_waiting_since", "actions", "begun_before", "due_at", "is_last", "sends_before",
-        "server", "state",
+        "_taken_at", "_traffic", "_upgrade", "_waiting_since", "actions", "begun_before", "due_at", "is_last",
+        "sends_before", "server", "state",
     )  # fmt: skip
 
     # Of the exchange, set with every request.
@@ -65,6 +66,8 @@ class ConnectionState(Member):
         limits = traffic.limits
         self._traffic = traffic
         self._limits = limits
+        self._upgrade: Upgrade | None = None
+        """How its durable WebSocket began, if it has become one."""
         self._address = address
         self._can_half_close = can_half_close
         self._guest = guest

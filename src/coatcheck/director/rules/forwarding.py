@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from coatcheck.director.rules.admission import Network, client_behind, is_within
+from coatcheck.director.rules.admission import Network, client_behind, is_within, unmapped
 from coatcheck.director.rules.http_framing import CHUNKED
 from coatcheck.director.rules.request_head import RequestFields
 
@@ -24,6 +24,7 @@ class ClientAddress:
     __slots__ = ("_block", "_block_host", "_networks", "_node", "_peer", "_proto", "is_trusted", "peer")
 
     def __init__(self, peer: str, *, tls: bool, trusted: tuple[Network, ...]) -> None:
+        peer = unmapped(peer)
         self.peer = peer
         self._peer = peer.encode("ascii", "replace")
         self._node = b'"[%s]"' % self._peer if b":" in self._peer else self._peer

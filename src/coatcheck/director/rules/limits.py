@@ -27,6 +27,8 @@ class Limits(DirectorSettings, frozen=True, kw_only=True):
     """Unused connections kept to each web server."""
 
     # Time-outs
+    websocket_close_s: float = 10.0
+    """How long a client may take to answer a close frame."""
     linger_s: float = 1.0
     tunnel_drain_s: float = 60.0
     """How long WebSockets of a web server that drains may go on."""

@@ -9,6 +9,7 @@ from coatcheck.director.rules.actions import Order, Reach, ReleaseServer, ToClie
 from coatcheck.director.rules.connection_state import ConnectionState
 from coatcheck.director.rules.deadlines import DeadlineKind
 from coatcheck.director.rules.delivery import Failure, Step, WaitReason
+from coatcheck.director.rules.durable_upgrade import Upgrade, for_client, is_deflated, ticket_of
 from coatcheck.director.rules.faults import FAULT_OF_FAILURE, Fault
 from coatcheck.director.rules.http_framing import CHUNKED, UNTIL_CLOSE, BadHead, HeadFault
 from coatcheck.director.rules.response_head import ResponseHead
@@ -340,7 +341,7 @@ class ServerHalf(ConnectionState):
         return rebuilt_head(head, 0, http10=self._head.fields.http10, close=False, hsts=b"")
 
     def _open_tunnel(self, head: ResponseHead, first: bytes) -> None:
-        """The web server agreed to speak WebSocket: from here on, bytes pass both ways unread."""
+        """The web server agreed to speak WebSocket: bytes pass both ways unread, unless its app has opted in."""
         if not (self._head.fields.websocket and head.websocket):
             raise BadHead(HeadFault.STATUS_LINE, 502)
         if not self._traffic.takes_websockets:
@@ -348,6 +349,10 @@ class ServerHalf(ConnectionState):
             self._fail(503, Fault.TOO_MANY_WEBSOCKETS)
             return
         self._delivery.replied = True
+        ticket = ticket_of(head)
+        if ticket is not None:
+            self._upgrade = Upgrade(self._request, self._tag, ticket, is_deflated(head), first)
+            head, first = for_client(head), b""
         self.actions += [ToClient(self._informational_head(head) + first), Order.JOIN]
         self.state = State.TUNNEL
 

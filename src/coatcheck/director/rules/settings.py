@@ -54,6 +54,36 @@ class DirectorSettings(msgspec.Struct, frozen=True, kw_only=True):
             maximum=604800,
         ),
     ] = 3600.0
+    websocket_move_s: Annotated[
+        float,
+        Option(
+            "How long a durable WebSocket is held while no web server goes on with it; then its browser gets 1012.",
+            duration=True,
+            minimum=0.5,
+            maximum=3600,
+        ),
+    ] = 10.0
+    max_websocket_message_bytes: Annotated[
+        int,
+        Option(
+            "Of one message of a durable WebSocket, in either direction; a longer one ends it with 1009.",
+            minimum=1024,
+            maximum=1 << 26,
+        ),
+    ] = 1 << 20
+    kept_websocket_bytes: Annotated[
+        int,
+        Option(
+            "Of the messages of a durable WebSocket that its app has not finished with, kept for the next web server; "
+            "with more the browser is not read.",
+            minimum=1024,
+            maximum=1 << 26,
+        ),
+    ] = 262144
+    kept_websocket_messages: Annotated[
+        int,
+        Option("How many of them are kept at most.", minimum=1, maximum=100_000),
+    ] = 256
     connect_timeout_s: Annotated[
         float,
         Option(

@@ -6,11 +6,11 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from coatcheck.director.rules.actions import Action, CheckNow, CloseUnused, DropHandshake, HealthChanged, TunnelAction
+from coatcheck.director.rules.actions import Action, CheckNow, CloseUnused, DropHandshake, HealthChanged
 from coatcheck.director.rules.admission import Admission, AdmissionPolicy, Guest, Refusal, client_of, is_within
 from coatcheck.director.rules.delivery import DeliveryPolicy, Failure
 from coatcheck.director.rules.faults import FAULT_OF_REFUSAL, Fault
@@ -85,8 +85,16 @@ class Member(ABC):
 class JoinedMember(Protocol):
     """A tunnel, as far as the others are concerned."""
 
-    server: ServerState
-    actions: list[TunnelAction]
+    @property
+    def server(self) -> ServerState | None:
+        """The web server that has it."""
+
+    @property
+    def actions(self) -> Sequence[Any]:
+        """What the shell is to do."""
+
+    def server_died(self) -> None:
+        """The process that has it has ended."""
 
     def abort(self) -> None:
         """End it now."""
@@ -150,6 +158,8 @@ class Traffic:
         """Requests that wait for a web server, in the order in which they came."""
         self.requests = 0
         self.retries = 0
+        self.resumed_websockets = 0
+        """How often a web server has gone on with a durable WebSocket that another one had."""
         self.evicted = 0
         """Idle connections closed to make room for new ones."""
         self.errors = dict.fromkeys((fault.value for fault in Fault), 0)
@@ -261,7 +271,7 @@ class Traffic:
                 self._attend(member)
         for tunnel in list(self.tunnels):
             if tunnel.server is server:
-                tunnel.abort()
+                tunnel.server_died()
                 self._attend(tunnel)
 
     def set_draining(self, server: ServerState, *, draining: bool) -> None:

@@ -103,6 +103,10 @@ class Tunnel:
         elif now - self._draining_since >= limits.tunnel_drain_s:
             self.abort()
 
+    def server_died(self) -> None:
+        """The process at its other end has ended."""
+        self.abort()
+
     def abort(self) -> None:
         """End both connections now."""
         self._both(TunnelOrder.ABORT)

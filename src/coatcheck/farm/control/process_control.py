@@ -49,6 +49,10 @@ class ProcessControl:
         """A line for the operator."""
         self._send({"event": "warning", "text": text})
 
+    def ask(self, what: str) -> None:
+        """Ask the supervisor for something; the answer comes as an operation of its own."""
+        self._send({"event": "asks", "for": what})
+
     def _send(self, message: Message) -> None:
         if self._writer is not None:
             self._writer.write(encode(message))

@@ -17,9 +17,11 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.files.run_directory import replace_private
+from coatcheck.tokens.ring_state import KeyState
 from coatcheck.tokens.secret import parse_key
 
 SECRET_BYTES: Final = 32
+PASSWORD_BYTES: Final = 24
 MAX_KEYS: Final = 16
 ENV: Final = "COATCHECK_KEYS"
 
@@ -57,12 +59,18 @@ class FarmKeys(msgspec.Struct, frozen=True):
         keys = self.keys[:index] + self.keys[index + 1 :]
         return msgspec.structs.replace(self, keys=keys, primary=self.primary - (index < self.primary))
 
+    @property
+    def announced(self) -> bytes | None:
+        """The key that is to seal next, if there is one: it stands behind the one that seals."""
+        return self.keys[-1] if self.primary < len(self.keys) - 1 else None
+
     def rows(self) -> list[dict[str, str]]:
-        """Each key's name and what it does, for operators."""
-        return [
-            {"key": key_name(key), "state": "seals" if at == self.primary else "opens"}
-            for at, key in enumerate(self.keys)
-        ]
+        """Each key's name and its state, for operators."""
+        rows = []
+        for at, key in enumerate(self.keys):
+            state = KeyState.RETIRING if at < self.primary else KeyState.ANNOUNCED
+            rows.append({"key": key_name(key), "state": (KeyState.ACTIVE if at == self.primary else state).value})
+        return rows
 
 
 class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,7 +97,7 @@ def load_or_create(path: Path, environ: Mapping[str, str]) -> FarmKeys:
     if text := environ.get(ENV):
         return _from_environment(text)
     if not path.exists():
-        save(path, FarmKeys((new_key(),), 0, secrets.token_urlsafe(24)))
+        save(path, FarmKeys((new_key(),), 0, secrets.token_urlsafe(PASSWORD_BYTES)))
     return load(path)
 
 
@@ -129,10 +137,9 @@ def save(path: Path, keys: FarmKeys) -> None:
 
 def _from_environment(text: str) -> FarmKeys:
     keys = tuple(parse_key(part, ENV) for part in text.split(",") if part.strip())
-    primary = _primary(keys, 0, ENV)
-    # Every farm that is given the same keys comes to the same password, without a second secret to carry.
-    password = blake2b(b"session-server", key=keys[primary][:64], digest_size=24).hexdigest()
-    return FarmKeys(keys, primary, password)
+    # The embedded session servers end with this start, and nobody else asks them: the password is of this start, and
+    # follows no key that may be rotated out.
+    return FarmKeys(keys, _primary(keys, 0, ENV), secrets.token_urlsafe(PASSWORD_BYTES))
 
 
 def _primary(keys: tuple[bytes, ...], primary: int, where: str) -> int:

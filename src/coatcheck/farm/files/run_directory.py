@@ -22,6 +22,7 @@ from coatcheck.session_server.handover import sync_directory
 FARM_FILE: Final = "farm.json"
 CONTROL_SOCKET: Final = "control.sock"
 KEYS_FILE: Final = "keys.json"
+RING_FILE: Final = "ring.sealed"
 LOCK_FILE: Final = "lock"
 SOCKETS_LINK: Final = "sockets"
 IGNORE_FILE: Final = ".gitignore"

@@ -43,6 +43,7 @@ class Operations:
             "sessions.show": self._show,
             "sessions.close": self._close,
             "keys.ls": self._keys.ls,
+            "keys.announce": self._keys.announce,
             "keys.rotate": self._keys.rotate,
             "keys.revoke": self._keys.revoke,
             "tls.status": self._tls.status,
@@ -180,13 +181,14 @@ class Operations:
 
     async def _list(self, message: Message, progress: Progress) -> Message:
         limit = max(1, min(int(message.get("limit") or 100), MAX_LISTED))
-        return await self._ask_web_server("sessions.ls", limit=limit)
+        return await self._ask_web_server("sessions.ls", limit=limit, user=message.get("user"))
 
     async def _show(self, message: Message, progress: Progress) -> Message:
         return await self._ask_web_server("sessions.show", key=str(message.get("key")))
 
     async def _close(self, message: Message, progress: Progress) -> Message:
-        return await self._ask_web_server("sessions.close", key=str(message.get("key")))
+        asked = {name: message.get(name) for name in ("user", "all")}
+        return await self._ask_web_server("sessions.close", key=str(message.get("key")), **asked)
 
     async def _ask_web_server(self, operation: str, **arguments: Any) -> Message:
         """Any one that answers: each can reach every session."""

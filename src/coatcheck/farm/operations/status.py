@@ -26,6 +26,7 @@ WEB_FIELDS: Final = (
     "events",
     "refused_new_sessions",
     "tls",
+    "signals",
 )
 SESSION_SERVER_FIELDS: Final = (
     "entries",
@@ -36,10 +37,12 @@ SESSION_SERVER_FIELDS: Final = (
     "max_bytes",
     "full",
     "refused_full",
+    "items",
+    "item_bytes",
 )
 
 
-GROUPS: Final = ("director", "web_servers", "session_servers", "tls_sessions")
+GROUPS: Final = ("director", "web_servers", "session_servers", "session_services", "tls_sessions")
 TLS_SESSIONS_FIELDS: Final = ("items", "item_bytes", "refused_full")
 
 
@@ -65,6 +68,7 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
         "director": [],
         "web_servers": [],
         "session_servers": [],
+        "session_services": [],
         "tls_sessions": [],
     }
     for (group, keeper, address), answer in zip(addressed, answers, strict=True):
@@ -103,7 +107,7 @@ async def _ask(keeper: Keeper) -> dict[str, Any] | None:
 
 def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
     known = answer or {}
-    if group == "web_servers":
+    if group in ("web_servers", "session_services"):
         return {name: known.get(name) for name in WEB_FIELDS}
     if group == "tls_sessions":
         return {name: known.get(name) for name in TLS_SESSIONS_FIELDS}

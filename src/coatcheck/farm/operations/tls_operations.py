@@ -1,4 +1,4 @@
-"""``coatcheck tls``: how the directors of a running farm share TLS sessions, and new ticket keys by hand."""
+"""``coatcheck tls``: how a running farm shares TLS sessions, and new ticket keys by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TlsOperations:
         self._farm = farm
 
     async def status(self, message: Message, progress: Progress) -> Message:
-        """How sessions are shared, and what each director worker says of it; ``None``: it does not answer."""
+        """How sessions are shared, and what each process says of it that ends TLS; ``None``: it does not answer."""
         farm = self._farm
         answers = await asyncio.gather(*(self._ask(keeper) for keeper in farm.tls_ends))
         directors = [
@@ -58,6 +58,6 @@ class TlsOperations:
 
 _WHY_NONE: Final = {
     "no tls": "this farm speaks no TLS (tls_certificate)",
-    "off": "tls_sharing is off, and each director worker has OpenSSL's own until it is restarted",
+    "off": "tls_sharing is off, and each process has OpenSSL's own until it is restarted",
     "take-once": 'with tls_sharing = "take-once" sessions are stored, and no ticket carries one',
 }

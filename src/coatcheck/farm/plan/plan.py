@@ -19,15 +19,21 @@ from coatcheck.farm.plan.roles import (
     OutsideItems,
     SessionOrders,
     SessionServerRole,
+    SessionServiceRole,
     WebServerRole,
     WebServerTarget,
 )
 from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.host_port import parse_host_port
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 from coatcheck.tokens.keyring import KeyRing
 
 ROUTE_SUFFIX: Final = "-route"
+SESSION_SERVICE: Final = "session-service"
 TLS_SESSIONS: Final = "tls-sessions"
+FORWARDED_SHARE: Final = 0.16
+"""Of what a handshake waits for its session, one call of the process that asks outside servers: all others wait there
+meanwhile."""
 """The process that keeps the TLS sessions of all directors, where each is resumed once."""
 
 
@@ -38,6 +44,8 @@ class Plan(msgspec.Struct, frozen=True):
     outside: tuple[SessionServerAddress, ...]
     """Session servers that are not ours to start."""
     web_servers: tuple[WebServerRole, ...]
+    session_services: tuple[SessionServiceRole, ...]
+    """One, or none."""
     tls_sessions: tuple[SessionServerRole, ...]
     """One, which has no room for sessions of the app, or none."""
     directors: tuple[DirectorRole, ...]
@@ -61,8 +69,11 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         )
         for name in (f"session-{n}" for n in range(1, 1 + (0 if outside else settings.session_servers)))
     )
-    copies_at = outside or tuple(SessionServerAddress(role.name, _url(role), proves_its_name=True) for role in embedded)
-    tls_sessions = (_tls_sessions(settings.name, keys, outside, internal),) if settings.keeps_tls_sessions else ()
+    copies_at = outside or tuple(_address(role) for role in embedded)
+    tls_sessions = (_tls_sessions(settings, keys, outside, internal),) if settings.keeps_tls_sessions else ()
+    # Web servers may ask the session servers themselves.
+    items_at = tuple(_address(role) for role in tls_sessions) or copies_at
+    session_orders = _session_orders(settings, items_at, keys) if settings.stores_tls_sessions else None
     end_to_end = settings.tls == "end-to-end"
     names = [f"web-{n}" for n in range(1, settings.web + 1)]
     web_servers = tuple(
@@ -81,9 +92,10 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             sticky=settings.sticky if settings.web > 1 else "session",
             credential=credential,
             trusted_proxies=settings.trusted_proxy,
-            audit_file=str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{name}.jsonl"),
+            audit_file=_audit_file(settings, name),
             audit_max_bytes=settings.audit_max_bytes,
-            ends_tls=_ends_tls(settings, internal.take(f"{name}-tls")) if end_to_end else None,
+            ends_tls=_ends_tls(settings, internal.take(f"{name}-tls"), session_orders) if end_to_end else None,
+            signals=_absolute(settings.signals),
         )
         for name in names
     )
@@ -105,15 +117,38 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             trusted_proxies=settings.trusted_proxy,
             error_pages=_absolute(settings.error_pages),
             limits=settings.director,
-            sessions=_session_orders(settings, tls_sessions[0], keys) if tls_sessions else None,
+            sessions=None if end_to_end else session_orders,
         )
         for n in range(1, settings.director_workers + 1)
     )
-    return Plan(embedded, outside, web_servers, tls_sessions, directors)
+    return Plan(embedded, outside, web_servers, _session_services(settings, copies_at, keys), tls_sessions, directors)
+
+
+def _session_services(
+    settings: FarmSettings, copies_at: tuple[SessionServerAddress, ...], keys: FarmKeys
+) -> tuple[SessionServiceRole, ...]:
+    if not settings.service:
+        return ()
+    host, port = parse_host_port(settings.service, "service")
+    service = SessionServiceRole(
+        name=SESSION_SERVICE,
+        address=Address(host, port),
+        callers=_absolute(settings.service_callers),
+        signals=_absolute(settings.signals),
+        sessions=_session_access(settings, SESSION_SERVICE, copies_at, keys),
+        cookies=settings.cookie,
+        audit_file=_audit_file(settings, SESSION_SERVICE),
+        audit_max_bytes=settings.audit_max_bytes,
+    )
+    return (service,)
+
+
+def _audit_file(settings: FarmSettings, server: str) -> str:
+    return str(Path(settings.audit_dir or Path(settings.run_dir, "audit")).absolute() / f"{server}.jsonl")
 
 
 def _tls_sessions(
-    farm: str, keys: FarmKeys, outside: tuple[SessionServerAddress, ...], internal: InternalAddresses
+    settings: FarmSettings, keys: FarmKeys, outside: tuple[SessionServerAddress, ...], internal: InternalAddresses
 ) -> SessionServerRole:
     """A session server for items alone, with a password of its own: directors know it, and not that of the others."""
     password = blake2b(b"TLS sessions of directors", key=keys.session_server_password.encode()[:64]).hexdigest()
@@ -123,7 +158,7 @@ def _tls_sessions(
         address=internal.take(TLS_SESSIONS),
         password=password,
         max_entries=1,
-        items=OutsideItems(farm, shared) if shared else None,
+        items=OutsideItems(settings.name, shared, settings.tls_fetch_timeout_s * FORWARDED_SHARE) if shared else None,
     )
 
 
@@ -132,28 +167,29 @@ def shared_by_machines(outside: tuple[SessionServerAddress, ...]) -> tuple[Sessi
     return tuple(address for address in outside if address.parts.scheme != "sqlite")
 
 
-def _session_orders(settings: FarmSettings, store: SessionServerRole, keys: FarmKeys) -> SessionOrders:
+def _session_orders(settings: FarmSettings, stores: tuple[SessionServerAddress, ...], keys: FarmKeys) -> SessionOrders:
     secrets, primary = tls_session_ring(keys)
     return SessionOrders(
         farm=settings.name,
         lifetime_s=int(settings.tls_session_lifetime_s),
-        store=store.name,
-        url=_url(store),
+        fetch_timeout_s=settings.tls_fetch_timeout_s,
+        stores=stores,
         keys=secrets,
         primary=primary,
     )
 
 
 def tls_session_ring(keys: FarmKeys) -> tuple[tuple[bytes, ...], int]:
-    """What directors seal TLS sessions with: derived from the key ring, and no way back."""
+    """What TLS sessions are sealed with: derived from the key ring, and no way back, for directors may not have it."""
     return KeyRing(keys.keys, keys.primary).derived("tls sessions of directors")
 
 
-def _ends_tls(settings: FarmSettings, address: Address) -> EndsTls:
+def _ends_tls(settings: FarmSettings, address: Address, sessions: SessionOrders | None) -> EndsTls:
     return EndsTls(
         address=address,
         certificate=settings.tls_certificate,
         key=settings.tls_key,
+        sessions=sessions,
         takeover=settings.takeover,
         limits=settings.director,
         route_cookie=settings.cookie.name + ROUTE_SUFFIX,
@@ -170,7 +206,12 @@ def _session_access(
         keys=keys.keys,
         primary_key=keys.primary,
         settings=settings.session,
+        sites=settings.sites,
     )
+
+
+def _address(role: SessionServerRole) -> SessionServerAddress:
+    return SessionServerAddress(role.name, _url(role), proves_its_name=True)
 
 
 def _url(role: SessionServerRole) -> str:

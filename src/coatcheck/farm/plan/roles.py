@@ -54,6 +54,8 @@ class OutsideItems(msgspec.Struct, frozen=True):
 
     farm: str
     session_servers: tuple[SessionServerAddress, ...]
+    limit_s: float
+    """How long one call may take."""
 
 
 class SessionServerRole(msgspec.Struct, frozen=True, tag="session-server", tag_field="role", kw_only=True):
@@ -80,7 +82,9 @@ class EndsTls(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str
     key: str
     tickets: TicketOrders | None = None
-    """How web servers share TLS sessions, if they do."""
+    """How web servers share TLS sessions, if by ticket keys."""
+    sessions: SessionOrders | None = None
+    """How they share TLS sessions, if each is to be resumed once."""
     takeover: bool
     """Whether another web server can go on with a connection of this one."""
     limits: DirectorSettings = DirectorSettings()
@@ -112,6 +116,8 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     """Where audit records go, if anywhere."""
     audit_max_bytes: int = 0
     ends_tls: EndsTls | None = None
+    signals: str = ""
+    """The file of logout signals: whom to tell when sessions end here."""
 
     def __repr__(self) -> str:
         return f"WebServerRole({self.name!r}, {self.address})"
@@ -126,7 +132,7 @@ class WebServerTarget(msgspec.Struct, frozen=True):
 
 
 class TicketOrders(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that all directors of a farm seal and open TLS tickets with, and nothing that they come from."""
+    """The keys that all that end TLS in a farm seal and open tickets with, and nothing that they come from."""
 
     farm: str
     period_ms: int
@@ -139,19 +145,18 @@ class TicketOrders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionOrders(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the directors of a farm keep their TLS sessions, and what they seal them with: keys that open nothing
-    else."""
+    """Where the processes of a farm that end TLS keep its sessions, and what they seal them with: keys that open
+    nothing else."""
 
     farm: str
     lifetime_s: int
-    store: str
-    """The process that keeps them, by its name."""
-    url: str
+    fetch_timeout_s: float
+    stores: tuple[SessionServerAddress, ...]
     keys: tuple[bytes, ...]
     primary: int
 
     def __repr__(self) -> str:
-        return f"SessionOrders({self.farm!r}, {self.store!r})"
+        return f"SessionOrders({self.farm!r}, {self.stores!r})"
 
 
 class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role", kw_only=True):
@@ -184,4 +189,22 @@ class DirectorRole(msgspec.Struct, frozen=True, tag="director", tag_field="role"
         return f"DirectorRole({self.name!r}, {self.address})"
 
 
-Role = SessionServerRole | WebServerRole | DirectorRole
+class SessionServiceRole(msgspec.Struct, frozen=True, tag="session-service", tag_field="role", kw_only=True):
+    """A process of the session service."""
+
+    name: str
+    address: Address
+    callers: str
+    """The file of those who may ask."""
+    signals: str = ""
+    """The file of logout signals."""
+    sessions: SessionAccess
+    cookies: CookiePolicy = CookiePolicy()
+    audit_file: str = ""
+    audit_max_bytes: int = 0
+
+    def __repr__(self) -> str:
+        return f"SessionServiceRole({self.name!r}, {self.address})"
+
+
+Role = SessionServerRole | WebServerRole | SessionServiceRole | DirectorRole

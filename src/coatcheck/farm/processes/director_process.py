@@ -8,13 +8,12 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.embedded import EmbeddedDirector
+from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
-from coatcheck.farm.processes.farm_tls import FarmTls
 from coatcheck.farm.settings.error_pages import load_error_pages
-from coatcheck.takeover.io.passing_door import PassingDoor
 
 
 async def run(role: DirectorRole, control: ProcessControl) -> None:
@@ -32,6 +31,8 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     )
     tls = None
     if role.tls_certificate:
+        from coatcheck.farm.processes.farm_tls import FarmTls  # most of the start of a process that speaks no TLS
+
         tls = FarmTls(role.name, role.tls_certificate, role.tls_key, role.tickets, role.sessions)
     stored = tls.stored if tls is not None else None
     director = EmbeddedDirector(
@@ -74,6 +75,8 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
     listener = socket.socket(fileno=role.listener)
     async with stored.reach_store() if stored is not None else nullcontext():
         if role.passes_tls:
+            from coatcheck.takeover.io.passing_door import PassingDoor
+
             await director.start(entrance=lambda relay: PassingDoor(relay, listener, role.limits.kept_body_bytes))
         else:
             await director.start(listener)

@@ -67,20 +67,20 @@ class ByTakingOnce:
 
     def __init__(self, context: ssl.SSLContext, orders: SessionOrders, server: str) -> None:
         # Only who stores sessions needs all this.
-        from coatcheck.stores.session_server_url import SessionServerAddress
         from coatcheck.stores.take_once.opening import items_at
         from coatcheck.tls.record import RecordSealer
         from coatcheck.tls.repository import SessionRepository
         from coatcheck.tls.session_id import SessionIds, store_tag
-        from coatcheck.tls.sharing import LOOP_LIMIT_S, THREAD_LIMIT_S, SharedSessions
+        from coatcheck.tls.sharing import SharedSessions
         from coatcheck.tokens.keyring import KeyRing
 
         self._ring = KeyRing(orders.keys, orders.primary)
-        address = SessionServerAddress(orders.store, orders.url, proves_its_name=True)
-        self._shared = SharedSessions(
+        self.sessions = SharedSessions(
             context,
             SessionRepository(
-                lambda: [items_at(address, orders.farm, LOOP_LIMIT_S)], store_tag, put_limit_s=THREAD_LIMIT_S
+                lambda: [items_at(store, orders.farm, orders.fetch_timeout_s) for store in orders.stores],
+                store_tag,
+                put_limit_s=orders.fetch_timeout_s,
             ),
             SessionIds(self._ring, orders.farm, server, os.urandom),
             RecordSealer(self._ring, orders.farm, os.urandom),
@@ -88,14 +88,16 @@ class ByTakingOnce:
             farm=orders.farm,
             siblings=Siblings(),
             lifetime_s=orders.lifetime_s,
+            thread_limit_s=orders.fetch_timeout_s,
+            loop_limit_s=orders.fetch_timeout_s,
         )
 
     @property
     def why_off(self) -> str:
-        return self._shared.why_off
+        return self.sessions.why_off
 
     def status(self) -> Mapping[str, object]:
-        return self._shared.status()
+        return self.sessions.status()
 
     def operations(self) -> dict[str, Any]:
         return {"tls_keys": self._change_keys}
@@ -107,32 +109,33 @@ class ByTakingOnce:
     @asynccontextmanager
     async def reach_store(self) -> AsyncIterator[None]:
         """Have links to the store on this event loop; entered also while it is away."""
-        await self._shared.open_here()
+        await self.sessions.open_here()
         try:
             yield
         finally:
-            await self._shared.close_here()
+            await self.sessions.close_here()
 
     def ahead(self) -> Any:
         """Fetches a client's session ahead of its handshake: :data:`coatcheck.director.options.AroundHandshake`."""
         from coatcheck.tls.client_hello import ClientHello
         from coatcheck.tls.peek import peek_hello
+        from coatcheck.tls.sharing import LookedFor
         from coatcheck.tls.turnstile import Turnstile
 
-        shared, loop = self._shared, asyncio.get_running_loop()
+        sessions, loop = self.sessions, asyncio.get_running_loop()
         turnstile = Turnstile(loop)
 
         @asynccontextmanager
         async def around(connection: socket.socket) -> AsyncIterator[None]:
-            fetched: list[bytes] = []
+            looked_for = LookedFor()
             try:
                 hello = await peek_hello(loop, connection)
                 if isinstance(hello, ClientHello):
-                    fetched = await shared.fetch_ahead(hello)
+                    looked_for = await sessions.fetch_ahead(hello)
                 await turnstile.turn()
                 yield
             finally:
-                shared.forget(fetched)
+                sessions.forget(looked_for)
 
         return around
 

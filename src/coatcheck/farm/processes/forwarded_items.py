@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from coatcheck.replication.placement import Placement
 from coatcheck.take_once.port import TakeOnceForThreads, TakeOnceFull, TakeOncePlace, TakeOnceUnavailable
 from coatcheck.tls.breaker import Breaker
-
-LIMIT_S: Final = 0.08
-"""So long a handshake of a thread waits, too; meanwhile the others' wait here."""
 
 T = TypeVar("T")
 
@@ -26,8 +23,8 @@ class ForwardedItems:
 
     held_bytes = 0
 
-    def __init__(self, places: Sequence[TakeOncePlace], limit_s: float = LIMIT_S) -> None:
-        """``limit_s``: how long one call may take."""
+    def __init__(self, places: Sequence[TakeOncePlace], limit_s: float) -> None:
+        """``limit_s``: how long one call may take; meanwhile the other handshakes' wait here."""
         self._limit_s = limit_s
         self._ways = {place.name: (place.for_threads(), Breaker()) for place in places}
         self._placement = Placement(list(self._ways), copies=1)

@@ -19,13 +19,14 @@ import msgspec
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import MAX_LINE_BYTES
 from coatcheck.farm.control.process_control import ProcessControl
-from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, WebServerRole
+from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, SessionServiceRole, WebServerRole
 from coatcheck.farm.processes.descriptors import raise_limit
 from coatcheck.farm.processes.parent import die_with_parent
 
 _MODULES: Final[dict[type, str]] = {
     SessionServerRole: "coatcheck.farm.processes.session_server_process",
     WebServerRole: "coatcheck.farm.processes.web_process",
+    SessionServiceRole: "coatcheck.farm.processes.session_service_process",
     DirectorRole: "coatcheck.farm.processes.director_process",
 }
 

@@ -42,10 +42,11 @@ async def run(role: SessionServerRole, control: ProcessControl) -> None:
 
 
 def _forwarded(outside: OutsideItems) -> Items:
-    from coatcheck.farm.processes.forwarded_items import LIMIT_S, ForwardedItems
+    from coatcheck.farm.processes.forwarded_items import ForwardedItems
     from coatcheck.stores.take_once.opening import items_at
 
-    return ForwardedItems([items_at(address, outside.farm, LIMIT_S) for address in outside.session_servers])
+    limit_s = outside.limit_s
+    return ForwardedItems([items_at(each, outside.farm, limit_s) for each in outside.session_servers], limit_s)
 
 
 async def _take_over(server: SessionServer, handover: Handover, control: ProcessControl) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from coatcheck.director import DirectorOptions, EmbeddedDirector, WebServer
+from coatcheck.director.embedded import EmbeddedDirector
 from coatcheck.director.io.relay import Relay
+from coatcheck.director.options import DirectorOptions, WebServer
 from coatcheck.farm.plan.ports import listen
 from coatcheck.farm.plan.roles import EndsTls, WebServerRole
 from coatcheck.farm.processes.farm_tls import FarmTls
@@ -27,7 +28,7 @@ class TlsEnd:
         self._is_fit = is_fit
         self._role = role
         self._ends = ends
-        self._tls = FarmTls(role.name, ends.certificate, ends.key, ends.tickets)
+        self._tls = FarmTls(role.name, ends.certificate, ends.key, ends.tickets, ends.sessions)
         self._context = self._tls.context
         here = WebServer(role.name, "", 0, role.route_tag, path=role.address.path)
         self._director = EmbeddedDirector(
@@ -49,6 +50,8 @@ class TlsEnd:
 
     async def start(self) -> None:
         """Take connections; the app's HTTP server takes requests by now."""
+        if self._tls.stored is not None:
+            await self._tls.stored.sessions.open_here()
         await self._director.start(entrance=self._make_entrance)
         entrance = self._entrance
         assert entrance is not None
@@ -58,7 +61,9 @@ class TlsEnd:
         )
 
     def _make_entrance(self, relay: Relay) -> LiveEntrance:
-        self._entrance = LiveEntrance(relay, self._context, self._ring, self._role.sessions.farm)
+        stored = self._tls.stored
+        sessions = stored.sessions if stored is not None and not stored.why_off else None
+        self._entrance = LiveEntrance(relay, self._context, self._ring, self._role.sessions.farm, sessions)
         self._entrance.is_fit = self._is_fit
         return self._entrance
 
@@ -87,3 +92,5 @@ class TlsEnd:
         if self._server is not None:
             self._server.close()
         await self._director.stop(grace_s)
+        if self._tls.stored is not None:
+            await self._tls.stored.sessions.close_here()

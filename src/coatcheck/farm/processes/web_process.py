@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from coatcheck.audit import AuditLog
 from coatcheck.connecting import open_sessions
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.events import PUBLIC_ID_BYTES
-from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.errors import ConfigError
+from coatcheck.events import Observer, both
+from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import WebServerRole
 from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
-from coatcheck.farm.processes.audit import AuditLog
 from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
-from coatcheck.farm.processes.tls_end import TlsEnd
+from coatcheck.farm.processes.session_answers import session_answers
 from coatcheck.farm.settings.error_pages import load_error_pages
+from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
 
-KEY_BYTES = 16
-MAX_USER_SHOWN = 128
-"""Characters of a user's name in a list of sessions."""
+if TYPE_CHECKING:
+    from coatcheck.farm.processes.tls_end import TlsEnd
+    from coatcheck.service.signals.wiring import Signals
 
 GC_THRESHOLD = 10_000
 """Objects between two young collections; the interpreter's 700 would be one for every few requests."""
@@ -44,13 +45,27 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
             "so sessions are not shared; remove it from the app"
         )
     audit = AuditLog(Path(role.audit_file), role.audit_max_bytes, role.name) if role.audit_max_bytes else None
-    sessions = open_sessions(role.sessions, observer=audit.observe if audit is not None else None)
+    asking = AskedKeys(control)
+    signals = _signals_of(role)
+    observers: list[Observer] = [each.observe for each in (audit, signals) if each is not None]
+    sessions = open_sessions(
+        role.sessions,
+        observer=reduce(both, observers) if observers else None,
+        cookies=role.cookies,
+        refresh_keys=asking.refresh,
+    )
     await sessions.start()
+    if signals is not None:
+        signals.start(sessions)
     pages = load_error_pages(role.error_pages)
-    inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky)
+    # granian sends no headers with the acceptance of a WebSocket, and so cannot say that the app has opted in.
+    durable = role.server != "granian" and role.ends_tls is None
+    inner: App = SessionMiddleware(
+        app, sessions, role.cookies, role.route_tag, pages, role.sticky, durable_websockets=durable
+    )
     door = AppShell(inner, control.stopping)
-    tls_end = TlsEnd(role, role.ends_tls, lambda: not control.stopping.is_set()) if role.ends_tls is not None else None
-    control.on(_operations(door, sessions, tls_end))
+    tls_end = _tls_end_of(role, control)
+    control.on(_operations(door, sessions, tls_end, asking, signals))
     if tls_end is not None:
         control.on(tls_end.operations())
         if tls_end.why_off:
@@ -82,69 +97,84 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         if opening:
             await opening[0]
     finally:
+        if signals is not None:
+            await signals.aclose()
         await sessions.aclose()
         if audit is not None:
             audit.close()
 
 
-async def _key(message: Message, sessions: Sessions) -> bytes | None:
-    """The key that an operator means, who may write it or the ID of logs and audit records; ``None``: not stored."""
-    text = str(message["key"]).lower()
+def _tls_end_of(role: WebServerRole, control: ProcessControl) -> TlsEnd | None:
+    """Who ends TLS here, if anybody does; else none of it is imported, which is most of a process's start."""
+    if role.ends_tls is None:
+        return None
+    from coatcheck.farm.processes.tls_end import TlsEnd
+
+    return TlsEnd(role, role.ends_tls, lambda: not control.stopping.is_set())
+
+
+class AskedKeys:
+    """The supervisor is asked whether there are newer keys; it tells them, and whether they are as new as can be."""
+
+    def __init__(self, control: ProcessControl) -> None:
+        self._control = control
+        self._waiting: set[asyncio.Future[bool]] = set()
+
+    async def refresh(self) -> bool:
+        """Whether the ring is as new as the supervisor's, and that one as new as can be."""
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.add(told)
+        self._control.ask("keys")
+        try:
+            return await told
+        finally:
+            self._waiting.discard(told)
+
+    def told(self, is_fresh: bool) -> None:
+        """The supervisor has answered."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(is_fresh)
+
+
+def _signals_of(role: WebServerRole) -> Signals | None:
+    """Who tells others when sessions end here, if anybody is to be told; else none of it is imported."""
+    if not role.signals:
+        return None
     try:
-        raw = bytes.fromhex(text)
-    except ValueError:
-        raw = b""
-    if len(raw) == PUBLIC_ID_BYTES:
-        return await sessions.find(text)
-    if len(raw) != KEY_BYTES:
-        raise ControlError(
-            f"a session's ID has {2 * PUBLIC_ID_BYTES} hex digits, as logs show it, and its key {2 * KEY_BYTES}, "
-            "as `coatcheck sessions ls` shows both"
-        )
-    return raw
+        from coatcheck.service.signals.wiring import told_by
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"signals: {error.name} is missing; pip install 'coatcheck[service]'") from None
+    return told_by(role.signals, KeyRing(role.sessions.keys, role.sessions.primary_key), role.sessions.farm)
 
 
-def _operations(door: AppShell, sessions: Sessions, tls_end: TlsEnd | None) -> dict[str, Any]:
+def _operations(
+    door: AppShell, sessions: Sessions, tls_end: TlsEnd | None, asking: AskedKeys, signals: Signals | None
+) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
         own = {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}
+        if signals is not None:
+            own["signals"] = signals.status()
         return {"status": own if tls_end is None else {**own, "tls": tls_end.status()}}
 
     async def hang_up(message: Message) -> dict[str, Any]:
         door.hang_up()
         return {}
 
-    async def list_sessions(message: Message) -> dict[str, Any]:
-        limit = int(message["limit"])
-        # One more than asked for: whoever sees a part must be told that it is one.
-        rows = msgspec.to_builtins(await sessions.list_sessions(limit + 1))
-        more, rows = len(rows) > limit, rows[:limit]
-        for row in rows:
-            # A user's name may be as long as a session's data; `sessions show` has all of it.
-            row["user"] = row["user"] and row["user"][:MAX_USER_SHOWN]
-        return {"sessions": rows, "more": more}
-
-    async def show(message: Message) -> dict[str, Any]:
-        key = await _key(message, sessions)
-        return {"session": None if key is None else msgspec.to_builtins(await sessions.show(key))}
-
-    async def close(message: Message) -> dict[str, Any]:
-        key = await _key(message, sessions)
-        if key is None:
-            raise ControlError(f"there is no session {message['key']}")
-        return {"closed": msgspec.to_builtins(await sessions.close_key(key))}
-
     async def change_keys(message: Message) -> dict[str, Any]:
         keys, primary = [bytes.fromhex(key) for key in message["keys"]], int(message["primary"])
         sessions.change_keys(keys, primary)
         if tls_end is not None:
             tls_end.change_keys(keys, primary)
+        if signals is not None:
+            signals.change_keys(keys, primary)
+        if (is_fresh := message.get("is_fresh")) is not None:
+            asking.told(bool(is_fresh))
         return {}
 
     return {
         "status": status,
         "keys": change_keys,
         "hang_up": hang_up,
-        "sessions.ls": list_sessions,
-        "sessions.show": show,
-        "sessions.close": close,
+        **session_answers(sessions),
     }

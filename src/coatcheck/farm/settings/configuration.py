@@ -16,6 +16,7 @@ import msgspec
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.hand_off.sites import Site
 from coatcheck.host_port import is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown
 from coatcheck.sessions.cookies import CookiePolicy
@@ -60,6 +61,17 @@ GROUPS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "cookie": CookiePolicy,
 }
 """A table of the file, and the struct that it fills."""
+
+SITES: Final = "sites"
+"""The table of tables that is no group of settings."""
+
+
+class _SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of them, as it is written."""
+
+    origin: str
+    paths: tuple[str, ...] = ()
+
 
 _PREFIXES: Final = {"cookie": "cookie_"}
 
@@ -109,12 +121,12 @@ def try_settings(
     if reading.mistakes:
         return None, reading.mistakes
     try:
-        return _build(reading.values), []
+        return _build(reading.values, tuple(reading.sites)), []
     except ConfigError as error:
         return None, [error]
 
 
-def _build(values: Mapping[str, tuple[FarmSetting, Any]]) -> FarmSettings:
+def _build(values: Mapping[str, tuple[FarmSetting, Any]], sites: tuple[Site, ...]) -> FarmSettings:
     tables: dict[str, dict[str, Any]] = {table: {} for table in GROUPS}
     for setting, value in values.values():
         tables[setting.table][setting.field] = value
@@ -127,7 +139,7 @@ def _build(values: Mapping[str, tuple[FarmSetting, Any]]) -> FarmSettings:
     if "insecure_localhost" not in cookie:
         cookie["insecure_localhost"] = _development_mode(farm, cookie)
     groups: dict[str, Any] = {table: GROUPS[table](**fields) for table, fields in tables.items()}
-    return FarmSettings(**farm, **groups)
+    return FarmSettings(**farm, **groups, site_table=sites)
 
 
 def _development_mode(farm: Mapping[str, Any], cookie: Mapping[str, Any]) -> bool:
@@ -144,6 +156,7 @@ class _SettingsReader:
         self.values: dict[str, tuple[FarmSetting, Any]] = {}
         """By parameter."""
         self.mistakes: list[ConfigError] = []
+        self.sites: list[Site] = []
 
     def take(self, setting: FarmSetting, value: object, where: str) -> None:
         try:
@@ -157,10 +170,11 @@ class _SettingsReader:
         except ConfigError as error:
             self.mistakes.append(error)
             return
+        self._sites(path, document.pop(SITES, {}))
         for table, content in document.items():
             if table not in GROUPS or not isinstance(content, dict):
                 self.mistakes.append(
-                    ConfigError(f"{path}: unknown table or key {shown(table)!r}{nearest(table, GROUPS)}")
+                    ConfigError(f"{path}: unknown table or key {shown(table)!r}{nearest(table, [*GROUPS, SITES])}")
                 )
                 continue
             known = {setting.key: setting for setting in SETTINGS if setting.table == table}
@@ -170,6 +184,21 @@ class _SettingsReader:
                     continue
                 meant = _elsewhere(key) or nearest(key, known)
                 self.mistakes.append(ConfigError(f"{path}: [{table}] has no setting {shown(key)!r}{meant}"))
+
+    def _sites(self, path: Path, tables: object) -> None:
+        """``[sites.NAME]``: for the file alone, as a table of all sites is no single value."""
+        content: Any
+        for name, content in tables.items() if isinstance(tables, dict) else [(SITES, tables)]:
+            try:
+                table = msgspec.convert(content, _SiteTable)
+                self.sites.append(Site(name=name, origin=table.origin, paths=table.paths))
+            except msgspec.ValidationError:
+                self.mistakes.append(
+                    ConfigError(
+                        f'{path}: [{SITES}.{shown(name)}] has an origin, such as "https://shop.example", and paths, '
+                        'such as ["/tickets/*"], and nothing else'
+                    )
+                )
 
     def environment(self, environ: Mapping[str, str]) -> None:
         known = {setting.env: setting for setting in SETTINGS}

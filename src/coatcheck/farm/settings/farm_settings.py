@@ -13,7 +13,8 @@ import msgspec
 
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
-from coatcheck.host_port import is_loopback
+from coatcheck.hand_off.sites import HandOffMode, Site, Sites
+from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.options import Option, check_plain_name, judge, settings_of, shown
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
@@ -25,6 +26,7 @@ HttpServer = Literal["uvicorn", "granian"]
 TlsEnd = Literal["director", "end-to-end"]
 InternalLinks = Literal["unix", "tcp"]
 TlsSharing = Literal["ticket-keys", "take-once", "off"]
+KeyRingPlace = Literal["own", "shared"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
@@ -64,6 +66,13 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     keys_file: Annotated[
         str, Option("The key ring file; by default `keys.json` in the run directory.", metavar="FILE")
     ] = ""
+    key_ring: Annotated[
+        KeyRingPlace,
+        Option(
+            "Whose key ring it is: this machine's `own`, or one that is `shared`, sealed, on the outside session "
+            "servers by all machines that have the same keys in `keys_file`."
+        ),
+    ] = "own"
 
     host: Annotated[str, Option("The address that the director listens on.")] = "127.0.0.1"
     port: Annotated[int, Option("The director's port; 0 chooses a free one.", minimum=0, maximum=65535)] = 8000
@@ -78,9 +87,9 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls_sharing: Annotated[
         TlsSharing,
         Option(
-            "How a browser resumes its TLS session at another director worker, or after a restart of its own: by "
-            "`ticket-keys` that all of them have; or `take-once`, each session kept by the farm and given out once. "
-            "With `off` each worker resumes only its own."
+            "How a browser resumes its TLS session at another director worker (with `tls = end-to-end`, at another web "
+            "server), or after a restart of its own: by `ticket-keys` that all of them have; or `take-once`, each "
+            "session kept by the farm and given out once. With `off` each process resumes only its own."
         ),
     ] = "ticket-keys"
     tls_session_lifetime_s: Annotated[
@@ -101,6 +110,16 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             maximum=86400,
         ),
     ] = 3600.0
+    tls_fetch_timeout_s: Annotated[
+        float,
+        Option(
+            "With `tls_sharing = take-once`: how long a handshake waits for the session that its client offers; then "
+            "it is a full one.",
+            duration=True,
+            minimum=0.01,
+            maximum=10,
+        ),
+    ] = 0.5
     tls: Annotated[
         TlsEnd,
         Option(
@@ -184,6 +203,25 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
 
+    service: Annotated[
+        str,
+        Option(
+            "Start a session service that listens there, on this machine, for servers in other languages and for "
+            "proxies; needs `service_callers`.",
+            metavar="HOST:PORT",
+        ),
+    ] = ""
+    service_callers: Annotated[str, Option("Who may ask the session service, and what for (TOML).", metavar="FILE")] = (
+        ""
+    )
+
+    signals: Annotated[
+        str,
+        Option(
+            "Whose logout signals the session service takes, and who is told of logouts here (TOML).", metavar="FILE"
+        ),
+    ] = ""
+
     restart: Annotated[bool, Option("Restart a process that died.")] = True
     reload: Annotated[bool, Option("Development: a changed Python file restarts the web servers; sessions stay.")] = (
         False
@@ -217,6 +255,16 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             maximum=3600,
         ),
     ] = 10.0
+    site: Annotated[
+        str, Option("Which of `[sites]` this farm serves; by default the one without `paths`.", metavar="NAME")
+    ] = ""
+    hand_off: Annotated[
+        HandOffMode,
+        Option(
+            "What takes a session along to another site: a `ticket` in the URL, which one browser can use once; or the "
+            "`token-in-url` itself, which whoever sees the URL can use."
+        ),
+    ] = "ticket"
     handover_timeout_s: Annotated[
         float,
         Option(
@@ -231,20 +279,34 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     director: DirectorSettings = DirectorSettings()
     session: SessionSettings = SessionSettings()
     cookie: CookiePolicy = CookiePolicy()
+    site_table: tuple[Site, ...] = ()
+    """`[sites.NAME]` of the file: where the pages live, if at more than one origin."""
 
     def __post_init__(self) -> None:
         judge(self)
         check(self)
 
     @property
+    def sites(self) -> Sites | None:
+        """The same with what is here; raises :class:`ConfigError`."""
+        if not self.site_table:
+            return None
+        return Sites(table=self.site_table, here=self.site, hand_off=self.hand_off)
+
+    @property
     def shares_ticket_keys(self) -> bool:
-        """Whether the directors share TLS sessions by ticket keys."""
+        """Whether TLS sessions are shared by ticket keys."""
         return bool(self.tls_certificate) and self.tls_sharing == "ticket-keys"
 
     @property
-    def keeps_tls_sessions(self) -> bool:
-        """Whether the farm keeps the TLS sessions of its directors."""
+    def stores_tls_sessions(self) -> bool:
+        """Whether TLS sessions are stored, and each is resumed once."""
         return bool(self.tls_certificate) and self.tls_sharing == "take-once"
+
+    @property
+    def keeps_tls_sessions(self) -> bool:
+        """Whether the farm has a process of its own for them: directors may not ask session servers."""
+        return self.stores_tls_sessions and self.tls == "director"
 
     def __repr__(self) -> str:
         # ``session_server`` may hold passwords.
@@ -275,7 +337,24 @@ def check(settings: FarmSettings) -> None:
         raise ConfigError("hsts: only with tls_certificate; without it the proxy that speaks TLS has to say so")
     if settings.reload_dir and not settings.reload:
         raise ConfigError("reload_dir: only with reload; add reload, or drop reload_dir")
+    if bool(settings.service) != bool(settings.service_callers):
+        raise ConfigError("service: needs service_callers, and service_callers needs service; give both or none")
+    if settings.signals and not settings.service:
+        raise ConfigError("signals: needs service and service_callers, whose process takes them; give all or none")
+    if settings.service:
+        host, port = parse_host_port(settings.service, "service")
+        if not is_loopback(host):
+            raise ConfigError("service: only on this machine; beyond it use coatcheck service serve, which speaks TLS")
+        if port == 0:
+            raise ConfigError("service: its callers must know the port; name one, such as 127.0.0.1:8100")
     check_plain_name("name", settings.name)
+    outside = parse_session_servers(settings.session_server)
+    if settings.key_ring == "shared" and not any(one.parts.scheme != "sqlite" for one in outside):
+        raise ConfigError(
+            'key_ring: "shared" needs a session_server that all machines reach, such as redis://HOST; give one, or '
+            "drop it"
+        )
+    _check_sites(settings)
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigError("tls_certificate: needs tls_key, and tls_key needs tls_certificate; give both or none")
     _check_tls_sharing(settings)
@@ -283,8 +362,6 @@ def check(settings: FarmSettings) -> None:
         raise ConfigError("tls: end-to-end needs tls_certificate and tls_key; give both, or drop it")
     if settings.tls == "end-to-end" and settings.internal_links == "tcp":
         raise ConfigError('tls: end-to-end passes connections over Unix sockets; use internal_links = "unix"')
-    if settings.tls == "end-to-end" and settings.tls_sharing == "take-once":
-        raise ConfigError('tls_sharing: take-once is for tls = "director"; with end-to-end use ticket-keys, or off')
     if settings.takeover and settings.tls != "end-to-end":
         raise ConfigError("takeover: only with tls = end-to-end; add that, or drop takeover")
     if not settings.host:
@@ -300,7 +377,19 @@ def check(settings: FarmSettings) -> None:
             ) from None
 
 
-_OF_TLS_SHARING: Final = ("tls_sharing", "tls_session_lifetime", "tls_ticket_period")
+def _check_sites(settings: FarmSettings) -> None:
+    sites = settings.sites
+    if sites is not None:
+        sites.check_cookies(settings.cookie)
+        if not settings.session_server:
+            raise ConfigError("sites: their farms share session_server URLs; the embedded ones are for one site alone")
+        return
+    if settings.site or settings.hand_off != "ticket":
+        name = "site" if settings.site else "hand_off"
+        raise ConfigError(f"{name}: only with [sites.NAME] in the file; add them, or drop {name}")
+
+
+_OF_TLS_SHARING: Final = ("tls_sharing", "tls_session_lifetime", "tls_ticket_period", "tls_fetch_timeout")
 
 
 def _check_tls_sharing(settings: FarmSettings) -> None:
@@ -313,6 +402,8 @@ def _check_tls_sharing(settings: FarmSettings) -> None:
         raise ConfigError(f"{given[0]}: only with tls_certificate; without it the proxy that speaks TLS keeps sessions")
     if "tls_ticket_period" in given and settings.tls_sharing != "ticket-keys":
         raise ConfigError('tls_ticket_period: only with tls_sharing = "ticket-keys"; drop one of them')
+    if "tls_fetch_timeout" in given and settings.tls_sharing != "take-once":
+        raise ConfigError('tls_fetch_timeout: only with tls_sharing = "take-once"; drop it')
     if settings.tls_session_lifetime_s > MAX_TICKET_PERIODS * settings.tls_ticket_period_s:
         raise ConfigError(
             f"tls_ticket_period: tickets of more than {MAX_TICKET_PERIODS} keys would be about; make it longer, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,15 @@ from coatcheck.url import TLS_OF
 CLOCK_SKEW_S: Final = 5.0
 """What clocks of one farm may differ by without anybody noticing (``SessionPolicy.leeway_ms``)."""
 
+YEAR_S: Final = 365 * 86400.0
+"""The least that ASVS 3.4.1 asks of HSTS."""
+
+WIDEST_PROXIES: Final = {4: 8, 6: 16}
+"""Prefix lengths: public networks that are wider are nobody's proxies."""
+
+LONG_LEASE_S: Final = 60.0
+LONG_ROTATION_S: Final = 3600.0
+LONG_GRACE_S: Final = 600.0
 LONG_IDLE_S: Final = 12 * 3600.0
 LONG_LIFE_S: Final = 30 * 86400.0
 """NIST SP 800-63B asks for a new login after 30 days at its lowest level (ASVS 7.3)."""
@@ -39,13 +49,18 @@ def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
         )
     if public and settings.tls_certificate and not settings.director.hsts_s:
         yield 'hsts: browsers are not told to come by HTTPS only; set "365d" once the host name serves nothing else'
+    elif public and settings.tls_certificate and settings.director.hsts_s < YEAR_S:
+        lasts = format_duration(settings.director.hsts_s)
+        yield f"hsts: a browser that stays away for {lasts} comes by plain HTTP again; raise it to 365d in the end"
     if settings.tls_sharing == "off":
         yield (
-            "tls_sharing: with off each director worker seals TLS tickets with one key for as long as it runs, and "
+            "tls_sharing: with off each process seals TLS tickets with one key for as long as it runs, and "
             "whoever gets that can read what it recorded of TLS 1.2; leave the default"
         )
-    if "0.0.0.0/0" in settings.trusted_proxy or "::/0" in settings.trusted_proxy:
-        yield "trusted_proxy: everybody may claim any address and HTTPS; name the network of your proxies"
+    for text in settings.trusted_proxy:
+        network = ipaddress.ip_network(text)
+        if network.prefixlen < WIDEST_PROXIES[network.version] and not network.is_private:
+            yield f"trusted_proxy: all of {text} may claim any address and HTTPS; name the network of your proxies"
     if settings.reload:
         yield "reload: whoever can write a file of the app runs code in the farm at once; for development only"
     if settings.web == 1:
@@ -57,6 +72,8 @@ def _of_floods(settings: FarmSettings) -> Iterator[str]:
     for rate in ("min_body_rate", "min_read_rate"):
         if not getattr(director, rate):
             yield f"{rate}: with 0 a few slow clients can hold all connections; leave the default"
+    if director.max_connections_per_address >= director.max_connections:
+        yield "max_connections_per_address: one client may take all connections; leave most of them to others"
     if not session.new_session_life_s:
         yield "new_session_life: with 0 clients without cookies fill the session servers; leave the default"
     if not session.new_sessions_per_minute:
@@ -92,11 +109,16 @@ def _of_copies(settings: FarmSettings) -> Iterator[str]:
 
 def _of_server(server: SessionServerAddress) -> Iterator[str]:
     parts = server.parts
-    if parts.scheme not in TLS_OF or is_loopback(parts.host):
+    if not parts.host or is_loopback(parts.host):
         return
     if not parts.password:
         yield f"session_server: {server.name} asks for no password; whoever reaches it can delete sessions"
-    if not TLS_OF[parts.scheme]:
+    if parts.scheme not in TLS_OF:
+        yield (
+            f"session_server: {server.name} is reached without TLS; who is on the way can change what it says; use it "
+            "on one machine, and rediss:// or valkeys:// beyond"
+        )
+    elif not TLS_OF[parts.scheme]:
         yield f"session_server: {server.name} is reached without TLS, its password in clear; use rediss:// or valkeys://"
 
 
@@ -111,6 +133,15 @@ def _of_times(settings: FarmSettings) -> Iterator[str]:
         )
     if session.rotate_after_s >= session.idle_timeout_s:
         yield "rotate_after: as long as idle_timeout: stolen tokens are hardly ever replaced; set it to minutes"
+    elif session.rotate_after_s > LONG_ROTATION_S:
+        lasts = format_duration(session.rotate_after_s)
+        yield f"rotate_after: a stolen token is good for {lasts} before anybody can notice; set it to minutes"
+    if session.grace_s > max(LONG_GRACE_S, math.ceil(needed)):
+        lasts = format_duration(session.grace_s)
+        yield f"grace: a stolen token is good for {lasts} after it was replaced; set it to a minute"
+    if session.lease_s > LONG_LEASE_S:
+        lasts = format_duration(session.lease_s)
+        yield f"lease: a web server that is cut off serves what was closed elsewhere for {lasts}; set it to seconds"
     if session.idle_timeout_s > LONG_IDLE_S:
         yield f"idle_timeout: a browser left open stays logged in for {format_duration(session.idle_timeout_s)}"
     if session.absolute_timeout_s > LONG_LIFE_S:
@@ -119,6 +150,13 @@ def _of_times(settings: FarmSettings) -> Iterator[str]:
 
 def _of_promises(settings: FarmSettings) -> Iterator[str]:
     session = settings.session
+    if settings.hand_off != "ticket":
+        yield (
+            "hand_off: with token-in-url whoever sees the URL of a redirect, in a log or a history, has the session "
+            'for half a minute; use "ticket"'
+        )
+    if session.open_streams == "tell":
+        yield 'open_streams: with "tell" WebSockets go on after a logout unless the app itself ends them; use "end"'
     if session.durability == "async":
         yield 'durability: with "async" an answer leaves before a copy is written, and a crash takes it back; use "all"'
     elif session.durability == "one" and session.copies != 1:

@@ -77,8 +77,16 @@ def _inherited(role: Role) -> tuple[int, ...]:
 class Child:
     """A process from its start to its end. It leads a group of its own: a Ctrl-C reaches only its supervisor."""
 
-    def __init__(self, role: Role, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        log: Callable[[str], None],
+        warn: Callable[[str], None],
+        asks: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """``asks`` is called with what the process wants to be told."""
         self.role = role
+        self._asks = asks
         self.started_at = time.monotonic()
         self._log = log
         self._warn = warn
@@ -131,6 +139,8 @@ class Child:
             self._failure = StartFailed(str(message.get("reason")), bool(message.get("config")))
         elif event == "warning":
             self._warn(str(message.get("text")))
+        elif event == "asks":
+            self._asks(str(message.get("for")))
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until the process says that it does its work.

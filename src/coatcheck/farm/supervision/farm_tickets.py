@@ -51,7 +51,7 @@ class FarmTickets:
         self._ring = KeyRing(keys.keys, keys.primary)
         self._directors = directors
         self._agreement = KeyAgreement(
-            lambda: _places(outside, settings.name),
+            lambda: places_of_items(shared_by_machines(outside), settings.name),
             TicketKeys(self._orders.period_ms, self._orders.lifetime_ms, Siblings()),
             self._ring,
             settings.name,
@@ -121,6 +121,6 @@ class FarmTickets:
             return await tell_all(self._directors(), "tickets", timeout_s, keys=keys)
 
 
-def _places(outside: tuple[SessionServerAddress, ...], farm: str) -> list[TakeOncePlace]:
+def places_of_items(shared: tuple[SessionServerAddress, ...], farm: str) -> list[TakeOncePlace]:
     """Where other machines ask, too. With embedded session servers or SQLite there are none: the supervisor decides."""
-    return [items_at(address, farm, ASK_TIMEOUT_S) for address in shared_by_machines(outside)]
+    return [items_at(address, farm, ASK_TIMEOUT_S) for address in shared]

@@ -41,10 +41,11 @@ class Keeper:
         console: Console,
         on_change: Callable[[], None],
         on_death: Callable[[], None] = lambda: None,
+        on_ask: Callable[[str], None] = lambda what: None,
     ) -> None:
         """``role`` is asked at each start, so that a restarted director knows who is drained by then.
 
-        ``on_death`` is called when the process has ended, before it is started again.
+        ``on_death`` is called when the process has ended, before it is started again; ``on_ask`` with what it asks for.
         """
         self.name = name
         self.state: State = "stopped"
@@ -57,6 +58,7 @@ class Keeper:
         self._console = console
         self._on_change = on_change
         self._on_death = on_death
+        self._on_ask = on_ask
         self._backoff = Backoff()
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
@@ -105,7 +107,7 @@ class Keeper:
 
     async def _launch(self) -> Child:
         self._become("starting")
-        child = Child(self._role(), lambda line: self._console.line(self.name, line), self._console.say)
+        child = Child(self._role(), lambda line: self._console.line(self.name, line), self._console.say, self._on_ask)
         try:
             await child.start()
             self._child = child

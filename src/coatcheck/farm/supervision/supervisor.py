@@ -19,17 +19,29 @@ from coatcheck.farm.control.channel import Answer, ControlError, ControlServer
 from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.files.keys import FarmKeys, load_or_create
 from coatcheck.farm.files.run_directory import RunDirectory
-from coatcheck.farm.plan.plan import Plan, make_plan, tls_session_ring
+from coatcheck.farm.plan.plan import Plan, make_plan, shared_by_machines, tls_session_ring
 from coatcheck.farm.plan.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
-from coatcheck.farm.plan.roles import Address, DirectorRole, Role, SessionServerRole, WebServerRole
+from coatcheck.farm.plan.roles import (
+    Address,
+    DirectorRole,
+    Role,
+    SessionOrders,
+    SessionServerRole,
+    SessionServiceRole,
+    WebServerRole,
+)
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.child import StartFailed
 from coatcheck.farm.supervision.console import Console
-from coatcheck.farm.supervision.farm_tickets import FarmTickets
+from coatcheck.farm.supervision.farm_keys import FarmKeyRing, KeyHosts
+from coatcheck.farm.supervision.farm_tickets import FarmTickets, places_of_items
 from coatcheck.farm.supervision.handover import Handovers, discard
 from coatcheck.farm.supervision.keeper import Keeper, KeeperOptions
+from coatcheck.farm.supervision.key_sources import EnvironmentKeys, FarmKeySource, FileKeys
+from coatcheck.farm.supervision.shared_keys import SharedKeys
 from coatcheck.farm.supervision.telling import tell_all
+from coatcheck.stores.session_server_url import parse_session_servers
 
 State = Literal["starting", "running", "stopping"]
 
@@ -57,6 +69,7 @@ class Supervisor:
         self.session_servers: tuple[Keeper, ...] = ()
         self.web_servers: tuple[Keeper, ...] = ()
         self.tls_sessions: tuple[Keeper, ...] = ()
+        self.session_services: tuple[Keeper, ...] = ()
         self.directors: tuple[Keeper, ...] = ()
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
@@ -69,10 +82,9 @@ class Supervisor:
         self._telling: set[asyncio.Task[None]] = set()
         self._handovers: Handovers | None = None
         self._keys: FarmKeys | None = None
+        self._key_ring: FarmKeyRing | None = None
         self.tickets: FarmTickets | None = None
         """The keys of TLS tickets, where the farm's directors share sessions by them."""
-        self.keys_file: Path | None = None
-        """Where the keys are kept; ``None`` if they came from the environment."""
 
     @property
     def plan(self) -> Plan:
@@ -93,7 +105,12 @@ class Supervisor:
     @property
     def keepers(self) -> tuple[Keeper, ...]:
         """Every process, in the order in which they stop."""
-        return self.directors + self.web_servers + self.session_servers + self.tls_sessions
+        return self.directors + self.hosts + self.session_servers + self.tls_sessions
+
+    @property
+    def hosts(self) -> tuple[Keeper, ...]:
+        """The processes that host sessions, and so have the key ring."""
+        return self.web_servers + self.session_services
 
     @property
     def tls_ends(self) -> tuple[Keeper, ...]:
@@ -109,7 +126,12 @@ class Supervisor:
         assert self._keys is not None, "the farm was not started"
         return self._keys
 
-    def use_keys(self, keys: FarmKeys) -> None:
+    @property
+    def key_ring(self) -> FarmKeyRing:
+        assert self._key_ring is not None, "the farm was not started"
+        return self._key_ring
+
+    def _use_keys(self, keys: FarmKeys) -> None:
         """Give these to every process that starts from now on, and to what is handed over at the stop."""
         self._keys = keys
         if self._handovers is not None:
@@ -117,13 +139,13 @@ class Supervisor:
         if self.tickets is not None:
             self.tickets.use_keys(keys)
 
-    async def tell_directors_keys(self, timeout_s: float) -> list[str]:
-        """What follows for the TLS sessions that directors seal; the names of those that could not be told in time."""
-        if not self.tls_sessions:
+    async def _tell_tls_keys(self, timeout_s: float) -> list[str]:
+        """What follows for TLS sessions that are stored; the names of those that could not be told in time."""
+        if not self.settings.stores_tls_sessions:
             return []
         secrets, primary = tls_session_ring(self.keys)
         told = [secret.hex() for secret in secrets]
-        return await tell_all(self.directors, "tls_keys", timeout_s, keys=told, primary=primary)
+        return await tell_all(self.tls_ends, "tls_keys", timeout_s, keys=told, primary=primary)
 
     def roster(self) -> list[tuple[str, Keeper, Address]]:
         """Every process of ours: the list of ``status`` that it belongs to, its keeper, and its address."""
@@ -132,6 +154,7 @@ class Supervisor:
             ("director", self.directors, plan.directors),
             ("web_servers", self.web_servers, plan.web_servers),
             ("session_servers", self.session_servers, plan.session_servers),
+            ("session_services", self.session_services, plan.session_services),
             ("tls_sessions", self.tls_sessions, plan.tls_sessions),
         )
         return [
@@ -156,6 +179,8 @@ class Supervisor:
         """
         self.run_directory.acquire()
         try:
+            self._begin_keys()
+            await self.key_ring.source.start()
             self._prepare()
             self._control = ControlServer(self.run_directory.control_socket, answer)
             try:
@@ -167,20 +192,36 @@ class Supervisor:
             if self.tickets is not None:
                 await self.tickets.start()
             # In the order of who needs whom, so that none begins with a warning that another is not there yet.
-            for keepers in (self.session_servers, self.tls_sessions, self.web_servers, self.directors):
+            for keepers in (self.session_servers, self.tls_sessions, self.hosts, self.directors):
                 await self._start_all(keepers)
         except BaseException:
             await self.stop(immediate=True)
             raise
         self.state = "running"
+        self.key_ring.start()
         self._note()
+
+    def _begin_keys(self) -> None:
+        settings, console = self.settings, self.console
+        keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
+        keys = load_or_create(keys_file, self._environ)
+        source: FarmKeySource
+        if settings.key_ring == "shared":
+            shared = shared_by_machines(parse_session_servers(settings.session_server))
+            places = functools.partial(places_of_items, shared, settings.name)
+            source = SharedKeys(settings.name, keys, self.run_directory.path, places, console)
+        elif self._environ.get(KEYS_VARIABLE):
+            source = EnvironmentKeys(keys)
+        else:
+            source = FileKeys(keys_file, keys, console)
+        hosts = KeyHosts(lambda: self.hosts, self._tell_tls_keys, self._use_keys)
+        self._key_ring = FarmKeyRing(source, hosts, console)
 
     def _prepare(self) -> None:
         settings = self.settings
         load_error_pages(settings.error_pages)  # what is wrong with them is said before anything starts
-        keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
-        self._keys = keys = load_or_create(keys_file, self._environ)
-        self.keys_file = None if self._environ.get(KEYS_VARIABLE) else keys_file
+        self._keys = keys = self.key_ring.source.keys
+        self.key_ring.told_at_start(keys)
         self._listener, self._public = listen_on_public_address(settings.host, settings.port)
         if settings.internal_links == "tcp":
             self._internal = InternalPorts()
@@ -201,8 +242,12 @@ class Supervisor:
                 role.name,
                 functools.partial(self._web_role, role),
                 on_death=functools.partial(self._tell_of_death, role.name),
+                on_ask=functools.partial(self._asked, role.name),
             )
             for role in plan.web_servers
+        )
+        self.session_services = tuple(
+            keeper(role.name, functools.partial(self._session_service_role, role)) for role in plan.session_services
         )
         self.directors = tuple(
             keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
@@ -238,24 +283,35 @@ class Supervisor:
     def _web_role(self, role: WebServerRole) -> WebServerRole:
         access = msgspec.structs.replace(role.sessions, keys=self.keys.keys, primary_key=self.keys.primary)
         ends = role.ends_tls
-        if ends is not None and self.tickets is not None:
-            ends = msgspec.structs.replace(ends, tickets=self.tickets.orders())
+        if ends is not None:
+            tickets = self.tickets.orders() if self.tickets is not None else None
+            ends = msgspec.structs.replace(ends, tickets=tickets, sessions=self._session_orders(ends.sessions))
         return msgspec.structs.replace(role, sessions=access, ends_tls=ends)
+
+    def _session_service_role(self, role: SessionServiceRole) -> SessionServiceRole:
+        access = msgspec.structs.replace(role.sessions, keys=self.keys.keys, primary_key=self.keys.primary)
+        return msgspec.structs.replace(role, sessions=access)
 
     def _director_role(self, role: DirectorRole) -> DirectorRole:
         if self._listener is None:
             raise StartFailed("the farm stops")
-        sessions = role.sessions
-        if sessions is not None:
-            secrets, primary = tls_session_ring(self.keys)
-            sessions = msgspec.structs.replace(sessions, keys=secrets, primary=primary)
         return msgspec.structs.replace(
             role,
-            sessions=sessions,
+            sessions=self._session_orders(role.sessions),
             listener=self._listener.fileno(),
             drained=tuple(sorted(self.drained)),
             tickets=self.tickets.orders() if self.tickets is not None and not role.passes_tls else None,
         )
+
+    def _session_orders(self, planned: SessionOrders | None) -> SessionOrders | None:
+        if planned is None:
+            return None
+        secrets, primary = tls_session_ring(self.keys)
+        return msgspec.structs.replace(planned, keys=secrets, primary=primary)
+
+    def _asked(self, web_server: str, what: str) -> None:
+        if what == "keys":
+            self.key_ring.asked(next(keeper for keeper in self.hosts if keeper.name == web_server))
 
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
@@ -297,7 +353,7 @@ class Supervisor:
         """
         self.state = "stopping"
         if immediate:
-            for keeper in self.directors + self.web_servers:
+            for keeper in self.directors + self.hosts:
                 keeper.kill()
         # The directors close theirs when they are told to stop: from then on connections are refused.
         if self._listener is not None:
@@ -305,14 +361,17 @@ class Supervisor:
             self._listener = None
         if self.tickets is not None:
             await self.tickets.aclose()
+        leaving = asyncio.create_task(self._key_ring.aclose()) if self._key_ring is not None else None
         grace_s = 0.0 if immediate else self.settings.stop_grace_s
         hanging_up = asyncio.create_task(self._hang_up())
-        for keepers in (self.directors, self.web_servers):
+        for keepers in (self.directors, self.hosts):
             await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
             hanging_up.cancel()
         await self._hand_over()
         await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers + self.tls_sessions))
         await asyncio.gather(hanging_up, return_exceptions=True)
+        if leaving is not None:
+            await leaving
         if self._control is not None:
             await self._control.aclose()
             self._control = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool.service.secret_file import secret_lines
+from coatcheck.service_kit.secret_file import secret_lines
 
 MIN_TOKEN_CHARS: Final = 20
 MAX_TOKENS: Final = 100

@@ -14,7 +14,8 @@ import msgspec
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError
 from coatcheck.pool.service import messages as m
-from coatcheck.pool.service.addresses import NoRedirect, check_url
+from coatcheck.service_kit.addresses import NoRedirect, check_url
+from coatcheck.service_kit.messages import Problem
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 TIMEOUT_S: Final = 30.0
@@ -87,7 +88,7 @@ def _quoted(user: str) -> str:
 def _told(error: urllib.error.HTTPError) -> str:
     with error:
         try:
-            problem = msgspec.json.decode(error.read(MAX_ANSWER_BYTES), type=m.Problem)
+            problem = msgspec.json.decode(error.read(MAX_ANSWER_BYTES), type=Problem)
         except (msgspec.DecodeError, UnicodeDecodeError, OSError, http.client.HTTPException):
             return f"it answered {error.code}"
     return f"{problem.title}: {problem.detail}"

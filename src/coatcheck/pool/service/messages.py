@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.masking import MAX_PASSWORD_CHARS, MAX_TOKEN_CHARS
+from coatcheck.service_kit.messages import Body
 
 MAX_WAIT_S = 300.0
 
@@ -16,11 +17,7 @@ TokenText = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """The root of request bodies; no body at all is ``{}``."""
-
-
-class CheckOut(Request):
+class CheckOut(Body):
     """``wait_s``: how long to wait for a token; the pool's own time without it. ``password``: for the login."""
 
     wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] | None = None
@@ -30,7 +27,7 @@ class CheckOut(Request):
         return f"<CheckOut, {self.wait_s} s>"
 
 
-class CheckIn(Request):
+class CheckIn(Body):
     """``token``: the refreshed one, if the upstream sent one. ``failed``: the token's state is unknown now."""
 
     token: TokenText | None = None
@@ -41,13 +38,13 @@ class CheckIn(Request):
         return "<CheckIn>"
 
 
-class Drop(Request):
+class Drop(Body):
     """``sign_out``: the session may still be alive at the upstream, so log it out."""
 
     sign_out: bool = False
 
 
-class Complete(Request):
+class Complete(Body):
     """The token that a login by the caller brought. ``expires_in_s``: when the upstream ends it in any case."""
 
     token: TokenText
@@ -57,7 +54,7 @@ class Complete(Request):
         return "<Complete>"
 
 
-class Nothing(Request):
+class Nothing(Body):
     """No fields."""
 
 
@@ -114,12 +111,3 @@ class ServiceHealth(msgspec.Struct, frozen=True):
     """``ok``: the service answers and its store does."""
 
     status: str
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """What went wrong (RFC 9457). ``type`` is for programs, ``detail`` for people; neither holds a secret."""
-
-    type: str
-    title: str
-    status: int
-    detail: str

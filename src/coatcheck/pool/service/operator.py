@@ -11,7 +11,7 @@ from coatcheck.errors import ConfigError
 from coatcheck.pool import TokenPool
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.client import ServiceClient
-from coatcheck.pool.service.secret_file import secret_lines
+from coatcheck.service_kit.secret_file import secret_lines
 
 MOST_PER_USER: Final = 1000
 

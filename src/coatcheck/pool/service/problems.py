@@ -1,11 +1,9 @@
-"""Every error as a JSON problem (RFC 9457)."""
+"""The pool's errors as JSON problems (RFC 9457)."""
 
 from __future__ import annotations
 
 import math
-
-import msgspec
-from starlette.responses import Response
+from typing import Final
 
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -17,31 +15,11 @@ from coatcheck.pool.errors import (
     PoolTimeout,
     StoreUnavailable,
 )
-from coatcheck.pool.service.messages import Problem
+from coatcheck.service_kit.problems import RequestRefused
 
-PROBLEM_TYPE = "application/problem+json"
-
-
-class RequestRefused(Exception):
-    """A request that is refused before the pool is asked."""
-
-    def __init__(self, status: int, name: str, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.name = name
-        self.detail = detail
-        self.headers = headers or {}
-
-
-TITLES = {
-    "bad-request": "The request is wrong",
+TITLES: Final = {
     "unauthorized": "The bearer token is missing or wrong",
     "no-such-lease": "There is no such lease",
-    "no-such-page": "There is nothing here",
-    "wrong-method": "This method is not for this address",
-    "too-large": "The request is too large",
-    "too-slow": "The request took too long",
-    "wrong-content-type": "The request is not JSON",
     "busy": "Too many requests wait",
     "lease-lost": "The lease is over",
     "timeout": "No token came free in time",
@@ -50,7 +28,6 @@ TITLES = {
     "login-failed": "The login at the upstream failed",
     "login-rate-limited": "No login now",
     "store-unavailable": "The token store does not answer",
-    "internal": "The service failed",
 }
 
 _POOL_ERRORS: tuple[tuple[type[PoolError], int, str], ...] = (
@@ -64,22 +41,15 @@ _POOL_ERRORS: tuple[tuple[type[PoolError], int, str], ...] = (
 )
 
 
-def refused(error: RequestRefused) -> Response:
-    """The answer to a request that was refused."""
-    return _response(error.status, error.name, error.detail, error.headers)
-
-
-def pool_problem(error: PoolError) -> Response:
-    """The answer when the pool could not do it."""
+def refusal_of(error: Exception) -> RequestRefused | None:
+    """What to answer when the pool could not do it; ``None`` for an error that is none of its."""
     for kind, status, name in _POOL_ERRORS:
         if isinstance(error, kind):
             headers = {}
             if isinstance(error, LoginRateLimited):
                 headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-            return _response(status, name, str(error), headers)
-    return _response(500, "internal", "the service failed; its log has the reason", {})
-
-
-def _response(status: int, name: str, detail: str, headers: dict[str, str]) -> Response:
-    problem = Problem(f"urn:coatcheck:problem:{name}", TITLES[name], status, detail)
-    return Response(msgspec.json.encode(problem), status, headers, PROBLEM_TYPE)
+            return RequestRefused(status, name, str(error), headers)
+    if isinstance(error, ValueError):
+        # The pool's own words about a user, a token or a number that it cannot take; they show no secret.
+        return RequestRefused(400, "bad-request", str(error))
+    return None

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from coatcheck.pool.service import messages as m
+from coatcheck.pool.service.lease_id import MAX_LEASE_ID_CHARS
+from coatcheck.service_kit.operations import Api, ApiOperation
 
-
-@dataclass(frozen=True, slots=True)
-class ApiOperation:
-    """One method of one address. ``answers``: status to body (``None``: empty; ``str``: text of that media type).
-
-    ``problems``: the statuses of its errors, beyond those that every operation has.
-    """
-
-    method: str
-    path: str
-    name: str
-    words: str
-    answers: dict[int, Any]
-    body: type[m.Request] | None = None
-    problems: tuple[int, ...] = ()
-    open: bool = False
-
-
-COMMON_PROBLEMS: Final = (400, 401, 503)
-"""A bad request, no bearer token, and a store that does not answer or a service that is full."""
-BODY_PROBLEMS: Final = (408, 413, 415)
 OPENAPI: Final = "application/json"
 METRICS: Final = "text/plain"
 
@@ -49,6 +29,7 @@ OPERATIONS: Final = (
         {200: m.LentToken},
         m.Complete,
         (404, 409),
+        body_needed=True,
     ),
     ApiOperation(
         "POST",
@@ -101,4 +82,18 @@ OPERATIONS: Final = (
     ApiOperation("GET", "/metrics", "metrics", "Prometheus text.", {200: METRICS}),
     ApiOperation("GET", "/healthz", "health", "Whether it works.", {200: m.ServiceHealth}, open=True),
     ApiOperation("GET", "/openapi.json", "openapi", "This document.", {200: OPENAPI}, open=True),
+)
+
+API: Final = Api(
+    title="coatcheck pool",
+    words="Session tokens of an upstream, leased to one caller at a time.",
+    operations=OPERATIONS,
+    parameters={
+        "user": {"type": "string", "minLength": 1, "maxLength": 1024},
+        "lease": {"type": "string", "maxLength": MAX_LEASE_ID_CHARS},
+        "token_id": {"type": "integer", "minimum": 1},
+    },
+    security={"bearer": {"type": "http", "scheme": "bearer"}},
+    # A bad request, no bearer token, and a store that does not answer or a service that is full.
+    common_problems=(400, 401, 503),
 )

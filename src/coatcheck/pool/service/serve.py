@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
 from coatcheck.pool.service.authentication import read_bearer_tokens
-from coatcheck.pool.service.http_server import serve_app
 from coatcheck.pool.service.upstream_login import login_command, login_url, logout_command, logout_url
+from coatcheck.service_kit.http_server import serve_app, tls_for
 
 
 class ServiceSettings(msgspec.Struct, frozen=True):
@@ -37,14 +36,7 @@ class ServiceSettings(msgspec.Struct, frozen=True):
 def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callable[[str], None]) -> None:
     """Serve until told to stop. ``options``: of the pool. Raises :class:`ConfigError`."""
     bearer = read_bearer_tokens(settings.token_file)
-    if bool(settings.certificate) != bool(settings.private_key):
-        raise ConfigError("tls-certificate and tls-key: both are needed, or none")
-    host = parse_host_port(settings.listen, "listen")[0]
-    if not (is_loopback(host) or settings.certificate or settings.insecure):
-        raise ConfigError(
-            f"listen: {host} can be reached from other machines, and tokens would go there in the clear; "
-            "give --tls-certificate and --tls-key, or --allow-insecure"
-        )
+    tls = tls_for(settings.listen, settings.certificate, settings.private_key, settings.insecure)
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
     TokenPool(**options).close(0)
     login, logout = _callbacks(settings)
@@ -52,7 +44,7 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
         options = {**options, "logout": logout}
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
     stopping = app.state.endpoint.stop
-    serve_app(app, settings.listen, started, settings.certificate, settings.private_key, stopping)
+    serve_app(app, settings.listen, started, tls, stopping)
 
 
 def _callbacks(settings: ServiceSettings) -> tuple[Any, Any]:

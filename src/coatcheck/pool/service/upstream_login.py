@@ -18,7 +18,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import SignedIn
-from coatcheck.pool.service.addresses import NoRedirect, check_url
+from coatcheck.service_kit.addresses import NoRedirect, check_url
 
 MAX_ANSWER_BYTES: Final = 128 * 1024
 TIMEOUT_S: Final = 30.0

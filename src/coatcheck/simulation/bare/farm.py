@@ -13,7 +13,9 @@ from coatcheck.simulation.application import Attempt, Response
 from coatcheck.simulation.bare.middleware import App
 from coatcheck.simulation.bare.network import Network
 from coatcheck.simulation.bare.session_server import ModelSessionServer
+from coatcheck.simulation.bare.travelling import SITES, Traveller, hand_offs_of, new_codec
 from coatcheck.simulation.bare.web_server import ModelWebServer
+from coatcheck.simulation.browser import Browser
 from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.schedule import Process, Schedule
@@ -39,6 +41,7 @@ class BareFarm(Farm[ModelWebServer, ModelSessionServer]):
         self.replication = scenario.replication_policy()
         self.policy = scenario.session_policy()
         self.by_id: dict[bytes, ModelWebServer] = {}
+        self.hand_off_codec = new_codec(self.dice.randbytes) if scenario.sites else None
         self._open()
         for index in range(scenario.web_servers):
             self.webs.append(self._new_web(index, 0))
@@ -50,9 +53,15 @@ class BareFarm(Farm[ModelWebServer, ModelSessionServer]):
             f"web-{index + 1}", run, self.schedule, self.network, servers, self.dice, self.ledger, self.sealer,
             self.scenario.ordered,
         )  # fmt: skip
+        if self.scenario.sites:
+            web.site = SITES[index % 2]
         web.skew_ms = self.skews_ms[index]
         web.post = self._post
         web.equip(self.dice.randbytes(SERVER_ID_BYTES), self.placements[index], self.replication, self.policy)
+        if self.scenario.users:
+            web.keep_users(self.scenario.everyone)
+        if self.hand_off_codec is not None:
+            web.hand_offs = hand_offs_of(web.site, self.hand_off_codec, web.lifecycle)
         self.by_id[web.server_id] = web
         self.trace.name_server(web.server_id, web.name if not run else f"{web.name}#{run}")
         for server in servers.values():
@@ -61,6 +70,13 @@ class BareFarm(Farm[ModelWebServer, ModelSessionServer]):
                 web.after(web.PROBE_S, web._probe, server.name)
         self.start_web(web)
         return web
+
+    def _new_browser(self, name: str) -> Browser:
+        if not self.scenario.sites:
+            return super()._new_browser(name)
+        traveller = Traveller(name, self.schedule, self.scenario, self._dice_of(name), self, self.ledger)
+        traveller.others = lambda: self.browsers
+        return traveller
 
     def new_server(self, name: str) -> ModelSessionServer:
         return ModelSessionServer(name, self.schedule, self.ledger, self, self.scenario.seed % 2 == 0)

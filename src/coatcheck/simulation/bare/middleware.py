@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from coatcheck.hand_off.rules import Pass, Refuse, SiteVisit
 from coatcheck.replication.effects import Flow, Pause, as_flow
 from coatcheck.sessions.answer import cookie_changes
 from coatcheck.sessions.mapping import Session
@@ -21,17 +24,42 @@ class App:
         self._codecs = codecs
 
     def handle(self, attempt: Attempt, web: ModelWebServer, think_s: float) -> Flow[Response]:
+        if attempt.kind == "close_all":
+            yield from self._close_all(web)
+            return Response()
         session = yield from self._open(attempt, web)
         attempt.session = session
+        if attempt.visit is not None and web.hand_offs is not None:
+            there = yield from self._travel(attempt, attempt.visit, web, session)
+            if there.go is not None or there.status != 200:
+                return there
         if think_s:
             yield Pause(think_s)
         act(attempt, session)
+        if attempt.kind in ("close_user", "close_others"):
+            yield from self._close_sessions(attempt, web, session)
         before = session._request.copy_held.key if session._request.copy_held is not None else None
         saved = web.lifecycle.finish(session)
         if not isinstance(saved, Saved):
             saved = yield from as_flow(saved)
             self._judge.saved(web, attempt, session, saved, before)
         return self._respond(attempt, web, session, saved)
+
+    def _close_sessions(self, attempt: Attempt, web: ModelWebServer, session: Session) -> Flow[None]:
+        """The page of a user who ends all sessions, or all others."""
+        copy, users, user = session._request.copy_held, web.lifecycle.users, session.user
+        if copy is None or users is None or user is None:
+            return
+        but = copy.key if attempt.kind == "close_others" else None
+        began = web.schedule.now
+        closed = yield from users.close_user(user, but)
+        self._judge.closed_user(web, user, but, began, closed)
+
+    def _close_all(self, web: ModelWebServer) -> Flow[None]:
+        """What an operator asks for; it has no session."""
+        assert web.everyone is not None
+        yield from web.everyone.close("by an operator")
+        self._judge.closed_all(web, web.everyone.closed_before)
 
     def _open(self, attempt: Attempt, web: ModelWebServer) -> Flow[Session]:
         cookies = attempt.cookies
@@ -57,6 +85,36 @@ class App:
         session = Session()
         session._request.unheard = unheard
         return session
+
+    def _travel(self, attempt: Attempt, visit: SiteVisit, web: ModelWebServer, session: Session) -> Flow[Response]:
+        """As the door of hand-offs does it; an answer that sends nobody anywhere is left to the app."""
+        assert web.hand_offs is not None
+        request = session._request
+        shown = request.shown if request.copy_held is not None else None
+        attempt.moment = self._judge.moment()
+        answer = yield from web.hand_offs.answer(
+            msgspec.structs.replace(visit, session=shown, login=request.login, binder=attempt.cookies.binder)
+        )
+        if isinstance(answer, Refuse):
+            return Response(answer.status)
+        if isinstance(answer, Pass):
+            return Response()
+        issue = answer.issue
+        if issue is None:
+            saved = web.lifecycle.finish(session)
+            if not isinstance(saved, Saved):
+                saved = yield from as_flow(saved)
+            response = self._respond(attempt, web, session, saved)
+        else:
+            self._judge.handed_over(web, attempt, issue)
+            response = Response()
+            sealed = self._codecs.seal(issue.token, issue.login)
+            if issue.login:
+                response.set_login, response.clear_anonymous = sealed, attempt.cookies.anonymous is not None
+            else:
+                response.set_anonymous = sealed
+        response.go = answer
+        return response
 
     def _respond(self, attempt: Attempt, web: ModelWebServer, session: Session, saved: Saved) -> Response:
         response = Response()

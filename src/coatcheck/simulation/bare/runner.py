@@ -6,19 +6,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from coatcheck.errors import CoatcheckError
 from coatcheck.replication.effects import (
     Accepted,
     Acknowledge,
     Detach,
     Exclusive,
     Flow,
+    FreshKeys,
     Get,
     Gotten,
     Pause,
     Put,
+    PutItem,
     Rest,
     Settled,
+    TakeItem,
     Tell,
+    Together,
     Unreachable,
 )
 
@@ -37,6 +42,10 @@ class Host(Protocol):
         ...
 
     def started(self, collector: Collector) -> None: ...
+
+    def call_item(self, call: ItemCall, effect: PutItem | TakeItem) -> None:
+        """Send it to its session server; :meth:`ItemCall.take` gets the reply."""
+        ...
 
     def tell(self, effect: Tell) -> None: ...
 
@@ -108,6 +117,22 @@ class Collector:
 
     def servers(self) -> tuple[str, ...] | Mapping[str, Any]:
         return self.effect.servers if type(self.effect) is Get else self.effect.seen  # type: ignore[union-attr]
+
+
+class ItemCall:
+    """What a put or a take of an item comes to; only the first reply counts."""
+
+    __slots__ = ("_answered", "_runner", "task")
+
+    def __init__(self, runner: Runner, task: Task) -> None:
+        self._runner = runner
+        self.task = task
+        self._answered = False
+
+    def take(self, reply: Any) -> None:
+        if not self._answered:
+            self._answered = True
+            self._runner.step(self.task, reply, None)
 
 
 class _Turns:
@@ -187,6 +212,15 @@ class Runner:
             return False, None
         if kind is Detach:
             return self._detach(task, effect.flow)
+        if kind is FreshKeys:
+            return False, True
+        if kind is Together:
+            return self._together(task, effect.flows)
+        if kind is PutItem or kind is TakeItem:
+            call = ItemCall(self, task)
+            self.host.call_item(call, effect)
+            self.host.after(self.TIMEOUT_S, call.take, Unreachable("no answer in time"))
+            return True, None
         assert kind is Tell
         self.host.tell(effect)
         return False, None
@@ -289,3 +323,23 @@ class Runner:
 
         self.start(flow, tell, task.context, tell)
         return True, None
+
+    def _together(self, task: Task, flows: tuple[Flow[Any], ...]) -> tuple[bool, Any]:
+        """What is cancelled meanwhile is only waited for no more."""
+        ended: list[Any] = [None] * len(flows)
+        missing = len(flows)
+
+        def end_of(place: int) -> Done:
+            def end(result: Any, error: Exception | None) -> None:
+                nonlocal missing
+                ended[place] = result if error is None else error
+                missing -= 1
+                if not missing:
+                    wrong = [one for one in ended if isinstance(one, Exception) and not isinstance(one, CoatcheckError)]
+                    self.host.after(0.0, self.step, task, ended, wrong[0] if wrong else None)
+
+            return end
+
+        for place, flow in enumerate(flows):
+            self.start(flow, end_of(place), task.context)
+        return bool(flows), ended

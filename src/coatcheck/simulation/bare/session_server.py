@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from coatcheck.replication.effects import Accepted, GetReply, PutReply, Refused, Unreachable
+from coatcheck.replication.effects import Accepted, GetReply, PutItem, PutReply, Refused, TakeItem, Unreachable
 from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice
 from coatcheck.replication.put_rule import Verdict, judge_entries, servers_to_notify
 from coatcheck.replication.version import Version
 from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.schedule import EPOCH_MS, Process, Schedule
+from coatcheck.take_once.rule import NEVER_STORED
+from coatcheck.take_once.table import ItemTable
 
 ACCEPTED = Accepted()
 READ_ONLY = Unreachable("writes are refused")
@@ -39,6 +41,8 @@ class ModelSessionServer(Process):
         self._undo: list[tuple[bytes, tuple[Entry, float] | None]] = []
         self.run = 0
         """Counts restarts."""
+        self.items = ItemTable()
+        """What may be taken once; no restart leaves anything of it."""
         self.skew_ms = 0
         """How far its clock is off the true time; it does not matter to the entries."""
         self.read_only = False
@@ -94,6 +98,17 @@ class ModelSessionServer(Process):
             self._post.notify(self, server_id, Notice(key, new.version, new.closed))
         return ACCEPTED
 
+    def item(self, effect: PutItem | TakeItem) -> bool | bytes | None:
+        """Atomic, by the product's own rule."""
+        now_ms = int(self.schedule.now * 1000)
+        if type(effect) is PutItem:
+            return self.items.put(effect.key, effect.item, effect.life_ms, NEVER_STORED, now_ms)
+        assert type(effect) is TakeItem
+        taken = self.items.take(effect.key, effect.nonce, now_ms)
+        if taken is not None:
+            self._witness.taken(self, effect.key, effect.nonce)
+        return taken
+
     def _with_life_left(self, key: bytes, entry: Entry) -> Entry:
         left_ms = int((self.entries[key][1] - self.time_s) * 1000)
         return Entry(entry.version, entry.history, entry.closed, left_ms, entry.payload, entry.provisional)
@@ -104,6 +119,7 @@ class ModelSessionServer(Process):
         self.alive = True
         self.frozen = False
         self.run += 1
+        self.items = ItemTable()
 
     def restart_empty(self) -> None:
         self.restart()

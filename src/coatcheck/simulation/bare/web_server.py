@@ -8,9 +8,10 @@ from typing import Any
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event, EventKind
+from coatcheck.hand_off.rules import HandOffs
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
-from coatcheck.replication.effects import Exclusive, Flow, Get, Put, PutReply, Tell, Unreachable
+from coatcheck.replication.effects import Exclusive, Flow, Get, Put, PutItem, PutReply, TakeItem, Tell, Unreachable
 from coatcheck.replication.entry import Sealer
 from coatcheck.replication.farm_clock import FarmClock
 from coatcheck.replication.notice import Notice, decode_message
@@ -18,15 +19,18 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.repair import Repair, Repaired
 from coatcheck.replication.stall_guard import StallGuard, Timer
+from coatcheck.sessions.everyone import Everyone
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.policy import SessionPolicy
+from coatcheck.sessions.users import UserIndexes
 from coatcheck.simulation.application import Attempt
 from coatcheck.simulation.bare.lines import Line
 from coatcheck.simulation.bare.network import Network
-from coatcheck.simulation.bare.runner import Collector, Runner
+from coatcheck.simulation.bare.runner import Collector, ItemCall, Runner, Task
 from coatcheck.simulation.bare.session_server import ModelSessionServer
 from coatcheck.simulation.ledger import Ledger
 from coatcheck.simulation.schedule import EPOCH_MS, Act, Process, Schedule
+from coatcheck.simulation.users import index_key
 from coatcheck.simulation.watched import WatchedWebServer
 
 UNREACHABLE = Unreachable("no connection")
@@ -91,14 +95,50 @@ class ModelWebServer(Process, WatchedWebServer):
         self._guard: StallGuard | None = None
         self._mending_due = False
         self._scan_due = False
+        self.hand_offs: HandOffs | None = None
+        self.everyone: Everyone | None = None
+        self._questions = 0
+        """Whether everybody's sessions were closed; the timer of an earlier one asks nothing."""
+        self._question: Task | None = None
+        """The last of them, which is asked again for as long as the web server lives."""
 
     def equip(
         self, server_id: bytes, placement: Placement, replication: ReplicationPolicy, policy: SessionPolicy
     ) -> None:
         """Give it the product's rules."""
         self.copies = Copies(server_id, placement, replication, self.sealer, self)
-        self.lifecycle = Lifecycle(self.copies, policy)
+        self.lifecycle = Lifecycle(self.copies, policy, self.site)
         self.repair = Repair(self.copies)
+
+    def keep_users(self, everyone: bool) -> None:
+        """Keep an index of each user, and do in the background what that asks for. ``everyone``: and ask over and over
+        whether everybody's sessions were closed."""
+        users = UserIndexes(self.copies, self.lifecycle.policy, lambda user: [index_key(user)])
+        users.renew_ms = min(users.renew_ms, 1_000)  # histories are short
+        self.lifecycle.users = users
+        users.on_waiting = lambda: self.after(0.0, self._work_for, users)
+        if everyone:
+            self.everyone = self.lifecycle.everyone = Everyone(self.copies, users)
+            self.after(0.0, self._watch_everyone, self.everyone, 0)
+
+    def _watch_everyone(self, everyone: Everyone, number: int) -> None:
+        """Ask, unless a notice has caused a later question meanwhile; the pause begins with the answer, as in the
+        background of a driver."""
+        if number != self._questions:
+            return
+        self._questions += 1
+
+        def answered(_: Any, error: Exception | None) -> None:
+            self._judge_crash(error)
+            self.after(everyone.pause_s, self._watch_everyone, everyone, self._questions)
+
+        self._question = self.runner.start(everyone.learn(), answered)
+
+    def _work_for(self, users: UserIndexes) -> None:
+        for key in users.abandoned:
+            self.judge.log(key).willed = True
+        while (flow := users.next_work()) is not None:
+            self.runner.start(flow, lambda _, error: self._judge_crash(error))
 
     def begin(self) -> None:
         """Look after hosted sessions from now on, and once through what is stored."""
@@ -120,7 +160,7 @@ class ModelWebServer(Process, WatchedWebServer):
         return self.clock.now_ms()
 
     def unfinished(self) -> list[Any]:
-        return [*self.runner.running, *self.runner.turns]
+        return [*(task for task in self.runner.running if task is not self._question), *self.runner.turns]
 
     # -- surroundings ----------------------------------------------------------------------------
 
@@ -236,6 +276,18 @@ class ModelWebServer(Process, WatchedWebServer):
         elif run == store.run and self.alive:
             self.network.send(store.name, self, collector.take, store.name, reply)
 
+    def call_item(self, call: ItemCall, effect: PutItem | TakeItem) -> None:
+        if not self.reach.get(effect.server):
+            self.after(0.0, call.take, UNREACHABLE)
+            return
+        self.network.send(self.name, self.servers[effect.server], self._item_arrives, call, effect)
+
+    def _item_arrives(self, call: ItemCall, effect: PutItem | TakeItem) -> None:
+        store = self.servers[effect.server]
+        reply = store.item(effect)
+        if self.alive:
+            self.network.send(store.name, self, call.take, reply)
+
     def replied(self, collector: Collector, server: str) -> None:
         """A reply says what time it was there; the product asks for it, as often as this takes notice."""
         now = self.schedule.now
@@ -272,6 +324,8 @@ class ModelWebServer(Process, WatchedWebServer):
         answer = self.copies.on_message(message)
         if isinstance(message, Notice):
             self.judge.heard(self, message, before)
+            if self.everyone is not None and self.everyone.is_about_it(message):
+                self._watch_everyone(self.everyone, self._questions)
         if answer is not None:
             self.tell(answer)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from coatcheck.simulation.faults import Faults
-from coatcheck.simulation.site.site import Site
+from coatcheck.simulation.site.site import ShippedFarm
 from coatcheck.simulation.world.machine import Machine
 from coatcheck.simulation.world.wire import Link
 
@@ -15,9 +15,9 @@ from coatcheck.simulation.world.wire import Link
 class SiteFaults(Faults):
     """Those of one kind may overlap."""
 
-    _farm: Site
+    _farm: ShippedFarm
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ShippedFarm) -> None:
         super().__init__(site, site.world.wire)
 
     def _kill(self, host: Any, power: bool) -> None:

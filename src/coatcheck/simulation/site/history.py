@@ -8,7 +8,7 @@ import msgspec
 
 from coatcheck.simulation.history import Outcome, live
 from coatcheck.simulation.scenario import Scenario
-from coatcheck.simulation.site.site import Site
+from coatcheck.simulation.site.site import ShippedFarm
 from coatcheck.simulation.site.weather import SiteWeather
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.world.world import SimulatedWorld
@@ -25,10 +25,12 @@ def run(scenario: Scenario, traced: bool = False, only: frozenset[str] | None = 
         asked[name] = None
         return only is None or name in only
 
+    # Its requests close no users yet, so no index is kept, and nobody is limited.
+    scenario = msgspec.structs.replace(scenario, users=False, user_limit=0)
     without = {name: 0.0 for name in CHANCES if getattr(scenario, name) and not wants(name)}
     world = SimulatedWorld(scenario.seed, _no_ledger_yet)
     with world.running():
-        site = Site(msgspec.structs.replace(scenario, **without), Trace(traced), world, wants)
+        site = ShippedFarm(msgspec.structs.replace(scenario, **without), Trace(traced), world, wants)
         site.ledger.disturbed = not scenario.faultless
         return live(site, SiteWeather(site, wants), asked)
 

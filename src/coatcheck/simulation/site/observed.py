@@ -11,8 +11,7 @@ from coatcheck.replication.entry import Entry
 from coatcheck.replication.notice import Notice, decode_message
 from coatcheck.replication.version import Version
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.requests import Requests
-from coatcheck.simulation.site.observed_rules import ATTEMPT, ObservedLifecycle
+from coatcheck.simulation.site.observed_rules import ATTEMPT, ObservedLifecycle, ObservedRequests
 from coatcheck.stores.networked import NetworkedStore
 from coatcheck.stores.port import ScanReply
 
@@ -83,11 +82,12 @@ class ObservedSessions(Sessions):
     def _build(self) -> None:
         super()._build()
         self.lifecycle = observed = ObservedLifecycle(self.copies, self._policy)
-        observed.web, observed.ended_by = self._web, self.ended
+        observed.web, observed.home = self._web, self
         self._web.copies, self._web.lifecycle = self.copies, observed
-        self.requests = Requests(
-            observed, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected
-        )
+        self.requests = ObservedRequests(
+            observed, self.newcomers, self._open_anonymous, self._open_login, self.seal, self._rejected,
+            keys_may_be_newer=self._refresh_keys is not None,
+        )  # fmt: skip
 
     def seal(self, issue: Issue) -> bytes:
         attempt = ATTEMPT.get()

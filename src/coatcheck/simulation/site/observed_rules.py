@@ -9,12 +9,27 @@ from coatcheck.errors import CoatcheckError
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.requests import Requests
 from coatcheck.sessions.saving import Saved
 from coatcheck.simulation.application import Attempt
 from coatcheck.tokens.sealed import SealedToken
 
 ATTEMPT: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
 """The request that is being served; ``None``: nobody's, as when sessions are repaired."""
+
+
+class ObservedRequests(Requests):
+    """What a web server does for each request; the judge sees why one could not be begun."""
+
+    def _open_with_fresh_keys(self, opened: Opened) -> Flow[None]:
+        attempt = ATTEMPT.get()
+        try:
+            yield from super()._open_with_fresh_keys(opened)
+        except CoatcheckError as error:
+            if attempt is not None:
+                attempt.error = error
+            raise
 
 
 class ObservedLifecycle(Lifecycle):

@@ -13,17 +13,18 @@ from coatcheck.simulation.farm import Farm
 from coatcheck.simulation.scenario import Scenario
 from coatcheck.simulation.sealing import FARM, RealCodecs
 from coatcheck.simulation.site.front import Front
+from coatcheck.simulation.site.keys import SiteKeys
 from coatcheck.simulation.site.session_host import SessionHost
 from coatcheck.simulation.site.web_host import WebHost, WebHostPlan
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.world.world import SimulatedWorld
-from coatcheck.tokens.keyring import KeyRing, PayloadSealer
+from coatcheck.tokens.keyring import PayloadSealer
 
 PASSWORD: Final = "simulated-password"
 GATEWAY_LATE_S: Final = 2.5
 
 
-class Site(Farm[WebHost, SessionHost]):
+class ShippedFarm(Farm[WebHost, SessionHost]):
     """Build it, and let it run, while its world is running."""
 
     SETTLE_S, CALM_S, GLANCE_S = 4.0, 8.0, 0.1
@@ -37,12 +38,13 @@ class Site(Farm[WebHost, SessionHost]):
         wire = world.wire
         wire.loss, wire.fragmentation, wire.lateness = scenario.loss, scenario.duplication, scenario.lateness
         world.complain = self._complain
-        ring = KeyRing([self.dice.randbytes(32)])
-        self.codecs = RealCodecs(ring, self.dice)
-        sealer = PayloadSealer(ring, FARM, self.dice.randbytes)
+        self.dice.randbytes(32)  # histories that were found stay what they are
+        self.keys = SiteKeys(self)
+        self.codecs = RealCodecs(self.keys.all, self.dice)
+        sealer = PayloadSealer(self.keys.all, FARM, self.dice.randbytes)
         self._password = PASSWORD if scenario.real_seal else ""
         arguments = {
-            "farm": FARM, "ring": ring, "copies": scenario.copies, "replication": scenario.replication_policy(),
+            "farm": FARM, "copies": scenario.copies, "replication": scenario.replication_policy(),
             "policy": scenario.session_policy(),
         }  # fmt: skip
         self._plan = WebHostPlan(arguments, sealer, self.ledger, self._password)

@@ -11,7 +11,7 @@ import msgspec
 
 from coatcheck.simulation.site.director_host import DirectorHost
 from coatcheck.simulation.site.faults import SiteFaults
-from coatcheck.simulation.site.site import Site
+from coatcheck.simulation.site.site import ShippedFarm
 from coatcheck.simulation.weather import Weather
 from coatcheck.simulation.world.wire import Link
 
@@ -38,16 +38,17 @@ def forecast(seed: int, faults: int, span_s: float, kinds: tuple[str, ...], also
 class SiteWeather(Weather):
     """Does damage to a site, and mends it again. Each fault has dice of its own."""
 
-    _farm: Site
+    _farm: ShippedFarm
     _faults: SiteFaults
 
-    def __init__(self, site: Site, wants: Callable[[str], bool]) -> None:
+    def __init__(self, site: ShippedFarm, wants: Callable[[str], bool]) -> None:
         super().__init__(site, SiteFaults(site))
         self._wants = wants
 
     def plan(self) -> None:
         """What the history wants of it."""
         scenario = self._farm.scenario
+        self._farm.keys.plan(self.span_s())
         also = ["steal"] if scenario.thief else []
         if scenario.faultless and Random(f"close {scenario.seed}").random() < 0.3:
             also.append("close")

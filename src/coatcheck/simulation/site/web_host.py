@@ -95,8 +95,9 @@ class WebHost(WatchedWebServer):
             for name, host in self.hosts.items()
         ]
         self.sessions = ObservedSessions(
-            self, server_name=self.name, stores=stores, list_number=list_number, observer=self._report, **plan.sessions
-        )
+            self, server_name=self.name, stores=stores, list_number=list_number, observer=self._report,
+            **plan.sessions, **self._site.keys.starts(self),
+        )  # fmt: skip
         self.route_tag = tag_of(self.name)
         self.middleware = SessionMiddleware(self._app, self.sessions, route_tag=self.route_tag)
         cookies = self.sessions.cookies
@@ -130,6 +131,7 @@ class WebHost(WatchedWebServer):
 
     def _report(self, event: Event) -> None:
         if self.alive:
+            self._site.keys.judge(self, event)
             self.judge.reported(self, event)
 
     def asked(self, key: bytes, server: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class OpenSslTls:
                 pass
         return self._outgoing.read()
 
-    def update_key(self) -> bytes:
+    def renew_key(self) -> bytes:
         """OpenSSL does that by itself."""
         return b""
 

@@ -19,6 +19,7 @@ from coatcheck.director.rules.faults import Fault
 from coatcheck.director.rules.routing import ServerState
 from coatcheck.director.rules.transitions import State
 from coatcheck.takeover.io.handshake import Handshake, OpenSslTls
+from coatcheck.takeover.io.hello_ahead import FetchesAhead, HelloAhead
 from coatcheck.takeover.io.key_log import KeyLog
 from coatcheck.takeover.io.tls_transport import TlsTransport, leave
 from coatcheck.takeover.rules.established import EstablishedTls
@@ -26,6 +27,7 @@ from coatcheck.takeover.rules.inner_frames import FROM_DIRECTOR, Frame, Hello, c
 from coatcheck.takeover.rules.live_state import ID_BYTES, LiveState, LiveStateSealer
 from coatcheck.takeover.rules.repeatable import OtherResponse
 from coatcheck.takeover.rules.tls_records import BadRecord, RecordSplitter, count_encrypted
+from coatcheck.tls.turnstile import Turnstile
 from coatcheck.tokens.keyring import KeyRing
 
 _MAX_QUESTION_BYTES: Final = 1024
@@ -38,13 +40,24 @@ HELLO_TIMEOUT_S: Final = 5.0
 class LiveEntrance:
     """The entrance of a web server's own director machine: give its :meth:`link` to a server of the inner socket."""
 
-    def __init__(self, relay: Relay, context: ssl.SSLContext, ring: KeyRing | None, farm: str) -> None:
-        """``ring``: seals what another web server needs to go on; ``None``: none can."""
+    def __init__(
+        self,
+        relay: Relay,
+        context: ssl.SSLContext,
+        ring: KeyRing | None,
+        farm: str,
+        sessions: FetchesAhead | None = None,
+    ) -> None:
+        """``ring``: seals what another web server needs to go on; ``None``: none can.
+        ``sessions``: where those are that clients offer, if they must be fetched."""
         self.relay = relay
         self.context = context
+        self._sessions = sessions
+        self._turnstile = Turnstile(relay.loop)
         self.key_log = None if ring is None else KeyLog(context)
         self.sealer = None if ring is None else LiveStateSealer(ring, farm, os.urandom)
-        self.counts = {"handshakes": 0, "taken_over": 0}
+        self.taken_over = 0
+        """Connections that another web server began."""
         self.is_fit: Callable[[], bool] = lambda: True
         """Whether directors may bring connections."""
         self.live: set[TlsTransport] = set()
@@ -66,12 +79,16 @@ class LiveEntrance:
         """Directors say which connections move."""
 
     def status(self) -> dict[str, int]:
-        return dict(self.counts)
+        return {"taken_over": self.taken_over}
 
     def renew_states(self) -> None:
         """The key ring has changed: what directors have is sealed anew."""
         for upper in self.live:
             upper.renew_state()
+
+    def hello_ahead(self, link: asyncio.Transport, go_on: Callable[[list[bytes]], None]) -> HelloAhead | None:
+        """What holds a handshake's first records until the session that they offer is there; ``None``: nothing does."""
+        return None if self._sessions is None else HelloAhead(self._sessions, self._turnstile, link, go_on)
 
     def link(self) -> InnerLink:
         """The protocol of a new link from a director."""
@@ -87,6 +104,7 @@ class InnerLink(asyncio.Protocol):
         self._splitter = RecordSplitter(*FROM_DIRECTOR)
         self._hello: Hello | None = None
         self._handshake: Handshake | None = None
+        self._ahead: HelloAhead | None = None
         self._upper: TlsTransport | None = None
         self._connection = b""
         self._left = False
@@ -158,6 +176,7 @@ class InnerLink(asyncio.Protocol):
         self._relay.traffic.begin_handshake(self)
         self._relay.flush()
         self._handshake = Handshake(self._entrance.context, self._entrance.key_log)
+        self._ahead = self._entrance.hello_ahead(self._beneath, self._take)
         self._late = self._relay.loop.call_later(self._relay.options.tls_handshake_timeout_s, self._handshake_late)
 
     def _take(self, records: list[bytes]) -> None:
@@ -174,6 +193,8 @@ class InnerLink(asyncio.Protocol):
                     self._end_when_idle(self._upper)
             elif record[0] == Frame.HELLO:
                 self._beneath.abort()
+            elif self._ahead is not None and not self._ahead.is_over:
+                self._ahead.hold(record)
             elif self._handshake is not None:
                 self._shake_hands(self._handshake, record)
             elif self._upper is not None:
@@ -198,7 +219,6 @@ class InnerLink(asyncio.Protocol):
             self._beneath.write(said)
             return
         self._end_handshake()
-        self._entrance.counts["handshakes"] += 1
         upper = self._transport(handshake.done)
         answered = commit(handshake.done.read, count_encrypted(said))
         # Nothing that is sealed with the new keys leaves before another server could go on with them.
@@ -213,34 +233,30 @@ class InnerLink(asyncio.Protocol):
     def _end_handshake(self) -> None:
         self._in_time()
         self._handshake = None
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
         self._relay.traffic.end_handshake(self)
 
     # Going on with what another web server began
 
     def _go_on(self, hello: Hello) -> None:
-        opened = self._opened(hello)
-        if opened is None:
+        tls = self._opened(hello)
+        if tls is None:
             self._leave(frame(Frame.BREAK))
             return
-        tls, newest = opened
-        self._entrance.counts["taken_over"] += 1
-        # The first record is the only one that shares its nonce with another: with one that was sealed by the server
-        # before, and never left. It has nothing in it that is secret, and what comes behind has a key of its own.
-        updates = tls.update_key()
-        while tls.generation <= newest:
-            # The server before had a further key ready: what it may have sealed with that never left either.
-            updates += tls.update_key()
+        self._entrance.taken_over += 1
         upper = self._transport(tls)
-        said = upper.checkpoint() + frame(Frame.ESTABLISHED)
+        said = b""
         if hello.repeatable:
+            updates = tls.renew_key()
             what = self._repeatable(upper, hello, count_encrypted(updates))
             if not what:
                 self._leave(frame(Frame.BREAK))
                 return
-            said += what
-        else:
-            said += commit(hello.committed, count_encrypted(updates))
-        self._beneath.write(said + updates)
+            said = upper.checkpoint() + what + updates
+        # Else nothing is sent before there is an answer: clients close an idle connection on which something comes.
+        self._beneath.write(frame(Frame.ESTABLISHED) + said)
         self._enter(upper, hello)
 
     def _repeatable(self, upper: TlsTransport, hello: Hello, updates: int) -> bytes:
@@ -256,8 +272,7 @@ class InnerLink(asyncio.Protocol):
         # The KeyUpdates leave first, and are no part of it.
         return repeatable(hello.left, updates, hello.repeatable)
 
-    def _opened(self, hello: Hello) -> tuple[EstablishedTls, int] | None:
-        """The connection, and the newest generation of keys that the server before had ready to seal with."""
+    def _opened(self, hello: Hello) -> EstablishedTls | None:
         sealer = self._entrance.sealer
         state = None if sealer is None else sealer.open(hello.state)
         if state is None:
@@ -265,8 +280,7 @@ class InnerLink(asyncio.Protocol):
             return None
         self._connection = state.connection
         try:
-            tls = EstablishedTls(state.cipher_suite, state.client, state.server, hello.committed, hello.delivered)
-            return tls, state.server[-1].generation
+            return EstablishedTls.taken_over(state, hello.committed, hello.delivered)
         except ValueError as error:
             self._relay.seldom.warning("the state of a TLS connection does not fit: %s", error)
             return None

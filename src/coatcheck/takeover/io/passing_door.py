@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
 
 from coatcheck.director.io.acceptor import Acceptor, let_in
+from coatcheck.director.io.client_shell import SHELL_ORDERS, ClientShell
 from coatcheck.director.io.client_wire import ClientWire
 from coatcheck.director.io.relay import Relay
 from coatcheck.director.io.server_link import ServerLink
 from coatcheck.director.rules.actions import Order, Reach, ToClient, ToServer
 from coatcheck.director.rules.admission import Guest
 from coatcheck.director.rules.routing import ServerState
-from coatcheck.takeover.rules.passing import Addresses, PassedConnection
-
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+from coatcheck.takeover.rules.passing import PassedConnection
+from coatcheck.takeover.rules.passing_state import Addresses
 
 
 class PassingDoor:
@@ -89,23 +88,21 @@ class PassingDoor:
             raise
 
 
-class PassedClient(asyncio.Protocol):
+class PassedClient(ClientShell):
     """The shell around one :class:`~coatcheck.takeover.rules.passing.PassedConnection`."""
 
     def __init__(self, relay: Relay, machine: PassedConnection) -> None:
+        super().__init__()
         self._relay = relay
         self.machine = machine
-        self.connecting: asyncio.Task[None] | None = None
-        self._link: ServerLink | None = None
         self._performing = False
-        self._transport = cast(asyncio.Transport, None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         relay = self._relay
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(relay.options.buffer_bytes)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(relay.options.buffer_bytes)
         relay.performers[self.machine] = self.perform
-        relay.wires[self.machine] = ClientWire(relay.loop, self._transport, None)
+        relay.wires[self.machine] = ClientWire(relay.loop, self.transport, None)
         self.machine.opened()
         self.perform()
 
@@ -120,7 +117,7 @@ class PassedClient(asyncio.Protocol):
         del self._relay.wires[self.machine]
 
     def pause_writing(self) -> None:
-        self.machine.client_full(self._transport.get_write_buffer_size())
+        self.machine.client_full(self.transport.get_write_buffer_size())
         self.perform()
 
     def resume_writing(self) -> None:
@@ -147,13 +144,13 @@ class PassedClient(asyncio.Protocol):
                     assert self._link is not None
                     self._link.transport.write(action.data)
                 elif isinstance(action, ToClient):
-                    self._transport.write(action.data)
+                    self.transport.write(action.data)
                 elif isinstance(action, Reach):
                     self.connecting = self._relay.connect(self._relay.pools[action.server.index], self)
                 else:
                     _ORDERS[cast(Order, action)](self)
         except BaseException:
-            self._transport.abort()
+            self.transport.abort()
             raise
         finally:
             actions.clear()
@@ -161,51 +158,16 @@ class PassedClient(asyncio.Protocol):
         if self._relay.traffic.actions:
             self._relay.flush()
 
-    def _leave_server(self) -> None:
-        link, self._link = self._link, None
-        self.connecting = None
-        if link is not None:
-            link.drop()
-
     def _end_server(self) -> None:
         if self._link is not None:
             self._link.server_died()
 
-    def _pause_server(self) -> None:
-        if self._link is not None and not self._link.transport.is_closing():
-            self._link.transport.pause_reading()
-
-    def _resume_server(self) -> None:
-        if self._link is not None and not self._link.transport.is_closing():
-            self._link.transport.resume_reading()
-
-    def _pause_client(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def _resume_client(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
     def _close_client(self) -> None:
-        self._transport.close()
-
-    def _abort_client(self) -> None:
-        self._transport.abort()
-
-    def _reset_client(self) -> None:
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        self.transport.close()
 
 
 _ORDERS: Final[dict[Order, Callable[[PassedClient], None]]] = {
-    Order.LEAVE_SERVER: PassedClient._leave_server,
+    **SHELL_ORDERS,
     Order.END_SERVER: PassedClient._end_server,
-    Order.PAUSE_SERVER: PassedClient._pause_server,
-    Order.RESUME_SERVER: PassedClient._resume_server,
-    Order.PAUSE_CLIENT: PassedClient._pause_client,
-    Order.RESUME_CLIENT: PassedClient._resume_client,
     Order.CLOSE_CLIENT: PassedClient._close_client,
-    Order.ABORT_CLIENT: PassedClient._abort_client,
-    Order.RESET_CLIENT: PassedClient._reset_client,
 }

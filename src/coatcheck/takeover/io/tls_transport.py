@@ -14,7 +14,7 @@ from coatcheck.takeover.io.handshake import OpenSslTls
 from coatcheck.takeover.rules.established import ClientAlert, EstablishedTls
 from coatcheck.takeover.rules.harmless import is_harmless
 from coatcheck.takeover.rules.inner_frames import Frame, Hello, commit, frame, repeatable
-from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, ResponseMark, Skipper, Told
+from coatcheck.takeover.rules.repeatable import OtherResponse, Repeatable, ResponseMark, Skipper, Told, is_interim
 from coatcheck.takeover.rules.tls_records import count_encrypted
 from coatcheck.takeover.rules.traffic_keys import Alert, TlsViolation
 
@@ -118,7 +118,7 @@ class TlsTransport(asyncio.Transport):
             data, reply = tls.open(record)
         except TlsViolation as violation:
             if not isinstance(violation, ClientAlert):
-                self._beneath.write(tls.alert(violation.alert))
+                self._beneath.write(b"".join([*self._fresh_key(), tls.alert(violation.alert)]))
             self._end(Frame.CLOSE)
             return
         if reply or tls.must_checkpoint:
@@ -226,6 +226,7 @@ class TlsTransport(asyncio.Transport):
         if self._closing:
             return
         settled = not self._unread and not self._held and self._is_settled()
+        fresh = self._fresh_key() if self._pending else []
         try:
             out = self._sealed(is_last=settled)
         except OtherResponse:
@@ -241,8 +242,8 @@ class TlsTransport(asyncio.Transport):
         if settled and self._moving:
             out.append(frame(Frame.RELEASED))
             self._closing = True
-        if out:
-            self._beneath.write(b"".join(out))
+        if fresh or out:
+            self._beneath.write(b"".join([*fresh, *out]))
         if self._closing:
             leave(self._loop, self._beneath)
         elif settled and self._ending:
@@ -264,10 +265,11 @@ class TlsTransport(asyncio.Transport):
                 self._skipper = None
             if not data:
                 return []
+        if not is_last and not self._mark.has_left and is_interim(data):
+            sealed = self._tls.seal(data)
+            # Nothing is answered by it, and it is no part of the response.
+            return [commit(self._answered, len(sealed)), *sealed] if self._checkpoint is not None else sealed
         said: list[bytes] = []
-        if self._tls.needs_key_update:
-            update = self._tls.update_key()
-            said = [self.checkpoint(), self._disturbed(), update]
         told = self._mark.leaves(data)
         if is_last or self._seal_repeatable is None:
             pass
@@ -276,6 +278,13 @@ class TlsTransport(asyncio.Transport):
         elif told is Told.OPAQUE:
             said.append(repeatable(0, 0, b""))
         return said + self._tls.seal(data)
+
+    def _fresh_key(self) -> list[bytes]:
+        """What has to come before anything that is sealed, if that needs another key."""
+        if not self._tls.needs_key_update:
+            return []
+        updates = self._tls.renew_key()
+        return [self.checkpoint(), self._around(updates), updates]
 
     def _around(self, reply: bytes) -> bytes:
         """What has to be said before a record that is no part of a response."""
@@ -292,12 +301,13 @@ class TlsTransport(asyncio.Transport):
     def close(self) -> None:
         if self._closing:
             return
+        fresh = self._fresh_key()
         try:
             out = self._sealed(is_last=True)
         except OtherResponse:
             self._end(Frame.BREAK)
             return
-        self._beneath.write(b"".join([*out, self._tls.alert(Alert.CLOSE_NOTIFY)]))
+        self._beneath.write(b"".join([*fresh, *out, self._tls.alert(Alert.CLOSE_NOTIFY)]))
         self._end(Frame.CLOSE)
 
     def abort(self) -> None:

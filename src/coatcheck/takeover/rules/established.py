@@ -31,7 +31,17 @@ _FATAL, _WARNING = 2, 1
 class EstablishedTls:
     """One connection; counts are of encrypted records since its beginning."""
 
-    __slots__ = ("_client", "_idle_records", "_opener", "_sealer", "_server", "closed_by_client", "must_checkpoint")
+    __slots__ = (
+        "_client",
+        "_idle_records",
+        "_inherited",
+        "_opener",
+        "_ours_from",
+        "_sealer",
+        "_server",
+        "closed_by_client",
+        "must_checkpoint",
+    )
 
     def __init__(
         self, suite: Suite, client: tuple[Epoch, ...], server: tuple[Epoch, ...], read: int, sent: int
@@ -43,11 +53,27 @@ class EstablishedTls:
         self._client = [self._opener.epoch]
         self._server = [self._sealer.epoch]
         """The key of the last state, and those that came since."""
+        self._inherited: tuple[Epoch, ...] = ()
+        """Further keys that the server before had ready."""
+        self._ours_from = 0
+        """Nobody else has sealed anything with keys of this generation, or later ones."""
         self._idle_records = 0
         self.closed_by_client = False
         """It has said that it sends no more (``close_notify``)."""
         self.must_checkpoint = False
         """A key has changed: the state must be kept elsewhere before anything else leaves."""
+
+    @classmethod
+    def taken_over(cls, state: LiveState, read: int, sent: int) -> EstablishedTls:
+        """Go on with what another server has left. Raises ``ValueError`` if it has not the keys of these records.
+
+        A KeyUpdate comes before anything else: the next record may share its nonce with one that the server before
+        sealed, and that never left. There is nothing secret in it, and what comes behind has a key of its own.
+        """
+        tls = cls(state.cipher_suite, state.client, state.server, read, sent)
+        tls._ours_from = state.server[-1].generation + 1
+        tls._inherited = tuple(epoch for epoch in state.server if epoch.generation > tls.generation)
+        return tls
 
     @property
     def read(self) -> int:
@@ -69,7 +95,7 @@ class EstablishedTls:
         self.must_checkpoint = False
         while len(self._client) > 1 and self._client[1].first <= answered:
             del self._client[0]
-        server = tuple(self._server)
+        server = (*self._server, *self._inherited)
         self._server = [self._sealer.epoch]
         return LiveState(FORMAT, connection, checkpoint, self._opener.suite.name, tuple(self._client), server)
 
@@ -128,7 +154,7 @@ class EstablishedTls:
         del self._client[:-MAX_KEPT_KEYS]
         self.must_checkpoint = True
         # What cannot be granted is passed over (RFC 9846 section 4.7.3).
-        return self.update_key() if content[4] and self._sealer.may_update else b""
+        return self.renew_key() if content[4] and self._sealer.may_update else b""
 
     def update_key(self) -> bytes:
         """A KeyUpdate: what is sealed behind it is sealed with the next key.
@@ -139,16 +165,25 @@ class EstablishedTls:
             raise TlsViolation(Alert.INTERNAL_ERROR, "too many KeyUpdates")
         record = self._sealer.seal(HANDSHAKE, bytes((_KEY_UPDATE, 0, 0, 1, 0)))
         self._server.append(self._sealer.update())
+        self._inherited = ()
         self.must_checkpoint = True
         return record
 
     @property
     def needs_key_update(self) -> bool:
-        """Whether :meth:`update_key` has to come before more data."""
-        return self._sealer.is_worn
+        """Whether :meth:`renew_key` has to come before anything else that is sealed."""
+        return self._sealer.is_worn or self.generation < self._ours_from
+
+    def renew_key(self) -> bytes:
+        """KeyUpdates: one, or as many as lead to a key that no other server had. Raises :class:`TlsViolation`."""
+        updates = self.update_key()
+        while self.generation < self._ours_from:
+            updates += self.update_key()
+        return updates
 
     def seal(self, data: bytes) -> list[bytes]:
         """Records with this data."""
+        self._check_key()
         if len(data) <= MAX_PLAINTEXT_BYTES:
             return [self._sealer.seal(APPLICATION_DATA, data)]
         return [
@@ -158,8 +193,13 @@ class EstablishedTls:
 
     def alert(self, alert: Alert) -> bytes:
         """A record that ends our side."""
+        self._check_key()
         level = _WARNING if alert in (Alert.CLOSE_NOTIFY, Alert.USER_CANCELED) else _FATAL
         return self._sealer.seal(ALERT, bytes((level, alert)))
+
+    def _check_key(self) -> None:
+        if self.generation < self._ours_from:
+            raise RuntimeError("nothing may be sealed with a key that another server has had")
 
 
 class ClientAlert(TlsViolation):

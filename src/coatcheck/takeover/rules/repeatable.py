@@ -59,6 +59,15 @@ def repeatable(data: bytes) -> Repeatable | None:
     return Repeatable(tags[0], int(lengths[0]), codings, end + len(_HEAD_END))
 
 
+def is_interim(data: bytes) -> bool:
+    """Whether this is one interim response and no more (RFC 9110 section 15.2): a client may be given it twice."""
+    return (
+        data.startswith(b"HTTP/1.1 1")
+        and not data.startswith(b"HTTP/1.1 101")
+        and data.find(_HEAD_END) == len(data) - len(_HEAD_END)
+    )
+
+
 class Told(Enum):
     """What the director is to be told of a response that does not leave at once."""
 
@@ -102,8 +111,8 @@ class ResponseMark:
         self._remaining = what.length - (delivered - what.head_bytes)
 
     def disturb(self) -> Told:
-        """Something else leaves in the midst of it."""
-        was, self.what, self._left = self.what, None, True
+        """Something else leaves in the midst of it, or what is kept elsewhere of it does not count any more."""
+        was, self.what = self.what, None
         return Told.NOTHING if was is None else Told.OPAQUE
 
     def leaves(self, data: bytes) -> Told:

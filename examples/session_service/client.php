@@ -1,0 +1,72 @@
+<?php
+// A page in PHP that has its sessions in coatcheck's session service. PHP 8, nothing to install.
+// SERVICE=http://127.0.0.1:8100 CREDENTIAL=shop.1.... php -S 127.0.0.1:3000 client.php
+declare(strict_types=1);
+
+/** One call of the service; null where the browser shows no session. */
+function ask(string $path, array $body): ?array
+{
+    $headers = "Authorization: Bearer " . getenv("CREDENTIAL") . "\r\nContent-Type: application/json\r\n";
+    $options = ["method" => "POST", "header" => $headers, "timeout" => 10, "ignore_errors" => true,
+        "content" => json_encode($body, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE)];
+    $text = @file_get_contents(getenv("SERVICE") . "/v1/sessions$path", false, stream_context_create(["http" => $options]));
+    if ($text === false) {
+        throw new RuntimeException("the session service does not answer", 503);
+    }
+    $status = (int) explode(" ", $http_response_header[0])[1];
+    $found = json_decode($text, true, 512, JSON_THROW_ON_ERROR);
+    if ($status < 300) {
+        return $found;
+    }
+    if ($found["type"] === "urn:coatcheck:problem:no-session") {
+        return null;
+    }
+    throw new RuntimeException($found["type"], $status);
+}
+
+/** What the browser is to be given goes back to it, whatever else the page answers. */
+function answer(int $status, ?array $given, string $text): void
+{
+    http_response_code($status);
+    foreach ($given["set_cookie"] ?? [] as $line) {
+        header("Set-Cookie: $line", false);
+    }
+    header("Cache-Control: no-store");
+    header("Content-Type: text/plain");
+    echo $text;
+}
+
+function page(string $method, string $url): void
+{
+    $shown = ["cookie" => $_SERVER["HTTP_COOKIE"] ?? "", "client" => $_SERVER["REMOTE_ADDR"]];
+    if ($method === "POST" && str_starts_with($url, "/login/")) {
+        $user = rawurldecode(substr($url, strlen("/login/"))); // after you have checked a password
+        $given = ask("", $shown + ["user" => $user]);
+        answer(200, $given, "welcome, " . $given["session"]["user"]);
+        return;
+    }
+    if ($method === "POST" && $url === "/logout") {
+        answer(200, ask("/close", $shown), "good bye");
+        return;
+    }
+    $given = ask("/renew", $shown);
+    if (($given["session"]["user"] ?? null) === null) {
+        answer(401, $given, "log in first");
+        return;
+    }
+    $items = $given["session"]["data"]["items"] ?? 0;
+    if ($method === "POST" && $url === "/add") {
+        // With the version, no click is lost: who was overtaken is told so (409).
+        $items += 1;
+        $given = ask("/update", $shown + ["set" => ["items" => $items], "version" => $given["session"]["version"]]);
+        answer(200, $given, (string) $items);
+        return;
+    }
+    answer(200, $given, $given["session"]["user"] . " $items");
+}
+
+try {
+    page($_SERVER["REQUEST_METHOD"], $_SERVER["REQUEST_URI"]);
+} catch (RuntimeException $error) {
+    answer($error->getCode() === 409 ? 409 : 503, null, "try again");
+}

@@ -1,0 +1,125 @@
+"""Session events for callers, as Server-Sent Events (HTML standard, section 9.2).
+
+A process tells what it did itself: what other processes of the farm do is told by theirs. Who comes back with the
+``Last-Event-ID`` of this very process is told what it has missed, as long as it is remembered; otherwise it is told
+that it has missed something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import msgspec
+
+from coatcheck.events import Event, EventKind
+
+MAX_REMEMBERED: Final = 10_000
+"""Events that a process remembers for streams that come back; some two megabytes."""
+MAX_STREAMS: Final = 100
+KEEP_ALIVE_S: Final = 15.0
+"""A comment is sent so often, so that who is gone is noticed."""
+BATCH: Final = 100
+MAX_USER_CHARS: Final = 256
+
+_TOLD: Final = frozenset(
+    {
+        EventKind.SESSION_CREATED,
+        EventKind.SESSION_LOGIN,
+        EventKind.SESSION_REGENERATED,
+        EventKind.SESSION_ROTATED,
+        EventKind.SESSION_NOT_FOUND,
+        EventKind.SESSION_EXPIRED,
+        EventKind.SESSION_ROLLED_BACK,
+        EventKind.SESSION_THEFT,
+        EventKind.DEAD_TOKEN,
+        EventKind.SESSION_CLOSED,
+        EventKind.TOKEN_REJECTED,
+    }
+)
+
+
+class StreamedEvent(msgspec.Struct, frozen=True):
+    """The data of one event. ``session`` is its public ID; no token, key or session data is in it."""
+
+    session: str
+    user: str
+    detail: str
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """``events``: how many; ``null``: nobody knows, for another process was listened to before."""
+
+    events: int | None
+
+
+class EventStream:
+    """What was told lately. ``run``: names this process; belongs to the event loop of the service."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._kept: deque[tuple[str, bytes]] = deque(maxlen=MAX_REMEMBERED)
+        self._told = 0
+        """Events ever; the newest has this number."""
+        self._news = asyncio.Event()
+        self._stopped = False
+        self.streams = 0
+
+    def observe(self, event: Event) -> None:
+        """An observer of sessions."""
+        if event.kind in _TOLD:
+            data = msgspec.json.encode(StreamedEvent(event.session, event.user[:MAX_USER_CHARS], event.detail))
+            self._kept.append((event.kind.value, data))
+            self._told += 1
+            self._news.set()
+
+    def stop(self) -> None:
+        """End all streams, in order."""
+        self._stopped = True
+        self._news.set()
+
+    async def follow(
+        self, last_event_id: str | None, may_listen: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[bytes]:
+        """The lines of one stream; ``last_event_id``: the header of who comes back. It ends when the listener may not
+        listen any more: before the next event that would be told, or :data:`KEEP_ALIVE_S` later."""
+        self.streams += 1
+        try:
+            at, gap = self._begin(last_event_id)
+            yield b": session events\n\n"
+            if gap is not None:
+                yield self._missed(gap, at)
+            while not self._stopped and may_listen():
+                oldest = self._told - len(self._kept)
+                if at < oldest:
+                    missed, at = Missed(oldest - at), oldest
+                    yield self._missed(missed, at)
+                if at < self._told:
+                    # A copy of what is told now: more may come while it is sent.
+                    lines = [self._kept[n - oldest] for n in range(at, min(self._told, at + BATCH))]
+                    for kind, data in lines:
+                        at += 1
+                        yield b"id: %s.%d\nevent: %s\ndata: %s\n\n" % (self._run.encode(), at, kind.encode(), data)
+                    continue
+                self._news.clear()
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await self._news.wait()
+                except TimeoutError:
+                    yield b": \n\n"
+        finally:
+            self.streams -= 1
+
+    def _begin(self, last_event_id: str | None) -> tuple[int, Missed | None]:
+        """The number of the last event that need not be told, and what is told to be missed."""
+        if not last_event_id:
+            return self._told, None
+        run, _, number = last_event_id.rpartition(".")
+        if run != self._run or not number.isascii() or not number.isdecimal() or len(number) > 18:
+            return self._told, Missed(None)
+        return min(int(number), self._told), None
+
+    def _missed(self, missed: Missed, at: int) -> bytes:
+        return b"id: %s.%d\nevent: missed\ndata: %s\n\n" % (self._run.encode(), at, msgspec.json.encode(missed))

@@ -1,0 +1,5 @@
+"""The store that the farms share."""
+
+from tls.conftest import redis_url
+
+__all__ = ["redis_url"]

@@ -1,0 +1,155 @@
+"""Callers by certificate, and what a service refuses to start with."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from coatcheck.errors import ConfigError
+from coatcheck.service.callers import Caller, Callers, Pace, credential, read_callers
+from coatcheck.tls.authority import Authority
+from coatcheck.tokens.keyring import KeyRing
+
+from .conftest import StartService
+from .service_process import FARM, RING, credential_of, environment
+
+
+def test_a_caller_is_known_by_its_certificate_until_that_is_revoked(start: StartService, tmp_path: Path) -> None:
+    folder = tmp_path / "certs"
+    authority = Authority.make(folder, FARM)
+    server = authority.issue("service", ["127.0.0.1"])
+    known, stranger = authority.issue("legacy.example".replace(".", "-")), authority.issue("somebody")
+    elsewhere = Authority.make(tmp_path / "elsewhere", FARM).issue("legacy-example")
+    callers = '[legacy]\nscopes = ["verify"]\ncertificate = "legacy-example"\n[shop]\nscopes = ["create"]\n'
+    files = ["--tls-certificate", str(server), "--tls-key", str(server)]
+    files += ["--tls-authority", str(folder / "authority.pem"), "--tls-revoked", str(folder / "revoked.pem")]
+    service = start(*files, callers=callers)
+    assert service.url.startswith("https://")
+
+    def ask(certificate: Path | None, headers: dict[str, str] | None = None, path: str = "/verify") -> int:
+        context = ssl.create_default_context(cafile=str(folder / "authority.pem"))
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        with httpx.Client(verify=context, trust_env=False, timeout=60) as http:
+            url = f"{service.url}/v1/sessions{path}"
+            return http.post(url, json={"cookie": ""}, headers=headers).status_code
+
+    assert ask(known) == 404, "it may ask; there is no such session"
+    assert ask(None) == 401
+    assert ask(stranger) == 401, "of the farm, and no caller"
+    assert ask(known, path="/close") == 403, "its scopes are its own"
+    assert ask(None, {"Authorization": f"Bearer {credential_of('shop')}"}) == 403
+    with pytest.raises(httpx.TransportError):
+        ask(elsewhere)
+    authority.revoke("legacy-example")
+    deadline = time.monotonic() + 60
+    while ask(known) != 401:
+        assert time.monotonic() < deadline, "the file of revocations is looked at every second"
+        time.sleep(0.05)
+
+
+def test_a_caller_is_revoked_without_a_restart_and_a_damaged_file_changes_nothing(start: StartService) -> None:
+    file = '[shop]\nscopes = ["create", "verify"]\n[reader]\nscopes = ["verify"]\n'
+    service = start(callers=file)
+    callers = service.folder / "callers.toml"
+
+    def until(caller: str, status: int, text: str) -> None:
+        callers.write_text(text)
+        deadline = time.monotonic() + 60
+        while service.ask("/verify", caller, cookie="").status_code != status:
+            assert time.monotonic() < deadline, f"{caller} is not answered {status}"
+            time.sleep(0.05)
+
+    assert service.ask("/verify", "reader", cookie="").status_code == 404
+    until("reader", 401, file.partition("[reader]")[0])
+    assert service.ask("/verify", "shop", cookie="").status_code == 404
+    callers.write_text("[shop")
+    deadline = time.monotonic() + 60
+    while "not valid TOML" not in service.log.read_text():
+        assert service.ask("/verify", "shop", cookie="").status_code == 404
+        assert service.ask("/verify", "reader", cookie="").status_code == 401
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    until("shop", 401, file.replace("[shop]", "[shop]\ngeneration = 2"))
+    assert (
+        service.http.post("/v1/sessions/verify", json={"cookie": ""}, headers=service.of("shop", 2)).status_code == 404
+    )
+
+
+@pytest.mark.parametrize(
+    ("callers", "arguments", "words"),
+    [
+        ("", (), "1 to 1000"),
+        ("[shop", (), "not valid TOML"),
+        ("[shop]\n", (), "missing required field `scopes`"),
+        ('[shop]\nscopes = ["read"]\n', (), "no scope 'read'"),
+        ("[shop]\nscopes = []\n", (), "could do nothing"),
+        ('[shop]\nscopes = ["verify"]\naudience = "x"\n', (), "forward-auth"),
+        ('[shop]\nscopes = ["forward-auth"]\n', (), "audience"),
+        ('[shop]\nscopes = ["verify"]\npassword = "x"\n', (), "unknown field"),
+        ('["a b"]\nscopes = ["verify"]\n', (), "callers: name"),
+        ('[shop]\nscopes = ["verify"]\ncertificate = "x"\n', (), "--tls-authority"),
+        ('[shop]\nscopes = ["verify"]\n', ("--listen", "0.0.0.0:0"), "in the clear"),
+        ('[shop]\nscopes = ["verify"]\n', ("--tls-authority", "x"), "tls-authority"),
+        ('[shop]\nscopes = ["verify"]\n', ("--copies", "9"), "copies"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(
+    tmp_path: Path, callers: str, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "callers.toml").write_text(callers)
+    command = [sys.executable, "-m", "coatcheck.cli", "service", "serve", "--callers", "callers.toml"]
+    command += ["--session-server", "sqlite:///s.db", "--name", FARM, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_credential_is_of_one_caller_one_generation_one_farm_and_one_ring() -> None:
+    callers = Callers({"shop": Caller(scopes=("verify",), generation=3)}, RING, FARM)
+    found = callers.of_credential(credential("shop", 3, RING, FARM))
+    assert found is not None and found.name == "shop"
+    other = KeyRing([os.urandom(32)])
+    for wrong in (
+        credential("shop", 2, RING, FARM),
+        credential("shop", 3, RING, "another"),
+        credential("shop", 3, other, FARM),
+        credential("shop2", 3, RING, FARM),
+        "shop.3.",
+        "shop.3." + "A" * 43,
+        "shop.3." + "\u00e9" * 43,
+        "shop",
+        "",
+        "." * 10_000,
+    ):
+        assert callers.of_credential(wrong) is None, wrong
+    text = credential("shop", 3, RING, FARM)
+    for at in range(len("shop.3."), len(text)):
+        flipped = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+        assert callers.of_credential(flipped) is None, at
+    rotated = KeyRing([os.urandom(32), *RING._secrets.values()])
+    assert Callers({"shop": Caller(scopes=("verify",), generation=3)}, rotated, FARM).of_credential(text) is not None
+
+
+def test_a_pace_has_a_burst_and_comes_back() -> None:
+    pace = Pace(600)
+    waits = [pace.take(100.0) for _ in range(21)]
+    assert waits[:20] == [0.0] * 20
+    assert waits[20] == pytest.approx(0.1)
+    assert pace.take(100.11) == 0.0
+    assert pace.take(100.11) > 0
+
+
+def test_two_callers_with_one_certificate_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "callers.toml"
+    file.write_text('[a]\nscopes=["verify"]\ncertificate="x"\n[b]\nscopes=["verify"]\ncertificate="x"\n')
+    with pytest.raises(ConfigError, match="two of them"):
+        Callers(read_callers(file), RING, FARM)

@@ -64,8 +64,7 @@ class SessionUnavailable(CoatcheckError):
 
 
 class ConflictError(CoatcheckError):
-    """Two writers changed the same keys (protocol section 5), or a session changed faster than it could be handed over
-    (section 12)."""
+    """Two writers changed the same keys (protocol section 5)."""
 
 
 class TooManySessions(ConflictError):

@@ -49,7 +49,7 @@ def test_a_browser_that_lost_its_newer_cookies_goes_on_from_the_one_it_has() -> 
     assert verdict is Shown.RETURNED
     assert after == Chain(OLD, None, (Retired(NOW, T, T), Retired(SOON, T, T)))
     assert needs_successor(after, verdict, T, 1)
-    assert mint(after, b"x", 5).next == ChainLink(b"x", SOON.minted_at), "no timestamp goes back, nor behind a lost one"
+    assert mint(after, b"x", 5).next == ChainLink(b"x", SOON.minted_at + 1), "each is later, also than a lost one"
 
 
 def test_a_dead_token_does_not_return_however_silent_the_newer_ones_are() -> None:
@@ -68,9 +68,10 @@ def test_the_chain_never_has_a_second_successor() -> None:
         mint(Chain(NOW, SOON), b"x", T)
 
 
-def test_a_successor_has_a_new_id_and_a_timestamp_that_never_goes_back() -> None:
+def test_a_successor_has_a_new_id_and_a_later_timestamp() -> None:
     assert mint(Chain(NOW), b"x", T).next == ChainLink(b"x", T)
-    assert mint(Chain(NOW), b"x", NOW.minted_at - 500).next == ChainLink(b"x", NOW.minted_at)
+    assert mint(Chain(NOW), b"x", NOW.minted_at - 500).next == ChainLink(b"x", NOW.minted_at + 1)
+    assert mint(Chain(NOW), b"x", NOW.minted_at).next == ChainLink(b"x", NOW.minted_at + 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, TokenRejected, UnavailableReason
+from coatcheck.errors import SessionClosed, SessionUnavailable, TokenRejected, UnavailableReason
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.hand_off.messages import (
     ITEM,
@@ -274,10 +274,7 @@ class HandOffs:
     def _revoke(self, arrival: Arrival, ticket: HandOffTicket, now: int) -> Flow[None]:
         """A second use: what the first one issued goes, as long as the ticket could have been taken for valid."""
         if is_in_time(ticket.made_at, now, TICKET_LIFE_MS + LEEWAY_MS):
-            try:
-                yield from self._lifecycle.revoke(arrival)
-            except ConflictError as conflict:
-                self._report(f"what a used ticket issued is not revoked: {conflict}", ticket.session)
+            yield from self._lifecycle.revoke(arrival)
 
     def _shown(self, visit: SiteVisit, page: str, text: str, query: str) -> Flow[Answer]:
         """The token itself came in the URL (mission A1, A6, A9, to the letter)."""

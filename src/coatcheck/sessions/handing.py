@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from coatcheck.errors import ConflictError, SessionClosed
+from coatcheck.errors import SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.effects import Exclusive, Flow
@@ -39,7 +39,7 @@ class Handing(Saving):
         """Begin this site's chain of a session, or join it, and return the token for its browser.
 
         ``kept_ms``: how long the ticket is remembered. Raises :class:`SessionClosed` if the session is over, and
-        :class:`SessionUnavailable` and :class:`ConflictError` as a write does.
+        :class:`SessionUnavailable` as a write does.
         """
 
         issue: Issue = yield Exclusive(arrival.key, self._arrive(arrival, kept_ms))
@@ -124,4 +124,4 @@ class Handing(Saving):
                 raise SessionClosed("the session was closed while it was handed over")
             self._keep_decoded(stored, record)
             return stored
-        raise ConflictError("other requests changed this session faster than it could be handed over")
+        raise SessionUnavailable(UnavailableReason.CONTENDED)

@@ -108,8 +108,9 @@ def mint(chain: Chain, session_id: bytes, now: int) -> Chain:
     """The chain with a successor: a new session ID and an updated timestamp (mission A3)."""
     if chain.next is not None:
         raise ValueError("the chain has a successor that was not shown yet")
-    # The timestamp never goes back, whatever the clocks of two servers say.
-    minted_at = max(now, chain.current.minted_at, *(old.link.minted_at for old in chain.retired))
+    # Each timestamp is later than all before it, whatever the clocks of two servers say.
+    latest = max(link.minted_at for link in (chain.current, *(old.link for old in chain.retired)))
+    minted_at = max(now, latest + 1)
     return Chain(chain.current, ChainLink(session_id, minted_at), chain.retired, chain.forgotten_at)
 
 

@@ -54,8 +54,8 @@ export function needsSuccessor(chain, verdict, now, rotateAfter) {
 }
 
 export function mint(chain, id, now) {
-  const times = [now, chain.current.minted_at, ...chain.retired.map((old) => old.minted_at)];
-  return { ...chain, next: { id, minted_at: Math.max(...times) } };
+  const before = [chain.current, ...chain.retired].map((earlier) => earlier.minted_at);
+  return { ...chain, next: { id, minted_at: Math.max(now, ...before.map((time) => time + 1)) } };
 }
 
 export function told(chain, now, grace) {

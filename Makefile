@@ -11,6 +11,8 @@ PROXIES := $(VENV)/.all-proxies
 BROWSER := $(VENV)/.browser
 COMPILER := $(VENV)/.compiler
 LANGUAGES := $(VENV)/.languages
+# Each process of a farm would compile all of coatcheck anew.
+unexport PYTHONDONTWRITEBYTECODE
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 # A fresh machine knows no package yet: then its lists are fetched, once for all that is installed after that.
 # RUNLEVEL=1: no server is started.

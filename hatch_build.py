@@ -34,7 +34,7 @@ class CompilingHook(BuildHookInterface):
         shutil.copytree(Path(self.root, "src", "coatcheck"), folder / "coatcheck")
         files = [module.replace(".", "/") + ".py" for module in self.config["modules"]]
         command = [sys.executable, "-m", "mypyc", "--ignore-missing-imports", *files]
-        subprocess.run(command, cwd=folder, env={**os.environ, **OPTIONS}, check=True)
+        subprocess.run(command, cwd=folder, env={**OPTIONS, **os.environ}, check=True)
         for made in [*folder.glob("*.so"), *folder.glob("coatcheck/**/*.so")]:
             build_data["force_include"][str(made)] = str(made.relative_to(folder))
         build_data["pure_python"] = False

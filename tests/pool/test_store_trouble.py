@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,10 @@ def use(pool: TokenPool, user: str = "ann") -> str:
 
 
 def together(count: int, work: Callable[[int], object]) -> None:
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(IN_TIME_S)
-        assert not thread.is_alive()
+    """``work`` in so many threads at once; what one of them raises is raised here."""
+    with ThreadPoolExecutor(count) as threads:
+        for done in [threads.submit(work, number) for number in range(count)]:
+            done.result(IN_TIME_S)
 
 
 @contextlib.contextmanager
@@ -251,6 +250,7 @@ class Distance:
     def __init__(self, port: int, one_way_s: float) -> None:
         self._to = port
         self._one_way_s = one_way_s
+        self._closed = False
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self._start(self._accept)
@@ -259,15 +259,20 @@ class Distance:
         threading.Thread(target=work, args=arguments, daemon=True).start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 near = self._server.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self._to))
-                for one, other in ((near, far), (far, near)):
+            except OSError:
+                assert self._closed, "the listening socket is gone"
+                return
+            # An error here ends this thread, and pytest says so: whoever connects from then on hears nothing.
+            far = socket.create_connection(("127.0.0.1", self._to))
+            for one, other in ((near, far), (far, near)):
+                with contextlib.suppress(OSError):  # already closed by its other end
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    line: queue.Queue[tuple[float, bytes]] = queue.Queue()
-                    self._start(self._receive, one, line)
-                    self._start(self._send, other, line)
+                line: queue.Queue[tuple[float, bytes]] = queue.Queue()
+                self._start(self._receive, one, line)
+                self._start(self._send, other, line)
 
     def _receive(self, source: socket.socket, line: queue.Queue[tuple[float, bytes]]) -> None:
         with contextlib.suppress(OSError):
@@ -283,6 +288,8 @@ class Distance:
         target.close()
 
     def close(self) -> None:
+        self._closed = True
+        self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
 

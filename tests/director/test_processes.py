@@ -124,7 +124,7 @@ def test_no_get_fails_when_a_server_dies_or_freezes(blow: signal.Signals) -> Non
     async def test() -> None:
         async with processes(3) as running:
             stop, statuses, times = asyncio.Event(), Counter[int](), list[float]()
-            loading = asyncio.ensure_future(load(running, stop, 32, statuses, times))
+            loading = asyncio.ensure_future(load(running, stop, 12, statuses, times))
             for victim in (0, 1):
                 await asyncio.sleep(0.7)
                 running.web[victim].send_signal(blow)

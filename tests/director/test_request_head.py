@@ -237,8 +237,10 @@ def test_any_bytes_for_chunks(pieces: list[bytes]) -> None:
     assert all_of(cut, [bytes([byte]) for byte in b"".join(pieces)]) == expected
 
 
-@pytest.mark.slow
-def test_a_million_damaged_heads() -> None:
+HEADS = 150_000
+
+
+def test_damaged_heads() -> None:
     """Each is read or refused, and nothing grows."""
     chance = random.Random(7)
     good = [
@@ -247,7 +249,7 @@ def test_a_million_damaged_heads() -> None:
         b"PUT /c HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: 1.1.1.1",
     ]
     reader, read, refused = RequestReader(100), 0, 0
-    for _ in range(1_000_000):
+    for _ in range(HEADS):
         head = bytearray(chance.choice(good))
         for _ in range(chance.randint(1, 3)):
             at = int(chance.random() * len(head))
@@ -260,8 +262,8 @@ def test_a_million_damaged_heads() -> None:
         read += 1
         assert b"\n" not in taken.target + taken.fields.host + taken.fields.cookies
         assert not set(taken.fields.lines.replace(b"\r\n", b"")) & set(b"\r\n\x00")
-    assert read + refused == 1_000_000
-    assert min(read, refused) > 100_000
+    assert read + refused == HEADS
+    assert min(read, refused) > HEADS // 10
     assert len(_request_names) <= 1024
 
 

@@ -20,7 +20,7 @@ BROWSERS = 12
 
 
 class Browsing:
-    """Browsers that post and get without pause, and count what went wrong."""
+    """Browsers that post and get all the time, and count what went wrong."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -61,7 +61,7 @@ class Browsing:
                     return
                 if watch == self._watch:
                     servers.add(answer.json()["server"])
-                time.sleep(0.005)
+                time.sleep(0.03)
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "granian"])

@@ -13,9 +13,9 @@ from pathlib import Path
 from coatcheck.pool import TokenPool
 
 HERE = Path(__file__).resolve().parent
-RUN_S = 8.0
+RUN_S = 5.0
 BORROWERS = 4
-KILLS = 10
+KILLS = 7
 
 
 def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(store_url: str) -> None:

@@ -178,11 +178,12 @@ def connect(
 
 def _items_of(access: SessionAccess) -> list[TakeOncePlace]:
     """Where tickets are kept: at the session servers, under their names; with SQLite, in a file beside the sessions."""
+    from coatcheck.stores.sqlite import DEFAULT_TIMEOUT_S as FILE_TIMEOUT_S
     from coatcheck.stores.take_once.opening import items_at, items_in_a_file
 
     timeout_s = access.settings.store_timeout_s
     return [
-        items_in_a_file(address.name, f"{address.parts.path}-items", timeout_s)
+        items_in_a_file(address.name, f"{address.parts.path}-items", FILE_TIMEOUT_S)
         if address.parts.scheme == "sqlite"
         else items_at(address, access.farm, timeout_s)
         for address in access.session_servers

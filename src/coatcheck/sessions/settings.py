@@ -146,7 +146,13 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 2.0
     store_timeout_s: Annotated[
-        float, Option("How long a session server may take to answer.", duration=True, minimum=0.01, maximum=60)
+        float,
+        Option(
+            "How long a session server may take to answer; an SQLite file has 5 s, because nobody else could.",
+            duration=True,
+            minimum=0.01,
+            maximum=60,
+        ),
     ] = 0.3
 
     def __post_init__(self) -> None:

@@ -34,7 +34,9 @@ from coatcheck.stores.sqlite_worker import SqliteWorker
 
 logger = logging.getLogger("coatcheck.stores")
 
-DEFAULT_TIMEOUT_S: Final = 1.0
+DEFAULT_TIMEOUT_S: Final = 5.0
+"""A file is no network: nobody else could answer sooner, and on a busy machine a process that holds the lock may not
+run for a second. Python's own sqlite3 waits as long."""
 MAX_OUTSTANDING_PUTS: Final = 4096
 MAX_SCAN_LIMIT: Final = 10_000
 SWEEPS_PER_TIMEOUT: Final = 8

@@ -7,14 +7,12 @@ did is acknowledged; a cookie is set only when the browser must learn something 
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from typing import get_args
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.durable_words import CONNECT_ANEW, GO_ELSEWHERE, HEADER
 from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import (
     CoatcheckError,
-    ConfigError,
     ConflictError,
     SessionClosed,
     SessionUnavailable,
@@ -24,6 +22,7 @@ from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.routes import Sticky
+from coatcheck.web.arguments import check_arguments, check_for_loops
 from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.hand_off import HandOffDoor
 from coatcheck.web.holding import HeldWebSocket, holding_for
@@ -56,7 +55,8 @@ class SessionMiddleware:
         sticky: Sticky = "browser",
         durable_websockets: bool = False,
     ) -> None:
-        _check_arguments(app, sessions, cookies, error_pages, sticky)
+        check_for_loops(sessions, cookies)
+        check_arguments(app, "an ASGI app", cookies, error_pages, sticky)
         self.app = app
         self.sessions = sessions
         self.requests = 0
@@ -171,23 +171,6 @@ class SessionMiddleware:
             # Said in so many words: a server takes a mere exception for "no lifespan here" and serves on.
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             raise
-
-
-def _check_arguments(app: object, sessions: object, cookies: object, error_pages: object, sticky: object) -> None:
-    """Raises :class:`ConfigError` for the first one of the wrong kind: else it would fail with a visitor's request."""
-    name = "SessionMiddleware"
-    if not callable(app):
-        raise ConfigError(f"{name}: app: an ASGI app, not {type(app).__name__}")
-    if not isinstance(sessions, Sessions):
-        raise ConfigError(f"{name}: sessions: what connect(...) returns, not {type(sessions).__name__}")
-    if cookies is not None and not isinstance(cookies, CookiePolicy):
-        raise ConfigError(f"{name}: cookies: a CookiePolicy, not {type(cookies).__name__}")
-    if sessions.sites is not None and cookies not in (None, sessions.cookies):
-        raise ConfigError(f"{name}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
-    if error_pages is not None and not isinstance(error_pages, ErrorPages) and not callable(error_pages):
-        raise ConfigError(f"{name}: error_pages: ErrorPages or a function, not {type(error_pages).__name__}")
-    if sticky not in get_args(Sticky):
-        raise ConfigError(f"{name}: sticky: choose one of {', '.join(get_args(Sticky))}")
 
 
 __all__ = ["SessionMiddleware"]

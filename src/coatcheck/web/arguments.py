@@ -1,0 +1,49 @@
+"""The arguments of a middleware, judged where it is built: else the first visitor's request would fail for them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from coatcheck.drivers.sessions import Sessions
+from coatcheck.drivers.threads import ThreadedSessions
+from coatcheck.error_pages import ErrorPages
+from coatcheck.errors import ConfigError
+from coatcheck.sessions.cookies import CookiePolicy
+from coatcheck.sessions.routes import Sticky
+
+NAME = "SessionMiddleware"
+
+
+def check_arguments(app: object, kind: str, cookies: object, error_pages: object, sticky: object) -> None:
+    """What the middlewares of event loops and of threads have in common; ``kind``: of app that it wraps.
+
+    Raises :class:`ConfigError` for the first one of the wrong kind.
+    """
+    if not callable(app):
+        raise ConfigError(f"{NAME}: app: {kind}, not {type(app).__name__}")
+    if cookies is not None and not isinstance(cookies, CookiePolicy):
+        raise ConfigError(f"{NAME}: cookies: a CookiePolicy, not {type(cookies).__name__}")
+    if error_pages is not None and not isinstance(error_pages, ErrorPages) and not callable(error_pages):
+        raise ConfigError(f"{NAME}: error_pages: ErrorPages or a function, not {type(error_pages).__name__}")
+    if sticky not in get_args(Sticky):
+        raise ConfigError(f"{NAME}: sticky: choose one of {', '.join(get_args(Sticky))}")
+
+
+def check_for_loops(sessions: object, cookies: object) -> None:
+    """Raises :class:`ConfigError` for sessions that an event loop cannot wait for, or with another's cookies."""
+    if isinstance(sessions, ThreadedSessions):
+        raise ConfigError(f"{NAME}: sessions: of threads; connect(...) without driver='threads' is for event loops")
+    if not isinstance(sessions, Sessions):
+        raise ConfigError(f"{NAME}: sessions: what connect(...) returns, not {type(sessions).__name__}")
+    if sessions.sites is not None and cookies not in (None, sessions.cookies):
+        raise ConfigError(f"{NAME}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
+
+
+def check_for_threads(sessions: object) -> None:
+    """Raises :class:`ConfigError` for sessions that a thread cannot wait for."""
+    if isinstance(sessions, Sessions):
+        raise ConfigError(f"{NAME}: sessions: of an event loop; a WSGI app needs connect(..., driver='threads')")
+    if not isinstance(sessions, ThreadedSessions):
+        raise ConfigError(
+            f"{NAME}: sessions: what connect(..., driver='threads') returns, not {type(sessions).__name__}"
+        )

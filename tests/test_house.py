@@ -20,8 +20,11 @@ HOUSE = SOURCE / "coatcheck"
 LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 PURE = next(each for each in LINTER["contracts"] if each["name"].startswith("Rules are pure"))
 
-TWINS = {("coatcheck.pool.adapters.httpx", "coatcheck.pool.adapters.httpx2")}
-"""Modules whose classes have the same names because they are the same thing, for two libraries."""
+TWINS = {
+    ("coatcheck.pool.adapters.httpx", "coatcheck.pool.adapters.httpx2"),
+    ("coatcheck.web.asgi", "coatcheck.web.wsgi"),
+}
+"""Modules whose classes have the same names because they are the same thing, for two libraries or two kinds of app."""
 
 
 def module_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import msgspec
@@ -90,6 +91,24 @@ def test_any_text_is_refused(text: str) -> None:
 def test_what_is_too_long_is_not_even_decoded() -> None:
     with pytest.raises(TokenRejected):
         CODEC.open(HandOffAsk, "A" * (MAX_TEXT + 1), TICKETS)
+
+
+@pytest.mark.parametrize(
+    ("which", "member", "odd"),
+    [
+        (0, "page", bytes(15)), (0, "mark", bytes(17)), (1, "mark", bytes(17)), (1, "binder", b""),
+        (2, "session", bytes(15)), (2, "promised", bytes(17)), (2, "item", bytes(31)), (2, "list_number", 64),
+        (2, "list_number", -1), (3, "session_id", b""), (3, "list_number", 1 << 40), (3, "made_at", "now"),
+    ],
+)  # fmt: skip
+def test_what_a_site_of_the_farm_has_sealed_has_the_form_of_a_message(which: int, member: str, odd: Any) -> None:
+    """Another release, or a site that somebody has taken over."""
+    packed = [odd if name == member else value for name, value in msgspec.structs.asdict(MESSAGES[which]).items()]
+    kind = type(MESSAGES[which])
+    sealed = CODEC._boxes[kind].seal(msgspec.msgpack.encode(packed), TICKETS.encode())
+    text = urlsafe_b64encode(sealed).rstrip(b"=").decode()
+    with pytest.raises(TokenRejected):
+        CODEC.open(kind, text, TICKETS)
 
 
 def test_mutated_messages_open_nothing() -> None:

@@ -50,7 +50,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         session["cart"] = session.get("cart", 0) + 1
     said = {
         "user": None if verb == "logout" else session.user, "cart": session.get("cart"),
-        "query": scope["query_string"].decode(), "method": scope["method"], "body": body.decode(),
+        "query": scope["query_string"].decode("latin-1"), "method": scope["method"], "body": body.decode(),
     }  # fmt: skip
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": json.dumps(said).encode()})

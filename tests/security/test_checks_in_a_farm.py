@@ -25,7 +25,7 @@ from coatcheck.sessions.cookies import MAX_COOKIE_BYTES
 from coatcheck.tokens.keyring import KeyRing
 
 from .conftest import StartRealFarm
-from .hostile import damaged, scrambled
+from .hostile_input import damaged, scrambled
 from .real_farm import Answer, Browser, RealFarm, request_bytes, shopper
 
 SESSIONS = 100

@@ -7,10 +7,13 @@ import pytest
 from . import hostile
 
 COUNT = 20_000
+COUNTS = {"ticket": 8_000, "service-header": 8_000, "service-body": 8_000}
+"""Of what takes longer than most."""
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_no_bytes_raise_hang_grow_or_open_anything(kind: str) -> None:
-    report = hostile.KINDS[kind](COUNT, seed=7)
-    assert report.inputs == COUNT
-    assert 0 < report.understood < COUNT, "some damage does not hurt, or the readers were not reached"
+    count = COUNTS.get(kind, COUNT)
+    report = hostile.KINDS[kind](count, seed=7)
+    assert report.inputs == count
+    assert 0 < report.understood < count, "some damage does not hurt, or the readers were not reached"

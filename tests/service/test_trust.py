@@ -135,6 +135,9 @@ def test_a_credential_is_of_one_caller_one_generation_one_farm_and_one_ring() ->
     for at in range(len("shop.3."), len(text)):
         flipped = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
         assert callers.of_credential(flipped) is None, at
+    for last in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_":
+        opens = callers.of_credential(text[:-1] + last) is not None
+        assert opens == (last == text[-1]), "two bits of its last character say nothing, and are zero"
     rotated = KeyRing([os.urandom(32), *RING._secrets.values()])
     assert Callers({"shop": Caller(scopes=("verify",), generation=3)}, rotated, FARM).of_credential(text) is not None
 

@@ -6,12 +6,14 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as BinasciiError
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.events import public_id
+from coatcheck.replication.placement import MAX_LIST_NUMBER
 from coatcheck.take_once.rule import KEY_BYTES as ITEM_KEY_BYTES
 from coatcheck.take_once.rule import NONCE_BYTES
 from coatcheck.tokens.keyring import KeyRing, RandomBytes, SealedBox
@@ -30,14 +32,19 @@ ITEM: Final = b"\x01"
 _MARK_BYTES: Final = 16
 _PAGE_BYTES: Final = 16
 
+_Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+_Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_Mark = Annotated[bytes, Meta(max_length=_MARK_BYTES)]
+_ListNumber = Annotated[int, Meta(ge=0, le=MAX_LIST_NUMBER)]
+
 
 class HandOffAsk(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """From the source, by redirect, to the target: is this session with you? ``mark``: of the session's key, empty if
     the browser has no session at the source."""
 
     source: str
-    page: bytes
-    mark: bytes
+    page: _Bytes16
+    mark: _Mark
     login: bool
     made_at: int
 
@@ -47,8 +54,8 @@ class HandOffCall(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc
 
     target: str
     page: str
-    mark: bytes
-    binder: bytes
+    mark: _Mark
+    binder: _Bytes32
     attempt: int
     made_at: int
 
@@ -57,14 +64,14 @@ class HandOffTicket(msgspec.Struct, frozen=True, array_like=True, kw_only=True, 
     """From the source to the target. ``store`` and ``item``: which session server has the item, and under which key."""
 
     source: str
-    page: bytes
-    session: bytes
-    promised: bytes
-    list_number: int
+    page: _Bytes16
+    session: _Bytes16
+    promised: _Bytes16
+    list_number: _ListNumber
     login: bool
     store: str
-    item: bytes
-    binder: bytes
+    item: _Bytes32
+    binder: _Bytes32
     attempt: int
     made_at: int
 
@@ -81,12 +88,12 @@ class UrlToken(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fa
 
     source: str
     chain: str
-    page: bytes
-    session: bytes
-    session_id: bytes
+    page: _Bytes16
+    session: _Bytes16
+    session_id: _Bytes16
     timestamp: int
-    promised: bytes
-    list_number: int
+    promised: _Bytes16
+    list_number: _ListNumber
     login: bool
     made_at: int
 
@@ -122,7 +129,8 @@ class HandOffCodec:
         return urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def open(self, kind: type[Message], text: str, reader: str) -> Message:
-        """Raises :class:`TokenRejected` for any text that no site of this farm has sealed for this reader."""
+        """Raises :class:`TokenRejected` for any text that no site of this farm has sealed for this reader, or that does
+        not say what such a message says (formats section 13)."""
         try:
             if len(text) > MAX_TEXT or "+" in text or "/" in text:
                 raise ValueError(text)

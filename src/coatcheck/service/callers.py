@@ -117,6 +117,8 @@ class Callers:
             raw = a2b_base64(mark.encode("ascii").translate(_FROM_URL) + b"=", strict_mode=True)
         except (BinasciiError, UnicodeEncodeError):
             return None
+        if urlsafe_b64encode(raw).rstrip(b"=").decode() != mark:
+            return None  # bits that decoding drops: a credential has one spelling
         is_ours = len(raw) == MARK_BYTES and self._mac.is_ours(_marked(name, caller.generation), raw)
         return caller if is_ours else None
 

@@ -37,7 +37,7 @@ UNHEARD_OF = bytes([*range(0x21), 0x7F])
 MAX_WAIT_S = 60.0
 BATCH = 400
 """Inputs until other messages are issued."""
-BATCHES_OF_A_LOGIN = 20
+BATCHES_OF_A_FARM = 20
 STEP_MS = 3
 JUMPS_MS = (0, 0, 0, 4_000, 9_000, 11_000, 16_000, 31_000)
 STRANGERS = [
@@ -103,12 +103,8 @@ class Sites:
         self.loop = loop
         self.dice = dice
         self.now = 1_700_000_000_000
-        self.farms = [Farm(), Farm(mode="token-in-url")]
-        for farm in self.farms:
-            farm.items = [MemoryItemsForThreads(store.name, lambda: self.now / 1000) for store in farm.stores]
-            for middleware in farm.sites.values():
-                middleware.sessions.copies.world.now_ms = lambda: self.now  # type: ignore[method-assign]
-        self.browsers = [Browser(farm) for farm in self.farms]
+        self.farms: list[Farm] = []
+        self.browsers: list[Browser] = []
         self.issued: dict[bytes, Issued] = {}
         self.recent: deque[Issued] = deque(maxlen=24)
         self.odd: set[bytes] = set()
@@ -132,18 +128,32 @@ class Sites:
         """Other messages for pages of the other site, at a later time."""
         self.now += self.dice.choice(JUMPS_MS)
         self.odd.clear()
-        if self.batches % BATCHES_OF_A_LOGIN == 0 or self.stolen:
-            self.recent.clear()
-            self.tokens.clear()
-            self.stolen = False
-            for browser in self.browsers:
-                await browser.visit(f"{SHOP}/logout")
-                await browser.visit(f"{SHOP}/login-ada")
+        if self.batches % BATCHES_OF_A_FARM == 0 or self.stolen:
+            await self._begin()
         self.batches += 1
         for page in self.dice.sample(PAGES, 3):
             await self._issue_for(0, page, (ASK, CALL, TICKET))
         await self._issue_for(1, self.dice.choice(PAGES), (URL_TOKEN,))
         self.issued = {one.text: one for one in self.recent}
+
+    async def _begin(self) -> None:
+        """Other farms, which remember nothing, and somebody who logs in."""
+        await self.close()
+        self.farms = [Farm(), Farm(mode="token-in-url")]
+        for farm in self.farms:
+            farm.items = [MemoryItemsForThreads(store.name, lambda: self.now / 1000) for store in farm.stores]
+            for middleware in farm.sites.values():
+                middleware.sessions.copies.world.now_ms = lambda: self.now  # type: ignore[method-assign]
+        self.browsers = [Browser(farm) for farm in self.farms]
+        for browser in self.browsers:
+            await browser.visit(f"{SHOP}/login-ada")
+        self.recent.clear()
+        self.tokens.clear()
+        self.stolen = False
+
+    async def close(self) -> None:
+        for farm in self.farms:
+            await farm.close()
 
     async def _issue_for(self, farm: int, page: str, names: tuple[str, ...]) -> None:
         browser = self.browsers[farm].copy()
@@ -301,5 +311,4 @@ def ticket(count: int, seed: int) -> Report:
         try:
             return run_with("ticket", sites.requests(count), sites.answer, count, seed)
         finally:
-            for farm in sites.farms:
-                runner.run(farm.close())
+            runner.run(sites.close())

@@ -96,7 +96,7 @@ def test_what_is_too_long_is_not_even_decoded() -> None:
 @pytest.mark.parametrize(
     ("which", "member", "odd"),
     [
-        (0, "page", bytes(15)), (0, "mark", bytes(17)), (1, "mark", bytes(17)), (1, "binder", b""),
+        (0, "page", bytes(15)), (0, "mark", bytes(17)), (1, "mark", b""), (1, "binder", b""),
         (2, "session", bytes(15)), (2, "promised", bytes(17)), (2, "item", bytes(31)), (2, "list_number", 64),
         (2, "list_number", -1), (3, "session_id", b""), (3, "list_number", 1 << 40), (3, "made_at", "now"),
     ],

@@ -1,6 +1,7 @@
-"""Hostile bytes where strangers' bytes are read: cookies, tokens, RESP requests, HTTP heads.
+"""Hostile bytes where strangers' bytes are read: cookies, tokens, RESP requests, HTTP heads, messages from site to
+site, and requests to the session service.
 
-    python tests/security/hostile.py --count 1000000 [--kind cookie|token|resp|http|forwarded] [--seed N]
+    PYTHONPATH=tests python -m security.hostile --count 1000000 [--kind KIND] [--seed N]
 
 Each input is random, or a genuine one that was damaged. None may raise, hang, make the process grow or open
 anything; a failure prints the seed and the input.

@@ -27,6 +27,8 @@ ASK, CALL, TICKET, URL_TOKEN = (f"coatcheck-{what}" for what in ("ask", "call", 
 LIVES_MS = {ASK: 30_000, CALL: 30_000, TICKET: 10_000, URL_TOKEN: 30_000}
 EARLY_MS = 5_000
 """So long after its end a second use of a ticket still takes away what the first one got (protocol section 12)."""
+ANSWER_KEPT_MS = 5_000
+"""So long the same browser may use the same ticket again; later that is a second use."""
 PAGES = ("/tickets/42?seat=3", "/tickets", "/tickets/a%2Fb?x=1&y=%00", "/tickets/7")
 CALLED = "/.coatcheck/hand-off"
 BINDER, LOGIN = "__Host-coatcheck-binder", "__Host-coatcheck-login"
@@ -84,6 +86,8 @@ class Issued:
         self.target = location.removeprefix(self.origin).encode()
         self.before, _, self.text = self.target.rpartition(f"{name}=".encode())
         self.used = self.revoked = False
+        self.taken_at: int | None = None
+        """When its item may have been taken first."""
 
     def is_shown_by(self, shown: Shown) -> bool:
         """Whether these very bytes are shown, at the site and the page that they are for."""
@@ -91,6 +95,10 @@ class Issued:
         # An empty query in front of the message is no other page.
         same = before in (self.before, self.before + b"&" if self.before.endswith(b"?") else self.before)
         return same and (shown.farm, shown.origin) == (self.farm, self.origin) and before != shown.target
+
+    def note_taken(self, now: int) -> None:
+        if self.taken_at is None:
+            self.taken_at = now
 
     def is_fresh(self, now: int, more_ms: int = 0) -> bool:
         return now - self.made_at <= LIVES_MS[self.name] + more_ms
@@ -107,8 +115,8 @@ class Sites:
         self.browsers: list[Browser] = []
         self.issued: dict[bytes, Issued] = {}
         self.recent: deque[Issued] = deque(maxlen=24)
-        self.odd: set[bytes] = set()
-        """Texts that the farm was made to seal, and that open nothing."""
+        self.odd: dict[bytes, Issued] = {}
+        """Texts that the farm was made to seal, and that open nothing, by what they were made of."""
         self.batches = 0
         self.tokens: set[bytes] = set()
         """Of the session at its own site."""
@@ -204,7 +212,7 @@ class Sites:
             return codec.seal(ticket, SHOP).encode()
         member = dice.choice(list(ODD))
         odd = codec.seal(msgspec.structs.replace(ticket, **{member: dice.choice(ODD[member])}), TICKETS).encode()
-        self.odd.add(odd)
+        self.odd[odd] = one
         return odd
 
     def _codec(self) -> HandOffCodec:
@@ -235,6 +243,7 @@ class Sites:
         redeemed = any(_is_token(value) for name, value in headers if name == b"set-cookie")
         if is_odd:
             assert not redeemed, "redeemed, though it says something odd"
+            self.odd[text].note_taken(self.now)  # of a session that there is not, perhaps
         else:
             self._judge_redeeming(shown, shows, redeemed, replays)
         if replays:
@@ -266,12 +275,15 @@ class Sites:
         if shows.name == TICKET:
             assert not redeemed or bound, "redeemed in another browser"
             assert not redeemed or not shows.revoked, "redeemed after it was revoked"
-            right = fresh and shown.cookie == shows.cookie and not shows.revoked and self._may_go_on(shown)
+            again = shows.taken_at is not None and self.now - shows.taken_at >= ANSWER_KEPT_MS
+            right = fresh and shown.cookie == shows.cookie and not (again or shows.revoked) and self._may_go_on(shown)
             assert redeemed or not right or self.stolen, "a genuine ticket was refused"
             assert not replays or shows.used, "what was not used cannot be used twice"
             if not redeemed and shows.used and not bound and shows.is_fresh(self.now, EARLY_MS):
                 assert replays == 1 or shows.revoked, "a second use has revoked nothing"
-            shows.used = shows.used or redeemed
+            if redeemed:
+                shows.used = True
+                shows.note_taken(self.now)
         assert not redeemed or fresh, "redeemed when it was over"
 
     def _may_go_on(self, shown: Shown) -> bool:

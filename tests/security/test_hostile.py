@@ -1,4 +1,4 @@
-"""Hostile input, in small: ``hostile.py --count 1000000`` does it in large."""
+"""Hostile input, in small: ``python -m security.hostile --count 1000000`` does it in large."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _PAGE_BYTES: Final = 16
 
 _Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
 _Bytes32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
-_Mark = Annotated[bytes, Meta(max_length=_MARK_BYTES)]
+_MarkOrNone = Annotated[bytes, Meta(max_length=_MARK_BYTES)]
 _ListNumber = Annotated[int, Meta(ge=0, le=MAX_LIST_NUMBER)]
 
 
@@ -44,7 +44,7 @@ class HandOffAsk(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=
 
     source: str
     page: _Bytes16
-    mark: _Mark
+    mark: _MarkOrNone
     login: bool
     made_at: int
 
@@ -54,7 +54,7 @@ class HandOffCall(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc
 
     target: str
     page: str
-    mark: _Mark
+    mark: _Bytes16
     binder: _Bytes32
     attempt: int
     made_at: int

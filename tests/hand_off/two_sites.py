@@ -65,7 +65,9 @@ class Farm:
         cookies: CookiePolicy | None = None,
         mode: HandOffMode = "ticket",
         policy: SessionPolicy | None = None,
+        ring: KeyRing = RING,
     ) -> None:
+        self.ring = ring
         self.ahead_ms = 0
         """How far the farm's time is ahead of this machine's."""
         self.events: list[Event] = []
@@ -79,7 +81,7 @@ class Farm:
 
     def serve(self, origin: str, sites: Sites, policy: SessionPolicy) -> None:
         sessions = Sessions(
-            farm="farm", server_name=sites.own.name, ring=RING, policy=policy, cookies=self.cookies, sites=sites,
+            farm="farm", server_name=sites.own.name, ring=self.ring, policy=policy, cookies=self.cookies, sites=sites,
             stores=lambda: [MemoryStore(store.name, time.monotonic, beside=store) for store in self.stores],
             items=lambda: [MemoryItems(items) for items in self.items],
             replication=ReplicationPolicy(lease_s=0.05), observer=self.events.append,

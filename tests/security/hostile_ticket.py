@@ -147,7 +147,8 @@ class Sites:
     async def _begin(self) -> None:
         """Other farms, which remember nothing, and somebody who logs in."""
         await self.close()
-        self.farms = [Farm(), Farm(mode="token-in-url")]
+        ring = KeyRing(list(RING._secrets.values()))  # one that outlived them would know all their tokens
+        self.farms = [Farm(ring=ring), Farm(mode="token-in-url", ring=ring)]
         for farm in self.farms:
             farm.items = [MemoryItemsForThreads(store.name, lambda: self.now / 1000) for store in farm.stores]
             for middleware in farm.sites.values():

@@ -17,10 +17,16 @@ function key_of(string $kid): ?string
 {
     $file = getenv("CACHE") . "/coatcheck-jwks.json";
     if (!is_file($file) || time() - filemtime($file) > KEYS_LIVE_S) {
-        $text = file_get_contents(getenv("JWKS"), false, stream_context_create(["http" => ["timeout" => 10]]));
-        $fresh = "$file." . getmypid();
-        file_put_contents($fresh, $text);
-        rename($fresh, $file);
+        $text = @file_get_contents(getenv("JWKS"), false, stream_context_create(["http" => ["timeout" => 10]]));
+        if ($text !== false) { // else the keys that we have are good: the next request asks again
+            $fresh = "$file." . getmypid();
+            file_put_contents($fresh, $text);
+            rename($fresh, $file);
+        }
+    }
+    if (!is_file($file)) {
+        http_response_code(503);
+        exit("try again");
     }
     foreach (json_decode(file_get_contents($file), true, 8, JSON_THROW_ON_ERROR)["keys"] as $jwk) {
         if ($jwk["kid"] === $kid) {

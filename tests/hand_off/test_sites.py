@@ -34,6 +34,8 @@ SITES = Sites(table=TABLE)
         ("/tickets/plan", "seats"),
         ("/tickets/plan/7", "tickets"),
         ("//tickets/1", "shop"),
+        ("/%74icket%73/1", "tickets"),
+        ("/tickets%2F1", "shop"),
         ("/tickets/../admin", None),
         ("/tickets/%2e%2e/admin", None),
         ("/tickets/.%2E", None),

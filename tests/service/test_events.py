@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import httpx
 
 from coatcheck.events import Event, EventKind
 from coatcheck.service import event_stream
-from coatcheck.service.event_stream import MAX_STREAMS, EventStream
+from coatcheck.service.event_stream import MAX_STREAMS, MAX_STREAMS_OF_A_CALLER, EventStream
 
 from .conftest import StartService
 from .service_process import ServiceProcess, credential_of
@@ -69,7 +70,7 @@ def test_a_listener_is_told_what_happens_and_what_it_missed_meanwhile(start: Sta
 
 def test_streams_end_when_the_service_stops_and_are_bounded(start: StartService) -> None:
     service = start()
-    listeners = [Listener(service) for _ in range(MAX_STREAMS)]
+    listeners = [Listener(service) for _ in range(MAX_STREAMS_OF_A_CALLER)]
     assert {each.response.status_code for each in listeners} == {200}
     refused = Listener(service)
     assert refused.response.status_code == 503
@@ -91,6 +92,27 @@ def test_a_listener_who_is_revoked_is_told_no_more(start: StartService) -> None:
     assert made.status_code == 201
     assert list(listener) == []
     listener.end()
+
+
+def test_streams_count_from_the_moment_that_they_are_granted() -> None:
+    asyncio.run(_ask_all_at_once())
+
+
+async def _ask_all_at_once() -> None:
+    """Each finds room before the first line of any is read."""
+    stream = EventStream("run")
+    granted = [
+        stream.follow(None, caller=f"caller {number % 2}") for number in range(MAX_STREAMS) if stream.has_room("x")
+    ]
+    assert (len(granted), stream.streams) == (MAX_STREAMS, MAX_STREAMS)
+    assert not stream.has_room("another")
+    assert await anext(granted[0]) == b": session events\n\n"
+    await granted[0].aclose()  # type: ignore[attr-defined]
+    assert stream.streams == MAX_STREAMS - 1
+    assert stream.has_room("another") and not stream.has_room("caller 1"), "one caller has not all of them"
+    del granted[:]
+    gc.collect()
+    assert stream.streams == 0, "who was gone before the first line counts no more"
 
 
 def test_who_is_too_slow_is_told_how_much_it_missed() -> None:

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import pytest
 
 from coatcheck import CookiePolicy, Sessions, connect
+from coatcheck.service.messages import HandOff
 from coatcheck.service.token_generator import TokenGenerator
 from coatcheck.service.validation import SessionValidator
 from coatcheck.sessions.description import demand_version, describe
@@ -71,3 +73,13 @@ def test_what_json_has_not_is_shown_as_text() -> None:
 
     expected = b'{"raw":"/w==","at":"2026-01-02T00:00:00Z","odd":[{"null":1,"true":2,"3":{}}]}'
     assert asyncio.run(use()) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"cookie":"","url":"/a\\n"}', b'{"cookie":"","url":"/a","method":"GET\\n"}', b'{"cookie":"","url":"/a b"}'],
+)
+def test_an_address_has_no_line_break_also_at_its_end(body: bytes) -> None:
+    msgspec.json.decode(b'{"cookie":"","url":"/a?b=%0A","method":"POST"}', type=HandOff)
+    with pytest.raises(msgspec.ValidationError, match="matching regex"):
+        msgspec.json.decode(body, type=HandOff)

@@ -25,6 +25,8 @@ MAX_PAGE: Final = 2048
 _PATTERN: Final = re.compile(r"/[A-Za-z0-9._~!$&'()+,;=:@%/-]{0,255}")
 _PAGE: Final = re.compile(r"/[\x21-\x7e]*")
 _DOTS: Final = re.compile(r"(^|/)(\.|%2e){1,2}(/|$)", re.IGNORECASE)
+_ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]")
 
 
 HandOffMode = Literal["ticket", "token-in-url"]
@@ -83,10 +85,13 @@ class Sites(msgspec.Struct, frozen=True, kw_only=True):
     def of_page(self, path: str) -> Site | None:
         """Where a path lives: by the longest pattern, an exact one before one with a star.
 
+        Letters, digits and ``-._~`` are the same in percent-encoding (RFC 3986, 6.2.2.2).
+
         ``None`` for a path with dot segments, which browsers and servers read in different ways: nobody is sent there.
         """
         if not _PAGE.fullmatch(path) or _DOTS.search(path):
             return None
+        path = _ENCODED.sub(_plain, path)  # what an app is given: another spelling is no other page
         fitting = [(_weight(pattern), site) for site in self.table for pattern in site.paths if _fits(pattern, path)]
         return max(fitting, key=lambda one: one[0])[1] if fitting else self.home
 
@@ -121,6 +126,11 @@ def _fits(pattern: str, path: str) -> bool:
         return path == pattern
     stem = pattern[:-2]
     return path == stem or path.startswith(stem + "/")
+
+
+def _plain(encoded: re.Match[str]) -> str:
+    letter = chr(int(encoded[0][1:], 16))
+    return letter if _UNRESERVED.fullmatch(letter) else encoded[0].upper()
 
 
 def _check(table: tuple[Site, ...]) -> None:

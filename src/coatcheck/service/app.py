@@ -20,7 +20,7 @@ from coatcheck.service.answers import AnswerRefused
 from coatcheck.service.assertion import AssertionTooLarge, Signer
 from coatcheck.service.callers import Caller, Callers
 from coatcheck.service.changes import SessionChanges
-from coatcheck.service.event_stream import MAX_STREAMS, EventStream
+from coatcheck.service.event_stream import MAX_STREAMS, MAX_STREAMS_OF_A_CALLER, EventStream
 from coatcheck.service.hand_off import SiteCrossings
 from coatcheck.service.routes import API
 from coatcheck.service.signals.event_tokens import KeysUnavailable
@@ -185,11 +185,12 @@ class SessionEndpoint(Endpoint):
         return json_answer(closed)
 
     async def events(self, request: Request) -> Response:
-        if self._events.streams >= MAX_STREAMS:
-            raise RequestRefused(503, "busy", f"{MAX_STREAMS} streams are open", {"Retry-After": "10"})
         caller: Caller = request.state.caller
+        if not self._events.has_room(caller.name):
+            said = f"{MAX_STREAMS} streams are open, or {MAX_STREAMS_OF_A_CALLER} of yours"
+            raise RequestRefused(503, "busy", said, {"Retry-After": "10"})
         last = request.headers.get("last-event-id")
-        stream = self._events.follow(last, lambda: self._callers().has(caller))
+        stream = self._events.follow(last, lambda: self._callers().has(caller), caller.name)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     # -- for proxies -------------------------------------------------------------------------------
@@ -208,7 +209,9 @@ class SessionEndpoint(Endpoint):
             raise RequestRefused(403, "claims-too-large", str(error)) from None
         headers = {fa.USER_HEADER: fa.user_header(user), fa.ASSERTION_HEADER: assertion}
         response = Response(status_code=200, headers=headers)
-        for line in found.set_cookie:
+        # One at most: proxies pass the first on, or join several to one, which a browser reads as something else. An
+        # anonymous cookie that is left over is forgotten with the next answer of the app.
+        for line in found.set_cookie[:1]:
             response.headers.append("Set-Cookie", line)
         return response
 

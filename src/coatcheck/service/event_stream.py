@@ -8,7 +8,8 @@ that it has missed something.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -19,6 +20,7 @@ from coatcheck.events import Event, EventKind
 MAX_REMEMBERED: Final = 10_000
 """Events that a process remembers for streams that come back; some two megabytes."""
 MAX_STREAMS: Final = 100
+MAX_STREAMS_OF_A_CALLER: Final = 50
 KEEP_ALIVE_S: Final = 15.0
 """A comment is sent so often, so that who is gone is noticed."""
 BATCH: Final = 100
@@ -65,7 +67,13 @@ class EventStream:
         """Events ever; the newest has this number."""
         self._news = asyncio.Event()
         self._stopped = False
-        self.streams = 0
+        self._open: Counter[str] = Counter()
+        """Streams by caller. One counts from the moment that it is granted, not from its first byte."""
+
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return self._open.total()
 
     def observe(self, event: Event) -> None:
         """An observer of sessions."""
@@ -80,12 +88,24 @@ class EventStream:
         self._stopped = True
         self._news.set()
 
-    async def follow(
-        self, last_event_id: str | None, may_listen: Callable[[], bool] = lambda: True
+    def has_room(self, caller: str) -> bool:
+        """Whether one more stream may be opened, and by this caller."""
+        return self.streams < MAX_STREAMS and self._open[caller] < MAX_STREAMS_OF_A_CALLER
+
+    def follow(
+        self, last_event_id: str | None, may_listen: Callable[[], bool] = lambda: True, caller: str = ""
     ) -> AsyncIterator[bytes]:
         """The lines of one stream; ``last_event_id``: the header of who comes back. It ends when the listener may not
         listen any more: before the next event that would be told, or :data:`KEEP_ALIVE_S` later."""
-        self.streams += 1
+        self._open[caller] += 1
+        release = _Once(self._open, caller)
+        lines = self._follow(last_event_id, may_listen, release)
+        weakref.finalize(lines, release)  # whoever is gone before the first line reads nothing, and ends nothing
+        return lines
+
+    async def _follow(
+        self, last_event_id: str | None, may_listen: Callable[[], bool], release: Callable[[], None]
+    ) -> AsyncIterator[bytes]:
         try:
             at, gap = self._begin(last_event_id)
             yield b": session events\n\n"
@@ -110,7 +130,7 @@ class EventStream:
                 except TimeoutError:
                     yield b": \n\n"
         finally:
-            self.streams -= 1
+            release()
 
     def _begin(self, last_event_id: str | None) -> tuple[int, Missed | None]:
         """The number of the last event that need not be told, and what is told to be missed."""
@@ -123,3 +143,18 @@ class EventStream:
 
     def _missed(self, missed: Missed, at: int) -> bytes:
         return b"id: %s.%d\nevent: missed\ndata: %s\n\n" % (self._run.encode(), at, msgspec.json.encode(missed))
+
+
+class _Once:
+    """Takes one stream of a caller from the count, however often it is called."""
+
+    def __init__(self, streams: Counter[str], caller: str) -> None:
+        self._streams: Counter[str] | None = streams
+        self._caller = caller
+
+    def __call__(self) -> None:
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams[self._caller] -= 1
+            if not streams[self._caller]:
+                del streams[self._caller]

@@ -23,7 +23,7 @@ MAX_DEVICE_CHARS: Final = 1_024
 Cookie = Annotated[str, Meta(max_length=MAX_COOKIE_CHARS, description="The browser's whole Cookie header.")]
 Client = Annotated[
     str,
-    Meta(max_length=45, pattern="^[0-9A-Fa-f:.]+$", description="The browser's IP address, as you know it."),
+    Meta(max_length=45, pattern=r"^[0-9A-Fa-f:.]+(?!\n)$", description="The browser's IP address, as you know it."),
 ]
 Data = Annotated[dict[str, Any], Meta(max_length=MAX_KEYS)]
 
@@ -85,8 +85,8 @@ class HandOff(ShownCookie, kw_only=True):
     """Where does a request belong? ``url``: its path and query, as the browser sent them. ``cross_site``: whether its
     ``Sec-Fetch-Site`` header says ``cross-site``."""
 
-    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_CHARS, pattern=r"^/[\x21-\x22\x24-\x7e]*$")]
-    method: Annotated[str, Meta(min_length=1, max_length=MAX_METHOD_CHARS, pattern="^[A-Z]+$")] = "GET"
+    url: Annotated[str, Meta(min_length=1, max_length=MAX_URL_CHARS, pattern=r"^/[\x21-\x22\x24-\x7e]*(?!\n)$")]
+    method: Annotated[str, Meta(min_length=1, max_length=MAX_METHOD_CHARS, pattern=r"^[A-Z]+(?!\n)$")] = "GET"
     cross_site: bool = False
 
 

@@ -57,7 +57,9 @@ def environment(**more: str) -> dict[str, str]:
 class ServiceProcess:
     """``coatcheck service serve`` on a free port, in ``folder``."""
 
-    def __init__(self, folder: Path, *arguments: str, store: str = "", callers: str = CALLERS) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, store: str = "", callers: str = CALLERS, **variables: str
+    ) -> None:
         self.folder = folder
         (folder / "callers.toml").write_text(callers)
         store = store or f"sqlite:///{folder / 'sessions.db'}"
@@ -72,7 +74,7 @@ class ServiceProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=environment(),
+                env=environment(**variables),
                 cwd=folder,
             )
         assert self.process.stdout is not None

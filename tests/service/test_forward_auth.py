@@ -20,6 +20,7 @@ import pytest
 from coatcheck.service.assertion import LIFE_S, Signer
 from coatcheck.tokens.keyring import KeyRing
 
+from .conftest import StartService
 from .pages import AUDIENCE, PROXIES, WASM, node, page_env, php, proxy, static
 from .service_process import FARM, RING, ServiceProcess
 
@@ -59,6 +60,25 @@ def test_the_signed_header_says_who_it_is_and_what_the_operator_named(service: S
     assert answer.headers["cache-control"] == "no-store"
     with pytest.raises(jwt.InvalidAudienceError):
         verified(service, answer.headers["x-session-assertion"], "https://elsewhere.example")
+
+
+AN_HOUR_AHEAD = """
+import time
+
+right, right_ns = time.time, time.time_ns
+time.time = lambda: right() + 3600
+time.time_ns = lambda: right_ns() + 3600 * 10**9
+"""
+
+
+def test_what_is_signed_has_the_time_of_the_farm_and_not_of_a_host_whose_clock_is_wrong(
+    start: StartService, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(AN_HOUR_AHEAD)
+    ahead = start(store=redis_url, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    answer = ahead.auth(ahead.login("ada"))
+    assert answer.status_code == 200
+    assert verified(ahead, answer.headers["x-session-assertion"])["sub"] == "ada", "else it is none yet"
 
 
 def test_nobody_without_a_login_is_let_through(service: ServiceProcess) -> None:

@@ -66,6 +66,10 @@ class SessionOperations(ABC):
     def report(self, event: Event) -> None:
         """Tell operators."""
 
+    def now_s(self) -> float:
+        """The farm's time (Unix seconds), by which sessions are judged; one host's wrong clock does not change it."""
+        return self._world.now_ms() / 1000
+
     async def close_key(self, key: bytes) -> Closed:
         """Close a session by its key, on every server."""
         view = await self.driver.run(self.copies.viewer.look(key))

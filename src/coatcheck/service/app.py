@@ -204,7 +204,7 @@ class SessionEndpoint(Endpoint):
         state, user = found.session, found.session.user
         claims = fa.claims_of(state.data, caller.claims)
         try:
-            assertion = self._signer.sign(caller.audience, user, state.id, claims, int(time.time()))
+            assertion = self._signer.sign(caller.audience, user, state.id, claims, int(self._sessions.now_s()))
         except AssertionTooLarge as error:
             raise RequestRefused(403, "claims-too-large", str(error)) from None
         headers = {fa.USER_HEADER: fa.user_header(user), fa.ASSERTION_HEADER: assertion}

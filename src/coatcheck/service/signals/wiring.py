@@ -46,7 +46,7 @@ class Signals:
     def endpoint(self, sessions: Sessions) -> SignalEndpoint:
         """What takes signals for these sessions."""
         providers = self._settings.providers.items()
-        receivers = {name: SignalReceiver(name, each, self._file, sessions) for name, each in providers}
+        receivers = {name: SignalReceiver(name, each, self._file, sessions, sessions.now_s) for name, each in providers}
         return SignalEndpoint(receivers, self.sender)
 
     def change_keys(self, keys: Sequence[bytes], primary: int) -> None:

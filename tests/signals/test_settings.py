@@ -30,6 +30,7 @@ WRONG = {
     "keys from anywhere": (IDP.replace('"https://idp.example/certs"', '"ftp://idp.example/certs"'), "an address"),
     "keys with a password": (IDP.replace("//idp.example/certs", "//a:b@idp.example/certs"), "an address"),
     "no keys": (IDP.replace('"https://idp.example/certs"', '""'), "keys: the address"),
+    "a file of keys that is not there": (IDP.replace('"https://idp.example/certs"', '"keys.json"'), "there is no file"),
     "an issuer that is none": (IDP.replace('issuer = "https://idp.example"', 'issuer = "idp"'), "an address"),
     "an unknown user claim": (IDP + 'user = "upn"\n', "Invalid enum value"),
     "a name that is no path": (IDP.replace("[providers.idp]", '[providers."a/b"]'), "providers"),
@@ -91,6 +92,7 @@ def test_check_says_what_is_wrong_and_what_is_weak(tmp_path: Path) -> None:
         return command.run("check", "counter:app", *service).stdout
 
     assert "signals" not in check(IDP + TOLD)
+    (tmp_path / "keys.json").write_text('{"keys": []}')
     idp = IDP.replace("https://idp.example/certs", "keys.json").replace("https://idp", "http://idp")
     told = TOLD.replace("https://a.example", "http://127.0.0.1:9")
     weak = check(f'{idp}user = "email"\nuntyped = true\n{told}')

@@ -87,6 +87,9 @@ def read_signals(path: Path) -> SignalSettings:
     except msgspec.ValidationError as error:
         raise ConfigError(f"signals: {path}: {error}") from None
     _check(settings)
+    for name, provider in settings.providers.items():
+        if provider.keys_are_in_a_file and not (path.parent / provider.keys).is_file():
+            raise ConfigError(f"signals: providers.{name}: keys: there is no file {path.parent / provider.keys}")
     return settings
 
 

@@ -223,7 +223,7 @@ def test_on_an_event_loop_there_is_a_clear_error_also_for_what_is_hosted() -> No
     server.close()
     with pytest.raises(ConfigError, match="driver: choose one of asyncio, threads"):
         connect("memory://", key=KEY, driver="gevent")  # type: ignore[call-overload]
-    with pytest.raises(ConfigError, match="sessions: what connect"):
+    with pytest.raises(ConfigError, match="sessions: of threads"):
         SessionMiddleware(lambda *_: None, connect("memory://", key=KEY, driver="threads"))  # type: ignore[arg-type]
 
 

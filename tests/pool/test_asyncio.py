@@ -269,7 +269,7 @@ def test_cancelled_anywhere_nothing_leaks_and_nobody_starves(seed: int, kept: di
         tasks = [asyncio.create_task(call()) for _ in range(30)]
         while not all(task.done() for task in tasks):
             await asyncio.sleep(dice.random() * 0.004)
-            victim = dice.choice(tasks)
+            victim = dice.choice(tasks[1:])  # one is left alone: else a slow store would serve nobody
             if dice.random() < 0.3:
                 victim.cancel()
         for task in tasks:

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from certificate import make_certificate
+from websocket_over_tls import websocket_over_tls
 
 from .durable_crowd import DEADLINE_S, TALK_APP, Talking
 from .farm_process import Farm, eventually
@@ -142,8 +143,8 @@ def test_where_none_can_go_on_they_are_as_any_other(farm: Start, tmp_path: Path,
         running, context = begun(farm, tmp_path, "none", "--server", "granian")
     else:
         running, context = begun(farm, tmp_path, "end-to-end", "--takeover")
-    scheme = "ws" if context is None else "wss"
-    with connect(running.base.replace("http", scheme, 1) + "/talk", ssl=context) as websocket:
+    address = running.base.replace("http", "ws" if context is None else "wss", 1) + "/talk"
+    with connect(address) if context is None else websocket_over_tls(address, context) as websocket:
         websocket.send("a")
         count, message, name = str(websocket.recv(DEADLINE_S)).split()
         assert (count, message) == ("1", "a")

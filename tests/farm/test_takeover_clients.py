@@ -19,10 +19,9 @@ from typing import Any
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection
-from websockets.sync.client import connect as open_websocket
 
 from certificate import make_certificate
+from websocket_over_tls import WebSocketOverTls, websocket_over_tls
 
 from .farm_process import DEADLINE_S, Farm, eventually
 from .live_crowd import LIVE_APP, client
@@ -152,19 +151,19 @@ def test_a_drain_waits_for_a_stream_and_moves_its_connection_then(
 
 
 @pytest.fixture
-def websocket(certificate: Certificate) -> Iterator[Callable[..., ClientConnection]]:
+def websocket(certificate: Certificate) -> Iterator[Callable[..., WebSocketOverTls]]:
     with contextlib.ExitStack() as opened:
 
-        def one(farm: Farm, cookies: str = "") -> ClientConnection:
+        def one(farm: Farm, cookies: str = "") -> WebSocketOverTls:
             where = f"wss://{farm.note()['address']}/talk"
             headers = {"cookie": cookies} if cookies else {}
-            return opened.enter_context(open_websocket(where, ssl=trusting(certificate), additional_headers=headers))
+            return opened.enter_context(websocket_over_tls(where, trusting(certificate), headers))
 
         yield one
 
 
 def test_a_websocket_breaks_with_its_web_server_and_a_drain_ends_it_with_1012(
-    start: Start, certificate: Certificate, websocket: Callable[..., ClientConnection]
+    start: Start, certificate: Certificate, websocket: Callable[..., WebSocketOverTls]
 ) -> None:
     farm = start("--web", "2")
     one, other = websocket(farm), websocket(farm)
@@ -188,7 +187,7 @@ def test_a_websocket_breaks_with_its_web_server_and_a_drain_ends_it_with_1012(
 
 
 def test_a_logout_ends_what_is_open_and_its_connection_goes_on(
-    start: Start, certificate: Certificate, websocket: Callable[..., ClientConnection]
+    start: Start, certificate: Certificate, websocket: Callable[..., WebSocketOverTls]
 ) -> None:
     farm = start("--web", "2", "--lease", "8s")
     with httpx.Client(base_url=base(farm), verify=trusting(certificate), timeout=DEADLINE_S) as browser:

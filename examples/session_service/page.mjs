@@ -6,15 +6,23 @@ import http from "node:http";
 const { JWKS, AUDIENCE, ISSUER, PORT } = process.env;
 const LEEWAY_S = 5; // for clocks that disagree a little
 const ASK_AGAIN_MS = 10_000; // an unknown key asks the service once in this time at most
+const KEYS_LIVE_MS = 60_000; // then they are fetched anew, so that a revoked one is forgotten
 
 let keys = new Map();
 let askedAt = -Infinity;
+let fetchedAt = -Infinity;
 
 async function keyOf(kid) {
-  if (!keys.has(kid) && performance.now() - askedAt > ASK_AGAIN_MS) {
-    askedAt = performance.now();
-    const found = await (await fetch(JWKS, { signal: AbortSignal.timeout(10_000) })).json();
-    keys = new Map(found.keys.map((jwk) => [jwk.kid, crypto.createPublicKey({ key: jwk, format: "jwk" })]));
+  const now = performance.now();
+  if ((!keys.has(kid) || now - fetchedAt > KEYS_LIVE_MS) && now - askedAt > ASK_AGAIN_MS) {
+    askedAt = now;
+    try {
+      const found = await (await fetch(JWKS, { signal: AbortSignal.timeout(10_000) })).json();
+      keys = new Map(found.keys.map((jwk) => [jwk.kid, crypto.createPublicKey({ key: jwk, format: "jwk" })]));
+      fetchedAt = now;
+    } catch (error) {
+      if (!keys.has(kid)) throw error; // else the keys that we have are good: a later request asks again
+    }
   }
   return keys.get(kid);
 }

@@ -196,6 +196,69 @@ def test_a_page_in_php_keeps_its_keys_while_the_service_is_away(service: Service
         assert kept.read_text() == keys
 
 
+def test_a_page_in_node_forgets_a_revoked_key_in_a_minute_and_keeps_its_keys_while_the_service_is_away(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    assertion = service.auth(service.login("ada", role="boss")).headers["x-session-assertion"]
+    later, clock = tmp_path / "later", tmp_path / "clock.mjs"
+    clock.write_text(
+        'import fs from "node:fs"; const now = performance.now.bind(performance);'
+        f" performance.now = () => now() + Number(fs.readFileSync({str(later)!r}));"
+    )
+    later.write_text("0")
+    with keys_of(service.http.get("/v1/jwks").content) as (keys, url):
+        env = page_env(service) | {"JWKS": url, "NODE_OPTIONS": f"--import={clock.as_uri()}"}
+        with node("page.mjs", tmp_path, **env) as page:
+
+            def asked(seconds: int) -> tuple[int, str]:
+                later.write_text(str(1000 * seconds))
+                answer = httpx.get(page, headers={"X-Session-Assertion": assertion}, timeout=60, trust_env=False)
+                return answer.status_code, answer.text
+
+            assert asked(0) == (200, "node ada boss")
+            keys.content, keys.asked = b'{"keys": []}', 0
+            assert asked(20) == (200, "node ada boss")
+            assert keys.asked == 0, "it knows the key, and has had it for less than a minute"
+            keys.content = b"the service is away"
+            assert asked(70) == (200, "node ada boss")
+            assert keys.asked == 1
+            keys.content = b'{"keys": []}'
+            assert asked(90) == (403, "no session"), "its key was revoked"
+
+
+class Keys:
+    """What a key server answers, and how often it was asked."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.asked = 0
+
+
+@contextlib.contextmanager
+def keys_of(content: bytes) -> Iterator[tuple[Keys, str]]:
+    keys = Keys(content)
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys.asked += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(keys.content)))
+            self.end_headers()
+            self.wfile.write(keys.content)
+
+        def log_message(self, *_: object) -> None:
+            """Tests are quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield keys, f"http://127.0.0.1:{server.server_address[1]}/jwks"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @contextlib.contextmanager
 def echo() -> Iterator[str]:
     """A page that shows what it was sent."""

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from coatcheck import connect
 from coatcheck.events import Event, EventKind
 from coatcheck.service.signals.settings import read_signals
 from coatcheck.service.signals.transmitting import SignalSender
+from coatcheck.service.signals.wiring import Signals
 from coatcheck.tokens.keyring import KeyRing
 from ports import free_port
 
@@ -122,7 +124,7 @@ def sender(receiver: Receiver, tmp_path: Path, form: str = "security-event") -> 
     (tmp_path / "signals.toml").write_text(receiver.settings(ISSUER, form))
     lost = Lost()
     file = tmp_path / "signals.toml"
-    return Hasty(read_signals(file), file, KeyRing([b"k" * 32]), "farm", lost), lost
+    return Hasty(read_signals(file), file, KeyRing([b"k" * 32]), "farm", lost, time.time), lost
 
 
 def run(tell: Hasty, story: Callable[[], Any], closes: bool = True) -> None:
@@ -136,6 +138,27 @@ def run(tell: Hasty, story: Callable[[], Any], closes: bool = True) -> None:
         await tell.aclose()
 
     asyncio.run(whole())
+
+
+def test_what_is_told_has_the_time_of_the_farm(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "signals.toml"
+    file.write_text(receiver.settings(ISSUER, "security-event"))
+    an_hour_ago = int(time.time()) - 3600
+
+    async def tell() -> None:
+        signals = Signals(file, KeyRing([b"k" * 32]), "farm")
+        sessions = connect("memory://", key=b"0123456789abcdef0123456789abcdef")
+        monkeypatch.setattr(sessions, "now_s", lambda: an_hour_ago + 0.9)
+        signals.start(sessions)
+        signals.observe(CLOSED)
+        await signals.aclose()
+
+    asyncio.run(tell())
+    [told] = receiver.wait(1)
+    assert told.claims["iat"] == an_hour_ago
+    assert [event["event_timestamp"] for event in told.claims["events"].values()] == [an_hour_ago]
 
 
 def test_a_receiver_that_fails_is_told_again_with_the_same_token(receiver: Receiver, tmp_path: Path) -> None:

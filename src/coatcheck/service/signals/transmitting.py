@@ -10,7 +10,7 @@ import ssl
 import time
 from base64 import urlsafe_b64encode
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256, sha512
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -119,12 +119,22 @@ class SignalSender:
     STOP_GRACE_S: ClassVar = 2.0
     """At a stop, for what is still on its way."""
 
-    def __init__(self, settings: SignalSettings, beside: Path, ring: KeyRing, farm: str, report: Observer) -> None:
-        """``report`` is told what could not be delivered. Raises :class:`ConfigError` for a wrong bearer file."""
+    def __init__(
+        self,
+        settings: SignalSettings,
+        beside: Path,
+        ring: KeyRing,
+        farm: str,
+        report: Observer,
+        now_s: Callable[[], float],
+    ) -> None:
+        """``report`` is told what could not be delivered; ``now_s``: Unix seconds, which signals are stamped with.
+        Raises :class:`ConfigError` for a wrong bearer file."""
         assert settings.transmitter is not None
         self.transmitter = settings.transmitter
         self.signer = SignalSigner(ring, farm, self.transmitter.algorithm)
         self._report = report
+        self._now_s = now_s
         named = settings.receivers.items()
         self._lines = [_ReceiverLine(name, receiver, bearer_of(receiver, beside)) for name, receiver in named]
         self._tasks: list[asyncio.Task[None]] = []
@@ -164,7 +174,7 @@ class SignalSender:
 
     def observe(self, event: Event) -> None:
         """Have receivers told of an event, if it is one that concerns them; waits for nobody."""
-        signal = signal_of(event, int(time.time()))
+        signal = signal_of(event, int(self._now_s()))
         if signal is None:
             return
         for line in self._lines:
@@ -216,7 +226,7 @@ class SignalSender:
         assert self._http is not None
         receiver = line.receiver
         payload = payload_of(
-            told.signal, receiver.form, self.transmitter.issuer, receiver.audience, told.jti, int(time.time())
+            told.signal, receiver.form, self.transmitter.issuer, receiver.audience, told.jti, int(self._now_s())
         )
         token = self.signer.sign(payload or {}, type_of(receiver.form))
         try:

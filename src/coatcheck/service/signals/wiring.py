@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ class Signals:
         self._ring = ring
         self._settings = read_signals(file)
         self._report: Observer = lambda event: None
+        self._now_s = time.time
         self.sender: SignalSender | None = None
         if self._settings.receivers:
-            self.sender = SignalSender(self._settings, file, ring, farm, lambda event: self._report(event))
+            self.sender = SignalSender(
+                self._settings, file, ring, farm, lambda event: self._report(event), lambda: self._now_s()
+            )
 
     def observe(self, event: Event) -> None:
         """An observer of sessions: has others told."""
@@ -38,8 +42,9 @@ class Signals:
             self.sender.observe(event)
 
     def start(self, sessions: Sessions) -> None:
-        """Begin to tell; what cannot be told is an event of these sessions."""
+        """Begin to tell; what cannot be told is an event of these sessions, and their time is that of the signals."""
         self._report = sessions.report
+        self._now_s = sessions.now_s
         if self.sender is not None:
             self.sender.start()
 

@@ -270,6 +270,21 @@ def test_what_is_for_one_page_or_origin_is_nothing_for_another(step: str) -> Non
     told(story)
 
 
+@pytest.mark.parametrize("step", [ASK, TICKET])
+def test_what_others_put_behind_a_message_leaves_no_message_in_the_url(step: str) -> None:
+    async def story(both: Farm, browser: Browser) -> None:
+        url = await browser.until(SHOP + PAGE, step)
+        clean = url.partition(f"&{step}=")[0]
+        for behind in ("&from=mail", "&from=mail&to=me", "&"):
+            reply = await browser.send(url + behind)
+            assert (reply.status, reply.location) == (303, clean + behind)
+        posted = await browser.send(f"{url}&from=mail", method="POST")
+        assert posted.json()["query"] == "seat=3&from=mail", "the app sees no message of ours"
+        assert LOGIN not in browser.jar.get("tickets.example", {})
+
+    told(story)
+
+
 def test_an_anonymous_session_is_handed_over_and_takes_no_place() -> None:
     async def main() -> None:
         async with farm() as both:

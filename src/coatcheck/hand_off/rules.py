@@ -325,7 +325,11 @@ def _status(visit: SiteVisit) -> int:
 
 
 def _split(query: str) -> tuple[str, str, str]:
-    """A query without our message, which is its last parameter, and the message's name and text, if there is one."""
-    head, _, last = query.rpartition("&")
-    name, found, text = last.partition("=")
-    return (head, name, text) if found and name in MESSAGES else (query, "", "")
+    """A query without our message, and the message's name and text, if there is one. We write it last; where others
+    have put parameters behind it, the page is another than the message was made for."""
+    parts = query.split("&")
+    for at in reversed(range(len(parts))):
+        name, found, text = parts[at].partition("=")
+        if found and name in MESSAGES:
+            return "&".join(parts[:at] + parts[at + 1 :]), name, text
+    return query, "", ""

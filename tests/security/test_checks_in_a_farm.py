@@ -286,9 +286,15 @@ def test_3_5_3_get_closes_and_changes_nothing(farm: RealFarm) -> None:
         user = f"get-{os.urandom(4).hex()}"
         phone, laptop = Browser(farm), Browser(farm)
         for one in (phone, laptop):
-            await one.post(1, f"/login?user={user}")
-        listed = (await laptop.get(1, "/devices")).body
-        [other] = [one["id"] for one in listed if not one["this"]]
+            login = await one.post(1, f"/login?user={user}")
+            assert (login.status, login.user) == (200, user), (
+                f"{login.text} {farm.audit()[-5:]} {farm.farm.log[-2000:]}"
+            )
+        listed = await laptop.get(1, "/devices")
+        assert [one["this"] for one in listed.body] == [False, True], (
+            f"{listed.text} {farm.audit()[-8:]} {farm.farm.log[-2000:]}"
+        )
+        [other] = [one["id"] for one in listed.body if not one["this"]]
         with recorded(farm) as records:
             for path in (f"/close-device?id={other}", "/close-others"):
                 for server in (1, 2):

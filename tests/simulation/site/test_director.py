@@ -13,6 +13,7 @@ from coatcheck.director.io.server_link import ServerLink
 from coatcheck.director.rules import delivery
 from coatcheck.director.rules.delivery import Delivery
 from coatcheck.director.rules.routing import Balancer
+from coatcheck.farm.processes import told_by_director
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.site.history import run
 
@@ -62,10 +63,15 @@ def _ends_unnoticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ServerLink, "_ended", lambda self, ending: None)
 
 
+def _failing_apps_close(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(told_by_director, "_is_answered", lambda send: False)
+
+
 BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "a POST is sent again when its web server dies": (_resent_post, "deaths", "carried out 2 times"),
     "silence is death": (_impatient, "door", "which has it, lives"),
     "routes are not looked at": (_by_turns, "narrow", "which its route names, is well"),
+    "an app that fails behind its answer closes the connection": (_failing_apps_close, "narrow", "#"),
     "the end of a connection is not noticed": (_ends_unnoticed, "deaths", "has no answer after"),
 }
 """What is broken, in which kind of histories it shows, and in which words."""

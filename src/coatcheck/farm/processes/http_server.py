@@ -91,6 +91,7 @@ async def serve_with_granian(
     """
     try:
         from granian.constants import Interfaces
+        from granian.log import LogLevels
         from granian.server.embed import Server
         from granian.utils.proxies import wrap_asgi_with_proxy_headers
     except ImportError:
@@ -104,7 +105,7 @@ async def serve_with_granian(
         uds=fresh,
         backlog=BACKLOG,
         interface=Interfaces.ASGI,
-        log_enabled=role.access_log,
+        log_level=LogLevels.warning,  # an app that fails
         log_access=role.access_log,
     )
     logging.getLogger("granian.access").addFilter(is_a_visit)

@@ -15,7 +15,7 @@ from coatcheck.simulation.sealing import FARM, RealCodecs
 from coatcheck.simulation.site.front import Front
 from coatcheck.simulation.site.keys import SiteKeys
 from coatcheck.simulation.site.session_host import SessionHost
-from coatcheck.simulation.site.web_host import WebHost, WebHostPlan
+from coatcheck.simulation.site.web_host import AppFails, WebHost, WebHostPlan
 from coatcheck.simulation.trace import Trace
 from coatcheck.simulation.world.world import SimulatedWorld
 from coatcheck.tokens.keyring import PayloadSealer
@@ -58,6 +58,10 @@ class ShippedFarm(Farm[WebHost, SessionHost]):
         self.browsers = [self._new_browser(f"browser-{number + 1}") for number in range(scenario.browsers)]
 
     def _complain(self, text: str, error: BaseException | None) -> None:
+        if isinstance(error, AppFails):
+            return  # its operator is to be told
+        if error is not None and isinstance(error.__context__ or error, GeneratorExit):
+            return  # what a dead process has left is collected
         self.ledger.fail("errors", f"{text}: {error!r}" if error is not None else text)
 
     def _dice_of(self, name: str) -> Random:

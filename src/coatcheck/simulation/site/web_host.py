@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.events import Event
@@ -31,14 +31,26 @@ Done = Callable[[Response, BaseException | None, object], None]
 """Gets the answer, the error of a refused one, and in words why it is."""
 
 
+FAILING: Final = 7
+"""Of so many answers that go through a director one is of an app that fails behind it."""
+FAILS_AFTER_S: Final = 0.2
+"""As a task does that an app leaves in the background."""
+
+
+class AppFails(Exception):
+    """The app's own error, behind its answer."""
+
+
 class ServedPage:
-    """What the app is to read, and to answer with; ``pause_s``: after the first bytes of the answer."""
+    """What the app is to read, and to answer with; ``pause_s``: after the first bytes of the answer; ``fails``: a
+    moment after the last."""
 
     def __init__(self, think_s: float, body: bytes = b"", answer: bytes = b"") -> None:
         self.think_s = think_s
         self.body = body
         self.answer = answer
         self.pause_s = 0.0
+        self.fails = False
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """An answer without a pause says how long it is."""
@@ -292,10 +304,11 @@ class WebHost(WatchedWebServer):
 
         page = ServedPage(errand.think_s, errand.body, answer_body(attempt.number, errand.answer_bytes))
         page.pause_s = errand.answer_pause_s
+        page.fails = attempt.number % FAILING == 0
         try:
             await self._serve_one(attempt, page, response, scope, receive, say_which)
         except Exception as error:
-            if self.alive:
+            if self.alive and not isinstance(error, AppFails):
                 self.judge.crashed(self, error)
             raise
         finally:
@@ -354,6 +367,9 @@ class WebHost(WatchedWebServer):
             await asyncio.sleep(page.pause_s)
             page.answer = page.answer[5:]
         await send({"type": "http.response.body", "body": page.answer})
+        if page.fails:
+            await asyncio.sleep(FAILS_AFTER_S)
+            raise AppFails
 
     async def _has_come(self, page: ServedPage, receive: Any) -> bool:
         """Read the request's body; whether it is whole."""

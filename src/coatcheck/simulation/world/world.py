@@ -45,7 +45,7 @@ class SimulatedWorld:
         """Machines may run in this block; after it all of them are gone."""
         with (
             taken_over(IdleClocks(self.schedule), SimulatedSocket, SimulatedPoll, self._dice),
-            _errors_to(self.complain),
+            _errors_to(lambda text, error: self.complain(text, error)),
         ):
             collects = gc.isenabled()
             gc.disable()  # what is collected calls back, and must do so at the same point of each history

@@ -12,6 +12,12 @@ A million of each, once, with seed 11 (Python 3.11, CPU time):
     token: 3,008 understood, 5.0 us each, slowest 0.5 ms, grew 0 KiB
     resp: 267,055 understood, 15.4 us each, slowest 1.3 ms, grew 256 KiB
     http: 161,032 understood, 7.1 us each, slowest 0.4 ms, grew 0 KiB
+
+And of these on a busy machine of half that speed (whole requests, of which the service answers each):
+
+    ticket: 68,676 understood, 285 us each, slowest 95 ms, grew 4,528 KiB
+    service-header: 284,716 understood, 344 us each, slowest 64 ms, grew 708 KiB
+    service-body: 109,278 understood, 393 us each, slowest 60 ms, grew 1,504 KiB
 """
 
 from __future__ import annotations

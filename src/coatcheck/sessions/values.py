@@ -246,7 +246,7 @@ class Lowering:
         except (SessionDataError, RecursionError):
             raise
         except Exception as error:
-            raise _Refused(f"{_name_of(type(value))}: cannot be encoded: {type(error).__name__}: {error}") from error
+            raise _Refused(f"{_name_of(type(value))} cannot be taken apart: {type(error).__name__}") from error
         return Ext(NAMED_CODE, _encode([registered.name, lowered]))
 
     def _fields(self, shape: Shape, value: Any, payload: Any, depth: int) -> Any:
@@ -532,7 +532,9 @@ class Raising:
         try:
             value, unknown = shape.make(payload)
         except Exception as error:  # noqa: BLE001 - whatever the app's own class raises
-            problem = f"refused by {_name_of(registered.cls)}: {type(error).__name__}: {error}"
+            # Of errors, those of a call that does not fit say nothing of what is stored.
+            words = f": {error}" if type(error) is TypeError else ""
+            problem = f"refused by {_name_of(registered.cls)}, {type(error).__name__}{words}"
             return UnknownValue(name, stored, problem[:400])
         if unknown:
             self.kept[id(value)] = (value, unknown)

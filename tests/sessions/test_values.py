@@ -831,7 +831,10 @@ class Level(enum.StrEnum):
 
 REFUSED: list[tuple[Any, str]] = [
     (object(), r"value of 'k': object: sessions hold no such values; store what it has as plain ones"),
-    ([1, {"a": Point(1)}], r"value of 'k', at \[1\]\['a'\]: .*test_values.Point is not registered .*coatcheck.register_value"),
+    (
+        [1, {"a": Point(1)}],
+        r"value of 'k', at \[1\]\['a'\]: .*test_values.Point is not registered .*coatcheck.register_value",
+    ),
     ((1, Colour.RED), r"value of 'k', at \[1\]: .*Colour is not registered"),
     ({Money(1)}, r"value of 'k': .*Money is not registered"),
     (Cart([1, Money(2)]), r"value of 'k', at .items\[1\]: .*Money is not registered"),

@@ -106,7 +106,7 @@ _data_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_has_values)
 _Leaf = bool | int | float | str | None
 _Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
 _Nested = _Leaf | list[_Flat] | dict[str, _Flat]
-_plain_decoder = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]])
+_decode_nearly_all = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]]).decode
 """Decodes what nearly all sessions consist of, and nothing else."""
 encode_record = _encoder.encode
 encode_chain: Callable[[Chain], bytes] = _encoder.encode
@@ -186,10 +186,11 @@ def encode_data(data: dict[str, Any], kept: Kept | None = None, *, unless: bytes
     if kept is None:
         try:
             encoded = _encoder.encode(data)
-            if encoded == unless or _is_plain(data, encoded):
-                return _checked(encoded)
-        except _UNENCODED:
-            encoded = b""
+            # A shortcut, in C: a set is written as a list and a UUID as text, which do not equal what they were.
+            if encoded == unless or (_decode_nearly_all(encoded) == data and not lookalikes):
+                return encoded if len(encoded) <= MAX_DATA_BYTES else _checked(encoded)
+        except _NOT_AT_ONCE:
+            """Deeper, or of other types."""
     try:
         lowered = Lowering(kept).mapping(data)
         if lowered is not data or not encoded:
@@ -200,14 +201,7 @@ def encode_data(data: dict[str, Any], kept: Kept | None = None, *, unless: bytes
 
 
 _UNENCODED: Final = (TypeError, ValueError, OverflowError, RecursionError)
-
-
-def _is_plain(data: dict[str, Any], encoded: bytes) -> bool:
-    """A shortcut, in C: the encoder writes a set as a list and a UUID as text, which do not equal what they were."""
-    try:
-        return bool(_plain_decoder.decode(encoded) == data) and not lookalikes
-    except (msgspec.ValidationError, ArithmeticError):
-        return False  # deeper, or of other types; a signalling NaN equals nothing
+_NOT_AT_ONCE: Final = (*_UNENCODED, ArithmeticError, msgspec.ValidationError)
 
 
 def _checked(encoded: bytes) -> bytes:

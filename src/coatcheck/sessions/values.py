@@ -485,7 +485,7 @@ class Raising:
     def mapping(self, data: bytes) -> dict[str, Any]:
         """A session's data."""
         found = self._decode(data)
-        if type(found) is not dict or not set(map(type, found)) <= {str}:
+        if not isinstance(found, dict) or not set(map(type, found)) <= {str}:
             raise ValueError("no mapping with keys of text")
         return found
 
@@ -507,7 +507,7 @@ class Raising:
 
     def items(self, stored: bytes) -> list[Any]:
         found = self._decode(stored)
-        if type(found) is not list:
+        if not isinstance(found, list):
             raise ValueError("an extension that is no array")
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +12,7 @@ from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.sessions.durable import SocketState
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.provider import ProviderLogin
-from coatcheck.sessions.values import Kept, Lowering, Raising, lookalikes
+from coatcheck.sessions.values import MAX_DEPTH, PLAIN, Kept, Lowering, Raising, lookalikes
 from coatcheck.tokens.chain import Chain
 
 MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
@@ -190,7 +190,8 @@ def encode_data(data: dict[str, Any], kept: Kept | None = None, *, unless: bytes
             if encoded == unless or (_decode_nearly_all(encoded) == data and not lookalikes):
                 return encoded if len(encoded) <= MAX_DATA_BYTES else _checked(encoded)
         except _NOT_AT_ONCE:
-            """Deeper, or of other types."""
+            if encoded and _is_plain(data):
+                return _checked(encoded)
     try:
         lowered = Lowering(kept).mapping(data)
         if lowered is not data or not encoded:
@@ -201,6 +202,29 @@ def encode_data(data: dict[str, Any], kept: Kept | None = None, *, unless: bytes
 
 
 _UNENCODED: Final = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+def _is_plain(data: dict[str, Any]) -> bool:
+    """Whether there is nothing but plain values in it, and not too deep: all levels at once, in few steps of Python."""
+    if not set(map(type, dict.keys(data))) <= _STRINGS:
+        return False
+    values: Iterable[Any] = dict.values(data)
+    for _ in range(MAX_DEPTH + 1):
+        level = [value for value in values if type(value) not in PLAIN]
+        if not level:
+            return True
+        values = inside = list[Any]()
+        for value in level:
+            if type(value) is list:
+                inside += value
+            elif type(value) is dict and set(map(type, value)) <= _STRINGS:
+                inside += value.values()
+            else:
+                return False
+    return False
+
+
+_STRINGS: Final = frozenset({str})
 _NOT_AT_ONCE: Final = (*_UNENCODED, ArithmeticError, msgspec.ValidationError)
 
 

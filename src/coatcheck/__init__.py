@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from coatcheck.sessions.cookies import CookiePolicy
     from coatcheck.sessions.devices import Device
     from coatcheck.sessions.ending import SessionEnd
+    from coatcheck.sessions.json_form import not_json
     from coatcheck.sessions.mapping import Session
     from coatcheck.sessions.users import UserClosed
+    from coatcheck.sessions.values import UnknownValue, register_value
     from coatcheck.tokens.keyring import KeyRing
     from coatcheck.web.asgi import SessionMiddleware
     from coatcheck.web.durable_websocket import DurableWebSocket, durable_websocket
@@ -65,6 +67,9 @@ _HOMES = {
     "Device": "sessions.devices",
     "connect": "connecting",
     "durable_websocket": "web.durable_websocket",
+    "UnknownValue": "sessions.values",
+    "not_json": "sessions.json_form",
+    "register_value": "sessions.values",
 }
 
 __all__ = [
@@ -93,11 +98,14 @@ __all__ = [
     "Sites",
     "ThreadedSessions",
     "TooManySessions",
+    "UnknownValue",
     "UserClosed",
     "UserSession",
     "audit_to",
     "connect",
     "durable_websocket",
+    "not_json",
+    "register_value",
 ]
 
 

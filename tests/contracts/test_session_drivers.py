@@ -104,7 +104,7 @@ def test_what_cannot_be_stored_is_an_error_and_the_error_page_may_pass(farm: Far
     browser.ask(farm.server(), count)
     server = farm.server()
     opened = server.open(browser.header)
-    opened.session["bad"] = {1, 2}
+    opened.session["bad"] = 1j
     with pytest.raises(SessionDataError):
         server.finish(opened)
     assert server.finish(opened, 500).status == 500

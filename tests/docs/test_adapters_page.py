@@ -156,7 +156,7 @@ def test_an_app_that_fails_sends_its_own_error_page(site: Site, has_started: boo
     """With what cannot be stored, which shows when the response starts, or by a mistake before that."""
 
     def fails(environ: Any, start: Any) -> list[bytes]:
-        environ["coatcheck.session"]["n"] = {1, 2} if has_started else 5
+        environ["coatcheck.session"]["n"] = 1j if has_started else 5
         try:
             if not has_started:
                 raise LookupError("a mistake of the app")

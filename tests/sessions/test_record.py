@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import decimal
+import enum
 import math
 import uuid
 from collections.abc import Callable
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -19,14 +20,13 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     MAX_DATA_BYTES,
-    MAX_DEPTH,
     Record,
-    check_data,
     decode_data,
     decode_record,
     encode_data,
     encode_record,
 )
+from coatcheck.sessions.values import MAX_DEPTH
 from coatcheck.tokens.chain import Chain, ChainLink, Retired
 
 TIMES = st.integers(0, 2**45)
@@ -133,9 +133,8 @@ class Name(str):
 def test_keys_are_strings(key: Any, refused: bool) -> None:
     if refused:
         with pytest.raises(SessionDataError, match=f"must be strings, not {type(key).__name__}"):
-            check_data({"fine": 1, key: 2}, encode_data({"fine": 1, key: 2}))
+            encode_data({"fine": 1, key: 2})
     else:
-        check_data({"fine": 1, key: 2}, encode_data({"fine": 1, key: 2}))
         assert decode_data(encode_data({key: 2})) == {str(key): 2}
 
 
@@ -143,30 +142,33 @@ NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 
 SAFE = [NOON, {1: "one", None: "none"}, {(1, 2): 3}, float("inf"), b"bytes", [1.5, {}]]
-UNSAFE = [{1, 2}, uuid.UUID(int=7), decimal.Decimal("1.5"), NOON.replace(tzinfo=None), NOON.date(), NOON.timetz()]
+
+
+class Unregistered(enum.Enum):
+    ONE = 1
+
+
+UNSAFE = [Unregistered.ONE, {uuid.UUID(int=7): 1}, {NOON.date(): 1}, NOON.timetz().replace(tzinfo=ZoneInfo("Etc/UTC"))]
 
 
 @pytest.mark.parametrize("value", SAFE, ids=lambda value: type(value).__name__)
 def test_what_comes_back_as_it_was(value: Any) -> None:
     data = {"k": [value]}
-    encoded = encode_data(data)
-    check_data(data, encoded)
-    assert decode_data(encoded) == data
+    assert decode_data(encode_data(data)) == data
 
 
 @pytest.mark.parametrize("value", UNSAFE, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [1, {"deep": (v,)}]], ids=["plain", "deep"])
 def test_what_would_come_back_as_another_type_is_named(value: Any, wrap: Callable[[Any], Any]) -> None:
     data = {"fine": 1, "bad": wrap(value)}
-    with pytest.raises(SessionDataError, match=r"value of 'bad': .* would come back as another type"):
-        check_data(data, encode_data(data))
+    with pytest.raises(SessionDataError, match=r"value of 'bad'.*: .*(would come back as another|needs a date)"):
+        encode_data(data)
 
 
-def test_tuples_come_back_as_lists_and_nan_as_nan() -> None:
+def test_tuples_come_back_as_tuples_and_nan_as_nan() -> None:
     data = {"pair": (1, (2,)), "nan": float("nan")}
-    check_data(data, encode_data(data))
     found = decode_data(encode_data(data))
-    assert found["pair"] == [1, [2]]
+    assert found["pair"] == (1, (2,))
     assert math.isnan(found["nan"])
 
 
@@ -178,9 +180,8 @@ def test_how_deep_values_may_be_nested(depth: int, refused: bool) -> None:
     data = {"k": value}
     if refused:
         with pytest.raises(SessionDataError, match="nested"):
-            check_data(data, encode_data(data))
+            encode_data(data)
     else:
-        check_data(data, encode_data(data))
         assert decode_data(encode_data(data)) == data
 
 

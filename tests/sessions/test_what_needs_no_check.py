@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coatcheck.errors import SessionDataError
 from coatcheck.sessions.mapping import Session
-from coatcheck.sessions.record import check_data, decode_data, encode_data
+from coatcheck.sessions.record import decode_data, encode_data, encode_plain
 from replication.tiny_farm import Farm
 
 names = st.sampled_from(["a", "b", "c", "d"])
@@ -68,14 +68,14 @@ def test_what_is_not_looked_at_again_would_have_passed(
     for do, name, value in doings:
         do(session, name, value)
     if not session._request.deep:
-        check_data(session, encode_data(session))
+        assert encode_plain(session) == encode_data(session)
 
 
 @pytest.mark.parametrize("do", [set_item, put_inside, put_inside_all, *DOINGS[4:7]])
 def test_what_would_not_come_back_is_refused_however_it_got_in(do: Callable[[Session, str, Any], Any]) -> None:
     web = Farm().web()
     session = web.opened(web.create(a=[1], n=1))
-    do(session, "a" if do in (set_item, put_inside, put_inside_all) else "new", {2})
+    do(session, "a" if do in (set_item, put_inside, put_inside_all) else "new", 1j)
     with pytest.raises(SessionDataError):
         web.save(session)
 

@@ -73,9 +73,9 @@ NESTED: dict[str, Step] = {
 }
 NOT_STORABLE: dict[str, Any] = {
     "object": object(),
-    "set": {1},
+    "set": {1j},
     "function": print,
-    "date without a zone": datetime(2026, 1, 1),
+    "date as a key": {"in": {datetime(2026, 1, 1): 1}},
     "self": None,
     "deep": None,
 }

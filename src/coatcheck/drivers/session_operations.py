@@ -18,8 +18,9 @@ from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive
 from coatcheck.replication.view import View
+from coatcheck.sessions.json_form import json_form
 from coatcheck.sessions.newcomers import Newcomers
-from coatcheck.sessions.record import decode_data, decode_record
+from coatcheck.sessions.record import decode_record, look_into_data
 from coatcheck.sessions.user_index import is_index
 from coatcheck.sessions.users import UserIndexes
 from coatcheck.stores.port import Store, Unreachable
@@ -40,6 +41,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     copies: tuple[str, ...]
     bytes: int
     data: dict[str, Any] | None = None
+    """As JSON can have it: :func:`coatcheck.sessions.json_form.json_form`."""
 
 
 class SessionOperations(ABC):
@@ -173,6 +175,6 @@ def _describe(view: View, with_data: bool, closed_before: int = 0) -> SessionInf
         user=record.user,
         created_at=record.created_at,
         last_seen_at=record.last_seen_at,
-        data=decode_data(record.data) if with_data else None,
+        data=json_form(look_into_data(record.data)) if with_data else None,
         **common,
     )

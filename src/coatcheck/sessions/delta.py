@@ -12,6 +12,7 @@ import msgspec
 
 from coatcheck.errors import ConflictError
 from coatcheck.sessions.policy import Merge
+from coatcheck.sessions.values import Kept, encoded_value
 
 
 class _Absent:
@@ -42,18 +43,27 @@ class Delta(msgspec.Struct, frozen=True):
         return key in self.changed or key in self.deleted
 
 
-def diff(base: dict[str, Any], mine: dict[str, Any]) -> Delta:
-    """What leads from ``base`` to ``mine``."""
-    changed = {key: value for key, value in mine.items() if key not in base or not _same(base[key], value)}
+def diff(base: dict[str, Any], mine: dict[str, Any], kept: Kept | None = None) -> Delta:
+    """What leads from ``base`` to ``mine``. ``kept``: what is stored beside the values of both."""
+    changed = {key: value for key, value in mine.items() if key not in base or not _same(base[key], value, kept)}
     return Delta(changed, frozenset(key for key in base if key not in mine))
 
 
-def _same(one: Any, other: Any) -> bool:
-    # Equal is not enough: 1 == 1.0 == True, and the stored value must be what the app wrote.
-    return type(one) is type(other) and one == other and repr(one) == repr(other)
+def _same(one: Any, other: Any, kept: Kept | None) -> bool:
+    # Equal is not enough: 1 == 1.0 == True, and the stored value must be what the app wrote. Nor is it needed: a NaN
+    # that nobody touched is the same, and so is a set in another order.
+    if one is other or one is ABSENT or other is ABSENT:
+        return one is other
+    return encoded_value(one, kept) == encoded_value(other, kept)
 
 
-def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any], policy: str | Merge) -> dict[str, Any]:
+def merge(
+    base: dict[str, Any],
+    theirs: dict[str, Any],
+    mine: dict[str, Any],
+    policy: str | Merge,
+    kept: Kept | None = None,
+) -> dict[str, Any]:
     """``theirs`` with what ``mine`` changed since ``base``.
 
     Disjoint keys merge and deletes stay deleted. Where both changed one key the policy decides:
@@ -61,14 +71,14 @@ def merge(base: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any], po
     too: two requests that both counted from 5 to 6 have counted once. Not with ``overtaken``, which is for a
     request that must not undo what came after it.
     """
-    delta = diff(base, mine)
-    other = diff(base, theirs)
+    delta = diff(base, mine, kept)
+    other = diff(base, theirs, kept)
     merged = dict(theirs)
     for key in [*delta.changed, *delta.deleted]:
         own = delta.changed.get(key, ABSENT)
         if other.touches(key) and policy != "last_write":
             rival = other.changed.get(key, ABSENT)
-            if not (own is ABSENT and rival is ABSENT) and not (policy == "overtaken" and _same(own, rival)):
+            if not (own is ABSENT and rival is ABSENT) and not (policy == "overtaken" and _same(own, rival, kept)):
                 if isinstance(policy, str):
                     raise ConflictError(f"two requests changed {key!r:.80} of one session")
                 own = policy(key, base.get(key, ABSENT), rival, own)

@@ -9,9 +9,10 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.events import public_id
+from coatcheck.sessions.json_form import json_form
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
-from coatcheck.sessions.record import Record, decode_data, decode_record
+from coatcheck.sessions.record import Record, decode_record, look_into_data
 
 VERSION_BYTES: Final = 12
 
@@ -44,28 +45,12 @@ def describe(session: Session, policy: SessionPolicy) -> LiveSession | None:
     return LiveSession(
         id=public_id(copy.key),
         user=record.user,
-        data={key: with_text_keys(value) for key, value in decode_data(record.data).items()},
+        data=json_form(look_into_data(record.data)),
         version=_data_version(copy.key, record.data),
         created_at=record.created_at,
         last_seen_at=record.last_seen_at,
         expires_at=record.expires_at(policy),
     )
-
-
-def with_text_keys(value: Any) -> Any:
-    """The value with mappings that JSON has: apps may have stored keys there that are no text."""
-    if isinstance(value, dict):
-        return {
-            key if isinstance(key, str | bytes) else _text_of(key): with_text_keys(inner)
-            for key, inner in value.items()
-        }
-    return [with_text_keys(each) for each in value] if isinstance(value, list) else value
-
-
-def _text_of(key: Any) -> str:
-    if key is None:
-        return "null"
-    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 def demand_version(session: Session, policy: SessionPolicy, version: str) -> bool:

@@ -7,8 +7,7 @@ from coatcheck.replication.cache import Copy
 from coatcheck.replication.copies import Gone
 from coatcheck.replication.effects import Exclusive, Flow, as_flow
 from coatcheck.sessions.durable import SocketChange, SocketState, SocketTicket
-from coatcheck.sessions.mapping import Session, session_of
-from coatcheck.sessions.record import decode_data
+from coatcheck.sessions.mapping import Session, read_again, session_of
 from coatcheck.sessions.saving import Saving
 from coatcheck.tokens.sealed import SealedToken
 
@@ -100,5 +99,4 @@ def give_up_changes(session: Session) -> None:
     request.closing = request.cleared = request.rotating = False
     request.drop_new()
     request.shared = None
-    dict.clear(session)
-    dict.update(session, decode_data(request.blob))
+    read_again(session)

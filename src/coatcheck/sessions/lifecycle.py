@@ -17,14 +17,12 @@ from coatcheck.replication.version import holds
 from coatcheck.sessions.going_on import GoingOn
 from coatcheck.sessions.handing import Handing
 from coatcheck.sessions.issuing import Issue
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.mapping import Session, encoded
 from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     KNOWN_MS,
     Record,
-    check_data,
-    encode_data,
 )
 from coatcheck.sessions.saving import NOTHING, Saved
 from coatcheck.sessions.users import UserIndexes
@@ -47,11 +45,8 @@ class Lifecycle(GoingOn, Handing):
         """
         request = session._request
         copy = request.copy_held
-        blob = request.saved_blob = encode_data(session)
-        if copy is not None and blob != request.blob:
-            if request.deep:
-                check_data(session, blob)
-        elif not self._needs_save(session):
+        blob = request.saved_blob = encoded(session)
+        if (copy is None or blob == request.blob) and not self._needs_save(session):
             issue = self._issue(session)
             return NOTHING if issue is None else Saved(issue)
         if copy is None or request.closing or request.cleared or request.new_login:
@@ -67,7 +62,7 @@ class Lifecycle(GoingOn, Handing):
         request = session._request
         if request.rotating or request.closing or request.new_login or request.cleared:
             return False
-        return encode_data(session) == (request.saved_blob or request.blob)
+        return encoded(session) == (request.saved_blob or request.blob)
 
     def _needs_save(self, session: Session) -> bool:
         """Whether something is to be stored, though the data is as it was opened, or exists nowhere yet."""
@@ -109,7 +104,6 @@ class Lifecycle(GoingOn, Handing):
             return (yield from self._log_out(session))
         begins_anew, request.closing, request.begins_anew = request.begins_anew, False, False
         if copy is None:
-            check_data(session, request.saved_blob)
             request.login, request.new_login = request.new_login, False
             created = yield from self._create(session, request.new_user, request.new_provider)
             yield from self._admit_login(session, (yield from self._enlist(session)))

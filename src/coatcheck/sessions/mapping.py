@@ -10,13 +10,20 @@ from coatcheck.replication.cache import Copy
 from coatcheck.sessions.devices import Device, SessionHome
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.provider import provider_session_of
-from coatcheck.sessions.record import Record, decode_data, decode_record
+from coatcheck.sessions.record import (
+    NOT_PLAIN,
+    Record,
+    decode_data,
+    decode_plain,
+    decode_record,
+    encode_data,
+    encode_plain,
+    open_data,
+)
 from coatcheck.sessions.request_state import RequestState, SharedData
+from coatcheck.sessions.values import FROZEN, PLAIN, is_immutable
+from coatcheck.sessions.values import IMMUTABLE as _IMMUTABLE
 from coatcheck.tokens.sealed import SealedToken
-
-_IMMUTABLE: Final = frozenset({str, int, float, bool, type(None), bytes})
-"""Whoever is handed one of these cannot change the session behind our back."""
-
 
 REMEMBER: Final = "_remember"
 """The key of the session that says whether its cookie outlives the browser; Django and scs keep it there too."""
@@ -104,7 +111,7 @@ class Session(dict[str, Any]):
         for key in list(dict.keys(self)):
             value = _getitem(self, key)
             # A list or dict may be the former user's own, changed in place.
-            if request.flushed or (key in opened and (type(value) not in _IMMUTABLE or value == opened[key])):
+            if request.flushed or (key in opened and (type(value) not in _IMMUTABLE or _equal(value, opened[key]))):
                 dict.pop(self, key)
         request.flushed = True
 
@@ -235,7 +242,7 @@ class Session(dict[str, Any]):
         request = self._request
         request.accessed = True
         value = _getitem(self, key)
-        if type(value) not in _IMMUTABLE:
+        if (kind := type(value)) not in _IMMUTABLE and (kind not in FROZEN or not is_immutable(value)):
             request.unsettled = request.deep = True
             if request.shared is not None:
                 _share_no_more(self, request)
@@ -246,7 +253,7 @@ class Session(dict[str, Any]):
         request = self._request
         request.accessed = True
         value = _get(self, key, default)
-        if type(value) not in _IMMUTABLE:
+        if (kind := type(value)) not in _IMMUTABLE and (kind not in FROZEN or not is_immutable(value)):
             request.unsettled = request.deep = True
             if request.shared is not None:
                 _share_no_more(self, request)
@@ -256,9 +263,16 @@ class Session(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         request = self._request
         request.accessed = request.modified = request.unsettled = True
-        if type(value) not in _IMMUTABLE or type(key) is not str:
+        if type(value) not in PLAIN or type(key) is not str:
             request.deep = True
         _setitem(self, key, value)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except ArithmeticError:
+        return True  # a Decimal that refuses to be compared; nobody says that they differ
 
 
 def _checked_user(user: Any) -> str | None:
@@ -331,7 +345,8 @@ def _share_no_more(session: Session, request: RequestState) -> None:
     shared, request.shared = request.shared, None
     assert shared is not None
     assert shared.mapping is not None
-    for key, value in decode_data(shared.data).items():
+    data, request.kept = open_data(shared.data)
+    for key, value in data.items():
         if type(value) not in _IMMUTABLE and _get(session, key, None) is shared.mapping[key]:
             _setitem(session, key, value)
     shared.pays = False
@@ -356,12 +371,41 @@ def session_of(
     found = shared.get(copy.key)
     if found is not None and found.data == data and found.pays:
         if found.mapping is None:
-            found.mapping = decode_data(data)
+            found.mapping, found.kept = open_data(data)
         request.shared = found
+        if found.kept is not None:
+            request.kept = found.kept
         _update(session, found.mapping)
         return session
-    _update(session, decode_data(data))
+    try:
+        _update(session, decode_plain(data))
+    except NOT_PLAIN:
+        read_again(session)
     return session
+
+
+def read_again(session: Session) -> None:
+    """Take what is stored for all that the session holds. Raises :class:`CorruptEntry`."""
+    request = session._request
+    data, request.kept = open_data(request.blob)
+    dict.clear(session)
+    _update(session, data)
+
+
+def encoded(session: Session) -> bytes:
+    """The mapping as it is to be stored. Raises :class:`SessionDataError` for what cannot be.
+
+    The hot path: of a session that was opened with plain values alone, a closer look is taken only if the app could
+    have put others in, and either the bytes have changed or the app has set something itself.
+    """
+    request = session._request
+    if request.kept is not None:
+        return encode_data(session, request.kept)
+    if request.copy_held is None:
+        return encode_data(session)
+    if not request.deep:
+        return encode_plain(session)
+    return encode_data(session, unless=b"" if request.modified else request.blob)
 
 
 _new = dict.__new__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -13,14 +12,12 @@ from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.sessions.durable import SocketState
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.provider import ProviderLogin
+from coatcheck.sessions.values import MAX_DEPTH, PLAIN, Kept, Lowering, Raising, lookalikes
 from coatcheck.tokens.chain import Chain
 
 MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
 """Room for the header, the chain and the seal; a larger session is refused with a clear error."""
-MAX_DEPTH = 100
-"""Of nested values; what is encoded must be decoded again, wherever the stack stands then."""
 EMPTY_DATA = b"\x80"
-_STRINGS = {str}
 
 
 class SiteChain(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -88,21 +85,28 @@ KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
 
 
+class _HasValues(Exception):
+    """The data has extensions, which :mod:`coatcheck.sessions.values` reads."""
+
+
 def _plain_text(value: Any) -> str:
-    """A kind of text, as template engines mark it safe, is stored as text; it comes back as that."""
+    """Kinds of text are stored as text. Of all else that the encoder does not know, a closer look says more."""
     if isinstance(value, str):
         return str.__str__(value)
     raise TypeError(f"{type(value).__name__} cannot be encoded")
 
 
-_LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
+def _has_values(code: int, payload: memoryview) -> Any:
+    raise _HasValues
+
+
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 _record_decoder = msgspec.msgpack.Decoder(Record)
-_data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
+_data_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_has_values)
 _Leaf = bool | int | float | str | None
 _Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
 _Nested = _Leaf | list[_Flat] | dict[str, _Flat]
-_plain_decoder = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]])
+_decode_nearly_all = msgspec.msgpack.Decoder(dict[str, _Leaf | list[_Nested] | dict[str, _Nested]]).decode
 """Decodes what nearly all sessions consist of, and nothing else."""
 encode_record = _encoder.encode
 encode_chain: Callable[[Chain], bytes] = _encoder.encode
@@ -117,18 +121,121 @@ def decode_record(body: bytes) -> Record:
         raise CorruptEntry(f"not a session record: {error}") from None
 
 
-decode_data = _data_decoder.decode
+NOT_PLAIN: Final = (_HasValues, msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
+"""What :data:`decode_plain` raises."""
+decode_plain: Final[Callable[[bytes], dict[str, Any]]] = _data_decoder.decode
+"""The mapping of plain values. For any other bytes :data:`NOT_PLAIN`: then ask :func:`open_data`."""
 
 
-def encode_data(data: dict[str, Any]) -> bytes:
-    """The mapping as MessagePack; raises :class:`SessionDataError` for what cannot be stored."""
+def open_data(data: bytes) -> tuple[dict[str, Any], Kept | None]:
+    """The mapping, and what is to be written back beside it: ``None`` if all its values are plain.
+
+    Raises :class:`CorruptEntry` for what no release stores.
+    """
+    try:
+        return _data_decoder.decode(data), None
+    except _HasValues:
+        """A closer look."""
+    except _NONSENSE as error:
+        raise CorruptEntry(f"not a session's data: {error}") from None
+    raising = Raising()
+    return _raised(raising, data), raising.kept
+
+
+def decode_data(data: bytes) -> dict[str, Any]:
+    """The mapping. Raises :class:`CorruptEntry`."""
+    return open_data(data)[0]
+
+
+def look_into_data(data: bytes) -> dict[str, Any]:
+    """The mapping for those who only look, and run no code of an app: values of registered classes are
+    :class:`coatcheck.sessions.values.UnknownValue`. Raises :class:`CorruptEntry`."""
+    return _raised(Raising(opaque=True), data)
+
+
+def _raised(raising: Raising, data: bytes) -> dict[str, Any]:
+    try:
+        return raising.mapping(data)
+    except _NONSENSE as error:
+        raise CorruptEntry(f"not a session's data: {error}") from None
+
+
+_NONSENSE: Final = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
+"""What reading raises for bytes that nobody can have stored."""
+
+
+def encode_plain(data: dict[str, Any]) -> bytes:
+    """The mapping as MessagePack, of which the caller knows that it holds nothing but plain values. Raises
+    :class:`SessionDataError` for what cannot be stored."""
     try:
         encoded = _encoder.encode(data)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise SessionDataError(f"the session cannot be stored: {_culprit(data)}: {error}") from error
+    except _UNENCODED:
+        return encode_data(data)
     if len(encoded) > MAX_DATA_BYTES:
-        raise SessionDataError(f"the session has {len(encoded)} bytes; at most {MAX_DATA_BYTES} can be stored")
+        raise _too_large(encoded)
     return encoded
+
+
+def encode_data(data: dict[str, Any], kept: Kept | None = None, *, unless: bytes = b"") -> bytes:
+    """The mapping as MessagePack: values come back as what they were (docs/values.md), or are refused.
+
+    ``kept``: as :func:`open_data` gave it. ``unless``: bytes of plain values; if they come out again at once, there is
+    no closer look. Raises :class:`SessionDataError` for what cannot be stored.
+    """
+    encoded = b""
+    if kept is None:
+        try:
+            encoded = _encoder.encode(data)
+            # A shortcut, in C: a set is written as a list and a UUID as text, which do not equal what they were.
+            if encoded == unless or (_decode_nearly_all(encoded) == data and not lookalikes):
+                return encoded if len(encoded) <= MAX_DATA_BYTES else _checked(encoded)
+        except _NOT_AT_ONCE:
+            if encoded and _is_plain(data):
+                return _checked(encoded)
+    try:
+        lowered = Lowering(kept).mapping(data)
+        if lowered is not data or not encoded:
+            encoded = _encoder.encode(lowered)
+    except _UNENCODED as error:
+        raise SessionDataError(f"the session cannot be stored: {error}") from error
+    return _checked(encoded)
+
+
+_UNENCODED: Final = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+def _is_plain(data: dict[str, Any]) -> bool:
+    """Whether there is nothing but plain values in it, and not too deep: all levels at once, in few steps of Python."""
+    if not set(map(type, dict.keys(data))) <= _STRINGS:
+        return False
+    values: Iterable[Any] = dict.values(data)
+    for _ in range(MAX_DEPTH + 1):
+        level = [value for value in values if type(value) not in PLAIN]
+        if not level:
+            return True
+        values = inside = list[Any]()
+        for value in level:
+            if type(value) is list:
+                inside += value
+            elif type(value) is dict and set(map(type, value)) <= _STRINGS:
+                inside += value.values()
+            else:
+                return False
+    return False
+
+
+_STRINGS: Final = frozenset({str})
+_NOT_AT_ONCE: Final = (*_UNENCODED, ArithmeticError, msgspec.ValidationError)
+
+
+def _checked(encoded: bytes) -> bytes:
+    if len(encoded) > MAX_DATA_BYTES:
+        raise _too_large(encoded)
+    return encoded
+
+
+def _too_large(encoded: bytes) -> SessionDataError:
+    return SessionDataError(f"the session has {len(encoded)} bytes; at most {MAX_DATA_BYTES} can be stored")
 
 
 def check_room(data: bytes, sockets: dict[bytes, SocketState]) -> None:
@@ -139,73 +246,3 @@ def check_room(data: bytes, sockets: dict[bytes, SocketState]) -> None:
             f"the session and the answers of its durable WebSockets have {size} bytes; at most {MAX_DATA_BYTES} can be "
             "stored"
         )
-
-
-def check_data(data: dict[str, Any], encoded: bytes) -> None:
-    """Keys are strings, and values come back as what they were stored as (tuples as lists, every kind of text as text).
-
-    The encoder takes more than that: a set would come back as a list, a date without a zone as text. ``encoded``: the
-    same mapping. Raises :class:`SessionDataError`.
-    """
-    try:
-        if _plain_decoder.decode(encoded) == data:
-            return  # a shortcut, in C
-    except msgspec.ValidationError:
-        """Deeper, or of other types: a closer look."""
-    _check_keys(data)
-    _check_values(data, encoded)
-
-
-def _check_keys(data: dict[str, Any]) -> None:
-    if set(map(type, dict.keys(data))) <= _STRINGS:
-        return
-    for key in data:
-        if not isinstance(key, str):
-            raise SessionDataError(f"session keys must be strings, not {type(key).__name__}: {key!r:.80}")
-
-
-def _check_values(data: dict[str, Any], encoded: bytes) -> None:
-    level = [value for value in dict.values(data) if type(value) not in _LEAVES]
-    depth = 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise SessionDataError(f"the session cannot be stored: values are nested more than {MAX_DEPTH} deep")
-        level = [inner for value in level for inner in _inside(value) if type(inner) not in _LEAVES]
-    if decode_data(encoded) != data:
-        for key, value in dict.items(data):
-            _check_value(key, value)
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else ()
-
-
-def _check_value(where: str, value: Any) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_value(where, key)
-            _check_value(where, inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_value(where, inner)
-    elif not _comes_back(value):
-        words = f"value of {where!r:.80}: {type(value).__name__} would come back as another type"
-        raise SessionDataError(f"the session cannot be stored: {words}")
-
-
-def _comes_back(value: Any) -> bool:
-    if value is None or isinstance(value, str | int | float | bytes):
-        return True
-    return isinstance(value, datetime) and value.tzinfo is not None
-
-
-def _culprit(data: dict[str, Any]) -> str:
-    for key, value in data.items():
-        try:
-            _encoder.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            return f"value of {key!r:.80}"
-    return "a key"

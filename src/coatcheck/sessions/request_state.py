@@ -12,6 +12,7 @@ from coatcheck.sessions.devices import SessionHome
 from coatcheck.sessions.durable import SocketChange
 from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import EMPTY_DATA
+from coatcheck.sessions.values import Kept
 from coatcheck.tokens.chain import Shown
 from coatcheck.tokens.sealed import SealedToken
 
@@ -30,6 +31,8 @@ class SharedData(msgspec.Struct):
     """As it is stored."""
     mapping: dict[str, Any] | None = None
     """The same, decoded when it is opened again."""
+    kept: Kept | None = None
+    """As :attr:`RequestState.kept`, of that mapping."""
     pays: bool = True
     """Whether nobody has asked for a value that can be changed; else each request decodes its own at once."""
 
@@ -41,6 +44,9 @@ class RequestState:
     """The mapping as it was opened, encoded."""
     shared: SharedData | None = None
     """Whose values the mapping has, while the app was handed none of those that can be changed."""
+    kept: Kept | None = None
+    """Of data with values beyond the plain ones: what of them this process does not know, to be written back. ``None``:
+    it was opened with plain values alone."""
     saved_blob: bytes = b""
     """The mapping as it is to be stored; set when the response leaves, if it may have changed."""
     copy_held: Copy | None = None
@@ -56,8 +62,8 @@ class RequestState:
     """Whether the response must look closer: the mapping was changed, a mutable value was handed out, a verb was
     used, or the browser is to be told something. While it is false, nothing is to be saved or sent."""
     deep: bool = False
-    """Whether anything but plain values was set under text, or a mutable value was handed out: only then can the
-    session hold what would not come back as it was stored."""
+    """Whether anything but plain values was set under text, or a mutable value was handed out: only then can a session
+    that was opened with plain values alone hold others."""
     rotating: bool = False
     closing: bool = False
     begins_anew: bool = False

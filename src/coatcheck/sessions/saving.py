@@ -20,9 +20,10 @@ from coatcheck.sessions.record import (
     KNOWN_MS,
     Record,
     check_room,
-    decode_data,
     encode_data,
+    open_data,
 )
+from coatcheck.sessions.values import all_kept
 from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 from coatcheck.value import Value
@@ -177,9 +178,11 @@ class Saving(Opening):
             elif request.demands_version:
                 raise ConflictError("the session's data was changed by another request")
             else:
-                base, theirs = decode_data(request.blob), decode_data(record.data)
-                merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy))
-                data = encode_data(merged)
+                base, base_kept = open_data(request.blob)
+                theirs, their_kept = open_data(record.data)
+                kept = all_kept(base_kept, their_kept, request.kept)
+                merged = merge(base, theirs, dict(session), self._conflict_policy(session, copy), kept)
+                data = encode_data(merged, kept)
         chain = record.chain
         if (now >= copy.review_at or request.verdict is not CURRENT or request.rotating) and not request.is_open:
             chain = self._next_chain(session, chain, copy, now)

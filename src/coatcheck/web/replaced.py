@@ -4,8 +4,11 @@ session layer's."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -13,6 +16,9 @@ from coatcheck.errors import SessionDataError
 
 ABSENT: Final = object()
 """Nothing stands there: the app deleted it."""
+
+_AS_THEY_ARE: Final = (bytes, date, datetime, time, timedelta, Decimal, UUID)
+"""What sessions hold besides JSON (docs/values.md)."""
 
 MAX_LAYERS_NAMED: Final = 16
 """Other session layers that one web server names in its log; each is named once."""
@@ -30,7 +36,7 @@ def content_of(found: Any) -> dict[str, Any]:
         return dict(found)
     dump = getattr(found, "model_dump", None)
     try:
-        content = dump() if callable(dump) else msgspec.to_builtins(found, builtin_types=(bytes,))
+        content = dump() if callable(dump) else msgspec.to_builtins(found, builtin_types=_AS_THEY_ARE)
     except TypeError:
         content = None
     if not isinstance(content, dict):

@@ -24,8 +24,8 @@ LONGEST_WAIT_S: Final = 30.0
 
 
 class AskedInThreads(ABC):
-    """The questions, with the names that :class:`Sessions` has for them. Each waits :data:`LONGEST_WAIT_S` at most, then
-    raises :class:`SessionUnavailable`."""
+    """The questions, with the names that :class:`Sessions` has for them. Each waits :data:`LONGEST_WAIT_S` at most,
+    then raises :class:`SessionUnavailable`."""
 
     _sessions: Sessions
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 from wsgiref.handlers import BaseHandler
+from wsgiref.headers import Headers
 from wsgiref.util import is_hop_by_hop
 
 from coatcheck.web.bridge.exchange import Exchange, answered, piece
@@ -31,6 +32,9 @@ class WsgiHandler(BaseHandler):
     the app has nothing more to say, so that its client has it when all is stored.
     """
 
+    environ: dict[str, Any]
+    headers: Headers | None
+    status: str | None
     os_environ: dict[str, str] = {}  # noqa: RUF012 - as the base class has it: the process's own are not the app's
     wsgi_multithread = True
     wsgi_multiprocess = True
@@ -63,7 +67,7 @@ class WsgiHandler(BaseHandler):
         self.environ.update(self._variables)
         self.environ["wsgi.input_terminated"] = True  # it ends where the body does, also without a length
 
-    def run(self, application: WsgiApp) -> None:  # type: ignore[override]
+    def run(self, application: WsgiApp) -> None:
         """Raises what the app raises; it is closed in any case."""
         try:
             self.setup_environ()
@@ -71,7 +75,7 @@ class WsgiHandler(BaseHandler):
             self._join()
             self.finish_response()
         finally:
-            result, self.result = self.result, None
+            result, self.result = self.result, None  # type: ignore[assignment]
             if result is not None and hasattr(result, "close"):
                 result.close()
 
@@ -117,7 +121,7 @@ class WsgiHandler(BaseHandler):
 
     def finish_content(self) -> None:
         if not self.headers_sent:
-            if not self.headers:
+            if self.headers is None:
                 raise AssertionError("the app returned without a call of start_response")
             if not self._is_bodiless():
                 self.headers.setdefault("Content-Length", "0")

@@ -79,7 +79,8 @@ def test_a_wsgi_app_is_sound_and_our_own_middleware_around_it_is_weak(command: C
     assert check(command, "shop:app", *SOUND[1:]) == (0, ["nothing is wrong or weak"])
     (command.directory / "shop.py").write_text(
         "import coatcheck, coatcheck.web.wsgi as wsgi\ndef app(environ, start_response): ...\n"
-        f"app = wsgi.SessionMiddleware(app, coatcheck.connect('memory://', key={'k' * 20 + 'ey' * 12!r}, driver='threads'))"
+        "key = 'for-tests-only-for-tests-only-for-tests-001'\n"
+        "app = wsgi.SessionMiddleware(app, coatcheck.connect('memory://', key=key, driver='threads'))"
     )
     code, lines = check(command, "shop:app", *SOUND[1:])
     assert code == 1

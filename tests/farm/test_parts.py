@@ -167,7 +167,8 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "found_app.py").write_text("class box:\n    async def app(scope, receive, send): ...\n")
     (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
     (tmp_path / "other_kinds.py").write_text(
-        "async def half(environ, start_response): ...\ndef make(): ...\nclass Old:\n    def __init__(self, scope): ...\n"
+        "async def half(environ, start_response): ...\n"
+        "def make(): ...\nclass Old:\n    def __init__(self, scope): ...\n"
     )
     # The error is raised in the depths of the standard library; the line to mend is the user's own.
     (tmp_path / "asks_wrongly.py").write_text("import json\napp = json.loads('no json')\n")

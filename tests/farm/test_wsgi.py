@@ -88,13 +88,14 @@ def test_drain_under_load_fails_no_request(start: StartFarm, server: str) -> Non
             browsing.watch_anew()
             eventually(lambda: browsing.servers, "requests elsewhere")
             assert name not in browsing.servers
-        assert running.run("admit", "web-2").returncode == 0
+        for name in ("web-2", "web-1"):
+            assert running.run("admit", name).returncode == 0
         enough = browsing.requests + 100
-        eventually(lambda: browsing.problems or browsing.requests > enough, "requests with both web servers again")
+        eventually(lambda: browsing.problems or browsing.requests > enough, "requests with all web servers again")
     assert browsing.problems == []
     status = running.healthy_status()
     assert status["restarts"] == 0
-    assert status["web_servers"][2]["details"]["threads"]["most"] == 8
+    assert status["web_servers"][2]["threads"]["most"] == 8
     assert running.stop() == 0
 
 
@@ -137,7 +138,7 @@ def test_threads_that_all_wait_block_neither_the_leases_nor_the_operators(start:
         eventually(lambda: running.log.count("a request is held") >= 2, "open requests")
         time.sleep(3)  # longer than a lease
         status = running.healthy_status()
-        busy = [row["details"]["threads"]["busy"] for row in status["web_servers"]]
+        busy = [row["threads"]["busy"] for row in status["web_servers"]]
         assert sum(busy) >= 2
         (running.directory / "release").touch()
         assert [one.result(60).status_code for one in held] == [200] * 4
@@ -186,7 +187,11 @@ def test_large_bodies_pass_in_bounded_memory(start: StartFarm, server: str, chun
 def test_a_stream_whose_client_leaves_is_closed(start: StartFarm, server: str) -> None:
     running = start("--web", "1", "--threads", "1", "--server", server)
     with httpx.Client(base_url=running.base, timeout=60) as browser, browser.stream("GET", "/endless") as answer:
-        assert next(answer.iter_text()).startswith("tick ")
+        text = ""
+        for piece in answer.iter_text():
+            text += piece
+            if len(text) > 50 * len("tick "):
+                break
     eventually(lambda: "the stream is closed" in running.log, "the close of the stream")
     assert httpx.get(running.base, timeout=60).json()["count"] == 1, "the only thread is free"
     assert "Traceback" not in running.log
@@ -274,7 +279,7 @@ def test_factories(farm: StartFarm, tmp_path: Path, name: str) -> None:
     running = farm("--web", "2", "--factory", app=f"factories:{name}_app")
     with httpx.Client(base_url=running.base, timeout=60) as browser:
         assert [browser.get("/").json() for _ in range(3)] == [{"n": 1}, {"n": 2}, {"n": 3}]
-    threads = running.status()["web_servers"][0]["details"].get("threads")
+    threads = running.status()["web_servers"][0]["threads"]
     assert (threads is not None) is (name == "flask")
 
 
@@ -337,7 +342,8 @@ def test_a_django_project(
 def test_our_own_middleware_steps_back_and_the_log_says_so(farm: StartFarm, tmp_path: Path) -> None:
     wrapped = WSGI_COUNTER + (
         "import coatcheck\nfrom coatcheck.web.wsgi import SessionMiddleware\n"
-        "sessions = coatcheck.connect('memory://', key='for-tests-only-for-tests-only-for-tests-001', driver='threads')\n"
+        "key = 'for-tests-only-for-tests-only-for-tests-001'\n"
+        "sessions = coatcheck.connect('memory://', key=key, driver='threads')\n"
         "app = SessionMiddleware(app, sessions)\n"
     )
     (tmp_path / "wrapped.py").write_text(wrapped)

@@ -140,8 +140,11 @@ class Exchange:
 
     def _listen(self) -> None:
         """While a stream leaves, hear of its client's leaving: sending says nothing of it."""
-        self._listening = self._loop.create_task(self._receive())  # type: ignore[arg-type]
+        self._listening = self._loop.create_task(self._hear())
         self._listening.add_done_callback(self._heard)
+
+    async def _hear(self) -> Message:
+        return await self._receive()  # which in granian is no coroutine
 
     def _heard(self, listening: asyncio.Task[Message]) -> None:
         if listening.cancelled():

@@ -53,7 +53,12 @@ def setup(
     check_for_loops(sessions, cookies)
     check_arguments(setup, "an aiohttp app", cookies, error_pages, sticky)
     layer = _Layer(sessions, cookies or sessions.cookies, route_tag, error_pages, sticky)
-    app.middlewares.insert(0, layer.middleware)
+
+    @web.middleware
+    async def with_session(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await layer.handle(request, handler)
+
+    app.middlewares.insert(0, with_session)
     app.on_response_prepare.append(layer.prepare)
     app.cleanup_ctx.insert(0, layer.live)
 
@@ -92,7 +97,6 @@ class _Layer:
         self._transport = sessions.transport_of(cookies, route_tag, sticky)
         self._error_pages = error_pages
         self._view = _view_of_aiohttp_session()
-        self.middleware = web.middleware(self._handle)
 
     async def live(self, app: web.Application) -> AsyncIterator[None]:
         """From the app's start-up to its clean-up."""
@@ -100,7 +104,7 @@ class _Layer:
         yield
         await home.aclose()
 
-    async def _handle(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def handle(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if _VISIT in request:
             return await _handled(request, handler)  # set up twice: the outer one has it
         try:
@@ -124,7 +128,6 @@ class _Layer:
                 await response.prepare(request)
                 await self._end(visit)
         except _Refused as refused:
-            _forget_framing(request)
             return self._refusal(request, refused.answer, "session not saved")
         finally:
             if visit.watch is not None:
@@ -138,9 +141,13 @@ class _Layer:
             return
         visit.is_finished = True
         raw = [(name.encode("latin-1"), value.encode("utf-8")) for name, value in response.headers.items()]
-        answer = await visit.opened.home.finish(visit.opened, response.status, raw)
-        if answer.refused:
-            raise _Refused(answer)
+        try:
+            answer = await visit.opened.home.finish(visit.opened, response.status, raw)
+            if answer.refused:
+                raise _Refused(answer)
+        except BaseException:
+            _forget_framing(request)  # another response takes its place
+            raise
         if answer.headers is not raw:
             response.headers.clear()
             for name, value in answer.headers:

@@ -106,7 +106,8 @@ class _Layer:
 
     async def handle(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if _VISIT in request:
-            return await _handled(request, handler)  # set up twice: the outer one has it
+            found: web.StreamResponse = await handler(request)  # set up twice: the outer one has it
+            return found
         try:
             opened = await self._sessions.open(
                 b"; ".join(value for name, value in request.raw_headers if name.lower() == b"cookie"),
@@ -123,7 +124,11 @@ class _Layer:
             for key in _OF_AIOHTTP_SESSION:
                 request[key] = self._view(opened.session)
         try:
-            response = await _handled(request, handler)
+            raised: web.HTTPException | None = None
+            try:
+                response: web.StreamResponse = await handler(request)
+            except web.HTTPException as error:
+                response = raised = error
             with contextlib.suppress(ConnectionError):  # the client has left
                 await response.prepare(request)
                 await self._end(visit)
@@ -132,6 +137,8 @@ class _Layer:
         finally:
             if visit.watch is not None:
                 opened.home.watching.forget(visit.watch)
+        if raised is not None:
+            raise raised
         return response
 
     async def prepare(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -192,14 +199,6 @@ class _Layer:
         for name, value in [*page.headers, *answer.headers]:
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
         return response
-
-
-async def _handled(request: web.Request, handler: Any) -> web.StreamResponse:
-    try:
-        response: web.StreamResponse = await handler(request)
-    except web.HTTPException as raised:
-        return raised
-    return response
 
 
 async def _hang_up(request: web.BaseRequest, response: web.StreamResponse, end: SessionEnd) -> None:

@@ -119,10 +119,10 @@ class _Layer:
         except SessionUnavailable as unavailable:
             return self._refusal(request, Answer.refusal(unavailable), "session unavailable")
         visit = _Visit(opened)
-        request[_VISIT], request[KEY] = visit, opened.session
+        kept = {_VISIT: visit, KEY: opened.session}
         if self._view is not None:
-            for key in _OF_AIOHTTP_SESSION:
-                request[key] = self._view(opened.session)
+            kept |= dict.fromkeys(_OF_AIOHTTP_SESSION, self._view(opened.session))
+        request._state.update(kept)  # request[...] = warns of keys that are text, which those of aiohttp_session are
         try:
             raised: web.HTTPException | None = None
             try:
@@ -226,7 +226,7 @@ def _view_of_aiohttp_session() -> Any:
     except ImportError:
         return None
 
-    class View(aiohttp_session.Session):
+    class AiohttpSessionView(aiohttp_session.Session):
         """Also stands where a storage is looked for: :meth:`new_session` is what is asked of it."""
 
         def __init__(self, session: Session) -> None:
@@ -240,10 +240,10 @@ def _view_of_aiohttp_session() -> Any:
         def invalidate(self) -> None:
             self._session.clear()
 
-        async def new_session(self) -> View:
+        async def new_session(self) -> AiohttpSessionView:
             """As for a login: what was there is over, and a session of another key begins."""
             self._session.close()
             self._session.regenerate()
             return self
 
-    return View
+    return AiohttpSessionView

@@ -46,6 +46,25 @@ app = Starlette(routes=[
 ])
 """
 
+KILL_WSGI_APP = """
+import json
+
+def app(environ, start):
+    session, (kind, _, what) = environ["coatcheck.session"], environ["PATH_INFO"][1:].partition("/")
+    told = {}
+    if kind == "write":
+        session["n"] = told["n"] = session.get("n", 0) + 1
+        session.setdefault("log", {})[what] = session["n"]
+    elif kind == "login":
+        session["who"] = what
+        session.regenerate(what)
+    else:
+        told = {key: session.get(key) for key in ("n", "who", "log")}
+    start("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(told).encode()]
+"""
+"""The same as a WSGI app."""
+
 
 class Seen(msgspec.Struct):
     """What the crowd saw."""

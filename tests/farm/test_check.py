@@ -56,8 +56,8 @@ def test_every_mistake_is_found_at_once(command: Command) -> None:
         ("import nothing_of_this_name", "app: importing 'shop' failed: ModuleNotFoundError"),
         ("1 / 0", "app: importing 'shop' failed: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "app: importing 'shop:app' ends the process (exit code 3)"),
-        ("app = 5", "app: 'shop:app' is a int, not an ASGI app"),
-        ("def app(environ, start_response): ...", "app: 'shop:app' takes two arguments: a WSGI app?"),
+        ("app = 5", "app: 'shop:app' is a int, not an ASGI or WSGI app"),
+        ("async def app(environ, start_response): ...", "app: 'shop:app' is no app; one of ASGI is called with"),
         (
             "from starlette.applications import Starlette\nfrom starlette.middleware import sessions\n"
             "app = Starlette()\napp.add_middleware(sessions.SessionMiddleware, secret_key='x')",
@@ -72,6 +72,20 @@ def test_the_app_is_imported(command: Command, source: str | None, line: str) ->
     assert code == 2
     assert len(lines) == 1
     assert lines[0].startswith(f"wrong: {line}")
+
+
+def test_a_wsgi_app_is_sound_and_our_own_middleware_around_it_is_weak(command: Command) -> None:
+    (command.directory / "shop.py").write_text("def app(environ, start_response): ...")
+    assert check(command, "shop:app", *SOUND[1:]) == (0, ["nothing is wrong or weak"])
+    (command.directory / "shop.py").write_text(
+        "import coatcheck, coatcheck.web.wsgi as wsgi\ndef app(environ, start_response): ...\n"
+        "key = 'for-tests-only-for-tests-only-for-tests-001'\n"
+        "app = wsgi.SessionMiddleware(app, coatcheck.connect('memory://', key=key, driver='threads'))"
+    )
+    code, lines = check(command, "shop:app", *SOUND[1:])
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("weak: app: shop:app is wrapped in coatcheck.web.wsgi.SessionMiddleware, which steps")
 
 
 def test_the_key_file(command: Command) -> None:

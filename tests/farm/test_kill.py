@@ -16,7 +16,7 @@ import pytest
 from ports import free_port
 
 from .farm_process import Farm
-from .kill_crowd import KILL_APP, Seen, Shopper, for_a_while, freeze, shop, whole
+from .kill_crowd import KILL_APP, KILL_WSGI_APP, Seen, Shopper, for_a_while, freeze, shop, whole
 
 BROWSERS = 200
 SECONDS = 30.0
@@ -134,6 +134,19 @@ def test_kill_and_freeze_with_embedded_session_servers(start: StartFarm) -> None
         ("freeze web-2", lambda: freeze(farm.pid("web-2"), FREEZE_S)),
         ("kill web-3", lambda: kill(farm, "web-3")),
         ("kill session-1", lambda: kill(farm, "session-1")),
+    ]
+    asyncio.run(under_load(farm, steps))
+
+
+def test_kill_and_freeze_with_a_wsgi_app(tmp_path: Path, start: StartFarm) -> None:
+    """Its requests run in threads, and nothing else is different."""
+    (tmp_path / "killing.py").write_text(KILL_WSGI_APP)
+    farm = start("--session-servers", "2", "--threads", "4")
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("kill web-1", lambda: kill(farm, "web-1")),
+        ("freeze web-2", lambda: freeze(farm.pid("web-2"), FREEZE_S)),
+        ("kill session-2", lambda: kill(farm, "session-2")),
+        ("kill web-3", lambda: kill(farm, "web-3")),
     ]
     asyncio.run(under_load(farm, steps))
 

@@ -17,9 +17,10 @@ from coatcheck.errors import ConfigError
 from coatcheck.farm.control.channel import ControlError, ControlServer, Message, Peer, call_farm, encode
 from coatcheck.farm.files.run_directory import RunDirectory
 from coatcheck.farm.plan.ports import InternalPorts, listen
-from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.application import installs_starlette_sessions, interface_of, load_application
 from coatcheck.farm.processes.forwarded_items import ForwardedItems
 from coatcheck.farm.processes.front_door import HEALTH_PATH, AppShell
+from coatcheck.farm.settings.farm_settings import Interface
 from coatcheck.farm.supervision.console import Console
 from coatcheck.replication.placement import Placement
 from coatcheck.stores.session_server_url import SessionServerAddress
@@ -166,7 +167,8 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "found_app.py").write_text("class box:\n    async def app(scope, receive, send): ...\n")
     (tmp_path / "needs_more.py").write_text("import surely_not_installed\n")
     (tmp_path / "other_kinds.py").write_text(
-        "def wsgi(environ, start_response): ...\ndef make(): ...\nclass Old:\n    def __init__(self, scope): ...\n"
+        "async def half(environ, start_response): ...\n"
+        "def make(): ...\nclass Old:\n    def __init__(self, scope): ...\n"
     )
     # The error is raised in the depths of the standard library; the line to mend is the user's own.
     (tmp_path / "asks_wrongly.py").write_text("import json\napp = json.loads('no json')\n")
@@ -180,9 +182,9 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("..:app", "is no module's name; did you mean app:app?"),
         ("found_app.py:app", "did you mean found_app:app?"),
         ("shop/web.py:app", "did you mean shop.web:app?"),
-        ("other_kinds:wsgi", "takes two arguments: a WSGI app?"),
+        ("other_kinds:half", "is no app; one of ASGI is called with scope, receive and send, one of WSGI with"),
         ("other_kinds:make", "if it makes one, add --factory"),
-        ("other_kinds:Old", "is called with scope, receive and send"),
+        ("other_kinds:Old", "one of ASGI is called with scope, receive and send"),
         ("asks_wrongly:app", "asks_wrongly.py, line 2)"),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -190,6 +192,45 @@ def test_apps_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not installs_starlette_sessions(load_application("found_app:box.app"))
+
+
+KINDS = """
+import functools
+
+def wsgi(environ, start_response): ...
+async def asgi(scope, receive, send): ...
+def more(environ, start_response, *others): ...
+def anything(*arguments): ...
+
+class Pages:
+    def __init__(self, environ, start_response): ...
+
+class Wsgi:
+    def __call__(self, environ, start_response): ...
+
+class Asgi:
+    async def __call__(self, scope, receive, send): ...
+
+@functools.wraps(wsgi)
+def wrapped(*arguments): ...
+
+wsgi_object, asgi_object, in_c = Wsgi(), Asgi(), print
+make_wsgi, make_asgi = lambda: wsgi, lambda: asgi
+"""
+
+
+def test_how_an_app_is_called_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "kinds.py").write_text(KINDS)
+
+    def found(name: str, asked: Interface = "auto", factory: bool = False) -> str:
+        return interface_of(load_application(f"kinds:{name}", factory, asked), name, asked)
+
+    assert {found(name) for name in ("wsgi", "more", "Pages", "wsgi_object", "wrapped")} == {"wsgi"}
+    assert {found(name) for name in ("asgi", "anything", "asgi_object", "in_c")} == {"asgi"}
+    assert [found("make_wsgi", factory=True), found("make_asgi", factory=True)] == ["wsgi", "asgi"]
+    assert [found("anything", "wsgi"), found("wsgi", "asgi")] == ["wsgi", "asgi"], "whoever says it knows better"
 
 
 def test_farms_that_start_at_once_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:

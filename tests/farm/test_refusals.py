@@ -62,7 +62,7 @@ def test_port_in_use_by_another_farm_of_ours(command: Command) -> None:
     [
         ("nowhere:app", "there is no module 'nowhere'"),
         ("counter:nothing", "no attribute 'nothing'"),
-        ("counter:not_callable", "is a int, not an ASGI app"),
+        ("counter:not_callable", "is a int, not an ASGI or WSGI app"),
         ("counter", "write MODULE:ATTRIBUTE"),
         ("broken:app", "ZeroDivisionError"),
         ("lifespan:app", "lifespan start-up failed"),

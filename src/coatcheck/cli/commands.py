@@ -42,9 +42,10 @@ def coatcheck() -> None:
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
 @setting_options
 def serve(app: str | None, config: Path | None, **flags: Any) -> None:
-    """Serve an ASGI app, unmodified, from a whole farm.
+    """Serve an ASGI or WSGI app, unmodified, from a whole farm.
 
-    APP is MODULE:ATTRIBUTE, imported from the current directory. Flags win over COATCHECK_* variables, which
+    APP is MODULE:ATTRIBUTE, imported from the current directory; without it, DJANGO_SETTINGS_MODULE names a Django
+    project. Flags win over COATCHECK_* variables, which
     win over the file.
     """
     from coatcheck.farm.serve import run_farm
@@ -53,7 +54,7 @@ def serve(app: str | None, config: Path | None, **flags: Any) -> None:
 
     try:
         settings = load_settings(config, os.environ, {"app": app, **flags})
-        if not settings.app:
+        if not settings.app and not os.environ.get("DJANGO_SETTINGS_MODULE"):
             raise ConfigError("app: name the app to serve, such as: coatcheck serve app:app")
     except ConfigError as error:
         fail(error, 2)

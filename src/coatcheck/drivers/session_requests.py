@@ -10,6 +10,7 @@ from functools import cache
 from typing import Final, TypeVar
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
+from coatcheck.drivers.own_loop import on_own_loop
 from coatcheck.drivers.visit import VISIT, visiting
 from coatcheck.drivers.watching import Watching
 from coatcheck.errors import ConflictError, SessionUnavailable, TokenReason, TokenRejected, UnavailableReason
@@ -204,6 +205,7 @@ class SessionRequests(ABC):
         """The text of a token for the browser."""
         return self._codecs[issue.login].seal_token(issue.token)
 
+    @on_own_loop
     async def ended(self, request: RequestState) -> SessionEnd:
         """Wait until the session is over, wherever it is ended, and return why."""
         over: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()

@@ -22,21 +22,16 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
-from coatcheck.drivers.sessions import SessionInfo, Sessions
+from coatcheck.drivers.asked_in_threads import LONGEST_WAIT_S, AskedInThreads
+from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
-from coatcheck.replication.closes import Closed
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
-from coatcheck.sessions.devices import Device
-from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
-from coatcheck.sessions.users import UserClosed, UserSession
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LONGEST_WAIT_S: Final = 30.0
-"""How long a thread waits for the session servers at most; the store's own time-outs are over long before."""
 STOP_S: Final = 5.0
 """How long :meth:`ThreadedSessions.close` waits for the background thread."""
 MAX_WAITING: Final = 10_000
@@ -223,7 +218,7 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class ThreadedSessions:
+class ThreadedSessions(AskedInThreads):
     """The sessions of one web server, for apps that run in threads: :meth:`open` with each request, :meth:`finish` when
     its response starts, :meth:`end` when its body was streamed. From as many threads as you like.
 
@@ -303,51 +298,7 @@ class ThreadedSessions:
         if storing is not None:
             background.run(self._sessions.run_for(opened, storing))
 
-    # -- for operators: as Sessions has them; each waits LONGEST_WAIT_S at most, then SessionUnavailable -----
-
-    def close_key(self, key: bytes) -> Closed:
-        """Close a session by its key, on every server."""
-        return self._wait_for(self._sessions.close_key, key)
-
-    def find(self, public: str) -> bytes | None:
-        """The key of the session that logs and audit records call ``public``; ``None``: not stored."""
-        return self._wait_for(self._sessions.find, public)
-
-    def show(self, key: bytes, with_data: bool = True) -> SessionInfo | None:
-        """What the session servers hold of a session; changes nothing, claims nothing."""
-        return self._wait_for(self._sessions.show, key, with_data)
-
-    def list_sessions(self, limit: int = 1000) -> list[SessionInfo]:
-        """Up to ``limit`` sessions, found by scanning the session servers that answer."""
-        return self._wait_for(self._sessions.list_sessions, limit)
-
-    def sessions_of(self, user: str) -> list[UserSession]:
-        """The sessions of a user, the oldest first; no scan, and nothing changes."""
-        return self._wait_for(self._sessions.sessions_of, user)
-
-    def close_user(self, user: str, but: bytes | None = None) -> UserClosed:
-        """Close all sessions of a user, ``but`` the one with this key; raises as :meth:`Sessions.close_user` does."""
-        return self._wait_for(self._sessions.close_user, user, but)
-
-    def close_all(self) -> None:
-        """Close everybody's sessions; raises as :meth:`Sessions.close_all` does."""
-        self._wait_for(self._sessions.close_all)
-
-    # -- for the user's own page: what a session on an event loop has as its own methods -----------------
-
-    def devices(self, session: Session) -> list[Device]:
-        """The sessions of this session's user, as :meth:`Session.devices`."""
-        return self._wait_for(self._sessions.devices, session._request)
-
-    def close_device(self, session: Session, public: str) -> bool:
-        """Close one of the user's other sessions, as :meth:`Session.close_device`."""
-        session._at_home(changes=True)
-        return self._wait_for(self._sessions.close_device, session._request, public)
-
-    def close_other_devices(self, session: Session) -> int:
-        """Close all sessions of the user but this one, as :meth:`Session.close_other_devices`."""
-        session._at_home(changes=True)
-        return self._wait_for(self._sessions.close_other_devices, session._request)
+    # -- for operators, beside what threads may ask of any sessions ------------------------------------
 
     def change_keys(self, secrets: Sequence[bytes], primary: int) -> None:
         """Seal with the primary of these secrets and open with any; raises :class:`ConfigError`, with no change."""

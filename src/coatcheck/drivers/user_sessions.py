@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
+from coatcheck.drivers.own_loop import on_own_loop
 from coatcheck.errors import SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.devices import Device
 from coatcheck.sessions.everyone import Everyone
@@ -18,6 +20,7 @@ from coatcheck.sessions.users import UserClosed, UserIndexes, UserSession
 class UserSessions(ABC):
     """What :class:`coatcheck.drivers.sessions.Sessions` does for users."""
 
+    loop: asyncio.AbstractEventLoop | None
     users: UserIndexes
     everyone: Everyone
     providers: ProviderIndexes
@@ -80,6 +83,7 @@ class UserSessions(ABC):
 
     # -- for the user's own page: see Session ----------------------------------------------------------
 
+    @on_own_loop
     async def devices(self, request: RequestState) -> list[Device]:
         """The sessions of whoever makes the request."""
         own = _own(request)
@@ -91,6 +95,7 @@ class UserSessions(ABC):
             for one in await self.sessions_of(user)
         ]
 
+    @on_own_loop
     async def close_device(self, request: RequestState, public: str) -> bool:
         """Close another session of whoever makes the request; whether there was such a one."""
         own = _own(request)
@@ -104,6 +109,7 @@ class UserSessions(ABC):
         _demand_effect(await self.driver.run(self.users.close_keys(user, others, "by its user, elsewhere")))
         return True
 
+    @on_own_loop
     async def close_other_devices(self, request: RequestState) -> int:
         """Close all other sessions of whoever makes the request; how many they were."""
         own = _own(request)

@@ -22,7 +22,12 @@ from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.files.keys import load_or_create
 from coatcheck.farm.files.run_directory import KEYS_FILE
 from coatcheck.farm.operations.reload import check_reload
-from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.application import (
+    HAS_ITS_OWN,
+    installs_starlette_sessions,
+    keeps_own_sessions,
+    load_application,
+)
 from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.farm.settings.configuration import try_settings
 from coatcheck.farm.settings.error_pages import load_error_pages
@@ -88,11 +93,8 @@ def exit_code(findings: list[Finding]) -> int:
 
 
 def _app(settings: FarmSettings) -> Iterator[Finding]:
-    if not settings.app:
-        yield Finding("wrong", "app: name the app to serve, such as app:app")
-        return
     try:
-        app = load_application(settings.app, settings.factory)
+        app = load_application(settings.app, settings.factory, settings.interface)
     except ConfigError as error:
         yield Finding("wrong", str(error))
         return
@@ -101,6 +103,8 @@ def _app(settings: FarmSettings) -> Iterator[Finding]:
         return
     if installs_starlette_sessions(app):
         yield Finding("wrong", f"app: {settings.app} installs Starlette's SessionMiddleware, which hides our session")
+    if keeps_own_sessions(app):
+        yield Finding("weak", f"app: {settings.app} {HAS_ITS_OWN}")
 
 
 def _tls(settings: FarmSettings) -> Iterator[Finding]:

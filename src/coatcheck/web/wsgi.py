@@ -24,6 +24,8 @@ from coatcheck.web.open_stream import has_length
 
 KEY: Final = "coatcheck.session"
 """Where an app finds its session in ``environ``."""
+SESSIONS_KEY: Final = "coatcheck.sessions"
+"""Where it finds what it may ask more by: ``environ["coatcheck.sessions"].devices(session)``."""
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -60,6 +62,8 @@ class SessionMiddleware:
         self._transport = sessions.transport_of(cookies or sessions.cookies, route_tag, sticky)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if KEY in environ:
+            return self.app(environ, start_response)  # coatcheck serve, or another one around, has opened it
         try:
             opened = self.sessions.open(
                 environ.get("HTTP_COOKIE", "").encode("latin-1"),
@@ -71,6 +75,7 @@ class SessionMiddleware:
         except SessionUnavailable as unavailable:
             return self.refuse(environ, start_response, Answer.refusal(unavailable), "session unavailable")
         environ[KEY] = opened.session
+        environ[SESSIONS_KEY] = self.sessions
         response = _Response(self, opened, environ, start_response)
         body = self.app(environ, response.start)
         if type(body) in (list, tuple) and response.was_started:

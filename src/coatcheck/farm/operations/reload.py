@@ -90,7 +90,7 @@ async def _changes(directories: tuple[str, ...]) -> AsyncIterator[list[str]]:
 
 async def _mistake(settings: FarmSettings) -> str | None:
     """Why the app cannot be imported as it stands now, in one line; ``None`` if it can."""
-    arguments = [settings.app, *(["--factory"] if settings.factory else [])]
+    arguments = [settings.app, settings.interface, *(["--factory"] if settings.factory else [])]
     trial = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "coatcheck.farm.processes.try_app", *arguments),
         stdin=asyncio.subprocess.DEVNULL,

@@ -20,6 +20,7 @@ WEB_FIELDS: Final = (
     "sessions",
     "requests",
     "in_flight",
+    "threads",
     "under_replicated",
     "recopy",
     "clock",

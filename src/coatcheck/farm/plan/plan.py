@@ -82,6 +82,8 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             address=internal.take(name),
             app=settings.app,
             factory=settings.factory,
+            interface=settings.interface,
+            threads=settings.threads,
             server=settings.server,
             access_log=settings.access_log,
             route_tag=_route_tag(settings.name, name, keys),

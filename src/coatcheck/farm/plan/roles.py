@@ -6,7 +6,7 @@ import msgspec
 
 from coatcheck.access import SessionAccess
 from coatcheck.director.rules.settings import DirectorSettings
-from coatcheck.farm.settings.farm_settings import HttpServer
+from coatcheck.farm.settings.farm_settings import HttpServer, Interface
 from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
@@ -98,6 +98,9 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     address: Address
     app: str
     factory: bool
+    interface: Interface = "auto"
+    threads: int = 8
+    """Of a WSGI app."""
     server: HttpServer
     access_log: bool
     route_tag: str

@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from coatcheck.audit import AuditLog
 from coatcheck.connecting import open_sessions
+from coatcheck.drivers.asked_in_threads import LoopAskedInThreads
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
 from coatcheck.events import Observer, both
 from coatcheck.farm.control.channel import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import WebServerRole
-from coatcheck.farm.processes.application import installs_starlette_sessions, load_application
+from coatcheck.farm.processes.application import (
+    HAS_ITS_OWN,
+    installs_starlette_sessions,
+    interface_of,
+    keeps_own_sessions,
+    load_application,
+)
 from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.processes.session_answers import session_answers
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.web.asgi import SessionMiddleware
+from coatcheck.web.bridge.asgi import WsgiBridge
+from coatcheck.web.bridge.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from coatcheck.farm.processes.tls_end import TlsEnd
@@ -38,7 +47,9 @@ SERVER_VARIABLE = "COATCHECK_SERVER"
 async def run(role: WebServerRole, control: ProcessControl) -> None:
     """Serve the app until told to stop, then finish the open requests and settle the sessions."""
     os.environ[SERVER_VARIABLE] = role.name
-    app = load_application(role.app, role.factory)
+    app = load_application(role.app, role.factory, role.interface)
+    if keeps_own_sessions(app):
+        control.warn(f"{role.app} {HAS_ITS_OWN}")
     if installs_starlette_sessions(app):
         control.warn(
             f"{role.app} installs Starlette's SessionMiddleware: it hides coatcheck's session, "
@@ -58,6 +69,10 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     if signals is not None:
         signals.start(sessions)
     pages = load_error_pages(role.error_pages)
+    pool: ThreadPool | None = None
+    if interface_of(app, role.app, role.interface) == "wsgi":
+        pool = ThreadPool(role.threads)
+        app = WsgiBridge(app, pool, LoopAskedInThreads(sessions), pages)
     # granian sends no headers with the acceptance of a WebSocket, and so cannot say that the app has opted in.
     durable = role.server != "granian" and role.ends_tls is None
     inner: App = SessionMiddleware(
@@ -65,7 +80,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
     )
     door = AppShell(inner, control.stopping)
     tls_end = _tls_end_of(role, control)
-    control.on(_operations(door, sessions, tls_end, asking, signals))
+    control.on(_operations(door, sessions, tls_end, asking, signals, pool))
     if tls_end is not None:
         control.on(tls_end.operations())
         if tls_end.why_off:
@@ -149,12 +164,19 @@ def _signals_of(role: WebServerRole) -> Signals | None:
 
 
 def _operations(
-    door: AppShell, sessions: Sessions, tls_end: TlsEnd | None, asking: AskedKeys, signals: Signals | None
+    door: AppShell,
+    sessions: Sessions,
+    tls_end: TlsEnd | None,
+    asking: AskedKeys,
+    signals: Signals | None,
+    pool: ThreadPool | None,
 ) -> dict[str, Any]:
     async def status(message: Message) -> dict[str, Any]:
         own = {**sessions.status(), "requests": door.requests, "in_flight": door.in_flight}
         if signals is not None:
             own["signals"] = signals.status()
+        if pool is not None:
+            own["threads"] = pool.status()
         return {"status": own if tls_end is None else {**own, "tls": tls_end.status()}}
 
     async def hang_up(message: Message) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from coatcheck.sessions.settings import SessionSettings, check_copies
 from coatcheck.stores.session_server_url import parse_session_servers
 
 HttpServer = Literal["uvicorn", "granian"]
+Interface = Literal["auto", "asgi", "wsgi"]
 TlsEnd = Literal["director", "end-to-end"]
 InternalLinks = Literal["unix", "tcp"]
 TlsSharing = Literal["ticket-keys", "take-once", "off"]
@@ -30,6 +31,8 @@ KeyRingPlace = Literal["own", "shared"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
+MAX_THREADS: Final = 1000
+"""The most threads of a WSGI app in one web server; each takes some memory, and all share one interpreter."""
 MAX_TICKET_PERIODS: Final = 200
 """So many ticket keys may open at once; each is agreed on, kept and told to every director."""
 
@@ -41,8 +44,18 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         ConfigError: a value is wrong, or two contradict each other.
     """
 
-    app: Annotated[str, Option("The ASGI app to serve, as `module:attribute`.", metavar="MODULE:ATTR")] = ""
+    app: Annotated[
+        str,
+        Option(
+            "The ASGI or WSGI app to serve, as `module:attribute`; without it, that of the Django project which "
+            "`DJANGO_SETTINGS_MODULE` names.",
+            metavar="MODULE:ATTR",
+        ),
+    ] = ""
     factory: Annotated[bool, Option("`app` names a function that makes the app.")] = False
+    interface: Annotated[
+        Interface, Option("How the app is called: `auto` finds it out by the arguments that it takes.")
+    ] = "auto"
     name: Annotated[str, Option("The farm's name; farms that share session servers need different ones.")] = "farm"
     run_dir: Annotated[
         str, Option("Where the farm keeps its control socket, its keys and `farm.json`.", metavar="DIR")
@@ -170,6 +183,10 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             "(NiceGUI, Gradio, Socket.IO), or those with a `session`. With one web server, no browser needs it."
         ),
     ] = "browser"
+    threads: Annotated[
+        int,
+        Option("Threads of a WSGI app in each web server: so many requests at once.", minimum=1, maximum=MAX_THREADS),
+    ] = 8
     access_log: Annotated[bool, Option("Log a line for each request in the web servers.")] = False
 
     session_servers: Annotated[

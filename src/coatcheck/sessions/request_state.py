@@ -59,6 +59,8 @@ class RequestState:
     """Whether anything but plain values was set under text, or a mutable value was handed out: only then can the
     session hold what would not come back as it was stored."""
     rotating: bool = False
+    telling: bool = False
+    """Whether the browser is told its token again though it has it, so that it keeps the cookie for longer."""
     closing: bool = False
     begins_anew: bool = False
     """Whether the app went on to :meth:`Session.regenerate` after it had closed the session."""

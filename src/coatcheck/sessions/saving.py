@@ -79,7 +79,7 @@ class Saving(Opening):
         told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
         if not told.session_id:
             return None  # the chain of this site was revoked meanwhile
-        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number)
+        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number, request.telling)
         return None if token is None else Issue(token, request.login)
 
     # -- the data is stored ------------------------------------------------------------------------

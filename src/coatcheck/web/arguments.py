@@ -39,11 +39,12 @@ def check_for_loops(sessions: object, cookies: object) -> None:
         raise ConfigError(f"{NAME}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
 
 
-def check_for_threads(sessions: object) -> None:
-    """Raises :class:`ConfigError` for sessions that a thread cannot wait for."""
+def check_for_threads(sessions: object, name: str = NAME, kind: str = "a WSGI app") -> None:
+    """Raises :class:`ConfigError` for sessions that a thread cannot wait for; ``name``: of the class that has the
+    argument."""
     if isinstance(sessions, Sessions):
-        raise ConfigError(f"{NAME}: sessions: of an event loop; a WSGI app needs connect(..., driver='threads')")
+        raise ConfigError(f"{name}: sessions: of an event loop; {kind} needs connect(..., driver='threads')")
     if not isinstance(sessions, ThreadedSessions):
         raise ConfigError(
-            f"{NAME}: sessions: what connect(..., driver='threads') returns, not {type(sessions).__name__}"
+            f"{name}: sessions: what connect(..., driver='threads') returns, not {type(sessions).__name__}"
         )

@@ -1,0 +1,198 @@
+"""Flask's sessions (``app.session_interface``), kept on the session servers.
+
+Flask's own settings and methods say what the cookie is called and how long the browser keeps it; coatcheck says what
+stands in it, what is stored, and when a response may not leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from flask.sessions import NullSession
+from flask.sessions import SessionInterface as FlaskSessionInterface
+
+from coatcheck.drivers.threads import ThreadedSessions
+from coatcheck.errors import SessionUnavailable
+from coatcheck.sessions.answer import Answer, OneCookie
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.opened import Phase
+from coatcheck.web.arguments import check_for_threads
+from coatcheck.web.flask_headers import adopt, headers_of, set_cookie
+from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, ValueTags, refusal_of
+from coatcheck.web.wsgi import KEY
+
+if TYPE_CHECKING:
+    from flask import Flask, Request, Response
+    from flask.sessions import SessionMixin
+
+NO_SESSIONS: Final = (
+    "The session is unavailable because nobody keeps it: give SessionInterface what connect(..., driver='threads') "
+    "returns, or wrap app.wsgi_app in coatcheck.web.wsgi.SessionMiddleware."
+)
+
+
+class NobodysSession(NullSession):
+    """Where there are no sessions at all: it can be read, is empty, and says so when it is changed."""
+
+    def _fail(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(NO_SESSIONS)
+
+    __setitem__ = __delitem__ = clear = pop = popitem = update = setdefault = _fail
+
+
+class SessionInterface(FlaskSessionInterface):
+    """``app.session_interface = SessionInterface(connect(..., driver="threads"))``.
+
+    Without ``sessions`` it takes the session that coatcheck's middleware has opened outside of the app, which then
+    also names and writes the cookie. An app needs no ``SECRET_KEY`` for it.
+
+    Raises :class:`coatcheck.ConfigError` for sessions of the wrong kind.
+    """
+
+    null_session_class = NobodysSession
+    session_class = FrameworkSession
+
+    def __init__(self, sessions: ThreadedSessions | None = None) -> None:
+        if sessions is not None:
+            check_for_threads(sessions, "SessionInterface", "a Flask app")
+        self.sessions = sessions
+        self.serializer = ValueTags()
+        """The tags of values that come back as what they were; ``serializer.register(...)`` adds one."""
+        self._transport = OneCookie(sessions is not None and sessions.cookies.clear_site_data)
+
+    # -- open ----------------------------------------------------------------------------------------
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+        """The session of a request; ``None`` if nobody keeps sessions."""
+        outside = request.environ.get(KEY)
+        if isinstance(outside, Session):
+            return self._wrap(app, outside)
+        if self.sessions is None:
+            return None
+        shown = self._transport.find(value.encode() for value in request.cookies.getlist(self.get_cookie_name(app)))
+        try:
+            session = self._open(request, self.sessions, shown)
+            if session.has_outlived(app.permanent_session_lifetime):
+                session = self._open(request, self.sessions, b"")
+        except SessionUnavailable as unavailable:
+            return UnavailableSession(Answer.refusal(unavailable))
+        return session
+
+    def _open(self, request: Request, sessions: ThreadedSessions, shown: bytes) -> FrameworkSession:
+        agent = request.headers.get("User-Agent")
+        headers = ((b"user-agent", agent.encode("latin-1", "replace")),) if agent else ()
+        opened = sessions.open(shown, request.remote_addr, self._transport, request.method, headers)
+        return self.session_class.of(opened.session, self.serializer, opened)
+
+    def _wrap(self, app: Flask, outside: Session) -> FrameworkSession:
+        session = self.session_class.of(outside, self.serializer)
+        if session.has_outlived(app.permanent_session_lifetime):
+            session.close()
+            session._is_over = True
+        return session
+
+    # -- save ----------------------------------------------------------------------------------------
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """Store what the request did, and write its cookie; a response that may not leave becomes the refusal."""
+        if isinstance(session, UnavailableSession):
+            if session.was_asked and response.status_code not in (503, 429):
+                self._refuse(app, response, session.answer)
+            elif session.was_asked:
+                adopt(response, (), session.answer.headers)
+        elif isinstance(session, FrameworkSession):
+            if session._opened is None:
+                self._save_outside(session, response)
+            elif session._opened.phase is Phase.OPEN:
+                self._save(app, session, response)
+
+    def _save_outside(self, session: FrameworkSession, response: Response) -> None:
+        session.leave_if_emptied()
+        if session._is_over and len(session):
+            session.regenerate()
+        session.hand_over(self.serializer)
+        if is_streamed(response):
+            response.response = _Body(response.response, lambda: session.hand_over(self.serializer), False)
+
+    def _save(self, app: Flask, session: FrameworkSession, response: Response) -> None:
+        assert self.sessions is not None
+        sessions, opened = self.sessions, session._opened
+        assert opened is not None
+        forget = session.leave_if_emptied()
+        accessed = session.accessed
+        if len(session) and self.should_set_cookie(app, session):
+            session.refresh_for(app.permanent_session_lifetime)
+        session.accessed = accessed  # what was asked here is nobody's look at the session
+        session.hand_over(self.serializer)
+        streamed = is_streamed(response)
+        given = headers_of(response, streamed)
+        answer = sessions.finish(opened, response.status_code, given)
+        if answer.refused:
+            self._refuse(app, response, answer)
+            return
+        adopt(response, given, answer.headers)
+        token = b"" if forget else answer.token
+        if token is not None:
+            set_cookie(self, app, session, response, token)
+            session.accessed = accessed
+        if streamed:
+
+            def end() -> None:
+                session.hand_over(self.serializer)
+                sessions.end(opened)
+
+            response.response = _Body(response.response, end, "Content-Length" in response.headers)
+
+    def _refuse(self, app: Flask, response: Response, answer: Answer) -> None:
+        """What the app answered is not true. Its own error page is shown instead, if it has one."""
+        error = refusal_of(answer)
+        try:
+            page = app.make_response(app.handle_user_exception(error))
+        except Exception:
+            app.logger.exception("the error page of a refused session failed")
+            page = app.make_response(error)  # type: ignore[arg-type]
+        close = getattr(response.response, "close", None)
+        if close is not None:
+            close()
+        response.response = page.response
+        response.direct_passthrough = page.direct_passthrough
+        response.status_code = answer.status
+        response.headers.clear()
+        response.headers.extend(page.headers)
+        adopt(response, (), answer.headers)
+
+
+def is_streamed(response: Response) -> bool:
+    """Whether code of the app may run while the body leaves."""
+    return response.is_streamed and not response.direct_passthrough
+
+
+class _Body:
+    """A streamed body; what was changed meanwhile is stored before its client can know that it is complete: where the
+    response says its length its last piece is held back for that."""
+
+    def __init__(self, body: Iterable[Any], end: Callable[[], None], has_length: bool) -> None:
+        self._body = body
+        self._end = end
+        self._has_length = has_length
+
+    def __iter__(self) -> Iterator[Any]:
+        held: list[Any] = []
+        for piece in self._body:
+            if self._has_length:
+                held.append(piece)
+                if len(held) > 1:
+                    yield held.pop(0)
+            else:
+                yield piece
+        self._end()
+        yield from held
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        if close is not None:
+            close()
+
+
+__all__ = ["SessionInterface"]

@@ -68,7 +68,12 @@ class Saving(Opening):
         """The token for a response that needs no save, if the browser must be told one."""
         request = session._request
         copy = request.copy_held
-        return None if copy is None else self._tell(session, self.copies.cache.get(copy.key) or copy, wrote=False)
+        if copy is None:
+            return None
+        hosted = self._hosted(copy.key)
+        if hosted is None and request.telling:
+            return None  # it may be over, and a login under the same cookie have taken its place
+        return self._tell(session, hosted or copy, wrote=False)
 
     def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
         request = session._request

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from flask.sessions import NullSession
 from flask.sessions import SessionInterface as FlaskSessionInterface
@@ -19,6 +20,7 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Phase
 from coatcheck.web.arguments import check_for_threads
 from coatcheck.web.flask_headers import adopt, headers_of, set_cookie
+from coatcheck.web.flask_logins import follow_logins
 from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, ValueTags, refusal_of
 from coatcheck.web.wsgi import KEY
 
@@ -59,12 +61,17 @@ class SessionInterface(FlaskSessionInterface):
         self.sessions = sessions
         self.serializer = ValueTags()
         """The tags of values that come back as what they were; ``serializer.register(...)`` adds one."""
+        self._followed: WeakSet[Flask] = WeakSet()
+        """The apps with a login manager whose logins are followed."""
         self._transport = OneCookie(sessions is not None and sessions.cookies.clear_site_data)
 
     # -- open ----------------------------------------------------------------------------------------
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
         """The session of a request; ``None`` if nobody keeps sessions."""
+        if getattr(app, "login_manager", None) is not None and app not in self._followed:
+            follow_logins(app)
+            self._followed.add(app)
         outside = request.environ.get(KEY)
         if isinstance(outside, Session):
             return self._wrap(app, outside)

@@ -196,9 +196,9 @@ class FrameworkSession(Session, SessionMixin):
         this one.
         """
         request = self._request
-        if len(self) or not request.modified or (request.new_login and not request.login):
+        if len(self) or not request.modified or (request.new_login and self.user is not None):
             return False
-        if request.login or self.user is not None:
+        if request.login or request.new_login or self.user is not None:
             self.close()
         return True
 

@@ -7,43 +7,29 @@ stands in it, what is stored, and when a response may not leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask.sessions import NullSession
 from flask.sessions import SessionInterface as FlaskSessionInterface
 
 from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.errors import SessionUnavailable
-from coatcheck.sessions.answer import Answer, OneCookie
+from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Phase
 from coatcheck.web.arguments import check_for_threads
-from coatcheck.web.flask_headers import adopt, headers_of, set_cookie
+from coatcheck.web.flask_headers import adopt, headers_of
+from coatcheck.web.flask_interface import CommonInterface, headers_shown
 from coatcheck.web.flask_logins import follow_logins
-from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, ValueTags, refusal_of
+from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, refusal_of
 from coatcheck.web.wsgi import KEY
 
 if TYPE_CHECKING:
     from flask import Flask, Request, Response
     from flask.sessions import SessionMixin
 
-NO_SESSIONS: Final = (
-    "The session is unavailable because nobody keeps it: give SessionInterface what connect(..., driver='threads') "
-    "returns, or wrap app.wsgi_app in coatcheck.web.wsgi.SessionMiddleware."
-)
 
-
-class NobodysSession(NullSession):
-    """Where there are no sessions at all: it can be read, is empty, and says so when it is changed."""
-
-    def _fail(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(NO_SESSIONS)
-
-    __setitem__ = __delitem__ = clear = pop = popitem = update = setdefault = _fail
-
-
-class SessionInterface(FlaskSessionInterface):
+class SessionInterface(CommonInterface, FlaskSessionInterface):
     """``app.session_interface = SessionInterface(connect(..., driver="threads"))``.
 
     Without ``sessions`` it takes the session that coatcheck's middleware has opened outside of the app, which then
@@ -52,18 +38,13 @@ class SessionInterface(FlaskSessionInterface):
     Raises :class:`coatcheck.ConfigError` for sessions of the wrong kind.
     """
 
-    null_session_class = NobodysSession
-    session_class = FrameworkSession
-
     def __init__(self, sessions: ThreadedSessions | None = None) -> None:
         if sessions is not None:
             check_for_threads(sessions, "SessionInterface", "a Flask app")
+        super().__init__(sessions)
         self.sessions = sessions
-        self.serializer = ValueTags()
-        """The tags of values that come back as what they were; ``serializer.register(...)`` adds one."""
         self._followed: WeakSet[Flask] = WeakSet()
         """The apps with a login manager whose logins are followed."""
-        self._transport = OneCookie(sessions is not None and sessions.cookies.clear_site_data)
 
     # -- open ----------------------------------------------------------------------------------------
 
@@ -74,12 +55,11 @@ class SessionInterface(FlaskSessionInterface):
             self._followed.add(app)
         outside = request.environ.get(KEY)
         if isinstance(outside, Session):
-            return self._wrap(app, outside)
+            return self.wrap(app, outside)
         if self.sessions is None:
             return None
-        shown = self._transport.find(value.encode() for value in request.cookies.getlist(self.get_cookie_name(app)))
         try:
-            session = self._open(request, self.sessions, shown)
+            session = self._open(request, self.sessions, self.shown_by(app, request))
             if session.has_outlived(app.permanent_session_lifetime):
                 session = self._open(request, self.sessions, b"")
         except SessionUnavailable as unavailable:
@@ -87,62 +67,39 @@ class SessionInterface(FlaskSessionInterface):
         return session
 
     def _open(self, request: Request, sessions: ThreadedSessions, shown: bytes) -> FrameworkSession:
-        agent = request.headers.get("User-Agent")
-        headers = ((b"user-agent", agent.encode("latin-1", "replace")),) if agent else ()
-        opened = sessions.open(shown, request.remote_addr, self._transport, request.method, headers)
-        return self.session_class.of(opened.session, self.serializer, opened)
-
-    def _wrap(self, app: Flask, outside: Session) -> FrameworkSession:
-        session = self.session_class.of(outside, self.serializer)
-        if session.has_outlived(app.permanent_session_lifetime):
-            session.close()
-            session._is_over = True
-        return session
+        return self.session_of(
+            sessions.open(shown, request.remote_addr, self._transport, request.method, headers_shown(request))
+        )
 
     # -- save ----------------------------------------------------------------------------------------
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store what the request did, and write its cookie; a response that may not leave becomes the refusal."""
         if isinstance(session, UnavailableSession):
-            if session.was_asked and response.status_code not in (503, 429):
+            if session.was_asked and not session.is_said_by(response.status_code):
                 self._refuse(app, response, session.answer)
             elif session.was_asked:
                 adopt(response, (), session.answer.headers)
         elif isinstance(session, FrameworkSession):
             if session._opened is None:
-                self._save_outside(session, response)
+                self.hand_outside(session)
+                if is_streamed(response):
+                    response.response = _Body(response.response, lambda: session.hand_over(self.serializer), False)
             elif session._opened.phase is Phase.OPEN:
                 self._save(app, session, response)
 
-    def _save_outside(self, session: FrameworkSession, response: Response) -> None:
-        session.leave_if_emptied()
-        if session._is_over and len(session):
-            session.regenerate()
-        session.hand_over(self.serializer)
-        if is_streamed(response):
-            response.response = _Body(response.response, lambda: session.hand_over(self.serializer), False)
-
     def _save(self, app: Flask, session: FrameworkSession, response: Response) -> None:
-        assert self.sessions is not None
         sessions, opened = self.sessions, session._opened
+        assert sessions is not None
         assert opened is not None
-        forget = session.leave_if_emptied()
-        accessed = session.accessed
-        if len(session) and self.should_set_cookie(app, session):
-            session.refresh_for(app.permanent_session_lifetime)
-        session.accessed = accessed  # what was asked here is nobody's look at the session
-        session.hand_over(self.serializer)
+        forget = self.settle(app, session)
         streamed = is_streamed(response)
         given = headers_of(response, streamed)
         answer = sessions.finish(opened, response.status_code, given)
         if answer.refused:
             self._refuse(app, response, answer)
             return
-        adopt(response, given, answer.headers)
-        token = b"" if forget else answer.token
-        if token is not None:
-            set_cookie(self, app, session, response, token)
-            session.accessed = accessed
+        self.conclude(app, session, response, given, answer, forget)
         if streamed:
 
             def end() -> None:
@@ -156,7 +113,7 @@ class SessionInterface(FlaskSessionInterface):
         error = refusal_of(answer)
         try:
             page = app.make_response(app.handle_user_exception(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever the app's page does
             app.logger.exception("the error page of a refused session failed")
             page = app.make_response(error)  # type: ignore[arg-type]
         close = getattr(response.response, "close", None)

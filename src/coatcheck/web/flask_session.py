@@ -219,6 +219,10 @@ class UnavailableSession(dict[str, Any], SessionMixin):
         self.answer = answer
         self.was_asked = False
 
+    def is_said_by(self, status: int) -> bool:
+        """Whether a response of this status says that the session could not be had."""
+        return status == self.answer.status
+
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         self.was_asked = True
         raise refusal_of(self.answer)

@@ -6,7 +6,8 @@ stands in it, what is stored, and when a response may not leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -22,6 +23,7 @@ from coatcheck.web.flask_headers import adopt, headers_of
 from coatcheck.web.flask_interface import CommonInterface, headers_shown
 from coatcheck.web.flask_logins import follow_logins
 from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, refusal_of
+from coatcheck.web.moving_in import Former
 from coatcheck.web.wsgi import KEY
 
 if TYPE_CHECKING:
@@ -35,13 +37,18 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
     Without ``sessions`` it takes the session that coatcheck's middleware has opened outside of the app, which then
     also names and writes the cookie. An app needs no ``SECRET_KEY`` for it.
 
-    Raises :class:`coatcheck.ConfigError` for sessions of the wrong kind.
+    ``former``: readers of the sessions of before (:mod:`coatcheck.web.moving_in`), each of which continues here at its
+    browser's first visit before ``until``.
+
+    Raises :class:`coatcheck.ConfigError` for arguments of the wrong kind.
     """
 
-    def __init__(self, sessions: ThreadedSessions | None = None) -> None:
+    def __init__(
+        self, sessions: ThreadedSessions | None = None, former: Sequence[Former] = (), until: date | None = None
+    ) -> None:
         if sessions is not None:
             check_for_threads(sessions, "SessionInterface", "a Flask app")
-        super().__init__(sessions)
+        super().__init__(sessions, former, until)
         self.sessions = sessions
         self._followed: WeakSet[Flask] = WeakSet()
         """The apps with a login manager whose logins are followed."""
@@ -55,15 +62,19 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
             self._followed.add(app)
         outside = request.environ.get(KEY)
         if isinstance(outside, Session):
-            return self.wrap(app, outside)
-        if self.sessions is None:
+            session = self.wrap(app, outside)
+        elif self.sessions is None:
             return None
-        try:
-            session = self._open(request, self.sessions, self.shown_by(app, request))
-            if session.has_outlived(app.permanent_session_lifetime):
-                session = self._open(request, self.sessions, b"")
-        except SessionUnavailable as unavailable:
-            return UnavailableSession(Answer.refusal(unavailable))
+        else:
+            try:
+                session = self._open(request, self.sessions, self.shown_by(app, request))
+                if session.has_outlived(app.permanent_session_lifetime):
+                    session = self._open(request, self.sessions, b"")
+            except SessionUnavailable as unavailable:
+                return UnavailableSession(Answer.refusal(unavailable))
+        found = self.find_former(session, request)
+        if found is not None:
+            session.move_in(found, self.serializer)
         return session
 
     def _open(self, request: Request, sessions: ThreadedSessions, shown: bytes) -> FrameworkSession:
@@ -82,7 +93,7 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
                 adopt(response, (), session.answer.headers)
         elif isinstance(session, FrameworkSession):
             if session._opened is None:
-                self.hand_outside(session)
+                self.hand_outside(app, session, response)
                 if is_streamed(response):
                     response.response = _Body(response.response, lambda: session.hand_over(self.serializer), False)
             elif session._opened.phase is Phase.OPEN:
@@ -100,6 +111,8 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
             self._refuse(app, response, answer)
             return
         self.conclude(app, session, response, given, answer, forget)
+        if session._found is not None:
+            session._found.leave()
         if streamed:
 
             def end() -> None:

@@ -38,10 +38,10 @@ def adopt(response: Any, given: Iterable[Header], answered: Iterable[Header]) ->
             response.headers[name.decode().title()] = value.decode("latin-1")
 
 
-def set_cookie(interface: Any, app: Any, session: SessionMixin, response: Any, token: bytes) -> None:
+def set_cookie(interface: Any, app: Any, session: SessionMixin, response: Any, token: bytes, name: str = "") -> None:
     """Write the session's cookie as the app's settings and the interface's methods say; an empty ``token`` deletes
-    it."""
-    name = interface.get_cookie_name(app)
+    it. ``name``: of another cookie with the same attributes."""
+    name = name or interface.get_cookie_name(app)
     options = {
         "domain": interface.get_cookie_domain(app),
         "path": interface.get_cookie_path(app),

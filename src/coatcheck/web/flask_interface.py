@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import Any, Final
 
 from flask.sessions import NullSession
@@ -15,6 +16,7 @@ from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
 from coatcheck.web.flask_headers import adopt, set_cookie
 from coatcheck.web.flask_session import FrameworkSession, ValueTags
+from coatcheck.web.moving_in import Former, Found, MovingIn
 
 NO_SESSIONS: Final = (
     "The session is unavailable because nobody keeps it: give SessionInterface what connect(...) returns, or wrap the "
@@ -39,9 +41,12 @@ class CommonInterface:
     should_set_cookie: Any
     get_cookie_name: Any
 
-    def __init__(self, sessions: Sessions | ThreadedSessions | None) -> None:
+    def __init__(
+        self, sessions: Sessions | ThreadedSessions | None, former: Sequence[Former], until: date | None
+    ) -> None:
         self.serializer = ValueTags()
         """The tags of values that come back as what they were; ``serializer.register(...)`` adds one."""
+        self.moving_in = MovingIn(former, until, lambda content: content.get("_user_id"))
         self._transport = OneCookie(sessions is not None and sessions.cookies.clear_site_data)
 
     def shown_by(self, app: Any, request: Any) -> bytes:
@@ -60,12 +65,24 @@ class CommonInterface:
             session._is_over = True
         return session
 
-    def hand_outside(self, session: FrameworkSession) -> None:
-        """When the response starts: bring what the app did to the layer that saves it."""
+    def find_former(self, session: FrameworkSession, request: Any) -> Found | None:
+        """The session of before that a browser shows which shows none of ours. It may wait for a store of before."""
+        opened = session._opened
+        if not session.is_new or (opened is not None and opened.cookie_header):
+            return None
+        return self.moving_in.find(request.cookies)
+
+    def hand_outside(self, app: Any, session: FrameworkSession, response: Any) -> None:
+        """When the response starts: bring what the app did to the layer that saves it.
+
+        That layer stores it later, so a session of before is left to its own end.
+        """
         session.leave_if_emptied()
         if session._is_over and len(session):
             session.regenerate()
         session.hand_over(self.serializer)
+        if response is not None:
+            self._clear_former(app, session, response)
 
     def settle(self, app: Any, session: FrameworkSession) -> bool:
         """Before a session is finished: what the framework's rules say of it. Whether the browser is to forget it."""
@@ -87,6 +104,12 @@ class CommonInterface:
             accessed = session.accessed
             set_cookie(self, app, session, response, token)
             session.accessed = accessed
+        self._clear_former(app, session, response)
+
+    def _clear_former(self, app: Any, session: FrameworkSession, response: Any) -> None:
+        found = session._found
+        if found is not None and found.cookie != self.get_cookie_name(app):
+            set_cookie(self, app, session, response, b"", found.cookie)
 
 
 def headers_shown(request: Any) -> tuple[Header, ...]:

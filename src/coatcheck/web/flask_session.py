@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn
 
@@ -20,6 +21,7 @@ from coatcheck.sessions.answer import RETRY_AFTER_S, Answer
 from coatcheck.sessions.mapping import REMEMBER, Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.record import decode_data
+from coatcheck.web.moving_in import Found, check_content
 
 PERMANENT: Final = "_permanent"
 """Where Flask keeps :attr:`SessionMixin.permanent`."""
@@ -89,6 +91,8 @@ class FrameworkSession(Session, SessionMixin):
     """The same session as it is stored; :attr:`_request` belongs to both."""
     _has_tags: bool = False
     _said_unmodified: bool = False
+    _found: Found | None = None
+    """The session of before that was moved in, until it is stored."""
     _is_over: bool = False
     """Whether what the browser showed has outlived ``PERMANENT_SESSION_LIFETIME``, and another layer opened it."""
 
@@ -188,6 +192,17 @@ class FrameworkSession(Session, SessionMixin):
             accessed = self._request.accessed
             self.rotate()
             self._request.accessed = accessed
+
+    def move_in(self, found: Found, tags: ValueTags) -> None:
+        """Go on with a session of before, if all of it can be stored."""
+        if not check_content(tags.stored(found.content)):
+            return
+        dict.update(self, found.content)
+        self.mark_modified()
+        self._found = found
+        if found.user is not None:
+            with suppress(ValueError):  # a name that is not kept
+                self.regenerate(found.user)
 
     def leave_if_emptied(self) -> bool:
         """Whether the app has emptied the session, and the browser is to forget it, as Flask's sessions do.

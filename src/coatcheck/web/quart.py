@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from datetime import date
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -19,6 +21,7 @@ from coatcheck.web.arguments import check_for_loops
 from coatcheck.web.flask_headers import adopt, headers_of
 from coatcheck.web.flask_interface import CommonInterface, headers_shown
 from coatcheck.web.flask_session import FrameworkSession, UnavailableSession, refusal_of
+from coatcheck.web.moving_in import Former
 
 if TYPE_CHECKING:
     from flask.sessions import SessionMixin
@@ -36,13 +39,18 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
     Without ``sessions`` it takes the session that coatcheck's middleware has opened outside of the app, which then
     also names and writes the cookie. The sessions are closed after the app has served.
 
-    Raises :class:`coatcheck.ConfigError` for sessions of the wrong kind.
+    ``former``: readers of the sessions of before (:mod:`coatcheck.web.moving_in`), each of which continues here at its
+    browser's first visit before ``until``. They are asked in a thread.
+
+    Raises :class:`coatcheck.ConfigError` for arguments of the wrong kind.
     """
 
-    def __init__(self, sessions: Sessions | None = None) -> None:
+    def __init__(
+        self, sessions: Sessions | None = None, former: Sequence[Former] = (), until: date | None = None
+    ) -> None:
         if sessions is not None:
             check_for_loops(sessions, None, "SessionInterface")
-        super().__init__(sessions)
+        super().__init__(sessions, former, until)
         self.sessions = sessions
         self._closed_after: WeakSet[Quart] = WeakSet()
 
@@ -52,18 +60,23 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
         """The session of a request or a WebSocket; ``None`` if nobody keeps sessions."""
         outside = request.scope.get("session")
         if isinstance(outside, Session):
-            return self.wrap(app, outside)
-        if self.sessions is None:
+            session = self.wrap(app, outside)
+        elif self.sessions is None:
             return None
-        if app not in self._closed_after:
-            self._closed_after.add(app)
-            app.after_serving_funcs.append(self._close)
-        try:
-            session = await self._open(request, self.sessions, self.shown_by(app, request))
-            if session.has_outlived(app.permanent_session_lifetime):
-                session = await self._open(request, self.sessions, b"")
-        except SessionUnavailable as unavailable:
-            return UnavailableSession(Answer.refusal(unavailable))
+        else:
+            if app not in self._closed_after:
+                self._closed_after.add(app)
+                app.after_serving_funcs.append(self._close)
+            try:
+                session = await self._open(request, self.sessions, self.shown_by(app, request))
+                if session.has_outlived(app.permanent_session_lifetime):
+                    session = await self._open(request, self.sessions, b"")
+            except SessionUnavailable as unavailable:
+                return UnavailableSession(Answer.refusal(unavailable))
+        if session.is_new and not self.moving_in.is_over():
+            found = await asyncio.to_thread(self.find_former, session, request)
+            if found is not None:
+                session.move_in(found, self.serializer)
         return session
 
     async def _open(self, request: Any, sessions: Sessions, shown: bytes) -> FrameworkSession:
@@ -94,7 +107,7 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
                 await self._refuse(app, response, session.answer)
         elif isinstance(session, FrameworkSession):
             if session._opened is None:
-                self._hand_outside(session, response)
+                self._hand_outside(app, session, response)
             elif session._opened.phase is not Phase.OPEN:
                 return
             elif response is None:
@@ -102,8 +115,8 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
             else:
                 await self._save(app, session, response)
 
-    def _hand_outside(self, session: FrameworkSession, response: Any) -> None:
-        self.hand_outside(session)
+    def _hand_outside(self, app: Quart, session: FrameworkSession, response: Any) -> None:
+        self.hand_outside(app, session, response)
         if response is not None and isinstance(response.response, IterableBody):
 
             async def end() -> None:
@@ -123,6 +136,8 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
             await self._refuse(app, response, answer)
             return
         self.conclude(app, session, response, given, answer, forget)
+        if session._found is not None:
+            await asyncio.to_thread(session._found.leave)
         if streamed:
 
             async def end() -> None:
@@ -137,7 +152,7 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
         assert session._opened is not None
         request = session._request
         if session.is_new or request.new_login:
-            if session.modified:
+            if session.modified and session._found is None:
                 app.logger.error(UNHEARD_IN_A_WEBSOCKET)
             return
         session.leave_if_emptied()

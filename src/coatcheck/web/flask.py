@@ -126,9 +126,9 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
         error = refusal_of(answer)
         try:
             page = app.make_response(app.handle_user_exception(error))
-        except Exception:  # noqa: BLE001 - whatever the app's page does
+        except Exception:
             app.logger.exception("the error page of a refused session failed")
-            page = app.make_response(error)  # type: ignore[arg-type]
+            page = app.make_response(error)
         close = getattr(response.response, "close", None)
         if close is not None:
             close()

@@ -16,7 +16,7 @@ from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
 from coatcheck.web.flask_headers import adopt, set_cookie
 from coatcheck.web.flask_session import FrameworkSession, ValueTags
-from coatcheck.web.moving_in import Former, Found, MovingIn
+from coatcheck.web.moving_in import Former, FormerSession, MovingIn
 
 NO_SESSIONS: Final = (
     "The session is unavailable because nobody keeps it: give SessionInterface what connect(...) returns, or wrap the "
@@ -65,7 +65,7 @@ class CommonInterface:
             session._is_over = True
         return session
 
-    def find_former(self, session: FrameworkSession, request: Any) -> Found | None:
+    def find_former(self, session: FrameworkSession, request: Any) -> FormerSession | None:
         """The session of before that a browser shows which shows none of ours. It may wait for a store of before."""
         opened = session._opened
         if not session.is_new or (opened is not None and opened.cookie_header):

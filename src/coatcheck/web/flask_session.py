@@ -21,7 +21,7 @@ from coatcheck.sessions.answer import RETRY_AFTER_S, Answer
 from coatcheck.sessions.mapping import REMEMBER, Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.record import decode_data
-from coatcheck.web.moving_in import Found, check_content
+from coatcheck.web.moving_in import FormerSession, check_content
 
 PERMANENT: Final = "_permanent"
 """Where Flask keeps :attr:`SessionMixin.permanent`."""
@@ -91,7 +91,7 @@ class FrameworkSession(Session, SessionMixin):
     """The same session as it is stored; :attr:`_request` belongs to both."""
     _has_tags: bool = False
     _said_unmodified: bool = False
-    _found: Found | None = None
+    _found: FormerSession | None = None
     """The session of before that was moved in, until it is stored."""
     _is_over: bool = False
     """Whether what the browser showed has outlived ``PERMANENT_SESSION_LIFETIME``, and another layer opened it."""
@@ -193,7 +193,7 @@ class FrameworkSession(Session, SessionMixin):
             self.rotate()
             self._request.accessed = accessed
 
-    def move_in(self, found: Found, tags: ValueTags) -> None:
+    def move_in(self, found: FormerSession, tags: ValueTags) -> None:
         """Go on with a session of before, if all of it can be stored."""
         if not check_content(tags.stored(found.content)):
             return

@@ -1,7 +1,7 @@
 """The sessions of the store in use until today continue here: each is read once, at its browser's first visit.
 
 Of no framework: an adapter asks :meth:`MovingIn.find` where a browser shows no session of ours, puts what it finds into
-the new session, and calls :meth:`Found.leave` when that is stored and the old cookie cleared.
+the new session, and calls :meth:`FormerSession.leave` when that is stored and the old cookie cleared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Former(Protocol):
         ...
 
 
-class Found:
+class FormerSession:
     """A session of before: its content, and the store that it is in."""
 
     def __init__(self, former: Former, content: dict[str, Any], user: str | None, cookies: Mapping[str, str]) -> None:
@@ -94,7 +94,7 @@ class MovingIn:
         """Whether nobody moves in any more."""
         return not self._former or self._clock() >= self._until_s
 
-    def find(self, cookies: Mapping[str, str]) -> Found | None:
+    def find(self, cookies: Mapping[str, str]) -> FormerSession | None:
         """The session of before of a browser with these cookies; ask only where it shows none of ours."""
         if self.is_over():
             return None
@@ -109,9 +109,9 @@ class MovingIn:
                 _LOG.warning("moving in: %s: %s", _name(former), _words(error), kind=_name(former))
         return None
 
-    def _found(self, former: Former, content: dict[str, Any], cookies: Mapping[str, str]) -> Found:
+    def _found(self, former: Former, content: dict[str, Any], cookies: Mapping[str, str]) -> FormerSession:
         user = self._user(content)
-        return Found(former, content, user if user is None else str(user), cookies)
+        return FormerSession(former, content, user if user is None else str(user), cookies)
 
 
 def check_content(content: dict[str, Any]) -> bool:
@@ -172,7 +172,7 @@ class FlaskCookie(_Signed):
         super().__init__(cookie, max_age)
         like = SecureCookieSessionInterface
         self._serializer = URLSafeTimedSerializer(
-            _oldest_first(secret_key),
+            _oldest_first(secret_key),  # type: ignore[arg-type]
             salt=like.salt,
             serializer=like.serializer,
             signer_kwargs={"key_derivation": like.key_derivation, "digest_method": like.digest_method},
@@ -283,4 +283,4 @@ def _oldest_first(secret_key: str | bytes | Sequence[str | bytes]) -> list[str |
     return keys[::-1]
 
 
-__all__ = ["CannotRead", "FlaskCookie", "FlaskSessionRedis", "Former", "Found", "MovingIn", "StarletteCookie"]
+__all__ = ["CannotRead", "FlaskCookie", "FlaskSessionRedis", "Former", "FormerSession", "MovingIn", "StarletteCookie"]

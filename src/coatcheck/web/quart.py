@@ -167,7 +167,7 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
         error = refusal_of(answer)
         try:
             page = await app.make_response(await app.handle_user_exception(error))
-        except Exception:  # noqa: BLE001 - whatever the app's page does
+        except Exception:
             app.logger.exception("the error page of a refused session failed")
             page = await app.make_response(error)
         found = page.get_data()

@@ -110,9 +110,8 @@ def test_from_login_to_logout(app: flask.Flask) -> None:
     assert client.get("/members").status_code == 302
     client.post("/cart/tea")
     client.post("/login/ada")
-    assert client.get("/").json == {
-        "user": "ada", "named": "ada", "cart": ["tea"], "messages": ["Please log in to access this page.", "welcome ada"]
-    }  # fmt: skip
+    messages = ["Please log in to access this page.", "welcome ada"]
+    assert client.get("/").json == {"user": "ada", "named": "ada", "cart": ["tea"], "messages": messages}
     assert client.get("/members").text == "for members"
     assert client.get("/secret").status_code == 200, "the login is fresh"
     client.post("/logout")

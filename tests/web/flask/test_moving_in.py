@@ -12,7 +12,6 @@ import warnings
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import flask
@@ -156,7 +155,7 @@ def test_a_browser_that_shows_a_session_of_ours_moves_in_no_more(sessions: Threa
     assert late.get("/").json["user"] is None, "a logout is not undone by the old cookie"
 
 
-@pytest.mark.parametrize("until", [date(2001, 1, 1), datetime(2001, 1, 1), datetime(2001, 1, 1, tzinfo=UTC)])  # noqa: DTZ001
+@pytest.mark.parametrize("until", [date(2001, 1, 1), datetime(2001, 1, 1), datetime(2001, 1, 1, tzinfo=UTC)])
 def test_nobody_moves_in_after_the_end(sessions: ThreadedSessions, until: date) -> None:
     app = moved(sessions, FlaskCookie(APP_SECRET), until=until)
     assert with_cookies(app, {"session": cookie_of(before())}).get("/").json["user"] is None
@@ -310,9 +309,7 @@ def test_a_pickle_is_refused(
     assert redis_server.exists("session:one") == 1
 
 
-def test_a_store_of_before_that_is_away_is_logged(
-    sessions: ThreadedSessions, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_store_of_before_that_is_away_is_logged(sessions: ThreadedSessions, caplog: pytest.LogCaptureFixture) -> None:
     away = redis.Redis(port=1, socket_timeout=1)
     client = with_cookies(moved(sessions, FlaskSessionRedis(away)), {"session": "x"})
     assert client.get("/").json["user"] is None

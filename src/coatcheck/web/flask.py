@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -29,6 +30,7 @@ from coatcheck.web.wsgi import KEY
 if TYPE_CHECKING:
     from flask import Flask, Request, Response
     from flask.sessions import SessionMixin
+    from werkzeug.exceptions import HTTPException
 
 
 class SessionInterface(CommonInterface, FlaskSessionInterface):
@@ -103,7 +105,7 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
         sessions, opened = self.sessions, session._opened
         assert sessions is not None
         assert opened is not None
-        forget = self.settle(app, session)
+        forget = self.settle(app, session, response)
         streamed = is_streamed(response)
         given = headers_of(response, streamed)
         answer = sessions.finish(opened, response.status_code, given)
@@ -125,7 +127,7 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
         """What the app answered is not true. Its own error page is shown instead, if it has one."""
         error = refusal_of(answer)
         try:
-            page = app.make_response(app.handle_user_exception(error))
+            page = app.make_response(_error_page(app, error))
         except Exception:
             app.logger.exception("the error page of a refused session failed")
             page = app.make_response(error)
@@ -138,6 +140,16 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
         response.headers.clear()
         response.headers.extend(page.headers)
         adopt(response, (), answer.headers)
+
+
+def _error_page(app: Flask, error: HTTPException) -> Any:
+    """What the app answers to an error; Flask 3.2 wants the context named."""
+    handle: Any = app.handle_user_exception
+    if len(signature(handle).parameters) == 1:
+        return handle(error)
+    from flask.globals import app_ctx
+
+    return handle(app_ctx._get_current_object(), error)  # type: ignore[attr-defined]
 
 
 def is_streamed(response: Response) -> bool:

@@ -24,6 +24,12 @@ def headers_of(response: Any, streamed: bool) -> list[Header]:
     return found
 
 
+def is_cached(response: Any) -> bool:
+    """Whether the app says itself how the response may be cached or recognised: then no cookie is sent with it merely
+    to be kept for longer, for caches would have to be kept from it."""
+    return any(name in response.headers for name in ("Cache-Control", "ETag", "Last-Modified", "Expires"))
+
+
 def adopt(response: Any, given: Iterable[Header], answered: Iterable[Header]) -> None:
     """Bring what ``answered`` has beyond ``given`` to the response."""
     if answered is given:

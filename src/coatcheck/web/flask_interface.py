@@ -14,7 +14,7 @@ from coatcheck.sessions.answer import Answer, OneCookie
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
-from coatcheck.web.flask_headers import adopt, set_cookie
+from coatcheck.web.flask_headers import adopt, is_cached, set_cookie
 from coatcheck.web.flask_session import FrameworkSession, ValueTags
 from coatcheck.web.moving_in import Former, FormerSession, MovingIn
 
@@ -84,11 +84,12 @@ class CommonInterface:
         if response is not None:
             self._clear_former(app, session, response)
 
-    def settle(self, app: Any, session: FrameworkSession) -> bool:
+    def settle(self, app: Any, session: FrameworkSession, response: Any) -> bool:
         """Before a session is finished: what the framework's rules say of it. Whether the browser is to forget it."""
         forget = session.leave_if_emptied()
         accessed = session.accessed
-        if len(session) and self.should_set_cookie(app, session):
+        asked = accessed or session.modified or not is_cached(response)
+        if asked and len(session) and self.should_set_cookie(app, session):
             session.refresh_for(app.permanent_session_lifetime)
         session.accessed = accessed  # what was asked here is nobody's look at the session
         session.hand_over(self.serializer)

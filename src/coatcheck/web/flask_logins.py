@@ -26,7 +26,7 @@ def follow_logins(app: Flask) -> None:
         return
 
     signals.user_logged_in.connect(_log_in, app)
-    signals.user_loaded_from_cookie.connect(_log_in, app)
+    signals.user_loaded_from_cookie.connect(_remember, app)
     signals.user_login_confirmed.connect(_confirm, app)
     signals.user_logged_out.connect(_log_out, app)
 
@@ -37,17 +37,36 @@ def _current() -> Session | None:
     return session if isinstance(session, Session) else None
 
 
+def _written(session: Session) -> dict[str, Any]:
+    return {key: session[key] for key in LOGIN_KEYS if key in session}
+
+
 def _log_in(app: Flask, **_: Any) -> None:
     session = _current()
     if session is None:
         return
-    written = {key: session[key] for key in LOGIN_KEYS if key in session}
+    written = _written(session)
     try:
         session.regenerate(str(session["_user_id"]))
     except ValueError:  # a name that is not kept; the login is another session all the same
         session.close()
         session.regenerate()
     session.update(written)
+
+
+def _remember(app: Flask, **_: Any) -> None:
+    """A login that no form was sent for: requests that run beside each other all find it, and none is too late."""
+    session = _current()
+    if session is None:
+        return
+    user = str(session["_user_id"])
+    kept = dict(session) if session.user in (None, user) else _written(session)
+    session.close()
+    try:
+        session.regenerate(user)
+    except ValueError:  # a name that is not kept
+        session.regenerate()
+    session.update(kept)
 
 
 def _confirm(app: Flask, **_: Any) -> None:

@@ -224,8 +224,9 @@ def _plain(session: Session) -> dict[str, Any]:
 
 
 class UnavailableSession(dict[str, Any], SessionMixin):
-    """In the place of a session that cannot be had now: whoever looks at it raises the refusal, an
-    :class:`werkzeug.exceptions.HTTPException` of 503 or 429. A page that needs no session is served."""
+    """In the place of a session that cannot be had now: who looks at it first raises the refusal, an
+    :class:`werkzeug.exceptions.HTTPException` of 503 or 429, and then only the app's page for that may leave, which
+    finds it empty. A page that needs no session is served."""
 
     modified = False
 
@@ -242,11 +243,27 @@ class UnavailableSession(dict[str, Any], SessionMixin):
         self.was_asked = True
         raise refusal_of(self.answer)
 
-    __getitem__ = __setitem__ = __delitem__ = __contains__ = __iter__ = __len__ = __bool__ = __eq__ = __ne__ = _refuse
-    __or__ = __ror__ = __ior__ = __reversed__ = _refuse
-    get = keys = values = items = pop = popitem = setdefault = update = clear = copy = _refuse
-    rotate = regenerate = close = refresh = _refuse
+    __setitem__ = __delitem__ = __or__ = __ror__ = __ior__ = _refuse
+    pop = popitem = setdefault = update = clear = rotate = regenerate = close = refresh = _refuse
     __hash__ = None  # type: ignore[assignment]
+
+
+def _reading(name: str) -> Any:
+    original = getattr(dict, name)
+
+    def method(self: UnavailableSession, *args: Any) -> Any:
+        if not self.was_asked:
+            self._refuse()
+        return original(self, *args)
+
+    method.__name__ = name
+    return method
+
+
+for _name in ("__getitem__", "__contains__", "__iter__", "__len__", "__eq__", "__ne__", "__reversed__"):
+    setattr(UnavailableSession, _name, _reading(_name))
+for _name in ("get", "keys", "values", "items", "copy"):
+    setattr(UnavailableSession, _name, _reading(_name))
 
 
 def refusal_of(answer: Answer) -> HTTPException:

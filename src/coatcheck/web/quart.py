@@ -128,7 +128,7 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
         sessions, opened = self.sessions, session._opened
         assert sessions is not None
         assert opened is not None
-        forget = self.settle(app, session)
+        forget = self.settle(app, session, response)
         streamed = isinstance(response.response, IterableBody)
         given = headers_of(response, streamed)
         answer = await sessions.finish(opened, response.status_code, given)

@@ -290,6 +290,19 @@ def test_who_is_told_with_each_response(app: flask.Flask, permanent: bool, refre
             assert "Expires" in set_cookie(answer)
 
 
+def test_a_file_that_caches_may_keep_is_left_to_them(app: flask.Flask) -> None:
+    @app.get("/file")
+    def file() -> flask.Response:
+        return flask.send_file(__file__, max_age=3600)
+
+    client = app.test_client()
+    client.get("/permanent")
+    client.get("/get")
+    answer = client.get("/file")
+    assert set_cookie(answer) == ""
+    assert answer.cache_control.public
+
+
 def test_regenerate_can_remember(app: flask.Flask) -> None:
     @app.get("/remember/<int:yes>")
     def remember(yes: int) -> str:
@@ -311,8 +324,7 @@ def test_new_modified_and_accessed(app: flask.Flask) -> None:
 
     @app.after_request
     def look(response: flask.Response) -> flask.Response:
-        session = flask.globals.request_ctx._get_current_object().__dict__.get("_session") or flask.session
-        seen.append((session.new, session.modified, session.accessed))
+        seen.append((flask.session.new, flask.session.modified, flask.session.accessed))
         return response
 
     client = app.test_client()

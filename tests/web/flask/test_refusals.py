@@ -115,6 +115,21 @@ def test_a_refusal_looks_as_the_apps_own_errors(away: ThreadedSessions, here: Th
     assert is_refused(answer)
 
 
+@pytest.mark.parametrize("path", ["/get", "/set"])
+def test_an_error_page_may_look_at_the_session(away: ThreadedSessions, here: ThreadedSessions, path: str) -> None:
+    app = app_of(away)
+    app.secret_key = "for nothing"
+
+    @app.errorhandler(503)
+    def busy(error: HTTPException) -> tuple[str, int]:
+        page = "{{ session.get('value') }} {{ get_flashed_messages() }} we are busy"
+        return flask.render_template_string(page), 503
+
+    answer = shows_a_session(app, here).get(path)
+    assert answer.text == "None [] we are busy"
+    assert is_refused(answer)
+
+
 def test_an_error_page_that_fails_is_replaced(away: ThreadedSessions) -> None:
     app = app_of(away)
 

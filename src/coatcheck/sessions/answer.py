@@ -10,7 +10,7 @@ from typing import Final
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.caching import guard, may_read_later
-from coatcheck.sessions.cookies import CookieJar, CookiePolicy
+from coatcheck.sessions.cookies import MAX_AGE_S, CookieJar, CookiePolicy, MarkedJar
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.request_state import RequestState
@@ -40,6 +40,9 @@ class Answer(Value):
     headers: Iterable[Header]
     cookies: list[Header] = NO_COOKIES
     refused: str = ""
+    token: bytes | None = None
+    """Of :class:`OneCookie`: what the value of the framework's cookie becomes. Empty: the browser is to forget it;
+    ``None``: it stays as it is."""
 
     @classmethod
     def refusal(cls, error: Refusal) -> Answer:
@@ -163,6 +166,48 @@ class CookieTransport:
 
     def _lacks_route(self, shown: bytes) -> bool:
         return self._read_route(shown) != self._route_tag
+
+
+class OneCookie(CookieTransport):
+    """For frameworks that name and write the session's cookie themselves (:attr:`Answer.token`): there is one, before
+    a login and after it, and a mark at the beginning of its value says which.
+
+    What a request shows (``cookie_header``) is the value of that cookie alone. With two cookies a late answer of
+    an anonymous request cannot undo a login; with one it can, as with the framework's own sessions.
+    """
+
+    def __init__(self, clear_site_data: bool = False) -> None:
+        """``clear_site_data``: as :attr:`CookiePolicy.clear_site_data`."""
+        super().__init__(CookiePolicy(clear_site_data=clear_site_data), MAX_AGE_S)
+        self.anonymous = MarkedJar(b"s.")
+        self.login = MarkedJar(b"l.")
+        self.login_name = self.login.name
+        self.read_anonymous = self.anonymous.read
+
+    def find(self, values: Iterable[bytes]) -> bytes:
+        """Of the values of all cookies of that name, in the order of the request, the first one that has a mark; empty
+        if none has. The others are somebody else's, such as the framework's own sessions of the day before."""
+        for value in values:
+            if value.startswith((self.anonymous.name, self.login.name)):
+                return value
+        return b""
+
+    def answer(
+        self,
+        session: Session,
+        shown: bytes,
+        saved: Saved,
+        seal: Callable[[Issue], bytes],
+        status: int,
+        headers: Iterable[Header],
+    ) -> Answer:
+        """The same, with :attr:`Answer.token` in the place of cookies."""
+        answer = super().answer(session, shown, saved, seal, status, headers)
+        if not answer.cookies:
+            return answer
+        # A login that replaces an anonymous session has two: what is set counts, and what is deleted is the same one.
+        token = max(value for _, value in answer.cookies)
+        return Answer(answer.status, [one for one in answer.headers if one not in answer.cookies], token=token)
 
 
 def _with_site_data_cleared(headers: Iterable[Header]) -> Iterable[Header]:

@@ -208,3 +208,19 @@ class CookieJar:
 
     def delete_cookie(self) -> tuple[bytes, bytes]:
         return (b"set-cookie", self.deletion)
+
+
+class MarkedJar(CookieJar):
+    """Reads and writes the value of a cookie alone, which somebody else names; the value begins with a mark."""
+
+    __slots__ = ()
+
+    def __init__(self, mark: bytes) -> None:
+        self.name = self._prefix = mark
+        self._length = len(mark)
+        self._attributes = {None: b"", False: b"", True: b""}
+        self.deletion = b""
+
+    def read(self, header: bytes) -> bytes | None:
+        """``header``: the cookie's value; ``None`` if it does not begin with the mark."""
+        return header[self._length :] if header.startswith(self._prefix) else None

@@ -19,7 +19,7 @@ class Issue(Value):
 
 
 def token_to_tell(
-    shown: SealedToken, verdict: Shown, told: ChainLink, promised: bytes, wrote: bool, list_number: int
+    shown: SealedToken, verdict: Shown, told: ChainLink, promised: bytes, wrote: bool, list_number: int, again: bool
 ) -> SealedToken | None:
     """The token for an answer to ``shown``; ``None`` if the browser needs none. ``told``: :meth:`Chain.told`.
 
@@ -27,13 +27,13 @@ def token_to_tell(
     a replaced token tells nothing, unless the request wrote (``wrote``). Then the browser must learn the version of
     what was acknowledged (``promised``, packed): within the grace with the newest token, as any parallel tab; later
     with the token that it showed, which is what its jar holds by then. ``list_number``: of the list of session servers
-    here; what was promised on a newer one stays promised on it.
+    here; what was promised on a newer one stays promised on it. ``again``: whether the browser is told what it has.
     """
     replaced = verdict is IN_GRACE or verdict is LATE
     if replaced and not wrote:
         return None
     link = ChainLink(shown.session_id, shown.timestamp) if verdict is LATE else told
-    if link.session_id == shown.session_id and promised == shown.version:
+    if link.session_id == shown.session_id and promised == shown.version and not again:
         return None
     number = shown.list_number
     if number != list_number and not is_newer_list(number, list_number):

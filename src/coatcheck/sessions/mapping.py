@@ -61,6 +61,14 @@ class Session(dict[str, Any]):
         request = self._request
         request.rotating = request.accessed = request.unsettled = True
 
+    def refresh(self) -> None:
+        """Tell the browser its token with this response though it has it, so that it keeps the cookie for longer.
+
+        Nothing is stored for it. Told is the newest token, and none to a browser that has been told a newer one.
+        """
+        request = self._request
+        request.telling = request.unsettled = True
+
     def regenerate(
         self, user: str | None = None, *, remember: bool | None = None, id_token: Mapping[str, Any] | None = None
     ) -> None:

@@ -65,6 +65,8 @@ class RequestState:
     """Whether anything but plain values was set under text, or a mutable value was handed out: only then can a session
     that was opened with plain values alone hold others."""
     rotating: bool = False
+    telling: bool = False
+    """Whether the browser is told its token again though it has it, so that it keeps the cookie for longer."""
     closing: bool = False
     begins_anew: bool = False
     """Whether the app went on to :meth:`Session.regenerate` after it had closed the session."""

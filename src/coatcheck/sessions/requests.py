@@ -211,7 +211,7 @@ class Requests:
     def _answer(self, opened: Opened, saved: Saved, status: int, headers: Iterable[Header]) -> Answer:
         opened.closed = saved.clear
         session = opened.session
-        session._request.rotating = session._request.cleared = False
+        session._request.rotating = session._request.cleared = session._request.telling = False
         session._request.socket = None
         return opened.transport.answer(session, opened.cookie_header, saved, self._seal, status, headers)
 

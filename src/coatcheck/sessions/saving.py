@@ -69,7 +69,12 @@ class Saving(Opening):
         """The token for a response that needs no save, if the browser must be told one."""
         request = session._request
         copy = request.copy_held
-        return None if copy is None else self._tell(session, self.copies.cache.get(copy.key) or copy, wrote=False)
+        if copy is None:
+            return None
+        hosted = self._hosted(copy.key)
+        if hosted is None and request.telling:
+            return None  # it may be over, and a login under the same cookie have taken its place
+        return self._tell(session, hosted or copy, wrote=False)
 
     def _tell(self, session: Session, copy: Copy, wrote: bool) -> Issue | None:
         request = session._request
@@ -80,7 +85,7 @@ class Saving(Opening):
         told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
         if not told.session_id:
             return None  # the chain of this site was revoked meanwhile
-        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number)
+        token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number, request.telling)
         return None if token is None else Issue(token, request.login)
 
     # -- the data is stored ------------------------------------------------------------------------

@@ -29,21 +29,22 @@ def check_arguments(app: object, kind: str, cookies: object, error_pages: object
         raise ConfigError(f"{NAME}: sticky: choose one of {', '.join(get_args(Sticky))}")
 
 
-def check_for_loops(sessions: object, cookies: object) -> None:
+def check_for_loops(sessions: object, cookies: object, name: str = NAME) -> None:
     """Raises :class:`ConfigError` for sessions that an event loop cannot wait for, or with another's cookies."""
     if isinstance(sessions, ThreadedSessions):
-        raise ConfigError(f"{NAME}: sessions: of threads; connect(...) without driver='threads' is for event loops")
+        raise ConfigError(f"{name}: sessions: of threads; connect(...) without driver='threads' is for event loops")
     if not isinstance(sessions, Sessions):
-        raise ConfigError(f"{NAME}: sessions: what connect(...) returns, not {type(sessions).__name__}")
+        raise ConfigError(f"{name}: sessions: what connect(...) returns, not {type(sessions).__name__}")
     if sessions.sites is not None and cookies not in (None, sessions.cookies):
         raise ConfigError(f"{NAME}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
 
 
-def check_for_threads(sessions: object) -> None:
-    """Raises :class:`ConfigError` for sessions that a thread cannot wait for."""
+def check_for_threads(sessions: object, name: str = NAME, kind: str = "a WSGI app") -> None:
+    """Raises :class:`ConfigError` for sessions that a thread cannot wait for; ``name``: of the class that has the
+    argument."""
     if isinstance(sessions, Sessions):
-        raise ConfigError(f"{NAME}: sessions: of an event loop; a WSGI app needs connect(..., driver='threads')")
+        raise ConfigError(f"{name}: sessions: of an event loop; {kind} needs connect(..., driver='threads')")
     if not isinstance(sessions, ThreadedSessions):
         raise ConfigError(
-            f"{NAME}: sessions: what connect(..., driver='threads') returns, not {type(sessions).__name__}"
+            f"{name}: sessions: what connect(..., driver='threads') returns, not {type(sessions).__name__}"
         )

@@ -165,6 +165,62 @@ class CookieTransport:
         return self._read_route(shown) != self._route_tag
 
 
+class KeyTransport(CookieTransport):
+    """How the session of one request travels where the framework itself keeps the cookie: as its value alone.
+
+    The request shows that value in the place of a Cookie header. After ``finish``, :attr:`token` is what the cookie
+    must become, if that is not ``None``, and :attr:`cleared` says that it is to be deleted. Anonymous and logged-in
+    sessions have one cookie, whose name and attributes are the framework's.
+    """
+
+    def __init__(self) -> None:
+        self.login = _NO_LOGIN
+        self.login_name = b""
+        self.read_anonymous = _whole
+        self.token: bytes | None = None
+        self.cleared = False
+
+    def answer(
+        self,
+        session: Session,
+        shown: bytes,
+        saved: Saved,
+        seal: Callable[[Issue], bytes],
+        status: int,
+        headers: Iterable[Header],
+    ) -> Answer:
+        """The app's headers, with what caches are told; no cookie is among them."""
+        cookies = NO_COOKIES
+        if saved.issue is not None:
+            self.token = seal(Issue(saved.issue.token, False))
+            cookies = [_SOME_COOKIE]
+        elif saved.clear:
+            self.cleared = True
+            cookies = [_SOME_COOKIE]
+        if session._request.accessed or cookies or may_read_later(status, headers):
+            guarded = guard(headers, cookies)
+            return Answer(status, guarded[: len(guarded) - len(cookies)])
+        return Answer(status, headers)
+
+
+class _NoCookie(CookieJar):
+    """In the place of the logged-in cookie, where there is but one."""
+
+    __slots__ = ()
+
+    def read(self, header: bytes) -> bytes | None:
+        return None
+
+
+_NO_LOGIN: Final = _NoCookie(CookiePolicy(), "-login")
+_SOME_COOKIE: Final[Header] = (b"set-cookie", b"")
+"""What the framework is going to send."""
+
+
+def _whole(shown: bytes) -> bytes | None:
+    return shown or None
+
+
 def _with_site_data_cleared(headers: Iterable[Header]) -> Iterable[Header]:
     """An app that says itself what is to be cleared knows more than we do."""
     whole = list(headers)

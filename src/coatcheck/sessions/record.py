@@ -65,6 +65,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provider: ProviderLogin | None = None
     """The session of an identity provider that it came from, if the app has named one."""
 
+    @property
+    def deadline(self) -> int | None:
+        """Unix ms: when the app wants it to be over, if it said so (:class:`EndingRecord`)."""
+        return None
+
     def __repr__(self) -> str:
         return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
 
@@ -84,6 +89,23 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return min(idle, self.created_at + policy.absolute_timeout_ms)
 
 
+class EndingRecord(Record, frozen=True, array_like=True, gc=False):
+    """One of which the app has said when it ends, whatever the timeouts; they may only end it sooner."""
+
+    ends_at: int = 0
+    """Unix ms."""
+
+    @property
+    def deadline(self) -> int | None:
+        return self.ends_at
+
+    def expires_at(self, policy: SessionPolicy) -> int:
+        return min(Record.expires_at(self, policy), self.ends_at)
+
+
+ENDING_FIELDS: Final = b"\x99"
+"""How the MessagePack of an :class:`EndingRecord` begins, as of any array of nine."""
+
 KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
 
@@ -98,6 +120,7 @@ def _plain_text(value: Any) -> str:
 _LEAVES: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 _record_decoder = msgspec.msgpack.Decoder(Record)
+_ending_decoder = msgspec.msgpack.Decoder(EndingRecord)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any])
 _Leaf = bool | int | float | str | None
 _Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
@@ -112,6 +135,8 @@ decode_chain = msgspec.msgpack.Decoder(Chain).decode
 def decode_record(body: bytes) -> Record:
     """Raises :class:`CorruptEntry` if the body is no record: another version of coatcheck sealed it."""
     try:
+        if body[:1] == ENDING_FIELDS:
+            return _ending_decoder.decode(body)
         return _record_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise CorruptEntry(f"not a session record: {error}") from None

@@ -1,0 +1,232 @@
+"""The middleware in place of Django's ``SessionMiddleware``, for sync and async projects.
+
+One driver serves both: requests run in threads and on event loops of one process, and a session is hosted once in it.
+What an async view awaits is done by the background thread, so no loop is blocked and no thread of a pool is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.sessions.exceptions import SessionInterrupted
+from django.contrib.sessions.middleware import SessionMiddleware as DjangosMiddleware
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
+from django.utils.http import http_date
+
+from coatcheck.errors import SessionUnavailable
+from coatcheck.sessions import mapping
+from coatcheck.sessions.answer import Answer, KeyTransport
+from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.opened import Opened
+from coatcheck.tokens.chain import Shown
+from coatcheck.web.django import configuration
+from coatcheck.web.django.steps import Steps, ask, await_, wait
+from coatcheck.web.django.store import OVER, BorrowedStore, SessionStore
+from coatcheck.web.wsgi import KEY as ENVIRON_KEY
+
+SERVER_ERROR: Final = 500
+_NEWEST: Final = (Shown.CURRENT, Shown.NEXT)
+
+
+class SessionMiddleware:
+    """``MIDDLEWARE = [..., "coatcheck.web.django.SessionMiddleware", ...]``, where Django's own stood.
+
+    The session is the one that a layer outside has opened (``coatcheck serve``, or a middleware of coatcheck around the
+    project); else it is opened here, as ``COATCHECK`` says. Raises :class:`ImproperlyConfigured` for wrong settings.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        configuration.check()
+        self.get_response = get_response
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._is_async:
+            return self._acall(request)
+        outer = _outer(request)
+        if outer is not None:
+            request.session = BorrowedStore(outer)
+            return _leave_borrowed(request, outer, self.get_response(request))
+        visit = _Visit(request)
+        refused = wait(visit.opening())
+        if refused is not None:
+            return refused
+        response: HttpResponseBase = self.get_response(request)
+        if visit.was_replaced():
+            return DjangosMiddleware(self.get_response).process_response(request, response)
+        return wait(visit.leaving(response))
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        outer = _outer(request)
+        if outer is not None:
+            request.session = BorrowedStore(outer)
+            return _leave_borrowed(request, outer, await self.get_response(request))
+        visit = _Visit(request)
+        refused = await await_(visit.opening())
+        if refused is not None:
+            return refused
+        response: HttpResponseBase = await self.get_response(request)
+        if visit.was_replaced():
+            theirs = DjangosMiddleware(self.get_response).process_response
+            return await sync_to_async(theirs, thread_sensitive=True)(request, response)
+        return await await_(visit.leaving(response))
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
+        """What a view stores while no session server answers is refused as what the middleware stores."""
+        return _refusal(Answer.refusal(exception)) if isinstance(exception, SessionUnavailable) else None
+
+
+class _Visit:
+    """One request and its response."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        self._shown: str | None = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+        self._transport = KeyTransport()
+        self._store = SessionStore()
+        self._had_session = False
+
+    def opening(self) -> Steps[HttpResponseBase | None]:
+        meta = self._request.META
+        agent = meta.get("HTTP_USER_AGENT", "")
+        headers = ((b"user-agent", agent.encode("latin-1", "replace")),) if agent else ()
+        shown = (self._shown or "").encode("utf-8", "replace")
+        client = meta.get("REMOTE_ADDR") or None
+        try:
+            opened: Opened = yield from ask("open", shown, client, self._transport, self._request.method or "", headers)
+        except SessionUnavailable as unavailable:
+            return _refusal(Answer.refusal(unavailable))
+        self._had_session = not opened.session.is_new
+        self._request.session = self._store = SessionStore.of(opened, self._shown)
+        return None
+
+    def was_replaced(self) -> bool:
+        """Whether the app has put another session object in the place of ours: then Django's rules are all."""
+        return getattr(self._request, "session", None) is not self._store
+
+    def leaving(self, response: HttpResponseBase) -> Steps[HttpResponseBase]:
+        store, transport = self._store, self._transport
+        opened = store._opened
+        assert opened is not None
+        wants = store.modified or settings.SESSION_SAVE_EVERY_REQUEST
+        saves = wants and not store.is_empty() and response.status_code < SERVER_ERROR
+        if store.accessed:
+            opened.session.mark_accessed()
+        if saves:
+            store.put((yield from store._data()))
+        answer: Answer = yield from ask("finish", opened, response.status_code, _headers(response))
+        if answer.refused:
+            if answer.status == 409 and not (yield from store._existing(store.session_key)):
+                raise SessionInterrupted(OVER)
+            return _refusal(answer)
+        if transport.token is not None:
+            store._session_key = transport.token.decode()
+        _tell_caches(response, answer)
+        if self._may_tell(response, saves):
+            self._set_cookie(response, opened.session, saves)
+        elif store.was_flushed and self._shown is not None and store.session_key is None:
+            response.delete_cookie(
+                settings.SESSION_COOKIE_NAME,
+                path=settings.SESSION_COOKIE_PATH,
+                domain=settings.SESSION_COOKIE_DOMAIN,
+                samesite=settings.SESSION_COOKIE_SAMESITE,
+            )
+            _keep_from_caches(response)
+        return response
+
+    def _may_tell(self, response: HttpResponseBase, saved: bool) -> bool:
+        """Whether the browser is to be given a cookie: a key that it does not have, or the same for longer.
+
+        A key that was replaced is given to nobody again: the browser has a newer one.
+        """
+        key = self._store.session_key
+        if key is None or (response.status_code >= SERVER_ERROR and not self._had_session):
+            return False
+        assert self._store._opened is not None
+        request = self._store._opened.session._request
+        if key != self._shown:
+            return True
+        return saved and request.verdict in _NEWEST
+
+    def _set_cookie(self, response: HttpResponseBase, session: Session, saved: bool) -> None:
+        store = self._store
+        max_age = expires = None
+        if not store.get_expire_at_browser_close():
+            now_ms = configuration.sessions().now_ms()
+            ends_at = mapping.ends_at(session)
+            if saved or ends_at is None:
+                max_age = store.get_expiry_age()
+            else:
+                max_age = max(0, (ends_at - now_ms) // 1000)
+            expires = http_date(now_ms / 1000 + max_age)
+        response.set_cookie(
+            settings.SESSION_COOKIE_NAME,
+            store.session_key or "",
+            max_age=max_age,
+            expires=expires,
+            domain=settings.SESSION_COOKIE_DOMAIN,
+            path=settings.SESSION_COOKIE_PATH,
+            secure=settings.SESSION_COOKIE_SECURE,
+            httponly=settings.SESSION_COOKIE_HTTPONLY,
+            samesite=settings.SESSION_COOKIE_SAMESITE,
+        )
+        _keep_from_caches(response)
+
+
+def _outer(request: HttpRequest) -> Session | None:
+    """The session that a layer outside of Django has opened."""
+    places = (getattr(request, "scope", None), getattr(request, "environ", None))
+    for place, key in zip(places, ("session", ENVIRON_KEY), strict=True):
+        found = place.get(key) if place is not None else None
+        if isinstance(found, Session):
+            return found
+    return None
+
+
+def _leave_borrowed(request: HttpRequest, outer: Session, response: HttpResponseBase) -> HttpResponseBase:
+    store = request.session
+    if not isinstance(store, BorrowedStore):
+        return response
+    if store.accessed:
+        outer.mark_accessed()
+        patch_vary_headers(response, ("Cookie",))
+    wants = store.modified or settings.SESSION_SAVE_EVERY_REQUEST
+    if wants and not store.is_empty() and response.status_code < SERVER_ERROR:
+        store.put(store._session)
+    return response
+
+
+def _refusal(answer: Answer) -> HttpResponse:
+    response = HttpResponse(f"session: {answer.refused}\n", status=answer.status, content_type="text/plain")
+    for name, value in answer.headers:
+        response[name.decode()] = value.decode()
+    return response
+
+
+def _headers(response: HttpResponseBase) -> list[tuple[bytes, bytes]]:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.items()]
+    if not response.streaming:
+        headers.append((b"content-length", b""))  # nothing reads the session when this response has left
+    return headers
+
+
+def _tell_caches(response: HttpResponseBase, answer: Answer) -> None:
+    if type(answer.headers) is list and (b"vary", b"Cookie") in answer.headers:
+        patch_vary_headers(response, ("Cookie",))
+    if (b"cache-control", b"no-store") in answer.headers:
+        response["Cache-Control"] = "no-store"
+
+
+def _keep_from_caches(response: HttpResponseBase) -> None:
+    patch_vary_headers(response, ("Cookie",))
+    response["Cache-Control"] = "no-store"

@@ -22,7 +22,7 @@ from coatcheck.errors import SessionUnavailable
 from coatcheck.sessions import mapping
 from coatcheck.sessions.answer import Answer, KeyTransport
 from coatcheck.sessions.mapping import Session
-from coatcheck.sessions.opened import Opened
+from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.tokens.chain import Shown
 from coatcheck.web.django import configuration
 from coatcheck.web.django.steps import Steps, ask, await_, wait
@@ -30,6 +30,8 @@ from coatcheck.web.django.store import OVER, BorrowedStore, SessionStore
 from coatcheck.web.wsgi import KEY as ENVIRON_KEY
 
 SERVER_ERROR: Final = 500
+_VISIT: Final = "_coatcheck_visit"
+"""Where a request keeps what is to be done when its response leaves."""
 _NEWEST: Final = (Shown.CURRENT, Shown.NEXT)
 
 
@@ -57,28 +59,35 @@ class SessionMiddleware:
         if outer is not None:
             request.session = BorrowedStore(outer)
             return _leave_borrowed(request, outer, self.get_response(request))
-        visit = _Visit(request)
-        refused = wait(visit.opening())
-        if refused is not None:
-            return refused
-        response: HttpResponseBase = self.get_response(request)
-        if visit.was_replaced():
-            return DjangosMiddleware(self.get_response).process_response(request, response)
-        return wait(visit.leaving(response))
+        refused = self.process_request(request)
+        return refused if refused is not None else self.process_response(request, self.get_response(request))
+
+    def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
+        """Open the request's session; what comes back instead of ``None`` is the answer: it cannot be had now."""
+        return wait(_Visit(request).opening())
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        """Store what the request did to its session; the response leaves when that is acknowledged."""
+        visit = _visit_of(request)
+        return self._as_django(request, response) if visit is None else wait(visit.leaving(response))
+
+    def _as_django(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        """Where the app has put another session object in the place of ours, or has asked a second time."""
+        found: HttpResponseBase = DjangosMiddleware(self.get_response).process_response(request, response)
+        return found
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
         outer = _outer(request)
         if outer is not None:
             request.session = BorrowedStore(outer)
             return _leave_borrowed(request, outer, await self.get_response(request))
-        visit = _Visit(request)
-        refused = await await_(visit.opening())
+        refused = await await_(_Visit(request).opening())
         if refused is not None:
             return refused
         response: HttpResponseBase = await self.get_response(request)
-        if visit.was_replaced():
-            theirs = DjangosMiddleware(self.get_response).process_response
-            return await sync_to_async(theirs, thread_sensitive=True)(request, response)
+        visit = _visit_of(request)
+        if visit is None:
+            return await sync_to_async(self._as_django, thread_sensitive=True)(request, response)
         return await await_(visit.leaving(response))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
@@ -108,11 +117,13 @@ class _Visit:
             return _refusal(Answer.refusal(unavailable))
         self._had_session = not opened.session.is_new
         self._request.session = self._store = SessionStore.of(opened, self._shown)
+        setattr(self._request, _VISIT, self)
         return None
 
-    def was_replaced(self) -> bool:
-        """Whether the app has put another session object in the place of ours: then Django's rules are all."""
-        return getattr(self._request, "session", None) is not self._store
+    def is_open(self, request: HttpRequest) -> bool:
+        """Whether the request still has the session that was opened for it, and was not answered before."""
+        opened = self._store._opened
+        return request.session is self._store and opened is not None and opened.phase is Phase.OPEN
 
     def leaving(self, response: HttpResponseBase) -> Steps[HttpResponseBase]:
         store, transport = self._store, self._transport
@@ -181,6 +192,11 @@ class _Visit:
             samesite=settings.SESSION_COOKIE_SAMESITE,
         )
         _keep_from_caches(response)
+
+
+def _visit_of(request: HttpRequest) -> _Visit | None:
+    visit: _Visit | None = getattr(request, _VISIT, None)
+    return visit if visit is not None and visit.is_open(request) else None
 
 
 def _outer(request: HttpRequest) -> Session | None:

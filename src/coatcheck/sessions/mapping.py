@@ -329,16 +329,17 @@ def replace(session: Session, content: dict[str, Any]) -> None:
 def name_user(session: Session, user: str) -> None:
     """Whose session it is, said by a framework that gives a login its new key before it says who logs in.
 
-    With the next write that user is named, in the session as it is if this very request has begun it and it is nobody
-    else's; any other gets a new key, as by :meth:`Session.regenerate`. Raises as that does.
+    With the next write that user is named. A session that this very request has begun has a new key already, and one
+    that is this user's is not begun anew; any other is, as by :meth:`Session.regenerate`. Raises as that does.
     """
-    request = session._request
     former = session.user
-    if session.is_new or not request.begun or former not in (None, user):
-        session.regenerate(user)
-    elif former is None:
-        request.named = _checked_user(user)
+    if former == user and not session.is_new:
+        return
+    if session._request.begun and former is None:
+        session._request.named = _checked_user(user)
         session.mark_modified()
+    else:
+        session.regenerate(user)
 
 
 def end_at(session: Session, moment_ms: int) -> None:

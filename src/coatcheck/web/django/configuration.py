@@ -45,13 +45,15 @@ def _find() -> ThreadedSessions:
         if not _current:
             servers, arguments = _arguments()
             known = repr((servers, sorted(arguments.items(), key=lambda item: item[0])))
-            if known not in _made:
-                _made[known] = _connect(servers, arguments)
+            keys = None if "key" in arguments else _keys_of_django()
+            made = _made.get(known)
+            if made is None:
+                made = _made[known] = _connect(servers, {"key": keys, **arguments})
                 if not is_configured() and not settings.DEBUG:
-                    _log.warning(
-                        "%s is not set: sessions are in the memory of this process alone, and end with it", NAME
-                    )
-            _current.append(_made[known])
+                    _log.warning("%s is not set: sessions are in the memory of this process, and end with it", NAME)
+            elif keys is not None:
+                made.change_keys(keys, 0)
+            _current.append(made)
         return _current[0]
 
 
@@ -78,7 +80,6 @@ def _arguments() -> tuple[tuple[str, ...], dict[str, Any]]:
     for taken in ("driver", "cookies", "sites", "observer"):
         if taken in arguments:
             raise ImproperlyConfigured(f"{NAME}: {taken}: not a setting of Django's sessions; see docs/django.md")
-    arguments.setdefault("key", _keys_of_django())
     idle = max(IDLE_TIMEOUT_S, float(settings.SESSION_COOKIE_AGE))
     if "absolute_timeout_s" not in arguments:
         arguments["absolute_timeout_s"] = max(ABSOLUTE_TIMEOUT_S, idle)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware as DjangosMiddleware
@@ -35,26 +35,23 @@ _VISIT: Final = "_coatcheck_visit"
 _NEWEST: Final = (Shown.CURRENT, Shown.NEXT)
 
 
-class SessionMiddleware:
+class SessionMiddleware(DjangosMiddleware):
     """``MIDDLEWARE = [..., "coatcheck.web.django.SessionMiddleware", ...]``, where Django's own stood.
 
     The session is the one that a layer outside has opened (``coatcheck serve``, or a middleware of coatcheck around the
     project); else it is opened here, as ``COATCHECK`` says. Raises :class:`ImproperlyConfigured` for wrong settings.
     """
 
-    sync_capable = True
-    async_capable = True
-
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         configuration.check()
-        self.get_response = get_response
+        super().__init__(get_response)
         self._is_async = iscoroutinefunction(get_response)
-        if self._is_async:
-            markcoroutinefunction(self)
+        self._is_ours = issubclass(self.SessionStore, SessionStore)
+        """Another engine has Django's rules, and no more."""
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self._is_async:
-            return self._acall(request)
+        if self._is_async or not self._is_ours:
+            return super().__call__(request)  # type: ignore[no-any-return]
         outer = _outer(request)
         if outer is not None:
             request.session = BorrowedStore(outer)
@@ -64,7 +61,10 @@ class SessionMiddleware:
 
     def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
         """Open the request's session; what comes back instead of ``None`` is the answer: it cannot be had now."""
-        return wait(_Visit(request).opening())
+        if not self._is_ours:
+            super().process_request(request)
+            return None
+        return wait(_Visit(request, self.SessionStore).opening())
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Store what the request did to its session; the response leaves when that is acknowledged."""
@@ -73,15 +73,17 @@ class SessionMiddleware:
 
     def _as_django(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Where the app has put another session object in the place of ours, or has asked a second time."""
-        found: HttpResponseBase = DjangosMiddleware(self.get_response).process_response(request, response)
+        found: HttpResponseBase = super().process_response(request, response)
         return found
 
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        if not self._is_ours:
+            return await super().__acall__(request)  # type: ignore[no-any-return]
         outer = _outer(request)
         if outer is not None:
             request.session = BorrowedStore(outer)
             return _leave_borrowed(request, outer, await self.get_response(request))
-        refused = await await_(_Visit(request).opening())
+        refused = await await_(_Visit(request, self.SessionStore).opening())
         if refused is not None:
             return refused
         response: HttpResponseBase = await self.get_response(request)
@@ -98,11 +100,12 @@ class SessionMiddleware:
 class _Visit:
     """One request and its response."""
 
-    def __init__(self, request: HttpRequest) -> None:
+    def __init__(self, request: HttpRequest, kind: type[SessionStore]) -> None:
         self._request = request
+        self._kind = kind
         self._shown: str | None = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
         self._transport = KeyTransport()
-        self._store = SessionStore()
+        self._store: SessionStore | None = None
         self._had_session = False
 
     def opening(self) -> Steps[HttpResponseBase | None]:
@@ -116,17 +119,20 @@ class _Visit:
         except SessionUnavailable as unavailable:
             return _refusal(Answer.refusal(unavailable))
         self._had_session = not opened.session.is_new
-        self._request.session = self._store = SessionStore.of(opened, self._shown)
+        self._request.session = self._store = self._kind.of(opened, self._shown)
         setattr(self._request, _VISIT, self)
         return None
 
     def is_open(self, request: HttpRequest) -> bool:
         """Whether the request still has the session that was opened for it, and was not answered before."""
-        opened = self._store._opened
-        return request.session is self._store and opened is not None and opened.phase is Phase.OPEN
+        store = self._store
+        if store is None or store._opened is None or request.session is not store:
+            return False
+        return store._opened.phase is Phase.OPEN
 
     def leaving(self, response: HttpResponseBase) -> Steps[HttpResponseBase]:
         store, transport = self._store, self._transport
+        assert store is not None
         opened = store._opened
         assert opened is not None
         wants = store.modified or settings.SESSION_SAVE_EVERY_REQUEST
@@ -143,8 +149,8 @@ class _Visit:
         if transport.token is not None:
             store._session_key = transport.token.decode()
         _tell_caches(response, answer)
-        if self._may_tell(response, saves):
-            self._set_cookie(response, opened.session, saves)
+        if self._may_tell(response, store, opened, saves):
+            self._set_cookie(response, store, opened.session, saves)
         elif store.was_flushed and self._shown is not None and store.session_key is None:
             response.delete_cookie(
                 settings.SESSION_COOKIE_NAME,
@@ -155,22 +161,19 @@ class _Visit:
             _keep_from_caches(response)
         return response
 
-    def _may_tell(self, response: HttpResponseBase, saved: bool) -> bool:
+    def _may_tell(self, response: HttpResponseBase, store: SessionStore, opened: Opened, saved: bool) -> bool:
         """Whether the browser is to be given a cookie: a key that it does not have, or the same for longer.
 
         A key that was replaced is given to nobody again: the browser has a newer one.
         """
-        key = self._store.session_key
+        key = store.session_key
         if key is None or (response.status_code >= SERVER_ERROR and not self._had_session):
             return False
-        assert self._store._opened is not None
-        request = self._store._opened.session._request
-        if key != self._shown:
-            return True
-        return saved and request.verdict in _NEWEST
+        return key != self._shown or (saved and opened.session._request.verdict in _NEWEST)
 
-    def _set_cookie(self, response: HttpResponseBase, session: Session, saved: bool) -> None:
-        store = self._store
+    def _set_cookie(
+        self, response: HttpResponseBase, store: SessionStore, session: Session, saved: bool
+    ) -> None:
         max_age = expires = None
         if not store.get_expire_at_browser_close():
             now_ms = configuration.sessions().now_ms()

@@ -30,6 +30,9 @@ _lock: Final = threading.Lock()
 _made: Final[dict[str, ThreadedSessions]] = {}
 """By what was configured: tests that change settings for a while find their sessions again afterwards."""
 _current: list[ThreadedSessions] = []
+_known_keys: Final[list[bytes]] = []
+"""Made from ``SECRET_KEY`` as it is and was in this process."""
+MAX_KEYS: Final = 8
 
 
 def sessions() -> ThreadedSessions:
@@ -52,7 +55,9 @@ def _find() -> ThreadedSessions:
                 if not is_configured() and not settings.DEBUG:
                     _log.warning("%s is not set: sessions are in the memory of this process, and end with it", NAME)
             elif keys is not None:
-                made.change_keys(keys, 0)
+                # A test has changed SECRET_KEY, and the session servers hold what was sealed before.
+                made.change_keys([*keys, *(key for key in _known_keys if key not in keys)][:MAX_KEYS], 0)
+            _known_keys.extend(key for key in keys or () if key not in _known_keys)
             _current.append(made)
         return _current[0]
 

@@ -9,6 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.auth import alogin, alogout, authenticate, login, logout
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.urls import path
 
 todo: dict[str, Callable[[HttpRequest], Any]] = {}
@@ -61,12 +62,12 @@ async def asign_out(request: HttpRequest) -> HttpResponse:
 
 def do(request: HttpRequest) -> HttpResponse:
     done = todo["do"](request)
-    return done if isinstance(done, HttpResponse) else HttpResponse(str(done))
+    return done if isinstance(done, HttpResponseBase) else HttpResponse(str(done))
 
 
 async def ado(request: HttpRequest) -> HttpResponse:
     done = await todo["ado"](request)
-    return done if isinstance(done, HttpResponse) else HttpResponse(str(done))
+    return done if isinstance(done, HttpResponseBase) else HttpResponse(str(done))
 
 
 urlpatterns = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Final
@@ -92,7 +93,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class EndingRecord(Record, frozen=True, array_like=True, gc=False):
     """One of which the app has said when it ends, whatever the timeouts; they may only end it sooner."""
 
-    ends_at: int = 0
+    ends_at: int | None = None
     """Unix ms."""
 
     @property
@@ -100,11 +101,12 @@ class EndingRecord(Record, frozen=True, array_like=True, gc=False):
         return self.ends_at
 
     def expires_at(self, policy: SessionPolicy) -> int:
-        return min(Record.expires_at(self, policy), self.ends_at)
+        within = Record.expires_at(self, policy)
+        return within if self.ends_at is None else min(within, self.ends_at)
 
 
-ENDING_FIELDS: Final = b"\x99"
-"""How the MessagePack of an :class:`EndingRecord` begins, as of any array of nine."""
+NINE_FIELDS: Final = 0x99
+"""How the MessagePack of an :class:`EndingRecord` begins, or with a higher number, of a later release."""
 
 KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
@@ -135,8 +137,9 @@ decode_chain = msgspec.msgpack.Decoder(Chain).decode
 def decode_record(body: bytes) -> Record:
     """Raises :class:`CorruptEntry` if the body is no record: another version of coatcheck sealed it."""
     try:
-        if body[:1] == ENDING_FIELDS:
-            return _ending_decoder.decode(body)
+        if body and body[0] >= NINE_FIELDS:
+            with contextlib.suppress(msgspec.ValidationError):
+                return _ending_decoder.decode(body)
         return _record_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise CorruptEntry(f"not a session record: {error}") from None

@@ -178,7 +178,7 @@ def test_who_logs_in_is_named_in_the_session_that_the_login_has_begun() -> None:
     assert at.known[named].key == key
     found = at.found(named)
     assert (found.user, found) == ("ada", {"cart": 1})
-    assert at.web.kinds()[-1] is EventKind.SESSION_LOGIN
+    assert at.web.events[-1].kind is EventKind.SESSION_LOGIN
 
 
 def test_a_session_that_others_may_know_gets_a_new_key_with_its_user() -> None:

@@ -216,7 +216,8 @@ class _Background:
             raise
         finally:
             self._calls.discard(call)
-        return _result_of(call)
+        result: T = _result_of(call)
+        return result
 
     async def run_awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The same for a coroutine of another event loop, which goes on meanwhile."""
@@ -235,7 +236,8 @@ class _Background:
             raise
         finally:
             self._calls.discard(call)
-        return _result_of(call)
+        result: T = _result_of(call)
+        return result
 
     def _schedule(self, call: _Call) -> None:
         try:
@@ -389,7 +391,7 @@ class ThreadedSessions:
         return await (await self._running_beside()).run_awaited(self._sessions.find_by_token(text))
 
     def store_now(self, session: Session) -> bytes:
-        """Store a session that was found or opened, or is to begin; its newest token. Raises as :meth:`ByToken.store`."""
+        """Store a session that was found, opened or made; its newest token. Raises as :meth:`ByToken.store`."""
         return self._wait_for(self._sessions.store_now, session)
 
     async def astore_now(self, session: Session) -> bytes:

@@ -176,7 +176,7 @@ class KeyTransport(CookieTransport):
     def __init__(self) -> None:
         self.login = _NO_LOGIN
         self.login_name = b""
-        self.read_anonymous = _whole
+        self.read_anonymous = _whole  # type: ignore[assignment]
         self.token: bytes | None = None
         self.cleared = False
 

@@ -393,7 +393,9 @@ def test_djangos_admin(client: Client) -> None:
     assert (answer.status_code, answer["Location"]) == (302, "/admin/")
     page = client.get("/admin/auth/user/")
     assert b"bob" in page.content
-    changed = client.post("/admin/auth/user/add/", {"username": "eve", "password1": "x7-Tea-cup", "password2": "x7-Tea-cup"})
+    changed = client.post(
+        "/admin/auth/user/add/", {"username": "eve", "password1": "x7-Tea-cup", "password2": "x7-Tea-cup"}
+    )
     assert changed.status_code == 302
     assert b"was added successfully" in client.get(changed["Location"]).content
     User.objects.filter(username="eve").delete()
@@ -406,7 +408,13 @@ def test_djangos_admin(client: Client) -> None:
 def quick(client: Client) -> Iterator[None]:
     """Keys are replaced with each response, and honest for a second."""
     with override_settings(
-        COATCHECK={"session_servers": "memory://", "farm": "quick", "rotate_after_s": 0, "grace_s": 1, "new_session_life_s": 0}
+        COATCHECK={
+            "session_servers": "memory://",
+            "farm": "quick",
+            "rotate_after_s": 0,
+            "grace_s": 1,
+            "new_session_life_s": 0,
+        }
     ):
         yield
 

@@ -19,11 +19,26 @@ TESTS = Path(__file__).parents[2]
 SOURCE = Path(coatcheck.errors.__file__).parents[1]
 DEADLINE_S = 120.0
 SERVERS = {
-    "wsgi": ["gunicorn", "-k", "gthread", "--threads", "4", "--preload", "-b", "127.0.0.1:{port}", "web.django.project.wsgi"],
+    "wsgi": [
+        "gunicorn",
+        "-k",
+        "gthread",
+        "--threads",
+        "4",
+        "--preload",
+        "-b",
+        "127.0.0.1:{port}",
+        "web.django.project.wsgi",
+    ],
     "asgi": ["uvicorn", "--port", "{port}", "web.django.project.asgi:application"],
 }
-MAKE = "import django; django.setup(); from django.core.management import call_command as c; c('migrate', run_syncdb=True)\n"
-MAKE += "from web.django.conftest import make_users; make_users()"
+MAKE = """
+import django; django.setup()
+from django.core.management import call_command
+call_command("migrate", run_syncdb=True)
+from web.django.conftest import make_users
+make_users()
+"""
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def check_middleware(app_configs: Sequence[Any] | None, **_: Any) -> list[checks
         return []
     if DJANGOS_MIDDLEWARE in settings.MIDDLEWARE:
         hint = f"In MIDDLEWARE, write {MIDDLEWARE!r} in its place."
-        said = "Django's SessionMiddleware keeps the session key as it is: without ours no key is rotated, and no theft found."
+        said = "With Django's SessionMiddleware no session key is rotated, and no theft found."
         return [checks.Warning(said, hint=hint, id="coatcheck.W001")]
     return []
 

@@ -107,7 +107,9 @@ def _connect(servers: tuple[str, ...], arguments: dict[str, Any]) -> ThreadedSes
 def _keys_of_django() -> list[bytes]:
     """Made from ``SECRET_KEY`` and, to open what they sealed, ``SECRET_KEY_FALLBACKS``."""
     secrets = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
-    return [hashlib.blake2b(force_bytes(secret), person=b"coatcheck.django", digest_size=32).digest() for secret in secrets]
+    return [
+        hashlib.blake2b(force_bytes(secret), person=b"coatcheck.django", digest_size=32).digest() for secret in secrets
+    ]
 
 
 def _forget(*, setting: str, **_: object) -> None:

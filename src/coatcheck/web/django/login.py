@@ -1,4 +1,4 @@
-"""``django.contrib.auth.login()`` names the user to coatcheck, so that operators and limits know whose session it is."""
+"""``django.contrib.auth.login()`` names the user to coatcheck: operators and limits know whose session it is."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class SessionMiddleware(DjangosMiddleware):
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async or not self._is_ours:
-            return super().__call__(request)  # type: ignore[no-any-return]
+            return super().__call__(request)
         outer = _outer(request)
         if outer is not None:
             request.session = BorrowedStore(outer)
@@ -78,7 +78,7 @@ class SessionMiddleware(DjangosMiddleware):
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         if not self._is_ours:
-            return await super().__acall__(request)  # type: ignore[no-any-return]
+            return await super().__acall__(request)
         outer = _outer(request)
         if outer is not None:
             request.session = BorrowedStore(outer)
@@ -147,7 +147,7 @@ class _Visit:
                 raise SessionInterrupted(OVER)
             return _refusal(answer)
         if transport.token is not None:
-            store._session_key = transport.token.decode()
+            store._take_key(transport.token.decode())
         _tell_caches(response, answer)
         if self._may_tell(response, store, opened, saves):
             self._set_cookie(response, store, opened.session, saves)
@@ -171,9 +171,7 @@ class _Visit:
             return False
         return key != self._shown or (saved and opened.session._request.verdict in _NEWEST)
 
-    def _set_cookie(
-        self, response: HttpResponseBase, store: SessionStore, session: Session, saved: bool
-    ) -> None:
+    def _set_cookie(self, response: HttpResponseBase, store: SessionStore, session: Session, saved: bool) -> None:
         max_age = expires = None
         if not store.get_expire_at_browser_close():
             now_ms = configuration.sessions().now_ms()

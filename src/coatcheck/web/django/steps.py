@@ -1,4 +1,4 @@
-"""What is done for sync and for async code, written once: a generator yields what it asks for and is sent the answer."""
+"""What is done for sync and async code, written once: a generator yields what it asks for and is sent the answer."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
@@ -38,8 +38,6 @@ class SessionStore(SessionBase):
     :class:`coatcheck.SessionUnavailable` is raised while no session server answers.
     """
 
-    was_flushed: ClassVar[bool] = False
-
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._held: Session | None = None
@@ -48,6 +46,8 @@ class SessionStore(SessionBase):
         """The request that it was opened for, if it was."""
         self._is_fresh = False
         """Whether what is held was opened for this request, and not looked at yet."""
+        self.was_flushed = False
+        """Whether the app has ended it; then its cookie goes."""
         self._user: str | None = None
         """Who is to be named when the session begins."""
 
@@ -143,7 +143,7 @@ class SessionStore(SessionBase):
         else:
             self._held = yield from self._finding(self.session_key)
         if self._held is None:
-            self._session_key = None
+            self._take_key(None)
             return {}
         return self._stored()
 
@@ -182,7 +182,7 @@ class SessionStore(SessionBase):
             token: bytes = yield from ask("store_now", self._held)
         except (SessionClosed, ConflictError) as error:
             raise UpdateError(str(error)) from error
-        self._session_key = token.decode()
+        self._take_key(token.decode())
 
     def _deleting(self, key: str | None) -> Steps[None]:
         key = self.session_key if key is None else key
@@ -238,9 +238,12 @@ class SessionStore(SessionBase):
         assert self._held is not None
         return from_store(decode_data(self._held._request.blob), self.serializer)
 
+    def _take_key(self, key: str | None) -> None:
+        self._session_key = key
+
     def _begin(self) -> None:
         """What is saved next is another session, which exists nowhere yet."""
-        self._session_key = None
+        self._take_key(None)
         self._held, self._is_fresh = None, False
         if self._opened is not None and not self._opened.session.is_new:
             self._opened.session = fresh_beside(self._opened)
@@ -273,7 +276,8 @@ class BorrowedStore(SessionStore):
 
     @property
     def public_id(self) -> str | None:
-        return self.session_key
+        known: str | None = self.session_key
+        return known
 
     def name_user(self, user: str) -> None:
         former = self.outer.user

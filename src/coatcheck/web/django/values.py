@@ -32,7 +32,7 @@ def to_store(data: dict[Any, Any], stored: dict[str, Any], serializer: type[Any]
     if not changed:
         return kept
     if serializer is JSONSerializer:
-        written = json.loads(serializer().dumps(changed))
+        written: dict[str, Any] = json.loads(serializer().dumps(changed))
         try:
             encode_data(written)
         except SessionDataError:
@@ -51,7 +51,7 @@ def from_store(stored: dict[str, Any], serializer: type[Any]) -> dict[str, Any]:
     for key, value in stored.items():
         try:
             found[key] = _shown(value, serializer)
-        except Exception:  # noqa: BLE001, S112, PERF203 - serializers raise what they like; Django gives an empty session
+        except Exception:  # noqa: BLE001, S112 - serializers raise what they like
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""``SHOP_FOLDER``: where its database is; ``SHOP_SESSIONS``: its session server, without it the memory of the process."""
+"""``SHOP_FOLDER``: where its database is; ``SHOP_SESSIONS``: its session server, else memory."""
 
 from __future__ import annotations
 

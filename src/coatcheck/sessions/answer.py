@@ -10,7 +10,7 @@ from typing import Final
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.caching import guard, may_read_later
-from coatcheck.sessions.cookies import CookieJar, CookiePolicy
+from coatcheck.sessions.cookies import CookieJar, CookiePolicy, NoCookie
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.request_state import RequestState
@@ -203,16 +203,7 @@ class KeyTransport(CookieTransport):
         return Answer(status, headers)
 
 
-class _NoCookie(CookieJar):
-    """In the place of the logged-in cookie, where there is but one."""
-
-    __slots__ = ()
-
-    def read(self, header: bytes) -> bytes | None:
-        return None
-
-
-_NO_LOGIN: Final = _NoCookie(CookiePolicy(), "-login")
+_NO_LOGIN: Final = NoCookie(CookiePolicy())
 _SOME_COOKIE: Final[Header] = (b"set-cookie", b"")
 """What the framework is going to send."""
 

@@ -208,3 +208,12 @@ class CookieJar:
 
     def delete_cookie(self) -> tuple[bytes, bytes]:
         return (b"set-cookie", self.deletion)
+
+
+class NoCookie(CookieJar):
+    """In the place of a cookie that is never shown."""
+
+    __slots__ = ()
+
+    def read(self, header: bytes) -> bytes | None:
+        return None

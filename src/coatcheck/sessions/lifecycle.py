@@ -22,10 +22,10 @@ from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     KNOWN_MS,
-    EndingRecord,
     Record,
     check_data,
     encode_data,
+    ending,
 )
 from coatcheck.sessions.saving import NOTHING, Saved
 from coatcheck.sessions.users import UserIndexes
@@ -195,11 +195,9 @@ class Lifecycle(GoingOn, Handing):
         user: str | None,
         provider: ProviderLogin | None,
         created_at: int | None = None,
-        ends_at: int | None = None,
     ) -> Flow[Saved]:
         """A session that exists nowhere yet. A successor leaves only after its put is acknowledged."""
         request = session._request
-        ends_at = ends_at if request.ends_at is None else request.ends_at
         now = self._world.now_ms()
         key = self._world.random_bytes(KEY_BYTES)
         chain = Chain(ChainLink(self._world.random_bytes(SESSION_ID_BYTES), now))
@@ -210,12 +208,9 @@ class Lifecycle(GoingOn, Handing):
         sockets = None if request.socket is None else request.socket.applied(None)
         if provider is not None and not provider.since:
             provider = msgspec.structs.replace(provider, since=now)
-        record: Record
-        if ends_at is None:
-            record = Record(request.saved_blob, created_at, last_seen_at, user, chain, sockets, None, provider)
-        else:
-            data = request.saved_blob
-            record = EndingRecord(data, created_at, last_seen_at, user, chain, sockets, None, provider, ends_at)
+        record = Record(request.saved_blob, created_at, last_seen_at, user, chain, sockets, None, provider)
+        if request.ends_at is not None:
+            record = ending(record, request.ends_at)
         expires_at = record.expires_at(self.policy)
         new = self.copies.create(key)
         written: Written | None = yield Exclusive(key, self._create_entry(new, self._encode(record), now, expires_at))
@@ -276,10 +271,11 @@ class Lifecycle(GoingOn, Handing):
             request.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
         request.login = True
         request.new_login = False
+        request.ends_at = before.deadline if request.ends_at is None else request.ends_at
         user = request.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         created_at, provider = (before.created_at, before.provider) if user == before.user else (None, None)
-        saved = yield from self._create(session, user, request.new_provider or provider, created_at, before.deadline)
+        saved = yield from self._create(session, user, request.new_provider or provider, created_at)
         request.blob = request.saved_blob = mine  # what others stored is no change of this request, not undone by it
         displaced = yield from self._enlist(session, old_key if user == before.user else None)
         yield from self._or_abandon(session, self._close_for_good(old_key))

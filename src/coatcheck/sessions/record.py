@@ -105,6 +105,11 @@ class EndingRecord(Record, frozen=True, array_like=True, gc=False):
         return within if self.ends_at is None else min(within, self.ends_at)
 
 
+def ending(record: Record, ends_at: int) -> EndingRecord:
+    """The same with an end (Unix ms)."""
+    return EndingRecord(*(getattr(record, field) for field in Record.__struct_fields__), ends_at)
+
+
 NINE_FIELDS: Final = 0x99
 """How the MessagePack of an :class:`EndingRecord` begins, or with a higher number, of a later release."""
 

@@ -18,11 +18,11 @@ from coatcheck.sessions.opening import Opening
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.record import (
     KNOWN_MS,
-    EndingRecord,
     Record,
     check_room,
     decode_data,
     encode_data,
+    ending,
 )
 from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
@@ -192,10 +192,8 @@ class Saving(Opening):
         sockets = record.sockets if change is None else _changed_sockets(change, record, data)
         user = request.named or record.user
         ends_at = record.deadline if request.ends_at is None else request.ends_at
-        if ends_at is None:
-            return Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
-        handed, provider = record.handed, record.provider
-        return EndingRecord(data, created_at, last_seen_at, user, chain, sockets, handed, provider, ends_at)
+        written = Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
+        return written if ends_at is None else ending(written, ends_at)
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another

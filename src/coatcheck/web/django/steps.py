@@ -10,18 +10,18 @@ from coatcheck.web.django.configuration import sessions
 T = TypeVar("T")
 
 
-class Ask(NamedTuple):
+class Question(NamedTuple):
     """A method of :class:`coatcheck.drivers.threads.ThreadedSessions` that has a twin with an ``a`` in front."""
 
     name: str
     arguments: tuple[Any, ...]
 
 
-Steps = Generator[Ask, Any, T]
+Steps = Generator[Question, Any, T]
 
 
 def ask(name: str, *arguments: Any) -> Steps[Any]:
-    return (yield Ask(name, arguments))
+    return (yield Question(name, arguments))
 
 
 def wait(steps: Steps[T]) -> T:

@@ -22,7 +22,7 @@ PURE = next(each for each in LINTER["contracts"] if each["name"].startswith("Rul
 
 TWINS = {
     ("coatcheck.pool.adapters.httpx", "coatcheck.pool.adapters.httpx2"),
-    ("coatcheck.web.asgi", "coatcheck.web.wsgi"),
+    ("coatcheck.web.asgi", "coatcheck.web.django.middleware", "coatcheck.web.wsgi"),
     ("coatcheck.web.flask", "coatcheck.web.quart"),
 }
 """Modules whose classes have the same names because they are the same thing, for two libraries or two kinds of app."""

@@ -18,7 +18,15 @@ CONSOLE = re.compile(r"```(?:console)?\n(.*?)```", re.S)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 
-WITH_TESTS_OF_THEIR_OWN = ("testing.md", "adapters.md", "tls.md", "service.md", "servers.md", "frameworks.md")
+WITH_TESTS_OF_THEIR_OWN = (
+    "testing.md",
+    "adapters.md",
+    "django.md",
+    "tls.md",
+    "service.md",
+    "servers.md",
+    "frameworks.md",
+)
 
 
 def snippets(page: Path) -> str:

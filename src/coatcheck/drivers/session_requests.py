@@ -18,11 +18,13 @@ from coatcheck.events import Event, EventKind
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.by_token import ByToken
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.durable import SocketState, SocketTicket, TicketCodec
 from coatcheck.sessions.ending import SessionEnd
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle
+from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.request_state import RequestState
@@ -44,6 +46,7 @@ class SessionRequests(ABC):
     """What :class:`coatcheck.drivers.sessions.Sessions` does for requests."""
 
     requests: Requests
+    by_token: ByToken
     lifecycle: Lifecycle
     transport: CookieTransport
     loop: asyncio.AbstractEventLoop | None
@@ -204,6 +207,32 @@ class SessionRequests(ABC):
     def seal(self, issue: Issue) -> bytes:
         """The text of a token for the browser."""
         return self._codecs[issue.login].seal_token(issue.token)
+
+    # -- by the token that names it, outside of a request --------------------------------------------
+
+    async def find_by_token(self, text: bytes) -> Session | None:
+        """The session that a token names, or ``None``; raises as :meth:`ByToken.find`, and changes nothing."""
+        found: Session | None = await self._run(self.by_token.find(text))
+        return found
+
+    async def store_now(self, session: Session) -> bytes:
+        """Store what was done to a session that was found or opened, or is to begin, before any answer leaves.
+
+        Returns the text of its newest token when it is acknowledged. Raises as :meth:`ByToken.store`.
+        """
+        stored: bytes = await self._run(self.by_token.store(session))
+        return stored
+
+    async def close_by_token(self, text: bytes) -> None:
+        """Close the session that a token names; raises as :meth:`ByToken.close`."""
+        await self._run(self.by_token.close(text))
+
+    async def _run(self, flow: Flow[T]) -> T:
+        if self._driver is None:
+            flow.close()
+            raise SessionUnavailable(UnavailableReason.STOPPING)
+        result: T = await self._driver.run(flow)
+        return result
 
     @on_own_loop
     async def ended(self, request: RequestState) -> SessionEnd:

@@ -36,6 +36,7 @@ from coatcheck.replication.placement import Placement
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.version import SERVER_ID_BYTES
+from coatcheck.sessions.by_token import ByToken
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.durable import TicketCodec
 from coatcheck.sessions.ending import OpenStreams
@@ -186,6 +187,8 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         self.hand_offs: HandOffs | None = None
         if self.sites is not None and self._hand_off_codec is not None:
             self.hand_offs = HandOffs(self.sites, self._hand_off_codec, self.lifecycle, self.cookies)
+        asks = self._refresh_keys is not None
+        self.by_token = ByToken(self.lifecycle, self._open_anonymous, self.seal, keys_may_be_newer=asks)
         self.requests = Requests(
             self.lifecycle,
             self.newcomers,
@@ -193,7 +196,7 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
             self._open_login,
             self.seal,
             self._rejected,
-            keys_may_be_newer=self._refresh_keys is not None,
+            keys_may_be_newer=asks,
         )
 
     def _forget_run(self) -> None:

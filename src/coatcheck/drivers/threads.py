@@ -26,6 +26,7 @@ from coatcheck.drivers.asked_in_threads import LONGEST_WAIT_S, AskedInThreads
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
+from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.routes import Header
 
@@ -143,6 +144,29 @@ class _Call:
         return self._answered.acquire(timeout=timeout_s)
 
 
+class _AwaitedCall(_Call):
+    """A coroutine that another event loop waits for."""
+
+    __slots__ = ("_loop", "_over")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__(coroutine)
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+
+    def _release(self) -> None:
+        super()._release()
+        with contextlib.suppress(RuntimeError):  # that loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._over.set)
+
+    async def until_answered(self, timeout_s: float) -> bool:
+        """Whether it was answered in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
+        return self._over.is_set()
+
+
 class _Background:
     """The background thread of one process. ``lock`` is held by whoever looks at or changes what is hosted here."""
 
@@ -188,9 +212,27 @@ class _Background:
             raise
         finally:
             self._calls.discard(call)
-        if call.error is not None:
-            raise call.error
-        result: T = call.result
+        result: T = _result_of(call)
+        return result
+
+    async def run_awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same for a coroutine of another event loop, which goes on meanwhile."""
+        if len(self._calls) >= MAX_WAITING:
+            coroutine.close()
+            raise SessionUnavailable(UnavailableReason.CONTENDED)
+        call = _AwaitedCall(coroutine)
+        self._calls.add(call)
+        try:
+            self._schedule(call)
+            if not await call.until_answered(LONGEST_WAIT_S):
+                self._abandon(call)
+                raise SessionUnavailable(UnavailableReason.TIMED_OUT)
+        except asyncio.CancelledError:
+            self._abandon(call)
+            raise
+        finally:
+            self._calls.discard(call)
+        result: T = _result_of(call)
         return result
 
     def _schedule(self, call: _Call) -> None:
@@ -209,6 +251,12 @@ class _Background:
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_S)
+
+
+def _result_of(call: _Call) -> Any:
+    if call.error is not None:
+        raise call.error
+    return call.result
 
 
 async def _cancel_all() -> None:
@@ -298,6 +346,66 @@ class ThreadedSessions(AskedInThreads):
         if storing is not None:
             background.run(self._sessions.run_for(opened, storing))
 
+    # -- the same for an app that has event loops and threads: what is awaited blocks no loop --------
+
+    async def aopen(
+        self,
+        cookie_header: bytes = b"",
+        client: str | None = None,
+        transport: CookieTransport | None = None,
+        method: str = "",
+        headers: Iterable[Header] = NO_HEADERS,
+    ) -> Opened:
+        """:meth:`open` from a coroutine on any event loop; the background thread does the work."""
+        background = await self._running_beside()
+        opened = Opened(self, cookie_header, client, transport or self.transport, method, headers)
+        await background.run_awaited(self._sessions.load(opened))
+        return opened
+
+    async def afinish(self, opened: Opened, status: int = 200, headers: Iterable[Header] = NO_HEADERS) -> Answer:
+        """:meth:`finish` from a coroutine."""
+        background = await self._running_beside()
+        try:
+            return await background.run_awaited(self._finish(opened, status, headers))
+        except SessionUnavailable as unavailable:
+            return self._sessions.requests.refuse(opened, unavailable)
+
+    async def _finish(self, opened: Opened, status: int, headers: Iterable[Header]) -> Answer:
+        answer = self._sessions.requests.finish(opened, status, headers)
+        if isinstance(answer, Answer):
+            return answer
+        return await self._sessions.run_for(opened, answer)
+
+    # -- by the token that names it, outside of a request --------------------------------------------
+
+    def find_by_token(self, text: bytes) -> Session | None:
+        """The session that a token names, or ``None``; raises as :meth:`ByToken.find`, and changes nothing."""
+        return self._wait_for(self._sessions.find_by_token, text)
+
+    async def afind_by_token(self, text: bytes) -> Session | None:
+        """:meth:`find_by_token` from a coroutine."""
+        return await (await self._running_beside()).run_awaited(self._sessions.find_by_token(text))
+
+    def store_now(self, session: Session) -> bytes:
+        """Store a session that was found, opened or made; its newest token. Raises as :meth:`ByToken.store`."""
+        return self._wait_for(self._sessions.store_now, session)
+
+    async def astore_now(self, session: Session) -> bytes:
+        """:meth:`store_now` from a coroutine."""
+        return await (await self._running_beside()).run_awaited(self._sessions.store_now(session))
+
+    def close_by_token(self, text: bytes) -> None:
+        """Close the session that a token names; raises as :meth:`ByToken.close`."""
+        self._wait_for(self._sessions.close_by_token, text)
+
+    async def aclose_by_token(self, text: bytes) -> None:
+        """:meth:`close_by_token` from a coroutine."""
+        await (await self._running_beside()).run_awaited(self._sessions.close_by_token(text))
+
+    def now_ms(self) -> int:
+        """The farm's time (Unix ms), by which sessions are judged."""
+        return self._sessions.requests.now_ms()
+
     # -- for operators, beside what threads may ask of any sessions ------------------------------------
 
     def change_keys(self, secrets: Sequence[bytes], primary: int) -> None:
@@ -343,6 +451,11 @@ class ThreadedSessions(AskedInThreads):
         if home is not self:
             raise CoatcheckError("this request was opened by other sessions")
         return self._running()
+
+    async def _running_beside(self) -> _Background:
+        """For a coroutine: to begin takes a while, so a thread waits for that."""
+        running = self._background
+        return running if running is not None else await asyncio.to_thread(self._begin)
 
     def _begin(self) -> _Background:
         with self._beginning:

@@ -224,3 +224,12 @@ class MarkedJar(CookieJar):
     def read(self, header: bytes) -> bytes | None:
         """``header``: the cookie's value; ``None`` if it does not begin with the mark."""
         return header[self._length :] if header.startswith(self._prefix) else None
+
+
+class NoCookie(CookieJar):
+    """In the place of a cookie that is never shown."""
+
+    __slots__ = ()
+
+    def read(self, header: bytes) -> bytes | None:
+        return None

@@ -52,6 +52,37 @@ class GoingOn(Saving):
         self.note_stored(session)
         return session, state
 
+    def look(self, token: SealedToken) -> Flow[Session | None]:
+        """The session of a token that a program has in hand, no browser; ``None`` if it opens none.
+
+        Nothing is concluded from it: nobody is accused, no token is taken for shown, no session closed. What is done to
+        the session is stored without a new link in its chain. Raises :class:`SessionUnavailable`.
+        """
+        copy = self.copies.cached(token.key, token.version)
+        if copy is None:
+            if self.copies.cache.is_closed(token.key) and token.key not in self.copies.partly_closed:
+                return None
+            if self.everyone is not None and not self.everyone.is_known():
+                yield from self.everyone.learn()
+            accept = self.policy.rolled_back == "accept"
+            load = self.copies.load(token.key, token.version, accept, token.list_number)
+            found: Copy | Gone = yield Exclusive(token.key, load)
+            if isinstance(found, Gone) or self._is_closed_with_all(found):
+                return None
+            copy = found
+        record, now = self._record(copy), self._world.now_ms()
+        if self.users is not None and record.created_at <= self.users.all_closed_before:
+            return None
+        if now >= record.expires_at(self.policy):
+            return None
+        verdict, _ = self._shown(record.chain, token, copy, now)
+        if not verdict.accepted:
+            return None
+        session = session_of(copy, token, False, self.home, {})
+        session._request.verdict = verdict
+        session._request.is_open = True
+        return session
+
     def note_stored(self, session: Session) -> None:
         """What was just stored is what must be found the next time."""
         request = session._request

@@ -23,6 +23,7 @@ from coatcheck.sessions.record import (
     EMPTY_DATA,
     KNOWN_MS,
     Record,
+    ending,
 )
 from coatcheck.sessions.saving import NOTHING, Saved
 from coatcheck.sessions.users import UserIndexes
@@ -49,7 +50,7 @@ class Lifecycle(GoingOn, Handing):
         if (copy is None or blob == request.blob) and not self._needs_save(session):
             issue = self._issue(session)
             return NOTHING if issue is None else Saved(issue)
-        if copy is None or request.closing or request.cleared or request.new_login:
+        if copy is None or request.closing or request.cleared or request.new_login or request.named is not None:
             return self._change(session)
         return self._store_data(session, copy.key)
 
@@ -73,7 +74,8 @@ class Lifecycle(GoingOn, Handing):
         if copy is None:
             if request.unheard and self.is_logout(session):
                 return True
-            return (request.saved_blob != EMPTY_DATA or request.new_login) and not request.only_closes
+            is_wanted = request.saved_blob != EMPTY_DATA or request.new_login or request.ends_at is not None
+            return is_wanted and not request.only_closes
         verdict = request.verdict
         if (
             verdict is Shown.NEXT
@@ -81,12 +83,14 @@ class Lifecycle(GoingOn, Handing):
             or request.rotating
             or request.closing
             or request.new_login
+            or request.named is not None
         ):
             return True
         record = self._record(copy)
         now = self._world.now_ms()
         return (
             now - record.last_seen_at >= self._touch_ms
+            or (request.ends_at is not None and request.ends_at != record.deadline)
             or needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
             or self._is_unknown(record)
             or request.cleared
@@ -116,7 +120,17 @@ class Lifecycle(GoingOn, Handing):
             return (yield from self._begin_anew(session, copy))
         if request.new_login:
             return (yield from self._regenerate(session, copy.key))
+        if request.named is not None:
+            return (yield from self._name_user(session, copy.key))
         return (yield from as_flow(self._store_data(session, copy.key)))
+
+    def _name_user(self, session: Session, key: bytes) -> Flow[Saved]:
+        """Who has logged in is named in a session that this request has begun: its key is new already."""
+        saved: Saved = yield Exclusive(key, self._save(session, key, "all"))
+        session._request.named = None
+        yield from self._admit_login(session, (yield from self._enlist(session)))
+        self._report_new(EventKind.SESSION_LOGIN, session, "in the request that began it")
+        return saved
 
     def is_logout(self, session: Session) -> bool:
         """Whether what the request did ends its session; known once it was encoded."""
@@ -151,6 +165,18 @@ class Lifecycle(GoingOn, Handing):
             raise SessionUnavailable(UnavailableReason.TOO_FEW_SERVERS)
         return closed
 
+    def close_named(self, token: SealedToken) -> Flow[Closed | None]:
+        """Close the session that a token names, wherever the token stands in its chain; ``None``: it was closed before.
+
+        Raises :class:`SessionUnavailable` while somebody might still be served.
+        """
+        key = token.key
+        if self.copies.cache.is_closed(key) and key not in self.copies.partly_closed:
+            return None
+        closed: Closed = yield Exclusive(key, self._close_for_good(key))
+        self._report(EventKind.SESSION_CLOSED, key, f"by the app, {closed.holds} of {closed.servers}")
+        return closed
+
     def _close_unheard(self, session: Session) -> Flow[None]:
         """A login takes the place of sessions that we cannot see: nobody may come back to them."""
         request = session._request
@@ -177,6 +203,8 @@ class Lifecycle(GoingOn, Handing):
         if provider is not None and not provider.since:
             provider = msgspec.structs.replace(provider, since=now)
         record = Record(request.saved_blob, created_at, last_seen_at, user, chain, sockets, None, provider)
+        if request.ends_at is not None:
+            record = ending(record, request.ends_at)
         expires_at = record.expires_at(self.policy)
         new = self.copies.create(key)
         written: Written | None = yield Exclusive(key, self._create_entry(new, self._encode(record), now, expires_at))
@@ -185,6 +213,7 @@ class Lifecycle(GoingOn, Handing):
             raise ConflictError("a session server holds another session under a key just drawn at random")
         self._keep_decoded(stored, record)
         request.copy_held = stored
+        request.begun = True
         request.blob = request.saved_blob
         token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)
         request.shown = token
@@ -236,6 +265,7 @@ class Lifecycle(GoingOn, Handing):
             request.saved_blob = self._next_record(session, old, before, self._world.now_ms()).data
         request.login = True
         request.new_login = False
+        request.ends_at = before.deadline if request.ends_at is None else request.ends_at
         user = request.new_user or before.user
         # Only the login of somebody else starts the time anew; or else who regenerates would never time out (7.3.2).
         created_at, provider = (before.created_at, before.provider) if user == before.user else (None, None)

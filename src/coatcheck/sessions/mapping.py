@@ -348,6 +348,40 @@ def replace(session: Session, content: dict[str, Any]) -> None:
     dict.update(session, content)
 
 
+def name_user(session: Session, user: str) -> None:
+    """Whose session it is, said by a framework that gives a login its new key before it says who logs in.
+
+    With the next write that user is named. A session that this very request has begun has a new key already, and one
+    that is this user's is not begun anew; any other is, as by :meth:`Session.regenerate`. Raises as that does.
+    """
+    former = session.user
+    if former == user and not session.is_new:
+        return
+    if session._request.begun and former is None:
+        session._request.named = _checked_user(user)
+        session.mark_modified()
+    else:
+        session.regenerate(user)
+
+
+def end_at(session: Session, moment_ms: int) -> None:
+    """When the session ends (Unix ms), as the next write stores it; idle and absolute timeout may only end it sooner.
+
+    One that exists nowhere yet is stored then, even if nothing is in it.
+    """
+    session._request.ends_at = moment_ms
+    session._request.unsettled = True
+
+
+def ends_at(session: Session) -> int | None:
+    """What :func:`end_at` has said, in this request or before (Unix ms); ``None``: nothing."""
+    request = session._request
+    if request.ends_at is not None or request.copy_held is None:
+        return request.ends_at
+    record: Record = request.copy_held.record or decode_record(request.copy_held.body)
+    return record.deadline
+
+
 def _share_no_more(session: Session, request: RequestState) -> None:
     """Before a value that can be changed is handed out: the session gets values of its own, which nobody else sees."""
     shared, request.shared = request.shared, None

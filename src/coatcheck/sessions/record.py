@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -62,6 +63,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provider: ProviderLogin | None = None
     """The session of an identity provider that it came from, if the app has named one."""
 
+    @property
+    def deadline(self) -> int | None:
+        """Unix ms: when the app wants it to be over, if it said so (:class:`EndingRecord`)."""
+        return None
+
     def __repr__(self) -> str:
         return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
 
@@ -80,6 +86,29 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
             idle = min(idle, self.created_at + policy.new_session_ms + policy.leeway_ms)
         return min(idle, self.created_at + policy.absolute_timeout_ms)
 
+
+class EndingRecord(Record, frozen=True, array_like=True, gc=False):
+    """One of which the app has said when it ends, whatever the timeouts; they may only end it sooner."""
+
+    ends_at: int | None = None
+    """Unix ms."""
+
+    @property
+    def deadline(self) -> int | None:
+        return self.ends_at
+
+    def expires_at(self, policy: SessionPolicy) -> int:
+        within = Record.expires_at(self, policy)
+        return within if self.ends_at is None else min(within, self.ends_at)
+
+
+def ending(record: Record, ends_at: int) -> EndingRecord:
+    """The same with an end (Unix ms)."""
+    return EndingRecord(*(getattr(record, field) for field in Record.__struct_fields__), ends_at)
+
+
+NINE_FIELDS: Final = 0x99
+"""How the MessagePack of an :class:`EndingRecord` begins, or with a higher number, of a later release."""
 
 KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
@@ -102,6 +131,7 @@ def _has_values(code: int, payload: memoryview) -> Any:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 _record_decoder = msgspec.msgpack.Decoder(Record)
+_ending_decoder = msgspec.msgpack.Decoder(EndingRecord)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_has_values)
 _Leaf = bool | int | float | str | None
 _Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
@@ -116,6 +146,9 @@ decode_chain = msgspec.msgpack.Decoder(Chain).decode
 def decode_record(body: bytes) -> Record:
     """Raises :class:`CorruptEntry` if the body is no record: another version of coatcheck sealed it."""
     try:
+        if body and body[0] >= NINE_FIELDS:
+            with contextlib.suppress(msgspec.ValidationError):
+                return _ending_decoder.decode(body)
         return _record_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise CorruptEntry(f"not a session record: {error}") from None

@@ -75,6 +75,12 @@ class RequestState:
     new_user: str | None = None
     new_provider: ProviderLogin | None = None
     """The session of an identity provider that this login came from."""
+    begun: bool = False
+    """Whether this very request has stored it for the first time, so that nobody was told its key before."""
+    named: str | None = None
+    """Whom the next write names as the user of a session that this request has begun."""
+    ends_at: int | None = None
+    """When the app wants the session to end (Unix ms), as the next write stores it; ``None``: as it was."""
     demands_version: bool = False
     """Whether what was done to the data is stored only on top of what it was done to."""
     lost: str | None = None

@@ -21,6 +21,7 @@ from coatcheck.sessions.record import (
     Record,
     check_room,
     encode_data,
+    ending,
     open_data,
 )
 from coatcheck.sessions.values import all_kept
@@ -124,6 +125,7 @@ class Saving(Opening):
             record = self._next_record(session, copy, before, now)
             rotated = record.chain is not before.chain
             same = record.data == before.data and record.sockets == before.sockets
+            same = same and record.user == before.user and record.deadline == before.deadline
             if not rotated and same and not self._touch_due(before, record):
                 request.copy_held = copy  # a parallel request has stored all that this one would
                 # A write that was refused is stored all the same, and the claim that found it has it.
@@ -191,12 +193,15 @@ class Saving(Opening):
         chain = record.chain
         if (now >= copy.review_at or request.verdict is not CURRENT or request.rotating) and not request.is_open:
             chain = self._next_chain(session, chain, copy, now)
-        last_seen_at = max(record.last_seen_at, now, record.created_at + KNOWN_MS)
+        # A user who is named in the request that began the session has logged in just now.
+        created_at = record.created_at if request.named is None else max(record.created_at, now)
+        last_seen_at = max(record.last_seen_at, now, created_at + KNOWN_MS)
         change = request.socket
         sockets = record.sockets if change is None else _changed_sockets(change, record, data)
-        return Record(
-            data, record.created_at, last_seen_at, record.user, chain, sockets, record.handed, record.provider
-        )
+        user = request.named or record.user
+        ends_at = record.deadline if request.ends_at is None else request.ends_at
+        written = Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
+        return written if ends_at is None else ending(written, ends_at)
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another

@@ -104,7 +104,7 @@ class EndingRecord(Record, frozen=True, array_like=True, gc=False):
 
 def ending(record: Record, ends_at: int) -> EndingRecord:
     """The same with an end (Unix ms)."""
-    return EndingRecord(*(getattr(record, field) for field in Record.__struct_fields__), ends_at)
+    return EndingRecord(**{**msgspec.structs.asdict(record), "ends_at": ends_at})
 
 
 NINE_FIELDS: Final = 0x99

@@ -37,7 +37,8 @@ def test_later_ways_in_win(tmp_path: Path) -> None:
 
 def test_every_option_has_every_way_in(tmp_path: Path) -> None:
     samples = {
-        "app": "a:b", "factory": "true", "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
+        "app": "a:b", "factory": "true", "interface": "wsgi",
+        "name": "n", "run_dir": "r", "keys_file": "k", "host": "::1", "port": "1234",
         "server": "granian", "access_log": "yes", "session_server": "redis://a redis://b",
         "reload": "yes", "reload_dir": "src lib", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",

@@ -426,7 +426,8 @@ def test_a_slow_app_blocks_no_loop_and_what_is_too_much_is_refused() -> None:
         bridge = WsgiBridge(app, pool)
         slow = [Request(bridge) for _ in range(5)]
         await until(lambda: pool.status() == {"most": 2, "busy": 2, "waiting": 3}, "two run and three wait")
-        refused = await Request(bridge).done()
+        refused = Request(bridge)
+        await until(refused.task.done, "it waits too")
         assert refused.status == 503
         assert refused.headers[b"retry-after"] == b"1"
         assert refused.headers[b"cache-control"] == b"no-store"
@@ -549,22 +550,17 @@ def test_what_is_changed_in_a_stream_is_stored_before_its_client_has_it_all(path
         await browser.post("/late")
         [key] = [bytes.fromhex(info.key) for info in await server.sessions.list_sessions()]
         cookie = f"__Host-coatcheck={browser.cookies['__Host-coatcheck']}".encode()
-        request = Request(server.middleware, path=path, headers=[(b"cookie", cookie)])
-        own, body = request.sent, b""
 
-        class Watched(list[Any]):
-            def append(self, message: Any) -> None:
-                nonlocal body
-                body += message.get("body", b"")
-                complete = body == b"one two" and (path == "/measured" or not message.get("more_body"))
-                if complete and not seen:
-                    seen.append(server.sessions.show(key))
-                own.append(message)
+        class Watched(Request):
+            async def _send(self, message: Any) -> None:
+                body = self.body + message.get("body", b"") if self.sent else b""
+                if body == b"one two" and (path == "/measured" or not message.get("more_body")) and not seen:
+                    seen.append(await server.sessions.show(key))
+                self.sent.append(message)
 
-        request.sent = Watched()
-        await request.done()
-        assert body == b"one two"
-        info = await seen[0]
+        request = await Watched(server.middleware, path=path, headers=[(b"cookie", cookie)]).done()
+        assert request.body == b"one two"
+        [info] = seen
         assert info is not None
         assert info.data == {"cart": {"first": 1, "second": 2, "third": 3}}
 

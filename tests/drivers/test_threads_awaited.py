@@ -12,7 +12,7 @@ import pytest
 from coatcheck import SessionUnavailable, connect
 from coatcheck.drivers import threads as driver
 from coatcheck.drivers.threads import ThreadedSessions
-from coatcheck.sessions.answer import KeyTransport
+from coatcheck.sessions.answer import OneCookie
 from coatcheck.sessions.mapping import Session
 
 KEY = "AbcdEfgh0123_-AbcdEfgh0123_-AbcdEfgh0123_-A"
@@ -26,26 +26,24 @@ def sessions() -> Iterator[ThreadedSessions]:
 
 
 async def visit(sessions: ThreadedSessions, shown: bytes) -> bytes:
-    transport = KeyTransport()
-    opened = await sessions.aopen(shown, None, transport)
+    opened = await sessions.aopen(shown, None, OneCookie())
     opened.session["n"] = opened.session.get("n", 0) + 1
     answer = await sessions.afinish(opened, 200, [])
     assert not answer.refused
-    assert transport.token is not None
-    return transport.token
+    assert answer.token is not None
+    return answer.token
 
 
 def test_requests_of_several_loops_and_of_threads_have_one_session(sessions: ThreadedSessions) -> None:
     shown = b""
     for _ in range(3):
         shown = asyncio.run(visit(sessions, shown))
-    transport = KeyTransport()
-    opened = sessions.open(shown, None, transport)
+    opened = sessions.open(shown, None, OneCookie())
     assert opened.session["n"] == 3
     opened.session["n"] = 4
-    sessions.finish(opened)
-    assert transport.token is not None
-    found = sessions.find_by_token(transport.token)
+    answer = sessions.finish(opened)
+    assert answer.token
+    found = sessions.find_by_token(answer.token)
     assert found is not None
     assert found["n"] == 4
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import pytest
 
 from coatcheck.errors import SessionClosed, TokenReason, TokenRejected
 from coatcheck.events import EventKind
-from coatcheck.sessions.answer import KeyTransport
 from coatcheck.sessions.by_token import ByToken
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session, end_at, ends_at, name_user
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import EndingRecord, Record, decode_record, encode_record
-from coatcheck.sessions.saving import NOTHING, Saved
 from coatcheck.tokens.chain import Chain, ChainLink
 from coatcheck.tokens.sealed import SealedToken
 from replication.tiny_farm import Farm, WebServer
@@ -26,22 +26,21 @@ class Desk:
 
     def __init__(self, web: WebServer) -> None:
         self.web = web
-        self.known: dict[bytes, SealedToken] = {}
-        self.by_token = ByToken(web.lifecycle, self._open, self._seal)
+        self.known: dict[tuple[bytes, bool], SealedToken] = {}
+        self.by_token = ByToken(web.lifecycle, partial(self._open, False), partial(self._open, True), self._seal)
 
-    def _open(self, text: bytes) -> SealedToken:
-        if text not in self.known:
+    def _open(self, login: bool, text: bytes) -> SealedToken:
+        if (text, login) not in self.known:
             raise TokenRejected(TokenReason.FORGED)
-        return self.known[text]
+        return self.known[text, login]
 
     def _seal(self, issue: Issue) -> bytes:
-        assert not issue.login, "there is one cookie, and one purpose"
-        return self.text_of(issue.token)
-
-    def text_of(self, token: SealedToken) -> bytes:
-        text = repr(tuple(token)).encode()
-        self.known[text] = token
+        text = repr(tuple(issue.token)).encode()
+        self.known[text, issue.login] = issue.token
         return text
+
+    def text_of(self, token: SealedToken, login: bool = False) -> bytes:
+        return (b"l." if login else b"s.") + self._seal(Issue(token, login))
 
     def find(self, text: bytes) -> Session | None:
         return self.web.run(self.by_token.find(text))
@@ -291,30 +290,3 @@ def test_a_record_with_an_end_is_read_by_all_releases() -> None:
     assert (before.data, before.chain) == (b"\x80", chain)
     after = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode_record(ending)), "new"])
     assert decode_record(after).deadline == 77
-
-
-# -- the value of the framework's cookie ---------------------------------------------------------------
-
-
-def test_a_key_is_told_as_a_value_and_caches_are_told() -> None:
-    at = desk()
-    token = at.web.create(a=1)
-    session = at.web.opened(token)
-    transport = KeyTransport()
-    answer = transport.answer(session, b"", Saved(Issue(token, True)), at._seal, 200, [(b"etag", b"x")])
-    assert transport.token == at.text_of(token)
-    assert not transport.cleared
-    assert list(answer.headers) == [(b"etag", b"x"), (b"vary", b"Cookie"), (b"cache-control", b"no-store")]
-    assert answer.cookies == []
-
-
-def test_a_logout_clears_and_a_look_at_nothing_says_nothing() -> None:
-    at = desk()
-    transport = KeyTransport()
-    headers = [(b"content-length", b"2")]
-    answer = transport.answer(Session(), b"", NOTHING, at._seal, 200, headers)
-    assert (transport.token, transport.cleared, answer.headers) == (None, False, headers)
-    transport.answer(Session(), b"", Saved(clear=True), at._seal, 200, headers)
-    assert transport.cleared
-    assert transport.login.read(b"coatcheck-login=x") is None
-    assert transport.read_anonymous(b"") is None

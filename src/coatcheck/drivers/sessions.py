@@ -188,7 +188,9 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         if self.sites is not None and self._hand_off_codec is not None:
             self.hand_offs = HandOffs(self.sites, self._hand_off_codec, self.lifecycle, self.cookies)
         asks = self._refresh_keys is not None
-        self.by_token = ByToken(self.lifecycle, self._open_anonymous, self.seal, keys_may_be_newer=asks)
+        self.by_token = ByToken(
+            self.lifecycle, self._open_anonymous, self._open_login, self.seal, keys_may_be_newer=asks
+        )
         self.requests = Requests(
             self.lifecycle,
             self.newcomers,

@@ -10,7 +10,7 @@ from typing import Final
 
 from coatcheck.errors import ConflictError, SessionClosed, SessionUnavailable, UnavailableReason
 from coatcheck.sessions.caching import guard, may_read_later
-from coatcheck.sessions.cookies import MAX_AGE_S, CookieJar, CookiePolicy, MarkedJar, NoCookie
+from coatcheck.sessions.cookies import ANONYMOUS_MARK, LOGIN_MARK, MAX_AGE_S, CookieJar, CookiePolicy, MarkedJar
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.request_state import RequestState
@@ -179,8 +179,8 @@ class OneCookie(CookieTransport):
     def __init__(self, clear_site_data: bool = False) -> None:
         """``clear_site_data``: as :attr:`CookiePolicy.clear_site_data`."""
         super().__init__(CookiePolicy(clear_site_data=clear_site_data), MAX_AGE_S)
-        self.anonymous = MarkedJar(b"s.")
-        self.login = MarkedJar(b"l.")
+        self.anonymous = MarkedJar(ANONYMOUS_MARK)
+        self.login = MarkedJar(LOGIN_MARK)
         self.login_name = self.login.name
         self.read_anonymous = self.anonymous.read
 
@@ -208,53 +208,6 @@ class OneCookie(CookieTransport):
         # A login that replaces an anonymous session has two: what is set counts, and what is deleted is the same one.
         token = max(value for _, value in answer.cookies)
         return Answer(answer.status, [one for one in answer.headers if one not in answer.cookies], token=token)
-
-
-class KeyTransport(CookieTransport):
-    """How the session of one request travels where the framework itself keeps the cookie: as its value alone.
-
-    The request shows that value in the place of a Cookie header. After ``finish``, :attr:`token` is what the cookie
-    must become, if that is not ``None``, and :attr:`cleared` says that it is to be deleted. Anonymous and logged-in
-    sessions have one cookie, whose name and attributes are the framework's.
-    """
-
-    def __init__(self) -> None:
-        self.login = _NO_LOGIN
-        self.login_name = b""
-        self.read_anonymous = _whole  # type: ignore[assignment]
-        self.token: bytes | None = None
-        self.cleared = False
-
-    def answer(
-        self,
-        session: Session,
-        shown: bytes,
-        saved: Saved,
-        seal: Callable[[Issue], bytes],
-        status: int,
-        headers: Iterable[Header],
-    ) -> Answer:
-        """The app's headers, with what caches are told; no cookie is among them."""
-        cookies = NO_COOKIES
-        if saved.issue is not None:
-            self.token = seal(Issue(saved.issue.token, False))
-            cookies = [_SOME_COOKIE]
-        elif saved.clear:
-            self.cleared = True
-            cookies = [_SOME_COOKIE]
-        if session._request.accessed or cookies or may_read_later(status, headers):
-            guarded = guard(headers, cookies)
-            return Answer(status, guarded[: len(guarded) - len(cookies)])
-        return Answer(status, headers)
-
-
-_NO_LOGIN: Final = NoCookie(CookiePolicy())
-_SOME_COOKIE: Final[Header] = (b"set-cookie", b"")
-"""What the framework is going to send."""
-
-
-def _whole(shown: bytes) -> bytes | None:
-    return shown or None
 
 
 def _with_site_data_cleared(headers: Iterable[Header]) -> Iterable[Header]:

@@ -3,7 +3,8 @@
 Django keeps one cookie and gives its value to its session store, inside a request and outside (tests, programs of the
 server's own). A token that comes this way is no proof that its browser is there: nobody is accused by it, and it is
 never replaced. Rotation and theft are for requests (:mod:`coatcheck.sessions.requests`), which such a framework makes
-with a :class:`coatcheck.sessions.answer.KeyTransport`. Pure: what needs the session servers is a flow.
+with a :class:`coatcheck.sessions.answer.OneCookie`; the text of a token begins with its mark here, too. Pure: what
+needs the session servers is a flow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 from coatcheck.errors import SessionUnavailable, TokenReason, TokenRejected, UnavailableReason
 from coatcheck.replication.effects import Flow, FreshKeys, as_flow
+from coatcheck.sessions.cookies import ANONYMOUS_MARK, LOGIN_MARK
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
@@ -20,17 +22,20 @@ from coatcheck.tokens.sealed import SealedToken
 
 
 class ByToken:
-    """``open_token`` unseals a token or raises :class:`TokenRejected`; ``keys_may_be_newer``: as :class:`Requests`."""
+    """``open_anonymous`` and ``open_login`` unseal a token or raise :class:`TokenRejected`; ``keys_may_be_newer``: as
+    :class:`Requests`."""
 
     def __init__(
         self,
         lifecycle: Lifecycle,
-        open_token: Callable[[bytes], SealedToken],
+        open_anonymous: Callable[[bytes], SealedToken],
+        open_login: Callable[[bytes], SealedToken],
         seal: Callable[[Issue], bytes],
         keys_may_be_newer: bool = False,
     ) -> None:
         self._lifecycle = lifecycle
-        self._open_token = open_token
+        self._open_anonymous = open_anonymous
+        self._open_login = open_login
         self._seal = seal
         self._keys_may_be_newer = keys_may_be_newer
 
@@ -42,7 +47,7 @@ class ByToken:
         token = yield from self._opened(text)
         if token is None:
             return None
-        return (yield from self._lifecycle.look(token))
+        return (yield from self._lifecycle.look(token, text.startswith(LOGIN_MARK)))
 
     def store(self, session: Session) -> Flow[bytes]:
         """Store what was done to a session that was found, or is to begin; returns the text of its newest token when it
@@ -60,9 +65,10 @@ class ByToken:
             request.is_open = was_open
         request.rotating = request.cleared = False
         self._lifecycle.note_stored(session)
-        token = saved.issue.token if saved.issue is not None else request.shown
-        assert token is not None
-        return self._seal(Issue(token, False))
+        if saved.issue is not None:
+            return _text_of(saved.issue, self._seal)
+        assert request.shown is not None
+        return _text_of(Issue(request.shown, request.login), self._seal)
 
     def close(self, text: bytes) -> Flow[None]:
         """Close the session that a token names, however old the token is: whoever has it may end it. A text that names
@@ -84,3 +90,12 @@ class ByToken:
             return self._open_token(text)
         except TokenRejected:
             return None
+
+    def _open_token(self, text: bytes) -> SealedToken | None:
+        if text.startswith(LOGIN_MARK):
+            return self._open_login(text[len(LOGIN_MARK) :])
+        return self._open_anonymous(text[len(ANONYMOUS_MARK) :]) if text.startswith(ANONYMOUS_MARK) else None
+
+
+def _text_of(issue: Issue, seal: Callable[[Issue], bytes]) -> bytes:
+    return (LOGIN_MARK if issue.login else ANONYMOUS_MARK) + seal(issue)

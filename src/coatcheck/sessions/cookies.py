@@ -210,6 +210,11 @@ class CookieJar:
         return (b"set-cookie", self.deletion)
 
 
+ANONYMOUS_MARK: Final = b"s."
+LOGIN_MARK: Final = b"l."
+"""How the one cookie of a framework begins; the token follows."""
+
+
 class MarkedJar(CookieJar):
     """Reads and writes the value of a cookie alone, which somebody else names; the value begins with a mark."""
 
@@ -224,12 +229,3 @@ class MarkedJar(CookieJar):
     def read(self, header: bytes) -> bytes | None:
         """``header``: the cookie's value; ``None`` if it does not begin with the mark."""
         return header[self._length :] if header.startswith(self._prefix) else None
-
-
-class NoCookie(CookieJar):
-    """In the place of a cookie that is never shown."""
-
-    __slots__ = ()
-
-    def read(self, header: bytes) -> bytes | None:
-        return None

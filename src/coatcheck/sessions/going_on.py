@@ -52,8 +52,9 @@ class GoingOn(Saving):
         self.note_stored(session)
         return session, state
 
-    def look(self, token: SealedToken) -> Flow[Session | None]:
-        """The session of a token that a program has in hand, no browser; ``None`` if it opens none.
+    def look(self, token: SealedToken, login: bool) -> Flow[Session | None]:
+        """The session of a token that a program has in hand, no browser; ``None`` if it opens none. ``login``: whether
+        it is one of a logged-in session.
 
         Nothing is concluded from it: nobody is accused, no token is taken for shown, no session closed. What is done to
         the session is stored without a new link in its chain. Raises :class:`SessionUnavailable`.
@@ -78,7 +79,7 @@ class GoingOn(Saving):
         verdict, _ = self._shown(record.chain, token, copy, now)
         if not verdict.accepted:
             return None
-        session = session_of(copy, token, False, self.home, {})
+        session = session_of(copy, token, login, self.home, {})
         session._request.verdict = verdict
         session._request.is_open = True
         return session

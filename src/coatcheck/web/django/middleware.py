@@ -20,7 +20,7 @@ from django.utils.http import http_date
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.sessions import mapping
-from coatcheck.sessions.answer import Answer, KeyTransport
+from coatcheck.sessions.answer import Answer, OneCookie
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.tokens.chain import Shown
@@ -31,6 +31,7 @@ from coatcheck.web.wsgi import KEY as ENVIRON_KEY
 
 SERVER_ERROR: Final = 500
 _VISIT: Final = "_coatcheck_visit"
+_COOKIE: Final = OneCookie()
 """Where a request keeps what is to be done when its response leaves."""
 _NEWEST: Final = (Shown.CURRENT, Shown.NEXT)
 
@@ -104,7 +105,6 @@ class _Visit:
         self._request = request
         self._kind = kind
         self._shown: str | None = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-        self._transport = KeyTransport()
         self._store: SessionStore | None = None
         self._had_session = False
 
@@ -115,7 +115,7 @@ class _Visit:
         shown = (self._shown or "").encode("utf-8", "replace")
         client = meta.get("REMOTE_ADDR") or None
         try:
-            opened: Opened = yield from ask("open", shown, client, self._transport, self._request.method or "", headers)
+            opened: Opened = yield from ask("open", shown, client, _COOKIE, self._request.method or "", headers)
         except SessionUnavailable as unavailable:
             return _refusal(Answer.refusal(unavailable))
         self._had_session = not opened.session.is_new
@@ -131,7 +131,7 @@ class _Visit:
         return store._opened.phase is Phase.OPEN
 
     def leaving(self, response: HttpResponseBase) -> Steps[HttpResponseBase]:
-        store, transport = self._store, self._transport
+        store = self._store
         assert store is not None
         opened = store._opened
         assert opened is not None
@@ -146,8 +146,8 @@ class _Visit:
             if answer.status == 409 and not (yield from store._existing(store.session_key)):
                 raise SessionInterrupted(OVER)
             return _refusal(answer)
-        if transport.token is not None:
-            store._take_key(transport.token.decode())
+        if answer.token:
+            store._take_key(answer.token.decode())
         _tell_caches(response, answer)
         if self._may_tell(response, store, opened, saves):
             self._set_cookie(response, store, opened.session, saves)

@@ -25,7 +25,7 @@ from coatcheck.web.asgi import SessionMiddleware
 PACKAGE = str(Path(coatcheck.__file__).parent)
 MAX_CALLS = 90
 """Python functions of ours that are entered, the app's own use of the session included."""
-MAX_CALLS_WITH_BUILTINS = 190
+MAX_CALLS_WITH_BUILTINS = 192
 """The same, and what they call that is written in C."""
 MAX_FILES = 28
 WRITES = 50

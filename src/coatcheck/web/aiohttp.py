@@ -63,7 +63,7 @@ def setup(
     app.cleanup_ctx.insert(0, layer.live)
 
 
-class _Refused(Exception):
+class _NotStored(Exception):
     """In place of the app's response, whose change was not stored."""
 
     def __init__(self, answer: Answer) -> None:
@@ -71,7 +71,7 @@ class _Refused(Exception):
         self.answer = answer
 
 
-class _Visit:
+class _OpenVisit:
     """One request: its session, and what is open because of it."""
 
     def __init__(self, opened: Opened) -> None:
@@ -118,7 +118,7 @@ class _Layer:
             )
         except SessionUnavailable as unavailable:
             return self._refusal(request, Answer.refusal(unavailable), "session unavailable")
-        visit = _Visit(opened)
+        visit = _OpenVisit(opened)
         kept = {_VISIT: visit, KEY: opened.session}
         if self._view is not None:
             kept |= dict.fromkeys(_OF_AIOHTTP_SESSION, self._view(opened.session))
@@ -132,7 +132,7 @@ class _Layer:
             with contextlib.suppress(ConnectionError):  # the client has left
                 await response.prepare(request)
                 await self._end(visit)
-        except _Refused as refused:
+        except _NotStored as refused:
             return self._refusal(request, refused.answer, "session not saved")
         finally:
             if visit.watch is not None:
@@ -143,7 +143,7 @@ class _Layer:
 
     async def prepare(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Before the head leaves, whoever lets it leave."""
-        visit: _Visit | None = request.get(_VISIT)
+        visit: _OpenVisit | None = request.get(_VISIT)
         if visit is None or visit.is_finished:
             return
         visit.is_finished = True
@@ -151,7 +151,7 @@ class _Layer:
         try:
             answer = await visit.opened.home.finish(visit.opened, response.status, raw)
             if answer.refused:
-                raise _Refused(answer)
+                raise _NotStored(answer)
         except BaseException:
             _forget_framing(request)  # another response takes its place
             raise
@@ -162,7 +162,11 @@ class _Layer:
         self._stay_with(visit, request, response, raw)
 
     def _stay_with(
-        self, visit: _Visit, request: web.BaseRequest, response: web.StreamResponse, headers: list[tuple[bytes, bytes]]
+        self,
+        visit: _OpenVisit,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        headers: list[tuple[bytes, bytes]],
     ) -> None:
         """What is streamed stores what comes later, and what stays open ends with its session."""
         is_websocket = isinstance(response, web.WebSocketResponse)
@@ -186,7 +190,7 @@ class _Layer:
 
         visit.watch = opened.home.watching.watch(opened.key, over)
 
-    async def _end(self, visit: _Visit) -> None:
+    async def _end(self, visit: _OpenVisit) -> None:
         if visit.is_finished and not visit.is_ended:
             visit.is_ended = True
             await visit.opened.home.end(visit.opened)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn
 
-from flask.json.tag import JSONTag, PassDict, PassList, TagDict, TaggedJSONSerializer, TagMarkup, TagTuple, TagUUID
+from flask.json.tag import JSONTag, PassDict, PassList, TagDict, TaggedJSONSerializer, TagMarkup
 from flask.sessions import SessionMixin
 from werkzeug.exceptions import HTTPException, default_exceptions
 
@@ -51,13 +51,27 @@ class _NaiveDateTime(JSONTag):
     tag = to_json
 
 
+class _Tuple(JSONTag):
+    """A tuple is stored as one; what is in it may have tags."""
+
+    __slots__ = ()
+
+    def check(self, value: Any) -> bool:
+        return isinstance(value, tuple)
+
+    def to_json(self, value: Any) -> Any:
+        return tuple(self.serializer.tag(item) for item in value)
+
+    tag = to_json
+
+
 class ValueTags(TaggedJSONSerializer):
-    """Flask's tags, but for what a session stores as it is: bytes, and datetimes with a zone.
+    """Flask's tags, but for what a session stores as it is: tuples, UUIDs, bytes, and datetimes with a zone.
 
     An app may :meth:`register` tags of its own.
     """
 
-    default_tags = [TagDict, PassDict, TagTuple, PassList, TagMarkup, TagUUID, _NaiveDateTime]  # noqa: RUF012
+    default_tags = [TagDict, PassDict, _Tuple, PassList, TagMarkup, _NaiveDateTime]  # noqa: RUF012
 
     def stored(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """What is stored of a session. Raises :class:`SessionDataError` for what is nested too deep."""
@@ -75,6 +89,8 @@ class ValueTags(TaggedJSONSerializer):
             return self.untag({key: self._untagged(inner) for key, inner in value.items()})
         if isinstance(value, list):
             return [self._untagged(inner) for inner in value]
+        if type(value) is tuple:
+            return tuple(self._untagged(inner) for inner in value)
         return value
 
 

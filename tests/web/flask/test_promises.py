@@ -575,10 +575,10 @@ def test_another_server_reads_the_record(app: flask.Flask, sessions: ThreadedSes
     assert key is not None
     shown = sessions.show(key)
     assert shown is not None
-    assert shown.data == {"cart": {"tea": 2}, "pair": {" t": [1, "a"]}, "at": datetime(2026, 7, 1, tzinfo=UTC)}
+    assert shown.data == {"cart": {"tea": 2}, "pair": [1, "a"], "at": datetime(2026, 7, 1, tzinfo=UTC)}
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, 2**64])
+@pytest.mark.parametrize("value", [object(), {1j}, 2**64])
 def test_what_cannot_be_stored_is_an_error(app: flask.Flask, value: object) -> None:
     @app.get("/store")
     def store() -> str:

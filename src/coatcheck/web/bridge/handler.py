@@ -58,7 +58,7 @@ class WsgiHandler(BaseHandler):
         return self._scheme
 
     def get_stdin(self) -> Any:
-        return io.BufferedReader(_Body(self._exchange))
+        return io.BufferedReader(_Upload(self._exchange))
 
     def get_stderr(self) -> Any:
         return sys.stderr
@@ -162,7 +162,7 @@ class WsgiHandler(BaseHandler):
             self.result = [b"".join(result)]
 
 
-class _Body(io.RawIOBase):
+class _Upload(io.RawIOBase):
     """The body of the request, piece by piece as it comes: no more of it is in memory than was asked for."""
 
     def __init__(self, exchange: Exchange) -> None:

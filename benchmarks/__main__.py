@@ -17,6 +17,7 @@ BENCHMARKS = [
     ("benchmarks.takeover", ["--write-results"], ["--quick"]),
     ("benchmarks.service", ["--write-results"], ["--quick"]),
     ("benchmarks.behind_nginx", ["--write-results"], ["--quick"]),
+    ("benchmarks.frameworks", ["--write-results"], ["--quick"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 

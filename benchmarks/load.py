@@ -105,18 +105,20 @@ class Browser(asyncio.Protocol):
         if head < 0:
             self._data = data
             return
-        at = data.find(LENGTH, 0, head) + len(LENGTH)
+        names = data[:head].lower()  # servers write them as they like
+        at = names.find(LENGTH) + len(LENGTH)
         body = head + len(END)
         if len(data) < body + int(data[at : data.find(b"\r", at)]):
             self._data = data
             return
         self._data = b""
-        self._take(data, head, body)
+        self._take(data, names, body)
 
-    def _take(self, data: bytes, head: int, body: int) -> None:
+    def _take(self, data: bytes, names: bytes, body: int) -> None:
+        """``names``: the head in small letters, where header fields are looked for."""
         window = self._window
         good = data[9:12] == b"200"
-        at = data.find(SET_COOKIE, 0, head)
+        at = names.find(SET_COOKIE)
         if window.open:
             window.requests += 1
             window.waits_s.append(time.perf_counter() - self._sent_at)
@@ -129,7 +131,7 @@ class Browser(asyncio.Protocol):
                 at += len(SET_COOKIE)
                 name, _, value = data[at : data.find(b";", at)].partition(b"=")
                 self._jar[name] = value
-                at = data.find(SET_COOKIE, at, head)
+                at = names.find(SET_COOKIE, at)
             self._prepare()
         if self._looping:
             self._send()

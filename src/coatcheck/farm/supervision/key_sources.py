@@ -7,12 +7,11 @@ announced stands behind the one that seals.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Any, Protocol
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.files.keys import ENV, FarmKeys, key_name, load, save
+from coatcheck.farm.files.key_file import KeyFile
+from coatcheck.farm.files.keys import ENV, FarmKeys
 from coatcheck.farm.supervision.console import Console
 
 
@@ -121,29 +120,11 @@ class FileKeys(LocalKeys):
 
     def __init__(self, path: Path, keys: FarmKeys, console: Console) -> None:
         super().__init__(keys)
-        self._path = path
-        self._console = console
-        self._stamp = _stamp(path)
+        self._file = KeyFile(path, keys, console.say)
 
     async def look(self) -> bool:
-        stamp = _stamp(self._path)
-        if stamp in (self._stamp, _GONE):
-            return True
-        self._stamp = stamp
-        try:
-            found = load(self._path)
-        except ConfigError as error:
-            self._console.say(f"the keys stay as they are: {error}")
-            return True
-        found = msgspec.structs.replace(found, session_server_password=self.keys.session_server_password)
-        sealing = self.keys.keys[self.keys.primary]
-        if sealing not in found.keys:
-            self._console.say(
-                f"the keys stay as they are: keys_file: {self._path} lacks {key_name(sealing)}, which seals; put it "
-                "back, or restart the farm to end all that it has sealed"
-            )
-            return True
-        self.keys = found
+        self._file.look()
+        self.keys = self._file.keys
         return True
 
     async def announce(self) -> FarmKeys:
@@ -157,21 +138,5 @@ class FileKeys(LocalKeys):
         return self._keep(self.keys.without(self.keys.index_of(name)))
 
     def _keep(self, keys: FarmKeys) -> FarmKeys:
-        if keys != self.keys:
-            save(self._path, keys)
-            self._stamp = _stamp(self._path)
-            self.keys = keys
+        self.keys = self._file.keep(keys)
         return keys
-
-
-_Stamp = tuple[int, int, int]
-_GONE: Final[_Stamp] = (0, 0, 0)
-
-
-def _stamp(path: Path) -> _Stamp:
-    """What tells a file from the one that was there before it; :data:`_GONE` if there is none."""
-    try:
-        info = path.stat()
-    except OSError:
-        return _GONE
-    return info.st_ino, info.st_mtime_ns, info.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coatcheck.farm.files.keys import FarmKeys, load
+from coatcheck import CookiePolicy, connect
+from coatcheck.farm.files.keys import FarmKeys, load, save
 from coatcheck.service.callers import credential
 from coatcheck.service.client import ServiceProblem, SessionClient
+from coatcheck.service.token_generator import TokenGenerator
 from coatcheck.tokens.keyring import KeyRing
+from ports import free_port
 
 from .farm_process import DEADLINE_S, Farm, environment, eventually
 
@@ -175,3 +179,46 @@ def test_a_key_file_of_another_farm_is_not_taken(site: Site, tmp_path: Path) -> 
             assert client.verify(cookie) is not None
     finally:
         elsewhere.end()
+
+
+def test_the_farms_own_service_asks_before_it_refuses(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    """Another machine seals with a key of which this farm was not told; its file is there, and nobody looked."""
+    (tmp_path / "callers.toml").write_text(CALLERS)
+    store, port = f"sqlite:///{tmp_path / 'sessions.db'}", free_port()
+    serves = ("--service", f"127.0.0.1:{port}", "--service-callers", "callers.toml")
+    farm("--web", "1", "--session-server", store, *serves)
+    file = tmp_path / ".coatcheck" / "keys.json"
+    for _ in range(3):
+        keys = load(file)
+        theirs = keys.with_new().sealing_with_newest()
+        cookie = asyncio.run(login_elsewhere(store, theirs))
+        save(file, theirs)
+        with SessionClient(f"http://127.0.0.1:{port}", credential_of("shop", keys)) as client:
+            seen = client.verify(cookie)
+            assert seen is not None and seen.user == "ada"
+        cookie, newest = asyncio.run(login_elsewhere(store, theirs.with_new().sealing_with_newest())), load(file)
+        with SessionClient(f"http://127.0.0.1:{port}", credential_of("shop", newest)) as client:
+            assert client.verify(cookie) is None, "a key that is in no file was asked about, and opens nothing"
+        newer = newest.with_new().sealing_with_newest()
+        save(file, newer)
+        with SessionClient(f"http://127.0.0.1:{port}", credential_of("shop", newer)) as client:
+            assert client.verify("") is None, "who comes with a credential of a new key is no stranger"
+        for secret in ("1.1", f"shop.1.{'A' * 43}"):
+            with (
+                SessionClient(f"http://127.0.0.1:{port}", secret) as client,
+                pytest.raises(ServiceProblem, match="unauthorized"),
+            ):
+                client.verify("")
+
+
+async def login_elsewhere(store: str, keys: FarmKeys) -> str:
+    """The cookie that another machine of the farm gives."""
+    order = [keys.keys[keys.primary], *(key for key in keys.keys if key != keys.keys[keys.primary])]
+    sessions = connect(store, key=order, farm="farm", cookies=CookiePolicy(insecure_localhost=True))
+    await sessions.start()
+    try:
+        made = await TokenGenerator(sessions).create("ada")
+    finally:
+        await sessions.aclose()
+    assert made.cookie is not None
+    return made.cookie

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,37 +149,39 @@ class _Ring:
         return found
 
     def rotate(self, timeout_s: float) -> tuple[str, list[str]]:
-        from coatcheck.farm.files.keys import key_name
-
         if self._kept is None:
             answer = self._ask({"op": "keys.rotate", "timeout_s": timeout_s}, 2 * timeout_s)
             return answer["key"], answer["late"]
-        with _failing():
-            self._own()
-            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
-            self._save(grown.sealing_with_newest())
-        return key_name(grown.keys[-1]), []
+        return self._change(lambda keys: keys.announcing().sealing_with_newest()), []
 
     def announce(self, timeout_s: float) -> tuple[str, list[str]]:
-        from coatcheck.farm.files.keys import key_name
-
         if self._kept is None:
             answer = self._ask({"op": "keys.announce", "timeout_s": timeout_s}, 2 * timeout_s)
             return answer["key"], answer["late"]
-        with _failing():
-            self._own()
-            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
-            self._save(grown)
-        return key_name(grown.keys[-1]), []
+        return self._change(lambda keys: keys.announcing()), []
 
     def revoke(self, name: str) -> list[str]:
         if self._kept is None:
             late: list[str] = self._ask({"op": "keys.revoke", "key": name})["late"]
             return late
-        with _failing():
-            self._own()
-            self._save(self._kept.without(self._kept.index_of(name)))
+        self._change(lambda keys: keys.without(keys.index_of(name)))
         return []
+
+    def _change(self, change: Callable[[FarmKeys], FarmKeys]) -> str:
+        """Change the keys as they are now, and not as they were shown; the name of the newest one."""
+        from coatcheck.farm.files.key_file import KeyFileLock
+        from coatcheck.farm.files.keys import key_name, load, save
+
+        try:
+            self._own()
+            with KeyFileLock(self._file) as lock:
+                for pause_s in lock.pauses():
+                    time.sleep(pause_s)
+                changed = change(load(self._file))
+                save(self._file, changed)
+        except ConfigError as error:
+            fail(error, 2)
+        return key_name(changed.keys[-1])
 
     def _own(self) -> None:
         """A ring that machines share is changed where one of them runs: its file only opens it."""
@@ -191,18 +193,5 @@ class _Ring:
                 "change the file"
             )
 
-    def _save(self, changed: FarmKeys) -> None:
-        from coatcheck.farm.files.keys import save
-
-        save(self._file, changed)
-
     def _ask(self, message: dict[str, Any], more_s: float = 0.0) -> dict[str, Any]:
         return ask(self._run_dir, message, timeout_s=KEYS_TIMEOUT_S + more_s)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        fail(error, 2)

@@ -49,6 +49,10 @@ class FarmKeys(msgspec.Struct, frozen=True):
             raise ConfigError(f"keys: there are {MAX_KEYS} already; revoke an old one first")
         return msgspec.structs.replace(self, keys=(*self.keys, new_key()))
 
+    def announcing(self) -> FarmKeys:
+        """The same with an announced key: the one that there is, or a new one. Raises :class:`ConfigError`."""
+        return self if self.announced is not None else self.with_new()
+
     def sealing_with_newest(self) -> FarmKeys:
         return msgspec.structs.replace(self, primary=len(self.keys) - 1)
 

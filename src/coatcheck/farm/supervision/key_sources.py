@@ -6,11 +6,13 @@ announced stands behind the one that seals.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.files.key_file import KeyFile
+from coatcheck.farm.files.key_file import KeyFile, KeyFileLock
 from coatcheck.farm.files.keys import ENV, FarmKeys
 from coatcheck.farm.supervision.console import Console
 
@@ -120,7 +122,9 @@ class FileKeys(LocalKeys):
 
     def __init__(self, path: Path, keys: FarmKeys, console: Console) -> None:
         super().__init__(keys)
+        self._path = path
         self._file = KeyFile(path, keys, console.say)
+        self._announced: bytes | None = None
 
     async def look(self) -> bool:
         self._file.look()
@@ -128,15 +132,28 @@ class FileKeys(LocalKeys):
         return True
 
     async def announce(self) -> FarmKeys:
-        keys = self.keys
-        return self._keep(keys.with_new() if keys.announced is None else keys)
+        keys = await self._change(FarmKeys.announcing)
+        self._announced = keys.announced
+        return keys
 
     async def activate(self) -> FarmKeys:
-        return self._keep(self.keys.sealing_with_newest())
+        announced = self._announced
+
+        def activated(keys: FarmKeys) -> FarmKeys:
+            if announced not in (keys.announced, keys.keys[keys.primary]):
+                raise ConfigError("keys: somebody else has changed them meanwhile; look at keys ls, and rotate again")
+            return keys.sealing_with_newest() if announced == keys.announced else keys
+
+        return await self._change(activated)
 
     async def revoke(self, name: str) -> FarmKeys:
-        return self._keep(self.keys.without(self.keys.index_of(name)))
+        return await self._change(lambda keys: keys.without(keys.index_of(name)))
 
-    def _keep(self, keys: FarmKeys) -> FarmKeys:
-        self.keys = self._file.keep(keys)
-        return keys
+    async def _change(self, change: Callable[[FarmKeys], FarmKeys]) -> FarmKeys:
+        with KeyFileLock(self._path) as lock:
+            for pause_s in lock.pauses():
+                await asyncio.sleep(pause_s)
+            try:
+                return self._file.change(change)
+            finally:
+                self.keys = self._file.keys

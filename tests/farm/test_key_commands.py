@@ -1,0 +1,155 @@
+"""``coatcheck keys`` beside others who change the same key file: what was said is so, and nothing is undone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from coatcheck.farm.files.keys import FarmKeys, key_name, load, new_key, save
+
+from .farm_process import DEADLINE_S, Command, Farm, environment
+
+
+def states(path: Path) -> dict[str, str]:
+    return {row["key"]: row["state"] for row in load(path).rows()}
+
+
+def ring(path: Path, count: int) -> list[str]:
+    """A file of so many keys, of which the last one seals; their names."""
+    keys = tuple(new_key() for _ in range(count))
+    save(path, FarmKeys(keys, count - 1, secrets.token_urlsafe(24)))
+    return [key_name(key) for key in keys]
+
+
+@contextmanager
+def asked(folder: Path, *arguments: str) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """A command that has come as far as its question; what is given answers it, and returns how it ended."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "coatcheck.cli", "keys", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        said = b""
+        while b"revoke it?" not in said:
+            more = os.read(process.stdout.fileno(), 4096)
+            assert more, said
+            said += more
+
+        def answer(text: str) -> tuple[int, str]:
+            rest, _ = process.communicate(text.encode() + b"\n", timeout=DEADLINE_S)
+            return process.returncode, rest.decode()
+
+        try:
+            yield answer
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> list[Command]:
+    """Two directories from which the same file is changed."""
+    found = []
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        found.append(Command(tmp_path / name))
+    return found
+
+
+def test_what_others_change_before_the_question_is_answered_stays(places: list[Command], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    a, b, c = ring(path, 3)
+    here, elsewhere = places
+    options = ("--keys-file", str(path))
+    with asked(here.directory, "revoke", a, *options) as answer:
+        assert elsewhere.run("keys", "revoke", b, "--yes", *options).returncode == 0
+        done = elsewhere.run("keys", "rotate", *options)
+        assert done.returncode == 0, done.stderr
+        new = done.stdout.split()[0]
+        status, said = answer("y")
+        assert status == 0, said
+        assert f"{a} is revoked" in said
+    assert states(path) == {c: "retiring", new: "active"}
+
+
+def test_a_key_that_was_revoked_or_made_to_seal_meanwhile_is_judged_again(
+    places: list[Command], tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    a, b = ring(path, 2)
+    here, elsewhere = places
+    options = ("--keys-file", str(path))
+    with asked(here.directory, "revoke", a, *options) as answer:
+        assert elsewhere.run("keys", "revoke", a, "--yes", *options).returncode == 0
+        status, said = answer("y")
+        assert status == 2
+        assert f"there is no key '{a}'; choose one of {b}" in said
+    announced = elsewhere.run("keys", "rotate", "--announce", *options).stdout.split()[0]
+    with asked(here.directory, "revoke", announced, *options) as answer:
+        assert elsewhere.run("keys", "rotate", *options).returncode == 0
+        status, said = answer("y")
+        assert status == 2
+        assert f"{announced} is the key that seals; rotate first" in said
+    assert states(path) == {b: "retiring", announced: "active"}
+
+
+def test_the_farm_and_a_command_elsewhere_undo_nothing_of_each_other(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+    first, second = ring(path, 2)
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = Command(tmp_path / "elsewhere")
+    running = farm("--web", "1", "--keys-file", str(path))
+    announced = running.run("keys", "rotate", "--announce").stdout.split()[0]
+    with asked(elsewhere.directory, "revoke", announced, "--keys-file", str(path)) as answer:
+        assert running.run("keys", "rotate").returncode == 0
+        status, said = answer("y")
+        assert status == 2
+        assert f"{announced} is the key that seals; rotate first" in said
+    assert states(path)[announced] == "active"
+    # And the other way round: the farm changes what is in the file, not what it has read of it.
+    assert elsewhere.run("keys", "revoke", first, "--yes", "--keys-file", str(path)).returncode == 0
+    done = running.run("keys", "rotate")
+    assert done.returncode == 0, done.stderr
+    new = done.stdout.split()[0]
+    assert states(path) == {second: "retiring", announced: "retiring", new: "active"}
+    rows = json.loads(running.run("keys", "ls", "--json").stdout)
+    assert {row["key"]: row["state"] for row in rows} == states(path)
+
+
+def test_a_change_waits_for_who_changes_the_file_and_not_for_ever(places: list[Command], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    (first,) = ring(path, 1)
+    options = ("--keys-file", str(path))
+    with path.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = places[0].run("keys", "rotate", *options)
+        assert done.returncode == 2
+        assert "is being changed by somebody else; try again" in done.stderr
+        assert states(path) == {first: "active"}
+    done = places[0].run("keys", "rotate", *options)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rotations_at_once_are_one_after_the_other(places: list[Command], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, *_ = ring(path, 1)
+    command = [sys.executable, "-m", "coatcheck.cli", "keys", "rotate", "--keys-file", str(path)]
+    running = [
+        subprocess.Popen(command, cwd=place.directory, env=environment(), stdout=subprocess.PIPE, text=True)
+        for place in places
+    ]
+    said = [each.communicate(timeout=DEADLINE_S)[0].split()[0] for each in running]
+    assert [each.returncode for each in running] == [0, 0]
+    assert set(states(path)) == {first, *said}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.errors import ConfigError
 from coatcheck.farm.files.keys import FarmKeys, key_name, load, new_key, save
 
 from .farm_process import DEADLINE_S, Command, Farm, environment
@@ -153,3 +154,28 @@ def test_rotations_at_once_are_one_after_the_other(places: list[Command], tmp_pa
     said = [each.communicate(timeout=DEADLINE_S)[0].split()[0] for each in running]
     assert [each.returncode for each in running] == [0, 0]
     assert set(states(path)) == {first, *said}
+
+
+def test_a_key_file_behind_a_link_is_changed_where_it_is(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    real, link = tmp_path / "secrets" / "ring.json", tmp_path / "keys.json"
+    (first,) = ring(real, 1)
+    link.symlink_to("secrets/ring.json")
+    options = ("--keys-file", str(link))
+    done = Command(tmp_path).run("keys", "rotate", *options)
+    assert done.returncode == 0, done.stderr
+    assert link.is_symlink()
+    assert states(real) == {first: "retiring", done.stdout.split()[0]: "active"}
+    running = farm("--web", "1", *options)
+    assert running.run("keys", "revoke", first, "--yes").returncode == 0
+    assert running.run("keys", "rotate").returncode == 0
+    assert link.is_symlink()
+    assert list(states(real).values()) == ["retiring", "active"] and first not in states(real)
+    assert [each.name for each in real.parent.iterdir()] == ["ring.json"], "nothing is left beside it"
+
+
+def test_links_that_lead_in_a_circle_are_told_in_one_line(tmp_path: Path) -> None:
+    link = tmp_path / "keys.json"
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="keys_file: "):
+        save(link, FarmKeys((new_key(),), 0, "password"))

@@ -126,7 +126,7 @@ def load(path: Path) -> FarmKeys:
 
 
 def save(path: Path, keys: FarmKeys) -> None:
-    """Write the file, readable by its owner alone.
+    """Write the file, readable by its owner alone; of a symbolic link, what it leads to.
 
     Raises:
         ConfigError: it cannot be written.
@@ -134,9 +134,12 @@ def save(path: Path, keys: FarmKeys) -> None:
     texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
     content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
     try:
-        replace_private(path, msgspec.json.format(content) + b"\n")
+        # A link that was replaced would leave the file behind it, and whoever else follows that, with the old keys.
+        replace_private(path.resolve(), msgspec.json.format(content) + b"\n")
     except OSError as error:
         raise ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written") from None
+    except RuntimeError:  # Python before 3.13 says so of links that lead in a circle
+        raise ConfigError(f"keys_file: {path} leads to itself; name a file that can be written") from None
 
 
 def _from_environment(text: str) -> FarmKeys:

@@ -143,17 +143,51 @@ def test_a_change_waits_for_who_changes_the_file_and_not_for_ever(places: list[C
     assert done.returncode == 0, done.stderr
 
 
-def test_rotations_at_once_are_one_after_the_other(places: list[Command], tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    first, *_ = ring(path, 1)
-    command = [sys.executable, "-m", "coatcheck.cli", "keys", "rotate", "--keys-file", str(path)]
+@pytest.mark.parametrize("together", [True, False], ids=["one run directory", "several"])
+def test_rotations_at_once_are_one_after_the_other(places: list[Command], tmp_path: Path, together: bool) -> None:
+    path = tmp_path / ".coatcheck" / "keys.json"
+    path.parent.mkdir(mode=0o700)
+    (path.parent / "lock").touch(mode=0o600)  # as a farm that ran here has left it
+    (first,) = ring(path, 1)
+    command = [sys.executable, "-m", "coatcheck.cli", "keys", "rotate"]
+    ways = [(tmp_path, [])] * 4 if together else [(each.directory, ["--keys-file", str(path)]) for each in places]
     running = [
-        subprocess.Popen(command, cwd=place.directory, env=environment(), stdout=subprocess.PIPE, text=True)
-        for place in places
+        subprocess.Popen(
+            [*command, *options],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for folder, options in ways
     ]
-    said = [each.communicate(timeout=DEADLINE_S)[0].split()[0] for each in running]
-    assert [each.returncode for each in running] == [0, 0]
-    assert set(states(path)) == {first, *said}
+    said = [each.communicate(timeout=DEADLINE_S)[0] for each in running]
+    assert [each.returncode for each in running] == [0] * len(ways), said
+    assert set(states(path)) == {first, *(words.split()[0] for words in said)}
+
+
+def test_while_one_command_asks_another_one_changes_the_keys_of_the_same_farm(tmp_path: Path) -> None:
+    path = tmp_path / ".coatcheck" / "keys.json"
+    path.parent.mkdir(mode=0o700)
+    a, b = ring(path, 2)
+    with asked(tmp_path, "revoke", a) as answer:
+        done = Command(tmp_path).run("keys", "rotate")
+        assert done.returncode == 0, done.stderr
+        assert answer("y")[0] == 0
+    assert states(path) == {b: "retiring", done.stdout.split()[0]: "active"}
+
+
+def test_a_farm_that_starts_while_a_command_asks_is_told(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    path = tmp_path / ".coatcheck" / "keys.json"
+    path.parent.mkdir(mode=0o700)
+    a, b = ring(path, 2)
+    with asked(tmp_path, "revoke", a) as answer:
+        running = farm("--web", "1")
+        status, said = answer("y")
+        assert status == 0, said
+    assert f"{a} is revoked" in running.log, "by the farm, which has told its processes"
+    assert states(path) == {b: "active"}
 
 
 def test_a_key_file_behind_a_link_is_changed_where_it_is(farm: Callable[..., Farm], tmp_path: Path) -> None:

@@ -129,9 +129,9 @@ class Callers:
             raw = a2b_base64(mark.encode("ascii").translate(_FROM_URL) + b"=", strict_mode=True)
         except (BinasciiError, UnicodeEncodeError):
             return None
-        if len(raw) != MARK_BYTES or urlsafe_b64encode(raw).rstrip(b"=").decode() != mark:
+        if urlsafe_b64encode(raw).rstrip(b"=").decode() != mark:
             return None  # bits that decoding drops: a credential has one spelling
-        return caller, raw
+        return (caller, raw) if len(raw) == MARK_BYTES else None
 
     def of_certificate(self, dns_names: frozenset[str]) -> Caller | None:
         """Whose certificate this is, by the DNS names in it."""

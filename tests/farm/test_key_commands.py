@@ -211,5 +211,5 @@ def test_a_key_file_behind_a_link_is_changed_where_it_is(farm: Callable[..., Far
 def test_links_that_lead_in_a_circle_are_told_in_one_line(tmp_path: Path) -> None:
     link = tmp_path / "keys.json"
     link.symlink_to(link)
-    with pytest.raises(ConfigError, match="keys_file: "):
+    with pytest.raises(ConfigError, match="leads to itself"):
         save(link, FarmKeys((new_key(),), 0, "password"))

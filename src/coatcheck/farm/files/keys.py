@@ -6,6 +6,7 @@ From ``COATCHECK_KEYS`` if it is set, else from a file of mode 0600 that the fir
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 import stat
 from collections.abc import Mapping
@@ -133,13 +134,14 @@ def save(path: Path, keys: FarmKeys) -> None:
     """
     texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
     content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
+    # A link that was replaced would leave the file behind it, and whoever else follows that, with the old keys.
+    behind = Path(os.path.realpath(path))
     try:
-        # A link that was replaced would leave the file behind it, and whoever else follows that, with the old keys.
-        replace_private(path.resolve(), msgspec.json.format(content) + b"\n")
+        if behind.is_symlink():
+            raise ConfigError(f"keys_file: {path} leads to itself; name a file that can be written")
+        replace_private(behind, msgspec.json.format(content) + b"\n")
     except OSError as error:
         raise ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written") from None
-    except RuntimeError:  # Python before 3.13 says so of links that lead in a circle
-        raise ConfigError(f"keys_file: {path} leads to itself; name a file that can be written") from None
 
 
 def _from_environment(text: str) -> FarmKeys:

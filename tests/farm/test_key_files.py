@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from coatcheck.errors import ConfigError
+from coatcheck.farm.files.key_file import LOCK_AGAIN_S, KeyFileLock
 from coatcheck.farm.files.keys import FarmKeys, load, save
 from coatcheck.farm.supervision.key_sources import EnvironmentKeys, FileKeys
 
@@ -68,6 +72,47 @@ def test_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     except ConfigError as error:
         assert "name a file that can be written" in str(error)
     assert keys.keys.keys == (A,)
+
+
+def test_what_others_have_done_to_the_file_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys, _ = source(path, FarmKeys((A, B), 1, "ours"))
+    save(path, FarmKeys((B,), 0, "ours"))
+    announced = asyncio.run(keys.announce())
+    assert announced.keys[:-1] == (B,), "what was revoked there does not come back"
+    save(path, FarmKeys((*announced.keys, C), 0, "ours"))
+    with pytest.raises(ConfigError, match="somebody else has changed them meanwhile"):
+        asyncio.run(keys.activate())
+    save(path, FarmKeys(announced.keys, 1, "ours"))
+    assert asyncio.run(keys.activate()).primary == 1, "somebody else let the same key seal"
+    save(path, FarmKeys((A, C), 1, "ours"))
+    with pytest.raises(ConfigError, match="which seals; put it back"):
+        asyncio.run(keys.announce())
+    assert load(path).keys == (A, C), "what others seal with is not written over"
+    path.unlink()
+    assert asyncio.run(keys.announce()).keys[:2] == announced.keys
+    assert load(path).keys == keys.keys.keys
+
+
+def test_a_lock_of_a_file_that_is_replaced_in_that_moment_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    save(path, FarmKeys((A,), 0, "ours"))
+    lock_it, replacements = fcntl.flock, [FarmKeys((A, B), 1, "ours")]
+
+    def late(file: int, how: int) -> None:
+        if replacements:
+            save(path, replacements.pop())
+        lock_it(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with KeyFileLock(path) as mine:
+        assert len(list(mine.pauses())) == 1
+        with KeyFileLock(path) as theirs:
+            assert next(theirs.pauses()) == LOCK_AGAIN_S, "they wait"
+    with KeyFileLock(path) as theirs:
+        assert not list(theirs.pauses())
 
 
 def test_which_keys_of_the_environment_have_sealed_is_not_known() -> None:

@@ -113,6 +113,16 @@ def test_what_cannot_work_is_told_in_one_line(
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+def test_a_ring_that_machines_share_is_in_no_file_that_could_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "callers.toml").write_text('[shop]\nscopes = ["verify"]\n')
+    command = [sys.executable, "-m", "coatcheck.cli", "service", "serve", "--callers", "callers.toml"]
+    command += ["--session-server", "redis://127.0.0.1:1", "--name", FARM]
+    shared = environment(COATCHECK_KEY_RING="shared")
+    done = subprocess.run(command, cwd=tmp_path, env=shared, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert "start the service with coatcheck serve --service" in done.stderr
+
+
 def test_a_credential_is_of_one_caller_one_generation_one_farm_and_one_ring() -> None:
     callers = Callers({"shop": Caller(scopes=("verify",), generation=3)}, RING, FARM)
     found = callers.of_credential(credential("shop", 3, RING, FARM))
@@ -131,6 +141,10 @@ def test_a_credential_is_of_one_caller_one_generation_one_farm_and_one_ring() ->
         "." * 10_000,
     ):
         assert callers.of_credential(wrong) is None, wrong
+        of_another_ring = wrong == credential("shop", 3, other, FARM) or wrong == credential("shop", 3, RING, "another")
+        # 43 times "A" are 32 bytes, too: which key has made them cannot be seen.
+        assert callers.may_be_of_another_key(wrong) == (of_another_ring or wrong == "shop.3." + "A" * 43), wrong
+    assert not callers.may_be_of_another_key(None)
     text = credential("shop", 3, RING, FARM)
     for at in range(len("shop.3."), len(text)):
         flipped = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]

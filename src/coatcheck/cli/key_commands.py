@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,7 @@ def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
 
     A key is announced (all open with it), active (it seals), retiring (it opens only), revoked.
     """
-    with _Ring(run_dir, keys_file) as ring:
-        rows = ring.rows()
+    rows = _Ring(run_dir, keys_file).rows()
     if as_json:
         click.echo(json_text(rows))
         return
@@ -70,8 +69,8 @@ def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
 def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announce: bool) -> None:
     """Seal with a new key. Every server accepts it first; the old keys open until they are revoked."""
     timeout_s = seconds_of("--timeout", timeout)
-    with _Ring(run_dir, keys_file) as ring:
-        name, late = ring.announce(timeout_s) if announce else ring.rotate(timeout_s)
+    ring = _Ring(run_dir, keys_file)
+    name, late = ring.announce(timeout_s) if announce else ring.rotate(timeout_s)
     if announce:
         click.echo(f"{name} is announced: it opens, and seals from the next rotate on")
     else:
@@ -88,21 +87,21 @@ def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announ
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def keys_revoke(key: str, run_dir: str | None, keys_file: str | None, yes: bool) -> None:
     """Drop a key: what only KEY (a name that `keys ls` shows) can open is lost."""
-    with _Ring(run_dir, keys_file) as ring:
-        row = ring.row(key)
-        count = "sessions, nobody can count how many," if row["sessions"] is None else f"{row['sessions']} sessions"
-        click.echo(f"revoking {key} ends {count} that were not written since another key seals, and logs out browsers")
-        click.echo("whose cookie it sealed: those that were away since then")
-        if not yes:
-            click.confirm("revoke it?", abort=True)
-        late = ring.revoke(key)
+    ring = _Ring(run_dir, keys_file)
+    row = ring.row(key)
+    count = "sessions, nobody can count how many," if row["sessions"] is None else f"{row['sessions']} sessions"
+    click.echo(f"revoking {key} ends {count} that were not written since another key seals, and logs out browsers")
+    click.echo("whose cookie it sealed: those that were away since then")
+    if not yes:
+        click.confirm("revoke it?", abort=True)
+    late = ring.revoke(key)
     click.echo(f"{key} is revoked")
     for server in late:
         click.echo(f"{server} could not be told yet: it opens with the key until it is told", err=True)
 
 
 class _Ring:
-    """The keys of a farm: through its supervisor if it runs, else in the file, which nobody else may change then."""
+    """The keys of a farm: through its supervisor while it runs, else in the file."""
 
     def __init__(self, run_dir: str | None, keys_file: str | None) -> None:
         from coatcheck.farm.files.run_directory import RunDirectory
@@ -111,31 +110,25 @@ class _Ring:
         self._run_dir = run_dir
         self._directory = RunDirectory(directory)
         self._file = Path(keys_file) if keys_file else self._directory.keys_file
-        self._kept: FarmKeys | None = None
 
-    def __enter__(self) -> _Ring:
-        from coatcheck.farm.files.keys import load
-
-        try:
-            if self._directory.is_in_use():
-                return self
-            if not self._file.exists():
-                raise ConfigError(f"keys: there is no {self._file}; name a farm's --run-dir")
-            self._directory.acquire()
-            self._kept = load(self._file)
-        except ConfigError as error:
-            self._directory.release()
-            fail(error, 2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._directory.release()
+    def _runs(self) -> bool:
+        """Asked before each step, for a farm may start or stop while a question waits for its answer."""
+        if self._directory.is_in_use():
+            return True
+        if not self._file.exists():
+            fail(ConfigError(f"keys: there is no {self._file}; name a farm's --run-dir"), 2)
+        return False
 
     def rows(self) -> list[dict[str, Any]]:
-        if self._kept is None:
+        from coatcheck.farm.files.keys import load
+
+        if self._runs():
             rows: list[dict[str, Any]] = self._ask({"op": "keys.ls"})["keys"]
             return rows
-        return [{**row, "sessions": None} for row in self._kept.rows()]
+        try:
+            return [{**row, "sessions": None} for row in load(self._file).rows()]
+        except ConfigError as error:
+            fail(error, 2)
 
     def row(self, name: str) -> dict[str, Any]:
         """One of them, which may be revoked."""
@@ -149,37 +142,39 @@ class _Ring:
         return found
 
     def rotate(self, timeout_s: float) -> tuple[str, list[str]]:
-        from coatcheck.farm.files.keys import key_name
-
-        if self._kept is None:
+        if self._runs():
             answer = self._ask({"op": "keys.rotate", "timeout_s": timeout_s}, 2 * timeout_s)
             return answer["key"], answer["late"]
-        with _failing():
-            self._own()
-            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
-            self._save(grown.sealing_with_newest())
-        return key_name(grown.keys[-1]), []
+        return self._change(lambda keys: keys.announcing().sealing_with_newest()), []
 
     def announce(self, timeout_s: float) -> tuple[str, list[str]]:
-        from coatcheck.farm.files.keys import key_name
-
-        if self._kept is None:
+        if self._runs():
             answer = self._ask({"op": "keys.announce", "timeout_s": timeout_s}, 2 * timeout_s)
             return answer["key"], answer["late"]
-        with _failing():
-            self._own()
-            grown = self._kept if self._kept.announced is not None else self._kept.with_new()
-            self._save(grown)
-        return key_name(grown.keys[-1]), []
+        return self._change(lambda keys: keys.announcing()), []
 
     def revoke(self, name: str) -> list[str]:
-        if self._kept is None:
+        if self._runs():
             late: list[str] = self._ask({"op": "keys.revoke", "key": name})["late"]
             return late
-        with _failing():
-            self._own()
-            self._save(self._kept.without(self._kept.index_of(name)))
+        self._change(lambda keys: keys.without(keys.index_of(name)))
         return []
+
+    def _change(self, change: Callable[[FarmKeys], FarmKeys]) -> str:
+        """Change the keys as they are now, and not as they were shown; the name of the newest one."""
+        from coatcheck.farm.files.key_file import KeyFileLock
+        from coatcheck.farm.files.keys import key_name, load, save
+
+        try:
+            self._own()
+            with KeyFileLock(self._file) as lock:
+                for pause_s in lock.pauses():
+                    time.sleep(pause_s)
+                changed = change(load(self._file))
+                save(self._file, changed)
+        except ConfigError as error:
+            fail(error, 2)
+        return key_name(changed.keys[-1])
 
     def _own(self) -> None:
         """A ring that machines share is changed where one of them runs: its file only opens it."""
@@ -191,18 +186,5 @@ class _Ring:
                 "change the file"
             )
 
-    def _save(self, changed: FarmKeys) -> None:
-        from coatcheck.farm.files.keys import save
-
-        save(self._file, changed)
-
     def _ask(self, message: dict[str, Any], more_s: float = 0.0) -> dict[str, Any]:
         return ask(self._run_dir, message, timeout_s=KEYS_TIMEOUT_S + more_s)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        fail(error, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -54,9 +55,11 @@ def serve(
     from coatcheck.stores.session_server_url import parse_session_servers
 
     try:
-        settings, keys = _farm(config, flags)
+        settings, keys, key_file = _farm(config, flags)
         if not settings.session_server:
             raise ConfigError("session_server: name at least one; embedded ones are started by coatcheck serve")
+        if settings.key_ring == "shared":
+            raise ConfigError("key_ring: shared keys are in no file; start the service with coatcheck serve --service")
         access = SessionAccess(
             farm=settings.name,
             server=f"service-{os.uname().nodename}-{os.getpid()}",
@@ -76,7 +79,7 @@ def serve(
             insecure=allow_insecure,
             signals=signals,
         )
-        serve_sessions(service_settings, access, settings.cookie, _started(settings.name))
+        serve_sessions(service_settings, access, settings.cookie, _started(settings.name), key_file)
     except CoatcheckError as error:
         fail(error, 2)
 
@@ -96,7 +99,7 @@ def credential_of(caller: str, generation: int, config: Path | None, **flags: An
     from coatcheck.tokens.keyring import KeyRing
 
     try:
-        settings, keys = _farm(config, flags)
+        settings, keys, _ = _farm(config, flags)
         text = credential(caller, generation, KeyRing(keys.keys, keys.primary), settings.name)
     except CoatcheckError as error:
         fail(error, 2)
@@ -104,13 +107,17 @@ def credential_of(caller: str, generation: int, config: Path | None, **flags: An
 
 
 def _farm(config: Path | None, flags: dict[str, Any]) -> Any:
-    """The farm's settings and keys. Cookies are ``Secure`` unless somebody says otherwise: who asks stands behind a
-    proxy."""
+    """The farm's settings, its keys, and the file that changes them, if they come from one. Cookies are ``Secure``
+    unless somebody says otherwise: who asks stands behind a proxy."""
+    from coatcheck.farm.files.key_file import KeyFile
     from coatcheck.farm.files.keys import ENV, load, load_or_create
     from coatcheck.farm.settings.configuration import load_settings
 
     settings = load_settings(config, {"COATCHECK_INSECURE_LOCALHOST": "false", **os.environ}, flags)
+    if os.environ.get(ENV):
+        return settings, load_or_create(Path(), os.environ), None
     path = Path(settings.keys_file) if settings.keys_file else Path(settings.run_dir) / "keys.json"
-    if not os.environ.get(ENV) and not path.exists():
+    if not path.exists():
         raise ConfigError(f"keys_file: there is no {path}; the service needs the farm's keys, and makes none")
-    return settings, load_or_create(path, os.environ) if os.environ.get(ENV) else load(path)
+    keys = load(path)
+    return settings, keys, KeyFile(path, keys, logging.getLogger("coatcheck.service").warning, led=True)

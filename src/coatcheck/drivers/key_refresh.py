@@ -12,6 +12,8 @@ from coatcheck.tokens.freshness import ASK_EVERY_S, Freshness
 RefreshKeys = Callable[[], Awaitable[bool]]
 """Brings the ring up to date, and returns whether it could; it raises nothing."""
 
+ROUND_S: Final = 5.0
+"""So often it is looked whether keys were changed elsewhere, though nobody wants to know."""
 LIMIT_S: Final = 6.0
 """So long an answer may take; then whoever wants to know is refused, and may come again."""
 

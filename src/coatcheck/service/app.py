@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from coatcheck.drivers.key_refresh import RefreshKeys
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable
+from coatcheck.errors import ConflictError, SessionClosed, SessionDataError, SessionUnavailable, UnavailableReason
 from coatcheck.service import forward_auth as fa
 from coatcheck.service import messages as m
 from coatcheck.service.answers import AnswerRefused
@@ -58,7 +59,7 @@ TITLES: Final = {
 
 class SessionEndpoint(Endpoint):
     """Handlers by the names of the operations. ``callers`` says who may ask now; ``revocations``: of their
-    certificates."""
+    certificates; ``refresh_keys``: as :class:`coatcheck.service.service.SessionService` takes it."""
 
     TITLES: ClassVar = TITLES
 
@@ -70,8 +71,10 @@ class SessionEndpoint(Endpoint):
         events: EventStream,
         revocations: Revocations | None = None,
         signals: SignalEndpoint | None = None,
+        refresh_keys: RefreshKeys | None = None,
     ) -> None:
         super().__init__(API)
+        self._refresh_keys = refresh_keys
         self._signals = signals
         self._sessions = sessions
         self._callers = callers
@@ -85,10 +88,15 @@ class SessionEndpoint(Endpoint):
 
     # -- who asks ----------------------------------------------------------------------------------
 
-    def admit(self, operation: ApiOperation, request: Request) -> None:
+    async def admit(self, operation: ApiOperation, request: Request) -> None:
         """Only for a caller whom we know, who may do that, and does not ask too often."""
         known = self._callers()
         caller = self._caller(known, request)
+        if caller is None and self._refresh_keys is not None and known.may_be_of_another_key(_credential(request)):
+            if not await self._refresh_keys():
+                raise SessionUnavailable(UnavailableReason.KEYS)
+            known = self._callers()
+            caller = self._caller(known, request)
         if caller is None:
             raise RequestRefused(401, "unauthorized", "send a credential", {"WWW-Authenticate": "Bearer"})
         wait_s = known.wait_s(caller, time.monotonic())
@@ -100,9 +108,9 @@ class SessionEndpoint(Endpoint):
         request.state.caller = caller
 
     def _caller(self, known: Callers, request: Request) -> Caller | None:
-        shown = request.headers.get("authorization", "")
-        if shown[: len(SCHEME)].lower() == SCHEME:
-            return known.of_credential(shown[len(SCHEME) :].strip())
+        shown = _credential(request)
+        if shown is not None:
+            return known.of_credential(shown)
         connection = connection_of(request.scope)
         if connection is None or connection.certificate is None:
             return None
@@ -240,6 +248,12 @@ class SessionEndpoint(Endpoint):
         if not any(servers.values()):
             raise RequestRefused(503, "unavailable", "no session server answers", {"Retry-After": "1"})
         return json_answer(m.SessionServiceHealth("ok", servers))
+
+
+def _credential(request: Request) -> str | None:
+    """What stands behind ``Bearer``; ``None``: no credential is shown."""
+    shown = request.headers.get("authorization", "")
+    return shown[len(SCHEME) :].strip() if shown[: len(SCHEME)].lower() == SCHEME else None
 
 
 def _target(request: Request) -> str:

@@ -108,6 +108,18 @@ class Callers:
 
     def of_credential(self, text: str) -> Caller | None:
         """Whose credential this is; ``None``: nobody's."""
+        found = self._claimed(text)
+        if found is None:
+            return None
+        caller, mark = found
+        return caller if self._mac.is_ours(_marked(caller.name, caller.generation), mark) else None
+
+    def may_be_of_another_key(self, text: str | None) -> bool:
+        """Whether nothing but its mark speaks against a credential: a key that we do not know may have made that."""
+        return text is not None and self._claimed(text) is not None
+
+    def _claimed(self, text: str) -> tuple[Caller, bytes] | None:
+        """Who this credential says that it is of, and its mark; ``None`` if it is none."""
         name, _, rest = text.partition(".")
         generation, _, mark = rest.partition(".")
         caller = self._callers.get(name)
@@ -119,8 +131,7 @@ class Callers:
             return None
         if urlsafe_b64encode(raw).rstrip(b"=").decode() != mark:
             return None  # bits that decoding drops: a credential has one spelling
-        is_ours = len(raw) == MARK_BYTES and self._mac.is_ours(_marked(name, caller.generation), raw)
-        return caller if is_ours else None
+        return (caller, raw) if len(raw) == MARK_BYTES else None
 
     def of_certificate(self, dns_names: frozenset[str]) -> Caller | None:
         """Whose certificate this is, by the DNS names in it."""

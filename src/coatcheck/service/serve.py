@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from starlette.types import ASGIApp
 
 from coatcheck.access import SessionAccess
 from coatcheck.errors import ConfigError
+from coatcheck.service.followed_keys import FollowedFile, FollowedKeys
 from coatcheck.service.service import SessionService
 from coatcheck.service_kit.http_server import serve_app, tls_for
 from coatcheck.sessions.cookies import CookiePolicy
@@ -32,9 +34,16 @@ class SessionServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def serve_sessions(
-    settings: SessionServiceSettings, access: SessionAccess, cookies: CookiePolicy, started: Callable[[str], None]
+    settings: SessionServiceSettings,
+    access: SessionAccess,
+    cookies: CookiePolicy,
+    started: Callable[[str], None],
+    key_file: FollowedFile | None = None,
 ) -> None:
-    """Serve until told to stop. Raises :class:`ConfigError`."""
+    """Serve until told to stop. ``key_file``: what the keys of ``access`` come from, if others may change them.
+
+    Raises :class:`ConfigError`.
+    """
     tls = tls_for(settings.listen, settings.certificate, settings.private_key, settings.insecure, settings.authority)
     revocations = None
     if settings.revoked is not None:
@@ -42,7 +51,17 @@ def serve_sessions(
             raise ConfigError("tls-revoked: only with tls-authority, who signs it")
         revocations = Revocations(settings.authority, settings.revoked)
     has_authority = settings.authority is not None
+    followed = FollowedKeys(key_file) if key_file is not None else None
     service = SessionService(
-        access, cookies, settings.callers, authority=has_authority, revocations=revocations, signals=settings.signals
+        access,
+        cookies,
+        settings.callers,
+        authority=has_authority,
+        revocations=revocations,
+        signals=settings.signals,
+        refresh_keys=followed.refresh if followed is not None else None,
     )
-    serve_app(service.app(), settings.listen, started, tls, service.stop)
+    app: ASGIApp = service.app()
+    if followed is not None:
+        app = followed.around(app, service.change_keys)
+    serve_app(app, settings.listen, started, tls, service.stop)

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 
 from coatcheck.access import SessionAccess
 from coatcheck.connecting import open_sessions
+from coatcheck.drivers.key_refresh import RefreshKeys
 from coatcheck.events import Observer, both
 from coatcheck.service.app import SessionEndpoint
 from coatcheck.service.assertion import Signer
@@ -27,7 +28,9 @@ RUN_BYTES: Final = 6
 
 class SessionService:
     """``callers``: the file of those who may ask; ``authority``: whether they may show certificates; ``signals``: the
-    file of identity providers and receivers of logout signals.
+    file of identity providers and receivers of logout signals; ``refresh_keys`` is asked before what an unknown key has
+    made is refused, a cookie or a caller's credential: it brings the ring up to date (:meth:`change_keys`) and returns
+    whether it could.
 
     Raises:
         ConfigError: the file, a key or a session server's address is wrong.
@@ -43,6 +46,7 @@ class SessionService:
         revocations: Revocations | None = None,
         observer: Observer | None = None,
         signals: Path | None = None,
+        refresh_keys: RefreshKeys | None = None,
     ) -> None:
         self._ring = KeyRing(access.keys, access.primary_key)
         known = CallersFile(callers, self._ring, access.farm, by_certificate=authority)
@@ -55,10 +59,12 @@ class SessionService:
             self._signals = Signals(signals, self._ring, access.farm)
         if self._signals is not None:
             observe = both(observe, self._signals.observe)
-        self.sessions = open_sessions(access, observer=observe, cookies=cookies)
+        self.sessions = open_sessions(access, observer=observe, cookies=cookies, refresh_keys=refresh_keys)
         endpoint = self._signals.endpoint(self.sessions) if self._signals is not None else None
         self._signer = Signer(self._ring, access.farm)
-        self._endpoint = SessionEndpoint(self.sessions, known.now, self._signer, self._events, revocations, endpoint)
+        self._endpoint = SessionEndpoint(
+            self.sessions, known.now, self._signer, self._events, revocations, endpoint, refresh_keys
+        )
 
     def app(self) -> Starlette:
         """The service as an ASGI app, whose lifespan opens and closes its sessions."""

@@ -43,7 +43,7 @@ class Endpoint:
         self.answers: Counter[int] = Counter()
         """How many answers of each status were given."""
 
-    def admit(self, operation: ApiOperation, request: Request) -> None:
+    async def admit(self, operation: ApiOperation, request: Request) -> None:
         """Raises :class:`RequestRefused` unless whoever asks may do that."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class Endpoint:
 
         async def handler(request: Request) -> Response:
             if not operation.open:
-                self.admit(operation, request)
+                await self.admit(operation, request)
             return await inner(request)
 
         return self.counted(handler)

@@ -6,6 +6,7 @@ From ``COATCHECK_KEYS`` if it is set, else from a file of mode 0600 that the fir
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 import stat
 from collections.abc import Mapping
@@ -48,6 +49,10 @@ class FarmKeys(msgspec.Struct, frozen=True):
         if len(self.keys) >= MAX_KEYS:
             raise ConfigError(f"keys: there are {MAX_KEYS} already; revoke an old one first")
         return msgspec.structs.replace(self, keys=(*self.keys, new_key()))
+
+    def announcing(self) -> FarmKeys:
+        """The same with an announced key: the one that there is, or a new one. Raises :class:`ConfigError`."""
+        return self if self.announced is not None else self.with_new()
 
     def sealing_with_newest(self) -> FarmKeys:
         return msgspec.structs.replace(self, primary=len(self.keys) - 1)
@@ -122,15 +127,19 @@ def load(path: Path) -> FarmKeys:
 
 
 def save(path: Path, keys: FarmKeys) -> None:
-    """Write the file, readable by its owner alone.
+    """Write the file, readable by its owner alone; of a symbolic link, what it leads to.
 
     Raises:
         ConfigError: it cannot be written.
     """
     texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
     content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
+    # A link that was replaced would leave the file behind it, and whoever else follows that, with the old keys.
+    behind = Path(os.path.realpath(path))
     try:
-        replace_private(path, msgspec.json.format(content) + b"\n")
+        if behind.is_symlink():
+            raise ConfigError(f"keys_file: {path} leads to itself; name a file that can be written")
+        replace_private(behind, msgspec.json.format(content) + b"\n")
     except OSError as error:
         raise ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written") from None
 

@@ -25,6 +25,7 @@ from coatcheck.farm.processes.application import (
     keeps_own_sessions,
     load_application,
 )
+from coatcheck.farm.processes.asked_keys import AskedKeys
 from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
 from coatcheck.farm.processes.session_answers import session_answers
@@ -128,30 +129,6 @@ def _tls_end_of(role: WebServerRole, control: ProcessControl) -> TlsEnd | None:
     return TlsEnd(role, role.ends_tls, lambda: not control.stopping.is_set())
 
 
-class AskedKeys:
-    """The supervisor is asked whether there are newer keys; it tells them, and whether they are as new as can be."""
-
-    def __init__(self, control: ProcessControl) -> None:
-        self._control = control
-        self._waiting: set[asyncio.Future[bool]] = set()
-
-    async def refresh(self) -> bool:
-        """Whether the ring is as new as the supervisor's, and that one as new as can be."""
-        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.add(told)
-        self._control.ask("keys")
-        try:
-            return await told
-        finally:
-            self._waiting.discard(told)
-
-    def told(self, is_fresh: bool) -> None:
-        """The supervisor has answered."""
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(is_fresh)
-
-
 def _signals_of(role: WebServerRole) -> Signals | None:
     """Who tells others when sessions end here, if anybody is to be told; else none of it is imported."""
     if not role.signals:
@@ -190,8 +167,7 @@ def _operations(
             tls_end.change_keys(keys, primary)
         if signals is not None:
             signals.change_keys(keys, primary)
-        if (is_fresh := message.get("is_fresh")) is not None:
-            asking.told(bool(is_fresh))
+        asking.hear(message)
         return {}
 
     return {

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from coatcheck.drivers.key_refresh import KeyRefresh
+from coatcheck.drivers.key_refresh import ROUND_S, KeyRefresh
 from coatcheck.farm.control.channel import ControlError
 from coatcheck.farm.files.keys import FarmKeys, key_name
 from coatcheck.farm.supervision.console import Console
@@ -22,8 +22,6 @@ from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.key_sources import FarmKeySource
 from coatcheck.farm.supervision.telling import tell_all
 
-ROUND_S: Final = 5.0
-"""So often it is looked whether the keys were changed elsewhere."""
 ROUND_TELL_S: Final = 2.0
 """How long a process may take to hear of keys that were changed elsewhere; who does not is told in the next round."""
 LOOK_EVERY_S: Final = 0.5

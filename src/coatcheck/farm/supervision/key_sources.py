@@ -6,13 +6,14 @@ announced stands behind the one that seals.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Any, Protocol
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.files.keys import ENV, FarmKeys, key_name, load, save
+from coatcheck.farm.files.key_file import KeyFile, KeyFileLock
+from coatcheck.farm.files.keys import ENV, FarmKeys
 from coatcheck.farm.supervision.console import Console
 
 
@@ -122,56 +123,37 @@ class FileKeys(LocalKeys):
     def __init__(self, path: Path, keys: FarmKeys, console: Console) -> None:
         super().__init__(keys)
         self._path = path
-        self._console = console
-        self._stamp = _stamp(path)
+        self._file = KeyFile(path, keys, console.say)
+        self._announced: bytes | None = None
 
     async def look(self) -> bool:
-        stamp = _stamp(self._path)
-        if stamp in (self._stamp, _GONE):
-            return True
-        self._stamp = stamp
-        try:
-            found = load(self._path)
-        except ConfigError as error:
-            self._console.say(f"the keys stay as they are: {error}")
-            return True
-        found = msgspec.structs.replace(found, session_server_password=self.keys.session_server_password)
-        sealing = self.keys.keys[self.keys.primary]
-        if sealing not in found.keys:
-            self._console.say(
-                f"the keys stay as they are: keys_file: {self._path} lacks {key_name(sealing)}, which seals; put it "
-                "back, or restart the farm to end all that it has sealed"
-            )
-            return True
-        self.keys = found
+        self._file.look()
+        self.keys = self._file.keys
         return True
 
     async def announce(self) -> FarmKeys:
-        keys = self.keys
-        return self._keep(keys.with_new() if keys.announced is None else keys)
-
-    async def activate(self) -> FarmKeys:
-        return self._keep(self.keys.sealing_with_newest())
-
-    async def revoke(self, name: str) -> FarmKeys:
-        return self._keep(self.keys.without(self.keys.index_of(name)))
-
-    def _keep(self, keys: FarmKeys) -> FarmKeys:
-        if keys != self.keys:
-            save(self._path, keys)
-            self._stamp = _stamp(self._path)
-            self.keys = keys
+        keys = await self._change(FarmKeys.announcing)
+        self._announced = keys.announced
         return keys
 
+    async def activate(self) -> FarmKeys:
+        announced = self._announced
 
-_Stamp = tuple[int, int, int]
-_GONE: Final[_Stamp] = (0, 0, 0)
+        def activated(keys: FarmKeys) -> FarmKeys:
+            if announced not in (keys.announced, keys.keys[keys.primary]):
+                raise ConfigError("keys: somebody else has changed them meanwhile; look at keys ls, and rotate again")
+            return keys.sealing_with_newest() if announced == keys.announced else keys
 
+        return await self._change(activated)
 
-def _stamp(path: Path) -> _Stamp:
-    """What tells a file from the one that was there before it; :data:`_GONE` if there is none."""
-    try:
-        info = path.stat()
-    except OSError:
-        return _GONE
-    return info.st_ino, info.st_mtime_ns, info.st_size
+    async def revoke(self, name: str) -> FarmKeys:
+        return await self._change(lambda keys: keys.without(keys.index_of(name)))
+
+    async def _change(self, change: Callable[[FarmKeys], FarmKeys]) -> FarmKeys:
+        with KeyFileLock(self._path) as lock:
+            for pause_s in lock.pauses():
+                await asyncio.sleep(pause_s)
+            try:
+                return self._file.change(change)
+            finally:
+                self.keys = self._file.keys

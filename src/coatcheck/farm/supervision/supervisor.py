@@ -247,7 +247,12 @@ class Supervisor:
             for role in plan.web_servers
         )
         self.session_services = tuple(
-            keeper(role.name, functools.partial(self._session_service_role, role)) for role in plan.session_services
+            keeper(
+                role.name,
+                functools.partial(self._session_service_role, role),
+                on_ask=functools.partial(self._asked, role.name),
+            )
+            for role in plan.session_services
         )
         self.directors = tuple(
             keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
@@ -309,9 +314,9 @@ class Supervisor:
         secrets, primary = tls_session_ring(self.keys)
         return msgspec.structs.replace(planned, keys=secrets, primary=primary)
 
-    def _asked(self, web_server: str, what: str) -> None:
+    def _asked(self, host: str, what: str) -> None:
         if what == "keys":
-            self.key_ring.asked(next(keeper for keeper in self.hosts if keeper.name == web_server))
+            self.key_ring.asked(next(keeper for keeper in self.hosts if keeper.name == host))
 
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""

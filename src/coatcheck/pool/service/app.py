@@ -81,7 +81,7 @@ class PoolEndpoint(Endpoint):
         """Check-outs that wait are told at once that the service is stopping; called in the loop that serves."""
         self._stopping.set()
 
-    def admit(self, operation: ApiOperation, request: Request) -> None:
+    async def admit(self, operation: ApiOperation, request: Request) -> None:
         """Only for who shows a bearer token."""
         if not self._bearer.accept(request.headers.get("authorization", "")):
             raise RequestRefused(401, "unauthorized", "send a bearer token", {"WWW-Authenticate": "Bearer"})

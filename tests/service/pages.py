@@ -10,6 +10,7 @@ import getpass
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def tool(name: str) -> str:
 def running(command: list[str], port: int, log: Path, **env: str) -> Iterator[str]:
     """The process, once it accepts connections."""
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **env})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **env}, start_new_session=True
+        )
     try:
         until = time.monotonic() + PATIENCE_S
         while True:
@@ -52,11 +55,11 @@ def running(command: list[str], port: int, log: Path, **env: str) -> Iterator[st
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # PHP leaves its workers behind
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ declare(strict_types=1);
 function ask(string $path, array $body): ?array
 {
     $headers = "Authorization: Bearer " . getenv("CREDENTIAL") . "\r\nContent-Type: application/json\r\n";
-    $options = ["method" => "POST", "header" => $headers, "timeout" => 10, "ignore_errors" => true,
+    // The service sends nobody elsewhere, and nobody else is told the credential or a cookie: no redirect is followed.
+    $options = ["method" => "POST", "header" => $headers, "timeout" => 10, "ignore_errors" => true, "follow_location" => 0,
         "content" => json_encode($body, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE)];
     $text = @file_get_contents(getenv("SERVICE") . "/v1/sessions$path", false, stream_context_create(["http" => $options]));
     if ($text === false) {
@@ -18,10 +19,11 @@ function ask(string $path, array $body): ?array
     if ($status < 300) {
         return $found;
     }
-    if ($found["type"] === "urn:coatcheck:problem:no-session") {
+    $type = $found["type"] ?? "none of its answers";
+    if ($type === "urn:coatcheck:problem:no-session") {
         return null;
     }
-    throw new RuntimeException($found["type"], $status);
+    throw new RuntimeException($type, $status);
 }
 
 /** What the browser is to be given goes back to it, whatever else the page answers. */

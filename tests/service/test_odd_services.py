@@ -1,0 +1,81 @@
+"""The clients in front of services that answer oddly: they believe nothing, tell nobody else, and come to an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from coatcheck.service.client import AsyncSessionClient, ServiceProblem, SessionClient
+
+from .odd_service import GIVEN, answers, odd_service, redirects
+from .pages import node, php
+
+CREDENTIAL = "shop.1.SECRETSECRETSECRETSECRETSECRETSECRETSECRETS"
+TOKEN = "__Host-coatcheck-login=TOKENTOKENTOKEN"
+Example = Callable[..., AbstractContextManager[str]]
+
+EXAMPLES = [
+    pytest.param(node, "client.mjs", id="client.mjs"),
+    pytest.param(node, "site.mjs", id="site.mjs"),
+    pytest.param(php, "client.php", id="client.php"),
+]
+
+
+def visit(page: str, path: str = "/", **headers: str) -> httpx.Response:
+    shown = {"Cookie": TOKEN, **headers}
+    found = httpx.get(page + path, headers=shown, timeout=90, trust_env=False)
+    assert "SECRET" not in found.text
+    assert "TOKEN" not in found.text
+    return found
+
+
+def problem_of_both(url: str) -> list[ServiceProblem]:
+    """What the blocking client says about this service, and the one for event loops."""
+    with SessionClient(url, CREDENTIAL) as client, pytest.raises(ServiceProblem) as blocking:
+        client.renew(TOKEN)
+
+    async def story() -> None:
+        async with AsyncSessionClient(url, CREDENTIAL) as client:
+            await client.renew(TOKEN)
+
+    with pytest.raises(ServiceProblem) as waiting:
+        asyncio.run(story())
+    return [blocking.value, waiting.value]
+
+
+@pytest.mark.parametrize(("run", "script"), EXAMPLES)
+def test_a_redirect_is_not_followed(run: Example, script: str, tmp_path: Path) -> None:
+    with odd_service(answers(200, GIVEN)) as (elsewhere, seen):
+        for status in (302, 307):
+            with (
+                odd_service(redirects(status, elsewhere)) as (url, asked),
+                run(script, tmp_path, SERVICE=url, CREDENTIAL=CREDENTIAL) as page,
+            ):
+                assert visit(page).status_code == 503
+                assert asked, "it asked the service"
+        assert seen == [], "another origin is not told the credential or the cookie"
+
+
+@pytest.mark.parametrize(("run", "script"), [(node, "page.mjs"), (php, "page.php")])
+def test_keys_are_of_no_other_origin(run: Example, script: str, tmp_path: Path) -> None:
+    # The head of a signed header: {"alg":"EdDSA","typ":"coatcheck-session+jwt","kid":"a"}
+    head = "eyJhbGciOiJFZERTQSIsInR5cCI6ImNvYXRjaGVjay1zZXNzaW9uK2p3dCIsImtpZCI6ImEifQ"
+    with (
+        odd_service(answers(200, GIVEN)) as (elsewhere, seen),
+        odd_service(redirects(302, elsewhere)) as (url, asked),
+        run(script, tmp_path, JWKS=f"{url}/v1/jwks", AUDIENCE="a", ISSUER="b") as page,
+    ):
+        assert visit(page, **{"X-Session-Assertion": f"{head}.e30.AA"}).status_code == 503
+        assert asked, "it asked the service"
+        assert seen == []
+
+
+def test_pythons_clients_follow_no_redirect() -> None:
+    with odd_service(answers(200, GIVEN)) as (elsewhere, seen), odd_service(redirects(307, elsewhere)) as (url, _):
+        assert [problem.name for problem in problem_of_both(url)] == ["no-service"] * 2
+        assert seen == []

@@ -40,7 +40,9 @@ function answer(int $status, ?array $given, string $text): void
 
 function page(string $method, string $url): void
 {
-    $shown = ["cookie" => $_SERVER["HTTP_COOKIE"] ?? "", "client" => $_SERVER["REMOTE_ADDR"]];
+    // A header is bytes, of which JSON has none: each goes as the character of its number, cookies of others, too.
+    $cookie = iconv("ISO-8859-1", "UTF-8", $_SERVER["HTTP_COOKIE"] ?? "");
+    $shown = ["cookie" => $cookie, "client" => $_SERVER["REMOTE_ADDR"]];
     if ($method === "POST" && str_starts_with($url, "/login/")) {
         $user = rawurldecode(substr($url, strlen("/login/"))); // after you have checked a password
         $given = ask("", $shown + ["user" => $user]);
@@ -69,6 +71,6 @@ function page(string $method, string $url): void
 
 try {
     page($_SERVER["REQUEST_METHOD"], $_SERVER["REQUEST_URI"]);
-} catch (RuntimeException $error) {
+} catch (Throwable $error) {
     answer($error->getCode() === 409 ? 409 : 503, null, "try again");
 }

@@ -103,8 +103,8 @@ class SessionClient(_Calls):
     """Blocking. ``urls``: of the service; ``credential``: as ``coatcheck service credential`` prints it, or ``None``
     with a certificate in ``verify`` (an :class:`ssl.SSLContext`, as of httpx).
 
-    Each call takes ``cookie``, the browser's whole Cookie header, and ``client``, its address. Raises
-    :class:`ServiceProblem`.
+    Each call takes ``cookie``, the browser's whole Cookie header (its bytes as Latin-1, as WSGI and ASGI frameworks
+    have it), and ``client``, its address. Raises :class:`ServiceProblem`.
     """
 
     def __init__(self, urls: str | Sequence[str], credential: str | None = None, *, verify: Any = True) -> None:

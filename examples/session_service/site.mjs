@@ -19,7 +19,7 @@ async function page(request, response) {
     const location = found.todo === "redirect" ? { Location: found.url } : {};
     return answer(response, found.status, found.set_cookie, { ...found.headers, ...location }, found.words);
   }
-  if (found.url === "/tickets/logout") {
+  if (request.method === "POST" && found.url === "/tickets/logout") { // a link from elsewhere logs nobody out
     const closed = await ask("sessions/close", shown);
     return answer(response, 200, closed.set_cookie, {}, "good bye");
   }

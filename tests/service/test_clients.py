@@ -133,3 +133,25 @@ def test_what_an_app_is_asked_wrongly_is_no_error_of_the_app(app: str, tmp_path:
     assert found.text == "try again"
     for log in tmp_path.glob("*.log"):
         assert "Uncaught" not in log.read_text()
+
+
+@pytest.mark.parametrize("wrong", ["\n", "\r\nX-Evil: 1", " ", "\u20ac", "\x00", "\udc80"])
+@pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
+def test_no_error_shows_a_credential(kind: type[SessionClient | AsyncSessionClient], wrong: str) -> None:
+    """As of a file with a line break at its end."""
+    with pytest.raises(ConfigError, match="^credential: ") as refused:
+        kind("http://127.0.0.1:1", f"shop.1.SECRET{wrong}")
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert "SECRET" not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+
+
+def test_an_error_of_our_own_side_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer shop.1.SECRET'")
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", refuse)
+    with SessionClient("http://127.0.0.1:1", "shop.1.x") as client, pytest.raises(ServiceProblem) as said:
+        client.verify("")
+    assert str(said.value) == "no-answer: LocalProtocolError"

@@ -7,6 +7,7 @@ may leave a session that nobody holds; it ends by its timeout.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
@@ -22,6 +23,9 @@ from coatcheck.sessions.description import LiveSession
 TIMEOUT_S: Final = 10.0
 ROUNDS: Final = 2
 """So often all addresses are tried."""
+
+_CREDENTIAL: Final = re.compile(r"[\x21-\x7e]+")
+"""What a header may have, but a space: none of ours has one."""
 
 T = TypeVar("T")
 
@@ -48,6 +52,8 @@ class _Calls:
             raise ConfigError("urls: name at least one address of the service")
         for each in self._urls:
             check_url("urls", each)
+        if credential and not _CREDENTIAL.fullmatch(credential):  # of which the error shows nothing
+            raise ConfigError("credential: ASCII without spaces or line breaks, as `coatcheck service credential` says")
         self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
 
     def _order(self) -> list[str]:
@@ -69,6 +75,12 @@ def _judged(response: httpx.Response, kind: type[T]) -> T:
     after = response.headers.get("retry-after", "")
     name = problem.type.removeprefix(TYPE_PREFIX)
     raise ServiceProblem(response.status_code, name, problem.detail, float(after) if after.isdecimal() else None)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """Why nobody answered. An error of our own side may quote the header that it is about: it is named only."""
+    named_only = isinstance(error, httpx.LocalProtocolError)
+    return type(error).__name__ if named_only else str(error) or type(error).__name__
 
 
 def _shown(cookie: str, client: str | None, **more: Any) -> dict[str, Any]:
@@ -101,7 +113,8 @@ def _crossing(url: str, cookie: str, client: str | None, method: str, cross_site
 
 class SessionClient(_Calls):
     """Blocking. ``urls``: of the service; ``credential``: as ``coatcheck service credential`` prints it, or ``None``
-    with a certificate in ``verify`` (an :class:`ssl.SSLContext`, as of httpx).
+    with a certificate in ``verify`` (an :class:`ssl.SSLContext`, as of httpx). Raises :class:`ConfigError` for an
+    address or a credential that is none.
 
     Each call takes ``cookie``, the browser's whole Cookie header (its bytes as Latin-1, as WSGI and ASGI frameworks
     have it), and ``client``, its address. Raises :class:`ServiceProblem`.
@@ -188,7 +201,7 @@ class SessionClient(_Calls):
             try:
                 response = self._http.post(f"{url}{path}", json=body)
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
+                reason = _reason(error)
                 continue
             self._answered(url)
             return _judged(response, kind)
@@ -283,7 +296,7 @@ class AsyncSessionClient(_Calls):
             try:
                 response = await self._http.post(f"{url}{path}", json=body)
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
+                reason = _reason(error)
                 continue
             self._answered(url)
             return _judged(response, kind)

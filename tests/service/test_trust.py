@@ -48,11 +48,17 @@ def test_a_caller_is_known_by_its_certificate_until_that_is_revoked(start: Start
     assert ask(None, {"Authorization": f"Bearer {credential_of('shop')}"}) == 403
     with pytest.raises(httpx.TransportError):
         ask(elsewhere)
+    its_credential = {"Authorization": f"Bearer {credential_of('legacy')}"}
+    assert ask(None, its_credential) == 401, "who is bound to a certificate opens nothing without it"
+    assert ask(stranger, its_credential) == 401
+    assert ask(known, its_credential) == 404, "a credential beside it harms nothing, for the time of a change"
+    assert ask(known, {"Authorization": f"Bearer {credential_of('shop')}"}) == 403, "of two the credential counts"
     authority.revoke("legacy-example")
     deadline = time.monotonic() + 60
     while ask(known) != 401:
         assert time.monotonic() < deadline, "the file of revocations is looked at every second"
         time.sleep(0.05)
+    assert ask(known, its_credential) == 401
 
 
 def test_a_caller_is_revoked_without_a_restart_and_a_damaged_file_changes_nothing(start: StartService) -> None:

@@ -102,7 +102,9 @@ class SessionEndpoint(Endpoint):
     def _caller(self, known: Callers, request: Request) -> Caller | None:
         shown = request.headers.get("authorization", "")
         if shown[: len(SCHEME)].lower() == SCHEME:
-            return known.of_credential(shown[len(SCHEME) :].strip())
+            caller = known.of_credential(shown[len(SCHEME) :].strip())
+            if caller is not None:
+                return caller
         connection = connection_of(request.scope)
         if connection is None or connection.certificate is None:
             return None

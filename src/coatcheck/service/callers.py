@@ -85,9 +85,14 @@ class Callers:
         self._take(callers, _mac(ring, farm))
 
     def replaced_by(self, callers: Mapping[str, Caller]) -> Callers:
-        """Others in their place, who are known by the same keys. Raises :class:`ConfigError`."""
+        """Others in their place, who are known by the same keys. Who is there again with the same pace has left of it
+        what it had. Raises :class:`ConfigError`."""
         others = Callers.__new__(Callers)
         others._take(callers, self._mac)
+        for name, caller in others._callers.items():
+            before = self._callers.get(name)
+            if before is not None and before.requests_per_minute == caller.requests_per_minute:
+                others._paces[name] = self._paces[name]
         return others
 
     def _take(self, callers: Mapping[str, Caller], mac: KeyedMac) -> None:

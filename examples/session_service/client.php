@@ -16,7 +16,7 @@ function ask(string $path, array $body): ?array
     }
     $status = (int) explode(" ", $http_response_header[0])[1];
     $found = json_decode($text, true, 512, JSON_THROW_ON_ERROR);
-    if ($status < 300) {
+    if ($status < 300 && (isset($found["session"]) || isset($found["set_cookie"]))) { // all its answers have one of them
         return $found;
     }
     $type = $found["type"] ?? "none of its answers";

@@ -18,7 +18,7 @@ export async function ask(path, body) {
     signal: AbortSignal.timeout(10_000),
   });
   const found = await answer.json();
-  if (answer.ok) return found;
-  if (found.type === "urn:coatcheck:problem:no-session") return undefined;
-  throw new Refused(answer.status, found.type);
+  if (answer.ok && (found?.session || found?.set_cookie)) return found; // all its answers have one of them
+  if (found?.type === "urn:coatcheck:problem:no-session") return undefined;
+  throw new Refused(answer.status, found?.type);
 }

@@ -79,3 +79,35 @@ def test_pythons_clients_follow_no_redirect() -> None:
     with odd_service(answers(200, GIVEN)) as (elsewhere, seen), odd_service(redirects(307, elsewhere)) as (url, _):
         assert [problem.name for problem in problem_of_both(url)] == ["no-service"] * 2
         assert seen == []
+
+
+NO_SESSION = b'{"type":"urn:coatcheck:problem:no-session","title":"","status":404,"detail":""}'
+NO_ANSWERS = [b"null", b"[]", b"{}", b"", b"1", b'"x"', b'{"session":null}', b'{"type":5}', b"<html>Bad gateway", b"\xff"]
+
+
+@pytest.mark.parametrize(("run", "script"), EXAMPLES)
+def test_what_is_no_answer_of_the_service_logs_nobody_out(run: Example, script: str, tmp_path: Path) -> None:
+    told: list[tuple[int, bytes]] = []
+    with (
+        odd_service(lambda handler: handler.answer(*told[-1])) as (url, _),
+        run(script, tmp_path, SERVICE=url, CREDENTIAL=CREDENTIAL) as page,
+    ):
+        for status in (200, 404, 500):
+            for body in NO_ANSWERS:
+                told.append((status, body))
+                assert visit(page).status_code == 503, told[-1]
+        told.append((404, NO_SESSION))
+        if script != "site.mjs":
+            assert visit(page).status_code == 401, "this one is an answer"
+    for log in tmp_path.glob("*.log"):
+        assert "SECRET" not in log.read_text()
+        assert "TOKEN" not in log.read_text()
+
+
+def test_pythons_clients_take_nothing_else_for_an_answer() -> None:
+    told: list[tuple[int, bytes]] = []
+    with odd_service(lambda handler: handler.answer(*told[-1])) as (url, _):
+        for status in (200, 404, 500):
+            for body in NO_ANSWERS:
+                told.append((status, body))
+                assert [(each.status, each.name) for each in problem_of_both(url)] == [(status, "no-service")] * 2

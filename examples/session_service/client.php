@@ -3,15 +3,22 @@
 // SERVICE=http://127.0.0.1:8100 CREDENTIAL=shop.1.... php -S 127.0.0.1:3000 client.php
 declare(strict_types=1);
 
+const TIMEOUT_S = 10; // for a whole answer; for each read of its head
+const MAX_BYTES = 8 << 20; // of an answer
+
 /** One call of the service; null where the browser shows no session. */
 function ask(string $path, array $body): ?array
 {
     $headers = "Authorization: Bearer " . getenv("CREDENTIAL") . "\r\nContent-Type: application/json\r\n";
     // The service sends nobody elsewhere, and nobody else is told the credential or a cookie: no redirect is followed.
-    $options = ["method" => "POST", "header" => $headers, "timeout" => 10, "ignore_errors" => true, "follow_location" => 0,
-        "content" => json_encode($body, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE)];
-    $text = @file_get_contents(getenv("SERVICE") . "/v1/sessions$path", false, stream_context_create(["http" => $options]));
-    if ($text === false) {
+    $options = ["method" => "POST", "header" => $headers, "timeout" => TIMEOUT_S, "ignore_errors" => true,
+        "follow_location" => 0, "content" => json_encode($body, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE)];
+    $until = microtime(true) + TIMEOUT_S;
+    $stream = @fopen(getenv("SERVICE") . "/v1/sessions$path", "r", false, stream_context_create(["http" => $options]));
+    for ($text = ""; $stream && !feof($stream) && strlen($text) <= MAX_BYTES && microtime(true) < $until;) {
+        $text .= fread($stream, 65_536);
+    }
+    if (!$stream || !feof($stream)) {
         throw new RuntimeException("the session service does not answer", 503);
     }
     $status = (int) explode(" ", $http_response_header[0])[1];

@@ -75,7 +75,7 @@ def redirects(status: int, origin: str) -> Callable[[OddHandler], None]:
 
 
 def sends_without_end(piece: bytes, pause_s: float, most: int) -> Callable[[OddHandler], None]:
-    """A body of ``most`` such pieces."""
+    """A body of ``most`` such pieces, each of which is noted as ``"piece"``."""
 
     def send(handler: OddHandler) -> None:
         handler.close_connection = True
@@ -84,6 +84,7 @@ def sends_without_end(piece: bytes, pause_s: float, most: int) -> Callable[[OddH
         handler.end_headers()
         for _ in range(most):
             handler.wfile.write(piece)
+            handler.seen.append("piece")
             time.sleep(pause_s)
 
     return send

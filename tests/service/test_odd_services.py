@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from coatcheck.service.client import AsyncSessionClient, ServiceProblem, SessionClient
 
-from .odd_service import GIVEN, answers, odd_service, redirects
+from .odd_service import GIVEN, answers, odd_service, redirects, sends_without_end
 from .pages import node, php
 
 CREDENTIAL = "shop.1.SECRETSECRETSECRETSECRETSECRETSECRETSECRETS"
@@ -111,3 +112,54 @@ def test_pythons_clients_take_nothing_else_for_an_answer() -> None:
             for body in NO_ANSWERS:
                 told.append((status, body))
                 assert [(each.status, each.name) for each in problem_of_both(url)] == [(status, "no-service")] * 2
+
+
+MIB = 1 << 20
+DRIPPING = sends_without_end(b" ", 0.1, 10_000)
+"""For a quarter of an hour: no read waits long."""
+HUGE = sends_without_end(b" " * MIB, 0, 400)
+
+
+def test_pythons_clients_wait_no_longer_for_an_answer_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coatcheck.service.client.TIMEOUT_S", 0.5)
+    with odd_service(DRIPPING) as (url, _):
+        began = time.monotonic()
+        assert [(each.status, each.name) for each in problem_of_both(url)] == [(0, "no-answer")] * 2
+        assert time.monotonic() - began < 60
+
+
+def test_pythons_clients_read_no_answer_without_end() -> None:
+    with odd_service(HUGE) as (url, seen):
+        for each in problem_of_both(url):
+            assert (each.status, each.name) == (200, "no-service")
+            assert "larger than" in str(each)
+        assert seen.count("piece") < 2 * 40, "and what the kernel holds"
+
+
+def test_pythons_clients_are_told_of_what_is_no_gzip_and_what_is_no_json() -> None:
+    with odd_service(answers(200, b"notgzip", Content_Encoding="gzip")) as (url, seen):
+        assert [each.name for each in problem_of_both(url)] == ["no-service"] * 2
+        asked = len(seen)
+        data: list[object] = [float("nan"), b"bytes", "\ud800"]
+        with SessionClient(url, CREDENTIAL) as client:
+            for value in data:
+                with pytest.raises(ServiceProblem) as refused:
+                    client.create("ada", {"x": value}, cookie=TOKEN)
+                assert (refused.value.status, refused.value.name) == (400, "bad-request")
+                assert "TOKEN" not in repr(refused.value.__context__)
+            with pytest.raises(ServiceProblem, match="bad-request"):
+                client.verify(f"old=\udcff; {TOKEN}")
+        assert len(seen) == asked, "nobody is asked what cannot be said"
+
+
+@pytest.mark.parametrize(("run", "script"), EXAMPLES)
+def test_an_example_waits_for_its_answer_no_longer_and_reads_no_more(run: Example, script: str, tmp_path: Path) -> None:
+    for odd in (DRIPPING, HUGE):
+        with (
+            odd_service(odd) as (url, seen),
+            run(script, tmp_path, SERVICE=url, CREDENTIAL=CREDENTIAL) as page,
+        ):
+            began = time.monotonic()
+            assert visit(page).status_code == 503
+            assert time.monotonic() - began < 60
+            assert seen.count("piece") < 300, "a second has ten, or each is a MiB"

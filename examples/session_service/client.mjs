@@ -1,29 +1,9 @@
-// A server in Node that has its sessions in coatcheck's session service. Node 18 or newer, nothing to install.
+// A server in Node that has its sessions in coatcheck's session service. Node 18 or newer, and service.mjs beside it.
 // SERVICE=http://127.0.0.1:8100 CREDENTIAL=shop.1.... PORT=3000 node client.mjs
 import http from "node:http";
+import { ask } from "./service.mjs";
 
-const { SERVICE, CREDENTIAL, PORT } = process.env;
-
-class Refused extends Error {
-  constructor(status, type) {
-    super(type);
-    this.status = status;
-  }
-}
-
-// One call of the service; undefined where the browser shows no session.
-async function ask(path, body) {
-  const answer = await fetch(`${SERVICE}/v1/sessions${path}`, {
-    method: "POST",
-    headers: { Authorization: `Bearer ${CREDENTIAL}`, "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal: AbortSignal.timeout(10_000),
-  });
-  const found = await answer.json();
-  if (answer.ok) return found;
-  if (found.type === "urn:coatcheck:problem:no-session") return undefined;
-  throw new Refused(answer.status, found.type);
-}
+const { PORT } = process.env;
 
 // What the browser is to be given goes back to it, whatever else the page answers.
 function answer(response, status, given, text) {
@@ -36,21 +16,21 @@ async function page(request, response) {
   const shown = { cookie: request.headers.cookie ?? "", client: request.socket.remoteAddress };
   if (request.method === "POST" && request.url.startsWith("/login/")) {
     const user = decodeURIComponent(request.url.slice("/login/".length)); // after you have checked a password
-    const given = await ask("", { ...shown, user });
+    const given = await ask("sessions", { ...shown, user });
     return answer(response, 200, given, `welcome, ${given.session.user}`);
   }
   if (request.method === "POST" && request.url === "/logout") {
-    return answer(response, 200, await ask("/close", shown), "good bye");
+    return answer(response, 200, await ask("sessions/close", shown), "good bye");
   }
-  const given = await ask("/renew", shown);
+  const given = await ask("sessions/renew", shown);
   if (!given?.session.user) return answer(response, 401, given, "log in first");
   if (request.method === "POST" && request.url === "/add") {
     // With the version, no click is lost: who was overtaken looks again.
     for (let tries = 0; ; tries++) {
-      const now = tries ? (await ask("/verify", shown)).session : given.session;
+      const now = tries ? (await ask("sessions/verify", shown)).session : given.session;
       try {
         const items = (now.data.items ?? 0) + 1;
-        const changed = await ask("/update", { ...shown, set: { items }, version: now.version });
+        const changed = await ask("sessions/update", { ...shown, set: { items }, version: now.version });
         return answer(response, 200, changed, `${items}`);
       } catch (refused) {
         if (refused.status !== 409 || tries >= 20) throw refused;

@@ -17,11 +17,12 @@ async function keyOf(kid) {
   if ((!keys.has(kid) || now - fetchedAt > KEYS_LIVE_MS) && now - askedAt > ASK_AGAIN_MS) {
     askedAt = now;
     try {
-      const found = await (await fetch(JWKS, { signal: AbortSignal.timeout(10_000) })).json();
+      const found = await (await fetch(JWKS, { redirect: "error", signal: AbortSignal.timeout(10_000) })).json();
       keys = new Map(found.keys.map((jwk) => [jwk.kid, crypto.createPublicKey({ key: jwk, format: "jwk" })]));
       fetchedAt = now;
     } catch (error) {
-      if (!keys.has(kid)) throw error; // else the keys that we have are good: a later request asks again
+      // The keys that we have are good: a later request asks again.
+      if (!keys.has(kid)) throw new Error("the service does not tell its keys", { cause: error });
     }
   }
   return keys.get(kid);

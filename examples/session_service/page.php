@@ -17,8 +17,9 @@ function key_of(string $kid): ?string
 {
     $file = getenv("CACHE") . "/coatcheck-jwks.json";
     if (!is_file($file) || time() - filemtime($file) > KEYS_LIVE_S) {
-        $text = @file_get_contents(getenv("JWKS"), false, stream_context_create(["http" => ["timeout" => 10]]));
-        if ($text !== false) { // else the keys that we have are good: the next request asks again
+        $options = ["timeout" => 10, "follow_location" => 0];
+        $text = @file_get_contents(getenv("JWKS"), false, stream_context_create(["http" => $options]));
+        if (isset(json_decode((string) $text, true)["keys"])) { // else those that we have are good: the next request asks again
             $fresh = "$file." . getmypid();
             file_put_contents($fresh, $text);
             rename($fresh, $file);

@@ -1,21 +1,9 @@
 // A site of its own in Node: pages under /tickets/, whose visitors come from another site with their sessions.
 // SERVICE=http://127.0.0.1:8100 CREDENTIAL=tickets.1.... PORT=3000 node site.mjs; SERVICE knows [sites] and is told site = "tickets".
 import http from "node:http";
+import { ask } from "./service.mjs";
 
-const { SERVICE, CREDENTIAL, PORT } = process.env;
-
-async function ask(path, body) {
-  const answer = await fetch(`${SERVICE}/v1/${path}`, {
-    method: "POST",
-    headers: { Authorization: `Bearer ${CREDENTIAL}`, "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal: AbortSignal.timeout(10_000),
-  });
-  const found = await answer.json();
-  if (answer.ok) return found;
-  if (found.type === "urn:coatcheck:problem:no-session") return undefined;
-  throw new Error(found.type);
-}
+const { PORT } = process.env;
 
 function answer(response, status, cookies, headers, text) {
   response.setHeader("Set-Cookie", cookies);
@@ -31,7 +19,7 @@ async function page(request, response) {
     const location = found.todo === "redirect" ? { Location: found.url } : {};
     return answer(response, found.status, found.set_cookie, { ...found.headers, ...location }, found.words);
   }
-  if (found.url === "/tickets/logout") {
+  if (request.method === "POST" && found.url === "/tickets/logout") { // a link from elsewhere logs nobody out
     const closed = await ask("sessions/close", shown);
     return answer(response, 200, closed.set_cookie, {}, "good bye");
   }

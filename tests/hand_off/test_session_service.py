@@ -78,7 +78,10 @@ def test_a_session_goes_to_a_site_in_node_and_back_and_ends_everywhere(shops: Sh
     assert browser.visit(f"{shops.shop}/tickets/7")[-1].body == "ada at /tickets/7"
     back = browser.visit(f"{shops.tickets}/basket")[-1]
     assert (back.says["user"], back.url) == ("ada", f"{shops.shop}/basket")
-    assert browser.visit(f"{shops.tickets}/tickets/logout")[-1].body == "good bye"
+    assert browser.visit(f"{shops.tickets}/tickets/logout")[-1].body == "ada at /tickets/logout", "a link is no logout"
+    assert browser.visit(f"{shops.shop}/basket")[-1].says["user"] == "ada"
+    browser.visit(f"{shops.tickets}/tickets/42")
+    assert browser.send(f"{shops.tickets}/tickets/logout", "POST").body == "good bye"
     assert browser.visit(f"{shops.shop}/basket")[-1].says["user"] is None
     assert browser.visit(f"{shops.shop}/tickets/42")[-1].body == "nobody at /tickets/42"
 

@@ -41,13 +41,13 @@ class Client:
     def __init__(self) -> None:
         self.jar: dict[str, dict[str, str]] = {}
 
-    def send(self, url: str) -> Page:
+    def send(self, url: str, method: str = "GET") -> Page:
         parts = urlsplit(url)
         connection = http.client.HTTPConnection("127.0.0.1", parts.port or 80, timeout=TIMEOUT_S)
         cookies = "; ".join(f"{name}={value}" for name, value in self.jar.get(parts.hostname or "", {}).items())
         headers = {"host": parts.netloc, **({"cookie": cookies} if cookies else {})}
         try:
-            connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
+            connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
             response = connection.getresponse()
             page = Page(url, response.status, response.getheaders(), response.read().decode())
         finally:

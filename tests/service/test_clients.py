@@ -111,3 +111,47 @@ def test_an_app_of_another_language_has_its_sessions_in_the_service(app: str, se
     gone = ask("POST", "/logout", newer)
     assert "Max-Age=0" in gone.headers["set-cookie"]
     assert ask("GET", "/", newer).status_code == 401
+
+
+@pytest.mark.parametrize("foreign", [b"theme=\xe6\x97\xa5", b"name=Ren\xc3\xa9", b"old=\xff\xfe"])
+def test_a_cookie_of_others_locks_nobody_out(app: str, service: ServiceProcess, foreign: bytes) -> None:
+    def ask(method: str, path: str, cookie: bytes) -> httpx.Response:
+        return httpx.request(method, app + path, headers={b"Cookie": cookie}, timeout=60, trust_env=False)
+
+    cookie = service.login("ada").encode()
+    for shown in (foreign + b"; " + cookie, cookie + b"; " + foreign):
+        found = ask("GET", "/", shown)
+        assert (found.status_code, found.text) == (200, "ada 0")
+    # Beside ours a header has the same bytes, whoever passes it on: text in which each character is one of them.
+    assert service.ask("/verify", cookie=(foreign + b"; " + cookie).decode("latin-1")).status_code == 200
+
+
+def test_what_an_app_is_asked_wrongly_is_no_error_of_the_app(app: str, tmp_path: Path) -> None:
+    """A user's name that is no UTF-8."""
+    found = httpx.post(f"{app}/login/%ff", timeout=60, trust_env=False)
+    assert found.status_code == 503
+    assert found.text == "try again"
+    for log in tmp_path.glob("*.log"):
+        assert "Uncaught" not in log.read_text()
+
+
+@pytest.mark.parametrize("wrong", ["\n", "\r\nX-Evil: 1", " ", "\u20ac", "\x00", "\udc80"])
+@pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
+def test_no_error_shows_a_credential(kind: type[SessionClient | AsyncSessionClient], wrong: str) -> None:
+    """As of a file with a line break at its end."""
+    with pytest.raises(ConfigError, match="^credential: ") as refused:
+        kind("http://127.0.0.1:1", f"shop.1.SECRET{wrong}")
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert "SECRET" not in f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+
+
+def test_an_error_of_our_own_side_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer shop.1.SECRET'")
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", refuse)
+    with SessionClient("http://127.0.0.1:1", "shop.1.x") as client, pytest.raises(ServiceProblem) as said:
+        client.verify("")
+    assert str(said.value) == "no-answer: LocalProtocolError"

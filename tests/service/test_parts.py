@@ -58,6 +58,23 @@ def test_a_new_token_between_the_two_is_no_change_of_the_data() -> None:
     assert asyncio.run(use()) == 200
 
 
+def test_of_two_logins_at_once_from_one_anonymous_session_one_has_its_data() -> None:
+    """In one process; two may each go on from it before it is closed for both (docs/service.md)."""
+
+    async def use() -> tuple[list[int], list[int]]:
+        home = sessions()
+        anonymous = ((await TokenGenerator(home).create(data={"cart": 1})).cookie or "").encode()
+        one, other = await home.open(anonymous), await home.open(anonymous)
+        one.session.regenerate("ada")
+        other.session.regenerate("bob")
+        statuses = [(await home.finish(each, 201)).status for each in (one, other)]
+        listed = [len(await home.sessions_of(user)) for user in ("ada", "bob")]
+        await home.aclose()
+        return statuses, listed
+
+    assert asyncio.run(use()) == ([201, 409], [1, 0])
+
+
 def test_what_json_has_not_is_shown_as_text() -> None:
     async def use() -> bytes:
         home = sessions()

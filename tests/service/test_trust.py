@@ -14,6 +14,7 @@ import pytest
 
 from coatcheck.errors import ConfigError
 from coatcheck.service.callers import Caller, Callers, Pace, credential, read_callers
+from coatcheck.service.callers_file import CallersFile
 from coatcheck.tls.authority import Authority
 from coatcheck.tokens.keyring import KeyRing
 
@@ -48,11 +49,17 @@ def test_a_caller_is_known_by_its_certificate_until_that_is_revoked(start: Start
     assert ask(None, {"Authorization": f"Bearer {credential_of('shop')}"}) == 403
     with pytest.raises(httpx.TransportError):
         ask(elsewhere)
+    its_credential = {"Authorization": f"Bearer {credential_of('legacy')}"}
+    assert ask(None, its_credential) == 401, "who is bound to a certificate opens nothing without it"
+    assert ask(stranger, its_credential) == 401
+    assert ask(known, its_credential) == 404, "a credential beside it harms nothing, for the time of a change"
+    assert ask(known, {"Authorization": f"Bearer {credential_of('shop')}"}) == 403, "of two the credential counts"
     authority.revoke("legacy-example")
     deadline = time.monotonic() + 60
     while ask(known) != 401:
         assert time.monotonic() < deadline, "the file of revocations is looked at every second"
         time.sleep(0.05)
+    assert ask(known, its_credential) == 401
 
 
 def test_a_caller_is_revoked_without_a_restart_and_a_damaged_file_changes_nothing(start: StartService) -> None:
@@ -163,6 +170,32 @@ def test_a_pace_has_a_burst_and_comes_back() -> None:
     assert waits[20] == pytest.approx(0.1)
     assert pace.take(100.11) == 0.0
     assert pace.take(100.11) > 0
+
+
+def test_a_change_of_the_file_gives_nobody_a_new_burst(tmp_path: Path) -> None:
+    """Whoever can make the file be read again could ask without a pace."""
+    path = tmp_path / "callers.toml"
+    slow = '[slow]\nscopes = ["verify"]\nrequests_per_minute = 60\n'
+    path.write_text(slow)
+    now_s = 100.0
+    file = CallersFile(path, RING, FARM, by_certificate=False, clock=lambda: now_s)
+
+    def asked() -> float:
+        caller = file.now().of_credential(credential_of("slow"))
+        assert caller is not None
+        return file.now().wait_s(caller, now_s)
+
+    assert [asked(), asked()] == [0.0, 0.0], "two seconds at once"
+    assert asked() == pytest.approx(1.0)
+    for number, more in enumerate(("# a word\n", '[other]\nscopes = ["verify"]\n'), 1):
+        path.write_text(slow + more)
+        now_s = 100.0 + number * 1.01
+        assert asked() == 0.0, "what a second brings"
+        assert asked() > 0.9, more
+    assert file.now().of_credential(credential_of("other")) is not None, "it was read again"
+    path.write_text(slow.replace("60", "120"))
+    now_s += 1.01
+    assert [asked() for _ in range(5)].count(0.0) == 4, "another pace begins anew"
 
 
 def test_two_callers_with_one_certificate_are_refused(tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ class SessionEndpoint(Endpoint):
     def _caller(self, known: Callers, request: Request) -> Caller | None:
         shown = _credential(request)
         if shown is not None:
-            return known.of_credential(shown)
+            caller = known.of_credential(shown)
+            if caller is not None:
+                return caller
         connection = connection_of(request.scope)
         if connection is None or connection.certificate is None:
             return None

@@ -42,9 +42,9 @@ class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """One table of the file.
 
     ``scopes``: what it may ask. ``requests_per_minute``: its pace on each process of the service. ``certificate``: a
-    DNS name in its certificate that opens the service as its credential does. ``generation``: of its credential.
-    ``audience``, ``claims``, ``login_url``: of forward-auth; whom the signed header is for, which keys of the session's
-    data stand in it, and where a browser without a login is sent (without it, 401).
+    DNS name in its certificate, which opens the service then, and its credential does not. ``generation``: of its
+    credential. ``audience``, ``claims``, ``login_url``: of forward-auth; whom the signed header is for, which keys of
+    the session's data stand in it, and where a browser without a login is sent (without it, 401).
     """
 
     scopes: tuple[str, ...]
@@ -85,9 +85,14 @@ class Callers:
         self._take(callers, _mac(ring, farm))
 
     def replaced_by(self, callers: Mapping[str, Caller]) -> Callers:
-        """Others in their place, who are known by the same keys. Raises :class:`ConfigError`."""
+        """Others in their place, who are known by the same keys. Who is there again with the same pace has left of it
+        what it had. Raises :class:`ConfigError`."""
         others = Callers.__new__(Callers)
         others._take(callers, self._mac)
+        for name, caller in others._callers.items():
+            before = self._callers.get(name)
+            if before is not None and before.requests_per_minute == caller.requests_per_minute:
+                others._paces[name] = self._paces[name]
         return others
 
     def _take(self, callers: Mapping[str, Caller], mac: KeyedMac) -> None:
@@ -107,7 +112,7 @@ class Callers:
         return f"<Callers, {len(self._callers)}>"
 
     def of_credential(self, text: str) -> Caller | None:
-        """Whose credential this is; ``None``: nobody's."""
+        """Whose credential this is; ``None``: nobody's, or of a caller that is bound to a certificate."""
         found = self._claimed(text)
         if found is None:
             return None
@@ -123,7 +128,9 @@ class Callers:
         name, _, rest = text.partition(".")
         generation, _, mark = rest.partition(".")
         caller = self._callers.get(name)
-        if caller is None or len(text) > MAX_CREDENTIAL_CHARS or generation != str(caller.generation):
+        if caller is None or caller.certificate:
+            return None
+        if len(text) > MAX_CREDENTIAL_CHARS or generation != str(caller.generation):
             return None
         try:
             raw = a2b_base64(mark.encode("ascii").translate(_FROM_URL) + b"=", strict_mode=True)

@@ -7,9 +7,13 @@ may leave a session that nobody holds; it ends by its timeout.
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 
+import anyio
 import httpx
 import msgspec
 
@@ -20,8 +24,15 @@ from coatcheck.service_kit.messages import TYPE_PREFIX, Problem
 from coatcheck.sessions.description import LiveSession
 
 TIMEOUT_S: Final = 10.0
+"""Of a try, with the whole answer. The blocking client looks at the clock between two reads of its body: a try takes
+twice that at most, but for an answer whose head comes byte by byte."""
 ROUNDS: Final = 2
 """So often all addresses are tried."""
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+"""A session's data is at most 1 MiB, of which JSON makes six at most."""
+
+_CREDENTIAL: Final = re.compile(r"[\x21-\x7e]+")
+"""What a header may have, but a space: none of ours has one."""
 
 T = TypeVar("T")
 
@@ -48,7 +59,12 @@ class _Calls:
             raise ConfigError("urls: name at least one address of the service")
         for each in self._urls:
             check_url("urls", each)
-        self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        if credential and not _CREDENTIAL.fullmatch(credential):  # of which the error shows nothing
+            raise ConfigError("credential: ASCII without spaces or line breaks, as `coatcheck service credential` says")
+        # Not compressed: an answer is as large as its bytes on the wire.
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if credential:
+            self._headers["Authorization"] = f"Bearer {credential}"
 
     def _order(self) -> list[str]:
         return self._urls * ROUNDS
@@ -59,16 +75,48 @@ class _Calls:
         self._urls = self._urls[at:] + self._urls[:at]
 
 
-def _judged(response: httpx.Response, kind: type[T]) -> T:
+class _Incoming:
+    """An answer as it comes."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._body = bytearray()
+
+    def take(self, piece: bytes) -> None:
+        """Raises :class:`ServiceProblem` when it is too large."""
+        self._body += piece
+        if len(self._body) > MAX_ANSWER_BYTES:
+            said = f"its answer is larger than {MAX_ANSWER_BYTES} bytes"
+            raise ServiceProblem(self._response.status_code, "no-service", said)
+
+    def judged(self, kind: type[T]) -> T:
+        """What it says. Raises :class:`ServiceProblem`."""
+        response = self._response
+        try:
+            if response.is_success:
+                return msgspec.json.decode(self._body, type=kind)
+            problem = msgspec.json.decode(self._body, type=Problem)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ServiceProblem(response.status_code, "no-service", "this is no session service of ours") from None
+        after = response.headers.get("retry-after", "")
+        name = problem.type.removeprefix(TYPE_PREFIX)
+        raise ServiceProblem(response.status_code, name, problem.detail, float(after) if after.isdecimal() else None)
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """Raises :class:`ServiceProblem` for what JSON cannot say, as the service would."""
     try:
-        if response.is_success:
-            return msgspec.json.decode(response.content, type=kind)
-        problem = msgspec.json.decode(response.content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ServiceProblem(response.status_code, "no-service", "this is no session service of ours") from None
-    after = response.headers.get("retry-after", "")
-    name = problem.type.removeprefix(TYPE_PREFIX)
-    raise ServiceProblem(response.status_code, name, problem.detail, float(after) if after.isdecimal() else None)
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        wrong = str(error)
+    # Not in the block above: the error holds all that was to be sent.
+    raise ServiceProblem(400, "bad-request", f"JSON cannot say this: {wrong}")
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """Why nobody answered. An error of our own side may quote the header that it is about: it is named only."""
+    named_only = isinstance(error, httpx.LocalProtocolError)
+    return type(error).__name__ if named_only else str(error) or type(error).__name__
 
 
 def _shown(cookie: str, client: str | None, **more: Any) -> dict[str, Any]:
@@ -101,10 +149,11 @@ def _crossing(url: str, cookie: str, client: str | None, method: str, cross_site
 
 class SessionClient(_Calls):
     """Blocking. ``urls``: of the service; ``credential``: as ``coatcheck service credential`` prints it, or ``None``
-    with a certificate in ``verify`` (an :class:`ssl.SSLContext`, as of httpx).
+    with a certificate in ``verify`` (an :class:`ssl.SSLContext`, as of httpx). Raises :class:`ConfigError` for an
+    address or a credential that is none.
 
-    Each call takes ``cookie``, the browser's whole Cookie header, and ``client``, its address. Raises
-    :class:`ServiceProblem`.
+    Each call takes ``cookie``, the browser's whole Cookie header (its bytes as Latin-1, as WSGI and ASGI frameworks
+    have it), and ``client``, its address. Raises :class:`ServiceProblem`.
     """
 
     def __init__(self, urls: str | Sequence[str], credential: str | None = None, *, verify: Any = True) -> None:
@@ -183,15 +232,21 @@ class SessionClient(_Calls):
             raise
 
     def _ask(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
-        reason = ""
+        content, reason = _encoded(body), ""
         for url in self._order():
+            until = time.monotonic() + TIMEOUT_S
             try:
-                response = self._http.post(f"{url}{path}", json=body)
+                with self._http.stream("POST", f"{url}{path}", content=content) as response:
+                    answer = _Incoming(response)
+                    for piece in response.iter_raw():
+                        answer.take(piece)
+                        if time.monotonic() > until:
+                            raise httpx.ReadTimeout("the whole answer took too long")
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
+                reason = _reason(error)
                 continue
             self._answered(url)
-            return _judged(response, kind)
+            return answer.judged(kind)
         raise ServiceProblem(0, "no-answer", reason)
 
 
@@ -278,13 +333,20 @@ class AsyncSessionClient(_Calls):
             raise
 
     async def _ask(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
-        reason = ""
+        content, reason = _encoded(body), ""
         for url in self._order():
             try:
-                response = await self._http.post(f"{url}{path}", json=body)
+                with anyio.fail_after(TIMEOUT_S):
+                    async with self._http.stream("POST", f"{url}{path}", content=content) as response:
+                        answer = _Incoming(response)
+                        async for piece in response.aiter_raw():
+                            answer.take(piece)
+            except TimeoutError:
+                reason = "the whole answer took too long"
+                continue
             except httpx.TransportError as error:
-                reason = str(error) or type(error).__name__
+                reason = _reason(error)
                 continue
             self._answered(url)
-            return _judged(response, kind)
+            return answer.judged(kind)
         raise ServiceProblem(0, "no-answer", reason)

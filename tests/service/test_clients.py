@@ -139,7 +139,7 @@ def test_what_an_app_is_asked_wrongly_is_no_error_of_the_app(app: str, tmp_path:
 @pytest.mark.parametrize("kind", [SessionClient, AsyncSessionClient])
 def test_no_error_shows_a_credential(kind: type[SessionClient | AsyncSessionClient], wrong: str) -> None:
     """As of a file with a line break at its end."""
-    with pytest.raises(ConfigError, match="^credential: ") as refused:
+    with pytest.raises(ConfigError, match=r"^credential: ") as refused:
         kind("http://127.0.0.1:1", f"shop.1.SECRET{wrong}")
     error: BaseException | None = refused.value
     while error is not None:

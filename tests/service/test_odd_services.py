@@ -83,7 +83,18 @@ def test_pythons_clients_follow_no_redirect() -> None:
 
 
 NO_SESSION = b'{"type":"urn:coatcheck:problem:no-session","title":"","status":404,"detail":""}'
-NO_ANSWERS = [b"null", b"[]", b"{}", b"", b"1", b'"x"', b'{"session":null}', b'{"type":5}', b"<html>Bad gateway", b"\xff"]
+NO_ANSWERS = [
+    b"null",
+    b"[]",
+    b"{}",
+    b"",
+    b"1",
+    b'"x"',
+    b'{"session":null}',
+    b'{"type":5}',
+    b"<html>Bad gateway",
+    b"\xff",
+]
 
 
 @pytest.mark.parametrize(("run", "script"), EXAMPLES)

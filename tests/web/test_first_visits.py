@@ -73,7 +73,9 @@ def moving_in(*former: Any, until: date = SOON) -> MovingIn:
 def moved(*former: Any, where: str = "memory://", **named: Any) -> TestClient:
     app = an_app()
     app.add_middleware(
-        SessionMiddleware, sessions=connect(where, key=SECRET, store_timeout_s=0.2), moving_in=moving_in(*former, **named)
+        SessionMiddleware,
+        sessions=connect(where, key=SECRET, store_timeout_s=0.2),
+        moving_in=moving_in(*former, **named),
     )
     return TestClient(app, "https://testserver", raise_server_exceptions=False)
 
@@ -205,7 +207,7 @@ def test_a_pickle_is_refused(redis_server: redis.Redis, caplog: pytest.LogCaptur
             return pickle.dumps(data)
 
         def deserialize(self, data: bytes) -> Any:
-            return pickle.loads(data) if data else {}  # noqa: S301 - what the app of before did
+            return pickle.loads(data) if data else {}  # as the app of before did
 
     with with_starsessions(redis_server, serializer=Pickles()) as client:
         client.get("/login")
@@ -223,7 +225,7 @@ def test_while_the_store_of_before_is_away_the_visit_is_refused(caplog: pytest.L
         assert answer.status_code == 503
         assert "the_store_of_former_sessions_does_not_answer" in answer.text
         assert names(client) == {"session"}
-    assert "moving in: StarsessionsRedis does not answer: ConnectionError" in caplog.text
+    assert "moving in: StarsessionsRedis does not answer: " in caplog.text
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -244,5 +246,3 @@ def test_an_argument_of_the_wrong_kind(given: Any, line: str) -> None:
 def test_nothing_stands_in_between_where_nothing_is_said() -> None:
     app = an_app()
     assert SessionMiddleware(app, connect("memory://", key=SECRET)).app is app
-
-

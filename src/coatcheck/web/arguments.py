@@ -33,7 +33,9 @@ def check_arguments(app: object, kind: str, cookies: object, error_pages: object
 def check_moving_in(moving_in: object, ours: frozenset[str]) -> None:
     """``ours``: the names of our own cookies. Raises :class:`ConfigError`."""
     if not isinstance(moving_in, MovingIn):
-        raise ConfigError(f"{NAME}: moving_in: MovingIn([StarletteCookie(...)], date(...)), not {type(moving_in).__name__}")
+        raise ConfigError(
+            f"{NAME}: moving_in: MovingIn([StarletteCookie(...)], date(...)), not {type(moving_in).__name__}"
+        )
     for name in sorted(moving_in.cookies & ours):
         raise ConfigError(f"{NAME}: moving_in: a cookie of before is called {name}, as ours; give ours another name")
 

@@ -36,7 +36,7 @@ class FirstVisits:
                 await self._middleware.refuse(scope, send, Answer.refusal(unavailable), "session unavailable")
                 return
             if found is not None and _move_in(session, found):
-                send = _Leaving(session, found, send).send
+                send = _Leaving(scope, session, found, send).send
         await self._app(scope, receive, send)
 
     async def _find(self, scope: Scope) -> FormerSession | None:
@@ -52,7 +52,8 @@ class FirstVisits:
 class _Leaving:
     """The response of a first visit: when its head leaves, the session is stored here."""
 
-    def __init__(self, session: Session, found: FormerSession, send: Send) -> None:
+    def __init__(self, scope: Scope, session: Session, found: FormerSession, send: Send) -> None:
+        self._scope = scope
         self._session = session
         self._found = found
         self._send = send
@@ -61,11 +62,13 @@ class _Leaving:
         is_head = message["type"] in _HEADS and message.get("status") != FAILED  # of a failed request nothing is stored
         if is_head:
             message["headers"] = [*message.get("headers", ()), _deletion(self._found)]
+            if not self._scope.get("session") and self._session.user == self._found.user:
+                self._session.close()  # the app has logged out whom we had named
         await self._send(message)
         if is_head:
             if not self._session.is_new:
                 await asyncio.to_thread(self._found.leave)
-            elif not len(self._session):  # a logout
+            elif not len(self._session):
                 await asyncio.to_thread(self._found.end)
 
 

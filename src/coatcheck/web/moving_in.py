@@ -164,9 +164,7 @@ class CannotRead(Exception):
 class _Signed:
     """A store that is a signed cookie."""
 
-    def __init__(
-        self, cookie: str, max_age: float | timedelta, path: str = "/", domain: str | None = None
-    ) -> None:
+    def __init__(self, cookie: str, max_age: float | timedelta, path: str = "/", domain: str | None = None) -> None:
         self.cookie = cookie
         self.path = path
         self.domain = domain
@@ -256,9 +254,7 @@ class _InRedis:
     """A store that keeps each session under a key of Redis. ``client``: a :class:`redis.Redis` with a short
     ``socket_timeout``; it is asked while requests wait."""
 
-    def __init__(
-        self, client: _Redis, cookie: str, prefix: str, path: str = "/", domain: str | None = None
-    ) -> None:
+    def __init__(self, client: _Redis, cookie: str, prefix: str, path: str = "/", domain: str | None = None) -> None:
         self.cookie = cookie
         self.path = path
         self.domain = domain
@@ -352,4 +348,13 @@ def _oldest_first(secret_key: str | bytes | Sequence[str | bytes]) -> list[str |
     return keys[::-1]
 
 
-__all__ = ["CannotRead", "FlaskCookie", "FlaskSessionRedis", "Former", "FormerSession", "MovingIn", "StarletteCookie", "StarsessionsRedis"]
+__all__ = [
+    "CannotRead",
+    "FlaskCookie",
+    "FlaskSessionRedis",
+    "Former",
+    "FormerSession",
+    "MovingIn",
+    "StarletteCookie",
+    "StarsessionsRedis",
+]

@@ -158,7 +158,9 @@ def test_the_old_session_is_left_for_a_minute_and_then_gone(first: str, monkeypa
             assert beside.cookies[COOKIE]["max-age"] == 14 * 86400
             with monkeypatch.context() as later:
                 now = time.time()
-                later.setattr("coatcheck.web.django.former.time", type("Later", (), {"time": lambda: now + 61}))
+                later.setattr(
+                    "coatcheck.web.django.former.time", type("Later", (), {"time": lambda moment=now: moment + 61})
+                )
                 assert visiting(old).get("/who").json()["user"] == ""
             assert not store_of(engine).exists(old)
 
@@ -393,10 +395,11 @@ def test_under_a_layer_outside() -> None:
         said: list[Any] = []
         environ = {
             "REQUEST_METHOD": "GET", "PATH_INFO": path, "SERVER_NAME": "x", "SERVER_PORT": "80",
-            "wsgi.errors": sys.stderr, "wsgi.input": io.BytesIO(), "wsgi.url_scheme": "http", "HTTP_COOKIE": cookie, "REMOTE_ADDR": "127.0.0.1",
+            "wsgi.errors": sys.stderr, "wsgi.input": io.BytesIO(), "wsgi.url_scheme": "http", "HTTP_COOKIE": cookie,
+            "REMOTE_ADDR": "127.0.0.1",
         }  # fmt: skip
         body = handled(environ, lambda status, headers, exc_info=None: said.extend([status, headers]))
-        return said[0], [value for name, value in said[1] if name.lower() == "set-cookie"], b"".join(body)
+        return said[0], [value.strip() for name, value in said[1] if name.lower() == "set-cookie"], b"".join(body)
 
     with override_settings(COATCHECK={"moving_in": {"engine": f"{DJANGO}.db", "until": SOON}}):
         try:
@@ -431,7 +434,7 @@ def test_wrong_settings(given: Any, line: str) -> None:
     with override_settings(COATCHECK={"session_servers": ["memory://"], "moving_in": given}):
         with pytest.raises(ImproperlyConfigured, match=line):
             SessionMiddleware(lambda request: None)
-        with pytest.raises(SystemCheckError, match="coatcheck.E001"):
+        with pytest.raises(SystemCheckError, match=r"coatcheck\.E001"):
             call_command("check", "--tag", "security")
 
 

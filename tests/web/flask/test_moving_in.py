@@ -299,9 +299,8 @@ def test_while_a_store_of_before_is_away_the_visit_is_refused(
     away = redis.Redis(port=1, socket_timeout=1)
     client = with_cookies(moved(sessions, FlaskSessionRedis(away)), {"session": "x"})
     assert client.get("/").status_code == 503, "a moment's outage logs nobody out"
-    assert client.get("/nothing").status_code == 200
     assert cookie_of(client) == "x"
-    assert "moving in: FlaskSessionRedis does not answer: ConnectionError" in caplog.text
+    assert "moving in: FlaskSessionRedis does not answer: " in caplog.text
 
 
 def test_a_store_of_before_that_cannot_be_left_is_logged(

@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import coatcheck.errors
+from coatcheck.web.django.former import _moment
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(coatcheck.errors.__file__).parents[1]
@@ -55,7 +57,7 @@ print("visited")
 
 def test_the_pages_project_works(tmp_path: Path) -> None:
     files = dict(FILE.findall(PAGE.read_text()))
-    assert PAGE.read_text().count("```python") == len(files) == 2
+    assert PAGE.read_text().count("```python") == len(files) + 1 == 3
     (tmp_path / "settings.py").write_text(files["settings.py"] + PROJECT)
     (tmp_path / "urls.py").write_text(files["urls.py"])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
@@ -65,6 +67,16 @@ def test_the_pages_project_works(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "visited"
+
+
+def test_moving_in() -> None:
+    (given,) = re.findall(r"```python\n(COATCHECK = .*?)```", PAGE.read_text(), re.S)
+    namespace: dict[str, dict[str, object]] = {}
+    exec(given, namespace)
+    moving_in: object = namespace["COATCHECK"]["moving_in"]
+    assert isinstance(moving_in, dict)
+    assert moving_in["engine"] == "django.contrib.sessions.backends.db"
+    assert _moment(moving_in["until"]) == date(2027, 3, 1)
 
 
 def test_it_is_five_lines() -> None:

@@ -10,6 +10,7 @@ from coatcheck.error_pages import ErrorPages
 from coatcheck.errors import ConfigError
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.routes import Sticky
+from coatcheck.web.moving_in import MovingIn
 
 NAME = "SessionMiddleware"
 
@@ -27,6 +28,16 @@ def check_arguments(app: object, kind: str, cookies: object, error_pages: object
         raise ConfigError(f"{NAME}: error_pages: ErrorPages or a function, not {type(error_pages).__name__}")
     if sticky not in get_args(Sticky):
         raise ConfigError(f"{NAME}: sticky: choose one of {', '.join(get_args(Sticky))}")
+
+
+def check_moving_in(moving_in: object, ours: frozenset[str]) -> None:
+    """``ours``: the names of our own cookies. Raises :class:`ConfigError`."""
+    if not isinstance(moving_in, MovingIn):
+        raise ConfigError(
+            f"{NAME}: moving_in: MovingIn([StarletteCookie(...)], date(...)), not {type(moving_in).__name__}"
+        )
+    for name in sorted(moving_in.cookies & ours):
+        raise ConfigError(f"{NAME}: moving_in: a cookie of before is called {name}, as ours; give ours another name")
 
 
 def check_for_loops(sessions: object, cookies: object, name: str = NAME) -> None:

@@ -22,11 +22,13 @@ from coatcheck.sessions.answer import Answer
 from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.routes import Sticky
-from coatcheck.web.arguments import check_arguments, check_for_loops
+from coatcheck.web.arguments import check_arguments, check_for_loops, check_moving_in
 from coatcheck.web.error_page import ErrorPage, page_for
+from coatcheck.web.first_visits import FirstVisits
 from coatcheck.web.hand_off import HandOffDoor
 from coatcheck.web.holding import HeldWebSocket, holding_for
 from coatcheck.web.interface import ASGIApp, Message, Receive, Scope, Send
+from coatcheck.web.moving_in import MovingIn
 from coatcheck.web.open_websocket import POLICY_VIOLATION, is_caused_by_hang_up
 from coatcheck.web.replaced import MAX_LAYERS_NAMED
 from coatcheck.web.response import ResponseSender
@@ -41,6 +43,7 @@ class SessionMiddleware:
     ``error_pages``: what the middleware's own answers (503, 409) look like: pages by name
     (:class:`coatcheck.ErrorPages`), or a function of scope, status and detail. ``durable_websockets``: whether a
     coatcheck director is in front, and nobody else can speak to this server: then it can hold durable WebSockets.
+    ``moving_in``: the sessions of before that continue here (:class:`coatcheck.web.moving_in.MovingIn`).
 
     Raises :class:`coatcheck.ConfigError` for an argument of the wrong kind.
     """
@@ -54,6 +57,7 @@ class SessionMiddleware:
         error_pages: ErrorPages | ErrorPage | None = None,
         sticky: Sticky = "browser",
         durable_websockets: bool = False,
+        moving_in: MovingIn | None = None,
     ) -> None:
         check_for_loops(sessions, cookies)
         check_arguments(app, "an ASGI app", cookies, error_pages, sticky)
@@ -62,7 +66,10 @@ class SessionMiddleware:
         self.requests = 0
         self._error_pages = error_pages
         self._durable_websockets = durable_websockets
-        self._transport = sessions.transport_of(cookies or sessions.cookies, route_tag, sticky)
+        self._transport = transport = sessions.transport_of(cookies or sessions.cookies, route_tag, sticky)
+        if moving_in is not None:
+            check_moving_in(moving_in, frozenset({transport.anonymous.name.decode(), transport.login.name.decode()}))
+            self.app = FirstVisits(app, self, moving_in, transport)
         self._door = HandOffDoor(self, cookies or sessions.cookies, self._transport)
         self._layers_named: set[str] = set()
 

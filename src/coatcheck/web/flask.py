@@ -74,7 +74,10 @@ class SessionInterface(CommonInterface, FlaskSessionInterface):
                     session = self._open(request, self.sessions, b"")
             except SessionUnavailable as unavailable:
                 return UnavailableSession(Answer.refusal(unavailable))
-        found = self.find_former(session, request)
+        try:
+            found = self.find_former(session, request)
+        except SessionUnavailable as unavailable:
+            return UnavailableSession(Answer.refusal(unavailable))
         if found is not None:
             session.move_in(found, self.serializer)
         return session

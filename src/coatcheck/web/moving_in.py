@@ -1,7 +1,8 @@
 """The sessions of the store in use until today continue here: each is read once, at its browser's first visit.
 
 Of no framework: an adapter asks :meth:`MovingIn.find` where a browser shows no session of ours, puts what it finds into
-the new session, and calls :meth:`FormerSession.leave` when that is stored and the old cookie cleared.
+the new session, and calls :meth:`FormerSession.leave` when that is stored and the old cookie cleared. While a store of
+before does not answer, the visit is refused: a moment's outage logs nobody out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from coatcheck.errors import ConfigError, SessionDataError
+from coatcheck.errors import ConfigError, SessionDataError, SessionUnavailable, UnavailableReason
 from coatcheck.seldom import Seldom
 from coatcheck.sessions.record import encode_data
 
@@ -35,7 +36,8 @@ class Former(Protocol):
     def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
         """The session that these cookies open there; ``None`` if they open none, whoever has made them.
 
-        What it raises is logged, and the browser begins a fresh session.
+        Raises :class:`CannotRead` for one that can never be read here: it is logged, and the browser begins a fresh
+        session. What else it raises is logged as well, and the visit refused, so that the browser can come again.
         """
         ...
 
@@ -49,6 +51,8 @@ class FormerSession:
 
     def __init__(self, former: Former, content: dict[str, Any], user: str | None, cookies: Mapping[str, str]) -> None:
         self.cookie = former.cookie
+        self.path: str = getattr(former, "path", "/")
+        self.domain: str | None = getattr(former, "domain", None)
         self.content = content
         self.user = user
         self._former = former
@@ -56,8 +60,15 @@ class FormerSession:
 
     def leave(self) -> None:
         """It is stored here now."""
+        self._leave(self._former.leave)
+
+    def end(self) -> None:
+        """Its user has logged out before it was stored here: it ends at once, where its store can do that."""
+        self._leave(getattr(self._former, "end", self._former.leave))
+
+    def _leave(self, leave: Callable[[Mapping[str, str]], None]) -> None:
         try:
-            self._former.leave(self._cookies)
+            leave(self._cookies)
         except Exception as error:  # noqa: BLE001 - the former store is none of ours
             _LOG.warning("moving in: %s: cannot be left: %r", _name(self._former), error, kind="leave")
 
@@ -94,8 +105,16 @@ class MovingIn:
         """Whether nobody moves in any more."""
         return not self._former or self._clock() >= self._until_s
 
+    @property
+    def cookies(self) -> frozenset[str]:
+        """The names of the cookies of before."""
+        return frozenset(former.cookie for former in self._former)
+
     def find(self, cookies: Mapping[str, str]) -> FormerSession | None:
-        """The session of before of a browser with these cookies; ask only where it shows none of ours."""
+        """The session of before of a browser with these cookies; ask only where it shows none of ours.
+
+        Raises :class:`SessionUnavailable` while a store of before does not answer.
+        """
         if self.is_over():
             return None
         for former in self._former:
@@ -103,10 +122,14 @@ class MovingIn:
                 continue
             try:
                 content = former.read(cookies)
-                if content:
-                    return self._found(former, dict(content), cookies)
-            except Exception as error:  # noqa: BLE001 - whatever stands in a store of before
-                _LOG.warning("moving in: %s: %s", _name(former), _words(error), kind=_name(former))
+            except CannotRead as unreadable:
+                _LOG.warning("moving in: %s: %s", _name(former), unreadable, kind=_name(former))
+                continue
+            except Exception as error:
+                _LOG.warning("moving in: %s does not answer: %r", _name(former), error, kind=_name(former))
+                raise SessionUnavailable(UnavailableReason.FORMER) from error
+            if content:
+                return self._found(former, dict(content), cookies)
         return None
 
     def _found(self, former: Former, content: dict[str, Any], cookies: Mapping[str, str]) -> FormerSession:
@@ -134,10 +157,6 @@ def _name(former: Former) -> str:
     return type(former).__name__
 
 
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, CannotRead) else repr(error)
-
-
 class CannotRead(Exception):
     """A session of before that is there and cannot be read here; its text is a line for the log."""
 
@@ -145,8 +164,10 @@ class CannotRead(Exception):
 class _Signed:
     """A store that is a signed cookie."""
 
-    def __init__(self, cookie: str, max_age: float | timedelta) -> None:
+    def __init__(self, cookie: str, max_age: float | timedelta, path: str = "/", domain: str | None = None) -> None:
         self.cookie = cookie
+        self.path = path
+        self.domain = domain
         self._max_age_s = max_age.total_seconds() if isinstance(max_age, timedelta) else float(max_age)
 
     def leave(self, cookies: Mapping[str, str]) -> None:
@@ -179,25 +200,32 @@ class FlaskCookie(_Signed):
         )
 
     def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
-        from itsdangerous import BadSignature
+        from itsdangerous import BadPayload, BadSignature
 
         try:
             found = self._serializer.loads(cookies[self.cookie], max_age=int(self._max_age_s))
         except BadSignature:
             return None
+        except BadPayload as error:
+            raise CannotRead(f"what the cookie holds is not Flask's: {error}") from error
         return _mapping(found)
 
 
 class StarletteCookie(_Signed):
-    """The signed cookie of Starlette's and FastAPI's ``SessionMiddleware``; ``max_age``: seconds. It needs
-    itsdangerous."""
+    """The signed cookie of Starlette's and FastAPI's ``SessionMiddleware``: its ``secret_key``, ``session_cookie``,
+    ``max_age`` (seconds), ``path`` and ``domain``. It needs itsdangerous."""
 
     def __init__(
-        self, secret_key: str, cookie: str = "session", max_age: float | timedelta = timedelta(days=14)
+        self,
+        secret_key: str,
+        cookie: str = "session",
+        max_age: float | timedelta = timedelta(days=14),
+        path: str = "/",
+        domain: str | None = None,
     ) -> None:
         from itsdangerous import TimestampSigner
 
-        super().__init__(cookie, max_age)
+        super().__init__(cookie, max_age, path, domain)
         self._signer = TimestampSigner(str(secret_key))
 
     def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
@@ -207,7 +235,11 @@ class StarletteCookie(_Signed):
             signed = self._signer.unsign(cookies[self.cookie].encode(), max_age=int(self._max_age_s))
         except BadSignature:
             return None
-        return _mapping(json.loads(b64decode(signed)))
+        try:
+            found = json.loads(b64decode(signed))
+        except ValueError as error:
+            raise CannotRead(f"what the cookie holds is not Starlette's: {error}") from error
+        return _mapping(found)
 
 
 class _Redis(Protocol):
@@ -218,7 +250,33 @@ class _Redis(Protocol):
     def expire(self, name: str, time: int) -> Any: ...
 
 
-class FlaskSessionRedis:
+class _InRedis:
+    """A store that keeps each session under a key of Redis. ``client``: a :class:`redis.Redis` with a short
+    ``socket_timeout``; it is asked while requests wait."""
+
+    def __init__(self, client: _Redis, cookie: str, prefix: str, path: str = "/", domain: str | None = None) -> None:
+        self.cookie = cookie
+        self.path = path
+        self.domain = domain
+        self._client = client
+        self._prefix = prefix
+
+    def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
+        key = self._key(cookies)
+        raw = None if key is None else self._client.get(key)
+        return None if raw is None else _mapping(_decoded(bytes(raw)))
+
+    def leave(self, cookies: Mapping[str, str]) -> None:
+        key = self._key(cookies)
+        if key is not None:
+            self._client.expire(key, LEFT_FOR_S)
+
+    def _key(self, cookies: Mapping[str, str]) -> str | None:
+        """``None``: the cookie was not made there."""
+        return self._prefix + cookies[self.cookie]
+
+
+class FlaskSessionRedis(_InRedis):
     """Flask-Session's Redis: MessagePack (since 0.7) or JSON. The pickles of older versions are refused: whoever can
     write to that Redis could run code here.
 
@@ -230,20 +288,8 @@ class FlaskSessionRedis:
     def __init__(
         self, client: _Redis, cookie: str = "session", prefix: str = "session:", secret_key: str | bytes | None = None
     ) -> None:
-        self.cookie = cookie
-        self._client = client
-        self._prefix = prefix
+        super().__init__(client, cookie, prefix)
         self._secret_key = secret_key
-
-    def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
-        key = self._key(cookies)
-        raw = None if key is None else self._client.get(key)
-        return None if raw is None else _mapping(_decoded(bytes(raw)))
-
-    def leave(self, cookies: Mapping[str, str]) -> None:
-        key = self._key(cookies)
-        if key is not None:
-            self._client.expire(key, LEFT_FOR_S)
 
     def _key(self, cookies: Mapping[str, str]) -> str | None:
         shown = cookies[self.cookie]
@@ -257,6 +303,25 @@ class FlaskSessionRedis:
         return self._prefix + shown
 
 
+class StarsessionsRedis(_InRedis):
+    """The Redis of starsessions, with its ``JsonSerializer``: ``cookie_name``, ``prefix``, ``cookie_path`` and
+    ``cookie_domain``. ``client``: a :class:`redis.Redis`, of threads, with a short ``socket_timeout``."""
+
+    def __init__(
+        self,
+        client: _Redis,
+        cookie: str = "session",
+        prefix: str = "starsessions.",
+        path: str = "/",
+        domain: str | None = None,
+    ) -> None:
+        super().__init__(client, cookie, prefix, path, domain)
+
+    def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
+        found = super().read(cookies)
+        return None if found is None else {key: value for key, value in found.items() if key != "__metadata__"}
+
+
 def _decoded(raw: bytes) -> Any:
     for decode in (msgspec.msgpack.decode, msgspec.json.decode):
         try:
@@ -267,7 +332,7 @@ def _decoded(raw: bytes) -> Any:
             return found
     if raw[:1] == b"\x80":
         raise CannotRead(
-            "a session is stored as a pickle, which is not read here: let Flask-Session 0.7 or newer rewrite it first"
+            "a session is stored as a pickle, which is not read here: let its own library rewrite it as JSON first"
         )
     raise CannotRead("a session is stored neither as MessagePack nor as JSON")
 
@@ -283,4 +348,13 @@ def _oldest_first(secret_key: str | bytes | Sequence[str | bytes]) -> list[str |
     return keys[::-1]
 
 
-__all__ = ["CannotRead", "FlaskCookie", "FlaskSessionRedis", "Former", "FormerSession", "MovingIn", "StarletteCookie"]
+__all__ = [
+    "CannotRead",
+    "FlaskCookie",
+    "FlaskSessionRedis",
+    "Former",
+    "FormerSession",
+    "MovingIn",
+    "StarletteCookie",
+    "StarsessionsRedis",
+]

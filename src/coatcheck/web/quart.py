@@ -74,7 +74,10 @@ class SessionInterface(CommonInterface, QuartSessionInterface):
             except SessionUnavailable as unavailable:
                 return UnavailableSession(Answer.refusal(unavailable))
         if session.is_new and not self.moving_in.is_over():
-            found = await asyncio.to_thread(self.find_former, session, request)
+            try:
+                found = await asyncio.to_thread(self.find_former, session, request)
+            except SessionUnavailable as unavailable:
+                return UnavailableSession(Answer.refusal(unavailable))
             if found is not None:
                 session.move_in(found, self.serializer)
         return session

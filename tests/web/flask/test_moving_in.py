@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import shutil
-import subprocess
 import uuid
 import warnings
 from base64 import b64encode
@@ -29,7 +27,6 @@ from coatcheck.web.flask import SessionInterface
 from coatcheck.web.moving_in import LEFT_FOR_S, FlaskCookie, FlaskSessionRedis, MovingIn, StarletteCookie
 from coatcheck.web.quart import SessionInterface as QuartSessionInterface
 from coatcheck.web.wsgi import SessionMiddleware
-from ports import free_port
 
 SECRET = "for-tests-only-for-tests-only-for-tests-001"
 APP_SECRET = "the app's own SECRET_KEY"
@@ -240,28 +237,15 @@ def test_starlettes_signed_cookie(sessions: ThreadedSessions, caplog: pytest.Log
     for cookie in (starlettes("another", {"cart": ["milk"]}), "nonsense", starlettes("starlette's key", {})):
         assert with_cookies(app, {"session": cookie}).get("/").json["cart"] is None
     assert caplog.text == ""
+    broken = TimestampSigner("starlette's key").sign(b"no JSON").decode()
+    assert with_cookies(app, {"session": broken}).get("/").json["cart"] is None
+    assert "what the cookie holds is not Starlette's" in caplog.text
+    caplog.clear()
     assert with_cookies(app, {"session": starlettes("starlette's key", [1])}).get("/").json["cart"] is None
     assert "StarletteCookie: what stands there is no mapping" in caplog.text
 
 
 # -- Flask-Session's Redis ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    program = shutil.which("valkey-server") or shutil.which("redis-server")
-    assert program is not None, "redis-server is missing: apt-get install redis-server"
-    port, where = free_port(), tmp_path_factory.mktemp("redis")
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=where)
-    client = redis.Redis(port=port, socket_timeout=30, retry=redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 300))
-    try:
-        client.ping()
-        yield client
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(60)
 
 
 def with_flask_session(client: redis.Redis, **settings: Any) -> flask.Flask:
@@ -309,11 +293,14 @@ def test_a_pickle_is_refused(
     assert redis_server.exists("session:one") == 1
 
 
-def test_a_store_of_before_that_is_away_is_logged(sessions: ThreadedSessions, caplog: pytest.LogCaptureFixture) -> None:
+def test_while_a_store_of_before_is_away_the_visit_is_refused(
+    sessions: ThreadedSessions, caplog: pytest.LogCaptureFixture
+) -> None:
     away = redis.Redis(port=1, socket_timeout=1)
     client = with_cookies(moved(sessions, FlaskSessionRedis(away)), {"session": "x"})
-    assert client.get("/").json["user"] is None
-    assert "moving in: FlaskSessionRedis: " in caplog.text
+    assert client.get("/").status_code == 503, "a moment's outage logs nobody out"
+    assert cookie_of(client) == "x"
+    assert "moving in: FlaskSessionRedis does not answer: " in caplog.text
 
 
 def test_a_store_of_before_that_cannot_be_left_is_logged(

@@ -16,8 +16,11 @@ from django.utils.encoding import force_bytes
 from coatcheck.connecting import connect
 from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.errors import ConfigError
+from coatcheck.web.django.former import FormerSessions
 
 NAME: Final = "COATCHECK"
+MOVING_IN: Final = "moving_in"
+"""The one setting that is not of our own sessions."""
 IN_MEMORY: Final = "memory://"
 DAY_S: Final = 86400.0
 IDLE_TIMEOUT_S: Final = 90 * DAY_S
@@ -30,6 +33,7 @@ _lock: Final = threading.Lock()
 _made: Final[dict[str, ThreadedSessions]] = {}
 """By what was configured: tests that change settings for a while find their sessions again afterwards."""
 _current: list[ThreadedSessions] = []
+_former: list[FormerSessions] = []
 _known_keys: Final[list[bytes]] = []
 """Made from ``SECRET_KEY`` as it is and was in this process."""
 MAX_KEYS: Final = 8
@@ -62,23 +66,41 @@ def _find() -> ThreadedSessions:
         return _current[0]
 
 
+def former() -> FormerSessions:
+    """The sessions of before, as the settings say. Raises :class:`ImproperlyConfigured`."""
+    if not _former:
+        try:
+            found = FormerSessions(_given().get(MOVING_IN))
+        except ImproperlyConfigured as error:
+            raise ImproperlyConfigured(f"{NAME}: {error}") from None
+        with _lock:
+            _former.append(found)
+    return _former[0]
+
+
 def is_configured() -> bool:
     """Whether the project says where its sessions are."""
-    return bool(getattr(settings, NAME, None))
+    return bool(getattr(settings, NAME, None)) and set(_given()) != {MOVING_IN}
 
 
 def check() -> None:
     """Raises :class:`ImproperlyConfigured` for settings that cannot work; connects to nothing."""
     if is_configured():
         sessions()
+    former()
 
 
-def _arguments() -> tuple[tuple[str, ...], dict[str, Any]]:
+def _given() -> Mapping[str, Any]:
     given = getattr(settings, NAME, None) or {}
     if not isinstance(given, Mapping):
         raise ImproperlyConfigured(f"{NAME}: a dict, such as {{'session_servers': ['valkey://10.0.0.5']}}")
-    arguments = dict(given)
-    servers = arguments.pop("session_servers", None if given else IN_MEMORY)
+    return given
+
+
+def _arguments() -> tuple[tuple[str, ...], dict[str, Any]]:
+    arguments = dict(_given())
+    arguments.pop(MOVING_IN, None)
+    servers = arguments.pop("session_servers", None if arguments else IN_MEMORY)
     servers = [servers] if isinstance(servers, str) else servers
     if not isinstance(servers, list | tuple) or not servers or not all(isinstance(one, str) for one in servers):
         raise ImproperlyConfigured(f"{NAME}: session_servers: a URL, or a list of them, such as 'valkey://10.0.0.5'")
@@ -117,6 +139,7 @@ def _forget(*, setting: str, **_: object) -> None:
     if setting in (NAME, "SECRET_KEY", "SECRET_KEY_FALLBACKS"):
         with _lock:
             _current.clear()
+            _former.clear()
 
 
 setting_changed.connect(_forget, dispatch_uid="coatcheck.web.django.configuration")

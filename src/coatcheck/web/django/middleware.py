@@ -55,8 +55,8 @@ class SessionMiddleware(DjangosMiddleware):
             return super().__call__(request)
         outer = _outer(request)
         if outer is not None:
-            request.session = BorrowedStore(outer)
-            return _leave_borrowed(request, outer, self.get_response(request))
+            refused = wait(_borrowing(request, outer))
+            return refused or _leave_borrowed(request, outer, self.get_response(request))
         refused = self.process_request(request)
         return refused if refused is not None else self.process_response(request, self.get_response(request))
 
@@ -82,8 +82,8 @@ class SessionMiddleware(DjangosMiddleware):
             return await super().__acall__(request)
         outer = _outer(request)
         if outer is not None:
-            request.session = BorrowedStore(outer)
-            return _leave_borrowed(request, outer, await self.get_response(request))
+            refused = await await_(_borrowing(request, outer))
+            return refused or _leave_borrowed(request, outer, await self.get_response(request))
         refused = await await_(_Visit(request, self.SessionStore).opening())
         if refused is not None:
             return refused
@@ -116,10 +116,13 @@ class _Visit:
         client = meta.get("REMOTE_ADDR") or None
         try:
             opened: Opened = yield from ask("open", shown, client, _COOKIE, self._request.method or "", headers)
+            self._had_session = not opened.session.is_new
+            self._store = store = self._kind.of(opened, self._shown)
+            if not self._had_session:
+                yield from _moving_in(store, self._shown)
         except SessionUnavailable as unavailable:
             return _refusal(Answer.refusal(unavailable))
-        self._had_session = not opened.session.is_new
-        self._request.session = self._store = self._kind.of(opened, self._shown)
+        self._request.session = store
         setattr(self._request, _VISIT, self)
         return None
 
@@ -148,17 +151,12 @@ class _Visit:
             return _refusal(answer)
         if answer.token:
             store._take_key(answer.token.decode())
+            yield from store.leaving_former()
         _tell_caches(response, answer)
         if self._may_tell(response, store, opened, saves):
             self._set_cookie(response, store, opened.session, saves)
         elif store.was_flushed and self._shown is not None and store.session_key is None:
-            response.delete_cookie(
-                settings.SESSION_COOKIE_NAME,
-                path=settings.SESSION_COOKIE_PATH,
-                domain=settings.SESSION_COOKIE_DOMAIN,
-                samesite=settings.SESSION_COOKIE_SAMESITE,
-            )
-            _keep_from_caches(response)
+            _forget_cookie(response)
         return response
 
     def _may_tell(self, response: HttpResponseBase, store: SessionStore, opened: Opened, saved: bool) -> bool:
@@ -210,6 +208,24 @@ def _outer(request: HttpRequest) -> Session | None:
     return None
 
 
+def _moving_in(store: SessionStore, shown: str | None) -> Steps[None]:
+    """Where the browser shows no session of ours: go on with the one of before."""
+    found = yield from store.finding_former(shown)
+    if found is not None:
+        store.move_in(found)
+
+
+def _borrowing(request: HttpRequest, outer: Session) -> Steps[HttpResponseBase | None]:
+    """Take the outer layer's session; what comes back instead of ``None`` is the answer."""
+    store = request.session = BorrowedStore(outer)
+    if outer.is_new:
+        try:
+            yield from _moving_in(store, request.COOKIES.get(settings.SESSION_COOKIE_NAME))
+        except SessionUnavailable as unavailable:
+            return _refusal(Answer.refusal(unavailable))
+    return None
+
+
 def _leave_borrowed(request: HttpRequest, outer: Session, response: HttpResponseBase) -> HttpResponseBase:
     store = request.session
     if not isinstance(store, BorrowedStore):
@@ -220,7 +236,20 @@ def _leave_borrowed(request: HttpRequest, outer: Session, response: HttpResponse
     wants = store.modified or settings.SESSION_SAVE_EVERY_REQUEST
     if wants and not store.is_empty() and response.status_code < SERVER_ERROR:
         store.put(store._session)
+        if store._moving is not None:
+            # The outer layer stores it later, so the session of before is left to its own end.
+            _forget_cookie(response)
     return response
+
+
+def _forget_cookie(response: HttpResponseBase) -> None:
+    response.delete_cookie(
+        settings.SESSION_COOKIE_NAME,
+        path=settings.SESSION_COOKIE_PATH,
+        domain=settings.SESSION_COOKIE_DOMAIN,
+        samesite=settings.SESSION_COOKIE_SAMESITE,
+    )
+    _keep_from_caches(response)
 
 
 def _refusal(answer: Answer) -> HttpResponse:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
+
+from asgiref.sync import sync_to_async
 
 from coatcheck.web.django.configuration import sessions
 
@@ -16,12 +18,35 @@ class Question(NamedTuple):
     name: str
     arguments: tuple[Any, ...]
 
+    def wait(self) -> Any:
+        return getattr(sessions(), self.name)(*self.arguments)
 
-Steps = Generator[Question, Any, T]
+    async def await_(self) -> Any:
+        return await getattr(sessions(), f"a{self.name}")(*self.arguments)
+
+
+class Call(NamedTuple):
+    """A function of others that may block, such as one that asks Django's database."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def wait(self) -> Any:
+        return self.function(*self.arguments)
+
+    async def await_(self) -> Any:
+        return await sync_to_async(self.function, thread_sensitive=True)(*self.arguments)
+
+
+Steps = Generator[Question | Call, Any, T]
 
 
 def ask(name: str, *arguments: Any) -> Steps[Any]:
     return (yield Question(name, arguments))
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Steps[Any]:
+    return (yield Call(function, arguments))
 
 
 def wait(steps: Steps[T]) -> T:
@@ -30,7 +55,7 @@ def wait(steps: Steps[T]) -> T:
         asked = next(steps)
         while True:
             try:
-                answer = getattr(sessions(), asked.name)(*asked.arguments)
+                answer = asked.wait()
             except BaseException as error:  # noqa: BLE001 - the steps decide what becomes of it
                 asked = steps.throw(error)
             else:
@@ -46,7 +71,7 @@ async def await_(steps: Steps[T]) -> T:
         asked = next(steps)
         while True:
             try:
-                answer = await getattr(sessions(), f"a{asked.name}")(*asked.arguments)
+                answer = await asked.await_()
             except BaseException as error:  # noqa: BLE001 - the steps decide what becomes of it
                 asked = steps.throw(error)
             else:

@@ -9,6 +9,7 @@ import copy
 from datetime import datetime
 from typing import Any, Final
 
+from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
@@ -16,16 +17,20 @@ from django.contrib.sessions.exceptions import SessionInterrupted
 from coatcheck.errors import ConflictError, SessionClosed
 from coatcheck.events import public_id
 from coatcheck.sessions import mapping
+from coatcheck.sessions.cookies import ANONYMOUS_MARK, LOGIN_MARK
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.record import decode_data
-from coatcheck.web.django.configuration import sessions
-from coatcheck.web.django.steps import Steps, ask, await_, wait
+from coatcheck.web.django.configuration import former, sessions
+from coatcheck.web.django.former import EXPIRY
+from coatcheck.web.django.steps import Steps, ask, await_, call, wait
 from coatcheck.web.django.values import from_store, to_store
+from coatcheck.web.moving_in import FormerSession, check_content
 
 LOGIN_KEYS: Final = frozenset({SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY})
 """What a login has just put in."""
-EXPIRY: Final = "_session_expiry"
+MARKS: Final = (ANONYMOUS_MARK.decode(), LOGIN_MARK.decode())
+"""How our own keys begin; others are those of the engine of before."""
 OVER: Final = (
     "The request's session was deleted before the request completed. The user may have logged out in a concurrent "
     "request, for example."
@@ -50,6 +55,8 @@ class SessionStore(SessionBase):
         """Whether the app has ended it; then its cookie goes."""
         self._user: str | None = None
         """Who is to be named when the session begins."""
+        self._moving: FormerSession | None = None
+        """The session of before that this one goes on with, until that is stored."""
 
     @classmethod
     def of(cls, opened: Opened, shown: str | None) -> SessionStore:
@@ -111,13 +118,19 @@ class SessionStore(SessionBase):
     async def acycle_key(self) -> None:
         await await_(self._cycling())
 
+    def is_empty(self) -> bool:
+        """Whether there is neither a key, also of before, nor data."""
+        return self._moving is None and super().is_empty()
+
     @classmethod
     def clear_expired(cls) -> None:
-        """Nothing to do: session servers forget what has expired."""
+        """Session servers forget what has expired; the store of before is cleared."""
+        wait(cls._clearing())
 
     @classmethod
     async def aclear_expired(cls) -> None:
-        """Nothing to do: session servers forget what has expired."""
+        """As :meth:`clear_expired`."""
+        await await_(cls._clearing())
 
     def name_user(self, user: str) -> None:
         """Whose session it is, from the next write on: :func:`django.contrib.auth.login` has just said so.
@@ -143,9 +156,48 @@ class SessionStore(SessionBase):
         else:
             self._held = yield from self._finding(self.session_key)
         if self._held is None:
+            found = yield from self.finding_former(self.session_key)
             self._take_key(None)
-            return {}
+            if found is not None:
+                self.move_in(found)
+            return {} if self._moving is None else self._moving.content
         return self._stored()
+
+    # -- the session of before -----------------------------------------------------------------------
+
+    def finding_former(self, shown: str | None) -> Steps[FormerSession | None]:
+        """The session that goes on here if the browser shows none of ours. Raises :class:`SessionUnavailable`."""
+        if not _is_of_before(shown):
+            return None
+        found: FormerSession | None = yield from call(former().find, {settings.SESSION_COOKIE_NAME: shown})
+        return found
+
+    def move_in(self, found: FormerSession) -> None:
+        """Go on with a session of before, if all of it can be stored; it is stored with the response."""
+        if not check_content(to_store(found.content, {}, self.serializer)):
+            return
+        self._moving = found
+        self._session_cache = found.content
+        self.accessed = self.modified = True
+        self._user = found.user
+
+    def leaving_former(self) -> Steps[None]:
+        """It is stored here now."""
+        moved, self._moving = self._moving, None
+        if moved is not None:
+            yield from call(moved.leave)
+
+    def _ending_former(self) -> Steps[None]:
+        """Its user has logged out."""
+        moved, self._moving, self._user = self._moving, None, None
+        if moved is not None:
+            yield from call(moved.end)
+
+    @classmethod
+    def _clearing(cls) -> Steps[None]:
+        engine = former().engine
+        if engine is not None:
+            yield from call(engine.clear_expired)
 
     def _finding(self, key: str | None) -> Steps[Session | None]:
         if not key:
@@ -183,10 +235,15 @@ class SessionStore(SessionBase):
         except (SessionClosed, ConflictError) as error:
             raise UpdateError(str(error)) from error
         self._take_key(token.decode())
+        yield from self.leaving_former()
 
     def _deleting(self, key: str | None) -> Steps[None]:
-        key = self.session_key if key is None else key
-        if key:
+        if key is None:
+            yield from self._ending_former()
+            key = self.session_key
+        if _is_of_before(key):
+            yield from call(former().end, key)
+        elif key:
             yield from ask("close_by_token", _text(key))
 
     def _flushing(self) -> Steps[None]:
@@ -259,6 +316,10 @@ def fresh_beside(opened: Opened) -> Session:
     return session
 
 
+def _is_of_before(key: str | None) -> bool:
+    return bool(key) and not str(key).startswith(MARKS) and not former().is_over()
+
+
 def _text(key: str) -> bytes:
     return key.encode("utf-8", "replace")
 
@@ -316,6 +377,9 @@ class BorrowedStore(SessionStore):
         outer.mark_modified()
         dict.clear(outer)
         dict.update(outer, stored)
+        if self._user is not None:
+            outer.regenerate(self._user)
+            self._user = None
         now = self._now_ms()
         mapping.end_at(outer, now + 1000 * self.get_expiry_age(expiry=data.get(EXPIRY)))
 
@@ -333,10 +397,9 @@ class BorrowedStore(SessionStore):
     def _flushing(self) -> Steps[None]:
         self.clear()
         self.outer.close()
+        yield from self._ending_former()
         self._session_key = None
         self.was_flushed = True
-        return
-        yield
 
     def _cycling(self) -> Steps[None]:
         self._session_cache = yield from self._data()

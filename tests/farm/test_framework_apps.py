@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -29,8 +30,8 @@ from .test_kill import FREEZE_S, arrive, crowd_of, go_round, judge, kill
 
 TESTS = Path(__file__).parents[1]
 SHOPPERS = 24
-AT_ONCE = 6
-PAUSE_S = 0.03
+AT_ONCE = 4
+PAUSE_S = 0.05
 SECONDS = float(os.environ.get("KILL_SECONDS", "0"))
 """0: each victim once."""
 REQUESTS = 200
@@ -307,3 +308,20 @@ def test_flask_socketio_polls_at_one_web_server_and_knows_who_is_logged_in(runni
     assert len(servers) > 1, "browsers are spread"
     with pytest.raises(socketio.exceptions.ConnectionError):
         socketio.Client(reconnection=False).connect(running.base, transports=["polling"], wait_timeout=60)
+
+
+@in_flask
+def test_a_socketio_client_that_would_like_a_websocket_goes_on_polling(running: Farm) -> None:
+    async def talk() -> tuple[str, Any]:
+        # aiohttp's own jar keeps no cookies of hosts that are addresses.
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+            async with browser.post(f"{running.base}/login/ada") as answer:
+                assert answer.status == 200
+            client = socketio.AsyncClient(reconnection=False, http_session=browser)
+            await client.connect(running.base, wait_timeout=60)
+            words, _, who, _ = await client.call("say", "hello", timeout=60)
+            transport = client.transport()
+            await client.eio.disconnect(abort=True)
+            return transport, (words, who)
+
+    assert asyncio.run(talk()) == ("polling", ("hello", "ada"))

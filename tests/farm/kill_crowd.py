@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -125,8 +125,52 @@ class Shopper:
             seen.failed_posts += 1
 
 
-async def shop(crowd: list[Shopper], seen: Seen, enough: Callable[[], bool], at_once: int = 32) -> None:
-    """Each browser one request at a time, ``at_once`` of them at any moment, until it is ``enough``."""
+class Listener(Shopper):
+    """Each write of its app leaves a message for the next page as well, and each message is told once.
+
+    It is told to a POST, which no director repeats: so a shopper knows whether it was told.
+    """
+
+    def __init__(self, number: int, host: str, port: int) -> None:
+        super().__init__(number, host, port)
+        self.due: set[str] = set()
+        """Messages that were acknowledged and have to be told."""
+        self.told: set[str] = set()
+
+    async def post(self, seen: Seen) -> None:
+        before = len(self.acknowledged)
+        await super().post(seen)
+        if len(self.acknowledged) > before:
+            self.due.add(f"m{self.marks}")
+        if self.marks % 4 == 0:
+            await self.listen(seen)
+
+    async def listen(self, seen: Seen) -> None:
+        seen.posts += 1
+        try:
+            status, answer = await self.browser.request("POST", "/said")
+        except BrowserError:
+            status, answer = 0, None
+        if status != 200:
+            seen.failed_posts += 1
+            self.due.clear()  # nobody knows
+            return
+        said = answer["said"]
+        if not self.due <= set(said):
+            seen.bad_gets.append(f"{self.name}: was not told {sorted(self.due - set(said))}")
+        if len(set(said)) < len(said) or self.told & set(said):
+            seen.bad_gets.append(f"{self.name}: was told twice {said}")
+        self.told |= set(said)
+        self.due.clear()
+
+
+async def shop(
+    crowd: Sequence[Shopper], seen: Seen, enough: Callable[[], bool], at_once: int = 32, pause_s: float = 0
+) -> None:
+    """Each browser one request at a time, ``at_once`` of them at any moment, until it is ``enough``.
+
+    ``pause_s`` after each answer leaves the machine to the farm.
+    """
     queue = list(crowd)
     random.shuffle(queue)
     deadline = time.monotonic() + DEADLINE_S
@@ -137,6 +181,7 @@ async def shop(crowd: list[Shopper], seen: Seen, enough: Callable[[], bool], at_
             shopper = queue.pop(0)
             await (shopper.post(seen) if random.random() < 0.5 else shopper.get(seen))
             queue.append(shopper)
+            await asyncio.sleep(pause_s)
 
     await asyncio.gather(*(worker() for _ in range(at_once)))
 

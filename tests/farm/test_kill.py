@@ -72,9 +72,9 @@ def redis_servers(tmp_path: Path) -> Iterator[RedisServers]:
     servers.end()
 
 
-def crowd_of(farm: Farm, count: int = BROWSERS) -> list[Shopper]:
+def crowd_of(farm: Farm, count: int = BROWSERS, kind: type[Shopper] = Shopper) -> list[Shopper]:
     host, port = farm.note()["address"].rsplit(":", 1)
-    return [Shopper(number, host, int(port)) for number in range(count)]
+    return [kind(number, host, int(port)) for number in range(count)]
 
 
 async def arrive(crowd: list[Shopper]) -> None:
@@ -82,7 +82,7 @@ async def arrive(crowd: list[Shopper]) -> None:
         await asyncio.gather(*(shopper.login() for shopper in crowd[start : start + 32]))
 
 
-async def judge(farm: Farm, crowd: list[Shopper], seen: Seen) -> None:
+async def judge(farm: Farm, crowd: list[Shopper], seen: Seen, acknowledged: int = ACKNOWLEDGED) -> None:
     """At the end every acknowledged increment is there, and nobody was accused of anything."""
     await whole(farm)
     final = Seen()
@@ -90,7 +90,7 @@ async def judge(farm: Farm, crowd: list[Shopper], seen: Seen) -> None:
         await asyncio.gather(*(shopper.get(final) for shopper in crowd[start : start + 32]))
     assert final.bad_gets == []
     assert seen.bad_gets == []
-    assert sum(len(shopper.acknowledged) for shopper in crowd) >= ACKNOWLEDGED
+    assert sum(len(shopper.acknowledged) for shopper in crowd) >= acknowledged
     for shopper in crowd:
         await shopper.browser.aclose()
     log = farm.log

@@ -105,9 +105,21 @@ class Tab:
 
     def follow(self, link: str) -> dict[str, Any]:
         """Click a link of this page, or send a form."""
+        return self.click(f"#{link}")
+
+    def click(self, selector: str) -> dict[str, Any]:
+        """What is clicked leads to another page."""
         self._browser.forget(self._session)
-        self.run(f"document.getElementById({json.dumps(link)}).click()")
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
         return self.loaded()
+
+    def fill(self, selector: str, text: str) -> None:
+        self.run(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
+
+    def texts(self, selector: str) -> list[str]:
+        """What stands in each such element of the page."""
+        found: list[str] = self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+        return found
 
     def reload(self) -> dict[str, Any]:
         self._browser.forget(self._session)

@@ -277,15 +277,15 @@ def done_twice(monkeypatch: Any) -> None:
 def equal_is_no_conflict(monkeypatch: Any) -> None:
     original = delta.merge
 
-    def merge(base: Any, theirs: Any, mine: Any, policy: Any) -> Any:
-        return original(base, theirs, mine, "overtaken" if policy == "reject" else policy)
+    def merge(base: Any, theirs: Any, mine: Any, policy: Any, kept: Any) -> Any:
+        return original(base, theirs, mine, "overtaken" if policy == "reject" else policy, kept)
 
     monkeypatch.setattr(saving, "merge", merge)
 
 
 @mutation("a write forgets what others wrote meanwhile")
 def no_merge(monkeypatch: Any) -> None:
-    monkeypatch.setattr(saving, "merge", lambda base, theirs, mine, policy: mine)
+    monkeypatch.setattr(saving, "merge", lambda base, theirs, mine, policy, kept: mine)
 
 
 @mutation("nothing is repaired")

@@ -140,7 +140,9 @@ class Proxy:
         self.certificate = certificates / "server.pem"
         conf = folder / ("conf.yaml" if kind == "envoy" else "conf")
         conf.write_text(text.format(folder=folder, port=self.port, certificate=self.certificate))
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._said = folder / "said"
+        with self._said.open("wb") as said:
+            self.process = subprocess.Popen(words, stdout=said, stderr=said)
         self._wait()
         self.feed = feed_proxies(files, **feed)
 
@@ -149,7 +151,8 @@ class Proxy:
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
                 return
-            assert time.monotonic() < until, f"it ended: {self.process.poll()}"
+            assert self.process.poll() is None, f"it ended: {self._said.read_text()}"
+            assert time.monotonic() < until, f"it does not listen: {self._said.read_text()}"
             time.sleep(0.02)
 
     def visit(self, context: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:

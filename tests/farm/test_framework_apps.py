@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,6 +309,24 @@ def test_flask_socketio_polls_at_one_web_server_and_knows_who_is_logged_in(runni
     assert len(servers) > 1, "browsers are spread"
     with pytest.raises(socketio.exceptions.ConnectionError):
         socketio.Client(reconnection=False).connect(running.base, transports=["polling"], wait_timeout=60)
+
+
+@in_flask
+def test_flask_socketio_connects_again_at_another_web_server_with_the_same_login(running: Farm) -> None:
+    with requests.Session() as browser:
+        assert browser.post(f"{running.base}/login/ada", timeout=60).status_code == 200
+        client = socketio.Client(reconnection_delay=0.1, reconnection_delay_max=0.1, http_session=browser)
+        client.connect(running.base, transports=["polling"], wait_timeout=60)
+        _, name, who, heard = client.call("say", "before", timeout=60)
+        assert (who, heard) == ("ada", 1)
+        again = threading.Event()
+        client.on("connect", again.set)
+        os.kill(running.pid(name), signal.SIGKILL)
+        assert again.wait(60)
+        _, other, who, heard = client.call("say", "after", timeout=60)
+        assert (other != name, who, heard) == (True, "ada", 1), "what was with the connection has gone with it"
+        client.eio.disconnect(abort=True)
+        assert browser.get(f"{running.base}/read", timeout=60).json()["who"] == "ada"
 
 
 @in_flask

@@ -149,6 +149,7 @@ def test_the_old_session_is_left_for_a_minute_and_then_gone(first: str, monkeypa
         with moved(engine):
             visiting(old).get("/who")
             left = store_of(engine, old)
+            assert left.load().get(LEFT, {}).get("until", 0) > time.time(), "it is still there"
             assert left.load()[LEFT]["until"] <= time.time() + LEFT_FOR_S
             assert left.get_expiry_age() <= LEFT_FOR_S
             beside = visiting(old)

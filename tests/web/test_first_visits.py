@@ -59,7 +59,7 @@ async def talk(websocket: WebSocket) -> None:
 
 ROUTES = [Route(f"/{view.__name__}", view) for view in (look, login, logout, fail, plain)]
 ADA = {"data": {"user": "ada", "cart": ["tea"]}, "user": "ada"}
-NOBODY = {"data": {}, "user": None}
+NOBODY: dict[str, Any] = {"data": {}, "user": None}
 
 
 def an_app(*middleware: Middleware) -> Starlette:

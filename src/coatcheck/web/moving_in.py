@@ -30,8 +30,10 @@ _LOG: Final = Seldom(logging.getLogger("coatcheck.moving_in"), time.monotonic)
 class Former(Protocol):
     """A store of sessions of before."""
 
-    cookie: str
-    """The cookie by which a browser shows its session there."""
+    @property
+    def cookie(self) -> str:
+        """The cookie by which a browser shows its session there."""
+        ...
 
     def read(self, cookies: Mapping[str, str]) -> Mapping[str, Any] | None:
         """The session that these cookies open there; ``None`` if they open none, whoever has made them.

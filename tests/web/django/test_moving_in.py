@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from threading import Barrier
@@ -45,13 +44,13 @@ DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
 SOON = "2999-01-01"
 
 
-def moved(engine: str = "db", until: Any = SOON) -> AbstractContextManager[Any]:
+def moved(engine: str = "db", until: Any = SOON) -> Any:
     """The settings after the change."""
     moving_in = {"engine": f"{DJANGO}.{engine}", "until": until}
     return override_settings(COATCHECK={"session_servers": ["memory://"], "moving_in": moving_in})
 
 
-def behind(first: str) -> AbstractContextManager[Any]:
+def behind(first: str) -> Any:
     from django.conf import settings
 
     return override_settings(MIDDLEWARE=[first, *settings.MIDDLEWARE[1:]])
@@ -150,6 +149,7 @@ def test_the_old_session_is_left_for_a_minute_and_then_gone(first: str, monkeypa
         with moved(engine):
             visiting(old).get("/who")
             left = store_of(engine, old)
+            assert left.load().get(LEFT, {}).get("until", 0) > time.time(), "it is still there"
             assert left.load()[LEFT]["until"] <= time.time() + LEFT_FOR_S
             assert left.get_expiry_age() <= LEFT_FOR_S
             beside = visiting(old)
@@ -335,7 +335,7 @@ def test_while_the_store_of_before_is_away_the_visit_is_refused(
             client = visiting(old)
             with monkeypatch.context() as outage:
                 outage.setattr(Row.objects, "get", fails)
-                outage.setattr(type(cache._connections[cache._alias]), "get", fails)  # type: ignore[attr-defined]
+                outage.setattr(type(cache._connections[cache._alias]), "get", fails)
                 answer = client.get("/who")
                 assert answer.status_code == (503 if first == OURS else 500)
                 if first == OURS:
@@ -398,7 +398,11 @@ def test_under_a_layer_outside() -> None:
             "wsgi.errors": sys.stderr, "wsgi.input": io.BytesIO(), "wsgi.url_scheme": "http", "HTTP_COOKIE": cookie,
             "REMOTE_ADDR": "127.0.0.1",
         }  # fmt: skip
-        body = handled(environ, lambda status, headers, exc_info=None: said.extend([status, headers]))
+
+        def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+            said.extend([status, headers])
+
+        body = handled(environ, start)
         return said[0], [value.strip() for name, value in said[1] if name.lower() == "set-cookie"], b"".join(body)
 
     with override_settings(COATCHECK={"moving_in": {"engine": f"{DJANGO}.db", "until": SOON}}):

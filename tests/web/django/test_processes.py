@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import httpx
 import pytest
@@ -33,11 +35,21 @@ SERVERS = {
     "asgi": ["uvicorn", "--port", "{port}", "web.django.project.asgi:application"],
 }
 MAKE = """
-import django; django.setup()
+import os, django; django.setup()
 from django.core.management import call_command
 call_command("migrate", run_syncdb=True)
 from web.django.conftest import make_users
 make_users()
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+ada = User.objects.get(username="ada")
+before = SessionStore()
+before.update({
+    "_auth_user_id": str(ada.pk), "_auth_user_backend": "django.contrib.auth.backends.ModelBackend",
+    "_auth_user_hash": ada.get_session_auth_hash(), "cart": ["tea"],
+})
+before.create()
+open(f"{os.environ['SHOP_FOLDER']}/before", "w").write(before.session_key)
 """
 
 
@@ -46,6 +58,7 @@ def addresses(tmp_path: Path) -> Iterator[list[str]]:
     environment = os.environ | {
         "SHOP_FOLDER": str(tmp_path),
         "SHOP_SESSIONS": f"sqlite:///{tmp_path}/sessions.db",
+        "SHOP_FORMER": "django.contrib.sessions.backends.db",
         "DJANGO_SETTINGS_MODULE": "web.django.project.settings",
         "PYTHONPATH": f"{TESTS}:{SOURCE}",
     }
@@ -112,3 +125,23 @@ def test_the_admin_on_turns_of_two_servers(addresses: list[str]) -> None:
             page = browser.get(f"{address}/admin/auth/user/")
             assert page.status_code == 200
             assert "bob" in page.text
+
+
+def test_first_visits_at_both_servers_at_once(addresses: list[str], tmp_path: Path) -> None:
+    """Somebody who has logged in before the change opens several pages: all of them know the user, from then on."""
+    old = (tmp_path / "before").read_text()
+    together = Barrier(4, timeout=DEADLINE_S)
+
+    def visit(number: int) -> list[tuple[int, str]]:
+        with httpx.Client(timeout=DEADLINE_S) as client:
+            client.cookies.set("sessionid", old, domain="127.0.0.1", path="/")
+            together.wait()
+            seen = []
+            for address in (addresses[number % 2], addresses[(number + 1) % 2]):
+                answer = client.get(f"{address}/who")
+                seen.append((answer.status_code, answer.json()["user"]))
+            assert client.cookies["sessionid"].startswith("l.")
+            return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(visit, range(4))) == [[(200, "ada")] * 2] * 4

@@ -18,6 +18,7 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.core.exceptions import ImproperlyConfigured
 
 from coatcheck.errors import ConfigError
+from coatcheck.sessions.mapping import MAX_USER_BYTES
 from coatcheck.web.moving_in import LEFT_FOR_S, MovingIn
 
 EXPIRY: Final = "_session_expiry"
@@ -107,8 +108,8 @@ class FormerSessions(MovingIn):
 
 
 def _user_of(content: Mapping[str, Any]) -> str | None:
-    user = content.get(SESSION_KEY)
-    return None if user is None else str(user)
+    user = str(content.get(SESSION_KEY, ""))
+    return user if 0 < len(user.encode()) <= MAX_USER_BYTES else None
 
 
 def _moment(until: object) -> Any:

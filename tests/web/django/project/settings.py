@@ -1,4 +1,5 @@
-"""``SHOP_FOLDER``: where its database is; ``SHOP_SESSIONS``: its session server, else memory."""
+"""``SHOP_FOLDER``: where its database is; ``SHOP_SESSIONS``: its session server, else memory; ``SHOP_FORMER``: its
+session engine of before, if it had one."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "web.django.project.urls"
 SESSION_ENGINE = "coatcheck.web.django"
 COATCHECK = {"session_servers": [os.environ.get("SHOP_SESSIONS", "memory://")]}
+if "SHOP_FORMER" in os.environ:
+    COATCHECK["moving_in"] = {"engine": os.environ["SHOP_FORMER"], "until": "2999-01-01"}  # type: ignore[assignment]
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",

@@ -43,6 +43,12 @@ async def logout(request: Request) -> Response:
     return Response()
 
 
+async def login_bob(request: Request) -> Response:
+    request.session["theme"] = "dark"
+    request.session.regenerate("bob")
+    return Response()
+
+
 async def fail(request: Request) -> Response:
     raise ValueError
 
@@ -57,7 +63,7 @@ async def talk(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-ROUTES = [Route(f"/{view.__name__}", view) for view in (look, login, logout, fail, plain)]
+ROUTES = [Route(f"/{view.__name__}", view) for view in (look, login, login_bob, logout, fail, plain)]
 ADA = {"data": {"user": "ada", "cart": ["tea"]}, "user": "ada"}
 NOBODY: dict[str, Any] = {"data": {}, "user": None}
 
@@ -106,6 +112,13 @@ def test_who_was_logged_in_stays_so() -> None:
             assert client.get("/look").json() == ADA
         client.get("/logout")
         assert client.get("/look").json() == NOBODY
+
+
+def test_who_logs_in_at_the_first_visit_finds_nothing_of_another() -> None:
+    with moved(StarletteCookie(APP_SECRET)) as client:
+        show(client, signed())
+        client.get("/login_bob")
+        assert client.get("/look").json() == {"data": {"theme": "dark"}, "user": "bob"}
 
 
 def test_a_websocket_may_be_the_first_visit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
@@ -115,7 +116,7 @@ class Session(dict[str, Any]):
 
     def _flush(self) -> None:
         request = self._request
-        opened = {} if request.flushed else decode_data(request.blob)
+        opened = {} if request.flushed else {**decode_data(request.blob), **(request.moved_in or {})}
         for key in list(dict.keys(self)):
             value = _getitem(self, key)
             # A list or dict may be the former user's own, changed in place.
@@ -340,6 +341,16 @@ for _name in ("keys", "values", "items", "copy", "__or__", "__ror__"):
     setattr(Session, _name, _listing(_name))
 for _name in ("__delitem__", "pop", "popitem", "setdefault", "update", "__ior__"):
     setattr(Session, _name, _changing(_name))
+
+
+def move_in(session: Session, content: dict[str, Any], user: str | None) -> None:
+    """Go on with what a session of before held, which was ``user``'s: as if this request had opened it."""
+    dict.update(session, content)
+    session._request.moved_in = content
+    session.mark_modified()
+    if user is not None:
+        with suppress(ValueError):  # a name that is not kept
+            session.regenerate(user)
 
 
 def replace(session: Session, content: dict[str, Any]) -> None:

@@ -84,6 +84,8 @@ class RequestState:
     demands_version: bool = False
     """Whether what was done to the data is stored only on top of what it was done to."""
     lost: str | None = None
+    moved_in: dict[str, Any] | None = None
+    """What the request began with besides, from a session of before that it goes on with."""
     flushed: bool = False
     """Whether another user logged in: then nothing of the former one's is carried over, whoever stored it meanwhile."""
     home: SessionHome | None = None

@@ -6,11 +6,10 @@ It stands between the middleware and the app only where it is asked for, so othe
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from coatcheck.errors import SessionUnavailable
 from coatcheck.sessions.answer import Answer, CookieTransport
-from coatcheck.sessions.mapping import Session
+from coatcheck.sessions.mapping import Session, move_in
 from coatcheck.sessions.requests import FAILED
 from coatcheck.web.interface import ASGIApp, Message, Middleware, Receive, Scope, Send
 from coatcheck.web.moving_in import FormerSession, MovingIn, check_content
@@ -75,10 +74,7 @@ class _Leaving:
 def _move_in(session: Session, found: FormerSession) -> bool:
     if not check_content(found.content):
         return False
-    session.update(found.content)
-    if found.user is not None:
-        with suppress(ValueError):  # a name that is not kept
-            session.regenerate(found.user)
+    move_in(session, found.content, found.user)
     return True
 
 

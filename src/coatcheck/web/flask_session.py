@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn
 
@@ -18,7 +17,7 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 
 from coatcheck.errors import SessionDataError
 from coatcheck.sessions.answer import RETRY_AFTER_S, Answer
-from coatcheck.sessions.mapping import REMEMBER, Session
+from coatcheck.sessions.mapping import REMEMBER, Session, move_in
 from coatcheck.sessions.opened import Opened
 from coatcheck.sessions.record import decode_data
 from coatcheck.web.moving_in import FormerSession, check_content
@@ -213,12 +212,8 @@ class FrameworkSession(Session, SessionMixin):
         """Go on with a session of before, if all of it can be stored."""
         if not check_content(tags.stored(found.content)):
             return
-        dict.update(self, found.content)
-        self.mark_modified()
+        move_in(self, found.content, found.user)
         self._found = found
-        if found.user is not None:
-            with suppress(ValueError):  # a name that is not kept
-                self.regenerate(found.user)
 
     def leave_if_emptied(self) -> bool:
         """Whether the app has emptied the session, and the browser is to forget it, as Flask's sessions do.

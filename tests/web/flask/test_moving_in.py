@@ -124,6 +124,15 @@ def test_who_was_logged_in_stays_so(sessions: ThreadedSessions) -> None:
     assert client.get_cookie("session") is None
 
 
+def test_who_logs_in_at_the_first_visit_finds_nothing_of_another(sessions: ThreadedSessions) -> None:
+    old = before()
+    old.post("/store/tuple")
+    client = with_cookies(moved(sessions, FlaskCookie(APP_SECRET)), {"session": cookie_of(old)})
+    client.post("/login/bob")
+    shown = client.get("/").json
+    assert (shown["user"], shown["named"], shown["value"]) == ("bob", "bob", "None")
+
+
 def test_values_move_in_as_what_they_were(sessions: ThreadedSessions) -> None:
     for name, shown in (("tuple", "(1, 2)"), ("uuid", repr(uuid.UUID(int=1)))):
         old = an_app().test_client()

@@ -108,7 +108,7 @@ def write(mark: str) -> dict[str, Any]:
 @app.get("/read")
 def read() -> dict[str, Any]:
     user, session = flask_login.current_user, flask.session
-    return {"who": user.get_id(), "n": session.get("n"), "log": session.get("log")}
+    return {"who": user.get_id(), "n": session.get("n"), "log": session.get("log"), "cart": session.get("cart")}
 
 
 @app.post("/said")

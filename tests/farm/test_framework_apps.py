@@ -246,6 +246,8 @@ def test_a_browser_notices_neither_a_kill_nor_a_drain(running: Farm, chromium: C
     answer = httpx.get(f"{base}{pages.home}", cookies=stolen, timeout=60)
     assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (302, pages.refused_at)
     assert pages.refused_at in tab.open(f"{base}{pages.home}")["url"]
+    if isinstance(pages, ShopPages):  # Flask-Login forgets the user; the session itself is to be dead as well
+        assert httpx.get(f"{base}/read", cookies=stolen, timeout=60).json()["cart"] is None
 
 
 # -- a login at an identity provider --------------------------------------------------------------------

@@ -107,7 +107,10 @@ class EndingRecord(Record, frozen=True, array_like=True, gc=False):
 
 def ending(record: Record, ends_at: int) -> EndingRecord:
     """The same with an end (Unix ms)."""
-    return EndingRecord(*(getattr(record, field) for field in Record.__struct_fields__), ends_at)
+    return EndingRecord(
+        record.data, record.created_at, record.last_seen_at, record.user, record.chain, record.sockets, record.handed,
+        record.provider, ends_at,
+    )  # fmt: skip
 
 
 NINE_FIELDS: Final = 0x99

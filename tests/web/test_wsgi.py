@@ -100,6 +100,20 @@ def test_a_session_from_first_item_to_logout(sessions: ThreadedSessions) -> None
     assert browser.ask("/") == "None 0"
 
 
+def test_what_is_changed_behind_the_start_is_stored_before_a_list_leaves(sessions: ThreadedSessions) -> None:
+    def app(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        session = environ[KEY]
+        found = repr(dict(session)).encode()
+        session["seen"] = 1
+        start("200 OK", [("Content-Type", "text/plain")])
+        session["late"] = 2
+        return [found]
+
+    browser = Browser(SessionMiddleware(app, sessions), checked=False)  # the validator's bodies are no lists
+    browser.ask("/")
+    assert browser.ask("/") == "{'seen': 1, 'late': 2}"
+
+
 def test_a_request_that_fails_keeps_nothing(sessions: ThreadedSessions) -> None:
     browser = Browser(SessionMiddleware(shop, sessions))
     browser.ask("/add")

@@ -79,8 +79,11 @@ class SessionMiddleware:
         response = _Response(self, opened, environ, start_response)
         body = self.app(environ, response.start)
         if type(body) in (list, tuple) and response.was_started:
-            # Nothing of the app runs while these leave.
-            return response.instead if response.instead is not None else body
+            # Nothing of the app runs while these leave; between its start and here it did.
+            if response.instead is not None:
+                return response.instead
+            self.sessions.end(opened)
+            return body
         return response.pieces(body)
 
     def refuse(

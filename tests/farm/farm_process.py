@@ -57,8 +57,9 @@ def make():
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours without settings of a farm."""
+    """Ours without settings of a farm, and without the project of our own tests of Django."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("COATCHECK_")}
+    clean.pop("DJANGO_SETTINGS_MODULE", None)
     return {**clean, "PYTHONPATH": str(SOURCE)} | more
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -185,16 +187,17 @@ def test_it_is_left_only_when_it_is_stored_here() -> None:
 # -- starsessions ----------------------------------------------------------------------------------
 
 
-def with_starsessions(client: redis.Redis, **named: Any) -> TestClient:
-    port = client.connection_pool.connection_kwargs["port"]
-    store = RedisStore(connection=AsyncRedis(port=port))
-    return TestClient(
-        an_app(
-            Middleware(starsessions.SessionMiddleware, store=store, lifetime=3600, **named),
-            Middleware(starsessions.SessionAutoloadMiddleware),
-        ),
-        "https://testserver",
+@contextmanager
+def with_starsessions(client: redis.Redis, **named: Any) -> Iterator[TestClient]:
+    connection = AsyncRedis(port=client.connection_pool.connection_kwargs["port"])
+    app = an_app(
+        Middleware(starsessions.SessionMiddleware, store=RedisStore(connection=connection), lifetime=3600, **named),
+        Middleware(starsessions.SessionAutoloadMiddleware),
     )
+    with TestClient(app, "https://testserver") as browser:
+        yield browser
+        assert browser.portal is not None
+        browser.portal.call(connection.aclose)
 
 
 def test_starsessions(redis_server: redis.Redis) -> None:

@@ -61,6 +61,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         server.kill()
         server.wait(60)
         log.close()
+        print((tmp_path / "gunicorn.log").read_text())  # shown with a failure
 
 
 def test_a_shop_on_two_forked_workers_with_threads(address: str) -> None:

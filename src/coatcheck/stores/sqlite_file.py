@@ -23,6 +23,7 @@ import msgspec
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.put_rule import Verdict, bounded_life_ms, check_entry, judge
+from coatcheck.sqlite_log import use_write_ahead_log
 from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
 
 APPLICATION_ID: Final = 0x636F6174
@@ -199,7 +200,7 @@ class SqliteFile:
             self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
-            _prepare(connection, self._durability)
+            _prepare(connection, self._durability, self._busy_timeout_s)
         except BaseException:
             connection.close()
             raise
@@ -254,7 +255,7 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _prepare(connection: sqlite3.Connection, durability: Durability) -> None:
+def _prepare(connection: sqlite3.Connection, durability: Durability, busy_timeout_s: float) -> None:
     execute = connection.execute
     # In this order: another process may be making the file, and its tables are there with its name or not at all.
     tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -266,9 +267,7 @@ def _prepare(connection: sqlite3.Connection, durability: Durability) -> None:
     if not tables:
         execute("PRAGMA auto_vacuum = INCREMENTAL")
     if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise sqlite3.OperationalError(f"the file system allows no write-ahead log (mode {mode})")
+        use_write_ahead_log(connection, busy_timeout_s)
     execute(f"PRAGMA synchronous = {durability.value}")
     if not tables:
         with writing(connection):

@@ -24,6 +24,7 @@ from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.wakers import Wakers, pauses, set_within
+from coatcheck.sqlite_log import use_write_ahead_log
 
 BUSY_TIMEOUT_S: Final = 10.0
 """For the write lock that another process holds, and for this process's turn at its connection."""
@@ -76,7 +77,7 @@ class SqliteTokenStore:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = self._connection = self._connection or self._connect()
-        connection.execute("PRAGMA journal_mode=WAL")
+        use_write_ahead_log(connection, BUSY_TIMEOUT_S)
         # A power cut may undo the last commits, never tear one: a loss, which the port allows.
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from coatcheck.sqlite_log import use_write_ahead_log
 from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
 from coatcheck.stores.sqlite_file import writing
 from coatcheck.take_once.port import TakeOnceFull, TakeOnceUnavailable
@@ -185,21 +186,20 @@ class SqliteItemsForThreads:
             self._path, timeout=limit_s, isolation_level=None, check_same_thread=False, cached_statements=16
         )
         try:
-            self._prepare(connection)
+            self._prepare(connection, limit_s)
         except BaseException:
             connection.close()
             raise
         self._waits = -1
         return connection
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _prepare(self, connection: sqlite3.Connection, limit_s: float) -> None:
         execute = connection.execute
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         written_by = (execute("PRAGMA application_id").fetchone()[0], execute("PRAGMA user_version").fetchone()[0])
         if tables and written_by != (APPLICATION_ID, SCHEMA_VERSION):
             raise sqlite3.DatabaseError("the file is no store of items, or of another version of coatcheck")
-        if execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise sqlite3.OperationalError("the file system allows no write-ahead log")
+        use_write_ahead_log(connection, limit_s)
         boot = self._boot()
         execute(f"PRAGMA synchronous = {'NORMAL' if boot else 'FULL'}")
         with writing(connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ async def held(request):
 
 async def say(request):
     print("hello from the app", request.query_params["words"])
-    return JSONResponse({"keys": sorted(name for name in os.environ if name.startswith("COATCHECK_"))})
+    return JSONResponse({"environment": sorted(os.environ)})
 
 routes = [Route("/slow", slow), Route("/held", held), Route("/say", say)]
 app = Starlette(routes=[Route("/", count, methods=["GET", "POST"]), *routes])
@@ -69,6 +70,19 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def memory_of(pid: int) -> bytes:
+    """What a process can write to, as it is now."""
+    found = bytearray()
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if area and "[vvar]" not in line:
+                start, end = (int(number, 16) for number in area.groups())
+                memory.seek(start)
+                found += memory.read(end - start)
+    return bytes(found)
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:

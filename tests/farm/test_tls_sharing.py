@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import secrets
 import signal
 import socket
@@ -24,7 +23,7 @@ from ports import free_port
 from tls.conftest import start_redis
 from tls.farm import TLS_1_3, VERSIONS
 
-from .farm_process import COUNTER_APP, SOURCE, Farm, eventually
+from .farm_process import COUNTER_APP, SOURCE, Farm, eventually, memory_of
 from .tls_farm import PATIENCE_S, TAKE_ONCE, TAKE_ONCE_PATIENTLY, Browser, TlsFarm, s_client
 
 both_versions = pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
@@ -420,16 +419,3 @@ def test_a_director_holds_neither_the_key_ring_nor_the_session_servers_password(
             for form in (secret, secret.hex().encode()):
                 assert form not in held
         assert ring.session_server_password.encode() not in held
-
-
-def memory_of(pid: int) -> bytes:
-    """What a process can write to, as it is now."""
-    found = bytearray()
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if area and "[vvar]" not in line:
-                start, end = (int(number, 16) for number in area.groups())
-                memory.seek(start)
-                found += memory.read(end - start)
-    return bytes(found)

@@ -24,6 +24,8 @@ MAX_LINE_BYTES: Final = 16 << 20
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_CALLERS: Final = 32
 CALL_TIMEOUT_S: Final = 10.0
+FORK_SERVER_READY: Final = b"ready"
+"""What the fork server says when it has imported everything; after that, the process IDs of what it forked."""
 
 Message = dict[str, Any]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, Ses
 from coatcheck.farm.processes.descriptors import raise_limit
 from coatcheck.farm.processes.parent import die_with_parent
 
-_MODULES: Final[dict[type, str]] = {
+MODULES: Final[dict[type, str]] = {
     SessionServerRole: "coatcheck.farm.processes.session_server_process",
     WebServerRole: "coatcheck.farm.processes.web_process",
     SessionServiceRole: "coatcheck.farm.processes.session_service_process",
@@ -38,14 +39,23 @@ def main(argv: list[str]) -> int:
     if len(argv) != 3 or not argv[2].isdecimal():
         sys.stderr.write("coatcheck.farm.processes.process is started by `coatcheck serve`, not by hand\n")
         return 2
-    control = socket.socket(fileno=int(argv[2]))
+    return run_process(int(argv[2]))
+
+
+def run_process(control_fd: int, listeners: Sequence[int] = ()) -> int:
+    """Do what the first line on the control channel says. ``listeners``: what a forked process was given to listen."""
+    control = socket.socket(fileno=control_fd)
     order = msgspec.json.decode(_first_line(control))
     die_with_parent(order["parent"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
     raise_limit()
     _configure_logging()
     role: Role = msgspec.convert(order["role"], Role)
+    if isinstance(role, DirectorRole) and listeners:
+        role = msgspec.structs.replace(role, listener=listeners[0])
     # Each role imports only what it needs: a session server never loads a web framework.
-    run = importlib.import_module(_MODULES[type(role)]).run
+    run = importlib.import_module(MODULES[type(role)]).run
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(run, role, control))
 

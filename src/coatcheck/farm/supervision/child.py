@@ -17,7 +17,8 @@ import msgspec
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.farm.control.channel import ControlError, Message, Peer, encode
-from coatcheck.farm.plan.roles import DirectorRole, Role, WebServerRole
+from coatcheck.farm.plan.roles import Role, WebServerRole
+from coatcheck.farm.supervision.launching import Launched, Launcher
 
 MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
@@ -49,8 +50,13 @@ def environment_of(role: Role, ours: Mapping[str, str]) -> dict[str, str]:
     """
     if isinstance(role, WebServerRole):
         inherited = {name: value for name, value in ours.items() if not name.startswith(_OWN_PREFIX)}
-    else:
-        inherited = {name: value for name, value in ours.items() if _FOR_PYTHON.fullmatch(name)}
+        return inherited | {"PYTHONUNBUFFERED": "1"}
+    return environment_of_python(ours)
+
+
+def environment_of_python(ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that knows nothing but where Python and its libraries are."""
+    inherited = {name: value for name, value in ours.items() if _FOR_PYTHON.fullmatch(name)}
     return inherited | {"PYTHONUNBUFFERED": "1"}
 
 
@@ -69,29 +75,26 @@ async def _death(pid: int) -> None:
         os.close(descriptor)
 
 
-def _inherited(role: Role) -> tuple[int, ...]:
-    """The descriptors that a process inherits besides its control channel."""
-    return (role.listener,) if isinstance(role, DirectorRole) else ()
-
-
 class Child:
     """A process from its start to its end. It leads a group of its own: a Ctrl-C reaches only its supervisor."""
 
     def __init__(
         self,
         role: Role,
+        launcher: Launcher,
         log: Callable[[str], None],
         warn: Callable[[str], None],
         asks: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """``asks`` is called with what the process wants to be told."""
+        """``launcher`` starts it; ``asks`` is called with what the process wants to be told."""
         self.role = role
+        self._launcher = launcher
         self._asks = asks
         self.started_at = time.monotonic()
         self._log = log
         self._warn = warn
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Launched | None = None
         self._logger: asyncio.Task[None] | None = None
         self._failure: StartFailed | None = None
         self.peer: Peer | None = None
@@ -105,19 +108,9 @@ class Child:
         """Start the process and send it its orders; :meth:`wait_ready` tells how it went."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        role = msgspec.to_builtins(self.role)
-        arguments = ["-m", "coatcheck.farm.processes.process", role["role"], role["name"], str(theirs.fileno())]
+        environment = environment_of(self.role, os.environ)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(theirs.fileno(), *_inherited(self.role)),
-                start_new_session=True,
-                env=environment_of(self.role, os.environ),
-            )
+            self._process = await self._launcher.launch(self.role, theirs, environment)
         except BaseException:
             ours.close()
             raise
@@ -125,7 +118,8 @@ class Child:
             theirs.close()
         ours.setblocking(True)
         ours.settimeout(1.0)
-        ours.sendall(encode({"role": role, "parent": os.getpid()}))
+        order = {"role": msgspec.to_builtins(self.role), "parent": os.getpid(), "environment": environment}
+        ours.sendall(encode(order))
         ours.setblocking(False)
         self._logger = asyncio.create_task(self._read_log())
         self.peer = Peer(ours, self._on_event)

@@ -16,6 +16,7 @@ from coatcheck.farm.plan.roles import Role
 from coatcheck.farm.supervision.backoff import Backoff
 from coatcheck.farm.supervision.child import Child, StartFailed
 from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.launching import Launcher
 
 PING_INTERVAL_S: Final = 1.0
 
@@ -38,6 +39,7 @@ class Keeper:
         name: str,
         role: Callable[[], Role],
         options: KeeperOptions,
+        launcher: Launcher,
         console: Console,
         on_change: Callable[[], None],
         on_death: Callable[[], None] = lambda: None,
@@ -55,6 +57,7 @@ class Keeper:
         self._next_try_at: float | None = None
         self._role = role
         self._options = options
+        self._launcher = launcher
         self._console = console
         self._on_change = on_change
         self._on_death = on_death
@@ -107,7 +110,13 @@ class Keeper:
 
     async def _launch(self) -> Child:
         self._become("starting")
-        child = Child(self._role(), lambda line: self._console.line(self.name, line), self._console.say, self._on_ask)
+        child = Child(
+            self._role(),
+            self._launcher,
+            lambda line: self._console.line(self.name, line),
+            self._console.say,
+            self._on_ask,
+        )
         try:
             await child.start()
             self._child = child

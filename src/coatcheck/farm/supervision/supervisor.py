@@ -32,13 +32,14 @@ from coatcheck.farm.plan.roles import (
 )
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.farm.settings.farm_settings import FarmSettings
-from coatcheck.farm.supervision.child import StartFailed
+from coatcheck.farm.supervision.child import StartFailed, environment_of_python
 from coatcheck.farm.supervision.console import Console
 from coatcheck.farm.supervision.farm_keys import FarmKeyRing, KeyHosts
 from coatcheck.farm.supervision.farm_tickets import FarmTickets, places_of_items
 from coatcheck.farm.supervision.handover import Handovers, discard
 from coatcheck.farm.supervision.keeper import Keeper, KeeperOptions
 from coatcheck.farm.supervision.key_sources import EnvironmentKeys, FarmKeySource, FileKeys
+from coatcheck.farm.supervision.launching import Launcher, launcher_of
 from coatcheck.farm.supervision.shared_keys import SharedKeys
 from coatcheck.farm.supervision.telling import tell_all
 from coatcheck.stores.session_server_url import parse_session_servers
@@ -73,6 +74,7 @@ class Supervisor:
         self.directors: tuple[Keeper, ...] = ()
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
+        self._launcher: Launcher | None = None
         self._listener: socket.socket | None = None
         self._internal: InternalAddresses | None = None
         self._control: ControlServer | None = None
@@ -231,7 +233,10 @@ class Supervisor:
         if settings.shares_ticket_keys:
             self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.tls_ends)
         options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
-        keeper = functools.partial(Keeper, options=options, console=self.console, on_change=self._note)
+        self._launcher = launcher = launcher_of(environment_of_python(os.environ), self.console.say)
+        keeper = functools.partial(
+            Keeper, options=options, launcher=launcher, console=self.console, on_change=self._note
+        )
         self._handovers = self._begin_handovers(keys)
         self.session_servers = tuple(
             keeper(role.name, functools.partial(self._session_server_role, role)) for role in plan.session_servers
@@ -375,6 +380,8 @@ class Supervisor:
         await self._hand_over()
         await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers + self.tls_sessions))
         await asyncio.gather(hanging_up, return_exceptions=True)
+        if self._launcher is not None:
+            await self._launcher.aclose()
         if leaving is not None:
             await leaving
         if self._control is not None:

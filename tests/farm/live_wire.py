@@ -127,22 +127,26 @@ class Wire:
 
 def wait_stalled(*wires: Wire) -> None:
     """Wait until the director's kernel takes no more of what these do not read."""
-    ports, seen = {wire.port for wire in wires}, [[0]] * 10
+    pairs, seen = {(wire.socket.getpeername()[1], wire.port) for wire in wires}, [[0]] * 10
 
     def are_stalled() -> bool:
-        seen.append(_unsent(ports))
-        return len(seen[-1]) == len(ports) and all(seen[-1]) and all(one == seen[-1] for one in seen[-10:])
+        seen.append(_unsent(pairs))
+        return len(seen[-1]) == len(pairs) and all(seen[-1]) and all(one == seen[-1] for one in seen[-10:])
 
     try:
         eventually(are_stalled, "connections that take no more")
     except AssertionError as late:
-        raise AssertionError(f"of {len(ports)} connections there wait, in bytes: {seen[-3:]}") from late
+        raise AssertionError(f"of {len(pairs)} connections there wait, in bytes: {seen[-3:]}") from late
 
 
-def _unsent(ports: set[int]) -> list[int]:
-    """Bytes that a kernel has for the clients at these ports of the loopback interface."""
+def _unsent(pairs: set[tuple[int, int]]) -> list[int]:
+    """Bytes that a kernel has for the clients of these connections (ports of the server and of the client).
+
+    A port of a client alone names no connection: a closed one of another server may have had it a moment ago.
+    """
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [int(row[4].partition(":")[0], 16) for row in rows if int(row[2].partition(":")[2], 16) in ports]
+    ports = ((int(row[1].partition(":")[2], 16), int(row[2].partition(":")[2], 16)) for row in rows)
+    return [int(row[4].partition(":")[0], 16) for row, pair in zip(rows, ports, strict=True) if pair in pairs]
 
 
 class KeyChanger:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control.channel import ControlError, ControlServer, Message, Peer, call_farm, encode
+from coatcheck.farm.control.asking import call_farm
+from coatcheck.farm.control.channel import ControlServer, Peer
+from coatcheck.farm.control.lines import ControlError, Message, encode
 from coatcheck.farm.files.run_directory import RunDirectory
 from coatcheck.farm.plan.ports import InternalPorts, listen
 from coatcheck.farm.processes.application import installs_starlette_sessions, interface_of, load_application

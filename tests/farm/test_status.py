@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 import pytest
 
-from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.operations.status import farm_status
 from ports import free_port
 

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import time
+from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
-from coatcheck.cli.audit_command import audit
-from coatcheck.cli.certs_commands import certs
-from coatcheck.cli.key_commands import keys
-from coatcheck.cli.options import setting_options
-from coatcheck.cli.pool_commands import pool
 from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
-from coatcheck.cli.service_commands import service
-from coatcheck.cli.session_commands import sessions
-from coatcheck.cli.soap_commands import soap
-from coatcheck.cli.tls_commands import tls
 from coatcheck.errors import ConfigError
 
 _A_COMPILED_MODULE = "coatcheck.tokens.sealed"
+_MODULES: Final = {
+    "audit": "audit_command",
+    "certs": "certs_commands",
+    "check": "serve_commands",
+    "keys": "key_commands",
+    "pool": "pool_commands",
+    "serve": "serve_commands",
+    "service": "service_commands",
+    "sessions": "session_commands",
+    "soap": "soap_commands",
+    "tls": "tls_commands",
+}
+"""Commands of other modules, each of which is imported when it is asked for."""
+
+
+class _Commands(click.Group):
+    """Those of this module, and those of :data:`_MODULES`."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_MODULES])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return super().get_command(context, name)
+        command: click.Command = getattr(import_module(f"coatcheck.cli.{_MODULES[name]}"), name)
+        return command
 
 
 def _build() -> str:
@@ -31,54 +47,10 @@ def _build() -> str:
     return " (pure Python)" if found is None or str(found.origin).endswith(".py") else " (compiled)"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="coatcheck", message=f"coatcheck %(version)s{_build()}")
 def coatcheck() -> None:
     """Session management for web farms: leave your session anywhere, pick it up anywhere."""
-
-
-@coatcheck.command()
-@click.argument("app", required=False)
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
-@setting_options
-def serve(app: str | None, config: Path | None, **flags: Any) -> None:
-    """Serve an ASGI or WSGI app, unmodified, from a whole farm.
-
-    APP is MODULE:ATTRIBUTE, imported from the current directory; without it, DJANGO_SETTINGS_MODULE names a Django
-    project. Flags win over COATCHECK_* variables, which
-    win over the file.
-    """
-    from coatcheck.farm.serve import run_farm
-    from coatcheck.farm.settings.configuration import load_settings
-    from coatcheck.farm.supervision.console import Console
-
-    try:
-        settings = load_settings(config, os.environ, {"app": app, **flags})
-        if not settings.app and not os.environ.get("DJANGO_SETTINGS_MODULE"):
-            raise ConfigError("app: name the app to serve, such as: coatcheck serve app:app")
-    except ConfigError as error:
-        fail(error, 2)
-    raise SystemExit(run_farm(settings, Console()))
-
-
-@coatcheck.command()
-@click.argument("app", required=False)
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
-@JSON
-@setting_options
-def check(app: str | None, config: Path | None, as_json: bool, **flags: Any) -> None:
-    """Say what is wrong or weak about a configuration, without starting anything.
-
-    Takes what `serve` takes. A line per finding; exit code 2 if something is wrong, 1 if something is weak, else 0.
-    """
-    from coatcheck.farm.check import check_configuration, exit_code
-
-    findings = list(check_configuration(config, os.environ, {"app": app, **flags}))
-    if as_json:
-        click.echo(json_text([{"level": finding.level, "line": finding.line} for finding in findings]))
-    else:
-        click.echo("\n".join(map(str, findings)) or "nothing is wrong or weak")
-    raise SystemExit(exit_code(findings))
 
 
 @coatcheck.command()
@@ -145,19 +117,7 @@ coatcheck.add_command(admit, "undrain")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Run the protocol in a seeded world of faults."""
-    import importlib
-
-    main = getattr(importlib.import_module("coatcheck.simulation"), "main", None)
+    main = getattr(import_module("coatcheck.simulation"), "main", None)
     if main is None:
         fail(ConfigError("this build has no simulation"))
     raise SystemExit(main(list(arguments)))
-
-
-coatcheck.add_command(audit)
-coatcheck.add_command(certs)
-coatcheck.add_command(keys)
-coatcheck.add_command(pool)
-coatcheck.add_command(sessions)
-coatcheck.add_command(service)
-coatcheck.add_command(soap)
-coatcheck.add_command(tls)

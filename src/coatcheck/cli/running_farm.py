@@ -21,7 +21,7 @@ def ask(
     run_dir: str | None, message: dict[str, Any], timeout_s: float = 15.0, show_progress: bool = False
 ) -> dict[str, Any]:
     """Ask the farm of this run directory; its refusal ends the command with one line."""
-    from coatcheck.farm.control.channel import call_farm
+    from coatcheck.farm.control.asking import call_farm
     from coatcheck.farm.files.run_directory import CONTROL_SOCKET
 
     directory = Path(run_dir or os.environ.get("COATCHECK_RUN_DIR") or ".coatcheck").absolute()

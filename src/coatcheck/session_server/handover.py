@@ -15,6 +15,7 @@ from typing import IO, Final
 
 import msgspec
 
+from coatcheck.directory_sync import sync_directory
 from coatcheck.errors import CoatcheckError, CorruptEntry, TokenRejected
 from coatcheck.session_server.table import EntryTable, TableFull
 from coatcheck.tokens.keyring import KeyRing, SealedBox
@@ -103,15 +104,6 @@ class Clocks(msgspec.Struct, frozen=True):
     table_ms: Callable[[], int]
     wall_ms: Callable[[], int]
     late: Callable[[], bool]
-
-
-def sync_directory(path: Path) -> None:
-    """Make what was renamed or removed in a directory outlive a power cut."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 class _Blocks:

@@ -8,46 +8,16 @@ owner can open either.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from coatcheck.errors import CoatcheckError
+from coatcheck.farm.control.lines import MAX_LINE_BYTES, ControlError, Message, decode, encode, short_path
 
-MAX_LINE_BYTES: Final = 16 << 20
-"""A session's 1 MiB of data may be six times as long in JSON."""
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_CALLERS: Final = 32
-CALL_TIMEOUT_S: Final = 10.0
-FORK_SERVER_READY: Final = b"ready"
-"""What the fork server says when it has imported everything; after that, the process IDs of what it forked."""
-
-Message = dict[str, Any]
-
-
-class ControlError(CoatcheckError):
-    """The other side of a control channel is gone, late, or refused the request."""
-
-
-def encode(message: Message) -> bytes:
-    return msgspec.json.encode(message) + b"\n"
-
-
-def decode(line: bytes) -> Message:
-    """Read one line.
-
-    Raises:
-        ControlError: not a JSON object.
-    """
-    try:
-        return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ControlError(f"not a control message: {error}") from None
 
 
 class Peer:
@@ -145,7 +115,7 @@ class ControlServer:
 
     async def start(self) -> None:
         sock = socket.socket(socket.AF_UNIX)
-        with _short_path(self._path) as path:
+        with short_path(self._path) as path:
             sock.bind(path)
         self._path.chmod(0o600)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST_BYTES)
@@ -184,45 +154,3 @@ class ControlServer:
             return await self._answer(decode(line), lambda message: writer.write(encode(message)))
         except CoatcheckError as error:
             return {"error": str(error)}
-
-
-@contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """A path short enough for a unix socket (108 bytes), through the directory's descriptor if need be."""
-    if len(os.fsencode(path)) < 100:
-        yield str(path)
-        return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
-def call_farm(path: Path, message: Message, timeout_s: float = CALL_TIMEOUT_S) -> Iterator[Message]:
-    """Ask a supervisor, without an event loop: its messages of progress, then its answer.
-
-    Raises:
-        ControlError: no farm is there, it is late, or it refused; the message is one line.
-    """
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(timeout_s)
-    try:
-        with sock, _short_path(path) as short:
-            sock.connect(short)
-            sock.sendall(encode(message))
-            with sock.makefile("rb") as lines:
-                while line := lines.readline(MAX_LINE_BYTES):
-                    reply = decode(line)
-                    if "error" in reply:
-                        raise ControlError(str(reply["error"]))
-                    yield reply
-                    if "progress" not in reply:
-                        return
-    except TimeoutError:
-        raise ControlError(f"the farm did not answer within {timeout_s:g} s") from None
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise ControlError(f"no farm is running in {path.parent}; start one, or name its --run-dir") from None
-    except OSError as error:
-        raise ControlError(f"{path}: {error.strerror}") from None
-    raise ControlError("the farm closed the connection without an answer")

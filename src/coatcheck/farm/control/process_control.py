@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.farm.control.channel import MAX_LINE_BYTES, Message, decode, encode
+from coatcheck.farm.control.lines import MAX_LINE_BYTES, Message, decode, encode
 
 MAX_REQUESTS: Final = 64
 

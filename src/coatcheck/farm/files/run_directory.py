@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.directory_sync import sync_directory
 from coatcheck.errors import ConfigError
 from coatcheck.farm.files.socket_directory import make_socket_directory, remove_socket_directory
-from coatcheck.session_server.handover import sync_directory
 
 FARM_FILE: Final = "farm.json"
 CONTROL_SOCKET: Final = "control.sock"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.control.lines import ControlError, Message
 from coatcheck.farm.operations.key_operations import KeyOperations
 from coatcheck.farm.operations.status import farm_status
 from coatcheck.farm.operations.tls_operations import TlsOperations

@@ -10,7 +10,7 @@ from pathlib import Path
 from coatcheck.access import SessionAccess
 from coatcheck.connecting import open_sessions
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.files.keys import ENV, load_or_create
 from coatcheck.farm.processes.session_answers import session_answers
 from coatcheck.farm.settings.configuration import load_settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.operations.operations import Operations
 from coatcheck.farm.settings.farm_settings import FarmSettings
 from coatcheck.farm.supervision.supervisor import FarmFailed, Supervisor

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.supervisor import Supervisor
 from coatcheck.stores.session_server_url import shown_url

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.control.lines import ControlError, Message
 from coatcheck.farm.supervision.keeper import Keeper
 from coatcheck.farm.supervision.supervisor import Supervisor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.control.process_control import ProcessControl
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from coatcheck.director.embedded import EmbeddedDirector
 from coatcheck.director.options import DirectorOptions, WebServer
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole
 from coatcheck.farm.settings.error_pages import load_error_pages

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.plan.roles import SessionOrders, TicketOrders
 from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.tls.hosts import Siblings

@@ -17,7 +17,7 @@ import socket
 import sys
 from typing import Final
 
-from coatcheck.farm.control.channel import FORK_SERVER_READY
+from coatcheck.farm.control.lines import FORK_SERVER_READY
 from coatcheck.farm.processes.parent import die_with_parent
 from coatcheck.farm.processes.process import MODULES, run_process
 

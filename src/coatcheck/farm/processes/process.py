@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control.channel import MAX_LINE_BYTES
+from coatcheck.farm.control.lines import MAX_LINE_BYTES
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, SessionServiceRole, WebServerRole
 from coatcheck.farm.processes.descriptors import raise_limit

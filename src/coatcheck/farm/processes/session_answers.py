@@ -9,7 +9,7 @@ import msgspec
 
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.events import PUBLIC_ID_BYTES
-from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.control.lines import ControlError, Message
 from coatcheck.replication.entry import KEY_BYTES
 
 MAX_USER_SHOWN: Final = 128

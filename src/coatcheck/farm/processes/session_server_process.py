@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.ports import listen
 from coatcheck.farm.plan.roles import Handover, OutsideItems, SessionServerRole

@@ -9,7 +9,7 @@ from typing import Any
 from coatcheck.audit import AuditLog
 from coatcheck.drivers.key_refresh import KeyRefresh
 from coatcheck.errors import ConfigError
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import SessionServiceRole
 from coatcheck.farm.processes.asked_keys import AskedKeys

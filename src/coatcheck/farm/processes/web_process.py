@@ -15,7 +15,7 @@ from coatcheck.drivers.asked_in_threads import LoopAskedInThreads
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
 from coatcheck.events import Observer, both
-from coatcheck.farm.control.channel import Message
+from coatcheck.farm.control.lines import Message
 from coatcheck.farm.control.process_control import ProcessControl
 from coatcheck.farm.plan.roles import WebServerRole
 from coatcheck.farm.processes.application import (

@@ -16,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import CoatcheckError
-from coatcheck.farm.control.channel import ControlError, Message, Peer, encode
+from coatcheck.farm.control.channel import Peer
+from coatcheck.farm.control.lines import ControlError, Message, encode
 from coatcheck.farm.plan.roles import Role, WebServerRole
 from coatcheck.farm.supervision.launching import Launched, Launcher
 

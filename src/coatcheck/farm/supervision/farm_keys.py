@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from coatcheck.drivers.key_refresh import ROUND_S, KeyRefresh
-from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.files.keys import FarmKeys, key_name
 from coatcheck.farm.supervision.console import Console
 from coatcheck.farm.supervision.keeper import Keeper

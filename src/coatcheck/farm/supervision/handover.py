@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.directory_sync import sync_directory
 from coatcheck.farm.files.keys import FarmKeys
 from coatcheck.farm.files.run_directory import replace_private
 from coatcheck.farm.plan.roles import Handover
-from coatcheck.session_server.handover import SUFFIX, sync_directory
+from coatcheck.session_server.handover import SUFFIX
 from coatcheck.tokens.keyring import KeyRing
 
 RUN_FILE: Final = "run.json"

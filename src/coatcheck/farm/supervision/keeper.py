@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from coatcheck.farm.control.channel import ControlError, Message
+from coatcheck.farm.control.lines import ControlError, Message
 from coatcheck.farm.plan.roles import Role
 from coatcheck.farm.supervision.backoff import Backoff
 from coatcheck.farm.supervision.child import Child, StartFailed

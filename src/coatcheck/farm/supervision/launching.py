@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-from coatcheck.farm.control.channel import FORK_SERVER_READY
+from coatcheck.farm.control.lines import FORK_SERVER_READY
 from coatcheck.farm.plan.roles import DirectorRole, Role
 
 FORK_SERVER_START_S: Final = 20.0

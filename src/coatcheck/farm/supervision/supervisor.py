@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from coatcheck.errors import CoatcheckError, ConfigError
-from coatcheck.farm.control.channel import Answer, ControlError, ControlServer
+from coatcheck.farm.control.channel import Answer, ControlServer
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
 from coatcheck.farm.files.keys import FarmKeys, load_or_create
 from coatcheck.farm.files.run_directory import RunDirectory

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from coatcheck.farm.control.channel import ControlError
+from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.supervision.keeper import Keeper
 
 TELL_TIMEOUT_S: Final = 2.0

@@ -44,6 +44,30 @@ async def tunnel_echo(request: Received, reader: asyncio.StreamReader, writer: a
     writer.close()
 
 
+def test_after_the_first_checks_each_web_server_is_known() -> None:
+    """So that a farm that says it runs sends the first browsers to all of its web servers."""
+
+    async def test() -> None:
+        asked, silent, gone = FakeServer("web-1"), FakeServer("web-2", health=None), FakeServer("web-3")
+        for server in (asked, silent, gone):
+            await server.start()
+        await gone.stop()
+        web = tuple(WebServer(s.name, "127.0.0.1", s.port, f"tag-{s.name}") for s in (asked, silent, gone))
+        director = EmbeddedDirector(DirectorOptions(servers=web, port=0, check_timeout_s=BUSY_S))
+        await director.start()
+        try:
+            began = asyncio.get_running_loop().time()
+            await director.wait_for_first_checks()
+            assert asyncio.get_running_loop().time() - began >= BUSY_S, "it waited for the silent one, and no longer"
+            assert [row["healthy"] for row in director.status()["servers"]] == [True, False, False]
+        finally:
+            await director.stop(0)
+            for server in (asked, silent):
+                await server.stop()
+
+    run(test)
+
+
 def test_drain_and_admit() -> None:
     async def test() -> None:
         first, second = FakeServer("web-1", slowly), FakeServer("web-2")

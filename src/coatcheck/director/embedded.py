@@ -77,6 +77,14 @@ class EmbeddedDirector:
         self._watching = [loop.create_task(watch.run()) for watch in self._watches]
         self._on_tick(relay)
 
+    async def wait_for_first_checks(self) -> None:
+        """Wait until each web server has passed or failed a check: as long as ``check_timeout_s`` if one is silent.
+
+        Until then those that were quicker to answer get all new sessions.
+        """
+        for watch in self._watches:
+            await watch.has_looked.wait()
+
     def drain(self, name: str) -> None:
         """Send a web server no more requests, not even those of its own sessions; what is in flight there ends well.
 

@@ -21,6 +21,8 @@ class HealthWatch:
         self._pool = pool
         self._question = HealthQuestion(relay.options, pool.state)
         self._wanted = asyncio.Event()
+        self.has_looked = asyncio.Event()
+        """Whether the first check has ended, however it did."""
         self._asking: asyncio.Task[int | NoStatus] | None = None
 
     def nudge(self) -> None:
@@ -35,6 +37,7 @@ class HealthWatch:
                 check = await self._check()
                 self._relay.traffic.health_checked(self._pool.state, check)
                 self._relay.flush()
+                self.has_looked.set()
                 if self._asking is None:
                     await self._pause()
         finally:

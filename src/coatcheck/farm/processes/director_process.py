@@ -80,6 +80,7 @@ async def run(role: DirectorRole, control: ProcessControl) -> None:
             await director.start(entrance=lambda relay: PassingDoor(relay, listener, role.limits.kept_body_bytes))
         else:
             await director.start(listener)
+        await director.wait_for_first_checks()
         control.ready()
         await control.stopping.wait()
         await director.stop(role.stop_grace_s)

@@ -53,7 +53,7 @@ def test_a_wrong_clock_on_one_host_for_some_seconds_logs_nobody_out(farm: Missio
         for number, newcomer in enumerate(newcomers):
             newcomer.put("number", number)
         rounds = 0
-        while time.monotonic() - begun < WRONG_S:
+        while not rounds or time.monotonic() - begun < WRONG_S:  # the newcomers alone may take as long
             rounds += 1
             for visitor in crowd:
                 visitor.put("round", rounds)

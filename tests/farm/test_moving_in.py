@@ -76,8 +76,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Farm]]:
         each.end()
 
 
-def comes_along(farm: Farm, old: str, cookie: str = "session", named: str = "ada", **more: Any) -> None:
-    """A browser with the old cookie alone: it is logged in at once, and so after the death of that web server."""
+def comes_along(
+    farm: Farm, old: str, is_left: Callable[[], bool], cookie: str = "session", named: str = "ada", **more: Any
+) -> None:
+    """A browser with the old cookie alone: it is logged in at once, and so after the death of that web server.
+
+    ``is_left``: whether the session of before is about to end.
+    """
     expected = {"user": "ada", "cart": ["tea"], **more}
     with httpx.Client(base_url=farm.base, cookies={cookie: old}, timeout=60) as browser:
         first = browser.get("/look")
@@ -87,6 +92,7 @@ def comes_along(farm: Farm, old: str, cookie: str = "session", named: str = "ada
         assert len(cleared) == 1 and "Max-Age=0" in cleared[0], first.headers
         assert "coatcheck-login" in browser.cookies
         browser.cookies.delete(cookie)
+        eventually(is_left, "the end of the session of before")
         os.kill(farm.pid(at), signal.SIGKILL)
         second = browser.get("/look").json()
         assert second == {**expected, "named": named, "at": second["at"]} and second["at"] != at
@@ -94,6 +100,11 @@ def comes_along(farm: Farm, old: str, cookie: str = "session", named: str = "ada
         browser.get("/leave")
         assert browser.get("/look").json()["user"] is None
     assert httpx.get(f"{farm.base}/look", cookies=stolen, timeout=60).json()["user"] is None
+
+
+def nothing_is_there() -> bool:
+    """Of a session that was a signed cookie."""
+    return True
 
 
 # -- one farm for each store ---------------------------------------------------------------------------
@@ -105,7 +116,7 @@ def test_from_starlettes_middleware(start: Callable[..., Farm], tmp_path: Path) 
     secret.write_text(f"{APP_SECRET}\n")
     secret.chmod(0o600)
     farm = start("starlette_app", f'from = "starlette"\n{UNTIL}secret_file = "secret"\nuser = "user"\n')
-    comes_along(farm, old)
+    comes_along(farm, old, nothing_is_there)
     forged = of_starlette(StarlettesMiddleware, secret_key="another")
     assert httpx.get(f"{farm.base}/look", cookies={"session": forged}, timeout=60).json()["user"] is None
 
@@ -113,7 +124,7 @@ def test_from_starlettes_middleware(start: Callable[..., Farm], tmp_path: Path) 
 def test_from_flasks_cookie(start: Callable[..., Farm], monkeypatch: pytest.MonkeyPatch) -> None:
     old = of_flask(monkeypatch)
     farm = start("flask_app", f'from = "flask"\n{UNTIL}secret_env = "FLASK_SECRET"\n', FLASK_SECRET=APP_SECRET)
-    comes_along(farm, old, bold="Markup")
+    comes_along(farm, old, nothing_is_there, bold="Markup")
 
 
 def test_from_flask_session(
@@ -121,8 +132,7 @@ def test_from_flask_session(
 ) -> None:
     old = of_flask(monkeypatch, redis_server)
     farm = start("flask_app", f'from = "flask-session"\n{UNTIL}redis_env = "REDIS"\n', REDIS=url_of(redis_server))
-    comes_along(farm, old, bold="NoneType")
-    assert 0 < redis_server.ttl(f"session:{old}") <= LEFT_FOR_S
+    comes_along(farm, old, lambda: 0 < redis_server.ttl(f"session:{old}") <= LEFT_FOR_S, bold="NoneType")
 
 
 def test_from_starsessions(start: Callable[..., Farm], redis_server: redis.Redis) -> None:
@@ -136,8 +146,7 @@ def test_from_starsessions(start: Callable[..., Farm], redis_server: redis.Redis
         client.get("/enter")
         old = str(client.cookies["session"])
     farm = start("starlette_app", f'from = "starsessions"\n{UNTIL}redis = "{url_of(redis_server)}"\nuser = "user"\n')
-    comes_along(farm, old)
-    assert 0 < redis_server.ttl(f"starsessions.{old}") <= LEFT_FOR_S
+    comes_along(farm, old, lambda: 0 < redis_server.ttl(f"starsessions.{old}") <= LEFT_FOR_S)
 
 
 def url_of(client: redis.Redis) -> str:
@@ -156,15 +165,14 @@ def in_django(folder: Path, engine: str) -> str:
 def test_from_djangos_database(start: Callable[..., Farm], tmp_path: Path) -> None:
     old = in_django(tmp_path, "db")
     farm = start("django_app", f'from = "django"\n{UNTIL}engine = "django.contrib.sessions.backends.db"\n')
-    comes_along(farm, old, "sessionid", named="1")
 
-    def left() -> bool:
+    def is_left() -> bool:
         with sqlite3.connect(tmp_path / "shop.db") as database:
             rows = database.execute("select expire_date from django_session where session_key = ?", [old]).fetchall()
         ends = datetime.fromisoformat(rows[0][0]).replace(tzinfo=UTC)
         return ends - datetime.now(UTC) <= timedelta(seconds=LEFT_FOR_S)
 
-    eventually(left, "the end of the session of before")
+    comes_along(farm, old, is_left, "sessionid", named="1")
 
 
 # -- what is wrong is said in one line -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -36,6 +37,7 @@ from .farm_process import SOURCE, Command, Farm, environment, eventually
 from .moving_apps import APP_SECRET
 
 TESTS = Path(__file__).parents[1]
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 UNTIL = "until = 2999-01-01\n"
 redis_server = conftest.redis_server
 
@@ -208,6 +210,16 @@ def test_a_mistake_in_the_file(tmp_path: Path, table: str, line: str) -> None:
         load_settings(file)
     assert str(caught.value).startswith(f"{file}: [session.moving_in] {line}")
     assert "\n" not in str(caught.value) and "hush" not in str(caught.value)
+
+
+def test_the_operations_guide_shows_a_table_that_can_be_read(tmp_path: Path) -> None:
+    shown = re.findall(r"```toml\n(\[session\.moving_in\].*?)```", OPERATIONS.read_text(), re.S)
+    assert len(shown) == 1
+    file = tmp_path / "farm.toml"
+    file.write_text(shown[0])
+    secret = "starlette-secret"
+    expected = MovingInSettings(store="starlette", until=date(2027, 1, 31), secret_file=secret, user="user")
+    assert load_settings(file).moving_in == expected
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
 installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
-.PHONY: demo test bench simulate mutants network-test lint setup
+.PHONY: demo test bench simulate mutants network-test oldest lint setup
 
 ## Start a farm with the demo shop; Ctrl-C stops it.
 demo: $(READY)
@@ -37,6 +37,10 @@ mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(LANGUAGES)
 ## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
 network-test: $(READY) $(REDIS)
 	@PYTHONPATH=tests $(BIN)/python -m network --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
+
+## The adapters of web frameworks with the oldest version of each that we support. ONLY=litestar for one of them.
+oldest: $(READY) $(REDIS)
+	@PYTHONPATH=tests $(BIN)/python -m oldest $(ONLY)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -85,14 +85,14 @@ def memory_of(pid: int) -> bytes:
     return bytes(found)
 
 
-def eventually(condition: Callable[[], Any], what: str) -> Any:
+def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
     """Wait until the condition holds and return its value."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S:g} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {deadline_s:g} s"
         time.sleep(0.05)
 
 
@@ -175,14 +175,14 @@ class Farm(Command):
             self.seen |= {row["pid"] for row in found["processes"] if row["pid"]}
         return found
 
-    def wait_running(self) -> None:
+    def wait_running(self, deadline_s: float = DEADLINE_S) -> None:
         def running() -> bool:
             assert self.process.poll() is None, f"the farm ended: {self.log}"
             found = self.note()
             # A dead farm's note may lie here still.
             return bool(found.get("pid") == self.process.pid and found["state"] == "running")
 
-        eventually(running, "the start")
+        eventually(running, "the start", deadline_s)
 
     @property
     def base(self) -> str:

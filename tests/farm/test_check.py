@@ -297,3 +297,12 @@ def test_what_is_weak(flags: dict[str, object], settings: list[str]) -> None:
     lines = list(weaknesses(load_settings(None, {}, {**FLAGS, **flags})))
     assert [line.partition(":")[0] for line in lines] == settings
     assert all("\n" not in line and len(line) < 250 for line in lines)
+
+
+def test_moving_in(command: Command) -> None:
+    file = command.directory / "farm.toml"
+    file.write_text('[session.moving_in]\nfrom = "starlette"\nuntil = 2001-01-01\nsecret_env = "OLD_SECRET"\n')
+    line = "moving_in: secret_env: the environment has no OLD_SECRET; set it where the farm is started"
+    assert check(command, *SOUND, "--config", "farm.toml") == (2, [f"wrong: {line}"])
+    over = "moving_in: it is over since 2001-01-01; drop [session.moving_in]"
+    assert check(command, *SOUND, "--config", "farm.toml", OLD_SECRET="a key") == (1, [f"weak: {over}"])

@@ -175,7 +175,7 @@ class ShopPages:
 class Visitor:
     """Clicks, and sees to it that each page is one of somebody logged in."""
 
-    def __init__(self, pages: AdminPages | ShopPages, tab: Tab, base: str) -> None:
+    def __init__(self, pages: Any, tab: Tab, base: str) -> None:
         self.pages = pages
         self.tab = tab
         self.base = base
@@ -211,7 +211,14 @@ def chromium(tmp_path: Path) -> Iterator[Chromium]:
 @in_both
 def test_a_browser_notices_neither_a_kill_nor_a_drain(running: Farm, chromium: Chromium, request: Any) -> None:
     pages = AdminPages() if "django" in request.node.callspec.id else ShopPages()
-    tab, base = chromium.tab(), running.base
+    stolen = click_on(running, pages, chromium.tab())
+    if isinstance(pages, ShopPages):  # Flask-Login forgets the user; the session itself is to be dead as well
+        assert httpx.get(f"{running.base}/read", cookies=stolen, timeout=60).json()["cart"] is None
+
+
+def click_on(running: Farm, pages: Any, tab: Tab) -> dict[str, str]:
+    """Log in, and work on while the web server dies, and another one drains; the cookies of before the logout."""
+    base = running.base
     pages.enter(tab, base)
     visitor = Visitor(pages, tab, base)
     visitor.add()
@@ -246,8 +253,7 @@ def test_a_browser_notices_neither_a_kill_nor_a_drain(running: Farm, chromium: C
     answer = httpx.get(f"{base}{pages.home}", cookies=stolen, timeout=60)
     assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (302, pages.refused_at)
     assert pages.refused_at in tab.open(f"{base}{pages.home}")["url"]
-    if isinstance(pages, ShopPages):  # Flask-Login forgets the user; the session itself is to be dead as well
-        assert httpx.get(f"{base}/read", cookies=stolen, timeout=60).json()["cart"] is None
+    return stolen
 
 
 # -- a login at an identity provider --------------------------------------------------------------------

@@ -28,6 +28,7 @@ from coatcheck.farm.processes.application import (
     keeps_own_sessions,
     load_application,
 )
+from coatcheck.farm.processes.moving_in import moving_in_of
 from coatcheck.farm.processes.tls_context import tls_context
 from coatcheck.farm.settings.configuration import try_settings
 from coatcheck.farm.settings.error_pages import load_error_pages
@@ -70,6 +71,7 @@ def check_configuration(
     if settings is None:
         return
     yield from _app(settings)
+    yield from _moving_in(settings)
     yield from _tls(settings)
     yield from _keys(settings, environ)
     try:
@@ -105,6 +107,18 @@ def _app(settings: FarmSettings) -> Iterator[Finding]:
         yield Finding("wrong", f"app: {settings.app} installs Starlette's SessionMiddleware, which hides our session")
     if keeps_own_sessions(app):
         yield Finding("weak", f"app: {settings.app} {HAS_ITS_OWN}")
+
+
+def _moving_in(settings: FarmSettings) -> Iterator[Finding]:
+    if settings.moving_in is None:
+        return
+    try:
+        moving_in_of(settings.moving_in)
+    except ConfigError as error:
+        yield Finding("wrong", str(error))
+        return
+    if settings.moving_in.until <= datetime.now(UTC).date():
+        yield Finding("weak", f"moving_in: it is over since {settings.moving_in.until}; drop [session.moving_in]")
 
 
 def _tls(settings: FarmSettings) -> Iterator[Finding]:

@@ -118,7 +118,7 @@ class FrameworkSession(Session, SessionMixin):
         request = session._request = stored._request
         session._stored = stored
         session._opened = opened
-        session._has_tags = _TAGGED.search(request.blob) is not None
+        session._has_tags = request.moved_in is not None or _TAGGED.search(request.blob) is not None
         dict.update(session, tags.shown(_plain(stored)) if session._has_tags else _plain(stored))
         dict.pop(session, REMEMBER, None)
         return session

@@ -180,7 +180,8 @@ class FlaskCookie(_Signed):
     """The signed cookie of Flask and Quart.
 
     ``secret_key``: the app's ``SECRET_KEY``, or several, the newest first (``SECRET_KEY_FALLBACKS``). ``max_age``:
-    its ``PERMANENT_SESSION_LIFETIME``, seconds. It needs Flask.
+    its ``PERMANENT_SESSION_LIFETIME``, seconds. ``path`` and ``domain`` of the cookie: for a middleware of ours, which
+    clears it; a session interface does by the app's own settings. It needs Flask.
     """
 
     def __init__(
@@ -188,11 +189,13 @@ class FlaskCookie(_Signed):
         secret_key: str | bytes | Sequence[str | bytes],
         cookie: str = "session",
         max_age: float | timedelta = timedelta(days=31),
+        path: str = "/",
+        domain: str | None = None,
     ) -> None:
         from flask.sessions import SecureCookieSessionInterface
         from itsdangerous import URLSafeTimedSerializer
 
-        super().__init__(cookie, max_age)
+        super().__init__(cookie, max_age, path, domain)
         like = SecureCookieSessionInterface
         self._serializer = URLSafeTimedSerializer(
             _oldest_first(secret_key),  # type: ignore[arg-type]
@@ -284,13 +287,19 @@ class FlaskSessionRedis(_InRedis):
 
     ``client``: a :class:`redis.Redis` with a short ``socket_timeout``; it is asked while requests wait. ``prefix``:
     ``SESSION_KEY_PREFIX``. ``secret_key``: with ``SESSION_USE_SIGNER``, the app's ``SECRET_KEY``; it needs
-    itsdangerous then.
+    itsdangerous then. ``path`` and ``domain``: as with :class:`FlaskCookie`.
     """
 
     def __init__(
-        self, client: _Redis, cookie: str = "session", prefix: str = "session:", secret_key: str | bytes | None = None
+        self,
+        client: _Redis,
+        cookie: str = "session",
+        prefix: str = "session:",
+        secret_key: str | bytes | None = None,
+        path: str = "/",
+        domain: str | None = None,
     ) -> None:
-        super().__init__(client, cookie, prefix)
+        super().__init__(client, cookie, prefix, path, domain)
         self._secret_key = secret_key
 
     def _key(self, cookies: Mapping[str, str]) -> str | None:

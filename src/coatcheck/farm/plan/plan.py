@@ -98,6 +98,7 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
             audit_max_bytes=settings.audit_max_bytes,
             ends_tls=_ends_tls(settings, internal.take(f"{name}-tls"), session_orders) if end_to_end else None,
             signals=_absolute(settings.signals),
+            moving_in=settings.moving_in,
         )
         for name in names
     )

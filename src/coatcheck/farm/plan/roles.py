@@ -7,6 +7,7 @@ import msgspec
 from coatcheck.access import SessionAccess
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.farm.settings.farm_settings import HttpServer, Interface
+from coatcheck.farm.settings.moving_in import MovingInSettings
 from coatcheck.host_port import format_host_port
 from coatcheck.session_server.table import DEFAULT_MAX_BYTES, DEFAULT_MAX_ENTRIES
 from coatcheck.sessions.cookies import CookiePolicy
@@ -121,6 +122,8 @@ class WebServerRole(msgspec.Struct, frozen=True, tag="web-server", tag_field="ro
     ends_tls: EndsTls | None = None
     signals: str = ""
     """The file of logout signals: whom to tell when sessions end here."""
+    moving_in: MovingInSettings | None = None
+    """The store of before, whose sessions continue here."""
 
     def __repr__(self) -> str:
         return f"WebServerRole({self.name!r}, {self.address})"

@@ -28,6 +28,7 @@ from coatcheck.farm.processes.application import (
 from coatcheck.farm.processes.asked_keys import AskedKeys
 from coatcheck.farm.processes.front_door import App, AppShell
 from coatcheck.farm.processes.http_server import serve_with_granian, serve_with_uvicorn
+from coatcheck.farm.processes.moving_in import moving_in_of
 from coatcheck.farm.processes.session_answers import session_answers
 from coatcheck.farm.settings.error_pages import load_error_pages
 from coatcheck.tokens.keyring import KeyRing
@@ -56,6 +57,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
             f"{role.app} installs Starlette's SessionMiddleware: it hides coatcheck's session, "
             "so sessions are not shared; remove it from the app"
         )
+    moving_in = moving_in_of(role.moving_in)
     audit = AuditLog(Path(role.audit_file), role.audit_max_bytes, role.name) if role.audit_max_bytes else None
     asking = AskedKeys(control)
     signals = _signals_of(role)
@@ -76,9 +78,7 @@ async def run(role: WebServerRole, control: ProcessControl) -> None:
         app = WsgiBridge(app, pool, LoopAskedInThreads(sessions), pages)
     # granian sends no headers with the acceptance of a WebSocket, and so cannot say that the app has opted in.
     durable = role.server != "granian" and role.ends_tls is None
-    inner: App = SessionMiddleware(
-        app, sessions, role.cookies, role.route_tag, pages, role.sticky, durable_websockets=durable
-    )
+    inner: App = SessionMiddleware(app, sessions, role.cookies, role.route_tag, pages, role.sticky, durable, moving_in)
     door = AppShell(inner, control.stopping)
     tls_end = _tls_end_of(role, control)
     control.on(_operations(door, sessions, tls_end, asking, signals, pool))

@@ -16,6 +16,8 @@ import msgspec
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
 from coatcheck.farm.settings.farm_settings import FarmSettings
+from coatcheck.farm.settings.moving_in import KEY as MOVING_IN
+from coatcheck.farm.settings.moving_in import MovingInSettings, read_moving_in
 from coatcheck.hand_off.sites import Site
 from coatcheck.host_port import is_loopback
 from coatcheck.options import Setting, nearest, read_value, settings_of, shown
@@ -121,12 +123,14 @@ def try_settings(
     if reading.mistakes:
         return None, reading.mistakes
     try:
-        return _build(reading.values, tuple(reading.sites)), []
+        return _build(reading.values, tuple(reading.sites), reading.moving_in), []
     except ConfigError as error:
         return None, [error]
 
 
-def _build(values: Mapping[str, tuple[FarmSetting, Any]], sites: tuple[Site, ...]) -> FarmSettings:
+def _build(
+    values: Mapping[str, tuple[FarmSetting, Any]], sites: tuple[Site, ...], moving_in: MovingInSettings | None
+) -> FarmSettings:
     tables: dict[str, dict[str, Any]] = {table: {} for table in GROUPS}
     for setting, value in values.values():
         tables[setting.table][setting.field] = value
@@ -139,7 +143,7 @@ def _build(values: Mapping[str, tuple[FarmSetting, Any]], sites: tuple[Site, ...
     if "insecure_localhost" not in cookie:
         cookie["insecure_localhost"] = _development_mode(farm, cookie)
     groups: dict[str, Any] = {table: GROUPS[table](**fields) for table, fields in tables.items()}
-    return FarmSettings(**farm, **groups, site_table=sites)
+    return FarmSettings(**farm, **groups, site_table=sites, moving_in=moving_in)
 
 
 def _development_mode(farm: Mapping[str, Any], cookie: Mapping[str, Any]) -> bool:
@@ -157,6 +161,7 @@ class _SettingsReader:
         """By parameter."""
         self.mistakes: list[ConfigError] = []
         self.sites: list[Site] = []
+        self.moving_in: MovingInSettings | None = None
 
     def take(self, setting: FarmSetting, value: object, where: str) -> None:
         try:
@@ -177,6 +182,8 @@ class _SettingsReader:
                     ConfigError(f"{path}: unknown table or key {shown(table)!r}{nearest(table, [*GROUPS, SITES])}")
                 )
                 continue
+            if table == "session" and MOVING_IN in content:
+                self._moving_in(path, content.pop(MOVING_IN))
             known = {setting.key: setting for setting in SETTINGS if setting.table == table}
             for key, value in content.items():
                 if key in known:
@@ -199,6 +206,13 @@ class _SettingsReader:
                         'such as ["/tickets/*"], and nothing else'
                     )
                 )
+
+    def _moving_in(self, path: Path, content: object) -> None:
+        """``[session.moving_in]``: for the file alone, too."""
+        try:
+            self.moving_in = read_moving_in(content)
+        except ConfigError as error:
+            self.mistakes.append(ConfigError(f"{path}: [session.{MOVING_IN}] {error}"))
 
     def environment(self, environ: Mapping[str, str]) -> None:
         known = {setting.env: setting for setting in SETTINGS}

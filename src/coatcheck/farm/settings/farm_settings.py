@@ -13,6 +13,7 @@ import msgspec
 
 from coatcheck.director.rules.settings import DirectorSettings
 from coatcheck.errors import ConfigError
+from coatcheck.farm.settings.moving_in import MovingInSettings
 from coatcheck.hand_off.sites import HandOffMode, Site, Sites
 from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.options import Option, check_plain_name, judge, settings_of, shown
@@ -298,6 +299,8 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     cookie: CookiePolicy = CookiePolicy()
     site_table: tuple[Site, ...] = ()
     """`[sites.NAME]` of the file: where the pages live, if at more than one origin."""
+    moving_in: MovingInSettings | None = None
+    """`[session.moving_in]` of the file: the store of before, whose sessions continue here."""
 
     def __post_init__(self) -> None:
         judge(self)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Final
 
 from django.conf import settings
@@ -34,6 +35,8 @@ _made: Final[dict[str, ThreadedSessions]] = {}
 """By what was configured: tests that change settings for a while find their sessions again afterwards."""
 _current: list[ThreadedSessions] = []
 _former: list[FormerSessions] = []
+_of_the_farm: list[Mapping[str, Any]] = []
+"""``moving_in`` as ``coatcheck serve`` has it, if it does."""
 _known_keys: Final[list[bytes]] = []
 """Made from ``SECRET_KEY`` as it is and was in this process."""
 MAX_KEYS: Final = 8
@@ -70,12 +73,26 @@ def former() -> FormerSessions:
     """The sessions of before, as the settings say. Raises :class:`ImproperlyConfigured`."""
     if not _former:
         try:
-            found = FormerSessions(_given().get(MOVING_IN))
+            found = FormerSessions(_of_the_farm[0] if _of_the_farm else _given().get(MOVING_IN))
         except ImproperlyConfigured as error:
             raise ImproperlyConfigured(f"{NAME}: {error}") from None
         with _lock:
             _former.append(found)
     return _former[0]
+
+
+def move_in(moving_in: Mapping[str, Any]) -> None:
+    """What ``moving_in`` says is given by a layer outside: what ``COATCHECK`` says of it does not count.
+
+    Raises :class:`ImproperlyConfigured`, in one line, also where the project's sessions are not ours.
+    """
+    kind = import_module(settings.SESSION_ENGINE).SessionStore
+    if not issubclass(kind, import_module("coatcheck.web.django.store").SessionStore):
+        raise ImproperlyConfigured(f"SESSION_ENGINE: {settings.SESSION_ENGINE} is not ours; say 'coatcheck.web.django'")
+    with _lock:
+        _of_the_farm[:] = [moving_in]
+        _former.clear()
+    former()
 
 
 def is_configured() -> bool:

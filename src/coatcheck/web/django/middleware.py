@@ -7,6 +7,7 @@ What an async view awaits is done by the background thread, so no loop is blocke
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -27,6 +28,7 @@ from coatcheck.tokens.chain import Shown
 from coatcheck.web.django import configuration
 from coatcheck.web.django.steps import Steps, ask, await_, wait
 from coatcheck.web.django.store import OVER, BorrowedStore, SessionStore
+from coatcheck.web.moving_in import FormerSession
 from coatcheck.web.wsgi import KEY as ENVIRON_KEY
 
 SERVER_ERROR: Final = 500
@@ -236,10 +238,17 @@ def _leave_borrowed(request: HttpRequest, outer: Session, response: HttpResponse
     wants = store.modified or settings.SESSION_SAVE_EVERY_REQUEST
     if wants and not store.is_empty() and response.status_code < SERVER_ERROR:
         store.put(store._session)
-        if store._moving is not None:
-            # The outer layer stores it later, so the session of before is left to its own end.
+        moved, store._moving = store._moving, None
+        if moved is not None:
             _forget_cookie(response)
+            response._resource_closers.append(partial(_leave_if_stored, outer, moved))
     return response
+
+
+def _leave_if_stored(outer: Session, moved: FormerSession) -> None:
+    """When the response is closed: the outer layer has stored the session by then, or it never will."""
+    if not outer.is_new:
+        moved.leave()
 
 
 def _forget_cookie(response: HttpResponseBase) -> None:

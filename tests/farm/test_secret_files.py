@@ -1,4 +1,4 @@
-"""What stands under the name of a key file: pipes and devices are no files of keys, and a first start is one of them."""
+"""What stands under the name of a key file: no pipe and no device, and of several first starts the key of one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coatcheck.farm.files.secret_file import MAX_FILE_BYTES, make_secret, read_s
 
 from .farm_process import Command
 
-ROUNDS = 300
+ROUNDS = 100
 STARTERS = 3
 SERVICE = ("service", "serve", "--callers", "callers.toml", "--session-server", "sqlite:///sessions.db")
 COMMANDS = {
@@ -92,6 +92,8 @@ def test_a_file_has_a_bound_and_one_reader(tmp_path: Path) -> None:
     path.chmod(0o640)
     with pytest.raises(ConfigError, match="run chmod 600 on it"):
         read_secret(path, "keys_file")
+    os.truncate(path, 0)
+    assert read_secret(path, "key_ring", is_sealed=True) == b"", "others may read what they cannot open"
 
 
 def first_starts(folder: Path, together: Any, found: Any) -> None:
@@ -106,7 +108,9 @@ def first_starts(folder: Path, together: Any, found: Any) -> None:
 def test_of_several_first_starts_at_once_one_makes_the_key_that_all_have(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     together, found = spawn.Barrier(STARTERS), spawn.Queue()
-    starters = [spawn.Process(target=first_starts, args=(tmp_path, together, found)) for _ in range(STARTERS)]
+    starters = [
+        spawn.Process(target=first_starts, args=(tmp_path, together, found), daemon=True) for _ in range(STARTERS)
+    ]
     for each in starters:
         each.start()
     theirs = [found.get(timeout=120) for _ in starters]

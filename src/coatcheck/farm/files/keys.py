@@ -84,6 +84,28 @@ class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
     session_server_password: str
 
 
+class KeyPlace(msgspec.Struct, frozen=True):
+    """Where a farm was given its keys: in ``file``, or, as it is ``None``, in ``COATCHECK_KEYS``: those of these
+    ``names``."""
+
+    file: Path | None
+    names: frozenset[str]
+
+    def __str__(self) -> str:
+        return ENV if self.file is None else str(self.file)
+
+    def is_file(self, path: str) -> bool:
+        """Whether this is the file, under whatever name."""
+        if self.file is None:
+            return False
+        if os.path.realpath(path) == os.path.realpath(self.file):
+            return True
+        try:
+            return self.file.samefile(path)
+        except OSError:
+            return False
+
+
 def key_name(key: bytes) -> str:
     """A key's name for operators: 8 hex digits of a hash, which opens nothing."""
     return blake2b(key, digest_size=4, person=b"coatcheck-key").hexdigest()
@@ -108,6 +130,11 @@ def load_or_create(path: Path, environ: Mapping[str, str]) -> FarmKeys:
     except OSError as error:
         raise _unwritable(path, error) from None
     return load(path)
+
+
+def place_of(path: Path, keys: FarmKeys, environ: Mapping[str, str]) -> KeyPlace:
+    """Where :func:`load_or_create` has found ``keys``."""
+    return KeyPlace(None if environ.get(ENV) else path.absolute(), frozenset(map(key_name, keys.keys)))
 
 
 def load(path: Path) -> FarmKeys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import secrets
 import signal
@@ -31,6 +32,8 @@ __all__ = ["redis_url"]
 CALLERS = """
 [shop]
 scopes = ["create", "verify", "close", "list-user", "close-user"]
+[watcher]
+scopes = ["events"]
 [proxy]
 scopes = ["forward-auth"]
 audience = "https://shop.example"
@@ -287,3 +290,27 @@ def test_a_credential_of_a_running_farm_whose_keys_are_elsewhere(farm: Callable[
     running = farm("--web", "1", "--keys-file", "ring.json")
     save(tmp_path / ".coatcheck" / "keys.json", FarmKeys((os.urandom(32),), 0, "left by an earlier start"))
     assert printed_by(running) == credential_of("shop", load(elsewhere))
+
+
+def test_an_open_stream_ends_when_the_farm_revokes_the_key_of_its_credential(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    (tmp_path / "callers.toml").write_text(CALLERS)
+    port = free_port()
+    running = farm("--web", "1", "--service", f"127.0.0.1:{port}", "--service-callers", "callers.toml")
+    keys = load(tmp_path / ".coatcheck" / "keys.json")
+    headers = {"Authorization": f"Bearer {credential_of('watcher', keys)}"}
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=DEADLINE_S) as http,
+        http.stream("GET", "/v1/events", headers=headers) as stream,
+    ):
+        # A comment comes after each 15 s in which nothing is told: then this test has waited for long enough.
+        lines = itertools.takewhile(lambda line: line != ": ", stream.iter_lines())
+        assert next(lines) == ": session events"
+        assert running.run("keys", "rotate").returncode == 0
+        with SessionClient(str(http.base_url).rstrip("/"), credential_of("shop", keys)) as client:
+            client.create("ada")
+        assert next(line for line in lines if line.startswith("event: ")) == "event: session.login"
+        assert running.run("keys", "revoke", keys.rows()[0]["key"], "--yes").returncode == 0
+        assert [line for line in lines if line][-2:] == ["event: ended", 'data: {"reason":"revoked"}']
+        assert http.get("/v1/events", headers=headers).status_code == 401

@@ -60,7 +60,7 @@ class Missed(msgspec.Struct, frozen=True):
     events: int | None
 
 
-class Ended(msgspec.Struct, frozen=True):
+class StreamEnded(msgspec.Struct, frozen=True):
     """The last event of a stream whose listener may not listen any more."""
 
     reason: Literal["revoked"] = "revoked"
@@ -132,7 +132,7 @@ class EventStream:
             said_at_s = now_s()
             while not self._stopped:
                 if not may_listen():
-                    yield b"event: ended\ndata: %s\n\n" % msgspec.json.encode(Ended())
+                    yield b"event: ended\ndata: %s\n\n" % msgspec.json.encode(StreamEnded())
                     return
                 looked_at_s, looks = now_s(), self._looks
                 oldest = self._told - len(self._kept)

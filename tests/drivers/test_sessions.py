@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import time
 
 import pytest
@@ -15,7 +17,9 @@ from coatcheck.replication.copies import Written
 from coatcheck.replication.policy import ReplicationPolicy
 from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.stores.memory import MemoryStore
+from coatcheck.stores.port import Store
 from coatcheck.tokens.keyring import KeyRing
+from coatcheck.tokens.sealed import TokenCodec
 
 from .trade import begun, changed, opened, trade
 
@@ -211,3 +215,47 @@ def test_a_stalled_process_asks_again_before_it_serves_from_its_cache() -> None:
             assert guard.stalls == before
 
     asyncio.run(story())
+
+
+def test_sessions_of_event_loops_that_are_gone_are_forgotten_and_those_that_come_back_know_the_keys() -> None:
+    """As a test client has them, that brings an event loop to each request."""
+    ring = KeyRing([b"k" * 32])
+
+    def stores() -> list[Store]:
+        return [MemoryStore("memory", time.monotonic)]
+
+    sessions = Sessions(farm="farm", server_name="web", stores=stores, ring=ring, copies=1)
+
+    def codecs() -> int:
+        """Each remembers thousands of tokens."""
+        gc.collect()
+        return sum(isinstance(each, TokenCodec) for each in gc.get_objects())
+
+    async def visit(is_tidy: bool) -> None:
+        here = await sessions.on_this_loop()
+        assert here is not sessions
+        if not is_tidy:
+            here._closes_with_loop = None  # its event loop ends without a word
+            asyncio.get_running_loop().shutdown_asyncgens = nothing  # type: ignore[method-assign]
+
+    async def nothing() -> None: ...
+
+    async def story() -> None:
+        await sessions.start()
+        before = codecs()
+        for at in range(6):
+            await asyncio.to_thread(asyncio.run, visit(is_tidy=at % 2 == 0))
+        await asyncio.to_thread(asyncio.run, visit(is_tidy=True))
+        assert codecs() <= before
+        await sessions.aclose()
+
+    asyncio.run(story())
+    sessions.change_keys([b"k" * 32, b"n" * 32], 1)
+
+    async def again() -> None:
+        await sessions.start()
+        text = sessions.seal(await begun(sessions))
+        await sessions.aclose()
+        assert TokenCodec(KeyRing([b"n" * 32]), "anonymous", "farm", os.urandom).open(text)
+
+    asyncio.run(again())

@@ -213,3 +213,30 @@ def test_links_that_lead_in_a_circle_are_told_in_one_line(tmp_path: Path) -> Non
     link.symlink_to(link)
     with pytest.raises(ConfigError, match="leads to itself"):
         save(link, FarmKeys((new_key(),), 0, "password"))
+
+
+def test_a_running_farm_is_not_given_the_file_of_another_one(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    own, other, link = tmp_path / "own.json", tmp_path / "other.json", tmp_path / "link.json"
+    (first,), (theirs,) = ring(own, 1), ring(other, 1)
+    link.symlink_to(own)
+    running = farm("--web", "1", "--keys-file", "own.json")
+    for command in (("ls",), ("rotate",), ("rotate", "--announce"), ("revoke", theirs, "--yes")):
+        for options in ((), ("--run-dir", ".coatcheck")):
+            done = running.run("keys", *command, "--keys-file", str(other), *options)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert f"keys_file: the farm that runs here has its keys in {own}, and not in {other}" in line
+    assert (states(own), states(other)) == ({first: "active"}, {theirs: "active"})
+    done = running.run("keys", "rotate", "--keys-file", "link.json")
+    assert done.returncode == 0, done.stderr
+    assert states(own) == {first: "retiring", done.stdout.split()[0]: "active"}
+    assert "seals from now on" in running.log, "by the farm, whose file it is"
+
+
+def test_a_farm_whose_keys_are_in_the_environment_is_given_no_file(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    (theirs,) = ring(tmp_path / "other.json", 1)
+    running = farm("--web", "1", COATCHECK_KEYS=secrets.token_urlsafe(32))
+    done = running.run("keys", "ls", "--keys-file", "other.json")
+    assert done.returncode == 1
+    assert "has its keys in COATCHECK_KEYS, and not in" in done.stderr
+    assert theirs not in done.stdout

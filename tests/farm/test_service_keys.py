@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,18 +16,24 @@ import httpx
 import pytest
 
 from coatcheck import CookiePolicy, connect
-from coatcheck.farm.files.keys import FarmKeys, load, save
+from coatcheck.farm.files.keys import ENV, FarmKeys, load, save
+from coatcheck.farm.files.run_directory import RING_FILE
 from coatcheck.service.callers import credential
 from coatcheck.service.client import ServiceProblem, SessionClient
 from coatcheck.service.token_generator import TokenGenerator
 from coatcheck.tokens.keyring import KeyRing
 from ports import free_port
+from tls.conftest import redis_url
 
-from .farm_process import DEADLINE_S, Farm, environment, eventually
+from .farm_process import DEADLINE_S, Command, Farm, environment, eventually
+
+__all__ = ["redis_url"]
 
 CALLERS = """
 [shop]
 scopes = ["create", "verify", "close", "list-user", "close-user"]
+[watcher]
+scopes = ["events"]
 [proxy]
 scopes = ["forward-auth"]
 audience = "https://shop.example"
@@ -222,3 +230,87 @@ async def login_elsewhere(store: str, keys: FarmKeys) -> str:
         await sessions.aclose()
     assert made.cookie is not None
     return made.cookie
+
+
+def test_a_credential_is_made_with_the_ring_that_the_service_has(
+    farm: Callable[..., Farm], redis_url: str, tmp_path: Path
+) -> None:
+    """Machines share it, and the first key, which is the one in the key file, is revoked."""
+    (tmp_path / "callers.toml").write_text(CALLERS)
+    port, store = free_port(), ("--session-server", redis_url)
+    serves = ("--service", f"127.0.0.1:{port}", "--service-callers", "callers.toml")
+    running = farm("--web", "1", *store, "--key-ring", "shared", *serves)
+    directory, own = tmp_path / ".coatcheck", tmp_path / ".coatcheck" / "keys.json"
+    (first,) = load(own).rows()
+    assert running.run("keys", "rotate").returncode == 0
+    assert running.run("keys", "revoke", first["key"], "--yes").returncode == 0
+    link = tmp_path / "link.json"
+    link.symlink_to(own)
+    given = [(), ("--run-dir", str(directory)), ("--keys-file", str(own)), ("--keys-file", "link.json")]
+    printed = {printed_by(running, *options) for options in given}
+    assert len(printed) == 1
+    (credential,) = printed
+    with SessionClient(f"http://127.0.0.1:{port}", credential) as client:
+        assert client.verify("") is None, "it is known"
+    # What names keys of others, or another farm, is refused.
+    other = tmp_path / "other.json"
+    save(other, FarmKeys((os.urandom(32),), 0, "password"))
+    assert f"has its keys in {own}, and not in {other}" in refused_by(running, 1, "--keys-file", str(other))
+    assert f"other keys than those in {ENV}" in refused_by(running, 1, **{ENV: secrets.token_urlsafe(32)})
+    assert "the farm that runs here is farm" in refused_by(running, 1, "--name", "shop")
+    # And so while it does not run.
+    assert running.stop() == 0
+    assert {printed_by(running, *options) for options in given} == printed
+    assert "is not sealed by the keys of keys_file" in refused_by(running, 2, "--keys-file", str(other))
+    assert "for a farm of this name" in refused_by(running, 2, "--name", "shop")
+    beside = running.run("service", "serve", "--callers", "callers.toml", *store)
+    assert beside.returncode == 2
+    assert beside.stderr.count("\n") == 1 and "shared keys are in no file" in beside.stderr
+    (directory / RING_FILE).unlink()
+    (tmp_path / "farm.toml").write_text(f'[farm]\nkey_ring = "shared"\nsession_server = ["{redis_url}"]\n')
+    assert "and there is no" in refused_by(running, 2, "--config", "farm.toml")
+
+
+def printed_by(command: Command, *options: str) -> str:
+    done = command.run("service", "credential", "shop", *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def refused_by(command: Command, status: int, *options: str, **env: str) -> str:
+    done = command.run("service", "credential", "shop", *options, **env)
+    assert done.returncode == status, (done.stdout, done.stderr)
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_a_credential_of_a_running_farm_whose_keys_are_elsewhere(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "ring.json"
+    save(elsewhere, FarmKeys((os.urandom(32),), 0, "password"))
+    running = farm("--web", "1", "--keys-file", "ring.json")
+    save(tmp_path / ".coatcheck" / "keys.json", FarmKeys((os.urandom(32),), 0, "left by an earlier start"))
+    assert printed_by(running) == credential_of("shop", load(elsewhere))
+
+
+def test_an_open_stream_ends_when_the_farm_revokes_the_key_of_its_credential(
+    farm: Callable[..., Farm], tmp_path: Path
+) -> None:
+    (tmp_path / "callers.toml").write_text(CALLERS)
+    port = free_port()
+    running = farm("--web", "1", "--service", f"127.0.0.1:{port}", "--service-callers", "callers.toml")
+    keys = load(tmp_path / ".coatcheck" / "keys.json")
+    headers = {"Authorization": f"Bearer {credential_of('watcher', keys)}"}
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=DEADLINE_S) as http,
+        http.stream("GET", "/v1/events", headers=headers) as stream,
+    ):
+        # A comment comes after each 15 s in which nothing is told: then this test has waited for long enough.
+        lines = itertools.takewhile(lambda line: line != ": ", stream.iter_lines())
+        assert next(lines) == ": session events"
+        assert running.run("keys", "rotate").returncode == 0
+        with SessionClient(str(http.base_url).rstrip("/"), credential_of("shop", keys)) as client:
+            client.create("ada")
+        assert next(line for line in lines if line.startswith("event: ")) == "event: session.login"
+        assert running.run("keys", "revoke", keys.rows()[0]["key"], "--yes").returncode == 0
+        assert [line for line in lines if line][-2:] == ["event: ended", 'data: {"reason":"revoked"}']
+        assert http.get("/v1/events", headers=headers).status_code == 401

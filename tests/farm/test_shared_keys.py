@@ -164,7 +164,7 @@ def test_a_revoked_key_does_not_open_the_ring_and_keys_of_another_file_are_told_
         for key in a.keys.keys[1:]:
             for ring in (KeyRing([key]), KeyRing(KeyRing([key]).derived("key ring of machines")[0])):
                 with pytest.raises(TokenRejected):
-                    ring.box("key-ring", "farm", os.urandom).open(copy, a._place)
+                    ring.box("key-ring", "farm", os.urandom).open(copy, a._copy.place)
         stranger = site.machine("b", FarmKeys((os.urandom(32),), 0, "password"))
         wait_s, shared_keys.FIRST_LOOK_S = shared_keys.FIRST_LOOK_S, 0.1  # type: ignore[misc]
         try:

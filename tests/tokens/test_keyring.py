@@ -171,3 +171,24 @@ def test_a_payload_that_was_moved_is_corrupt(
 ) -> None:
     with pytest.raises(CorruptEntry):
         sealer(ring, farm).unseal(key, header, payload)
+
+
+def test_a_branch_follows_until_it_is_cut_and_learns_what_it_missed() -> None:
+    ring = KeyRing([A])
+    branch = ring.branch()
+    forgotten: list[str] = []
+    branch.on_change(lambda: forgotten.append("what was opened"))
+    ring.change([A, B], 1)
+    assert box(ring).open(box(branch).seal(b"plain")) == b"plain"
+    assert len(forgotten) == 1
+    ring.join(branch)
+    assert len(forgotten) == 1, "it has missed nothing"
+    for _ in range(2):
+        ring.cut(branch)
+    ring.change([B, C], 1)
+    assert refusal(lambda: box(branch).open(box(ring).seal(b""))) is TokenReason.UNKNOWN_KEY
+    ring.join(branch)
+    assert box(branch).open(box(ring).seal(b"plain")) == b"plain"
+    assert len(forgotten) == 2
+    ring.change([A], 0)
+    assert box(branch).open(box(ring).seal(b"plain")) == b"plain", "and it follows again"

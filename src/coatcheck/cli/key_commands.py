@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 KEYS_TIMEOUT_S = 90.0
 KEYS_FILE = click.option(
-    "--keys-file", default=None, metavar="FILE", help="Of a stopped farm that keeps its keys elsewhere."
+    "--keys-file",
+    default=None,
+    metavar="FILE",
+    help="Of a farm that keeps its keys elsewhere, above all a stopped one.",
 )
 
 
@@ -110,6 +113,8 @@ class _Ring:
         self._run_dir = run_dir
         self._directory = RunDirectory(directory)
         self._file = Path(keys_file) if keys_file else self._directory.keys_file
+        # A running farm refuses a file that is not its own: two would be named, and one of them be left as it is.
+        self._named = {"keys_file": str(self._file.absolute())} if keys_file else {}
 
     def _runs(self) -> bool:
         """Asked before each step, for a farm may start or stop while a question waits for its answer."""
@@ -187,4 +192,4 @@ class _Ring:
             )
 
     def _ask(self, message: dict[str, Any], more_s: float = 0.0) -> dict[str, Any]:
-        return ask(self._run_dir, message, timeout_s=KEYS_TIMEOUT_S + more_s)
+        return ask(self._run_dir, {**message, **self._named}, timeout_s=KEYS_TIMEOUT_S + more_s)

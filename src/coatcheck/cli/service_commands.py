@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from coatcheck.cli.answering import fail
 from coatcheck.cli.options import some_setting_options
+from coatcheck.cli.running_farm import ask
 from coatcheck.errors import CoatcheckError, ConfigError
+
+if TYPE_CHECKING:
+    from coatcheck.farm.files.key_file import KeyFile
+    from coatcheck.farm.files.keys import FarmKeys
+    from coatcheck.farm.settings.farm_settings import FarmSettings
+    from coatcheck.farm.supervision.ring_copy import RingCopy
 
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 FARM_SETTINGS: Final = ("name", "keys_file", "run_dir", "session_server")
@@ -55,11 +62,16 @@ def serve(
     from coatcheck.stores.session_server_url import parse_session_servers
 
     try:
-        settings, keys, key_file = _farm(config, flags)
+        settings = _settings(config, flags)
+        keys, key_file = _given_keys(settings)
         if not settings.session_server:
             raise ConfigError("session_server: name at least one; embedded ones are started by coatcheck serve")
-        if settings.key_ring == "shared":
-            raise ConfigError("key_ring: shared keys are in no file; start the service with coatcheck serve --service")
+        copy = _ring_copy(settings, keys)
+        if settings.key_ring == "shared" or copy.read() is not None:
+            raise ConfigError(
+                "key_ring: shared keys are in no file; start the service with coatcheck serve --service (or delete "
+                f"{copy.path}, if this farm shares its key ring no more)"
+            )
         access = SessionAccess(
             farm=settings.name,
             server=f"service-{os.uname().nodename}-{os.getpid()}",
@@ -94,30 +106,76 @@ def _started(name: str) -> Any:
 @CONFIG
 @some_setting_options(("name", "keys_file", "run_dir"), ())
 def credential_of(caller: str, generation: int, config: Path | None, **flags: Any) -> None:
-    """Print what opens the service for CALLER, whom its callers file must name."""
-    from coatcheck.service.callers import credential
-    from coatcheck.tokens.keyring import KeyRing
+    """Print what opens the service for CALLER, whom its callers file must name.
+
+    A farm that runs in the run directory is asked. Otherwise it is made with the keys of the key file, or with the ring
+    that machines share, of which the run directory has a copy.
+    """
+    from coatcheck.farm.files.run_directory import RunDirectory
 
     try:
-        settings, keys, _ = _farm(config, flags)
-        text = credential(caller, generation, KeyRing(keys.keys, keys.primary), settings.name)
+        settings = _settings(config, flags)
+        if RunDirectory(Path(settings.run_dir)).is_in_use():
+            named = {"caller": caller, "generation": generation, "name": settings.name, **_named_keys(settings)}
+            text = ask(settings.run_dir, {"op": "service.credential", **named})["credential"]
+        else:
+            text = _credential(settings, caller, generation)
     except CoatcheckError as error:
         fail(error, 2)
     click.echo(text)
 
 
-def _farm(config: Path | None, flags: dict[str, Any]) -> Any:
-    """The farm's settings, its keys, and the file that changes them, if they come from one. Cookies are ``Secure``
-    unless somebody says otherwise: who asks stands behind a proxy."""
-    from coatcheck.farm.files.key_file import KeyFile
-    from coatcheck.farm.files.keys import ENV, load, load_or_create
+def _credential(settings: FarmSettings, caller: str, generation: int) -> str:
+    """Of a farm that does not run here."""
+    from coatcheck.farm.supervision.ring_copy import keys_of
+    from coatcheck.service.callers import credential
+    from coatcheck.tokens.keyring import KeyRing
+
+    keys, _ = _given_keys(settings)
+    copy = _ring_copy(settings, keys)
+    shared = copy.read()
+    if shared is not None:
+        keys = keys_of(shared, keys)
+    elif settings.key_ring == "shared":
+        raise ConfigError(
+            f"key_ring: the keys of a shared ring are in no file, and there is no {copy.path}; print the credential "
+            "where the farm runs, with its --run-dir"
+        )
+    return credential(caller, generation, KeyRing(keys.keys, keys.primary), settings.name)
+
+
+def _settings(config: Path | None, flags: dict[str, Any]) -> FarmSettings:
+    """The farm's settings. Cookies are ``Secure`` unless somebody says otherwise: who asks stands behind a proxy."""
     from coatcheck.farm.settings.configuration import load_settings
 
-    settings = load_settings(config, {"COATCHECK_INSECURE_LOCALHOST": "false", **os.environ}, flags)
+    return load_settings(config, {"COATCHECK_INSECURE_LOCALHOST": "false", **os.environ}, flags)
+
+
+def _given_keys(settings: FarmSettings) -> tuple[FarmKeys, KeyFile | None]:
+    """The keys that the farm was given, and the file that changes them, if they come from one."""
+    from coatcheck.farm.files.key_file import KeyFile
+    from coatcheck.farm.files.keys import ENV, load, load_or_create
+
     if os.environ.get(ENV):
-        return settings, load_or_create(Path(), os.environ), None
+        return load_or_create(Path(), os.environ), None
     path = Path(settings.keys_file) if settings.keys_file else Path(settings.run_dir) / "keys.json"
     if not path.exists():
         raise ConfigError(f"keys_file: there is no {path}; the service needs the farm's keys, and makes none")
     keys = load(path)
-    return settings, keys, KeyFile(path, keys, logging.getLogger("coatcheck.service").warning, led=True)
+    return keys, KeyFile(path, keys, logging.getLogger("coatcheck.service").warning, led=True)
+
+
+def _named_keys(settings: FarmSettings) -> dict[str, Any]:
+    """Which keys were named, for a farm that judges whether they are its own; of secrets, their names alone."""
+    from coatcheck.farm.files.keys import ENV, key_name, load_or_create
+
+    if os.environ.get(ENV):
+        return {"key_names": [key_name(key) for key in load_or_create(Path(), os.environ).keys]}
+    return {"keys_file": str(Path(settings.keys_file).absolute())} if settings.keys_file else {}
+
+
+def _ring_copy(settings: FarmSettings, given: FarmKeys) -> RingCopy:
+    """The ring that machines share, if this is one of them."""
+    from coatcheck.farm.supervision.ring_copy import RingCopy
+
+    return RingCopy(settings.name, given, Path(settings.run_dir))

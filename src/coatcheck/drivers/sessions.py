@@ -119,6 +119,8 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         self.in_memory = in_memory
         """Whether sessions live in this process alone, for tests and trials."""
         self._ring = ring
+        # Cut off while these sessions are closed: a ring may outlive those of many event loops.
+        self._own_keys = ring.branch()
         self._refresh_keys = refresh_keys
         self.cookies = cookies or CookiePolicy(insecure_localhost=in_memory)
         self.sites = sites
@@ -141,19 +143,19 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         )
         self._copies_wanted = copies
         self._world = World({}, self._report)
-        self._sealer = PayloadSealer(ring, farm, self._world.random_bytes)
+        self._sealer = PayloadSealer(self._own_keys, farm, self._world.random_bytes)
         self._list_number = list_number
         self._codecs = {
-            False: TokenCodec(ring, "anonymous", audience_of(farm, self._site), self._world.random_bytes),
-            True: TokenCodec(ring, "login", audience_of(farm, self._site), self._world.random_bytes),
+            False: TokenCodec(self._own_keys, "anonymous", audience_of(farm, self._site), self._world.random_bytes),
+            True: TokenCodec(self._own_keys, "login", audience_of(farm, self._site), self._world.random_bytes),
         }
-        self._tickets = TicketCodec(ring, farm, self._world.random_bytes)
+        self._tickets = TicketCodec(self._own_keys, farm, self._world.random_bytes)
         self._hand_off_codec: HandOffCodec | None = None
         if sites is not None:
-            self._hand_off_codec = HandOffCodec(ring, farm, sites.home.origin, self._world.random_bytes)
+            self._hand_off_codec = HandOffCodec(self._own_keys, farm, sites.home.origin, self._world.random_bytes)
         self._open_anonymous, self._open_login = self._codecs[False].open, self._codecs[True].open
-        self._index_mac = ring.mac("user-index", farm)
-        self._provider_mac = ring.mac("identity-provider", farm)
+        self._index_mac = self._own_keys.mac("user-index", farm)
+        self._provider_mac = self._own_keys.mac("identity-provider", farm)
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
@@ -241,7 +243,7 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         if self._bound is None or self._bound is loop or self._bound.is_closed():
             return self
         for gone in [one for one in self._twins if one.is_closed()]:
-            del self._twins[gone]
+            self._ring.cut(self._twins.pop(gone)._own_keys)
         twin = self._twins.get(loop)
         if twin is None:
             if self._make_stores is None:
@@ -283,6 +285,7 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         else:
             self._build_again()
         self._used = True
+        self._ring.join(self._own_keys)
         self._bound = loop
 
     def _build_again(self) -> None:
@@ -368,6 +371,7 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         if self._twin_of is not None and self._bound is not None:
             self._twin_of._twins.pop(self._bound, None)
         self._bound = None
+        self._ring.cut(self._own_keys)
 
     def _after_fork(self) -> None:
         """In the child: what the parent has open is the parent's, and must not even be closed here."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SCHEME: Final = "bearer "
 ANY_METHOD: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """Envoy asks with the method of the browser's request."""
+EVENTS_SCOPE: Final = "events"
 NO_SESSION: Final = "what was shown opens no session"
 
 TITLES: Final = {
@@ -199,8 +200,13 @@ class SessionEndpoint(Endpoint):
         if not self._events.has_room(caller.name):
             said = f"{MAX_STREAMS} streams are open, or {MAX_STREAMS_OF_A_CALLER} of yours"
             raise RequestRefused(503, "busy", said, {"Retry-After": "10"})
-        last = request.headers.get("last-event-id")
-        stream = self._events.follow(last, lambda: self._callers().has(caller), caller.name)
+
+        def may_listen() -> bool:
+            """As if it was asked now, by what was shown then."""
+            found = self._caller(self._callers(), request)
+            return found is not None and found.name == caller.name and EVENTS_SCOPE in found.scopes
+
+        stream = self._events.follow(request.headers.get("last-event-id"), may_listen, caller.name)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     # -- for proxies -------------------------------------------------------------------------------

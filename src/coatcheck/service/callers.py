@@ -149,10 +149,6 @@ class Callers:
         """Counts a request of this caller; seconds to wait if it asks too often, else 0."""
         return self._paces[caller.name].take(now_s)
 
-    def has(self, caller: Caller) -> bool:
-        """Whether this one may still ask, and the same."""
-        return self._callers.get(caller.name) == caller
-
     @property
     def have_certificates(self) -> bool:
         """Whether one of them is known by its certificate."""

@@ -8,10 +8,11 @@ that it has missed something.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -23,6 +24,8 @@ MAX_STREAMS: Final = 100
 MAX_STREAMS_OF_A_CALLER: Final = 50
 KEEP_ALIVE_S: Final = 15.0
 """A comment is sent so often, so that who is gone is noticed."""
+LOOK_EVERY_S: Final = 1.0
+"""So often a stream looks whether its listener may still listen, though there is nothing to tell."""
 BATCH: Final = 100
 MAX_USER_CHARS: Final = 256
 
@@ -57,6 +60,12 @@ class Missed(msgspec.Struct, frozen=True):
     events: int | None
 
 
+class StreamEnded(msgspec.Struct, frozen=True):
+    """The last event of a stream whose listener may not listen any more."""
+
+    reason: Literal["revoked"] = "revoked"
+
+
 class EventStream:
     """What was told lately. ``run``: names this process; belongs to the event loop of the service."""
 
@@ -67,6 +76,8 @@ class EventStream:
         """Events ever; the newest has this number."""
         self._news = asyncio.Event()
         self._stopped = False
+        self._looks = 0
+        """So often it was said that listeners are to be judged anew."""
         self._open: Counter[str] = Counter()
         """Streams by caller. One counts from the moment that it is granted, not from its first byte."""
 
@@ -88,6 +99,11 @@ class EventStream:
         self._stopped = True
         self._news.set()
 
+    def look_again(self) -> None:
+        """Have each stream judge now whether its listener may still listen: the keys are others."""
+        self._looks += 1
+        self._news.set()
+
     def has_room(self, caller: str) -> bool:
         """Whether one more stream may be opened, and by this caller."""
         return self.streams < MAX_STREAMS and self._open[caller] < MAX_STREAMS_OF_A_CALLER
@@ -95,8 +111,9 @@ class EventStream:
     def follow(
         self, last_event_id: str | None, may_listen: Callable[[], bool] = lambda: True, caller: str = ""
     ) -> AsyncIterator[bytes]:
-        """The lines of one stream; ``last_event_id``: the header of who comes back. It ends when the listener may not
-        listen any more: before the next event that would be told, or :data:`KEEP_ALIVE_S` later."""
+        """The lines of one stream; ``last_event_id``: the header of who comes back. It ends, with a reason, when the
+        listener may not listen any more: :data:`LOOK_EVERY_S` later at most, and before anything else is told by then.
+        """
         self._open[caller] += 1
         release = _Once(self._open, caller)
         lines = self._follow(last_event_id, may_listen, release)
@@ -111,24 +128,35 @@ class EventStream:
             yield b": session events\n\n"
             if gap is not None:
                 yield self._missed(gap, at)
-            while not self._stopped and may_listen():
+            now_s = asyncio.get_running_loop().time
+            said_at_s = now_s()
+            while not self._stopped:
+                if not may_listen():
+                    yield b"event: ended\ndata: %s\n\n" % msgspec.json.encode(StreamEnded())
+                    return
+                looked_at_s, looks = now_s(), self._looks
                 oldest = self._told - len(self._kept)
                 if at < oldest:
                     missed, at = Missed(oldest - at), oldest
                     yield self._missed(missed, at)
+                    continue
                 if at < self._told:
                     # A copy of what is told now: more may come while it is sent.
                     lines = [self._kept[n - oldest] for n in range(at, min(self._told, at + BATCH))]
                     for kind, data in lines:
                         at += 1
                         yield b"id: %s.%d\nevent: %s\ndata: %s\n\n" % (self._run.encode(), at, kind.encode(), data)
+                        said_at_s = now_s()
+                        if looks != self._looks or said_at_s - looked_at_s >= LOOK_EVERY_S:
+                            break  # who reads slowly may have been revoked meanwhile
                     continue
                 self._news.clear()
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE_S):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
                         await self._news.wait()
-                except TimeoutError:
+                if now_s() - said_at_s >= KEEP_ALIVE_S:
                     yield b": \n\n"
+                    said_at_s = now_s()
         finally:
             release()
 

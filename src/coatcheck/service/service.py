@@ -92,6 +92,7 @@ class SessionService:
         self.sessions.change_keys(keys, primary)
         self._ring.change(keys, primary)
         self._signer.use(self._ring)
+        self._events.look_again()
         if self._signals is not None:
             self._signals.change_keys(keys, primary)
 

@@ -62,6 +62,7 @@ class KeyRing:
         self._boxes: list[SealedBox] = []
         self._macs: list[KeyedMac] = []
         self._on_change: list[Callable[[], None]] = []
+        self._branches: list[KeyRing] = []
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._secrets)} keys, primary {self._primary.hex()}>"
@@ -76,6 +77,25 @@ class KeyRing:
     def on_change(self, forget: Callable[[], None]) -> None:
         """Call ``forget`` after each change of the ring: what was opened before may not open any more."""
         self._on_change.append(forget)
+
+    def branch(self) -> KeyRing:
+        """The same keys for somebody who may be gone before this ring is: it follows each change until it is
+        :meth:`cut`, and then this ring holds nothing of it."""
+        branch = KeyRing(list(self._secrets.values()), list(self._secrets).index(self._primary))
+        self._branches.append(branch)
+        return branch
+
+    def cut(self, branch: KeyRing) -> None:
+        """Tell ``branch`` of no more changes. May be repeated."""
+        if branch in self._branches:
+            self._branches.remove(branch)
+
+    def join(self, branch: KeyRing) -> None:
+        """Have ``branch`` follow again, beginning with what has changed since it was cut. May be repeated."""
+        if branch not in self._branches:
+            self._branches.append(branch)
+        if (branch._secrets, branch._primary) != (self._secrets, self._primary):
+            branch.change(list(self._secrets.values()), list(self._secrets).index(self._primary))
 
     def mac(self, purpose: str, audience: str) -> KeyedMac:
         """What marks and knows our own things that stand in clear, for one purpose and one audience."""
@@ -101,6 +121,8 @@ class KeyRing:
             mac.use(*self._mac_keys(mac.purpose))
         for forget in self._on_change:
             forget()
+        for branch in list(self._branches):
+            branch.change(secrets, primary)
 
     def credential(self, name: str) -> str:
         """A password that only holders of the primary key can know, for server-to-server authentication."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import os
 import secrets
-import stat
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.files.run_directory import replace_private
+from coatcheck.farm.files.secret_file import make_secret, read_secret
 from coatcheck.tokens.ring_state import KeyState
 from coatcheck.tokens.secret import parse_key
 
@@ -84,6 +84,28 @@ class _KeysFile(msgspec.Struct, forbid_unknown_fields=True):
     session_server_password: str
 
 
+class KeyPlace(msgspec.Struct, frozen=True):
+    """Where a farm was given its keys: in ``file``, or, as it is ``None``, in ``COATCHECK_KEYS``: those of these
+    ``names``."""
+
+    file: Path | None
+    names: frozenset[str]
+
+    def __str__(self) -> str:
+        return ENV if self.file is None else str(self.file)
+
+    def is_file(self, path: str) -> bool:
+        """Whether this is the file, under whatever name."""
+        if self.file is None:
+            return False
+        if os.path.realpath(path) == os.path.realpath(self.file):
+            return True
+        try:
+            return self.file.samefile(path)
+        except OSError:
+            return False
+
+
 def key_name(key: bytes) -> str:
     """A key's name for operators: 8 hex digits of a hash, which opens nothing."""
     return blake2b(key, digest_size=4, person=b"coatcheck-key").hexdigest()
@@ -94,30 +116,35 @@ def new_key() -> bytes:
 
 
 def load_or_create(path: Path, environ: Mapping[str, str]) -> FarmKeys:
-    """Read the farm's keys; generate the file if there is none.
+    """Read the farm's keys; generate the file if there is none. Of several first starts at once one makes it, and all
+    read that one.
 
     Raises:
         ConfigError: the file or the variable holds no usable keys, or others can read the file.
     """
     if text := environ.get(ENV):
         return _from_environment(text)
-    if not path.exists():
-        save(path, FarmKeys((new_key(),), 0, secrets.token_urlsafe(PASSWORD_BYTES)))
+    try:
+        if not path.exists():
+            make_secret(behind_links(path), _encoded(FarmKeys((new_key(),), 0, secrets.token_urlsafe(PASSWORD_BYTES))))
+    except OSError as error:
+        raise _unwritable(path, error) from None
     return load(path)
+
+
+def place_of(path: Path, keys: FarmKeys, environ: Mapping[str, str]) -> KeyPlace:
+    """Where :func:`load_or_create` has found ``keys``."""
+    return KeyPlace(None if environ.get(ENV) else path.absolute(), frozenset(map(key_name, keys.keys)))
 
 
 def load(path: Path) -> FarmKeys:
     """Read a key ring file.
 
     Raises:
-        ConfigError: it holds no usable keys, or others than the owner can read it.
+        ConfigError: it holds no usable keys, is no regular file, or others than the owner can read it.
     """
     try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"keys_file: others can read {path}; run chmod 600 on it")
-        found = msgspec.json.decode(path.read_bytes(), type=_KeysFile)
-    except OSError as error:
-        raise ConfigError(f"keys_file: {path}: {error.strerror}; name a readable file") from None
+        found = msgspec.json.decode(read_secret(path, "keys_file"), type=_KeysFile)
     except msgspec.DecodeError as error:
         raise ConfigError(f"keys_file: {path}: {error}; restore it, or delete it to log everyone out") from None
     keys = tuple(parse_key(text, f"keys_file: {path}") for text in found.keys)
@@ -132,16 +159,29 @@ def save(path: Path, keys: FarmKeys) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
-    content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
-    # A link that was replaced would leave the file behind it, and whoever else follows that, with the old keys.
-    behind = Path(os.path.realpath(path))
     try:
+        behind = behind_links(path)
         if behind.is_symlink():
             raise ConfigError(f"keys_file: {path} leads to itself; name a file that can be written")
-        replace_private(behind, msgspec.json.format(content) + b"\n")
+        replace_private(behind, _encoded(keys))
     except OSError as error:
-        raise ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written") from None
+        raise _unwritable(path, error) from None
+
+
+def behind_links(path: Path) -> Path:
+    """What a link leads to: one that was replaced would leave the file behind it, and whoever else follows that, with
+    the old keys."""
+    return Path(os.path.realpath(path))
+
+
+def _encoded(keys: FarmKeys) -> bytes:
+    texts = [base64.urlsafe_b64encode(key).decode() for key in keys.keys]
+    content = msgspec.json.encode(_KeysFile(texts, keys.primary, keys.session_server_password))
+    return msgspec.json.format(content) + b"\n"
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"keys_file: {path}: {error.strerror}; name a file that can be written")
 
 
 def _from_environment(text: str) -> FarmKeys:

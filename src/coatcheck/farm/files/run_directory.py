@@ -152,11 +152,7 @@ def replace_private(path: Path, content: bytes, durable: bool = True) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+        write_private(fresh, content, durable)
         fresh.replace(path)
         if durable:
             sync_directory(path.parent)
@@ -164,3 +160,12 @@ def replace_private(path: Path, content: bytes, durable: bool = True) -> None:
         # Half a file of secrets is of no use to anybody.
         fresh.unlink(missing_ok=True)
         raise
+
+
+def write_private(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a new file of mode 0600; ``durable``: its content is on disk."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())

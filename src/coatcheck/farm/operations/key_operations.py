@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from coatcheck.farm.control.lines import Message
+from coatcheck.farm.control.lines import ControlError, Message
+from coatcheck.farm.files.keys import ENV
 from coatcheck.farm.supervision.supervisor import Supervisor
-from coatcheck.tokens.keyring import key_id
+from coatcheck.service.callers import credential
+from coatcheck.tokens.keyring import KeyRing, key_id
 
 ACCEPT_TIMEOUT_S: Final = 30.0
 """How long web servers that are busy, or are being started, may take to be told of the keys."""
@@ -24,13 +26,17 @@ Progress = Callable[[Message], None]
 
 
 class KeyOperations:
-    """``keys ls``, ``rotate`` and ``revoke`` of a farm that runs."""
+    """``keys ls``, ``rotate`` and ``revoke`` of a farm that runs, and ``service credential``.
+
+    Whoever says with which keys is refused (:class:`ControlError`) if they are not those that this farm was given.
+    """
 
     def __init__(self, farm: Supervisor) -> None:
         self._farm = farm
 
     async def ls(self, message: Message, progress: Progress) -> Message:
         """Each key: its name, its state, and how many sessions it has sealed (``None``: nobody can count)."""
+        self._judge(message)
         counts = await self._sealed_by()
         ring = self._farm.key_ring
         keys = ring.source.keys.keys
@@ -42,18 +48,43 @@ class KeyOperations:
 
     async def announce(self, message: Message, progress: Progress) -> Message:
         """Have a new key open, and nobody seal with it; answers its name and who could not be told."""
+        self._judge(message)
         name, late = await self._farm.key_ring.announce(_timeout_s(message))
         return {"key": name, "late": late}
 
     async def rotate(self, message: Message, progress: Progress) -> Message:
         """Add a key, or go on with one that nobody seals with yet; answers its name and who could not be told."""
+        self._judge(message)
         name, late = await self._farm.key_ring.rotate(_timeout_s(message))
         return {"key": name, "late": late}
 
     async def revoke(self, message: Message, progress: Progress) -> Message:
         """Drop a key that only opens; answers who could not be told, and may open with it until it is."""
+        self._judge(message)
         name = str(message.get("key"))
         return {"revoked": name, "late": await self._farm.key_ring.revoke(name, _timeout_s(message))}
+
+    async def credential(self, message: Message, progress: Progress) -> Message:
+        """What opens the session service for a caller, by the key that seals now."""
+        self._judge(message)
+        farm, told = self._farm.settings.name, self._farm.key_ring.told
+        if message.get("name", farm) != farm:
+            raise ControlError(f"name: the farm that runs here is {farm}; give its --name, or another --run-dir")
+        ring = KeyRing(told.keys, told.primary)
+        return {"credential": credential(str(message.get("caller")), int(message.get("generation", 1)), ring, farm)}
+
+    def _judge(self, message: Message) -> None:
+        place, file, names = self._farm.key_place, message.get("keys_file"), message.get("key_names")
+        if file is not None and not place.is_file(str(file)):
+            raise ControlError(
+                f"keys_file: the farm that runs here has its keys in {place}, and not in {file}; leave --keys-file "
+                "out, or name another --run-dir"
+            )
+        if names is not None and frozenset(names) != place.names:
+            raise ControlError(
+                f"keys: the farm that runs here was given other keys than those in {ENV}, in {place}; unset it, or "
+                "name another --run-dir"
+            )
 
     async def _sealed_by(self) -> Counter[str] | None:
         """Sessions by the ID of the key that sealed them; with outside session servers nobody counts."""

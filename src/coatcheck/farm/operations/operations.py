@@ -46,6 +46,7 @@ class Operations:
             "keys.announce": self._keys.announce,
             "keys.rotate": self._keys.rotate,
             "keys.revoke": self._keys.revoke,
+            "service.credential": self._keys.credential,
             "tls.status": self._tls.status,
             "tls.rotate": self._tls.rotate,
         }

@@ -8,7 +8,6 @@ that came after it. Each machine keeps a sealed copy, and brings it to a session
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +17,12 @@ from typing import Any, Final
 
 from coatcheck.errors import ConfigError, CorruptEntry, TokenRejected
 from coatcheck.farm.files.keys import FarmKeys, key_name, new_key
-from coatcheck.farm.files.run_directory import RING_FILE, replace_private
 from coatcheck.farm.supervision.console import Console
+from coatcheck.farm.supervision.ring_copy import RingCopy, keys_of
 from coatcheck.take_once.port import TakeOnceForThreads, TakeOncePlace, TakeOnceUnavailable
-from coatcheck.take_once.rule import KEY_BYTES, MAX_LIFE_MS, NOTHING
-from coatcheck.tokens.keyring import KeyRing, key_id
-from coatcheck.tokens.ring_state import MAX_MACHINE_NAME, KeyState, RingState, decode_ring, encode_ring, seed
+from coatcheck.take_once.rule import MAX_LIFE_MS, NOTHING
+from coatcheck.tokens.keyring import key_id
+from coatcheck.tokens.ring_state import MAX_MACHINE_NAME, KeyState, RingState, seed
 
 CALL_LIMIT_S: Final = 2.0
 FIRST_LOOK_S: Final = 10.0
@@ -46,11 +45,8 @@ class SharedKeys:
         places: Callable[[], Sequence[TakeOncePlace]],
         console: Console,
     ) -> None:
-        secrets, primary = KeyRing(root.keys, root.primary).derived("key ring of machines")
-        self._box = KeyRing(secrets, primary).box("key-ring", farm, os.urandom)
-        self._place = blake2b(f"{farm}\x00key ring".encode(), digest_size=KEY_BYTES, person=b"coatcheck-ring").digest()
         self._root = root
-        self._copy = run_directory / RING_FILE
+        self._copy = RingCopy(farm, root, run_directory)
         self._places = places
         self._stores: list[TakeOnceForThreads] = []
         self._console = console
@@ -64,9 +60,7 @@ class SharedKeys:
     @property
     def keys(self) -> FarmKeys:
         """The ring for this machine's processes."""
-        usable = self._state.usable
-        secrets = tuple(key.secret for key in usable)
-        return FarmKeys(secrets, usable.index(self._state.active), self._root.session_server_password)
+        return keys_of(self._state, self._root)
 
     # -- the rounds --------------------------------------------------------------------------------
 
@@ -75,10 +69,12 @@ class SharedKeys:
 
         Raises :class:`ConfigError` if there is neither: this machine would seal with keys that others have revoked.
         """
-        has_copy = self._read_copy()
+        kept = self._copy.read()
+        if kept is not None:
+            self._state = kept
         self._stores = [place.for_threads() for place in self._places()]
         until = time.monotonic() + FIRST_LOOK_S
-        while not await self.look() and not has_copy:
+        while not await self.look() and kept is None:
             if time.monotonic() >= until:
                 raise ConfigError(
                     "key_ring: no session server gives the farm's key ring, and this machine has no copy of it; start "
@@ -112,12 +108,12 @@ class SharedKeys:
         """Bring ring and store to the same; ``False`` if what is stored there is not ours."""
         instead_of = NOTHING
         for _ in range(MAX_TRIES):
-            proposal = self._sealed()
-            stored = store.agree(self._place, proposal, MAX_LIFE_MS, CALL_LIMIT_S, instead_of)
+            proposal = self._copy.seal(self._state)
+            stored = store.agree(self._copy.place, proposal, MAX_LIFE_MS, CALL_LIMIT_S, instead_of)
             if stored == proposal:
                 return True
             try:
-                self._state = self._state.joined(decode_ring(self._box.open(stored, self._place)))
+                self._state = self._state.joined(self._copy.open(stored))
             except (TokenRejected, CorruptEntry) as foreign:
                 self._complain(
                     f"{store.name} foreign",
@@ -127,9 +123,6 @@ class SharedKeys:
                 return False
             instead_of = stored
         return True  # it was heard, though it is told of the newest in the next round
-
-    def _sealed(self) -> bytes:
-        return self._box.seal(encode_ring(self._state), self._place)
 
     def _complain(self, kind: str, text: str) -> None:
         if kind not in self._complained:
@@ -150,30 +143,12 @@ class SharedKeys:
         gone = {name for name, (_, heard_at) in self._heard_at.items() if now - heard_at > GONE_S}
         return [name for name in names if name not in gone and name != self.machine]
 
-    # -- the own copy ------------------------------------------------------------------------------
-
-    def _read_copy(self) -> bool:
-        try:
-            raw = self._copy.read_bytes()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise ConfigError(f"key_ring: {self._copy}: {error.strerror}; name another run_dir") from None
-        try:
-            self._state = decode_ring(self._box.open(raw, self._place))
-        except (TokenRejected, CorruptEntry) as foreign:
-            raise ConfigError(
-                f"key_ring: {self._copy} is not sealed by the keys of keys_file ({foreign}); put those back, or delete "
-                "it to take the ring of the session servers"
-            ) from None
-        return True
-
     def _write_copy(self) -> None:
         try:
-            replace_private(self._copy, self._sealed())
+            self._copy.write(self._state)
         except OSError as error:
             self._complain(
-                "copy", f"{self._copy} cannot be written: {error.strerror}; the session servers have the ring"
+                "copy", f"{self._copy.path} cannot be written: {error.strerror}; the session servers have the ring"
             )
 
     # -- changes -----------------------------------------------------------------------------------
@@ -252,10 +227,10 @@ class SharedKeys:
     def _leave(self) -> None:
         for store in self._stores:
             try:
-                stored = store.agree(self._place, self._sealed(), MAX_LIFE_MS, CALL_LIMIT_S)
-                self._state = self._state.joined(decode_ring(self._box.open(stored, self._place)))
+                stored = store.agree(self._copy.place, self._copy.seal(self._state), MAX_LIFE_MS, CALL_LIMIT_S)
+                self._state = self._state.joined(self._copy.open(stored))
                 self._state = self._state.leaves(self.machine, now_ms())
-                store.agree(self._place, self._sealed(), MAX_LIFE_MS, CALL_LIMIT_S, stored)
+                store.agree(self._copy.place, self._copy.seal(self._state), MAX_LIFE_MS, CALL_LIMIT_S, stored)
             except (TakeOnceUnavailable, TokenRejected, CorruptEntry):
                 continue  # they find out when it is not heard any more
 

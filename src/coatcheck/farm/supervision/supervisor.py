@@ -18,7 +18,7 @@ from coatcheck.errors import CoatcheckError, ConfigError
 from coatcheck.farm.control.channel import Answer, ControlServer
 from coatcheck.farm.control.lines import ControlError
 from coatcheck.farm.files.keys import ENV as KEYS_VARIABLE
-from coatcheck.farm.files.keys import FarmKeys, load_or_create
+from coatcheck.farm.files.keys import FarmKeys, KeyPlace, load_or_create, place_of
 from coatcheck.farm.files.run_directory import RunDirectory
 from coatcheck.farm.plan.plan import Plan, make_plan, shared_by_machines, tls_session_ring
 from coatcheck.farm.plan.ports import InternalAddresses, InternalPorts, InternalSockets, listen_on_public_address
@@ -86,6 +86,7 @@ class Supervisor:
         self._handovers: Handovers | None = None
         self._keys: FarmKeys | None = None
         self._key_ring: FarmKeyRing | None = None
+        self._key_place: KeyPlace | None = None
         self.tickets: FarmTickets | None = None
         """The keys of TLS tickets, where the farm's directors share sessions by them."""
 
@@ -133,6 +134,12 @@ class Supervisor:
     def key_ring(self) -> FarmKeyRing:
         assert self._key_ring is not None, "the farm was not started"
         return self._key_ring
+
+    @property
+    def key_place(self) -> KeyPlace:
+        """Where the farm was given its keys."""
+        assert self._key_place is not None, "the farm was not started"
+        return self._key_place
 
     def _use_keys(self, keys: FarmKeys) -> None:
         """Give these to every process that starts from now on, and to what is handed over at the stop."""
@@ -208,6 +215,7 @@ class Supervisor:
         settings, console = self.settings, self.console
         keys_file = Path(settings.keys_file) if settings.keys_file else self.run_directory.keys_file
         keys = load_or_create(keys_file, self._environ)
+        self._key_place = place_of(keys_file, keys, self._environ)
         source: FarmKeySource
         if settings.key_ring == "shared":
             shared = shared_by_machines(parse_session_servers(settings.session_server))

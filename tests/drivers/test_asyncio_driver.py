@@ -27,9 +27,9 @@ def exclusively(key: bytes, flow: Flow[Any]) -> Flow[Any]:
 
 
 def free(driver: AsyncioDriver, key: bytes) -> bool:
-    taken = driver._turns.take(key)
+    taken = driver.turns.take(key)
     if taken:
-        driver._turns.give(key)
+        driver.turns.give(key)
     return taken
 
 
@@ -120,7 +120,7 @@ def test_whoever_is_cancelled_while_waiting_takes_no_turn() -> None:
 def test_a_turn_that_comes_in_the_moment_of_cancellation_is_passed_on() -> None:
     async def story() -> None:
         driver = AsyncioDriver({})
-        turns = driver._turns
+        turns = driver.turns
         assert turns.take(KEY)
         first, second = asyncio.create_task(turns.wait(KEY)), asyncio.create_task(turns.wait(KEY))
         await asyncio.sleep(0)

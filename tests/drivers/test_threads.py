@@ -20,6 +20,7 @@ import pytest
 
 import coatcheck.errors
 from coatcheck import Answer, CoatcheckError, ConfigError, SessionMiddleware, SessionUnavailable, connect
+from coatcheck.drivers import background as background_thread
 from coatcheck.drivers import threads as driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.threads import ThreadedSessions
@@ -149,19 +150,28 @@ def test_kill_9_of_a_session_server_meanwhile_refuses_nobody_and_loses_nothing(t
         server.close()
 
 
+def waits_of(server: OnThreads, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with each call that a thread of this server begins to wait for."""
+    waited: list[Any] = []
+    background = server.threaded._background
+    assert background is not None
+    for name in ("run", "begin"):
+        begin = getattr(background, name)
+        monkeypatch.setattr(
+            background, name, lambda *what, begin=begin, **how: waited.append(what) or begin(*what, **how)
+        )
+    return waited
+
+
 def test_a_hosted_read_asks_no_other_thread(two: list[NetworkedBackend], monkeypatch: pytest.MonkeyPatch) -> None:
     server, browser = on_threads(two), Browser()
     try:
         browser.ask(server, count)
-        handed_over: list[Any] = []
-        background = server.threaded._background
-        assert background is not None
-        run = background.run
-        monkeypatch.setattr(background, "run", lambda one, **how: handed_over.append(one) or run(one, **how))
+        waited = waits_of(server, monkeypatch)
         for _ in range(200):
             browser.ask(server, dict)
             assert browser.told == {"n": 1}
-        assert len(handed_over) < 20, "only when the lease was over, or the heart-beat late"
+        assert len(waited) < 20, "only when the lease was over, or the heart-beat late"
     finally:
         server.close()
 
@@ -187,21 +197,21 @@ def test_after_a_stall_the_heart_beat_comes_before_anybody_is_served(two: list[N
         server.close()
 
 
-def test_who_waited_for_a_stall_to_end_is_not_served_before_the_heart_beat(two: list[NetworkedBackend]) -> None:
+def test_who_waited_for_a_stall_to_end_is_not_served_before_the_heart_beat(
+    two: list[NetworkedBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The background thread itself stands still, with the lock: whoever asks meanwhile waits for it."""
     server, browser = on_threads(two), Browser()
     try:
         browser.ask(server, count)
         background = server.threaded._background
         assert background is not None
-        handed_over: list[Any] = []
-        run = background.run
-        background.run = lambda one, **how: handed_over.append(one) or run(one, **how)  # type: ignore[assignment]
+        waited = waits_of(server, monkeypatch)
         background.loop.call_soon_threadsafe(time.sleep, StallGuard.STALL_S + 2 * StallGuard.BEAT_S)
         time.sleep(StallGuard.BEAT_S)
         assert server.sessions.beats(), "nobody has noticed yet"
         browser.ask(server, dict)
-        assert handed_over, "the session servers were asked"
+        assert waited, "the session servers were asked"
         assert browser.told == {"n": 1}
     finally:
         server.close()
@@ -271,7 +281,7 @@ class Mute(MemoryStore):
 
 
 def test_no_thread_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr(background_thread, "LONGEST_WAIT_S", 0.3)
     sessions = ThreadedSessions(
         Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
     )
@@ -350,7 +360,7 @@ def test_who_still_asks_a_background_thread_that_ends_is_refused() -> None:
 
 
 def test_who_waits_beside_too_many_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "MAX_WAITING", 1)
+    monkeypatch.setattr(background_thread, "MAX_WAITING", 1)
     sessions = ThreadedSessions(
         Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
     )

@@ -23,7 +23,7 @@ from coatcheck.drivers.shared_reading import SLICE_MS, SharedReading
 from coatcheck.drivers.visit import Visit
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
 from coatcheck.replication.effects import Exclusive, Flow
-from coatcheck.stores.connection import Connection
+from coatcheck.stores.connection import Connection, SharedLoop
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class _GivingSelector(selectors.DefaultSelector):
             self._lock.acquire()
 
 
-class _SharedLoop(asyncio.SelectorEventLoop):
+class _SharedLoop(asyncio.SelectorEventLoop, SharedLoop):
     """May be asked for something soon or later by every thread that holds its lock, and wakes up for it."""
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:

@@ -188,24 +188,21 @@ class SessionRequests(ABC):
         """
         before = VISIT.set(opened)
         try:
-            result: T = await self.running_driver().run(flow)
+            if self._driver is None:
+                raise SessionUnavailable(UnavailableReason.STOPPING)
+            result: T = await self._driver.run(flow)
         except BaseException:
             opened.give_up()
             raise
         finally:
             VISIT.reset(before)
-        self.note_lost(opened)
+        if opened.lost is not None:
+            self.note_lost(opened)
         return result
 
-    def running_driver(self) -> AsyncioDriver:
-        """What runs the flows; raises :class:`SessionUnavailable` where the sessions were closed meanwhile."""
-        if self._driver is None:
-            raise SessionUnavailable(UnavailableReason.STOPPING)
-        return self._driver
-
     def note_lost(self, opened: Opened) -> None:
-        """When a flow of a request has ended: say in its session which loss it has met."""
-        if opened.lost is not None and opened.session.is_new:
+        """When a flow of a request has met a loss and is over: say so in the session, if it begins anew."""
+        if opened.session.is_new:
             opened.session._request.lost = opened.lost
 
     def _rejected(self, reason: TokenReason, client: str | None) -> None:

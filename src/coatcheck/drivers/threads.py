@@ -24,7 +24,7 @@ from coatcheck.drivers.asked_in_threads import AskedInThreads
 from coatcheck.drivers.background import Background, refuse_greenlets
 from coatcheck.drivers.begun import Begun
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.errors import CoatcheckError, SessionUnavailable
+from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
 from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.mapping import Session
@@ -173,7 +173,10 @@ class ThreadedSessions(AskedInThreads):
     def _begin_flow(self, background: Background, opened: Opened, flow: Flow[Any] | Exclusive) -> Begun:
         """Under the lock: as far as it comes without waiting, in the thread that asks."""
         try:
-            return background.begin(flow, self._sessions.running_driver(), opened)
+            driver = self._sessions._driver
+            if driver is None:
+                raise SessionUnavailable(UnavailableReason.STOPPING)
+            return background.begin(flow, driver, opened)
         except BaseException:
             opened.give_up()
             raise

@@ -50,6 +50,10 @@ class Owner(Protocol):
         ...
 
 
+class SharedLoop(asyncio.AbstractEventLoop):
+    """An event loop that other threads call under a lock of its, and that sleeps meanwhile."""
+
+
 class Connection(asyncio.Protocol):
     """A connection and the calls that wait for it, in order.
 
@@ -59,6 +63,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
+        self._is_shared = isinstance(loop, SharedLoop)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._sinks: deque[Sink] = deque()
@@ -81,8 +86,8 @@ class Connection(asyncio.Protocol):
         sinks.append(sink)
         self._out.append(request)
         self._out_bytes += len(request)
-        if _get_running_loop() is not self._loop:
-            self._flush()  # a thread beside the loop's own, which nobody would wake up for this
+        if self._is_shared and _get_running_loop() is not self._loop:
+            self._flush()  # another thread than the loop's, which nobody would wake up for this
         elif not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)

@@ -21,12 +21,14 @@ import pytest
 import coatcheck.errors
 from coatcheck import Answer, CoatcheckError, ConfigError, SessionMiddleware, SessionUnavailable, connect
 from coatcheck.drivers import background as background_thread
+from coatcheck.drivers import shared_reading
 from coatcheck.drivers import threads as driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.errors import UnavailableReason
 from coatcheck.events import Event
 from coatcheck.replication.stall_guard import StallGuard
+from coatcheck.stores.connection import Connection
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.port import Store
 from coatcheck.stores.session_server_store import SessionServerStore
@@ -172,6 +174,101 @@ def test_a_hosted_read_asks_no_other_thread(two: list[NetworkedBackend], monkeyp
             browser.ask(server, dict)
             assert browser.told == {"n": 1}
         assert len(waited) < 20, "only when the lease was over, or the heart-beat late"
+    finally:
+        server.close()
+
+
+def test_a_write_asks_no_other_thread_and_its_thread_reads_the_answer(
+    two: list[NetworkedBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, browser = on_threads(two), Browser()
+    try:
+        browser.ask(server, count)
+        background = server.threaded._background
+        assert background is not None
+        readers: list[int] = []
+        receive = Connection.data_received
+
+        def data_received(self: Connection, data: bytes) -> None:
+            if self in server.sessions.connections():
+                readers.append(threading.get_ident())
+            receive(self, data)
+
+        monkeypatch.setattr(Connection, "data_received", data_received)
+        woken: list[Any] = []
+        wake = background.loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            background.loop, "call_soon_threadsafe", lambda *what, **how: woken.append(what) or wake(*what, **how)
+        )
+        for number in range(100):
+            browser.ask(server, count)
+            assert browser.told == number + 2
+        assert len(woken) < 10, "once, to say that the connections are lent"
+        own = readers.count(threading.get_ident())
+        assert own > 150, f"{own} of {len(readers)}"
+    finally:
+        server.close()
+
+
+def test_who_has_read_for_others_is_followed_by_one_who_still_waits(
+    two: list[NetworkedBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else reads here what they wait for."""
+    monkeypatch.setattr(shared_reading, "LOOK_S", 3600.0)
+    server = on_threads(two)
+    try:
+
+        def work(_: int) -> float:
+            browser, slowest = Browser(), 0.0
+            for step in range(20):
+                began = time.monotonic()
+                assert browser.ask(server, count).status == 200
+                assert browser.told == step + 1
+                slowest = max(slowest, time.monotonic() - began)
+            return slowest
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert max(pool.map(work, range(THREADS))) < 30
+    finally:
+        server.close()
+
+
+def test_what_was_lent_is_given_back_when_threads_rest(two: list[NetworkedBackend]) -> None:
+    server, browser = on_threads(two), Browser()
+    try:
+        browser.ask(server, count)
+        background = server.threaded._background
+        assert background is not None
+        lent = background.reading._lent
+        assert len(lent) == 2
+        until = time.monotonic() + 30
+        while background.reading._lent and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not background.reading._lent
+        with background.lock:
+            for descriptor, connection in lent.items():
+                assert background.loop._selector.get_key(descriptor), "the event loop reads again"  # type: ignore[attr-defined]
+                assert not connection.lost
+        browser.ask(server, count)
+        assert browser.told == 2
+    finally:
+        server.close()
+
+
+def test_a_server_that_goes_while_threads_read_is_noticed_at_once(two: list[NetworkedBackend]) -> None:
+    server, browser = on_threads(two), Browser()
+    try:
+        browser.ask(server, count)
+        assert len(server.sessions.connections()) == 2
+        two[0].kill()
+        for step in range(20):
+            assert browser.ask(server, count).status == 200
+            assert browser.told == step + 2
+        assert len(server.sessions.connections()) == 1
+        two[0].start()
+        reachable(server.sessions, 2)
+        browser.ask(server, count)
+        assert browser.told == 22
     finally:
         server.close()
 

@@ -117,8 +117,10 @@ class Background:
         call = Begun(driver, visit)
         self._calls.add(call)
         call.begin(work)
-        if not call.is_over and call.waits_for_stores:
-            if self._reader is not None:
+        if not call.is_over:
+            if not call.waits_for_stores:
+                self._read_on_the_loop()
+            elif self._reader is not None:
                 self._readers_to_be.append(call)
             elif self.reading.lend():
                 self._reader = call
@@ -156,6 +158,8 @@ class Background:
                     reading.read(ready)
                 if call.is_over or not call.waits_for_stores or (not ready and time.monotonic() >= ends_at):
                     self._next_reader()
+                    if not call.is_over:
+                        self._read_on_the_loop()
                     return
 
     def _next_reader(self) -> None:
@@ -170,6 +174,12 @@ class Background:
                 self._reader = call
                 call.wake()
             return
+
+    def _read_on_the_loop(self) -> None:
+        """A task of the event loop may wait for session servers."""
+        if self._reader is None:
+            with contextlib.suppress(RuntimeError):  # it was closed
+                self.loop.call_soon_threadsafe(self.reading.give_back)
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, is_last: bool = False) -> T:
         """The same for a coroutine; ``is_last``: never refused."""
@@ -207,11 +217,16 @@ class Background:
 
     def _schedule(self, call: CoroutineCall) -> None:
         try:
-            self.loop.call_soon_threadsafe(call.start)
+            self.loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:  # it was closed
             call.fail()
         if self._over:
             call.fail()
+
+    def _start(self, call: CoroutineCall) -> None:
+        call.start()
+        if self._reader is None:
+            self.reading.give_back()
 
     def _abandon(self, call: Call) -> None:
         """Nobody waits for it any more."""

@@ -85,8 +85,9 @@ class Begun(Call):
                 if answer is _NOT_YET:
                     return
             self._over(answer, failure)
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the flow
-            self._over(None, error)
+        except BaseException:  # a signal, in a thread that may have brought the answer of another one's flow
+            self._over(None, asyncio.CancelledError())
+            raise
         finally:
             self._inside = False
             VISIT.reset(before)

@@ -78,20 +78,24 @@ class SharedReading:
             self._looks = True
             self._loop.call_soon_threadsafe(self._look)
 
+    def give_back(self) -> None:
+        """On the event loop, and while no thread waits: it reads again."""
+        for connection in self._lent.values():
+            connection.give_back()
+        self._lent = {}
+        self._is_stale = True
+
     def _forget(self, descriptor: int) -> None:
         del self._lent[descriptor]
         self._poll.unregister(descriptor)
         self._glance.unregister(descriptor)
 
     def _look(self) -> None:
-        """On the event loop."""
+        """On the event loop: read what no thread has read since the look before."""
         self._idle_looks += 1
-        if self._idle_looks > IDLE_LOOKS:
+        if self._idle_looks > IDLE_LOOKS or not self._lent:
             self._looks = False
-            for connection in self._lent.values():
-                connection.give_back()
-            self._lent = {}
-            self._is_stale = True
+            self.give_back()
             return
         if not self._was_read:
             self.read(self._glance.poll(0))

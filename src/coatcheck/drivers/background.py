@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from coatcheck.drivers.asked_in_threads import LONGEST_WAIT_S
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
 from coatcheck.drivers.begun import Begun
-from coatcheck.drivers.calls import AwaitedCall, Call, CoroutineCall
+from coatcheck.drivers.calls import AwaitedCall, CoroutineCall, ThreadCall
 from coatcheck.drivers.shared_reading import SLICE_MS, SharedReading
 from coatcheck.drivers.visit import Visit
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
@@ -28,7 +28,7 @@ from coatcheck.stores.connection import Connection, SharedLoop
 T = TypeVar("T")
 
 STOP_S: Final = 5.0
-"""How long :meth:`Background.stop` waits for the thread."""
+"""How long :meth:`BackgroundThread.stop` waits for the thread."""
 MAX_WAITING: Final = 10_000
 """Threads that wait for session servers at once; one more is refused."""
 
@@ -77,17 +77,17 @@ class _SharedLoop(asyncio.SelectorEventLoop, SharedLoop):
         super().call_at(timer.when(), lambda: None if timer.cancelled() else callback())
 
 
-class Background:
+class BackgroundThread:
     """The background thread of one process. ``lock`` is held by whoever looks at or changes what is hosted here."""
 
     def __init__(self, name: str, connections: Callable[[], Iterable[Connection]]) -> None:
         self.lock = threading.RLock()
         self.loop = _SharedLoop(_GivingSelector(self.lock))
         self.reading = SharedReading(self.loop, connections)
-        self._reader: Call | None = None
+        self._reader: ThreadCall | None = None
         """Whose thread reads for all."""
         self._readers_to_be: deque[Begun] = deque(maxlen=MAX_WAITING)
-        self._calls: set[Call] = set()
+        self._calls: set[ThreadCall] = set()
         self._over = False
         self._thread = threading.Thread(target=self._run, name=f"coatcheck {name}", daemon=True)
         self._thread.start()
@@ -126,7 +126,7 @@ class Background:
                 self._reader = call
         return call
 
-    def wait(self, call: Call) -> Any:
+    def wait(self, call: ThreadCall) -> Any:
         """Wait for a call in the calling thread, at most :data:`LONGEST_WAIT_S`: its result, or what it raised."""
         try:
             if not call.is_over:
@@ -138,7 +138,7 @@ class Background:
             self._calls.discard(call)
         return call.outcome()
 
-    def _wait(self, call: Call) -> None:
+    def _wait(self, call: ThreadCall) -> None:
         if self.lock._is_owned():  # type: ignore[attr-defined]
             raise CoatcheckError(_HELD)
         ends_at = time.monotonic() + LONGEST_WAIT_S
@@ -228,7 +228,7 @@ class Background:
         if self._reader is None:
             self.reading.give_back()
 
-    def _abandon(self, call: Call) -> None:
+    def _abandon(self, call: ThreadCall) -> None:
         """Nobody waits for it any more."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(call.cancel)

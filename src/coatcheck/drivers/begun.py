@@ -8,14 +8,14 @@ import asyncio
 from typing import Any, Final
 
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
-from coatcheck.drivers.calls import Call
+from coatcheck.drivers.calls import ThreadCall
 from coatcheck.drivers.visit import VISIT, Visit
 from coatcheck.replication.effects import Effect, Exclusive, Flow, Get, Put, as_flow
 
 _NOT_YET: Final[Any] = object()
 
 
-class Begun(Call):
+class Begun(ThreadCall):
     """A flow in the name of ``visit``; it is over when the last answer has come, maybe before :meth:`begin` returns.
 
     Effects that are neither a put nor a get are answered by a task of the driver each.

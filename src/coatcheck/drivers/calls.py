@@ -11,7 +11,7 @@ from typing import Any
 from coatcheck.errors import SessionUnavailable, UnavailableReason
 
 
-class Call:
+class ThreadCall:
     """What a thread waits for: a result, or an error. The thread calls :meth:`wait` and :meth:`outcome`; all else is
     called under the lock."""
 
@@ -57,7 +57,7 @@ class Call:
         raise error
 
 
-class CoroutineCall(Call):
+class CoroutineCall(ThreadCall):
     """A coroutine, run by a task."""
 
     __slots__ = ("_coroutine", "_task")

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar
 
 from coatcheck.drivers.asked_in_threads import AskedInThreads
-from coatcheck.drivers.background import Background, refuse_greenlets
+from coatcheck.drivers.background import BackgroundThread, refuse_greenlets
 from coatcheck.drivers.begun import Begun
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
@@ -40,7 +40,7 @@ _inherited: list[object] = []
 
 
 _forking = threading.Lock()
-_parked: list[Background] = []
+_parked: list[BackgroundThread] = []
 """What a fork waits for and holds: no background thread is in the middle of anything that the child inherits."""
 
 
@@ -88,7 +88,7 @@ class ThreadedSessions(AskedInThreads):
         self._sessions = sessions
         self._beginning = threading.RLock()
         """Held while it is begun or closed; a signal handler may close it in the middle of either."""
-        self._background: Background | None = None
+        self._background: BackgroundThread | None = None
         self.cookies = sessions.cookies
         self.transport = sessions.transport
         self.transport_of = sessions.transport_of
@@ -160,7 +160,7 @@ class ThreadedSessions(AskedInThreads):
             call = self._begin_flow(background, opened, storing)
         self._wait_for_flow(background, opened, call)
 
-    def _wait_for_flow(self, background: Background, opened: Opened, call: Begun) -> Any:
+    def _wait_for_flow(self, background: BackgroundThread, opened: Opened, call: Begun) -> Any:
         try:
             result = background.wait(call)
         except BaseException:
@@ -170,7 +170,7 @@ class ThreadedSessions(AskedInThreads):
             self._sessions.note_lost(opened)
         return result
 
-    def _begin_flow(self, background: Background, opened: Opened, flow: Flow[Any] | Exclusive) -> Begun:
+    def _begin_flow(self, background: BackgroundThread, opened: Opened, flow: Flow[Any] | Exclusive) -> Begun:
         """Under the lock: as far as it comes without waiting, in the thread that asks."""
         try:
             driver = self._sessions._driver
@@ -273,7 +273,7 @@ class ThreadedSessions(AskedInThreads):
                 finally:
                     background.stop()
 
-    def _running(self) -> Background:
+    def _running(self) -> BackgroundThread:
         if _get_running_loop() is not None:
             raise CoatcheckError(
                 "these sessions are for threads, and would block this event loop: leave out connect(driver='threads')"
@@ -281,23 +281,23 @@ class ThreadedSessions(AskedInThreads):
         running = self._background
         return running if running is not None else self._begin()
 
-    def _running_for(self, opened: Opened) -> Background:
+    def _running_for(self, opened: Opened) -> BackgroundThread:
         home: object = opened.home
         if home is not self:
             raise CoatcheckError("this request was opened by other sessions")
         return self._running()
 
-    async def _running_beside(self) -> Background:
+    async def _running_beside(self) -> BackgroundThread:
         """For a coroutine: to begin takes a while, so a thread waits for that."""
         running = self._background
         return running if running is not None else await asyncio.to_thread(self._begin)
 
-    def _begin(self) -> Background:
+    def _begin(self) -> BackgroundThread:
         with self._beginning:
             background = self._background
             if background is None:
                 refuse_greenlets()
-                background = Background(self._sessions.server_name, self._sessions.connections)
+                background = BackgroundThread(self._sessions.server_name, self._sessions.connections)
                 self._sessions.on_connections = background.reading.changed
                 try:
                     background.run(self._sessions.start())

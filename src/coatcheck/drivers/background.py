@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 from coatcheck.drivers.asked_in_threads import LONGEST_WAIT_S
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
@@ -26,6 +26,7 @@ from coatcheck.replication.effects import Exclusive, Flow
 from coatcheck.stores.connection import Connection, SharedLoop
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 STOP_S: Final = 5.0
 """How long :meth:`BackgroundThread.stop` waits for the thread."""
@@ -59,13 +60,15 @@ class _GivingSelector(selectors.DefaultSelector):
 class _SharedLoop(asyncio.SelectorEventLoop, SharedLoop):
     """May be asked for something soon or later by every thread that holds its lock, and wakes up for it."""
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         if _get_running_loop() is self:
             return super().call_soon(callback, *args, context=context)
         return self.call_soon_threadsafe(callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         if _get_running_loop() is self:
             return super().call_at(when, callback, *args, context=context)
@@ -73,7 +76,7 @@ class _SharedLoop(asyncio.SelectorEventLoop, SharedLoop):
         self.call_soon_threadsafe(self._begin_timer, timer, partial(callback, *args), context=context)
         return timer
 
-    def _begin_timer(self, timer: asyncio.TimerHandle, callback: Callable[[], Any]) -> None:
+    def _begin_timer(self, timer: asyncio.TimerHandle, callback: Callable[[], object]) -> None:
         super().call_at(timer.when(), lambda: None if timer.cancelled() else callback())
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from coatcheck.drivers.asyncio_driver import AsyncioDriver
 from coatcheck.drivers.calls import ThreadCall
 from coatcheck.drivers.visit import VISIT, Visit
-from coatcheck.replication.effects import Effect, Exclusive, Flow, Get, Put, as_flow
+from coatcheck.replication.effects import Exclusive, Flow, Get, Put, as_flow
 
 _NOT_YET: Final[Any] = object()
 
@@ -92,7 +92,7 @@ class Begun(ThreadCall):
             self._inside = False
             VISIT.reset(before)
 
-    def _ask(self, effect: Effect) -> Any:
+    def _ask(self, effect: Any) -> Any:
         """The answer, where it is there at once."""
         kind, driver = type(effect), self._driver
         self._answer = _NOT_YET

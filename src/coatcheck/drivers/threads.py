@@ -1,9 +1,10 @@
 """The sessions of one web server whose requests run in threads (WSGI): the same flows, no event loop to be seen.
 
-One background thread has an event loop with the links to the session servers; it runs the flows, the repair and the
-heart-beat, with the asyncio driver as it is. Whoever asks for a session that is hosted here is answered in the thread
-that asks, under a lock that the background thread holds while it works and gives away while it waits for its sockets.
-So nobody ever sees a session half changed, and no answer waits for another thread but for one from a session server.
+One background thread has an event loop with the links to the session servers; it runs the repair, the heart-beat and
+what takes longer, with the asyncio driver as it is. Whoever asks for a session that is hosted here is answered in the
+thread that asks, under a lock that the background thread holds while it works and gives away while it waits for its
+sockets. So nobody ever sees a session half changed. A write begins in the thread that asks, too, and one of those that
+wait reads the answers of the session servers for all of them (:mod:`coatcheck.drivers.shared_reading`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,14 @@
 frameworks' users have today, paired.
 
 All variants are up at once, each one gunicorn worker (gthread) on one core; load and session servers are on the other.
-Rounds are interleaved, as in :mod:`benchmarks.middleware`. As many connections as threads. Usage::
+Rounds are interleaved, as in :mod:`benchmarks.middleware`. As many connections as threads.
+
+Counted is the CPU time of the worker's process alone, user and system, all of its threads; what its session servers or
+its Redis take is a column of its own. All keep the same values (:func:`benchmarks.apps.fresh`), and everything goes
+over TCP on loopback. Ours stores each write, encrypted, on two servers (session servers of ours, or two Redis), and
+waits for both; the peers store plain text on one Redis, with hiredis as their parser, ``cached_db`` in SQLite besides.
+Peers are as they are configured out of the box: Flask-Session reads with every request, and stores with every request
+of a session that it has begun, for it takes sessions for permanent ones. Usage::
 
     python -m benchmarks.frameworks [--quick] [--write-results]
 """

@@ -10,15 +10,18 @@ from coatcheck.sessions.routes import Header
 if TYPE_CHECKING:
     from flask.sessions import SessionMixin
 
-_ASKED_FOR: Final = ("cache-control", "vary", "etag", "last-modified", "content-length")
+_ASKED_FOR: Final = frozenset({"cache-control", "vary", "etag", "last-modified", "content-length"})
 """The headers by which it is decided what caches are told."""
 
 
 def headers_of(response: Any, streamed: bool) -> list[Header]:
     """Of the response's headers those that count. A body that is there as a whole has a length, whether it was
     written into the headers yet or not."""
-    headers = response.headers
-    found = [(name.encode(), value.encode("latin-1")) for name in _ASKED_FOR for value in headers.getlist(name)]
+    found = [
+        (lowered.encode(), value.encode("latin-1"))
+        for name, value in response.headers
+        if (lowered := name.lower()) in _ASKED_FOR
+    ]
     if not streamed:
         found.append((b"content-length", b""))
     return found
@@ -31,14 +34,18 @@ def is_cached(response: Any) -> bool:
 
 
 def adopt(response: Any, given: Iterable[Header], answered: Iterable[Header]) -> None:
-    """Bring what ``answered`` has beyond ``given`` to the response."""
+    """Bring what ``answered`` has beyond ``given`` to the response; ``given``: what :func:`headers_of` has found, or
+    nothing."""
     if answered is given:
         return
     known = set(given)
+    names = {name for name, _ in known}
     for name, value in answered:
         if (name, value) in known:
             continue
-        if name == b"vary":
+        if name not in names:
+            response.headers.add(name.decode().title(), value.decode("latin-1"))
+        elif name == b"vary":
             response.vary.add(value.decode())
         else:
             response.headers[name.decode().title()] = value.decode("latin-1")

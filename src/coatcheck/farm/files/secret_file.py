@@ -10,9 +10,9 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from coatcheck.directory_sync import sync_directory
 from coatcheck.errors import ConfigError
 from coatcheck.farm.files.run_directory import write_private
-from coatcheck.session_server.handover import sync_directory
 
 MAX_FILE_BYTES: Final = 1 << 20
 

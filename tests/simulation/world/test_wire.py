@@ -181,6 +181,7 @@ def test_what_the_dead_begin_never_runs_and_says_nothing() -> None:
         finally:
             asyncio.get_running_loop().create_task(late("begun while it is tidied up"))
 
+    gc.collect()  # what earlier tests have left says what it has to say before
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with world.running():

@@ -18,7 +18,6 @@ BENCHMARKS = [
     ("benchmarks.service", ["--write-results"], ["--quick"]),
     ("benchmarks.behind_nginx", ["--write-results"], ["--quick"]),
     ("benchmarks.frameworks", ["--write-results"], ["--quick"]),
-    ("benchmarks.parts", ["--write-results"], []),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
 ]
 

@@ -112,7 +112,7 @@ def test_a_member_of_a_cluster_is_not_heard(server: NetworkedBackend) -> None:
 
     async def story() -> None:
         client = server.client()
-        client.link.address = _without_database(client.link.address)  # type: ignore[attr-defined]
+        client._link.address = _without_database(client._link.address)  # type: ignore[attr-defined]
         async with opened(client) as store:
             listener = Listener(store)
             await asyncio.sleep(SILENCE_S)

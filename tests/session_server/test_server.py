@@ -140,7 +140,7 @@ def test_a_store_with_the_wrong_password_is_unreachable_and_the_password_is_not_
             assert "does not know the password" in reply.why
             await store.aclose()
             assert told
-            assert secret not in " ".join([*told, reply.why, repr(store.link.address), repr(vars(store))])
+            assert secret not in " ".join([*told, reply.why, repr(store._link.address), repr(vars(store))])
 
     run(story)
 

@@ -330,8 +330,8 @@ def test_what_is_issued_in_one_tick_leaves_in_one_write(monkeypatch: pytest.Monk
         async with scripted(healthy) as server:
             link = link_to(server)
             await link.open()
-            assert link.live is not None
-            transport = link.live._transport
+            assert link._live is not None
+            transport = link._live._transport
             assert transport is not None
             written: list[bytes] = []
             write = transport.write

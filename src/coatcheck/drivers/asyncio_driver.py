@@ -18,7 +18,6 @@ from coatcheck.host_clock import steady_clock, wall_ms
 from coatcheck.replication.effects import (
     Acknowledge,
     Detach,
-    Effect,
     Exclusive,
     Flow,
     FreshKeys,
@@ -130,13 +129,12 @@ async def _as_they_are() -> bool:
     return True
 
 
-class Acknowledgement(Settled, kw_only=True):
-    """What a put is answered with, and who waits for it: one object for all servers, and a future or a function."""
+class _Acknowledgement(Settled, kw_only=True):
+    """What a put is answered with, and who waits for it: one object and one future for all servers."""
 
     missing: int
     enough: int
-    future: asyncio.Future[None] | None = None
-    then: Callable[[Acknowledgement], None] | None = None
+    future: asyncio.Future[None]
     whole: asyncio.Future[None] | None = None
 
     def take(self, server: str, reply: PutReply) -> None:
@@ -148,11 +146,7 @@ class Acknowledgement(Settled, kw_only=True):
                 self.whole.set_result(None)
         elif not self.enough or self.accepted() < self.enough:
             return
-        if self.future is None:
-            then, self.then = self.then, None
-            if then is not None:
-                then(self)
-        elif not self.future.done():
+        if not self.future.done():
             self.future.set_result(None)
 
 
@@ -171,12 +165,12 @@ class AsyncioDriver:
         """``fresh_keys`` answers :class:`FreshKeys`; without it there is nobody to ask. ``items``: by the name of a
         session server, its items that may be taken once; none, where nobody asks."""
         self._items = items or {}
-        self.loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._fresh_keys = fresh_keys or _as_they_are
         self._stores = stores
         self._observer = observer
         self._puts = {name: store.put for name, store in stores.items()}
-        self.turns = Turns(self.loop)
+        self._turns = Turns(self._loop)
         self._detached: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Flow[T] | Exclusive, acknowledge: asyncio.Future[Any] | None = None) -> T:
@@ -185,8 +179,8 @@ class AsyncioDriver:
         key: bytes | None = None
         if isinstance(work, Exclusive):
             flow, key = work.flow, work.key
-            if not self.turns.take(key):
-                await self.turns.wait(key)
+            if not self._turns.take(key):
+                await self._turns.wait(key)
         else:
             flow = work
         answer: Any = None
@@ -197,9 +191,8 @@ class AsyncioDriver:
                 failure = None
                 try:
                     if type(effect) is Put:
-                        future: asyncio.Future[None] = self.loop.create_future()
-                        answer = self.put(effect, future)
-                        await future
+                        answer = self._put(effect)
+                        await answer.future
                     else:
                         answer = await self._answer(effect, acknowledge)
                 except Exception as error:  # noqa: BLE001 - the flow re-raises what it does not expect
@@ -212,11 +205,7 @@ class AsyncioDriver:
             raise
         finally:
             if key is not None:
-                self.turns.give(key)
-
-    async def answer(self, effect: Effect) -> Any:
-        """What one effect comes to, for a flow that is not run here."""
-        return await self._answer(effect, None)
+                self._turns.give(key)
 
     def _answer(self, effect: Any, acknowledge: asyncio.Future[Any] | None) -> Awaitable[Any]:
         kind = type(effect)
@@ -246,16 +235,12 @@ class AsyncioDriver:
         if acknowledge is not None and not acknowledge.done():
             acknowledge.set_result(effect.result)
 
-    def put(
-        self,
-        effect: Put,
-        future: asyncio.Future[None] | None = None,
-        then: Callable[[Acknowledgement], None] | None = None,
-    ) -> Acknowledgement:
-        """Send a put; once enough have answered it is told to ``future`` or to ``then``, maybe before this returns."""
+    def _put(self, effect: Put) -> _Acknowledgement:
         seen = effect.seen
-        acknowledgement = Acknowledgement(
-            time.monotonic(), {}, missing=len(seen), enough=effect.enough or 0, future=future, then=then
+        servers = len(seen)
+        future: asyncio.Future[None] = self._loop.create_future()
+        acknowledgement = _Acknowledgement(
+            time.monotonic(), {}, missing=servers, enough=effect.enough or 0, future=future
         )
         acknowledgement.pending = acknowledgement
         key, entry, take, puts = effect.key, effect.entry, acknowledgement.take, self._puts
@@ -268,30 +253,29 @@ class AsyncioDriver:
         return acknowledgement
 
     async def _rest(self, settled: Settled) -> Settled:
-        acknowledgement: Acknowledgement = settled.pending
+        acknowledgement: _Acknowledgement = settled.pending
         if acknowledgement.missing:
-            acknowledgement.whole = self.loop.create_future()
+            acknowledgement.whole = self._loop.create_future()
             await acknowledgement.whole
         return settled
 
     async def _get(self, effect: Get) -> Gotten:
-        future: asyncio.Future[Gotten] = self.loop.create_future()
-        self.get(effect, lambda gotten: None if future.done() else future.set_result(gotten))
-        return await future
-
-    def get(self, effect: Get, then: Callable[[Gotten], None]) -> None:
-        """Send a get; what all have answered is told to ``then``, maybe before this returns."""
         sent_at = time.monotonic()
         replies: dict[str, GetReply] = {}
-        servers = effect.servers
+        future: asyncio.Future[None] = self._loop.create_future()
 
-        def take(server: str, reply: GetReply) -> None:
-            replies[server] = reply
-            if len(replies) == len(servers):
-                then(Gotten(sent_at, replies))
+        def take(server: str) -> Callable[[GetReply], None]:
+            def on_reply(reply: GetReply) -> None:
+                replies[server] = reply
+                if len(replies) == len(effect.servers) and not future.done():
+                    future.set_result(None)
 
-        for server in servers:
-            self._stores[server].get(effect.key, partial(take, server))
+            return on_reply
+
+        for server in effect.servers:
+            self._stores[server].get(effect.key, take(server))
+        await future
+        return Gotten(sent_at, replies)
 
     async def _item(self, effect: PutItem | TakeItem) -> bool | bytes | Unreachable | None:
         store = self._items.get(effect.server)
@@ -306,10 +290,10 @@ class AsyncioDriver:
             return Unreachable(str(unavailable))
 
     async def _detach(self, effect: Detach) -> Any:
-        acknowledged: asyncio.Future[Any] = self.loop.create_future()
+        acknowledged: asyncio.Future[Any] = self._loop.create_future()
         if len(self._detached) >= self.MAX_DETACHED:
             return await self.run(effect.flow)
-        task = self.loop.create_task(self.run(effect.flow, acknowledged))
+        task = self._loop.create_task(self.run(effect.flow, acknowledged))
         self._detached.add(task)
 
         def settle(done: asyncio.Task[Any]) -> None:
@@ -329,7 +313,7 @@ class AsyncioDriver:
         return await asyncio.shield(acknowledged)
 
     async def _together(self, effect: Together) -> list[Any]:
-        tasks = [self.loop.create_task(self.run(flow)) for flow in effect.flows]
+        tasks = [self._loop.create_task(self.run(flow)) for flow in effect.flows]
         try:
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:

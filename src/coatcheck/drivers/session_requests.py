@@ -196,14 +196,9 @@ class SessionRequests(ABC):
             raise
         finally:
             VISIT.reset(before)
-        if opened.lost is not None:
-            self.note_lost(opened)
-        return result
-
-    def note_lost(self, opened: Opened) -> None:
-        """When a flow of a request has met a loss and is over: say so in the session, if it begins anew."""
-        if opened.session.is_new:
+        if opened.lost is not None and opened.session.is_new:
             opened.session._request.lost = opened.lost
+        return result
 
     def _rejected(self, reason: TokenReason, client: str | None) -> None:
         with visiting(client):

@@ -48,8 +48,6 @@ from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.provider_sessions import ProviderIndexes
 from coatcheck.sessions.requests import Requests
 from coatcheck.sessions.users import UserIndexes, UserSession
-from coatcheck.stores.connection import Connection
-from coatcheck.stores.networked import NetworkedStore
 from coatcheck.stores.port import Store
 from coatcheck.take_once.port import TakeOnceStore
 from coatcheck.tokens.keyring import KeyRing, PayloadSealer
@@ -66,10 +64,6 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _nothing() -> None:
-    """Nobody wants to know."""
 
 
 class Sessions(SessionRequests, SessionOperations, UserSessions):
@@ -165,13 +159,10 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         self._take_stores(stores() if callable(stores) else stores)
         self._forget_run()
         self._used = False
-        self.on_connections: Callable[[], None] = _nothing
-        """Is called when a connection to a session server is up, or lost."""
         _all.add(self)
 
     def _take_stores(self, stores: Sequence[Store]) -> None:
         self._stores: Mapping[str, Store] = {store.name: store for store in stores}
-        self._links = [store.link for store in stores if isinstance(store, NetworkedStore)]
         self._world.take(self._stores)
         self._watching = False
         self._build()
@@ -396,10 +387,6 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         session = self.lifecycle.open_cached(issue.token, issue.login)
         return session.remember if session is not None else None
 
-    def connections(self) -> list[Connection]:
-        """Those to session servers that are up."""
-        return [link.live for link in self._links if link.live is not None]
-
     @property
     def driver(self) -> AsyncioDriver:
         if self._driver is None:
@@ -430,7 +417,6 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         self._clock_timer = asyncio.get_running_loop().call_later(self.CLOCK_PERIOD_S, self._look_at_clocks)
 
     def _on_change(self, server: str, reachable: bool) -> None:
-        self.on_connections()
         if self._repair is not None:
             self._repair.on_change(server, reachable)
 

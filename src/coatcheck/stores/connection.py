@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
@@ -25,7 +23,6 @@ MAX_OUTSTANDING_CALLS: Final = 16_384
 MAX_UNSENT_BYTES: Final = 16 * 1024 * 1024
 """What a peer that does not read may make us keep; above it calls are answered unreachable at once."""
 FLUSH_NOW_BYTES: Final = 256 * 1024
-READ_BYTES: Final = 256 * 1024
 MAX_REPLY_BYTES: Final = MAX_ENTRY_BYTES + 1024 * 1024
 """A reply that grows beyond this (an entry, or a page of keys) is no reply of a session server."""
 
@@ -50,10 +47,6 @@ class Owner(Protocol):
         ...
 
 
-class SharedLoop(asyncio.AbstractEventLoop):
-    """An event loop that other threads call under a lock of its, and that sleeps meanwhile."""
-
-
 class Connection(asyncio.Protocol):
     """A connection and the calls that wait for it, in order.
 
@@ -63,7 +56,6 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
-        self._is_shared = isinstance(loop, SharedLoop)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._sinks: deque[Sink] = deque()
@@ -86,9 +78,7 @@ class Connection(asyncio.Protocol):
         sinks.append(sink)
         self._out.append(request)
         self._out_bytes += len(request)
-        if self._is_shared and _get_running_loop() is not self._loop:
-            self._flush()  # another thread than the loop's, which nobody would wake up for this
-        elif not self._flush_due:
+        if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
         elif self._out_bytes > FLUSH_NOW_BYTES:
@@ -123,38 +113,6 @@ class Connection(asyncio.Protocol):
                 sink(answer)
             except Exception:
                 logger.exception(CALLBACK_FAILED)
-
-    # Read by other threads than the event loop's, which hold its lock
-
-    def lend(self) -> int | None:
-        """From here on the event loop reads nothing: whoever calls :meth:`read` does. Answers the file descriptor to be
-        waited for; ``None`` for a connection that only the event loop can read, because it is encrypted or lost."""
-        transport = self._transport
-        if self.lost or transport is None or transport.get_extra_info("sslcontext") is not None:
-            return None
-        transport.pause_reading()
-        return int(transport.get_extra_info("socket").fileno())
-
-    def give_back(self) -> None:
-        """On the event loop: it reads again."""
-        if self._transport is not None and not self.lost:
-            self._transport.resume_reading()
-
-    def read(self, descriptor: int) -> None:
-        """Take what has arrived at a connection that was lent, without waiting."""
-        if self.lost:
-            return
-        try:
-            data = os.read(descriptor, READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return  # another thread was faster
-        except OSError as error:
-            self.connection_lost(error)
-            return
-        if data:
-            self.data_received(data)
-        else:
-            self.connection_lost(None)
 
     # asyncio.Protocol
 

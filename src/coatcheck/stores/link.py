@@ -82,8 +82,7 @@ class Link:
         self._channel_prefix = channel_prefix
         self._on_connected = on_connected
         self._bulletin = Bulletin()
-        self.live: Connection | None = None
-        """The connection while the link is up."""
+        self._live: Connection | None = None
         self.call: Callable[[bytes, Sink], None] = self._answer_down
         """Send an encoded request; the sink gets hiredis's reply or :class:`Unreachable`, exactly once. While the link
         is down the answer comes before this returns; while it is up this is the connection's own."""
@@ -114,8 +113,8 @@ class Link:
         if server_id not in known and len(known) >= MAX_SUBSCRIPTIONS:
             raise ValueError(f"at most {MAX_SUBSCRIPTIONS} server IDs can be subscribed to")
         first = self._bulletin.subscribe(server_id, on_message)
-        if first and self.live is not None:
-            self._send_subscribe(self.live, server_id)
+        if first and self._live is not None:
+            self._send_subscribe(self._live, server_id)
 
     def watch_clock(self, on_time: Callable[[str, float, float], None]) -> None:
         """Call ``on_time(name, round_trip_s, unix_ms)`` when connected, and about once a second."""
@@ -150,16 +149,16 @@ class Link:
         with contextlib.suppress(asyncio.CancelledError):
             await keeper
         self._closed = True
-        if self.live is not None:
-            self.live.drop("closed")
+        if self._live is not None:
+            self._live.drop("closed")
         self._down = Unreachable("closed")
 
     # Owner of connections
 
     def lost(self, connection: Connection, why: str) -> None:
-        if connection is not self.live:
+        if connection is not self._live:
             return
-        self.live = None
+        self._live = None
         self.call = self._answer_down
         self._down = Unreachable(why)
         for timer in (self._sweep_timer, self._beat_timer):
@@ -214,7 +213,7 @@ class Link:
         except OSError as wrong:
             why = f"cannot connect to {self.address}: {wrong.strerror or wrong}"
         finally:
-            if connection is not self.live:
+            if connection is not self._live:
                 connection.drop(why)
         return why
 
@@ -271,7 +270,7 @@ class Link:
     def _go_live(self, connection: Connection, subscribed: list[bytes]) -> None:
         assert self._loop is not None
         self._gone.clear()
-        self.live = connection
+        self._live = connection
         self.call = connection.call
         self._late_sweeps = 0
         self._swept_at = self._loop.time()
@@ -295,7 +294,7 @@ class Link:
 
     def _sweep(self) -> None:
         assert self._loop is not None
-        live = self.live
+        live = self._live
         if live is None:
             return
         now = self._loop.time()
@@ -323,7 +322,7 @@ class Link:
         """The next heart-beat, where it says something: the first one of a connection follows its subscriptions."""
         if self._beat_timer is not None:
             self._beat_timer.cancel()
-        live, loop = self.live, self._loop
+        live, loop = self._live, self._loop
         if live is None or loop is None or self._on_heard is None or not self._in_order:
             return
         self._beat_timer = loop.call_later(self._beat_s, self._beat)
@@ -331,7 +330,11 @@ class Link:
 
     def _beaten(self, live: Connection, sent_at: float, reply: Any) -> None:
         """A heart-beat was answered. An error is no answer: a primary that was demoted goes on reading."""
-        if live is self.live and self._on_heard is not None and not isinstance(reply, Unreachable | hiredis.ReplyError):
+        if (
+            live is self._live
+            and self._on_heard is not None
+            and not isinstance(reply, Unreachable | hiredis.ReplyError)
+        ):
             self._on_heard(self.name, sent_at)
 
     def _told_time(self, asked_at: float, reply: Any) -> None:

@@ -45,7 +45,7 @@ class NetworkedStore:
         on_event: EventSink,
     ) -> None:
         self.name = link.name
-        self.link = link
+        self._link = link
         self._get_head = get_head
         self._put_request = put_requests(put_head, notifying_head, put_tail).encode
         self._key_prefix = key_prefix
@@ -55,11 +55,11 @@ class NetworkedStore:
 
     @property
     def reachable(self) -> bool:
-        return self.link.reachability.now
+        return self._link.reachability.now
 
     def get(self, key: bytes, reply: Callable[[GetReply], None]) -> None:
         check_key(key)
-        self.link.call(b"%b%b\r\n" % (self._get_head, key), partial(self._got, key, reply))
+        self._link.call(b"%b%b\r\n" % (self._get_head, key), partial(self._got, key, reply))
 
     def put(
         self, key: bytes, seen: Version | None, new: Entry, reply: Callable[[PutReply], None], notify: bytes = b""
@@ -68,7 +68,7 @@ class NetworkedStore:
             request = self._put_request(key, seen, new, notify)
         except CorruptEntry as impossible:
             return reply(self._event(StoreEventKind.PUT_IMPOSSIBLE, str(impossible)))
-        return self.link.call(request, partial(self._put_done, key, seen, new, notify, reply))
+        return self._link.call(request, partial(self._put_done, key, seen, new, notify, reply))
 
     def scan(self, cursor: int, limit: int, reply: Callable[[ScanReply], None]) -> None:
         request = b"*6\r\n$4\r\nSCAN\r\n%b%b%b" % (
@@ -76,29 +76,29 @@ class NetworkedStore:
             self._scan_tail,
             resp.bulk(b"%d" % max(limit, 1)),
         )
-        self.link.call(request, partial(self._scanned, reply))
+        self._link.call(request, partial(self._scanned, reply))
 
     def publish(self, server_id: bytes, message: bytes) -> None:
-        self.link.publish(server_id, message)
+        self._link.publish(server_id, message)
 
     def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
-        self.link.subscribe(server_id, on_message)
+        self._link.subscribe(server_id, on_message)
 
     def watch(self, on_change: Callable[[str, bool], None]) -> None:
-        self.link.reachability.watch(on_change)
+        self._link.reachability.watch(on_change)
 
     def watch_clock(self, on_time: Callable[[str, float, float], None]) -> bool:
-        self.link.watch_clock(on_time)
+        self._link.watch_clock(on_time)
         return True
 
     def watch_notices(self, on_heard: Callable[[str, float], None], period_s: float) -> None:
-        self.link.watch_notices(on_heard, period_s)
+        self._link.watch_notices(on_heard, period_s)
 
     async def open(self) -> None:
-        await self.link.open()
+        await self._link.open()
 
     async def aclose(self) -> None:
-        await self.link.aclose()
+        await self._link.aclose()
 
     def _put_done(
         self,
@@ -114,14 +114,14 @@ class NetworkedStore:
             return reply(ACCEPTED)
         if self._scripts_lost(got) and not retried:
             request = self._put_request(key, seen, new, notify)
-            return self.link.call(request, partial(self._put_done, key, seen, new, notify, reply, retried=True))
+            return self._link.call(request, partial(self._put_done, key, seen, new, notify, reply, retried=True))
         stored = self._entry(got)
         return reply(stored if isinstance(stored, Unreachable) else Refused(stored))
 
     def _got(self, key: bytes, reply: Callable[[GetReply], None], got: Any, retried: bool = False) -> None:
         if self._scripts_lost(got) and not retried:
             request = b"%b%b\r\n" % (self._get_head, key)
-            return self.link.call(request, partial(self._got, key, reply, retried=True))
+            return self._link.call(request, partial(self._got, key, reply, retried=True))
         return reply(self._entry(got))
 
     def _entry(self, got: Any) -> GetReply:
@@ -163,7 +163,7 @@ class NetworkedStore:
         if not (isinstance(got, hiredis.ReplyError) and str(got).startswith(_NO_SCRIPT)):
             return False
         for script in self._scripts:
-            self.link.call(script, _ignore)
+            self._link.call(script, _ignore)
         return bool(self._scripts)
 
     def _event(self, kind: StoreEventKind | None, why: str) -> Unreachable:

@@ -69,7 +69,7 @@ class ValkeyStore(NetworkedStore):
 
     def _ask_for_eviction(self) -> None:
         if not self._eviction_reported:
-            self.link.call(resp.command(b"INFO", b"memory"), self._check_eviction)
+            self._link.call(resp.command(b"INFO", b"memory"), self._check_eviction)
 
     def _check_eviction(self, reply: Any) -> None:
         """All our keys expire, so with a memory limit every policy but ``noeviction`` may drop sessions."""

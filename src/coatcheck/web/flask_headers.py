@@ -10,18 +10,15 @@ from coatcheck.sessions.routes import Header
 if TYPE_CHECKING:
     from flask.sessions import SessionMixin
 
-_ASKED_FOR: Final = frozenset({"cache-control", "vary", "etag", "last-modified", "content-length"})
+_ASKED_FOR: Final = ("cache-control", "vary", "etag", "last-modified", "content-length")
 """The headers by which it is decided what caches are told."""
 
 
 def headers_of(response: Any, streamed: bool) -> list[Header]:
     """Of the response's headers those that count. A body that is there as a whole has a length, whether it was
     written into the headers yet or not."""
-    found = [
-        (lowered.encode(), value.encode("latin-1"))
-        for name, value in response.headers
-        if (lowered := name.lower()) in _ASKED_FOR
-    ]
+    headers = response.headers
+    found = [(name.encode(), value.encode("latin-1")) for name in _ASKED_FOR for value in headers.getlist(name)]
     if not streamed:
         found.append((b"content-length", b""))
     return found
@@ -34,18 +31,14 @@ def is_cached(response: Any) -> bool:
 
 
 def adopt(response: Any, given: Iterable[Header], answered: Iterable[Header]) -> None:
-    """Bring what ``answered`` has beyond ``given`` to the response; ``given``: what :func:`headers_of` has found, or
-    nothing."""
+    """Bring what ``answered`` has beyond ``given`` to the response."""
     if answered is given:
         return
     known = set(given)
-    names = {name for name, _ in known}
     for name, value in answered:
         if (name, value) in known:
             continue
-        if name not in names:
-            response.headers.add(name.decode().title(), value.decode("latin-1"))
-        elif name == b"vary":
+        if name == b"vary":
             response.vary.add(value.decode())
         else:
             response.headers[name.decode().title()] = value.decode("latin-1")

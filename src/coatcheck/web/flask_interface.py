@@ -51,7 +51,7 @@ class CommonInterface:
 
     def shown_by(self, app: Any, request: Any) -> bytes:
         """The value of the session's cookie, empty if the browser shows none."""
-        return self._transport.find([value.encode() for value in request.cookies.getlist(self.get_cookie_name(app))])
+        return self._transport.find(value.encode() for value in request.cookies.getlist(self.get_cookie_name(app)))
 
     def session_of(self, opened: Opened) -> FrameworkSession:
         """The session of a request that this interface has opened."""
@@ -87,12 +87,11 @@ class CommonInterface:
     def settle(self, app: Any, session: FrameworkSession, response: Any) -> bool:
         """Before a session is finished: what the framework's rules say of it. Whether the browser is to forget it."""
         forget = session.leave_if_emptied()
-        request = session._request
-        accessed = request.accessed
-        asked = accessed or request.modified or not is_cached(response)
+        accessed = session.accessed
+        asked = accessed or session.modified or not is_cached(response)
         if asked and len(session) and self.should_set_cookie(app, session):
             session.refresh_for(app.permanent_session_lifetime)
-        request.accessed = accessed  # what was asked here is nobody's look at the session
+        session.accessed = accessed  # what was asked here is nobody's look at the session
         session.hand_over(self.serializer)
         return forget
 
@@ -103,11 +102,10 @@ class CommonInterface:
         adopt(response, given, answer.headers)
         token = b"" if forget else answer.token
         if token is not None:
-            accessed = session._request.accessed
+            accessed = session.accessed
             set_cookie(self, app, session, response, token)
-            session._request.accessed = accessed
-        if session._found is not None:
-            self._clear_former(app, session, response)
+            session.accessed = accessed
+        self._clear_former(app, session, response)
 
     def _clear_former(self, app: Any, session: FrameworkSession, response: Any) -> None:
         found = session._found

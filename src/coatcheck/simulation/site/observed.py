@@ -53,7 +53,7 @@ class ObservedStore:
     def subscribe(self, server_id: bytes, on_message: Callable[[bytes], None]) -> None:
         def hear(raw: bytes) -> None:
             if self._web.loses_notice():
-                live = self._store.link.live
+                live = self._store._link._live
                 if live is not None:
                     live.drop("the session server gave up a subscriber that read too slowly")
                 return

@@ -39,7 +39,7 @@ from coatcheck.pool.commands import (
     Waiting,
 )
 from coatcheck.pool.errors import StoreUnavailable
-from coatcheck.pool.state import Policy, new_user
+from coatcheck.pool.state import Failing, Policy, new_user
 from coatcheck.pool.stores.blob import TICKET_LIFE_S
 from coatcheck.pool.stores.port import TokenStore
 
@@ -469,7 +469,7 @@ def test_after_a_login_under_a_clock_that_was_ahead_the_next_one_waits_no_longer
     assert reply.limited_s <= 2.0
     (state, now), *_ = store.look("SADMIN").values()
     assert all(holding.deadline <= now + LIMITED.lease_s for holding in state.leases.values())
-    assert state.retry_at <= now + 2.0
+    assert all(failing.retry_at() <= now + 2.0 for failing in state.failing)
     assert state.rate_at <= now + 2.0
 
 
@@ -478,7 +478,7 @@ def test_a_reset_frees_a_user_who_is_locked_up(client: Open, token_backend: Toke
     store = client(LIMITED, name=name)
     assert isinstance(ask(store, Acquire()), MustLogIn)
     (state, now), *_ = store.look("SADMIN").values()
-    state.retry_at, state.rate_at, state.failures = now + AHEAD_S, now + AHEAD_S, 3
+    state.rate_at, state.failing = now + AHEAD_S, [Failing(b"", 3, now, AHEAD_S)]
     token_backend.put_back(name, "SADMIN", state)
     assert isinstance(ask(store, Acquire(may_wait=False)), NoToken)
     assert ask(store, Reset()) == Done(0)

@@ -39,7 +39,7 @@ class Leases:
             given: Granted | LoginDue
             given = Granted(held.fencing, held.token, held.remaining_s(), held.uses)
         else:
-            flow = check_out(user, wait_s, self._pool.clock)
+            flow = check_out(user, wait_s, self._pool.clock, self._pool.credentials.of(user, asked.password))
             given = await self._pool.run(flow, undo=lambda given: _give_back(user, given))
         self._waits.add(time.monotonic() - began)
         if isinstance(given, LoginDue):

@@ -145,7 +145,7 @@ def test_those_who_wait_with_refused_credentials_are_told(store: dict[str, Any])
 
         async with AsyncTokenPool(login, per_user=1, **store) as pool:
             callers = [asyncio.create_task(pool.lease("ada", "WRONG", wait="60s").acquire()) for _ in range(5)]
-            while sum(row.waiting for row in (await pool.stats()).values()) < 4:  # noqa: ASYNC110
+            while sum(row.waiting for row in (await pool.stats()).values()) < 4:
                 await asyncio.sleep(0.01)
             asked.set()
             results = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 30)

@@ -438,7 +438,7 @@ def test_the_classic_calls_on_top() -> None:
     pool.check_in("ann", token, "one again")
     for wrong in (token, NULL_TOKEN):
         with pytest.raises((LeaseLost, PoolFull)):
-            pool.check_in("ann", wrong, "replayed")
+            pool.check_in("ann", wrong, "replayed", "password")
     token = pool.check_out("ann", "password")
     assert (token.token, token.last_time_usage) == ("one again", True)
     assert pool.remove("ann", token)

@@ -219,6 +219,8 @@ class SessionPool:
                     raise PoolFull(f"the pool has {MAX_USERS} users already")
                 pool = self.users[username] = self._new_user_pool()
             pool.check_in(username, token_object, token_string, credentials)
+        if is_new:
+            self._credentials.checked_in(username)
 
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called invalid; ``False`` if it is not checked out (mission D7)."""

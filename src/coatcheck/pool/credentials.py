@@ -40,13 +40,16 @@ class Credentials:
         _in_vain.set((*kept[-(REMEMBERED - 1) :], (self._number, user, hashes)) if hashes else kept)
 
     def of_new(self, user: str, password: str | None) -> tuple[bytes, ...]:
-        """The hashes for a new token that is checked in: those of ``password``, or of this thread's check-out before."""
+        """The hashes for a new token: those of ``password``, or of this thread's check-out in vain."""
         found = self.of(user, password)
         for number, other, hashes in _in_vain.get():
             if password is None and (number, other) == (self._number, user):
                 found = hashes
-        _in_vain.set(self._others(user))
         return found
+
+    def checked_in(self, user: str) -> None:
+        """The new token is in: the next one begins with a check-out."""
+        _in_vain.set(self._others(user))
 
     def _others(self, user: str) -> tuple[tuple[int, str, tuple[bytes, ...]], ...]:
         return tuple(entry for entry in _in_vain.get() if entry[:2] != (self._number, user))

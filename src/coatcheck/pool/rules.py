@@ -13,6 +13,7 @@ and do no I/O. What must always hold (``tests/pool`` searches for a way to break
 from __future__ import annotations
 
 from collections.abc import Callable
+from hmac import compare_digest as same
 from typing import Any, Final
 
 from coatcheck.pool.commands import (
@@ -58,7 +59,6 @@ from coatcheck.pool.slots import (
     lose,
     note_failure,
     note_success,
-    same,
     sweep,
 )
 from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState

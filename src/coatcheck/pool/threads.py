@@ -106,8 +106,8 @@ class TokenPool(PoolCore):
         ``password`` goes to ``login`` and is not kept, but for a keyed hash of it: a token is lent only to callers who
         give the password that opened it, or none if none did. ``wait``: at most so long for a token, else the pool's.
         Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``,
-        ``PoolClosed``, ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password`` (``ValueError``) or ``wait``
-        (``ConfigError``) is refused at once.
+        ``PoolClosed``, ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password``
+        (``ValueError``) or ``wait`` (``ConfigError``) is refused at once.
         """
         if password is not None or wait is not None:
             check_password(password)
@@ -156,14 +156,17 @@ class TokenPool(PoolCore):
         """Store the refreshed token and free it; with ``NULL_TOKEN``: a new one (mission D5, D6).
 
         A new one belongs to the credentials with which this thread (or task) checked out in vain; ``password``: to
-        these. Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot, ``ValueError``.
+        these. Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot,
+        ``ValueError``.
         """
         check_user(username)
         check_object(token_object)
         check_token(token_string)
         check_password(password)
         if token_object.token_id is None:
-            self.run(flows.settle(username, Add(token_string, self.new_life_s(), self.credentials.of_new(username, password))))
+            credentials = self.credentials.of_new(username, password)
+            self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
+            self.credentials.checked_in(username)
         else:
             self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
 

@@ -31,8 +31,8 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     QueueFull,
-    Refused,
     Release,
     Remove,
     Reset,
@@ -436,7 +436,7 @@ def test_refused_credentials_are_not_tried_and_their_number_is_bounded(client: O
         slot = ask(store, Acquire(credentials=(bytes([number]) * 16,)))
         assert ask(store, LoginEnded(slot.fence, refused=True)) == Done()
     for number in range(MAX_FAILING):
-        assert ask(store, Acquire(credentials=(bytes([number]) * 16,))) == Refused()
+        assert ask(store, Acquire(credentials=(bytes([number]) * 16,))) == NotTried()
     one_more = ask(store, Acquire(may_wait=False, credentials=WRONG))
     assert type(one_more) is NoToken
     assert 0 < one_more.limited_s <= POLICY.backoff_max_s

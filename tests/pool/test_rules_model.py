@@ -24,8 +24,8 @@ from coatcheck.pool.commands import (
     Lost,
     MustLogIn,
     NoSlot,
+    NotTried,
     QueueFull,
-    Refused,
     Release,
     Remove,
     Reply,
@@ -127,7 +127,7 @@ class Farm(RuleBasedStateMachine):
         if type(reply) is QueueFull:
             assert len(self.state.tickets) >= self.policy.max_waiting
             return
-        if type(reply) is Refused:
+        if type(reply) is NotTried:
             assert owner(whose) in self.refused
             return
         ahead = queue.index(ticket) if ticket in queue else len(queue)

@@ -170,7 +170,7 @@ class NoToken(msgspec.Struct, frozen=True):
     limited_s: float = 0.0
 
 
-class Refused(msgspec.Struct, frozen=True):
+class NotTried(msgspec.Struct, frozen=True):
     """The upstream refused these credentials for good; they are not tried again."""
 
 
@@ -192,7 +192,7 @@ class Done(msgspec.Struct, frozen=True):
     count: int = 1
 
 
-Reply = Granted | MustLogIn | Waiting | NoToken | Refused | QueueFull | NoSlot | Lost | Done
+Reply = Granted | MustLogIn | Waiting | NoToken | NotTried | QueueFull | NoSlot | Lost | Done
 
 
 class Parting(msgspec.Struct, frozen=True):

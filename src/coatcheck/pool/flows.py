@@ -24,9 +24,9 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     Parting,
     QueueFull,
-    Refused,
     Release,
     TakeIdle,
     Waiting,
@@ -126,7 +126,7 @@ def acquire(
             if type(reply) is MustLogIn:
                 ticket = 0
                 return (yield from log_in(user, password, reply.fence, credentials))
-            if type(reply) is Refused:
+            if type(reply) is NotTried:
                 ticket = 0
                 raise LoginRefused(user)
             if type(reply) is QueueFull:

@@ -33,8 +33,8 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     QueueFull,
-    Refused,
     Release,
     Remove,
     Reply,
@@ -136,7 +136,7 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
         return take(state, policy, now, mine)
     if claim is Claim.REFUSED and command.may_login:
         _unqueue(state, command.ticket)
-        return Refused()
+        return NotTried()
     if claim is Claim.MAKE_ROOM and command.may_login and other is not None:
         state.free.remove(other)
         drop(state, policy, now, other, partings)

@@ -110,7 +110,7 @@ def test_a_changed_password_does_not_wait_for_the_sessions_of_the_old_one(store:
     with TokenPool(upstream.login, logout=upstream.logout, per_user=1, **store) as pool:
         use(pool, "old")
         upstream.password = "new"
-        with pool.lease("ada", "new", wait="20s") as held:
+        with pool.lease("ada", "new", wait="10s") as held:
             assert held.token == "session 2 of ada"
             with pytest.raises(PoolTimeout):
                 use(pool, "old")

@@ -31,6 +31,7 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     QueueFull,
     Release,
     Remove,
@@ -39,7 +40,7 @@ from coatcheck.pool.commands import (
     Waiting,
 )
 from coatcheck.pool.errors import StoreUnavailable
-from coatcheck.pool.state import Policy, new_user
+from coatcheck.pool.state import MAX_FAILING, Failing, Policy, new_user
 from coatcheck.pool.stores.blob import TICKET_LIFE_S
 from coatcheck.pool.stores.port import TokenStore
 
@@ -373,12 +374,113 @@ def test_a_store_that_is_away_says_so(token_backend: TokenBackend) -> None:
         store.close()
 
 
+RIGHT, WRONG, NEW_KEY = (b"r" * 16,), (b"w" * 16,), b"n" * 16
+WHOSE = st.sampled_from([(), RIGHT, WRONG, (NEW_KEY, *RIGHT)])
+
+
+def open_session(store: TokenStore, whose: tuple[bytes, ...], token: str = TOKEN) -> Granted:
+    slot = ask(store, Acquire(may_wait=False, credentials=whose))
+    assert type(slot) is MustLogIn
+    granted = ask(store, LoginDone(slot.fence, token, 60.0))
+    assert type(granted) is Granted
+    return granted
+
+
+def test_a_token_is_lent_only_with_the_credentials_that_opened_it(client: Open) -> None:
+    store, other = client(), client()
+    ask(store, Release(open_session(store, RIGHT, "right's").fence))
+    ask(store, Release(open_session(store, (), "nobody's").fence))
+    for whose, token in ((RIGHT, "right's"), ((), "nobody's"), ((NEW_KEY, *RIGHT), "right's"), ((NEW_KEY,), "right's")):
+        assert ask(other, Acquire(may_login=False, may_wait=False, credentials=WRONG)) == NoToken()
+        granted = ask(other, Acquire(credentials=whose))
+        assert granted.value == token
+        assert ask(other, Release(granted.fence, token)) == Done()
+    assert ask(store, Acquire(may_login=False, may_wait=False, credentials=RIGHT)) == NoToken(), "the key is another"
+
+
+def test_an_idle_token_of_other_credentials_makes_room(client: Open) -> None:
+    policy = msgspec.structs.replace(POLICY, signs_out=True, logout_timeout_s=20.0)
+    store = client(policy)
+    held = open_session(store, RIGHT, "held")
+    ask(store, Release(open_session(store, RIGHT, "idle").fence))
+    outcome = store.apply("SADMIN", Acquire(credentials=WRONG))
+    assert type(outcome.reply) is Waiting, "the upstream still counts the session that is dropped"
+    (parting,) = outcome.partings
+    assert parting.value == "idle"
+    again = store.apply("SADMIN", Acquire(outcome.reply.ticket, credentials=WRONG))
+    assert (type(again.reply), again.partings) == (Waiting, ()), "one room is enough for one caller"
+    assert ask(store, LogoutEnded(parting.fence)) == Done()
+    assert type(ask(store, Acquire(outcome.reply.ticket, credentials=WRONG))) is MustLogIn
+    assert type(ask(store, Extend(held.fence))) is Granted, "what is in use stays"
+
+
+def test_back_offs_are_apart_and_do_not_make_room(client: Open) -> None:
+    store = client(msgspec.structs.replace(POLICY, per_user=1, backoff_first_s=50.0))
+    slot = ask(store, Acquire(credentials=WRONG))
+    assert ask(store, LoginEnded(slot.fence)) == Done()
+    live = open_session(store, RIGHT)
+    waiting = ask(store, Acquire(credentials=WRONG))
+    assert type(waiting) is Waiting
+    assert ask(store, Release(live.fence)) == Done()
+    again = ask(store, Acquire(waiting.ticket, credentials=WRONG))
+    assert type(again) is Waiting
+    assert 0 < again.limited_s <= 50.0
+    assert type(ask(store, Acquire(credentials=RIGHT))) is Granted, "who cannot be served holds nobody up"
+
+
+def test_refused_credentials_are_not_tried_and_their_number_is_bounded(client: Open) -> None:
+    store = client()
+    live = open_session(store, RIGHT)
+    assert ask(store, Release(live.fence)) == Done()
+    for number in range(MAX_FAILING):
+        slot = ask(store, Acquire(credentials=(bytes([number]) * 16,)))
+        assert ask(store, LoginEnded(slot.fence, refused=True)) == Done()
+    for number in range(MAX_FAILING):
+        assert ask(store, Acquire(credentials=(bytes([number]) * 16,))) == NotTried()
+    one_more = ask(store, Acquire(may_wait=False, credentials=WRONG))
+    assert type(one_more) is NoToken
+    assert 0 < one_more.limited_s <= POLICY.backoff_max_s
+    assert type(ask(store, Acquire(credentials=RIGHT))) is Granted
+    assert type(ask(store, Acquire(credentials=RIGHT))) is MustLogIn, "who was right needs no place"
+    state, _ = store.look("SADMIN")["SADMIN"]
+    assert len(state.failing) == MAX_FAILING
+    ask(store, Reset())
+    assert type(ask(store, Acquire(credentials=(bytes(16),)))) is MustLogIn
+
+
+def test_a_state_of_the_release_before_is_read_and_its_tokens_are_nobodys(
+    client: Open, token_backend: TokenBackend
+) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "nothing of before is kept"
+        return
+    name, user = "default", f"user-{secrets.token_hex(4)}"
+    box, store = token_backend.box(POLICY, name), client(name=name)
+    now_us = time.time_ns() // 1000
+    far = time.time() + 60.0
+    token = {"token_id": 1, "value": "of before", "life_s": 60.0, "expires_at": far, "used_at": far - 60.0}
+    former = {"fence": now_us, "first_fence": now_us, "free": [token], "failures": 3, "retry_at": far}
+    plain = b"\x01" + msgspec.msgpack.encode(former)
+    ask(store, Release(log_in(store, user).fence), user)
+    token_backend.overwrite(user, box._box.seal(plain, user.encode()))
+    assert [token.value for token in store.look(user)[user][0].free] == ["of before"]
+    for whose in ((), RIGHT):
+        assert ask(store, Acquire(may_login=False, may_wait=False, credentials=whose), user) == NoToken()
+    slots = [ask(store, Acquire(credentials=RIGHT), user) for _ in range(POLICY.per_user)]
+    assert [type(slot) for slot in slots] == [MustLogIn] * POLICY.per_user, "they make room"
+    later = b"\x03" + msgspec.msgpack.encode(former)
+    token_backend.overwrite(user, box._box.seal(later, user.encode()))
+    with pytest.raises(StoreUnavailable, match="a format that this version does not know"):
+        ask(store, Acquire(), user)
+
+
 COMMANDS = st.lists(
     st.one_of(
-        st.builds(lambda wait, login: ("acquire", wait, login), st.booleans(), st.booleans()),
+        st.builds(lambda wait, login, whose: ("acquire", wait, login, whose), st.booleans(), st.booleans(), WHOSE),
         st.builds(lambda which, keep: ("release", which, keep), st.integers(0, 5), st.booleans()),
         st.tuples(st.sampled_from(["login", "login_failed", "leave", "extend", "closed"]), st.integers(0, 5)),
-        st.tuples(st.sampled_from(["add", "idle", "remove", "clean"])),
+        st.tuples(st.sampled_from(["idle", "remove", "clean"])),
+        st.tuples(st.just("add"), WHOSE),
     ),
     max_size=20,
 )
@@ -421,22 +523,22 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
         return numbers[which % len(numbers)] if numbers else 7
 
     match step:
-        case ("acquire", wait, login):
-            return Acquire(tickets[-1] if tickets and not login else 0, wait, login)
+        case ("acquire", wait, login, whose):
+            return Acquire(tickets[-1] if tickets and not login else 0, wait, login, whose)
         case ("release", which, keep):
             return Release(pick(fences, which), f"refreshed {which}" if which % 2 else None, keep=keep)
         case ("login", which):
             return LoginDone(pick(fences, which), f"token {which}", 3_000.0)
         case ("login_failed", which):
-            return LoginEnded(pick(fences, which), failed=which % 2 == 0)
+            return LoginEnded(pick(fences, which), failed=which % 2 == 0, refused=which == 4)
         case ("leave", which):
             return Leave(pick(tickets, which))
         case ("extend", which):
             return Extend(pick(fences, which))
         case ("closed", which):
             return LogoutEnded(pick(partings, which))
-        case ("add",):
-            return Add("added", 3_000.0)
+        case ("add", whose):
+            return Add("added", 3_000.0, whose)
         case ("idle",):
             return TakeIdle(0.0)
         case ("remove",):
@@ -469,7 +571,7 @@ def test_after_a_login_under_a_clock_that_was_ahead_the_next_one_waits_no_longer
     assert reply.limited_s <= 2.0
     (state, now), *_ = store.look("SADMIN").values()
     assert all(holding.deadline <= now + LIMITED.lease_s for holding in state.leases.values())
-    assert state.retry_at <= now + 2.0
+    assert all(failing.retry_at() <= now + 2.0 for failing in state.failing)
     assert state.rate_at <= now + 2.0
 
 
@@ -478,7 +580,7 @@ def test_a_reset_frees_a_user_who_is_locked_up(client: Open, token_backend: Toke
     store = client(LIMITED, name=name)
     assert isinstance(ask(store, Acquire()), MustLogIn)
     (state, now), *_ = store.look("SADMIN").values()
-    state.retry_at, state.rate_at, state.failures = now + AHEAD_S, now + AHEAD_S, 3
+    state.rate_at, state.failing = now + AHEAD_S, [Failing(b"", 3, now, AHEAD_S)]
     token_backend.put_back(name, "SADMIN", state)
     assert isinstance(ask(store, Acquire(may_wait=False)), NoToken)
     assert ask(store, Reset()) == Done(0)

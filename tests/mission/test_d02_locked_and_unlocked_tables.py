@@ -8,8 +8,8 @@ from coatcheck.pool import NULL_TOKEN, SessionPool, UserSessionPool
 
 def test_check_out_moves_to_locked_and_check_in_back_to_unlocked() -> None:
     pool = SessionPool(expiration_time="15m", maximum_usage=500)
-    pool.check_in("SADMIN", NULL_TOKEN, "token 1")
-    pool.check_in("SADMIN", NULL_TOKEN, "token 2")
+    pool.check_in("SADMIN", NULL_TOKEN, "token 1", "password")
+    pool.check_in("SADMIN", NULL_TOKEN, "token 2", "password")
     user = pool.users["SADMIN"]
     assert isinstance(user, UserSessionPool)
     assert (len(user.unlocked), user.locked) == (2, {})

@@ -48,5 +48,5 @@ def test_the_null_token_says_so() -> None:
     assert token.token == ""
     assert "null" in repr(token)
     pool.check_in("SADMIN", token, "fresh")
-    assert pool.check_out("SADMIN"), "a token that is valid is true"
+    assert pool.check_out("SADMIN", "secret"), "a token that is valid is true"
     assert NULL_TOKEN.token == "", "the null token itself stays what it is"

@@ -12,6 +12,7 @@ from coatcheck.pool.commands import Acquire, Done, Granted, Release
 from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState
 
 NOW = 1_000.0
+WHOSE = st.sampled_from([b"", b"r" * 16, b"o" * 16])
 SECONDS = st.sampled_from([NOW - 1, NOW, NOW + 0.5, NOW + 1, NOW + 50, FAR])
 
 
@@ -28,6 +29,7 @@ def states(draw: st.DrawFn) -> tuple[UserState, Policy]:
             dies_at,
             span_s,
             draw(st.integers(1, 4)),
+            credentials=draw(WHOSE),
         )
 
     state = UserState(500, 500)
@@ -40,15 +42,17 @@ def states(draw: st.DrawFn) -> tuple[UserState, Policy]:
     return state, policy
 
 
-@given(states())
-def test_taking(given_state: tuple[UserState, Policy]) -> None:
+@given(states(), WHOSE)
+def test_taking(given_state: tuple[UserState, Policy], whose: bytes) -> None:
     state, policy = given_state
     before, slow = copy.deepcopy(state), copy.deepcopy(state)
-    taken = rules.take_quickly(state, policy, NOW)
+    credentials = (whose,) if whose else ()
+    taken = rules.take_quickly(state, policy, NOW, credentials)
     if taken is None:
         assert state == before
         return
-    outcome = rules.apply(slow, policy, NOW, Acquire())
+    assert taken[2].credentials == whose
+    outcome = rules.apply(slow, policy, NOW, Acquire(credentials=credentials))
     assert type(outcome.reply) is Granted
     assert taken[0] == outcome.reply.fence
     # The slow way also sweeps other spent tokens; where it found none, the states are the same.

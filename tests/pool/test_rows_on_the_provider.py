@@ -51,7 +51,7 @@ def test_d2_tokens_move_between_the_tables_and_keep_their_ids(provider: Provider
     client.call()
     tables = pool.users["TWO"]
     for _ in range(3):
-        token = pool.check_out("TWO")
+        token = pool.check_out("TWO", PASSWORD)
         assert (list(tables.locked.values()), tables.unlocked) == ([token], {})
         answer = ask(provider.url, SessionType="Stateless", SessionToken=token.token)
         assert answer.token not in (None, token.token), "the provider refreshes it with each response"
@@ -90,7 +90,7 @@ def test_d5_refreshed_strings_are_stored_and_expired_tokens_dropped(provider: Pr
         assert client.call()[0].session == first, "check-in renews; an old string would be refused by this provider"
     now[0] += 60
     assert client.call()[0].session != first, "expired: a login"
-    locked = pool.check_out("FIVE")
+    locked = pool.check_out("FIVE", PASSWORD)
     now[0] += 60
     assert pool.clean_up() == 1, "from the locked table as well"
     with pytest.raises(LeaseLost):

@@ -24,6 +24,7 @@ from coatcheck.pool.commands import (
     Lost,
     MustLogIn,
     NoSlot,
+    NotTried,
     QueueFull,
     Release,
     Remove,
@@ -31,10 +32,17 @@ from coatcheck.pool.commands import (
     TakeIdle,
     Waiting,
 )
-from coatcheck.pool.state import FAR, Policy, new_user
+from coatcheck.pool.state import FAR, MAX_FAILING, REFUSED_S, Policy, new_user
 
 LEASE_S = 10.0
 WHICH = st.integers(0, 9)
+RIGHT, OTHER, FORMER = b"r" * 16, b"o" * 16, b"f" * 16
+WHOSE = st.sampled_from([(), (RIGHT,), (RIGHT, FORMER), (OTHER,), (FORMER, RIGHT)])
+
+
+def owner(credentials: tuple[bytes, ...]) -> str:
+    """Whom the hashes stand for; ``RIGHT`` and ``FORMER`` are of one password, by two keys of a ring."""
+    return {b"": "nobody", OTHER: "other"}.get(credentials[0] if credentials else b"", "right")
 
 
 class Farm(RuleBasedStateMachine):
@@ -54,6 +62,10 @@ class Farm(RuleBasedStateMachine):
         self.state = new_user(1_000)
         self.now = 1_000_000.0
         self.tokens = 0
+        self.owners: dict[str, str] = {}  # who opened it, by the token's stem
+        self.logins: dict[int, str] = {}  # who logs in, by slot
+        self.refused: set[str] = set()
+        self.queued: dict[int, tuple[bytes, ...]] = {}
         self.uses: dict[str, int] = {}  # by the token's stem: refreshed strings are the same session
         self.deadlines: dict[int, float] = {}  # of leases that we believe in
         self.in_hands: dict[int, str] = {}  # what borrowers hold until they give it back, be it late
@@ -71,8 +83,9 @@ class Farm(RuleBasedStateMachine):
         assert bool(outcome.partings) <= self.policy.signs_out
         return outcome.reply, [(parting.fence, parting.value) for parting in outcome.partings]
 
-    def granted(self, reply: Granted, *, is_use: bool = True) -> None:
+    def granted(self, reply: Granted, *, whose: str | None = None, is_use: bool = True) -> None:
         stem = reply.value.split("/")[0]
+        assert whose is None or self.owners[stem] == whose, "lent to somebody who did not open it"
         self.uses[stem] = self.uses.get(stem, 0) + is_use
         assert self.uses[stem] <= self.policy.max_uses, "used too often"
         assert stem not in self.in_hands.values(), "a borrower who is late may still be using it"
@@ -80,30 +93,32 @@ class Farm(RuleBasedStateMachine):
         self.deadlines[reply.fence] = self.now + LEASE_S
 
     @precondition(lambda self: self.state.free or self.state.next_deadline <= self.now)
-    @rule()
-    def check_out(self) -> None:
-        queue = self.live_queue()
-        reply, partings = self.apply(Acquire(may_wait=False, may_login=False))
+    @rule(whose=WHOSE)
+    def check_out(self, whose: tuple[bytes, ...]) -> None:
+        queue = self.live_queue(whose)
+        reply, partings = self.apply(Acquire(may_wait=False, may_login=False, credentials=whose))
         self.part(partings)
         if type(reply) is Granted:
             assert len(queue) < self.policy.per_user, "somebody came first"
-            self.granted(reply)
+            self.granted(reply, whose=owner(whose))
 
-    @rule()
-    def borrow(self) -> None:
-        self.ask(0)
+    @rule(whose=WHOSE)
+    def borrow(self, whose: tuple[bytes, ...]) -> None:
+        self.ask(0, whose)
 
     @precondition(lambda self: self.queue)
     @rule(which=WHICH)
     def ask_again(self, which: int) -> None:
-        self.ask(self.queue[which % len(self.queue)])
+        ticket = self.queue[which % len(self.queue)]
+        self.ask(ticket, self.queued[ticket])
 
-    def ask(self, ticket: int) -> None:
-        queue = self.live_queue()
-        reply, partings = self.apply(Acquire(ticket))
+    def ask(self, ticket: int, whose: tuple[bytes, ...]) -> None:
+        queue = self.live_queue(whose)
+        reply, partings = self.apply(Acquire(ticket, credentials=whose))
         self.part(partings)
         if type(reply) is Waiting:
             assert reply.again_s >= 0
+            self.queued[reply.ticket] = whose
             if reply.ticket != ticket:
                 self.leave_queue(ticket)
                 self.queue.append(reply.ticket)
@@ -112,16 +127,23 @@ class Farm(RuleBasedStateMachine):
         if type(reply) is QueueFull:
             assert len(self.state.tickets) >= self.policy.max_waiting
             return
+        if type(reply) is NotTried:
+            assert owner(whose) in self.refused
+            return
         ahead = queue.index(ticket) if ticket in queue else len(queue)
         assert ahead < self.policy.per_user, "more came first than there are slots"
         if type(reply) is Granted:
-            self.granted(reply)
+            self.granted(reply, whose=owner(whose))
         else:
             assert type(reply) is MustLogIn
             self.logging_in.append(reply.fence)
+            self.logins[reply.fence] = owner(whose)
 
-    def live_queue(self) -> list[int]:
-        return [ticket.number for ticket in self.state.tickets if self.now < ticket.alive_until]
+    def live_queue(self, whose: tuple[bytes, ...]) -> list[int]:
+        """Those who wait with the same credentials: others may wait for what these need not."""
+        waiting = [ticket for ticket in self.state.tickets if self.now < ticket.alive_until]
+        mine = owner(whose)
+        return [ticket.number for ticket in waiting if owner((ticket.credentials,)) == mine]
 
     def leave_queue(self, ticket: int) -> None:
         if ticket in self.queue:
@@ -135,6 +157,7 @@ class Farm(RuleBasedStateMachine):
     def log_in(self, which: int, span: float) -> None:
         slot = self.logging_in.pop(which % len(self.logging_in))
         self.tokens += 1
+        self.owners[f"t{self.tokens}"] = self.logins[slot]
         reply, partings = self.apply(LoginDone(slot, f"t{self.tokens}", 20.0, span))
         self.part(partings)
         if type(reply) is Granted:
@@ -144,13 +167,16 @@ class Farm(RuleBasedStateMachine):
             assert slot not in self.state.leases or self.now >= self.state.leases[slot].deadline
 
     @precondition(lambda self: self.logging_in)
-    @rule(which=WHICH, failed=st.booleans())
-    def fail_to_log_in(self, which: int, failed: bool) -> None:
+    @rule(which=WHICH, failed=st.booleans(), refused=st.booleans())
+    def fail_to_log_in(self, which: int, failed: bool, refused: bool) -> None:
         slot = self.logging_in.pop(which % len(self.logging_in))
-        self.apply(LoginEnded(slot, failed=failed))
+        holding = self.state.leases.get(slot)
+        self.apply(LoginEnded(slot, failed=failed, refused=failed and refused))
         assert slot not in self.state.leases
-        if failed:
-            assert slots.login_openings(self.state, self.policy, self.now) == 0, "not again at once"
+        if failed and holding is not None:
+            assert slots.login_allowed_at(self.state, self.policy, holding.credentials) > self.now, "not again at once"
+        if failed and refused:
+            self.refused.add(self.logins[slot] if holding is not None else "nobody")
 
     @precondition(lambda self: self.in_hands)
     @rule(which=WHICH, renew=st.booleans(), keep=st.integers(0, 3), sign_out=st.booleans())
@@ -180,15 +206,16 @@ class Farm(RuleBasedStateMachine):
         reply, partings = self.apply(TakeIdle(1.0))
         self.part(partings)
         if type(reply) is Granted:
-            assert not self.live_queue(), "whoever waits comes first"
+            assert not any(self.now < ticket.alive_until for ticket in self.state.tickets), "whoever waits comes first"
             self.granted(reply, is_use=False)
 
     @precondition(lambda self: self.tokens < 4)
-    @rule()
-    def add(self) -> None:
+    @rule(whose=WHOSE)
+    def add(self, whose: tuple[bytes, ...]) -> None:
         self.tokens += 1
         self.uses[f"t{self.tokens}"] = 1
-        reply, partings = self.apply(Add(f"t{self.tokens}", 20.0))
+        self.owners[f"t{self.tokens}"] = owner(whose)
+        reply, partings = self.apply(Add(f"t{self.tokens}", 20.0, whose))
         self.part(partings)
         assert type(reply) in (Done, NoSlot)
 
@@ -209,7 +236,7 @@ class Farm(RuleBasedStateMachine):
     def leave(self, which: int) -> None:
         ticket = self.queue.pop(which % len(self.queue))
         self.apply(Leave(ticket))
-        assert ticket not in self.live_queue()
+        assert all(other.number != ticket for other in self.state.tickets)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0, LEASE_S, 25.0]), clean_up=st.booleans())
     def time_passes(self, seconds: float, clean_up: bool) -> None:
@@ -227,13 +254,15 @@ class Farm(RuleBasedStateMachine):
         _, partings = self.apply(CleanUp())
         self.part(partings)
 
-    @rule()
-    def log_in_at_once(self) -> None:
+    @rule(whose=WHOSE)
+    def log_in_at_once(self, whose: tuple[bytes, ...]) -> None:
         """The usual way, so that there is something to go wrong with."""
-        self.ask(0)
+        self.ask(0, whose)
         if self.logging_in:
             self.tokens += 1
-            reply, _ = self.apply(LoginDone(self.logging_in.pop(), f"t{self.tokens}", 20.0))
+            slot = self.logging_in.pop()
+            self.owners[f"t{self.tokens}"] = self.logins[slot]
+            reply, _ = self.apply(LoginDone(slot, f"t{self.tokens}", 20.0))
             if type(reply) is Granted:
                 self.granted(reply)
 
@@ -270,7 +299,10 @@ class Farm(RuleBasedStateMachine):
             return
         policy = self.policy
         assert state.rate_at <= self.now + policy.login_every_s * policy.login_burst, "logins are locked for long"
-        assert state.retry_at <= self.now + policy.backoff_max_s, "a failed login locks for long"
+        assert len(state.failing) <= MAX_FAILING
+        for failing in state.failing:
+            longest_s = REFUSED_S if failing.refused else policy.backoff_max_s
+            assert failing.retry_at() <= self.now + longest_s, "a failed login locks for long"
         assert all(closing.deadline <= self.now + policy.logout_timeout_s for closing in state.closing.values())
         assert all(ticket.alive_until <= self.now + policy.ticket_life_s for ticket in state.tickets)
         tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]

@@ -430,15 +430,16 @@ def test_the_classic_calls_on_top() -> None:
     assert pool.check_out("ann", "password") is NULL_TOKEN
     pool.check_in("ann", NULL_TOKEN, "one")
     with pytest.raises(PoolFull):
-        pool.check_in("ann", NULL_TOKEN, "two")
-    token = pool.check_out("ann")
+        pool.check_in("ann", NULL_TOKEN, "two", "password")
+    assert pool.check_out("ann") is NULL_TOKEN, "without the password"
+    token = pool.check_out("ann", "password")
     assert (token.token, token.usage_counter, token.last_time_usage) == ("one", 2, False)
     assert pool.check_out("ann") is NULL_TOKEN
     pool.check_in("ann", token, "one again")
     for wrong in (token, NULL_TOKEN):
         with pytest.raises((LeaseLost, PoolFull)):
-            pool.check_in("ann", wrong, "replayed")
-    token = pool.check_out("ann")
+            pool.check_in("ann", wrong, "replayed", "password")
+    token = pool.check_out("ann", "password")
     assert (token.token, token.last_time_usage) == ("one again", True)
     assert pool.remove("ann", token)
     assert not pool.remove("ann", token)

@@ -17,7 +17,7 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
     held.extend()                                      # a new deadline, one lease time from now, or LeaseLost
 
     pool.check_out(user, password=None)                # TokenObject | NULL_TOKEN, never waits and never logs in
-    pool.check_in(user, token_object, token_string)    # NULL_TOKEN as token_object: a new token after one's own login
+    pool.check_in(user, token_object, token_string, password=None)  # NULL_TOKEN: a new token after one's own login
     pool.remove(user, token_object)                    # -> bool; the upstream said that it is dead
     pool.remove_token(user, token_id=None)             # -> int; an operator drops one token (or all) of a user
     pool.clean_up()                                    # -> int, how many tokens were dropped
@@ -28,7 +28,8 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
 ``AsyncTokenPool`` has the same names: ``async with pool.lease(...)``, and every other method awaited; inside a lease
 ``renew`` and ``drop`` are plain calls (they take effect when the lease is given back), ``extend`` is awaited.
 Errors are all under ``PoolError`` (a ``CoatcheckError``): ``LeaseLost``, ``PoolTimeout``, ``PoolFull``, ``PoolClosed``,
-``LoginFailed``, ``LoginRateLimited`` (both with ``user``; the latter with ``retry_after_s``), ``StoreUnavailable``.
+``LoginFailed``, ``LoginRefused`` (a ``LoginFailed`` that ``login`` raises for good), ``LoginRateLimited`` (all with
+``user``; the last with ``retry_after_s``), ``StoreUnavailable``.
 """
 
 from coatcheck.pool.aio import AsyncTokenLease, AsyncTokenPool
@@ -37,6 +38,7 @@ from coatcheck.pool.errors import (
     LeaseLost,
     LoginFailed,
     LoginRateLimited,
+    LoginRefused,
     PoolClosed,
     PoolError,
     PoolFull,
@@ -55,6 +57,7 @@ __all__ = [
     "LeaseLost",
     "LoginFailed",
     "LoginRateLimited",
+    "LoginRefused",
     "PoolClosed",
     "PoolError",
     "PoolEvent",

@@ -34,7 +34,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
+from coatcheck.pool.errors import LeaseLost, LoginFailed, LoginRefused, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut
 from coatcheck.pool.held import Held
@@ -114,10 +114,11 @@ class AsyncTokenPool(PoolCore):
     def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> AsyncTokenLease:
         """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
 
-        ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
-        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password`` (``ValueError``) or ``wait``
-        (``ConfigError``) is refused at once.
+        ``password`` goes to ``login`` and is not kept, but for a keyed hash of it: a token is lent only to callers who
+        give the password that opened it, or none if none did. ``wait``: at most so long for a token, else the pool's.
+        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``,
+        ``PoolClosed``, ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password``
+        (``ValueError``) or ``wait`` (``ConfigError``) is refused at once.
         """
         if password is not None or wait is not None:
             check_password(password)
@@ -130,7 +131,7 @@ class AsyncTokenPool(PoolCore):
         if self.settings.keepalive is not None and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
-        flow = flows.acquire(user, password, self.wait_s(held._wait), self.clock)
+        flow = flows.acquire(user, password, self.wait_s(held._wait), self.clock, held._hashes())
         held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence))))
 
     async def resume(self, user: str, fencing: int) -> AsyncTokenLease:
@@ -152,22 +153,34 @@ class AsyncTokenPool(PoolCore):
     # -- the classic calls
 
     async def check_out(self, username: str, password: str | None = None) -> TokenObject:
-        """A free valid token, or ``NULL_TOKEN``: then log in and check the new token in. Never waits (mission D6)."""
+        """A free valid token of these credentials, or ``NULL_TOKEN``: then log in and check the new token in.
+
+        Never waits (mission D6).
+        """
         check_password(password)
-        flow = flows.ask(check_user(username), Acquire(may_wait=False, may_login=False))
+        credentials = self.credentials.of(check_user(username), password)
+        flow = flows.ask(username, Acquire(may_wait=False, may_login=False, credentials=credentials))
         reply = await self.run(flow, undo=lambda reply: _undo(username, reply))
+        self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
         return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
 
-    async def check_in(self, username: str, token_object: TokenObject, token_string: str) -> None:
+    async def check_in(
+        self, username: str, token_object: TokenObject, token_string: str, password: str | None = None
+    ) -> None:
         """Store the refreshed token and free it; with ``NULL_TOKEN``: a new one (mission D5, D6).
 
-        Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot, ``ValueError``.
+        A new one belongs to the credentials with which this thread (or task) checked out in vain; ``password``: to
+        these. Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot,
+        ``ValueError``.
         """
         check_user(username)
         check_object(token_object)
         check_token(token_string)
+        check_password(password)
         if token_object.token_id is None:
-            await self.run(flows.settle(username, Add(token_string, self.new_life_s())))
+            credentials = self.credentials.of_new(username, password)
+            await self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
+            self.credentials.checked_in(username)
         else:
             await self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
 
@@ -348,11 +361,12 @@ class AsyncTokenPool(PoolCore):
     def _finish_login(self, effect: LogIn, done: asyncio.Task[Fresh]) -> None:
         """The caller was cancelled meanwhile; what the login brought goes into the pool."""
         failed = done.cancelled() or done.exception() is not None
+        refused = not done.cancelled() and isinstance(done.exception(), LoginRefused)
         fresh = None if failed else done.result()
 
         async def finish() -> None:
             try:
-                await self.run(flows.finish_login(effect.user, effect.fence, fresh))
+                await self.run(flows.finish_login(effect.user, effect.fence, fresh, refused=refused))
             except PoolError as trouble:
                 self.report(PoolEventKind.LOGIN_FAILED, effect.user, type(trouble).__name__)
 

@@ -15,15 +15,20 @@ It is exact rather than convenient; for waiting, logins and recovery of crashed 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, PoolFull
 from coatcheck.pool.masking import check_password, check_token, check_user, masked
+from coatcheck.pool.state import NONE_GIVEN
+from coatcheck.tokens.keyring import KeyRing
 
 MAX_USERS: Final = 10_000
 MAX_TOKENS_PER_USER: Final = 1_000
@@ -38,7 +43,7 @@ class TokenObject:
     stays when the token string changes. ``None``: the pool does not know this token yet.
     """
 
-    __slots__ = ("expiration_time", "last_time_usage", "token", "token_id", "usage_counter")
+    __slots__ = ("_credentials", "expiration_time", "last_time_usage", "token", "token_id", "usage_counter")
 
     def __init__(self, token: str, expiration_time: float = 0.0, *, token_id: int | None = None) -> None:
         self.token = token
@@ -46,6 +51,7 @@ class TokenObject:
         self.last_time_usage = False
         self.expiration_time = expiration_time
         self.token_id = token_id
+        self._credentials = NONE_GIVEN
 
     def __repr__(self) -> str:
         shown = masked(self.token) if self.token else "null"
@@ -79,11 +85,16 @@ class UserSessionPool:
         self._clock = clock
         self._ids = itertools.count(1)
 
-    def check_out(self) -> TokenObject:
-        """Move a valid token to ``locked`` and return it, or :data:`NULL_TOKEN` (mission D2, D4, D5, D6)."""
+    def check_out(self, credentials: bytes = NONE_GIVEN) -> TokenObject:
+        """Move a valid token to ``locked`` and return it, or :data:`NULL_TOKEN` (mission D2, D4, D5, D6).
+
+        ``credentials``: the hash of those that opened it.
+        """
         self._drop_expired(self.unlocked)
-        while self.unlocked:
-            token_id, token = self.unlocked.popitem()
+        for token_id in reversed(list(self.unlocked)):
+            if not compare_digest(self.unlocked[token_id]._credentials, credentials):
+                continue
+            token = self.unlocked.pop(token_id)
             token.usage_counter += 1
             if self.check_usage:
                 if token.usage_counter > self.maximum_usage:
@@ -93,14 +104,20 @@ class UserSessionPool:
             return token
         return NULL_TOKEN
 
-    def check_in(self, user: str, token_object: TokenObject, token_string: str) -> None:
-        """Store the refreshed string, renew the expiration time, unlock. Raises as :meth:`SessionPool.check_in`."""
+    def check_in(
+        self, user: str, token_object: TokenObject, token_string: str, credentials: bytes = NONE_GIVEN
+    ) -> None:
+        """Store the refreshed string, renew the expiration time, unlock. Raises as :meth:`SessionPool.check_in`.
+
+        ``credentials``: the hash of those that opened a new token.
+        """
         token_id = token_object.token_id
         if token_id is None:
-            if len(self.locked) + len(self.unlocked) >= MAX_TOKENS_PER_USER:
+            if len(self.locked) + len(self.unlocked) >= MAX_TOKENS_PER_USER and not self._make_room(credentials):
                 raise PoolFull(f"{user!r} has {MAX_TOKENS_PER_USER} tokens already")
             token_id = next(self._ids)
             token = TokenObject(token_string, token_id=token_id)
+            token._credentials = credentials
         elif self.locked.get(token_id) is token_object:
             token = self.locked.pop(token_id)
             token.token = token_string
@@ -108,6 +125,14 @@ class UserSessionPool:
             raise LeaseLost(user, token_id)
         token.expiration_time = self._clock() + self.expiration_time
         self.unlocked[token_id] = token
+
+    def _make_room(self, credentials: bytes) -> bool:
+        """Drop a free token of other credentials, so that a changed password does not wait for the old one's."""
+        for token_id, token in self.unlocked.items():
+            if not compare_digest(token._credentials, credentials):
+                del self.unlocked[token_id]
+                return True
+        return False
 
     def remove(self, token_object: TokenObject) -> bool:
         """Drop a dead token from ``locked``; ``False`` if it is not there (mission D5, D7)."""
@@ -148,6 +173,7 @@ class SessionPool:
         self._check_usage = check_usage
         self._clock = clock
         self._lock = threading.Lock()
+        self._credentials = Credentials(KeyRing([os.urandom(32)]), "classic")
         self.users: dict[str, UserSessionPool] = {}
         self._new_user_pool()  # settings that are wrong fail here, not at the first check-in
 
@@ -157,24 +183,33 @@ class SessionPool:
     def check_out(self, username: str, password: str | None = None) -> TokenObject:
         """Return a valid token, now locked, or :data:`NULL_TOKEN`: then log in and check the new token in.
 
-        ``password`` is accepted for symmetry with the login that follows and is not judged here. Raises ``ValueError``
-        for arguments of the wrong form.
+        A token is given out only with the ``password`` that opened it, or without one if none did; no more than a
+        keyed hash of it is kept. Raises ``ValueError`` for arguments of the wrong form.
         """
         check_user(username)
         check_password(password)
+        credentials = self._credentials.of(username, password)
         with self._lock:
             pool = self.users.get(username)
-            return NULL_TOKEN if pool is None else pool.check_out()
+            token = NULL_TOKEN if pool is None else pool.check_out(_one(credentials))
+        self._credentials.checked_out_in_vain(username, credentials if token is NULL_TOKEN else ())
+        return token
 
-    def check_in(self, username: str, token_object: TokenObject, token_string: str) -> None:
+    def check_in(
+        self, username: str, token_object: TokenObject, token_string: str, password: str | None = None
+    ) -> None:
         """Store the refreshed ``token_string`` and unlock the token; with :data:`NULL_TOKEN`: a new token.
 
-        Raises ``LeaseLost`` if the token is not checked out (checked in before, removed, or cleaned up),
+        A new token belongs to the credentials with which this thread (or task) checked out in vain; ``password``: to
+        these. Raises ``LeaseLost`` if the token is not checked out (checked in before, removed, or cleaned up),
         ``PoolFull`` at the limits, ``ValueError`` for arguments of the wrong form; nothing changes then.
         """
         check_user(username)
         check_token(token_string)
         check_object(token_object)
+        check_password(password)
+        is_new = token_object.token_id is None
+        credentials = _one(self._credentials.of_new(username, password)) if is_new else NONE_GIVEN
         with self._lock:
             pool = self.users.get(username)
             if pool is None:
@@ -183,7 +218,9 @@ class SessionPool:
                 if len(self.users) >= MAX_USERS:
                     raise PoolFull(f"the pool has {MAX_USERS} users already")
                 pool = self.users[username] = self._new_user_pool()
-            pool.check_in(username, token_object, token_string)
+            pool.check_in(username, token_object, token_string, credentials)
+        if is_new:
+            self._credentials.checked_in(username)
 
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called invalid; ``False`` if it is not checked out (mission D7)."""
@@ -200,6 +237,10 @@ class SessionPool:
             for username in [name for name, pool in self.users.items() if not pool.locked and not pool.unlocked]:
                 del self.users[username]
             return dropped
+
+
+def _one(hashes: tuple[bytes, ...]) -> bytes:
+    return hashes[0] if hashes else NONE_GIVEN
 
 
 def check_object(token_object: object) -> None:

@@ -8,11 +8,18 @@ from coatcheck.pool.state import FAR
 
 
 class Acquire(msgspec.Struct, frozen=True, tag=True):
-    """A lease, please. ``ticket``: 0 for a new caller, else the place in the queue from an earlier :class:`Waiting`."""
+    """A lease, please. ``ticket``: 0 for a new caller, else the place in the queue from an earlier :class:`Waiting`.
+
+    ``credentials``: the caller's, as keyed hashes by each key of the pool, the one that is stored first; empty: none.
+    """
 
     ticket: int = 0
     may_wait: bool = True
     may_login: bool = True
+    credentials: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Acquire {self.ticket}, {'may' if self.may_wait else 'does not'} wait>"
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
@@ -35,10 +42,18 @@ class LoginDone(msgspec.Struct, frozen=True, tag=True):
 
 
 class LoginEnded(msgspec.Struct, frozen=True, tag=True):
-    """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller."""
+    """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller.
+
+    ``refused``: for good. ``credentials``: as in :class:`Acquire`, for a login whose slot is somebody else's by now.
+    """
 
     fence: int
     failed: bool = True
+    refused: bool = False
+    credentials: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<LoginEnded {self.fence}, {'failed' if self.failed else 'given up'}>"
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
@@ -71,10 +86,12 @@ class LogoutEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
-    """A token that somebody else got by logging in; it is free at once (mission D6)."""
+    """A token that somebody else got by logging in; it is free at once (mission D6). ``credentials``: as in
+    :class:`Acquire`."""
 
     value: str
     life_s: float
+    credentials: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return "<Add>"
@@ -153,6 +170,10 @@ class NoToken(msgspec.Struct, frozen=True):
     limited_s: float = 0.0
 
 
+class NotTried(msgspec.Struct, frozen=True):
+    """The upstream refused these credentials for good; they are not tried again."""
+
+
 class QueueFull(msgspec.Struct, frozen=True):
     """As many callers wait as may."""
 
@@ -171,7 +192,7 @@ class Done(msgspec.Struct, frozen=True):
     count: int = 1
 
 
-Reply = Granted | MustLogIn | Waiting | NoToken | QueueFull | NoSlot | Lost | Done
+Reply = Granted | MustLogIn | Waiting | NoToken | NotTried | QueueFull | NoSlot | Lost | Done
 
 
 class Parting(msgspec.Struct, frozen=True):

@@ -13,8 +13,9 @@ import msgspec
 from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
 from coatcheck.pool.commands import Acquire, Add, Command, Granted, Reply, TakeIdle
+from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LoginFailed, PoolClosed
+from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
@@ -24,6 +25,7 @@ from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore
+from coatcheck.tokens.keyring import KeyRing
 
 _pools: weakref.WeakSet[PoolCore] = weakref.WeakSet()
 _abandoned: list[object] = []
@@ -39,6 +41,8 @@ class PoolCore:
         if self.settings.store is None:
             self.clock = self.settings.clock
             self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock)
+        ring = self.settings.ring() if self.memory is None else KeyRing([os.urandom(32)])
+        self.credentials = Credentials(ring, self.settings.name)
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory
         self.closed = False
@@ -79,7 +83,7 @@ class PoolCore:
     def login_error(self, user: str, error: BaseException) -> LoginFailed:
         """What becomes of the callback's own error, which may hold secrets: only its type is told."""
         self.report(PoolEventKind.LOGIN_FAILED, user, type(error).__name__)
-        return LoginFailed(user, type(error).__name__)
+        return LoginRefused(user) if isinstance(error, LoginRefused) else LoginFailed(user, type(error).__name__)
 
     def settled(self, user: str, reply: Reply, sent_at: float) -> Reply:
         """A reply with the deadline on our clock: counted from before the command left, so never too late."""

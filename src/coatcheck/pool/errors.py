@@ -46,6 +46,17 @@ class LoginFailed(PoolError):
         self.user = user
 
 
+class LoginRefused(LoginFailed):
+    """The upstream refused these credentials for good, so that trying them again is of no use (or locks the user).
+
+    ``login`` raises it, as ``LoginRefused(user)``. From then on callers with the same credentials get it at once,
+    without a login, for an hour, or until the user is reset.
+    """
+
+    def __init__(self, user: str = "", why: str = "refused for good") -> None:
+        super().__init__(user, why)
+
+
 class LoginRateLimited(PoolError):
     """No login now: earlier ones failed, or ``login_rate`` is used up. ``retry_after_s``: when to come back."""
 

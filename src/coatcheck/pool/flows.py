@@ -24,6 +24,7 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     Parting,
     QueueFull,
     Release,
@@ -34,6 +35,7 @@ from coatcheck.pool.errors import (
     LeaseLost,
     LoginFailed,
     LoginRateLimited,
+    LoginRefused,
     PoolFull,
     PoolTimeout,
     StoreUnavailable,
@@ -106,21 +108,27 @@ class LoginGoesOn(BaseException):
     """The caller left while its login runs; the login is finished by others, so its slot must stay taken."""
 
 
-def acquire(user: str, password: str | None, wait_s: float, clock: Callable[[], float]) -> Flow[Granted]:
+def acquire(
+    user: str, password: str | None, wait_s: float, clock: Callable[[], float], credentials: tuple[bytes, ...] = ()
+) -> Flow[Granted]:
     """Get a lease: a free token, else a login of one's own, else wait for the first of the two.
 
-    Raises ``PoolTimeout``, ``PoolFull`` (too many wait), ``LoginFailed``, ``LoginRateLimited``.
+    ``credentials``: what the store knows of the password (:class:`Acquire`). Raises ``PoolTimeout``, ``PoolFull`` (too
+    many wait), ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
     """
     give_up_at = clock() + wait_s
     ticket = 0
     try:
         while True:
-            reply = yield Apply(user, Acquire(ticket, may_wait=wait_s > 0))
+            reply = yield Apply(user, Acquire(ticket, may_wait=wait_s > 0, credentials=credentials))
             if type(reply) is Granted:
                 return reply
             if type(reply) is MustLogIn:
                 ticket = 0
-                return (yield from log_in(user, password, reply.fence))
+                return (yield from log_in(user, password, reply.fence, credentials))
+            if type(reply) is NotTried:
+                ticket = 0
+                raise LoginRefused(user)
             if type(reply) is QueueFull:
                 raise PoolFull(f"as many callers wait for a token of {user!r} as may")
             if type(reply) is NoToken:
@@ -141,7 +149,7 @@ def acquire(user: str, password: str | None, wait_s: float, clock: Callable[[], 
         raise
 
 
-def log_in(user: str, password: str | None, fence: int) -> Flow[Granted]:
+def log_in(user: str, password: str | None, fence: int, credentials: tuple[bytes, ...] = ()) -> Flow[Granted]:
     """Log in while holding slot ``fence``, and make the slot a lease. Raises ``LoginFailed``."""
     try:
         fresh: Fresh = yield LogIn(user, password, fence)
@@ -150,7 +158,8 @@ def log_in(user: str, password: str | None, fence: int) -> Flow[Granted]:
     except BaseException as error:
         # If the store is away too, the slot is recovered at its deadline.
         with contextlib.suppress(StoreUnavailable):
-            yield Apply(user, LoginEnded(fence, failed=isinstance(error, LoginFailed)))
+            failed, refused = isinstance(error, LoginFailed), isinstance(error, LoginRefused)
+            yield Apply(user, LoginEnded(fence, failed, refused, credentials))
         raise
     return (yield from _keep(user, fence, fresh))
 
@@ -168,10 +177,10 @@ def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     raise LoginFailed(user, "it took longer than login_timeout")
 
 
-def finish_login(user: str, fence: int, fresh: Fresh | None) -> Flow[None]:
+def finish_login(user: str, fence: int, fresh: Fresh | None, *, refused: bool = False) -> Flow[None]:
     """The end of a login whose caller left: what it brought is for the next one."""
     if fresh is None:
-        yield Apply(user, LoginEnded(fence))
+        yield Apply(user, LoginEnded(fence, refused=refused))
         return
     granted = yield from _keep(user, fence, fresh)
     yield Apply(user, Release(granted.fence))

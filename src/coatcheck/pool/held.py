@@ -21,6 +21,7 @@ class Held:
 
     __slots__ = (
         "__weakref__",
+        "_credentials",
         "_dropped",
         "_generation",
         "_pool",
@@ -49,6 +50,7 @@ class Held:
         self._pool = pool
         self.user = user
         self.password = password
+        self._credentials: tuple[bytes, ...] | None = None
         self._wait = wait
         self.fencing = 0  # 0: not (or no longer) held
         self._renewed = self._dropped = False
@@ -80,8 +82,9 @@ class Held:
             state = None  # what cannot be hashed is no user, as the whole way will say
         if state is None:
             return self.acquire()
+        credentials = () if self.password is None else self._hashes()
         with memory.lock:
-            taken = take_quickly(state, memory.policy, memory.clock())
+            taken = take_quickly(state, memory.policy, memory.clock(), credentials)
         if taken is None:
             return self.acquire()
         self.fencing, self.deadline, token = taken
@@ -110,6 +113,12 @@ class Held:
         self.fencing = 0
         self._renewed = False
         return None
+
+    def _hashes(self) -> tuple[bytes, ...]:
+        """Of the credentials that this caller gave; it may acquire more than once, with the same ones."""
+        if self._credentials is None:
+            self._credentials = self._pool.credentials.of(self.user, self.password)
+        return self._credentials
 
     def acquire(self) -> Any:
         raise NotImplementedError

@@ -6,12 +6,14 @@ and do no I/O. What must always hold (``tests/pool`` searches for a way to break
 * a token is in exactly one place: free, leased, or being closed;
 * slots in use never exceed ``per_user``, and every slot in somebody's hands has a deadline;
 * nothing lasts longer than it may, whatever the store's clock was when it was written down;
-* no lease is granted past ``max_uses`` or expiry, nor to a caller who came after one that still waits.
+* no lease is granted past ``max_uses`` or expiry, nor to a caller who came after one that could have had it;
+* a token is lent only with the credentials that opened it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from hmac import compare_digest as same
 from typing import Any, Final
 
 from coatcheck.pool.commands import (
@@ -31,6 +33,7 @@ from coatcheck.pool.commands import (
     MustLogIn,
     NoSlot,
     NoToken,
+    NotTried,
     QueueFull,
     Release,
     Remove,
@@ -40,16 +43,22 @@ from coatcheck.pool.commands import (
     Waiting,
 )
 from coatcheck.pool.slots import (
+    Claim,
     Partings,
     changes_at,
+    claims,
     clamp,
     current,
     drop,
     give_back,
     hold,
-    login_openings,
+    idle_of_others,
+    known_as,
+    last_of,
     login_wait_s,
     lose,
+    note_failure,
+    note_success,
     sweep,
 )
 from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState
@@ -69,12 +78,16 @@ def apply(state: UserState, policy: Policy, now: float, command: Command) -> Com
 # -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue
 
 
-def take_quickly(state: UserState, policy: Policy, now: float) -> tuple[int, float, Token] | None:
+def take_quickly(
+    state: UserState, policy: Policy, now: float, credentials: tuple[bytes, ...] = ()
+) -> tuple[int, float, Token] | None:
     """Lease the token that was used last, or change nothing and return ``None``: then :class:`Acquire` decides."""
     free = state.free
     if not free or state.tickets or now >= state.next_deadline:
         return None
     token = free[-1]
+    if (token.credentials or credentials) and not (credentials and same(token.credentials, credentials[0])):
+        return None
     if now < token.used_at:
         return None  # the clock went back
     if token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at:
@@ -116,21 +129,44 @@ def give_back_quickly(state: UserState, policy: Policy, now: float, fence: int, 
 
 def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, partings: Partings) -> Reply:
     sweep(state, policy, now, partings)
-    place = _place(state, command.ticket)
-    logins = login_openings(state, policy, now)
-    if place < len(state.free):
+    mine = known_as(state, command.credentials)
+    claim, other = _claim(state, policy, now, command.ticket, mine)
+    if claim is Claim.TOKEN:
         _unqueue(state, command.ticket)
-        return take(state, policy, now)
-    if command.may_login and place < len(state.free) + logins:
+        return take(state, policy, now, mine)
+    if claim is Claim.REFUSED and command.may_login:
+        _unqueue(state, command.ticket)
+        return NotTried()
+    if claim is Claim.MAKE_ROOM and command.may_login and other is not None:
+        state.free.remove(other)
+        drop(state, policy, now, other, partings)
+        if state.slots_used() < policy.per_user:
+            claim = Claim.LOGIN  # else it comes when the other is logged out
+    if claim is Claim.LOGIN and command.may_login:
         _unqueue(state, command.ticket)
         if policy.login_every_s:
             state.rate_at = max(state.rate_at, now) + policy.login_every_s
             state.rate_s = policy.login_every_s * policy.login_burst
-        return MustLogIn(hold(state, None, now, policy.login_timeout_s))
-    limited_s = login_wait_s(state, policy, now)
+        return MustLogIn(hold(state, None, now, policy.login_timeout_s, credentials=mine))
+    limited_s = login_wait_s(state, policy, now, mine)
     if not command.may_wait:
         return NoToken(limited_s)
-    return _queue(state, policy, now, command.ticket, limited_s)
+    return _queue(state, policy, now, command.ticket, mine, limited_s)
+
+
+def _claim(state: UserState, policy: Policy, now: float, number: int, mine: bytes) -> tuple[Claim | None, Token | None]:
+    """What the caller with ticket ``number``, or without one behind all who wait, may have."""
+    callers = state.tickets
+    place = _place(state, number)
+    if place == len(callers):
+        number = 0
+        callers = [*callers, Ticket(number, FAR, mine)]
+    else:
+        callers[place].credentials = mine
+    for other, claim, token in claims(state, policy, now, callers):
+        if other == number:
+            return claim, token
+    return None, None
 
 
 def _place(state: UserState, number: int) -> int:
@@ -145,15 +181,17 @@ def _unqueue(state: UserState, number: int) -> None:
         state.tickets = [ticket for ticket in state.tickets if ticket.number != number]
 
 
-def take(state: UserState, policy: Policy, now: float) -> Granted:
-    """Lease the token that was used last: the others age, and expire first."""
-    token = state.free.pop()
+def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
+    """Lease the token of these credentials that was used last: the others age, and expire first."""
+    token = last_of(state.free, mine)
+    assert token is not None, "there is one for whom it is claimed"
+    state.free.remove(token)
     token.uses += 1
     fence = hold(state, token, now, policy.lease_s)
     return Granted(fence, token.value, policy.lease_s, token.uses)
 
 
-def _queue(state: UserState, policy: Policy, now: float, number: int, limited_s: float) -> Reply:
+def _queue(state: UserState, policy: Policy, now: float, number: int, mine: bytes, limited_s: float) -> Reply:
     place = _place(state, number)
     if place == len(state.tickets):
         if place >= policy.max_waiting:
@@ -161,11 +199,21 @@ def _queue(state: UserState, policy: Policy, now: float, number: int, limited_s:
         # A ticket that was lost (its caller was away for too long) starts again at the end.
         number = state.next_ticket
         state.next_ticket += 1
-        state.tickets.append(Ticket(number, FAR))
+        state.tickets.append(Ticket(number, FAR, mine))
     state.tickets[place].alive_until = now + policy.ticket_life_s
-    again_s = min(changes_at(state, policy, now) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
-    hopeless = limited_s > 0 and not state.free and not state.leases and not state.closing
+    again_s = min(changes_at(state, policy, now, mine) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
+    hopeless = limited_s > 0 and not state.closing and not _may_bring(state, mine)
     return Waiting(number, max(0.0, again_s), limited_s, hopeless)
+
+
+def _may_bring(state: UserState, mine: bytes) -> bool:
+    """Whether somebody has, or is getting, a token of these credentials."""
+    if last_of(state.free, mine) is not None:
+        return True
+    return any(
+        same(mine, holding.credentials if holding.token is None else holding.token.credentials)
+        for holding in state.leases.values()
+    )
 
 
 def _leave(state: UserState, policy: Policy, now: float, command: Leave, partings: Partings) -> Reply:
@@ -179,30 +227,33 @@ def _login_done(state: UserState, policy: Policy, now: float, command: LoginDone
     if holding is None or holding.token is not None:
         return Lost()
     state.counters.logins += 1
-    state.failures = 0
-    state.retry_at = -FAR
+    note_success(state, holding.credentials)
     del state.leases[command.fence]
-    hold(state, _fresh(command, now, command.fence), now, policy.lease_s, command.fence)
+    token = _fresh(command, now, command.fence, holding.credentials)
+    hold(state, token, now, policy.lease_s, command.fence)
     return Granted(command.fence, command.value, policy.lease_s)
 
 
-def _fresh(command: LoginDone | Add, now: float, token_id: int) -> Token:
+def _fresh(command: LoginDone | Add, now: float, token_id: int, credentials: bytes) -> Token:
     span_s = command.span_s if isinstance(command, LoginDone) else FAR
     dies_at = now + span_s
     expires_at = min(now + command.life_s, dies_at)
-    return Token(token_id, command.value, command.life_s, expires_at, dies_at, span_s, used_at=now)
+    life_s = command.life_s
+    return Token(token_id, command.value, life_s, expires_at, dies_at, span_s, used_at=now, credentials=credentials)
 
 
 def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnded, partings: Partings) -> Reply:
     holding = state.leases.get(command.fence)
+    mine = known_as(state, command.credentials)
     if holding is not None and holding.token is None:
+        mine = holding.credentials
         del state.leases[command.fence]
         state.counters.not_leases += 1
+        if command.failed:
+            state.rate_at -= policy.login_every_s  # the rate is for logins that work; failed ones have their back-off
     if command.failed:
         state.counters.login_failures += 1
-        state.failures = min(state.failures + 1, 32)
-        state.retry_s = min(policy.backoff_first_s * 2.0 ** (state.failures - 1), policy.backoff_max_s)
-        state.retry_at = now + state.retry_s
+        note_failure(state, policy, now, mine, refused=command.refused)
     return Done() if holding is not None else Lost()
 
 
@@ -240,11 +291,17 @@ def _closed(state: UserState, policy: Policy, now: float, command: LogoutEnded, 
 
 def _add(state: UserState, policy: Policy, now: float, command: Add, partings: Partings) -> Reply:
     sweep(state, policy, now, partings)
+    mine = known_as(state, command.credentials)
+    if state.slots_used() >= policy.per_user and not state.closing:
+        other = idle_of_others(state, mine)
+        if other is not None:
+            state.free.remove(other)
+            drop(state, policy, now, other, partings)
     if state.slots_used() >= policy.per_user:
         return NoSlot()
     state.fence += 1
     state.counters.not_leases += 1
-    token = _fresh(command, now, state.fence)
+    token = _fresh(command, now, state.fence, mine)
     give_back(state, policy, now, token, partings)
     return Done()
 
@@ -279,8 +336,8 @@ def _reset(state: UserState, policy: Policy, now: float, command: Reset, parting
         drop(state, policy, now, token, partings)
     count += len(state.free)
     state.free = []
-    state.failures = 0
-    state.retry_at = state.rate_at = -FAR
+    state.failing = []
+    state.rate_at = -FAR
     sweep(state, policy, now, partings)
     return Done(count)
 

@@ -5,8 +5,24 @@ The commands of :mod:`coatcheck.pool.rules` are made of these; they have the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from hmac import compare_digest as same
+
 from coatcheck.pool.commands import Parting
-from coatcheck.pool.state import FAR, Closing, Holding, Policy, Token, UserState
+from coatcheck.pool.state import (
+    FAR,
+    MAX_FAILING,
+    NONE_GIVEN,
+    REFUSED_S,
+    Closing,
+    Failing,
+    Holding,
+    Policy,
+    Ticket,
+    Token,
+    UserState,
+)
 
 Partings = list[Parting]
 
@@ -17,7 +33,8 @@ def clamp(state: UserState, policy: Policy, now: float) -> None:
     Where the clock only went on, this changes nothing. The lengths are those of whoever wrote the moment, for other
     processes may have another policy.
     """
-    state.retry_at = min(state.retry_at, now + state.retry_s)
+    for failing in state.failing:
+        failing.failed_at = min(failing.failed_at, now)
     state.rate_at = min(state.rate_at, now + state.rate_s)
     slots: list[Holding | Closing] = [*state.leases.values(), *state.closing.values()]
     for slot in slots:
@@ -40,47 +57,188 @@ def _clamp_token(token: Token, now: float) -> None:
         token.expires_at = min(token.expires_at, now + token.life_s, token.dies_at)
 
 
+# -- whose tokens they are: credentials are compared as keyed hashes, in constant time
+
+
+def known_as(state: UserState, credentials: tuple[bytes, ...]) -> bytes:
+    """The one hash by which the state knows these credentials: that of the key which seals now.
+
+    What was written under another key of the pool is renamed.
+    """
+    if not credentials:
+        return NONE_GIVEN
+    mine, *former = credentials
+    if former:
+        owned: list[Token | Holding | Ticket | Failing] = [*state.free, *state.leases.values(), *state.tickets]
+        owned += [holding.token for holding in state.leases.values() if holding.token is not None]
+        for thing in [*owned, *state.failing]:
+            if any(same(thing.credentials, other) for other in former):
+                thing.credentials = mine
+        if any(same(state.proven, other) for other in former):
+            state.proven = mine
+    return mine
+
+
+def failing_of(state: UserState, credentials: bytes) -> Failing | None:
+    for failing in state.failing:
+        if same(failing.credentials, credentials):
+            return failing
+    return None
+
+
+def is_refused(state: UserState, now: float, credentials: bytes) -> bool:
+    """Whether the upstream refused these credentials for good, not too long ago."""
+    failing = failing_of(state, credentials)
+    return failing is not None and failing.refused and now < failing.retry_at()
+
+
+def note_failure(state: UserState, policy: Policy, now: float, credentials: bytes, *, refused: bool) -> None:
+    """These credentials alone are held off, the longer the more often they failed in a row."""
+    failing = failing_of(state, credentials)
+    if failing is None:
+        if len(state.failing) >= MAX_FAILING:
+            state.failing.remove(min(state.failing, key=lambda other: other.failed_at + other.keeps_place_s))
+        failing = Failing(credentials)
+        state.failing.append(failing)
+    failing.failures = min(failing.failures + 1, 32)
+    backoff_s = min(policy.backoff_first_s * 2.0 ** (failing.failures - 1), policy.backoff_max_s)
+    failing.failed_at = now
+    failing.retry_s = REFUSED_S if refused else backoff_s
+    failing.keeps_place_s = policy.backoff_max_s
+    failing.refused = refused
+
+
+def note_success(state: UserState, credentials: bytes) -> None:
+    state.failing = [failing for failing in state.failing if not same(failing.credentials, credentials)]
+    state.proven = credentials
+
+
+def _is_proven(state: UserState, credentials: bytes) -> bool:
+    """Whether these credentials were right when they were tried last, as far as the state remembers."""
+    tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]
+    return same(state.proven, credentials) or any(same(token.credentials, credentials) for token in tokens)
+
+
 # -- what the state says
 
 
-def login_allowed_at(state: UserState, policy: Policy) -> float:
-    """When the next login may start: after the back-off of failed ones, and within the rate (GCRA)."""
+class Claim(Enum):
+    """What a caller may have now. ``MAKE_ROOM``: a login, once an idle token of other credentials is dropped."""
+
+    TOKEN = "token"
+    LOGIN = "login"
+    MAKE_ROOM = "make room"
+    REFUSED = "refused"
+
+
+def claims(
+    state: UserState, policy: Policy, now: float, callers: Iterable[Ticket]
+) -> Iterator[tuple[int, Claim, Token | None]]:
+    """Who of ``callers`` may have what, first come, first served; the token is the one to drop for ``MAKE_ROOM``.
+
+    Who cannot be served does not hold up those behind who can: each has tokens and back-offs of its own credentials.
+    """
+    free = list(state.free)
+    room = policy.per_user - state.slots_used()
+    coming = len(state.closing)  # slots that are free soon
+    logging_in = [holding.credentials for holding in state.leases.values() if holding.token is None]
+    refusing = any(failing.refused for failing in state.failing)
+    in_vain: bytes | None = None
+    for caller in callers:
+        if not free and room <= 0 and not refusing:
+            return
+        mine = caller.credentials
+        if in_vain is not None and same(mine, in_vain):
+            continue  # as for the one before
+        token = last_of(free, mine)
+        if token is not None:
+            free.remove(token)
+            yield caller.number, Claim.TOKEN, None
+        elif is_refused(state, now, mine):
+            yield caller.number, Claim.REFUSED, None
+        elif not _may_log_in(state, policy, now, mine, logging_in):
+            in_vain = mine
+        elif room > 0:
+            room -= 1
+            logging_in.append(mine)
+            yield caller.number, Claim.LOGIN, None
+        elif coming > 0:
+            coming -= 1
+            logging_in.append(mine)
+        elif free:
+            logging_in.append(mine)
+            yield caller.number, Claim.MAKE_ROOM, free.pop(0)
+        else:
+            in_vain = mine
+
+
+def last_of(tokens: list[Token], credentials: bytes) -> Token | None:
+    """Of those that these credentials opened, the one that was used last."""
+    for token in reversed(tokens):
+        if same(token.credentials, credentials):
+            return token
+    return None
+
+
+def idle_of_others(state: UserState, credentials: bytes) -> Token | None:
+    """Of the free tokens that other credentials opened, the one that was used first."""
+    for token in state.free:
+        if not same(token.credentials, credentials):
+            return token
+    return None
+
+
+def _may_log_in(state: UserState, policy: Policy, now: float, mine: bytes, logging_in: list[bytes]) -> bool:
+    """Whether a login with these credentials may start. After a failure, one tries at a time."""
+    if now < login_allowed_at(state, policy, mine):
+        return False
+    return failing_of(state, mine) is None or not any(same(mine, other) for other in logging_in)
+
+
+def login_allowed_at(state: UserState, policy: Policy, credentials: bytes) -> float:
+    """When the next login may start: after the back-off of these credentials, and within the user's rate (GCRA)."""
     burst_s = policy.login_every_s * (policy.login_burst - 1)
-    return max(state.retry_at, state.rate_at - burst_s if policy.login_every_s else -FAR)
-
-
-def login_openings(state: UserState, policy: Policy, now: float) -> int:
-    """How many callers could start a login now. After a failure, one tries at a time."""
-    slots = policy.per_user - state.slots_used()
-    if slots <= 0 or now < login_allowed_at(state, policy):
-        return 0
-    if state.failures:
-        return 0 if any(holding.token is None for holding in state.leases.values()) else 1
-    return slots
+    rate_at = state.rate_at - burst_s if policy.login_every_s else -FAR
+    failing = failing_of(state, credentials)
+    if failing is not None:
+        return max(rate_at, failing.retry_at())
+    if len(state.failing) < MAX_FAILING or _is_proven(state, credentials):
+        return rate_at
+    return max(rate_at, min(other.failed_at + other.keeps_place_s for other in state.failing))
 
 
 def turns(state: UserState, policy: Policy, now: float) -> list[int]:
     """The tickets whose turn it is, first come, first served."""
     if not state.tickets:
         return []
-    count = len(state.free) + login_openings(state, policy, now)
-    return [ticket.number for ticket in state.tickets[:count]]
+    return [number for number, _, _ in claims(state, policy, now, state.tickets)]
 
 
-def changes_at(state: UserState, policy: Policy, now: float) -> float:
+def heads(state: UserState) -> list[Ticket]:
+    """The first who waits with each credentials: what changes by itself is for them to see.
+
+    Where no login has failed it changes for all at once, so the first of all is enough.
+    """
+    if not state.failing:
+        return state.tickets[:1]
+    found: list[Ticket] = []
+    for ticket in state.tickets:
+        if not any(same(ticket.credentials, head.credentials) for head in found):
+            found.append(ticket)
+    return found
+
+
+def changes_at(state: UserState, policy: Policy, now: float, credentials: bytes) -> float:
     """When a caller who waits may be served though nobody gives anything back: an overdue slot, an allowed login."""
-    limited_s = login_wait_s(state, policy, now)
+    limited_s = login_wait_s(state, policy, now, credentials)
     return min(state.next_deadline, now + limited_s) if limited_s else state.next_deadline
 
 
-def login_wait_s(state: UserState, policy: Policy, now: float) -> float:
-    """How long the next login has to wait though a slot is free; 0 if one may start, or if no slot is."""
-    if state.slots_used() >= policy.per_user:
+def login_wait_s(state: UserState, policy: Policy, now: float, credentials: bytes) -> float:
+    """How long the next login has to wait though it could have a slot; 0 if one may start, or if no slot is."""
+    if state.slots_used() >= policy.per_user and idle_of_others(state, credentials) is None:
         return 0.0
-    return max(0.0, login_allowed_at(state, policy) - now)
-
-
-# -- tokens and slots
+    return max(0.0, login_allowed_at(state, policy, credentials) - now)
 
 
 def is_spent(token: Token, policy: Policy, now: float) -> bool:
@@ -88,12 +246,19 @@ def is_spent(token: Token, policy: Policy, now: float) -> bool:
     return token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at
 
 
-def hold(state: UserState, token: Token | None, now: float, length_s: float, fence: int = 0) -> int:
-    """Put a token (or a login) into somebody's hands for so long; returns the fencing number."""
+def hold(
+    state: UserState,
+    token: Token | None,
+    now: float,
+    length_s: float,
+    fence: int = 0,
+    credentials: bytes = NONE_GIVEN,
+) -> int:
+    """Put a token (or a login with ``credentials``) into somebody's hands for so long; returns the fencing number."""
     deadline = now + length_s
     if not fence:
         state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline, length_s)
+    state.leases[fence] = Holding(token, deadline, length_s, credentials)
     if deadline < state.next_deadline:
         state.next_deadline = deadline
     return fence
@@ -141,6 +306,8 @@ def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> i
         state.free = [token for token in state.free if not is_spent(token, policy, now)]
         for token in spent:
             drop(state, policy, now, token, partings)
+    if state.failing:
+        state.failing = [failing for failing in state.failing if now < failing.ends_at()]
     if state.tickets and policy.ticket_life_s < FAR:
         state.tickets = [ticket for ticket in state.tickets if now < ticket.alive_until]
     return dropped + len(spent)

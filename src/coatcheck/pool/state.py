@@ -18,6 +18,19 @@ NO_LIMIT = sys.maxsize
 FAILURES_REMEMBERED_S = 600.0
 """How long after its back-off a user's failed logins still make the next back-off longer."""
 
+REFUSED_S = 3_600.0
+"""How long credentials that the upstream refused for good are not tried again, if nobody resets the user."""
+
+MAX_FAILING = 8
+"""So many failing credentials of one user are remembered. One more is tried when the oldest has kept its place for the
+longest back-off; credentials that worked last, or that opened a live token, need no place."""
+
+NONE_GIVEN = b""
+"""In place of credentials: a login without any."""
+
+NOBODYS = b"?"
+"""In place of credentials that are not known (a state of the release before): no caller's are the same."""
+
 
 class Policy(msgspec.Struct, frozen=True):
     """The limits of a pool; every process that shares a store should use the same."""
@@ -49,6 +62,7 @@ class Token:
     span_s: float = FAR  # how long after a refresh that is
     uses: int = 1
     used_at: float = 0.0
+    credentials: bytes = NONE_GIVEN  # the keyed hash of those that opened it: it is lent to nobody else
 
     def __repr__(self) -> str:
         return f"<Token {self.token_id}, used {self.uses} times>"
@@ -60,6 +74,7 @@ class Holding(msgspec.Struct):
     token: Token | None
     deadline: float
     length_s: float = FAR  # from the last grant to the deadline
+    credentials: bytes = NONE_GIVEN  # of a login: those that it tries
 
 
 class Closing(msgspec.Struct):
@@ -78,6 +93,31 @@ class Ticket(msgspec.Struct, array_like=True):
 
     number: int
     alive_until: float
+    credentials: bytes = NONE_GIVEN
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.number}>"
+
+
+class Failing(msgspec.Struct):
+    """Credentials whose last login failed: ``failures`` in a row, the next not for ``retry_s`` from ``failed_at``."""
+
+    credentials: bytes
+    failures: int = 0
+    failed_at: float = -FAR
+    retry_s: float = 0.0
+    keeps_place_s: float = 0.0  # others may have its place among ``MAX_FAILING`` so long after ``failed_at``
+    refused: bool = False  # for good, so callers are told at once
+
+    def retry_at(self) -> float:
+        return self.failed_at + self.retry_s
+
+    def ends_at(self) -> float:
+        """When it is forgotten."""
+        return self.retry_at() + (0.0 if self.refused else FAILURES_REMEMBERED_S)
+
+    def __repr__(self) -> str:
+        return f"<Failing, {self.failures} times{', refused' if self.refused else ''}>"
 
 
 class Counters(msgspec.Struct):
@@ -106,9 +146,8 @@ class UserState:
     leases: dict[int, Holding] = field(default_factory=dict)
     closing: dict[int, Closing] = field(default_factory=dict)
     tickets: list[Ticket] = field(default_factory=list)
-    failures: int = 0  # logins in a row that failed
-    retry_at: float = -FAR
-    retry_s: float = FAR  # from that failure to ``retry_at``
+    failing: list[Failing] = field(default_factory=list)  # at most MAX_FAILING
+    proven: bytes = NOBODYS  # the credentials of the last login that worked
     rate_at: float = -FAR  # when the last allowed login would have come, had they come evenly (GCRA)
     rate_s: float = FAR  # how far ahead of a login that may be at most
     next_deadline: float = FAR  # nothing is overdue before
@@ -128,7 +167,7 @@ class UserState:
         return (
             not (self.free or self.leases or self.closing or self.tickets)
             and now >= self.rate_at
-            and (not self.failures or now >= self.retry_at + FAILURES_REMEMBERED_S)
+            and all(now >= failing.ends_at() for failing in self.failing)
         )
 
 

@@ -103,10 +103,11 @@ class TokenPool(PoolCore):
     def lease(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> TokenLease:
         """A lease of one of ``user``'s tokens, once it is entered; logs in by itself when there is none.
 
-        ``password`` goes to ``login`` and is not kept. ``wait``: at most so long for a token, else the pool's.
-        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRateLimited``, ``PoolClosed``,
-        ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password`` (``ValueError``) or ``wait``
-        (``ConfigError``) is refused at once.
+        ``password`` goes to ``login`` and is not kept, but for a keyed hash of it: a token is lent only to callers who
+        give the password that opened it, or none if none did. ``wait``: at most so long for a token, else the pool's.
+        Entering raises ``PoolTimeout``, ``PoolFull``, ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``,
+        ``PoolClosed``, ``StoreUnavailable``, or ``ValueError`` for what is no user; a wrong ``password``
+        (``ValueError``) or ``wait`` (``ConfigError``) is refused at once.
         """
         if password is not None or wait is not None:
             check_password(password)
@@ -117,7 +118,7 @@ class TokenPool(PoolCore):
         """What :meth:`TokenLease.acquire` does."""
         held._must_be_free()
         user, password = check_user(held.user), check_password(held.password)
-        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.clock)))
+        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.clock, held._hashes())))
 
     def resume(self, user: str, fencing: int) -> TokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
@@ -138,21 +139,34 @@ class TokenPool(PoolCore):
     # -- the classic calls
 
     def check_out(self, username: str, password: str | None = None) -> TokenObject:
-        """A free valid token, or ``NULL_TOKEN``: then log in and check the new token in. Never waits (mission D6)."""
+        """A free valid token of these credentials, or ``NULL_TOKEN``: then log in and check the new token in.
+
+        Never waits (mission D6).
+        """
         check_password(password)
-        reply = self.run(flows.ask(check_user(username), Acquire(may_wait=False, may_login=False)))
+        credentials = self.credentials.of(check_user(username), password)
+        command = Acquire(may_wait=False, may_login=False, credentials=credentials)
+        reply = self.run(flows.ask(username, command))
+        self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
         return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
 
-    def check_in(self, username: str, token_object: TokenObject, token_string: str) -> None:
+    def check_in(
+        self, username: str, token_object: TokenObject, token_string: str, password: str | None = None
+    ) -> None:
         """Store the refreshed token and free it; with ``NULL_TOKEN``: a new one (mission D5, D6).
 
-        Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot, ``ValueError``.
+        A new one belongs to the credentials with which this thread (or task) checked out in vain; ``password``: to
+        these. Raises ``LeaseLost`` if it is no longer checked out, ``PoolFull`` if a new one has no slot,
+        ``ValueError``.
         """
         check_user(username)
         check_object(token_object)
         check_token(token_string)
+        check_password(password)
         if token_object.token_id is None:
-            self.run(flows.settle(username, Add(token_string, self.new_life_s())))
+            credentials = self.credentials.of_new(username, password)
+            self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
+            self.credentials.checked_in(username)
         else:
             self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
 

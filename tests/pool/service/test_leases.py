@@ -34,6 +34,30 @@ def test_the_caller_logs_in_and_the_next_one_need_not(service: ServiceProcess, u
     assert service.end_lease(second.json()["lease"]).status_code == 204
 
 
+def test_a_token_is_lent_only_with_the_password_that_opened_it(service: ServiceProcess, user: str) -> None:
+    login = service.checkout(user, password="right").json()
+    lent = service.end_lease(login["lease"], "complete", token="T1").json()
+    assert service.end_lease(lent["lease"]).status_code == 204
+    for wrong in ({"password": "WRONG"}, {"password": ""}, {}):
+        due = service.checkout(user, **wrong)
+        assert due.status_code == 201, "a place to log in, and no token"
+        assert service.end_lease(due.json()["lease"], "fail").status_code == 204
+    again = service.checkout(user, password="right")
+    assert (again.status_code, again.json()["token"]) == (200, "T1")
+    assert service.end_lease(again.json()["lease"]).status_code == 204
+
+
+def test_refused_credentials_are_told_at_once(service: ServiceProcess, user: str) -> None:
+    due = service.checkout(user, password="WRONG").json()
+    assert service.end_lease(due["lease"], "fail", refused=True).status_code == 204
+    refused = service.checkout(user, password="WRONG", wait_s=60)
+    assert (refused.status_code, refused.json()["type"]) == (403, "urn:coatcheck:problem:login-refused")
+    assert "WRONG" not in refused.text
+    due = service.checkout(user, password="right")
+    assert due.status_code == 201
+    service.end_lease(due.json()["lease"], "fail")
+
+
 def test_a_repeated_check_in_is_the_same_and_another_is_refused(service: ServiceProcess, user: str) -> None:
     lease = service.signed_in(user=user)["lease"]
     assert [service.end_lease(lease, token="T2").status_code for _ in range(3)] == [204] * 3

@@ -179,6 +179,8 @@ if "token" in asked:
     open(sys.argv[1], "a").write(asked["token"] + "\\n")
 elif asked["password"] == "wrong":
     sys.exit(3)
+elif asked["password"] == "refused":
+    sys.exit(77)
 else:
     print(json.dumps({"token": asked["user"] + "/" + str(asked["password"]), "expires_in_s": 60}))
 """
@@ -195,6 +197,8 @@ def test_it_logs_in_by_a_command(start: StartService, tmp_path: Path) -> None:
     failed = service.checkout("BOB", password="wrong")
     assert (failed.status_code, failed.json()["type"]) == (502, "urn:coatcheck:problem:login-failed")
     assert "wrong" not in failed.text
+    refused = service.checkout("BOB", password="refused")
+    assert (refused.status_code, refused.json()["type"]) == (403, "urn:coatcheck:problem:login-refused")
     service.end()
     assert gone.read_text() == "ANN/word\n"
 
@@ -243,7 +247,8 @@ def test_it_logs_in_at_a_web_address(start: StartService, login_service: str, pa
         assert answer.json()["token"] == "from-the-web"
         assert service.end_lease(answer.json()["lease"]).status_code == 204
     else:
-        assert (answer.status_code, answer.json()["type"]) == (502, "urn:coatcheck:problem:login-failed")
+        expected = (403, "login-refused") if path == "refused" else (502, "login-failed")
+        assert (answer.status_code, answer.json()["type"]) == (expected[0], f"urn:coatcheck:problem:{expected[1]}")
 
 
 def test_a_store_that_does_not_answer_is_503(start: StartService, tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ class PoolEndpoint(Endpoint):
         return json_answer(await self._leases.complete(_lease_of(request), asked))
 
     async def fail(self, request: Request) -> Response:
-        _, text = await read_body(request, m.Nothing)
+        asked, text = await read_body(request, m.Fail)
         name = _lease_of(request)
-        await self._replays.once(request.path_params["lease"], b"fail" + text, lambda: self._leases.fail(name))
+        await self._replays.once(request.path_params["lease"], b"fail" + text, lambda: self._leases.fail(name, asked))
         return Response(status_code=204)
 
     async def checkIn(self, request: Request) -> Response:

@@ -17,9 +17,11 @@ class LoginDue(msgspec.Struct, frozen=True):
     fence: int
 
 
-def check_out(user: str, wait_s: float, clock: Callable[[], float]) -> Flow[Granted | LoginDue]:
+def check_out(
+    user: str, wait_s: float, clock: Callable[[], float], credentials: tuple[bytes, ...] = ()
+) -> Flow[Granted | LoginDue]:
     """Like :func:`coatcheck.pool.flows.acquire`, but a login that is due is answered instead of performed."""
-    flow = flows.acquire(user, None, wait_s, clock)
+    flow = flows.acquire(user, None, wait_s, clock, credentials)
     try:
         effect = next(flow)
         while True:

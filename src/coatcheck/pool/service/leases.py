@@ -39,7 +39,7 @@ class Leases:
             given: Granted | LoginDue
             given = Granted(held.fencing, held.token, held.remaining_s(), held.uses)
         else:
-            flow = check_out(user, wait_s, self._pool.clock)
+            flow = check_out(user, wait_s, self._pool.clock, self._pool.credentials.of(user, asked.password))
             given = await self._pool.run(flow, undo=lambda given: _give_back(user, given))
         self._waits.add(time.monotonic() - began)
         if isinstance(given, LoginDue):
@@ -69,12 +69,13 @@ class Leases:
                 raise
         return self._lease(name.user, granted)
 
-    async def fail(self, name: LeaseName) -> None:
+    async def fail(self, name: LeaseName, asked: m.Fail) -> None:
         """The caller could not log in. Raises ``LeaseLost`` if its place is somebody else's by now."""
         # A failure of a login that is over already must not slow down the others' logins.
         if all(row.fencing != name.fencing or row.state != "login" for row in await self._pool.list(name.user)):
             raise LeaseLost(name.user, name.fencing)
-        await self._pool.run(flows.settle(name.user, LoginEnded(name.fencing), name.fencing))
+        command = LoginEnded(name.fencing, refused=asked.refused)
+        await self._pool.run(flows.settle(name.user, command, name.fencing))
 
     async def check_in(self, name: LeaseName, asked: m.CheckIn) -> None:
         """Raises ``LeaseLost`` if the lease is over."""

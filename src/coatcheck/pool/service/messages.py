@@ -18,7 +18,8 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class CheckOut(Body):
-    """``wait_s``: how long to wait for a token; the pool's own time without it. ``password``: for the login."""
+    """``wait_s``: how long to wait for a token; the pool's own time without it. ``password``: for the login; it
+    also says whose token it may be."""
 
     wait_s: Annotated[float, Meta(ge=0, le=MAX_WAIT_S)] | None = None
     password: Annotated[str, Meta(max_length=MAX_PASSWORD_CHARS)] | None = None
@@ -52,6 +53,12 @@ class Complete(Body):
 
     def __repr__(self) -> str:
         return "<Complete>"
+
+
+class Fail(Body):
+    """``refused``: the upstream refused the credentials for good; who gives the same ones is told so at once."""
+
+    refused: bool = False
 
 
 class Nothing(Body):

@@ -9,6 +9,7 @@ from coatcheck.pool.errors import (
     LeaseLost,
     LoginFailed,
     LoginRateLimited,
+    LoginRefused,
     PoolClosed,
     PoolError,
     PoolFull,
@@ -25,6 +26,7 @@ TITLES: Final = {
     "timeout": "No token came free in time",
     "pool-full": "A limit of the pool is reached",
     "pool-closed": "The service is stopping",
+    "login-refused": "The upstream refused these credentials for good",
     "login-failed": "The login at the upstream failed",
     "login-rate-limited": "No login now",
     "store-unavailable": "The token store does not answer",
@@ -36,6 +38,7 @@ _POOL_ERRORS: tuple[tuple[type[PoolError], int, str], ...] = (
     (PoolFull, 503, "pool-full"),
     (PoolClosed, 503, "pool-closed"),
     (LoginRateLimited, 429, "login-rate-limited"),
+    (LoginRefused, 403, "login-refused"),
     (LoginFailed, 502, "login-failed"),
     (StoreUnavailable, 503, "store-unavailable"),
 )

@@ -19,7 +19,7 @@ OPERATIONS: Final = (
         "Check a token out. 201: there is none, but a place for one; log in and complete the lease.",
         {200: m.LentToken, 201: m.LoginLease},
         m.CheckOut,
-        (429, 502),
+        (403, 429, 502),
     ),
     ApiOperation(
         "POST",
@@ -37,7 +37,7 @@ OPERATIONS: Final = (
         "fail",
         "The login that a check-out asked for failed; others may try, after a pause. May be repeated.",
         {204: None},
-        m.Nothing,
+        m.Fail,
         (404, 409),
     ),
     ApiOperation(

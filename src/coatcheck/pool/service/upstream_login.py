@@ -17,10 +17,13 @@ from typing import Any, Final
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool import SignedIn
+from coatcheck.pool import LoginRefused, SignedIn
 from coatcheck.service_kit.addresses import NoRedirect, check_url
 
 MAX_ANSWER_BYTES: Final = 128 * 1024
+REFUSED_STATUS: Final = 77
+"""A login command ends with it (``EX_NOPERM``) when the upstream refused the credentials for good; an address: 403."""
+
 TIMEOUT_S: Final = 30.0
 """The pool's own limits (login_timeout, logout_timeout) are shorter or the same; this one ends the process."""
 
@@ -44,12 +47,16 @@ class UpstreamError(Exception):
     """A login or logout outside did not work; the message holds no secret."""
 
 
+class UpstreamRefused(UpstreamError):
+    """It said that these credentials need not be tried again."""
+
+
 def login_command(command: str) -> LoginFunction:
     """Run ``command`` (no shell) with ``{"user", "password"}`` as JSON on its input; it prints a login answer."""
     arguments = _split("login-command", command)
 
     async def login(user: str, password: str | None) -> SignedIn:
-        with _reported("login", user):
+        with _refusing(user), _reported("login", user):
             return _signed_in(await _run(arguments, {"user": user, "password": password}))
 
     return login
@@ -71,7 +78,7 @@ def login_url(url: str) -> LoginFunction:
     check_url("login-url", url)
 
     async def login(user: str, password: str | None) -> SignedIn:
-        with _reported("login", user):
+        with _refusing(user), _reported("login", user):
             return _signed_in(await asyncio.to_thread(_post, url, {"user": user, "password": password}))
 
     return login
@@ -86,6 +93,14 @@ def logout_url(url: str) -> LogoutFunction:
             await asyncio.to_thread(_post, url, {"user": user, "token": token})
 
     return logout
+
+
+@contextlib.contextmanager
+def _refusing(user: str) -> Iterator[None]:
+    try:
+        yield
+    except UpstreamRefused:
+        raise LoginRefused(user) from None
 
 
 @contextlib.contextmanager
@@ -140,6 +155,8 @@ async def _run(arguments: list[str], asked: dict[str, Any]) -> bytes:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if status == REFUSED_STATUS:
+        raise UpstreamRefused("the command refused it for good")
     if status:
         raise UpstreamError(f"the command ended with status {status}")
     return output
@@ -155,7 +172,8 @@ def _post(url: str, asked: dict[str, Any]) -> bytes:
             answer: bytes = response.read(MAX_ANSWER_BYTES + 1)
     except urllib.error.HTTPError as error:
         error.close()
-        raise UpstreamError(f"it answered {error.code}") from None
+        kind = UpstreamRefused if error.code == http.HTTPStatus.FORBIDDEN else UpstreamError
+        raise kind(f"it answered {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
         raise UpstreamError(f"it did not answer: {type(error).__name__}") from None
     if len(answer) > MAX_ANSWER_BYTES:

@@ -15,13 +15,15 @@ from coatcheck.errors import TokenRejected
 from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone
 from coatcheck.pool.errors import StoreUnavailable
-from coatcheck.pool.state import Policy, UserState, new_user
+from coatcheck.pool.state import NOBODYS, Policy, UserState, new_user
 from coatcheck.tokens.keyring import KeyRing
 
 TICKET_LIFE_S: Final = 3.0
 """A waiting process that dies holds the queue up for so long at most."""
 
-FORMAT: Final = b"\x01"
+FORMAT: Final = b"\x02"
+FORMER: Final = b"\x01"
+"""States of before tokens had credentials. Whose their tokens are is not known, so nobody gets them any more."""
 
 
 class Changed(msgspec.Struct):
@@ -53,9 +55,10 @@ class StateBox:
         """Raises ``StoreUnavailable`` on bytes that our keys did not seal for this pool and user."""
         try:
             plain = self._box.open(sealed, user.encode())
-            if plain[:1] != FORMAT:
+            if plain[:1] not in (FORMAT, FORMER):
                 raise StoreUnavailable(f"the state of {user!r} has a format that this version does not know")
-            return self._decoder.decode(plain[1:])
+            state = self._decoder.decode(plain[1:])
+            return state if plain[:1] == FORMAT else _of_nobody(state)
         except TokenRejected as rejection:
             raise StoreUnavailable(f"the state of {user!r} cannot be opened: {rejection.reason.value}") from None
         except msgspec.DecodeError:
@@ -81,3 +84,15 @@ class StateBox:
             or any(now >= other.alive_until for other in state.tickets)
             or ticket in slots.turns(state, self.policy, now)
         )
+
+
+def _of_nobody(state: UserState) -> UserState:
+    """A state of the release before: its tokens hold their slots until they expire, or somebody needs the room."""
+    for token in state.free:
+        token.credentials = NOBODYS
+    for holding in state.leases.values():
+        holding.credentials = NOBODYS
+        if holding.token is not None:
+            holding.token.credentials = NOBODYS
+    state.tickets = []  # those who wait come back by themselves
+    return state

@@ -87,11 +87,10 @@ class MemoryTokenStore:
         for number in slots.turns(state, self.policy, now):
             self._rouse(user, number)
         # The first of the others must not sleep past the moment when something changes by itself.
-        if state.tickets:
-            first = user, state.tickets[0].number
-            sleeper = self._sleepers.get(first)
-            if sleeper is not None and slots.changes_at(state, self.policy, now) < sleeper[1]:
-                self._rouse(*first)
+        for first in slots.heads(state):
+            sleeper = self._sleepers.get((user, first.number))
+            if sleeper is not None and slots.changes_at(state, self.policy, now, first.credentials) < sleeper[1]:
+                self._rouse(user, first.number)
 
     def _rouse(self, user: str, ticket: int) -> None:
         sleeper = self._sleepers.pop((user, ticket), None)
@@ -105,8 +104,9 @@ class MemoryTokenStore:
             if state is None or self._closed or ticket in slots.turns(state, self.policy, now):
                 return 0.0
             again_at = now + timeout_s
-            if state.tickets and state.tickets[0].number == ticket:
-                again_at = min(again_at, slots.changes_at(state, self.policy, now))
+            for first in slots.heads(state):
+                if first.number == ticket:
+                    again_at = min(again_at, slots.changes_at(state, self.policy, now, first.credentials))
             self._sleepers[user, ticket] = waker, again_at
             return again_at - now
 

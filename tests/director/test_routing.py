@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -76,6 +77,46 @@ def test_without_patience_no_busy_server_is_chosen(tag, changes, expected) -> No
     states = three(**changes)
     chosen = Balancer(states).choose(tag, (), patient=False)
     assert chosen is (None if expected is None else states[expected])
+
+
+BROWSERS = [b"visitor=%d" % number for number in range(300)]
+
+
+@pytest.mark.parametrize("why", [{"health": GONE}, {"draining": True}])
+def test_a_browser_whose_server_is_away_goes_to_one_other(why: dict[str, Any]) -> None:
+    states = three(s1=why)
+    balancer = Balancer(states)
+    chosen = [balancer.choose(b"tag-1", (), browser=browser) for browser in BROWSERS]
+    assert [balancer.choose(b"tag-1", (), browser=browser) for browser in reversed(BROWSERS)] == chosen[::-1]
+    assert 100 < chosen.count(states[0]) < 200
+    assert chosen.count(states[0]) + chosen.count(states[2]) == len(BROWSERS)
+
+
+def test_a_browser_whose_server_failed_it_goes_where_the_others_go_that_know_of_its_end() -> None:
+    states = three()
+    balancer = Balancer(states)
+    first = [balancer.choose(b"tag-1", [states[1]], browser=browser) for browser in BROWSERS]
+    states[1].health = GONE
+    assert [balancer.choose(b"tag-1", (), browser=browser) for browser in BROWSERS] == first
+
+
+def test_of_more_servers_only_the_browsers_of_one_that_goes_away_move() -> None:
+    states = servers_of((f"web-{n}", f"tag-{n}") for n in range(5))
+    for state in states[1:]:
+        state.health = WELL
+    balancer = Balancer(states)
+    before = [balancer.choose(b"tag-0", (), browser=browser) for browser in BROWSERS]
+    states[3].health = GONE
+    after = [balancer.choose(b"tag-0", (), browser=browser) for browser in BROWSERS]
+    assert all(new is old for old, new in zip(before, after, strict=True) if old is not states[3])
+    assert states[3] in before
+    assert states[3] not in after
+
+
+def test_a_browser_without_a_route_goes_to_the_least_busy() -> None:
+    balancer = Balancer(three())
+    chosen = [balancer.choose(None, (), browser=b"visitor=1") for _ in range(9)]
+    assert [state.index for state in chosen if state] == [0, 1, 2] * 3
 
 
 def test_ties_go_round() -> None:

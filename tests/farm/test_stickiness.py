@@ -161,6 +161,31 @@ def test_a_queue_as_gradios(farm: Callable[..., Farm], tmp_path: Path) -> None:
             assert question["data"][::-1] in answer.text
 
 
+def test_a_browser_stays_together_when_its_web_server_is_away(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    """A page's requests come at once, all with the route of the web server that is away: they meet at one other."""
+    (tmp_path / "demo.py").write_text(QUEUE)
+    running = farm("--web", "3", app="demo:app")
+
+    async def all_at_once(browser: httpx.AsyncClient, cookies: str) -> list[str]:
+        asked = [browser.get(f"{running.base}/where", headers={"cookie": cookies}) for _ in range(6)]
+        return [answer.json() for answer in await asyncio.gather(*asked)]
+
+    async def story() -> None:
+        async with httpx.AsyncClient(timeout=60) as browser:
+            home = await browser.get(f"{running.base}/where")
+            route = home.headers["set-cookie"].partition(";")[0]
+            away = home.json()
+            assert running.run("drain", away).returncode == 0
+            reached: list[str] = []
+            for number in range(CLIENTS):
+                servers = set(await all_at_once(browser, f"{route}; visitor={number}"))
+                assert len(servers) == 1
+                reached += servers
+        assert set(reached) == {"web-1", "web-2", "web-3"} - {away}, "and browsers are still spread"
+
+    asyncio.run(story())
+
+
 def test_stickiness_may_be_left_to_sessions(farm: Callable[..., Farm], tmp_path: Path) -> None:
     (tmp_path / "demo.py").write_text(QUEUE)
     running = farm("--web", "3", "--sticky", "session", app="demo:app")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from coatcheck.director.io.server_link import ServerLink
-from coatcheck.director.rules import delivery
+from coatcheck.director.rules import delivery, routing
 from coatcheck.director.rules.delivery import Delivery
 from coatcheck.director.rules.routing import Balancer
 from coatcheck.farm.processes import told_by_director
@@ -59,6 +59,10 @@ def _by_turns(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Balancer, "choose", lambda self, tag, tried, **named: shipped(self, None, tried, **named))
 
 
+def _no_stand_in(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(routing, "by_hash", lambda key, servers: None)
+
+
 def _ends_unnoticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ServerLink, "_ended", lambda self, ending: None)
 
@@ -71,6 +75,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "a POST is sent again when its web server dies": (_resent_post, "deaths", "carried out 2 times"),
     "silence is death": (_impatient, "door", "which has it, lives"),
     "routes are not looked at": (_by_turns, "narrow", "which its route names, is well"),
+    "a browser is spread when its web server dies": (_no_stand_in, "deaths", "others with the same cookies"),
     "an app that fails behind its answer closes the connection": (_failing_apps_close, "narrow", "#"),
     "the end of a connection is not noticed": (_ends_unnoticed, "deaths", "has no answer after"),
 }

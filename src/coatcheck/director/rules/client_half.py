@@ -171,7 +171,7 @@ class ClientHalf(ServerHalf):
         else:
             self._request = b"".join((method, b" ", head.target, self._tail, b"\r\n"))
         self._head = head
-        self._delivery = Delivery(head.method, self._tag)
+        self._delivery = Delivery(head.method, self._tag, cookies)
         if self.sends_before:
             self._delivery.sent_before(self.sends_before, begun=self.begun_before, keyed=_has_idempotency_key(fields))
         self._close = not fields.keep_alive

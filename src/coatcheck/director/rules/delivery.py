@@ -73,11 +73,13 @@ _BUSY: Final = Health.BUSY
 class Delivery:
     """One request on its way: what was written where, and so what may still be done with it."""
 
-    __slots__ = ("idempotent", "refusals", "replied", "sends", "tag", "tried", "whole", "written")
+    __slots__ = ("browser", "idempotent", "refusals", "replied", "sends", "tag", "tried", "whole", "written")
 
-    def __init__(self, method: bytes, tag: bytes | None) -> None:
+    def __init__(self, method: bytes, tag: bytes | None, browser: bytes = b"") -> None:
         self.idempotent = method in IDEMPOTENT_METHODS
         self.tag = tag
+        self.browser = browser
+        """Its cookies: all requests of one browser go to one web server, also when the one of its ``tag`` is gone."""
         self.tried: Sequence[ServerState] = ()
         """Web servers that failed it; they are asked again only when no other one is fit."""
         self.sends = 0
@@ -103,7 +105,7 @@ class Delivery:
     def next_server(self, balancer: Balancer, waited_s: float, policy: DeliveryPolicy) -> ServerState | WaitReason:
         """Where it is to be written now, or why it has to wait; ``waited_s``: how long it already does."""
         patient = not 0 < policy.resend_after_s <= waited_s
-        server = balancer.choose(self.tag, self.tried, patient=patient)
+        server = balancer.choose(self.tag, self.tried, browser=self.browser, patient=patient)
         if server is None:
             return WaitReason.BUSY if balancer.waits_for_busy() else WaitReason.NO_SERVER
         return WaitReason.BUSY if server.health is _BUSY else server

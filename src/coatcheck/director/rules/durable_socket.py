@@ -275,7 +275,8 @@ class DurableSocket(DurableClientHalf):
 
     def _choose(self) -> None:
         self._let_go_of_server()
-        chosen = self._traffic.balancer.choose(self._upgrade.tag, self._tried, patient=False)
+        upgrade, balancer = self._upgrade, self._traffic.balancer
+        chosen = balancer.choose(upgrade.tag, self._tried, browser=upgrade.browser, patient=False)
         if chosen is None or chosen in self._tried:
             # Not at once: who has just failed may be asked again a tick later.
             self._side = _WAITING

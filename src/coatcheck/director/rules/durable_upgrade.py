@@ -17,13 +17,15 @@ _EXTENSION_LINES: Final = re.compile(rb"^sec-websocket-extensions:[^\r]*\r\n", r
 
 
 class Upgrade(msgspec.Struct, frozen=True, gc=False):
-    """``request``: the one that a web server has agreed to; ``tag``: of its route. ``ticket``: for the next web server.
+    """``request``: the one that a web server has agreed to; ``tag``: of its route; ``browser``: its cookies.
 
-    ``deflated``: whether the first web server may compress what it sends. ``behind``: what came with its answer.
+    ``ticket``: for the next web server. ``deflated``: whether the first web server may compress what it sends.
+    ``behind``: what came with its answer.
     """
 
     request: bytes
     tag: bytes | None
+    browser: bytes
     ticket: bytes
     deflated: bool
     behind: bytes

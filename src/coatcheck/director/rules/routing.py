@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
+from hashlib import blake2b
 
 import msgspec
 
@@ -117,8 +118,17 @@ def heard(state: ServerState) -> bool:
     return True
 
 
+def by_hash(key: bytes, servers: Iterable[ServerState]) -> ServerState | None:
+    """One of ``servers``, the same for a key as long as that one is among them (rendezvous hashing)."""
+    return max(servers, key=lambda server: blake2b(key + b"\x00" + server.tag, digest_size=8).digest(), default=None)
+
+
 class Balancer:
-    """Chooses the web server of a request: its session's host if that is fit, else the least busy one."""
+    """Chooses the web server of a request: its session's host if that is fit, else the least busy one.
+
+    If the host is not fit, all requests of one browser go to one other server. They may come at once, each with the
+    route cookie of the host that died: on several servers, each would take the session from the one before.
+    """
 
     __slots__ = ("_by_tag", "_turn", "_turns", "knows", "servers")
 
@@ -130,18 +140,25 @@ class Balancer:
         self._turn = 0
         self._turns = [self.servers[first:] + self.servers[:first] for first in range(len(servers))]
 
-    def choose(self, tag: bytes | None, tried: Collection[ServerState], *, patient: bool = True) -> ServerState | None:
+    def choose(
+        self, tag: bytes | None, tried: Collection[ServerState], *, browser: bytes = b"", patient: bool = True
+    ) -> ServerState | None:
         """The server for a request whose route cookie says ``tag``; ``None``: none takes requests.
 
-        The answer may be busy: then the request is to wait for it, unless it is not ``patient`` any more. Servers that
-        were ``tried`` come last.
+        ``browser``: its cookies, which tell it from others. The answer may be busy: then the request is to wait for
+        it, unless it is not ``patient`` any more. Servers that were ``tried`` come last.
         """
         named = self._by_tag.get(tag) if tag is not None else None
         if named is not None and not named.draining and named not in tried:
             fit = named.health is _HEALTHY or (patient and named.health is _BUSY)
             if fit:
                 return named
-        chosen = self._least_busy(_HEALTHY, tried)
+        chosen = None
+        if named is not None and browser:
+            healthy = (one for one in self.servers if one.health is _HEALTHY and not one.draining)
+            chosen = by_hash(browser, (one for one in healthy if one not in tried))
+        if chosen is None:
+            chosen = self._least_busy(_HEALTHY, tried)
         if chosen is None and patient:
             chosen = self._least_busy(_BUSY, tried)
         if chosen is None and tried:

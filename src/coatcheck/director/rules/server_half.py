@@ -351,7 +351,7 @@ class ServerHalf(ConnectionState):
         self._delivery.replied = True
         ticket = ticket_of(head)
         if ticket is not None:
-            self._upgrade = Upgrade(self._request, self._tag, ticket, is_deflated(head), first)
+            self._upgrade = Upgrade(self._request, self._tag, self._cookies, ticket, is_deflated(head), first)
             head, first = for_client(head), b""
         self.actions += [ToClient(self._informational_head(head) + first), Order.JOIN]
         self.state = State.TUNNEL

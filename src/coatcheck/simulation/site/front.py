@@ -4,6 +4,7 @@
 * An answer is the one of the request that was asked on its connection, whole, and by who carried that out.
 * The director answers 503 only to what was not carried out, unless the web server that had it has died.
 * Where nothing goes wrong, the director makes no answer of its own, and a browser stays with its web server.
+* While the web server of a route is away, all requests with the same cookies go to one other.
 * Where nothing goes wrong but that web servers die, only what died with one comes to nothing; of ``GET``, what died
   with two.
 * In the end nothing is left in it.
@@ -39,6 +40,8 @@ class Errand:
         self.method = method
         self.body = body
         self.route = route
+        self.cookies = b""
+        """The value of its Cookie header."""
         self.answer_bytes = 0
         self.answer_pause_s = 0.0
         self.think_s = 0.0
@@ -65,6 +68,7 @@ class Front:
         self._routes: dict[Browser, bytes] = {}
         self._errands: dict[int, Errand] = {}
         self._deaths: list[float] = []
+        self._stand_ins: dict[tuple[bytes, tuple[str, ...]], Any] = {}
 
     # -- what goes wrong ---------------------------------------------------------------------------
 
@@ -124,7 +128,8 @@ class Front:
         pairs = [name + b"=" + value for name, value in shown if value is not None]
         headers = [(b"host", b"shop.test"), (NUMBER, b"%d" % errand.attempt.number)]
         if pairs:
-            headers.append((b"cookie", b"; ".join(pairs)))
+            errand.cookies = b"; ".join(pairs)
+            headers.append((b"cookie", errand.cookies))
         if errand.method == b"POST":
             chunked = self._dice.random() < 0.3
             length = (b"transfer-encoding", b"chunked") if chunked else (b"content-length", b"%d" % len(errand.body))
@@ -187,6 +192,19 @@ class Front:
             well = home is not None and home.ready and home.ready_at < errand.attempt.sent_at - QUIET_S
             if home is not None and well and home is not web:
                 self._fail(f"#{number} comes to {web.name}, though {home.name}, which its route names, is well")
+            if home is not None and not home.ready:
+                self._judge_stand_in(errand, web)
+
+    def _judge_stand_in(self, errand: Errand, web: Any) -> None:
+        """The web server of its route is away: what comes with the same cookies goes to the same other one."""
+        ready = [one for one in self._site.webs if one.ready]
+        settled = all(one.ready_at < errand.attempt.sent_at - QUIET_S for one in ready)
+        if not settled or web not in ready:
+            return
+        first = self._stand_ins.setdefault((errand.cookies, tuple(one.name for one in ready)), web)
+        self._ledger.counts["director: stand-in"] += 1
+        if first is not web:
+            self._fail(f"#{errand.attempt.number} comes to {web.name}, others with the same cookies to {first.name}")
 
     # -- what browsers are told --------------------------------------------------------------------
 

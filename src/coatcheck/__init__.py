@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from coatcheck.sessions.json_form import not_json
     from coatcheck.sessions.mapping import Session
     from coatcheck.sessions.users import UserClosed
-    from coatcheck.sessions.values import UnknownValue, register_value
+    from coatcheck.sessions.value_names import register_value
+    from coatcheck.sessions.value_reading import UnknownValue
     from coatcheck.tokens.keyring import KeyRing
     from coatcheck.web.asgi import SessionMiddleware
     from coatcheck.web.durable_websocket import DurableWebSocket, durable_websocket
@@ -67,9 +68,9 @@ _HOMES = {
     "Device": "sessions.devices",
     "connect": "connecting",
     "durable_websocket": "web.durable_websocket",
-    "UnknownValue": "sessions.values",
+    "UnknownValue": "sessions.value_reading",
     "not_json": "sessions.json_form",
-    "register_value": "sessions.values",
+    "register_value": "sessions.value_names",
 }
 
 __all__ = [

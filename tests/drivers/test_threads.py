@@ -20,6 +20,7 @@ import pytest
 
 import coatcheck.errors
 from coatcheck import Answer, CoatcheckError, ConfigError, SessionMiddleware, SessionUnavailable, connect
+from coatcheck.drivers import background_thread
 from coatcheck.drivers import threads as driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.drivers.threads import ThreadedSessions
@@ -271,7 +272,7 @@ class Mute(MemoryStore):
 
 
 def test_no_thread_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.3)
+    monkeypatch.setattr(background_thread, "LONGEST_WAIT_S", 0.3)
     sessions = ThreadedSessions(
         Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
     )
@@ -350,7 +351,7 @@ def test_who_still_asks_a_background_thread_that_ends_is_refused() -> None:
 
 
 def test_who_waits_beside_too_many_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "MAX_WAITING", 1)
+    monkeypatch.setattr(background_thread, "MAX_WAITING", 1)
     sessions = ThreadedSessions(
         Sessions(farm="farm", server_name="web", stores=lambda: [Mute("mute", time.monotonic)], ring=KeyRing(RING))
     )

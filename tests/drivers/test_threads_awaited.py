@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coatcheck import SessionUnavailable, connect
-from coatcheck.drivers import threads as driver
+from coatcheck.drivers import background_thread
 from coatcheck.drivers.threads import ThreadedSessions
 from coatcheck.sessions.answer import OneCookie
 from coatcheck.sessions.mapping import Session
@@ -99,7 +99,7 @@ def test_a_stop_refuses_who_waits(sessions: ThreadedSessions) -> None:
 @pytest.mark.usefixtures("gate")
 def test_nobody_waits_for_ever(sessions: ThreadedSessions, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        monkeypatch.setattr(driver, "LONGEST_WAIT_S", 0.05)
+        monkeypatch.setattr(background_thread, "LONGEST_WAIT_S", 0.05)
         with pytest.raises(SessionUnavailable, match="does_not_answer"):
             await sessions.afind_by_token(b"x")
 
@@ -110,7 +110,7 @@ def test_so_many_wait_at_once_and_no_more(
     sessions: ThreadedSessions, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        monkeypatch.setattr(driver, "MAX_WAITING", 2)
+        monkeypatch.setattr(background_thread, "MAX_WAITING", 2)
         asking = [asyncio.ensure_future(sessions.afind_by_token(b"x")) for _ in range(2)]
         await asyncio.sleep(0.05)
         with pytest.raises(SessionUnavailable):

@@ -36,14 +36,9 @@ from coatcheck.sessions.description import describe
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.record import decode_data, encode_data, look_into_data, open_data
-from coatcheck.sessions.values import (
-    MAX_DEPTH,
-    UnknownValue,
-    _by_class,
-    _by_name,
-    lookalikes,
-    registered_values,
-)
+from coatcheck.sessions.value_names import by_class, by_name, lookalikes, registered_values
+from coatcheck.sessions.value_reading import UnknownValue
+from coatcheck.sessions.values import MAX_DEPTH
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.tokens.keyring import KeyRing
 from replication.tiny_farm import Farm
@@ -112,13 +107,13 @@ class Money:
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """Each test registers what it needs; nothing is left of it."""
-    tables: list[Any] = [_by_class, _by_name]
+    tables: list[Any] = [by_class, by_name]
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
-    lookalikes.intersection_update(_by_class)
+    lookalikes.intersection_update(by_class)
 
 
 def register_all() -> None:
@@ -677,7 +672,7 @@ def stored_by(cls: type, *args: Any, **fields: Any) -> bytes:
     try:
         return encode_data({"k": cls(*args, **fields), "n": 1})
     finally:
-        del _by_class[cls], _by_name["versioned"]
+        del by_class[cls], by_name["versioned"]
 
 
 def test_old_code_that_only_looks_writes_nothing() -> None:
@@ -748,8 +743,8 @@ def test_a_process_without_the_classes_writes_them_back_unchanged() -> None:
     web = farm.web()
     token = web.create(c=Cart([Point(1), {Price(Decimal(1))}]), p={Price(Decimal(2))}, n=1)
     stored = web.opened(token)._request.blob
-    _by_class.clear()
-    _by_name.clear()
+    by_class.clear()
+    by_name.clear()
     other = farm.web()
     session = other.opened(token)
     value = session["c"]
@@ -774,7 +769,7 @@ def test_a_process_without_the_classes_writes_them_back_unchanged() -> None:
 def test_a_set_whose_members_can_be_hashed_no_more_is_still_read() -> None:
     register_value(Price, name="price")
     stored = encode_data({"k": {Price(Decimal(1))}})
-    del _by_class[Price], _by_name["price"]
+    del by_class[Price], by_name["price"]
     unhashable = dataclasses.make_dataclass("Price", ["amount", "currency"])
     register_value(unhashable, name="price")
     found, kept = open_data(stored)

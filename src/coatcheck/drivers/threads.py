@@ -13,7 +13,6 @@ import atexit
 import concurrent.futures.thread  # noqa: F401 - so that it has registered what it does at the end
 import contextlib
 import os
-import selectors
 import sys
 import threading
 import weakref
@@ -22,9 +21,10 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
-from coatcheck.drivers.asked_in_threads import LONGEST_WAIT_S, AskedInThreads
+from coatcheck.drivers.asked_in_threads import AskedInThreads
+from coatcheck.drivers.background_thread import BackgroundThread
 from coatcheck.drivers.sessions import Sessions
-from coatcheck.errors import CoatcheckError, SessionUnavailable, UnavailableReason
+from coatcheck.errors import CoatcheckError, SessionUnavailable
 from coatcheck.sessions.answer import NO_HEADERS, Answer, CookieTransport
 from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.opened import Opened
@@ -32,11 +32,6 @@ from coatcheck.sessions.routes import Header
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-STOP_S: Final = 5.0
-"""How long :meth:`ThreadedSessions.close` waits for the background thread."""
-MAX_WAITING: Final = 10_000
-"""Threads that wait for session servers at once; one more is refused."""
 
 _PATCHERS: Final = (
     ("gevent.monkey", "is_module_patched", "threading"),
@@ -50,7 +45,7 @@ _inherited: list[object] = []
 
 
 _forking = threading.Lock()
-_parked: list[_Background] = []
+_parked: list[BackgroundThread] = []
 """What a fork waits for and holds: no background thread is in the middle of anything that the child inherits."""
 
 
@@ -86,186 +81,6 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, 
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
-class _GivingSelector(selectors.DefaultSelector):
-    """Gives a lock away while it waits."""
-
-    def __init__(self, lock: threading.RLock) -> None:
-        super().__init__()
-        self._lock = lock
-
-    def select(self, timeout: float | None = None) -> Any:
-        self._lock.release()
-        try:
-            return super().select(timeout)
-        finally:
-            self._lock.acquire()
-
-
-class _Call:
-    """A coroutine that a thread waits for."""
-
-    __slots__ = ("_answered", "_coroutine", "_task", "error", "result")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._coroutine = coroutine
-        self._task: asyncio.Task[None] | None = None
-        self._answered = threading.Lock()
-        self._answered.acquire()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def start(self) -> None:
-        """On the event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
-        try:
-            self.result = await self._coroutine
-        except asyncio.CancelledError:
-            self.fail()
-        except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
-            self.error = error
-        self._release()
-
-    def cancel(self) -> None:
-        """On the event loop: nobody waits any more."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def fail(self) -> None:
-        self.error = SessionUnavailable(UnavailableReason.STOPPING)
-        self._release()
-
-    def _release(self) -> None:
-        with contextlib.suppress(RuntimeError):  # answered already
-            self._answered.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        return self._answered.acquire(timeout=timeout_s)
-
-
-class _AwaitedCall(_Call):
-    """A coroutine that another event loop waits for."""
-
-    __slots__ = ("_loop", "_over")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        super().__init__(coroutine)
-        self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
-
-    def _release(self) -> None:
-        super()._release()
-        with contextlib.suppress(RuntimeError):  # that loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._over.set)
-
-    async def until_answered(self, timeout_s: float) -> bool:
-        """Whether it was answered in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._over.wait()
-        return self._over.is_set()
-
-
-class _Background:
-    """The background thread of one process. ``lock`` is held by whoever looks at or changes what is hosted here."""
-
-    def __init__(self, name: str) -> None:
-        self.lock = threading.RLock()
-        self.loop = asyncio.SelectorEventLoop(_GivingSelector(self.lock))
-        self._calls: set[_Call] = set()
-        self._over = False
-        self._thread = threading.Thread(target=self._run, name=f"coatcheck {name}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        loop = self.loop
-        with self.lock:
-            asyncio.set_event_loop(loop)
-            try:
-                loop.run_forever()
-                loop.run_until_complete(_cancel_all())
-                loop.run_until_complete(loop.shutdown_asyncgens())
-            finally:
-                self._over = True
-                loop.close()
-                for call in list(self._calls):
-                    call.fail()
-
-    def run(self, coroutine: Coroutine[Any, Any, T], *, is_last: bool = False) -> T:
-        """Wait for a coroutine in the calling thread, at most :data:`LONGEST_WAIT_S`; ``is_last``: never refused."""
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            coroutine.close()
-            raise CoatcheckError("sessions cannot be waited for inside an observer: it is called while they are held")
-        if len(self._calls) >= MAX_WAITING and not is_last:
-            coroutine.close()
-            raise SessionUnavailable(UnavailableReason.CONTENDED)
-        call = _Call(coroutine)
-        self._calls.add(call)
-        try:
-            self._schedule(call)
-            if not call.wait(LONGEST_WAIT_S):
-                self._abandon(call)
-                raise SessionUnavailable(UnavailableReason.TIMED_OUT)
-        except (KeyboardInterrupt, SystemExit):
-            self._abandon(call)
-            raise
-        finally:
-            self._calls.discard(call)
-        result: T = _result_of(call)
-        return result
-
-    async def run_awaited(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The same for a coroutine of another event loop, which goes on meanwhile."""
-        if len(self._calls) >= MAX_WAITING:
-            coroutine.close()
-            raise SessionUnavailable(UnavailableReason.CONTENDED)
-        call = _AwaitedCall(coroutine)
-        self._calls.add(call)
-        try:
-            self._schedule(call)
-            if not await call.until_answered(LONGEST_WAIT_S):
-                self._abandon(call)
-                raise SessionUnavailable(UnavailableReason.TIMED_OUT)
-        except asyncio.CancelledError:
-            self._abandon(call)
-            raise
-        finally:
-            self._calls.discard(call)
-        result: T = _result_of(call)
-        return result
-
-    def _schedule(self, call: _Call) -> None:
-        try:
-            self.loop.call_soon_threadsafe(call.start)
-        except RuntimeError:  # it was closed
-            call.fail()
-        if self._over:
-            call.fail()
-
-    def _abandon(self, call: _Call) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(call.cancel)
-
-    def stop(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(STOP_S)
-
-
-def _result_of(call: _Call) -> Any:
-    if call.error is not None:
-        raise call.error
-    return call.result
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class ThreadedSessions(AskedInThreads):
     """The sessions of one web server, for apps that run in threads: :meth:`open` with each request, :meth:`finish` when
     its response starts, :meth:`end` when its body was streamed. From as many threads as you like.
@@ -278,7 +93,7 @@ class ThreadedSessions(AskedInThreads):
         self._sessions = sessions
         self._beginning = threading.RLock()
         """Held while it is begun or closed; a signal handler may close it in the middle of either."""
-        self._background: _Background | None = None
+        self._background: BackgroundThread | None = None
         self.cookies = sessions.cookies
         self.transport = sessions.transport
         self.transport_of = sessions.transport_of
@@ -438,7 +253,7 @@ class ThreadedSessions(AskedInThreads):
                 finally:
                     background.stop()
 
-    def _running(self) -> _Background:
+    def _running(self) -> BackgroundThread:
         if _get_running_loop() is not None:
             raise CoatcheckError(
                 "these sessions are for threads, and would block this event loop: leave out connect(driver='threads')"
@@ -446,23 +261,23 @@ class ThreadedSessions(AskedInThreads):
         running = self._background
         return running if running is not None else self._begin()
 
-    def _running_for(self, opened: Opened) -> _Background:
+    def _running_for(self, opened: Opened) -> BackgroundThread:
         home: object = opened.home
         if home is not self:
             raise CoatcheckError("this request was opened by other sessions")
         return self._running()
 
-    async def _running_beside(self) -> _Background:
+    async def _running_beside(self) -> BackgroundThread:
         """For a coroutine: to begin takes a while, so a thread waits for that."""
         running = self._background
         return running if running is not None else await asyncio.to_thread(self._begin)
 
-    def _begin(self) -> _Background:
+    def _begin(self) -> BackgroundThread:
         with self._beginning:
             background = self._background
             if background is None:
                 _refuse_greenlets()
-                background = _Background(self._sessions.server_name)
+                background = BackgroundThread(self._sessions.server_name)
                 try:
                     background.run(self._sessions.start())
                 except BaseException:

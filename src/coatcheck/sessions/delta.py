@@ -12,7 +12,8 @@ import msgspec
 
 from coatcheck.errors import ConflictError
 from coatcheck.sessions.policy import Merge
-from coatcheck.sessions.values import Kept, encoded_value
+from coatcheck.sessions.value_writing import encoded_value
+from coatcheck.sessions.values import Kept
 
 
 class _Absent:

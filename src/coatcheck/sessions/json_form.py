@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.msgpack import Ext
 
-from coatcheck.sessions.values import UnknownValue
+from coatcheck.sessions.value_reading import UnknownValue
 
 
 def not_json(data: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,10 @@ from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.sessions.durable import SocketState
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.provider import ProviderLogin
-from coatcheck.sessions.values import MAX_DEPTH, PLAIN, Kept, Lowering, Raising, lookalikes
+from coatcheck.sessions.value_names import lookalikes
+from coatcheck.sessions.value_reading import Raising
+from coatcheck.sessions.value_writing import Lowering
+from coatcheck.sessions.values import MAX_DEPTH, PLAIN, Kept
 from coatcheck.tokens.chain import Chain
 
 MAX_DATA_BYTES = MAX_ENTRY_BYTES - 16_384
@@ -182,7 +185,7 @@ def decode_data(data: bytes) -> dict[str, Any]:
 
 def look_into_data(data: bytes) -> dict[str, Any]:
     """The mapping for those who only look, and run no code of an app: values of registered classes are
-    :class:`coatcheck.sessions.values.UnknownValue`. Raises :class:`CorruptEntry`."""
+    :class:`coatcheck.sessions.value_reading.UnknownValue`. Raises :class:`CorruptEntry`."""
     return _raised(Raising(opaque=True), data)
 
 

@@ -203,9 +203,8 @@ def test_mutated_heads_reach_the_server_only_as_what_was_understood() -> None:
 
     async def test() -> None:
         server = FakeServer()
-        async with farm(
-            server, body_timeout_s=0.2, header_timeout_s=0.2, first_byte_timeout_s=2.0, resend_after_s=0, linger_s=0.1
-        ) as running:
+        # Each request has its end, so no time-out is needed; client and director share a loop, which may come late.
+        async with farm(server, first_byte_timeout_s=2.0, resend_after_s=0, linger_s=0.1) as running:
             for _ in range(1_500):
                 request = bytearray(chance.choice(good))
                 for _ in range(chance.randint(1, 3)):

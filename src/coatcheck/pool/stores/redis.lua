@@ -635,13 +635,9 @@ local function forget_old_lines()
   end
 end
 
-local function write(stored, reply)
-  if command.type == 'Acquire' or command.type == 'LoginDone' or command.type == 'Add' then
-    state.limits = {policy.per_user, policy.max_uses}
-    stored = cmsgpack.pack(state)
-  end
+local function write(changed, reply)
   local note = call .. ' ' .. string.format('%.3f', now) .. ' ' .. reply
-  local is_new = redis.call('HSET', KEYS[1], 's', stored, 'u', user, line, note) > 0
+  local is_new = redis.call('HSET', KEYS[1], 's', changed, 'u', user, line, note) > 0
   local keep_s = math.min(KEEP_S + math.max(0, ends_at() - now), MAX_KEEP_S)
   redis.call('EXPIRE', KEYS[1], string.format('%d', keep_s))
   if is_new and redis.call('HLEN', KEYS[1]) > MAX_LINES then forget_old_lines() end
@@ -678,6 +674,9 @@ if not opens_all() then return {'unknown_key'} end
 clamp()
 local answer = rules[command.type]()
 local reply = cmsgpack.pack({answer, partings})
+if command.type == 'Acquire' or command.type == 'LoginDone' or command.type == 'Add' then
+  state.limits = {policy.per_user, policy.max_uses}
+end
 local changed = cmsgpack.pack(state)
 if command.type == 'Forget' then
   if answer.count == 1 then redis.call('DEL', KEYS[1]) end

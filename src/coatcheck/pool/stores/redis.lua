@@ -14,6 +14,7 @@ local REFRESHES_PER_TICKET_LIFE = 3
 local KEEP_S, MAX_KEEP_S = 7 * 86400, 10 * 366 * 86400
 local WAKE_MS = 5000
 local KEY_DIGITS = 10
+local LIMITING = {Acquire = true, LoginDone = true, Add = true, Then = true}
 local MAX_LINES, LINE_S = 64, 60
 
 local time = redis.call('TIME')
@@ -363,34 +364,42 @@ local function granted(fence, token, remaining_s)
   }
 end
 
-local function unqueue(number)
-  if number ~= 0 then
-    state.tickets = filter(state.tickets, function(ticket) return ticket.number ~= number end)
-  end
-end
-
 local function ticket_of(number)
-  for _, ticket in ipairs(state.tickets) do
-    if ticket.number == number then return ticket end
+  for place, ticket in ipairs(state.tickets) do
+    if ticket.number == number then return ticket, place end
   end
 end
 
-local function claim_of(number, mine)
-  local ticket, callers = ticket_of(number), state.tickets
+local function unqueue(number)
+  local _, place = ticket_of(number)
+  if place then table.remove(state.tickets, place) end
+end
+
+local function claim_of(command, mine)
+  local ticket, callers = ticket_of(command.ticket), copy(state.tickets)
   if ticket then
     ticket.credentials = mine
   else
-    number, callers = 0, copy(callers)
-    table.insert(callers, {number = 0, alive_until = FAR, credentials = mine})
+    ticket = {number = 0, credentials = mine}
+    table.insert(callers, ticket)
   end
+  if command.ahead then table.insert(callers, 1, table.remove(callers, place_of(callers, ticket))) end
   local claim, other
-  claims(callers, function(caller, its_claim, token)
-    if caller == number then
+  claims(callers, function(number, its_claim, token)
+    if number == ticket.number then
       claim, other = its_claim, token
       return true
     end
   end)
   return claim, other
+end
+
+local function serve(command)
+  local ticket, place = ticket_of(command.ticket)
+  if not ticket or command.more == 0 then return unqueue(command.ticket) end
+  ticket.callers = command.more
+  ticket.alive_until = now + policy.ticket_life_s
+  if not command.ahead then table.insert(state.tickets, table.remove(state.tickets, place)) end
 end
 
 local function take(mine)
@@ -408,29 +417,31 @@ local function may_bring(mine)
   return false
 end
 
-local function queue(number, mine, limited_s)
-  local ticket = ticket_of(number)
+local function queue(command, mine, limited_s)
+  local ticket = ticket_of(command.ticket)
   if not ticket then
-    if #state.tickets >= policy.max_waiting then return {kind = 'QueueFull'} end
-    number = state.next_ticket
+    local waiting = 0
+    for _, other in ipairs(state.tickets) do waiting = waiting + other.callers end
+    if waiting >= policy.max_waiting then return {kind = 'QueueFull'} end
+    ticket = {number = state.next_ticket, credentials = mine}
     state.next_ticket = state.next_ticket + 1
-    ticket = {number = number, credentials = mine}
     table.insert(state.tickets, ticket)
   end
   ticket.alive_until = now + policy.ticket_life_s
+  ticket.callers = 1 + command.more
   local again_s = math.min(changes_at(mine) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
   local hopeless = limited_s > 0 and #state.closing == 0 and not may_bring(mine)
   return {
-    kind = 'Waiting', ticket = number, again_s = math.max(0, again_s), limited_s = limited_s, hopeless = hopeless,
+    kind = 'Waiting', ticket = ticket.number, again_s = math.max(0, again_s), limited_s = limited_s, hopeless = hopeless,
   }
 end
 
-function rules.Acquire()
+function rules.Acquire(command)
   sweep()
   local mine = known_as(command.credentials)
-  local claim, other = claim_of(command.ticket, mine)
+  local claim, other = claim_of(command, mine)
   if claim == 'token' then
-    unqueue(command.ticket)
+    serve(command)
     return take(mine)
   end
   if claim == 'refused' and command.may_login then
@@ -443,7 +454,7 @@ function rules.Acquire()
     if slots_used() < policy.per_user then claim = 'login' end
   end
   if claim == 'login' and command.may_login then
-    unqueue(command.ticket)
+    serve(command)
     if policy.login_every_s > 0 then
       state.rate_at = math.max(state.rate_at, now) + policy.login_every_s
       state.rate_s = policy.login_every_s * policy.login_burst
@@ -452,16 +463,16 @@ function rules.Acquire()
   end
   local limited_s = login_wait_s(mine)
   if not command.may_wait then return {kind = 'NoToken', limited_s = limited_s} end
-  return queue(command.ticket, mine, limited_s)
+  return queue(command, mine, limited_s)
 end
 
-function rules.Leave()
+function rules.Leave(command)
   unqueue(command.ticket)
-  if command.timed_out then state.counters.timeouts = state.counters.timeouts + 1 end
+  state.counters.timeouts = state.counters.timeouts + command.timed_out
   return done()
 end
 
-local function fresh(token_id, credentials)
+local function fresh(command, token_id, credentials)
   local dies_at = now + (command.span_s or FAR)
   return {
     token_id = token_id, value = command.value, sealed_for = command.sealed_for, credentials = credentials,
@@ -470,18 +481,18 @@ local function fresh(token_id, credentials)
   }
 end
 
-function rules.LoginDone()
+function rules.LoginDone(command)
   local holding, place = current(command.fence)
   if not holding or holding.token then return lost() end
   state.counters.logins = state.counters.logins + 1
   note_success(holding.credentials)
   table.remove(state.leases, place)
-  local token = fresh(command.fence, holding.credentials)
+  local token = fresh(command, command.fence, holding.credentials)
   hold(token, policy.lease_s, command.fence)
   return granted(command.fence, token, policy.lease_s)
 end
 
-function rules.LoginEnded()
+function rules.LoginEnded(command)
   local holding, place = by_fence(state.leases, command.fence)
   local mine = known_as(command.credentials)
   if holding and not holding.token then
@@ -497,7 +508,7 @@ function rules.LoginEnded()
   return holding and done() or lost()
 end
 
-function rules.Release()
+function rules.Release(command)
   local holding, place = current(command.fence)
   if not holding or not holding.token then
     sweep()
@@ -516,7 +527,7 @@ function rules.Release()
   return done()
 end
 
-function rules.Extend()
+function rules.Extend(command)
   local holding = current(command.fence)
   if not holding or not holding.token then return lost() end
   if command.renew then
@@ -525,14 +536,14 @@ function rules.Extend()
   return granted(command.fence, holding.token, holding.deadline - now)
 end
 
-function rules.LogoutEnded()
+function rules.LogoutEnded(command)
   local _, place = by_fence(state.closing, command.fence)
   if not place then return lost() end
   table.remove(state.closing, place)
   return done()
 end
 
-function rules.Add()
+function rules.Add(command)
   sweep()
   local mine = known_as(command.credentials)
   if slots_used() >= policy.per_user and #state.closing == 0 then
@@ -545,11 +556,11 @@ function rules.Add()
   if slots_used() >= policy.per_user then return {kind = 'NoSlot'} end
   state.fence = state.fence + 1
   state.counters.not_leases = state.counters.not_leases + 1
-  give_back(fresh(state.fence, mine))
+  give_back(fresh(command, state.fence, mine))
   return done()
 end
 
-function rules.TakeIdle()
+function rules.TakeIdle(command)
   sweep()
   if #state.tickets > 0 or #state.free == 0 or now - state.free[1].used_at < command.idle_s then
     return {kind = 'NoToken', limited_s = 0}
@@ -558,7 +569,7 @@ function rules.TakeIdle()
   return granted(hold(token, policy.lease_s), token, policy.lease_s)
 end
 
-function rules.Remove()
+function rules.Remove(command)
   local function chosen(token)
     return token and (not command.token_id or command.token_id == token.token_id)
   end
@@ -591,9 +602,15 @@ function rules.CleanUp()
   return done(sweep())
 end
 
+function rules.Then(command)
+  local first, second = rules[command.first.type](command.first), command.second
+  if first.kind == 'Lost' then second.ahead = false end
+  return {kind = 'Both', first = first, second = rules.Acquire(second)}
+end
+
 -- For the store itself: whose a slot is, when the caller did not see it granted; and an idle user is deleted.
 
-function rules.Owner()
+function rules.Owner(command)
   local holding = by_fence(state.leases, command.fence)
   if not holding then return lost() end
   local token = holding.token
@@ -672,9 +689,9 @@ end
 if not is_ours then return {'malformed'} end
 if not opens_all() then return {'unknown_key'} end
 clamp()
-local answer = rules[command.type]()
+local answer = rules[command.type](command)
 local reply = cmsgpack.pack({answer, partings})
-if command.type == 'Acquire' or command.type == 'LoginDone' or command.type == 'Add' then
+if LIMITING[command.type] then
   state.limits = {policy.per_user, policy.max_uses}
 end
 local changed = cmsgpack.pack(state)

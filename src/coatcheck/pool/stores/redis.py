@@ -34,6 +34,7 @@ from coatcheck.errors import ConfigError, TokenReason
 from coatcheck.pool.commands import (
     Acquire,
     Add,
+    Both,
     Command,
     CommandOutcome,
     Done,
@@ -49,6 +50,7 @@ from coatcheck.pool.commands import (
     QueueFull,
     Release,
     Reply,
+    Then,
     Waiting,
 )
 from coatcheck.pool.errors import StoreUnavailable
@@ -125,6 +127,18 @@ class _Calls:
 
     def steps(self, user: str, command: Command | Forget) -> Calls:
         """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
+        found, partings = yield from self._ask(user, (yield from self._asked(user, command)))
+        reply = yield from self._reply(user, command, found)
+        return CommandOutcome(reply, tuple(self._parting(user, each) for each in partings if self._opens(user, each)))
+
+    def _asked(self, user: str, command: Command | Forget) -> Calls:
+        """The command for the server: hashes as texts, the value sealed."""
+        if isinstance(command, Then):
+            first, second = (
+                (yield from self._asked(user, command.first)),
+                (yield from self._asked(user, command.second)),
+            )
+            return {"type": "Then", "first": first, "second": second}
         asked: dict[str, Any] = msgspec.to_builtins(command, builtin_types=(bytes,))
         if "credentials" in asked:
             asked["credentials"] = [each.hex() for each in asked["credentials"]]
@@ -135,11 +149,7 @@ class _Calls:
             if value is not None:
                 sealed = self._values.seal(user, held.credentials, value)
                 asked |= {"value": sealed, "sealed_for": held.credentials.hex(), "resealed": stale is not None}
-        found, partings = yield from self._ask(user, asked)
-        reply = yield from self._opened(user, command, found)
-        if isinstance(command, Release | LoginEnded) or type(reply) is Lost:
-            self._owners.pop((user, getattr(command, "fence", 0)), None)
-        return CommandOutcome(reply, tuple(self._parting(user, each) for each in partings if self._opens(user, each)))
+        return asked
 
     def _ask(self, user: str, asked: dict[str, Any]) -> Calls:
         """The script's reply and partings."""
@@ -174,22 +184,26 @@ class _Calls:
                     self._values.open(user, held.credentials, found["value"])
         return held or Held(NONE_GIVEN)
 
-    def _opened(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
+    def _reply(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
         """The reply, its value opened."""
-        if type(command) is Acquire and found["kind"] == "MustLogIn":
+        if isinstance(command, Then):
+            first = yield from self._reply(user, command.first, found["first"])
+            return Both(first, (yield from self._reply(user, command.second, found["second"])))
+        kind = found["kind"]
+        if kind == "MustLogIn" and isinstance(command, Acquire):
             self._remember(user, found["fence"], Held(_mine(command)[0]))
-        if found["kind"] == "Granted":
-            if type(command) is LoginDone:
-                found["value"] = command.value
-            else:
-                found["value"] = yield from self._value(user, command, found)
-        return msgspec.convert(found, _REPLIES[found["kind"]])
+        if kind == "Granted":
+            is_ours = isinstance(command, LoginDone)
+            found["value"] = command.value if is_ours else (yield from self._value(user, command, found))
+        if kind == "Lost" or isinstance(command, Release | LoginEnded):
+            self._owners.pop((user, getattr(command, "fence", 0)), None)
+        return msgspec.convert(found, _REPLIES[kind])
 
     def _value(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
         owner, fence, sealed = bytes.fromhex(found["sealed_for"]), found["fence"], found["value"]
         mine = owner
         try:
-            if type(command) is Acquire:
+            if isinstance(command, Acquire):
                 mine = _mine(command)[0]
                 if not self._may_have(command, owner):
                     raise cannot_be_opened(user, TokenReason.FORGED)
@@ -199,7 +213,7 @@ class _Calls:
             yield from self._ask(user, msgspec.to_builtins(Release(fence, keep=False, sign_out=False)))
             raise
         is_current = owner == mine and self._values.is_current(sealed)
-        if type(command) is Acquire or (user, fence) not in self._owners:
+        if isinstance(command, Acquire) or (user, fence) not in self._owners:
             self._remember(user, fence, Held(mine, None if is_current else value))
         return value
 

@@ -671,9 +671,8 @@ local function wake()
 end
 
 local stored, last, converted = unpack(redis.call('HMGET', KEYS[1], 's', line))
-if last then
-  local number, reply = string.match(last, '^(%S+) %S+ (.*)$')
-  if number == call then return {'done', reply} end
+if last and string.sub(last, 1, #call + 1) == call .. ' ' then
+  return {'done', string.match(last, '^%S+ %S+ (.*)$')}
 end
 if stored and is_former(stored) then
   if stored ~= ARGV[7] then return {'former', stored} end

@@ -16,6 +16,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Generator
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest as same
 from os import urandom
@@ -256,6 +257,7 @@ def _batches(keys: list[Any]) -> list[list[Any]]:
     return [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
 
 
+@lru_cache(1_000)
 def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=12, person=b"coatcheck-pool").hexdigest()
 

@@ -159,6 +159,10 @@ class SealedBox:
         self._associated = {prefix: prefix + self.purpose for prefix in self._openers}
         self._sealing_associated = self._associated[self._prefix]
 
+    def prefixes(self) -> list[bytes]:
+        """How everything begins that this box opens (5 bytes: format and key ID); what it seals begins as the first."""
+        return [self._prefix, *(prefix for prefix in self._openers if prefix != self._prefix)]
+
     def knows(self, sealed: bytes) -> bool:
         """Whether the key that sealed this is in the ring; nothing is opened for that."""
         return sealed[:5] in self._openers

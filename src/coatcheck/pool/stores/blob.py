@@ -1,4 +1,4 @@
-"""A user's state as sealed bytes, for every store outside the process: read, apply the rules, write.
+"""A user's state as sealed bytes, for SQLite, PostgreSQL and states of before in Redis: read, apply the rules, write.
 
 All of the state is sealed, not only the tokens, so whoever can write to the store can delete state and bring back an
 old one whole, but neither read nor invent one.
@@ -13,9 +13,10 @@ import msgspec
 
 from coatcheck.errors import TokenRejected
 from coatcheck.pool import rules, slots
-from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone
+from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone, Then
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import NOBODYS, Policy, UserState, new_user
+from coatcheck.pool.stores.values import Values, cannot_be_opened
 from coatcheck.tokens.keyring import KeyRing
 
 TICKET_LIFE_S: Final = 3.0
@@ -44,6 +45,7 @@ class StateBox:
     def __init__(self, ring: KeyRing, name: str, policy: Policy) -> None:
         self.policy = msgspec.structs.replace(policy, ticket_life_s=TICKET_LIFE_S)
         self.name = name
+        self.values = Values(ring, name)
         self._box = ring.box("pool-state", name, urandom)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(UserState)
@@ -60,7 +62,7 @@ class StateBox:
             state = self._decoder.decode(plain[1:])
             return state if plain[:1] == FORMAT else _of_nobody(state)
         except TokenRejected as rejection:
-            raise StoreUnavailable(f"the state of {user!r} cannot be opened: {rejection.reason.value}") from None
+            raise cannot_be_opened(user, rejection.reason) from None
         except msgspec.DecodeError:
             raise StoreUnavailable(f"the state of {user!r} is not what a pool writes") from None
 
@@ -71,7 +73,7 @@ class StateBox:
         outcome = rules.apply(state, self.policy, now, command)
         after = self._encoder.encode(state)
         limits = self.policy.per_user, self.policy.max_uses
-        if after != before and isinstance(command, Acquire | LoginDone | Add) and limits != state.limits:
+        if after != before and isinstance(command, Acquire | LoginDone | Add | Then) and limits != state.limits:
             state.limits = limits
             after = self._encoder.encode(state)
         new = self._box.seal(FORMAT + after, user.encode()) if after != before else None

@@ -1,29 +1,29 @@
 """The store in Redis or Valkey: shared by machines. Needs the extra ``pool-redis`` (redis-py).
 
-A user's state is one sealed value with a version. A command is applied here, by the same rules as everywhere, to the
-state that this process saw last, and one script call swaps the new state in if nobody was faster; if somebody was,
-the same call brings the newest state, and the command is applied to that. So a command costs one round trip when the
-user was last touched by this process, two when by another one. A repeated call after a lost reply is recognised by its
-version and changes nothing twice.
+The server decides: a command is one call of one script (``redis.lua``, the rules once more), which reads the user's
+state, changes it and says what came of it, by the server's own clock. So it costs one round trip, however many
+processes want the same user. Numbers and deadlines stand in clear for that, the values of tokens sealed
+(:mod:`coatcheck.pool.stores.values`).
 
-Whoever was too slow reserves the next swap with that same call, for ``RESERVED_S`` at most: otherwise the process
-that was fastest, which needs one round trip where the others need two, would stay the fastest for ever.
+A call whose reply was lost is repeated by the client library. Each call is made on a *line*, which has one call at a
+time; the server keeps the last reply of each line, so a repeated call gets that, and changes nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
-import random
-import threading
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
+from functools import lru_cache
 from hashlib import blake2b
+from hmac import compare_digest as same
 from os import urandom
+from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -31,162 +31,233 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from coatcheck.errors import ConfigError
-from coatcheck.pool.commands import Command, CommandOutcome
+from coatcheck.errors import ConfigError, TokenReason
+from coatcheck.pool.commands import (
+    Acquire,
+    Add,
+    Both,
+    Command,
+    CommandOutcome,
+    Done,
+    Granted,
+    LoginDone,
+    LoginEnded,
+    Lost,
+    MustLogIn,
+    NoSlot,
+    NoToken,
+    NotTried,
+    Parting,
+    QueueFull,
+    Release,
+    Reply,
+    Then,
+    Waiting,
+)
 from coatcheck.pool.errors import StoreUnavailable
-from coatcheck.pool.state import UserState
+from coatcheck.pool.state import NONE_GIVEN, UserState
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.values import MOST_WHOLE, cannot_be_opened
 
+SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text("utf-8")
 SOCKET_TIMEOUT_S: Final = 5.0
 MAX_CONNECTIONS: Final = 16
 MAX_WAITING_CONNECTIONS: Final = 64
 """Waiting callers with a connection of their own to be woken on; more poll every ``POLL_S``."""
 POLL_S: Final = 0.05
 MAX_TRIES: Final = 20
-"""Each failed try means that somebody else's command was applied, although it was our turn."""
-LOOK_PATIENCE_S: Final = 10.0
-"""For one's turn to swap, among processes that all want the same user."""
-TURN_PATIENCE_S: Final = 10.0
-"""For one's turn among the callers of this process; when the server stands still, they do not wait one by one."""
-PAUSE_S: Final = 0.0005
-RESERVED_S: Final = 0.02
-CLOCK_ERROR_S: Final = 0.05
-"""How far our idea of the server's clock may be off."""
-ROUND_TRIPS: Final = 3
-"""So many are added to both: a far server's answers are old, and a reservation has to outlast the way."""
-MAX_ROUND_TRIP_S: Final = 0.5
-KEEP_S: Final = 7 * 86_400
-"""How long a state is kept after all that is in it has ended."""
-MAX_KEEP_S: Final = 10 * 366 * 86_400
-MAX_REMEMBERED: Final = 1_000
-STRIPES: Final = 64
+"""A state of the release before is converted with the first command; each failed try means that a process of that
+release was faster."""
+MAX_OWNERS: Final = 10_000
+"""Leases of this process whose credentials are remembered; of more, the server is asked once more."""
 BATCH: Final = 500
 """States that are looked at with one round trip."""
 
-# KEYS: the user's state, its reservation, then a list per caller to wake. ARGV: the version that was seen, the version
-# and state to be ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds
-# to keep it, who asks, milliseconds of a reservation.
-_SWAP: Final = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local version = redis.call('HGET', KEYS[1], 'v') or ''
-local stale = version ~= ARGV[1] or ARGV[4] == '' or math.abs(ARGV[4] - now) > tonumber(ARGV[5])
-local reserved = redis.call('GET', KEYS[2])
-if version ~= ARGV[2] and (stale or (reserved and reserved ~= ARGV[8])) then
-  if not reserved then
-    redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
-    reserved = ARGV[8]
-  end
-  local state = redis.call('HGET', KEYS[1], 's') or ''
-  return {0, tostring(time[1]), tostring(time[2]), version, state, reserved == ARGV[8] and 1 or 0}
-end
-if ARGV[3] ~= '' and version ~= ARGV[2] then
-  redis.call('HSET', KEYS[1], 'v', ARGV[2], 's', ARGV[3], 'u', ARGV[6])
-  redis.call('EXPIRE', KEYS[1], ARGV[7])
-end
-if reserved then redis.call('DEL', KEYS[2]) end
-for i = 3, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 0 then
-    redis.call('RPUSH', KEYS[i], '1')
-    redis.call('PEXPIRE', KEYS[i], 5000)
-  end
-end
-return {1}
-"""
-
-_FORGET: Final = """
-if redis.call('HGET', KEYS[1], 'v') == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+_REPLIES: Final[dict[str, type[Reply]]] = {
+    kind.__name__: kind for kind in (Granted, MustLogIn, Waiting, NoToken, NotTried, QueueFull, NoSlot, Lost, Done)
+}
 
 Call = tuple[list[str], list[Any]]
-Step = Call | float  # a script call, or seconds to pause
-Seen = tuple[bytes, bytes]  # a version and its sealed state
+Calls = Generator[Call, list[bytes], Any]
 
 
-class _Swaps:
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Delete the user's state if it is idle."""
+
+
+class Owner(msgspec.Struct, frozen=True, tag=True):
+    """Whose is slot ``fence``?"""
+
+    fence: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What this process knows of a slot in its hands: whose it is, and the value if it must be sealed anew."""
+
+    credentials: bytes
+    stale: str | None = None
+
+
+class Line:
+    """Has one call at a time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.calls = 0
+
+
+class _Calls:
     """What both clients do, without doing it: which calls to make for a command, and what their replies mean."""
 
     def __init__(self, box: StateBox) -> None:
         self.box = box
+        self._values = box.values
+        policy = msgspec.structs.replace(box.policy, max_uses=min(box.policy.max_uses, MOST_WHOLE))
+        self._policy = msgspec.msgpack.encode(policy)
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
-        self._seen: OrderedDict[str, Seen] = OrderedDict()
-        self._ahead_s = 0.0  # the server's clock less ours
-        self._round_trip_s = 0.0  # the fastest of late: what the network takes, without our own delays
-        self._name = urandom(8)
+        self._owners: OrderedDict[tuple[str, int], Held] = OrderedDict()
+        self._lines: list[Line] = []
+        self._line_names = (f"{mine}-{number}" for mine in [urandom(8).hex()] for number in itertools.count())
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
 
-    def wake_key(self, user: str, ticket: int) -> str:
+    def wake_key(self, user: str, ticket: int | str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
 
-    def steps(self, user: str, command: Command) -> Generator[Step, list[Any], CommandOutcome]:
-        keys = [self.key(user), f"{self._prefix}{{{_digest(user)}}}:next"]
-        look: list[Any] = [b"", b"?", b"", b"", 0, *self._always(user)]
-        version, sealed = self._seen.get(user) or (yield from self._look(user, keys, look, until=-math.inf))
+    def steps(self, user: str, command: Command | Forget) -> Calls:
+        """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
+        found, partings = yield from self._ask(user, (yield from self._asked(user, command)))
+        reply = yield from self._reply(user, command, found)
+        return CommandOutcome(reply, tuple(self._parting(user, each) for each in partings if self._opens(user, each)))
+
+    def _asked(self, user: str, command: Command | Forget) -> Calls:
+        """The command for the server: hashes as texts, the value sealed."""
+        if isinstance(command, Then):
+            first, second = (
+                (yield from self._asked(user, command.first)),
+                (yield from self._asked(user, command.second)),
+            )
+            return {"type": "Then", "first": first, "second": second}
+        asked: dict[str, Any] = msgspec.to_builtins(command, builtin_types=(bytes,))
+        if "credentials" in asked:
+            asked["credentials"] = [each.hex() for each in asked["credentials"]]
+        if isinstance(command, LoginDone | Add | Release):
+            held = yield from self._held(user, command)
+            stale = held.stale if isinstance(command, Release) and command.value is None and command.keep else None
+            value = stale or command.value
+            if value is not None:
+                sealed = self._values.seal(user, held.credentials, value)
+                asked |= {"value": sealed, "sealed_for": held.credentials.hex(), "resealed": stale is not None}
+        return asked
+
+    def _ask(self, user: str, asked: dict[str, Any]) -> Calls:
+        """The script's reply and partings."""
+        line = self._lines.pop() if self._lines else Line(next(self._line_names))
+        line.calls += 1
+        keys = [self.key(user), self.wake_key(user, "")]
+        command = msgspec.msgpack.encode(asked)
+        arguments = [self._policy, command, line.name, line.calls, user, self._values.keys()]
+        former: list[bytes] = []
         for _ in range(MAX_TRIES):
-            now = time.monotonic() + self._ahead_s
-            changed = self.box.change(user, sealed or None, now, command)
-            new, state = urandom(8), changed.sealed or b""
-            wakes = [self.wake_key(user, ticket) for ticket in changed.turns]
-            keep_s = int(min(KEEP_S + max(0.0, changed.ends_at - now), MAX_KEEP_S))
-            clock_error_s = CLOCK_ERROR_S + ROUND_TRIPS * self._round_trip_s
-            swap = [version, new, state, repr(now), clock_error_s, *self._always(user, keep_s)]
-            asked_at = time.monotonic()
-            reply = yield keys + wakes, swap
-            if reply[0] == 1:
-                if state:
-                    self._remember(user, new, state)
-                return changed.outcome
-            version, sealed = self._learn(user, reply, asked_at)
-            if not reply[5]:
-                version, sealed = yield from self._look(user, keys, look, asked_at + LOOK_PATIENCE_S)
-        raise StoreUnavailable(f"{MAX_TRIES} others were faster at {user!r}")
+            status, *rest = yield keys, [*arguments, *former]
+            if status != b"former":
+                break
+            former = [rest[0], self._values.written(user, self.box.open(user, rest[0]))]
+        else:
+            raise StoreUnavailable(f"processes of the release before were faster at {user!r}")
+        # A line whose call failed is not used again: it may still be under way.
+        self._lines.append(line)
+        if status != b"done":
+            raise cannot_be_opened(user, TokenReason(status.decode()))
+        return msgspec.msgpack.decode(rest[0])
 
-    def _always(self, user: str, keep_s: int = KEEP_S) -> list[Any]:
-        return [user, keep_s, self._name, int(1000 * (RESERVED_S + ROUND_TRIPS * self._round_trip_s))]
+    def _held(self, user: str, command: LoginDone | Add | Release) -> Calls:
+        if isinstance(command, Add):
+            return Held(command.credentials[0] if command.credentials else NONE_GIVEN)
+        held = self._owners.get((user, command.fence))
+        if held is None and command.value is not None:  # it is of another process
+            found, _ = yield from self._ask(user, msgspec.to_builtins(Owner(command.fence)))
+            if found["kind"] == "Owner":
+                held = Held(bytes.fromhex(found["sealed_for"]))
+                if found.get("value") is not None:
+                    self._values.open(user, held.credentials, found["value"])
+        return held or Held(NONE_GIVEN)
 
-    def _look(self, user: str, keys: list[str], look: list[Any], until: float) -> Generator[Step, list[Any], Seen]:
-        """Learn the newest state: whoever has the reservation decides on it, the others look until they have it."""
-        while True:
-            asked_at = time.monotonic()
-            reply = yield keys, look
-            seen = self._learn(user, reply, asked_at)
-            if reply[5] or asked_at >= until:
-                return seen
-            yield random.random() * PAUSE_S
+    def _reply(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
+        """The reply, its value opened."""
+        if isinstance(command, Then):
+            first = yield from self._reply(user, command.first, found["first"])
+            return Both(first, (yield from self._reply(user, command.second, found["second"])))
+        kind = found["kind"]
+        if kind == "MustLogIn" and isinstance(command, Acquire):
+            self._remember(user, found["fence"], Held(_mine(command)[0]))
+        if kind == "Granted":
+            is_ours = isinstance(command, LoginDone)
+            found["value"] = command.value if is_ours else (yield from self._value(user, command, found))
+        if kind == "Lost" or isinstance(command, Release | LoginEnded):
+            self._owners.pop((user, getattr(command, "fence", 0)), None)
+        return msgspec.convert(found, _REPLIES[kind])
 
-    def _learn(self, user: str, reply: list[Any], asked_at: float) -> Seen:
-        now = time.monotonic()
-        # The server read its clock before it answered, so what we believe is never ahead of it by more than the call.
-        self._ahead_s = int(reply[1]) + int(reply[2]) / 1e6 - now
-        most_s = 2 * self._round_trip_s + 0.001 if self._round_trip_s else MAX_ROUND_TRIP_S
-        self._round_trip_s = min(now - asked_at, most_s, MAX_ROUND_TRIP_S)
-        self._remember(user, reply[3], reply[4])
-        return reply[3], reply[4]
+    def _value(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
+        owner, fence, sealed = bytes.fromhex(found["sealed_for"]), found["fence"], found["value"]
+        mine = owner
+        try:
+            if isinstance(command, Acquire):
+                mine = _mine(command)[0]
+                if not self._may_have(command, owner):
+                    raise cannot_be_opened(user, TokenReason.FORGED)
+            value = self._values.open(user, owner, sealed)
+        except StoreUnavailable:
+            # Nobody can use it, so it is in the way of those who log in.
+            yield from self._ask(user, msgspec.to_builtins(Release(fence, keep=False, sign_out=False)))
+            raise
+        is_current = owner == mine and self._values.is_current(sealed)
+        if isinstance(command, Acquire) or (user, fence) not in self._owners:
+            self._remember(user, fence, Held(mine, None if is_current else value))
+        return value
 
-    def _remember(self, user: str, version: bytes, sealed: bytes) -> None:
-        # Each step by itself is safe among threads; another one may forget a user between any two.
-        self._seen.pop(user, None)
-        self._seen[user] = (version, sealed)
-        if len(self._seen) > MAX_REMEMBERED:
-            self._seen.popitem(last=False)
+    def _may_have(self, command: Acquire, owner: bytes) -> bool:
+        """Whether the caller gave the credentials for which the value is sealed, whatever the server says."""
+        return any(same(owner, each) for each in _mine(command))
 
-    def still_idle(self, user: str, sealed: Any, now: float) -> bool:
-        return sealed is not None and self.box.open(user, sealed).is_idle(now)
+    def _remember(self, user: str, fence: int, held: Held) -> None:
+        # Each step by itself is safe among threads.
+        self._owners[user, fence] = held
+        if len(self._owners) > MAX_OWNERS:
+            self._owners.popitem(last=False)
+
+    def _opens(self, user: str, parting: dict[str, Any]) -> bool:
+        """What we cannot open, we cannot log out; its slot is free at the deadline."""
+        try:
+            return bool(self._parting(user, parting))
+        except StoreUnavailable:
+            return False
+
+    def _parting(self, user: str, parting: dict[str, Any]) -> Parting:
+        owner = bytes.fromhex(parting["sealed_for"])
+        return Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
 
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6
         found = [(row[0].decode(), row[1]) for row in rows if row[0] is not None and row[1] is not None]
-        return {user: (self.box.open(user, sealed), now) for user, sealed in found}
+        return {user: (self._read(user, stored), now) for user, stored in found}
+
+    def _read(self, user: str, stored: bytes) -> UserState:
+        is_former = stored[:1] == b"\x01"
+        return self.box.open(user, stored) if is_former else self._values.read(user, stored)
+
+
+def _mine(command: Acquire) -> tuple[bytes, ...]:
+    return command.credentials or (NONE_GIVEN,)
 
 
 def _batches(keys: list[Any]) -> list[list[Any]]:
     return [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
 
 
+@lru_cache(1_000)
 def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=12, person=b"coatcheck-pool").hexdigest()
 
@@ -195,22 +266,11 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
 
 
-@contextlib.contextmanager
-def _turn(lock: threading.Lock) -> Iterator[None]:
-    if not lock.acquire(timeout=TURN_PATIENCE_S):
-        raise StoreUnavailable("Redis: the callers before this one got no answer")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class RedisTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._swaps = _Swaps(box)
-        self._turns = [threading.Lock() for _ in range(STRIPES)]
+        self._calls = _Calls(box)
 
         def client(connections: int, patience_s: float) -> redis.Redis:
             pool = redis.BlockingConnectionPool.from_url(
@@ -229,30 +289,25 @@ class RedisTokenStore:
             self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
-        self._swap = self._client.register_script(_SWAP)
-        self._forget = self._client.register_script(_FORGET)
+        self._script = self._client.register_script(SCRIPT)
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
-        steps = self._swaps.steps(user, command)
-        # Callers of one process take turns here: they would only make each other's calls fail.
-        with _turn(self._turns[hash(user) % STRIPES]):
-            try:
-                step = next(steps)
-                while True:
-                    if isinstance(step, float):
-                        time.sleep(step)
-                        step = steps.send([])
-                    else:
-                        step = steps.send(self._swap(keys=step[0], args=step[1]))
-            except StopIteration as end:
-                outcome: CommandOutcome = end.value
-                return outcome
-            except RedisError as error:
-                raise _unavailable(error) from error
+        return self._run(self._calls.steps(user, command))
+
+    def _run(self, steps: Calls) -> CommandOutcome:
+        try:
+            keys, arguments = next(steps)
+            while True:
+                keys, arguments = steps.send(self._script(keys=keys, args=arguments))
+        except StopIteration as end:
+            outcome: CommandOutcome = end.value
+            return outcome
+        except RedisError as error:
+            raise _unavailable(error) from error
 
     def wait(self, user: str, ticket: int, timeout_s: float) -> None:
         try:
-            self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
+            self._waiting.blpop([self._calls.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
         except RedisError:
             # No connection to wait on, or none at all: the next command will tell.
             time.sleep(min(timeout_s, POLL_S))
@@ -260,7 +315,7 @@ class RedisTokenStore:
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
             found = (
-                [self._swaps.key(user)] if user is not None else self._client.scan_iter(self._swaps.pattern, count=500)
+                [self._calls.key(user)] if user is not None else self._client.scan_iter(self._calls.pattern, count=500)
             )
             rows: list[Any] = []
             for keys in _batches(list(found)):
@@ -268,20 +323,14 @@ class RedisTokenStore:
                     for key in keys:
                         pipeline.hmget(key, ["u", "s"])
                     rows += pipeline.execute()
-            return self._swaps.shown(rows, self._client.time())
+            return self._calls.shown(rows, self._client.time())
         except RedisError as error:
             raise _unavailable(error) from error
 
     def forget(self) -> None:
-        try:
-            for user, (state, now) in self.look().items():
-                if state.is_idle(now):
-                    key = self._swaps.key(user)
-                    version, sealed = self._client.hmget(key, ["v", "s"])
-                    if self._swaps.still_idle(user, sealed, now):
-                        self._forget(keys=[key], args=[version or b""])
-        except RedisError as error:
-            raise _unavailable(error) from error
+        for user, (state, now) in self.look().items():
+            if state.is_idle(now):
+                self._run(self._calls.steps(user, Forget()))
 
     def close(self) -> None:
         self._client.connection_pool.disconnect()
@@ -292,8 +341,7 @@ class AsyncRedisTokenStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._swaps = _Swaps(box)
-        self._turns = [asyncio.Lock() for _ in range(STRIPES)]
+        self._calls = _Calls(box)
 
         def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -311,65 +359,47 @@ class AsyncRedisTokenStore:
             self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
-        self._swap = self._client.register_script(_SWAP)
-        self._forget = self._client.register_script(_FORGET)
+        self._script = self._client.register_script(SCRIPT)
 
     async def apply(self, user: str, command: Command) -> CommandOutcome:
-        steps = self._swaps.steps(user, command)
-        turn = self._turns[hash(user) % STRIPES]
+        return await self._run(self._calls.steps(user, command))
+
+    async def _run(self, steps: Calls) -> CommandOutcome:
         try:
-            async with asyncio.timeout(TURN_PATIENCE_S):
-                await turn.acquire()
-        except TimeoutError:
-            raise StoreUnavailable("Redis: the callers before this one got no answer") from None
-        try:
-            try:
-                step = next(steps)
-                while True:
-                    if isinstance(step, float):
-                        await asyncio.sleep(step)
-                        step = steps.send([])
-                    else:
-                        step = steps.send(await self._swap(keys=step[0], args=step[1]))
-            except StopIteration as end:
-                outcome: CommandOutcome = end.value
-                return outcome
-            except RedisError as error:
-                raise _unavailable(error) from error
-        finally:
-            turn.release()
+            keys, arguments = next(steps)
+            while True:
+                keys, arguments = steps.send(await self._script(keys=keys, args=arguments))
+        except StopIteration as end:
+            outcome: CommandOutcome = end.value
+            return outcome
+        except RedisError as error:
+            raise _unavailable(error) from error
 
     async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
         try:
-            await self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
+            await self._waiting.blpop([self._calls.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
         except RedisError:
             await asyncio.sleep(min(timeout_s, POLL_S))
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
-            found: list[Any] = [self._swaps.key(user)] if user is not None else []
+            found: list[Any] = [self._calls.key(user)] if user is not None else []
             if user is None:
-                found = [key async for key in self._client.scan_iter(self._swaps.pattern, count=500)]
+                found = [key async for key in self._client.scan_iter(self._calls.pattern, count=500)]
             rows: list[Any] = []
             for keys in _batches(found):
                 async with self._client.pipeline(transaction=False) as pipeline:
                     for key in keys:
                         pipeline.hmget(key, ["u", "s"])
                     rows += await pipeline.execute()
-            return self._swaps.shown(rows, await self._client.time())
+            return self._calls.shown(rows, await self._client.time())
         except RedisError as error:
             raise _unavailable(error) from error
 
     async def forget(self) -> None:
-        try:
-            for user, (state, now) in (await self.look()).items():
-                if state.is_idle(now):
-                    key = self._swaps.key(user)
-                    version, sealed = await self._client.hmget(key, ["v", "s"])
-                    if self._swaps.still_idle(user, sealed, now):
-                        await self._forget(keys=[key], args=[version or b""])
-        except RedisError as error:
-            raise _unavailable(error) from error
+        for user, (state, now) in (await self.look()).items():
+            if state.is_idle(now):
+                await self._run(self._calls.steps(user, Forget()))
 
     async def close(self) -> None:
         await self._client.connection_pool.disconnect()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -28,6 +30,11 @@ from coatcheck.sqlite_log import use_write_ahead_log
 
 BUSY_TIMEOUT_S: Final = 10.0
 """For the write lock that another process holds, and for this process's turn at its connection."""
+LINE_PATIENCE_S: Final = 0.25
+"""In line behind other processes. Then a process goes without: whoever stands before it may be stopped."""
+LINE_LOOK_S: Final = 0.003
+HEAD_LOOK_S: Final = 0.0005
+"""The longest pause between two looks: of those in line, and of the one that comes next."""
 FORK_PATIENCE_S: Final = 1.0
 POLL_FIRST_S: Final = 0.002
 POLL_MAX_S: Final = 0.05
@@ -38,6 +45,7 @@ CREATE TABLE IF NOT EXISTS coatcheck_pool (
 ) WITHOUT ROWID
 """
 _HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE name='coatcheck_pool'"
+_DO_NOT_WAIT: Final = "PRAGMA busy_timeout=0"
 _READ: Final = "SELECT state FROM coatcheck_pool WHERE pool=? AND user=?"
 _LOOK: Final = "SELECT user, state FROM coatcheck_pool WHERE pool=?"
 
@@ -59,6 +67,7 @@ class SqliteTokenStore:
         self._connection: sqlite3.Connection | None = None
         self._writable = False  # the file is there, and the table in it
         self._files: tuple[object, object] | None = None  # the file and its journal, as they were when opened
+        self._line: int | None = None
         self.wakers = Wakers()
         _stores.add(self)
 
@@ -81,7 +90,11 @@ class SqliteTokenStore:
         # A power cut may undo the last commits, never tear one: a loss, which the port allows.
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)
+        connection.execute(_DO_NOT_WAIT)  # for the write lock: that is the line's business
         self._files = self._files_now()
+        if self._line is None:
+            with contextlib.suppress(OSError):
+                self._line = os.open(self._path.with_name(f"{self._path.name}-line"), os.O_CREAT | os.O_RDWR, 0o600)
         self._writable = True
         return connection
 
@@ -110,12 +123,46 @@ class SqliteTokenStore:
         finally:
             self._lock.release()
 
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        """Take the write lock. Whoever has had it goes to the end of the line before it has it again.
+
+        SQLite itself lets everybody try again after longer and longer pauses, so the one who writes now would be the
+        next one, too. The line is a lock on a file of its own, held by the one who comes next; the pauses are of
+        random length, so nobody in line is preferred.
+        """
+        until = time.monotonic() + BUSY_TIMEOUT_S
+        in_line = self._get_in_line()
+        try:
+            while True:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                        raise
+                time.sleep(HEAD_LOOK_S * random.random())
+        finally:
+            if in_line and self._line is not None:
+                fcntl.flock(self._line, fcntl.LOCK_UN)
+
+    def _get_in_line(self) -> bool:
+        """Whether we come next. Without a file for it, or after ``LINE_PATIENCE_S``, everybody is for himself."""
+        until = time.monotonic() + LINE_PATIENCE_S
+        while self._line is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._line, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            if time.monotonic() >= until:
+                break
+            time.sleep(LINE_LOOK_S * random.random())
+        return False
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its first moment; rolled back on any error."""
         with self._turn():
             connection = self._connection if self._writable and self._connection else self._create()
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection)
             try:
                 yield connection
             except BaseException:
@@ -158,10 +205,14 @@ class SqliteTokenStore:
             connection = self._connection = self._connection or self._connect()
             if not self._writable and connection.execute(_HAS_TABLE).fetchone() is None:
                 return {}
-            if user is None:
-                rows = connection.execute(_LOOK, (self._box.name,)).fetchall()
-            else:
-                rows = connection.execute(f"{_LOOK} AND user=?", (self._box.name, user)).fetchall()
+            connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+            try:
+                if user is None:
+                    rows = connection.execute(_LOOK, (self._box.name,)).fetchall()
+                else:
+                    rows = connection.execute(f"{_LOOK} AND user=?", (self._box.name, user)).fetchall()
+            finally:
+                connection.execute(_DO_NOT_WAIT)
         now = self._clock()
         return {name: (self._box.open(name, sealed), now) for name, sealed in rows}
 
@@ -197,6 +248,9 @@ class SqliteTokenStore:
 
     def _disconnect(self) -> None:
         connection, self._connection, self._writable = self._connection, None, False
+        line, self._line = self._line, None
+        if line is not None:
+            os.close(line)
         if connection is not None:
             connection.close()
 

@@ -11,22 +11,26 @@ class Acquire(msgspec.Struct, frozen=True, tag=True):
     """A lease, please. ``ticket``: 0 for a new caller, else the place in the queue from an earlier :class:`Waiting`.
 
     ``credentials``: the caller's, as keyed hashes by each key of the pool, the one that is stored first; empty: none.
+    ``more``: so many others of its process wait for the same; when it is served, the ticket stays for them, at the end
+    of the queue. ``ahead``: it is served before all who wait, and the ticket keeps its place (:class:`Then`).
     """
 
     ticket: int = 0
     may_wait: bool = True
     may_login: bool = True
     credentials: tuple[bytes, ...] = ()
+    more: int = 0
+    ahead: bool = False
 
     def __repr__(self) -> str:
         return f"<Acquire {self.ticket}, {'may' if self.may_wait else 'does not'} wait>"
 
 
 class Leave(msgspec.Struct, frozen=True, tag=True):
-    """A waiting caller goes away."""
+    """A waiting caller goes away. ``timed_out``: how many did so because their time was over."""
 
     ticket: int
-    timed_out: bool = False
+    timed_out: int = 0
 
 
 class LoginDone(msgspec.Struct, frozen=True, tag=True):
@@ -117,6 +121,16 @@ class CleanUp(msgspec.Struct, frozen=True, tag=True):
     """Drop what expired and what is overdue (mission D5)."""
 
 
+class Then(msgspec.Struct, frozen=True, tag=True):
+    """Both, one after the other and nothing between; answered with :class:`Both`.
+
+    ``second`` is not ``ahead`` of anybody if ``first`` is answered ``Lost``: what nobody gave back is not passed on.
+    """
+
+    first: Release | Leave
+    second: Acquire
+
+
 Command = (
     Acquire
     | Leave
@@ -130,6 +144,7 @@ Command = (
     | Remove
     | Reset
     | CleanUp
+    | Then
 )
 
 
@@ -192,7 +207,14 @@ class Done(msgspec.Struct, frozen=True):
     count: int = 1
 
 
-Reply = Granted | MustLogIn | Waiting | NoToken | NotTried | QueueFull | NoSlot | Lost | Done
+class Both(msgspec.Struct, frozen=True):
+    """The replies to the commands of :class:`Then`."""
+
+    first: Lost | Done
+    second: Granted | MustLogIn | Waiting | NotTried | QueueFull | NoToken
+
+
+Reply = Granted | MustLogIn | Waiting | NoToken | NotTried | QueueFull | NoSlot | Lost | Done | Both
 
 
 class Parting(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ def user_stats(state: UserState, policy: Policy) -> UserStats:
         leased=len(state.leases) - logins,
         logins=logins,
         closing=len(state.closing),
-        waiting=len(state.tickets),
+        waiting=sum(ticket.callers for ticket in state.tickets),
         per_user=per_user,
         max_uses=None if max_uses == NO_LIMIT else max_uses,
         leases_total=state.fence - state.first_fence - counters.not_leases - logins,

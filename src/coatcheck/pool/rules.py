@@ -16,9 +16,12 @@ from collections.abc import Callable
 from hmac import compare_digest as same
 from typing import Any, Final
 
+import msgspec
+
 from coatcheck.pool.commands import (
     Acquire,
     Add,
+    Both,
     CleanUp,
     Command,
     CommandOutcome,
@@ -40,6 +43,7 @@ from coatcheck.pool.commands import (
     Reply,
     Reset,
     TakeIdle,
+    Then,
     Waiting,
 )
 from coatcheck.pool.slots import (
@@ -130,9 +134,9 @@ def give_back_quickly(state: UserState, policy: Policy, now: float, fence: int, 
 def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, partings: Partings) -> Reply:
     sweep(state, policy, now, partings)
     mine = known_as(state, command.credentials)
-    claim, other = _claim(state, policy, now, command.ticket, mine)
+    claim, other = _claim(state, policy, now, command, mine)
     if claim is Claim.TOKEN:
-        _unqueue(state, command.ticket)
+        _serve(state, policy, now, command)
         return take(state, policy, now, mine)
     if claim is Claim.REFUSED and command.may_login:
         _unqueue(state, command.ticket)
@@ -143,7 +147,7 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
         if state.slots_used() < policy.per_user:
             claim = Claim.LOGIN  # else it comes when the other is logged out
     if claim is Claim.LOGIN and command.may_login:
-        _unqueue(state, command.ticket)
+        _serve(state, policy, now, command)
         if policy.login_every_s:
             state.rate_at = max(state.rate_at, now) + policy.login_every_s
             state.rate_s = policy.login_every_s * policy.login_burst
@@ -151,20 +155,25 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
     limited_s = login_wait_s(state, policy, now, mine)
     if not command.may_wait:
         return NoToken(limited_s)
-    return _queue(state, policy, now, command.ticket, mine, limited_s)
+    return _queue(state, policy, now, command, mine, limited_s)
 
 
-def _claim(state: UserState, policy: Policy, now: float, number: int, mine: bytes) -> tuple[Claim | None, Token | None]:
-    """What the caller with ticket ``number``, or without one behind all who wait, may have."""
+def _claim(
+    state: UserState, policy: Policy, now: float, command: Acquire, mine: bytes
+) -> tuple[Claim | None, Token | None]:
+    """What the caller with this ticket, or without one behind all who wait, may have."""
     callers = state.tickets
-    place = _place(state, number)
+    place = _place(state, command.ticket)
     if place == len(callers):
-        number = 0
-        callers = [*callers, Ticket(number, FAR, mine)]
+        caller = Ticket(0, FAR, mine)
+        callers = [*callers, caller]
     else:
-        callers[place].credentials = mine
-    for other, claim, token in claims(state, policy, now, callers):
-        if other == number:
+        caller = callers[place]
+        caller.credentials = mine
+    if command.ahead:
+        callers = [caller, *(other for other in callers if other is not caller)]
+    for number, claim, token in claims(state, policy, now, callers):
+        if number == caller.number:
             return claim, token
     return None, None
 
@@ -181,6 +190,19 @@ def _unqueue(state: UserState, number: int) -> None:
         state.tickets = [ticket for ticket in state.tickets if ticket.number != number]
 
 
+def _serve(state: UserState, policy: Policy, now: float, command: Acquire) -> None:
+    """The ticket has had its turn: it goes, or to the end of the queue, for those who wait behind the same caller."""
+    place = _place(state, command.ticket)
+    if not command.more or place == len(state.tickets):
+        _unqueue(state, command.ticket)
+        return
+    ticket = state.tickets[place]
+    ticket.callers = command.more
+    ticket.alive_until = now + policy.ticket_life_s
+    if not command.ahead:
+        state.tickets.append(state.tickets.pop(place))
+
+
 def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
     """Lease the token of these credentials that was used last: the others age, and expire first."""
     token = last_of(state.free, mine)
@@ -191,16 +213,18 @@ def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
     return Granted(fence, token.value, policy.lease_s, token.uses)
 
 
-def _queue(state: UserState, policy: Policy, now: float, number: int, mine: bytes, limited_s: float) -> Reply:
-    place = _place(state, number)
+def _queue(state: UserState, policy: Policy, now: float, command: Acquire, mine: bytes, limited_s: float) -> Reply:
+    place, number = _place(state, command.ticket), command.ticket
     if place == len(state.tickets):
-        if place >= policy.max_waiting:
+        if sum(ticket.callers for ticket in state.tickets) >= policy.max_waiting:
             return QueueFull()
         # A ticket that was lost (its caller was away for too long) starts again at the end.
         number = state.next_ticket
         state.next_ticket += 1
         state.tickets.append(Ticket(number, FAR, mine))
-    state.tickets[place].alive_until = now + policy.ticket_life_s
+    ticket = state.tickets[place]
+    ticket.alive_until = now + policy.ticket_life_s
+    ticket.callers = 1 + command.more
     again_s = min(changes_at(state, policy, now, mine) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
     hopeless = limited_s > 0 and not state.closing and not _may_bring(state, mine)
     return Waiting(number, max(0.0, again_s), limited_s, hopeless)
@@ -342,6 +366,15 @@ def _reset(state: UserState, policy: Policy, now: float, command: Reset, parting
     return Done(count)
 
 
+def _then(state: UserState, policy: Policy, now: float, command: Then, partings: Partings) -> Reply:
+    first: Any = _RULES[type(command.first)](state, policy, now, command.first, partings)
+    second = command.second
+    if type(first) is Lost:
+        second = msgspec.structs.replace(second, ahead=False)
+    answer: Any = _acquire(state, policy, now, second, partings)
+    return Both(first, answer)
+
+
 def _clean_up(state: UserState, policy: Policy, now: float, command: CleanUp, partings: Partings) -> Reply:
     return Done(sweep(state, policy, now, partings))
 
@@ -360,4 +393,5 @@ _RULES: Final[dict[type, _Rule]] = {
     Remove: _remove,
     Reset: _reset,
     CleanUp: _clean_up,
+    Then: _then,
 }

@@ -89,11 +89,15 @@ class Closing(msgspec.Struct):
 
 
 class Ticket(msgspec.Struct, array_like=True):
-    """A waiting caller; first come, first served. One that does not show up until ``alive_until`` is gone."""
+    """A place in the queue; first come, first served. One that does not show up until ``alive_until`` is gone.
+
+    ``callers``: so many of one process wait for it, when it was last heard of; they are served one after the other.
+    """
 
     number: int
     alive_until: float
     credentials: bytes = NONE_GIVEN
+    callers: int = 1
 
     def __repr__(self) -> str:
         return f"<Ticket {self.number}>"

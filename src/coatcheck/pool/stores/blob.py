@@ -13,7 +13,7 @@ import msgspec
 
 from coatcheck.errors import TokenRejected
 from coatcheck.pool import rules, slots
-from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone
+from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone, Then
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import NOBODYS, Policy, UserState, new_user
 from coatcheck.tokens.keyring import KeyRing
@@ -71,7 +71,7 @@ class StateBox:
         outcome = rules.apply(state, self.policy, now, command)
         after = self._encoder.encode(state)
         limits = self.policy.per_user, self.policy.max_uses
-        if after != before and isinstance(command, Acquire | LoginDone | Add) and limits != state.limits:
+        if after != before and isinstance(command, Acquire | LoginDone | Add | Then) and limits != state.limits:
             state.limits = limits
             after = self._encoder.encode(state)
         new = self._box.seal(FORMAT + after, user.encode()) if after != before else None

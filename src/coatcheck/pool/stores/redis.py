@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from hashlib import blake2b
 from os import urandom
 from typing import Any, Final
@@ -36,12 +36,16 @@ from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.listener import AsyncListener, Ear, Listener, key_of, message
+from coatcheck.pool.stores.redis_listener import listen, listen_async
+from coatcheck.pool.stores.wakers import Wakers
 
 SOCKET_TIMEOUT_S: Final = 5.0
 MAX_CONNECTIONS: Final = 16
-MAX_WAITING_CONNECTIONS: Final = 64
-"""Waiting callers with a connection of their own to be woken on; more poll every ``POLL_S``."""
-POLL_S: Final = 0.05
+POLL_FIRST_S: Final = 0.005
+POLL_MAX_S: Final = 0.1
+POLL_LISTENING_S: Final = 0.5
+"""The longest pause between two looks while messages say when to look."""
 MAX_TRIES: Final = 20
 """Each failed try means that somebody else's command was applied, although it was our turn."""
 LOOK_PATIENCE_S: Final = 10.0
@@ -63,9 +67,9 @@ STRIPES: Final = 64
 BATCH: Final = 500
 """States that are looked at with one round trip."""
 
-# KEYS: the user's state, its reservation, then a list per caller to wake. ARGV: the version that was seen, the version
-# and state to be ("" leaves it), the time by which it was decided (or ""), how far that may be off, the user, seconds
-# to keep it, who asks, milliseconds of a reservation.
+# KEYS: the user's state, its reservation. ARGV: the version that was seen, the version and state to be ("" leaves it),
+# the time by which it was decided (or ""), how far that may be off, the user, seconds to keep it, who asks, milliseconds
+# of a reservation, the channel and the message to those whose turn it is (or "").
 _SWAP: Final = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -85,12 +89,7 @@ if ARGV[3] ~= '' and version ~= ARGV[2] then
   redis.call('EXPIRE', KEYS[1], ARGV[7])
 end
 if reserved then redis.call('DEL', KEYS[2]) end
-for i = 3, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 0 then
-    redis.call('RPUSH', KEYS[i], '1')
-    redis.call('PEXPIRE', KEYS[i], 5000)
-  end
-end
+if ARGV[11] ~= '' then redis.pcall('PUBLISH', ARGV[10], ARGV[11]) end
 return {1}
 """
 
@@ -115,30 +114,37 @@ class _Swaps:
         self._ahead_s = 0.0  # the server's clock less ours
         self._round_trip_s = 0.0  # the fastest of late: what the network takes, without our own delays
         self._name = urandom(8)
+        self.wakers = Wakers()
+        self.ear = Ear(box.name, self.wakers)
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
 
-    def wake_key(self, user: str, ticket: int) -> str:
-        return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
+    def pauses(self) -> tuple[float, float]:
+        return POLL_FIRST_S, POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
+
+    def is_turn(self, found: dict[str, tuple[UserState, float]], user: str, ticket: int) -> bool:
+        return user not in found or self.box.is_turn(*found[user], ticket)
 
     def steps(self, user: str, command: Command) -> Generator[Step, list[Any], CommandOutcome]:
         keys = [self.key(user), f"{self._prefix}{{{_digest(user)}}}:next"]
-        look: list[Any] = [b"", b"?", b"", b"", 0, *self._always(user)]
+        look: list[Any] = [b"", b"?", b"", b"", 0, *self._always(user), "", ""]
         version, sealed = self._seen.get(user) or (yield from self._look(user, keys, look, until=-math.inf))
         for _ in range(MAX_TRIES):
             now = time.monotonic() + self._ahead_s
             changed = self.box.change(user, sealed or None, now, command)
             new, state = urandom(8), changed.sealed or b""
-            wakes = [self.wake_key(user, ticket) for ticket in changed.turns]
+            elsewhere = self.wakers.elsewhere(key_of(user), changed.turns)
+            wakes = [self.ear.channel, message(user, elsewhere) if elsewhere else ""]
             keep_s = int(min(KEEP_S + max(0.0, changed.ends_at - now), MAX_KEEP_S))
             clock_error_s = CLOCK_ERROR_S + ROUND_TRIPS * self._round_trip_s
-            swap = [version, new, state, repr(now), clock_error_s, *self._always(user, keep_s)]
+            swap = [version, new, state, repr(now), clock_error_s, *self._always(user, keep_s), *wakes]
             asked_at = time.monotonic()
-            reply = yield keys + wakes, swap
+            reply = yield keys, swap
             if reply[0] == 1:
                 if state:
                     self._remember(user, new, state)
+                self.wakers.wake(key_of(user), changed.turns)
                 return changed.outcome
             version, sealed = self._learn(user, reply, asked_at)
             if not reply[5]:
@@ -212,23 +218,21 @@ class RedisTokenStore:
         self._swaps = _Swaps(box)
         self._turns = [threading.Lock() for _ in range(STRIPES)]
 
-        def client(connections: int, patience_s: float) -> redis.Redis:
+        try:
             pool = redis.BlockingConnectionPool.from_url(
                 url,
-                max_connections=connections,
-                timeout=patience_s,
+                max_connections=MAX_CONNECTIONS,
+                timeout=SOCKET_TIMEOUT_S,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 # One more try, at once: for a connection that the server closed while it was idle.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
-            return redis.Redis(connection_pool=pool)
-
-        try:
-            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
-            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
+        self._client = redis.Redis(connection_pool=pool)
+        ear = self._swaps.ear
+        self._listener = Listener(ear, lambda: listen(self._client, ear), RedisError)
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
 
@@ -250,12 +254,19 @@ class RedisTokenStore:
             except RedisError as error:
                 raise _unavailable(error) from error
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        try:
-            self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
-        except RedisError:
-            # No connection to wait on, or none at all: the next command will tell.
-            time.sleep(min(timeout_s, POLL_S))
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._swaps.wakers.watch(key_of(user), ticket, wake)
+        self._listener.need()
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._swaps.wakers.unwatch(key_of(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._swaps.pauses()
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._swaps.is_turn(self.look(user), user, ticket)
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
@@ -284,8 +295,8 @@ class RedisTokenStore:
             raise _unavailable(error) from error
 
     def close(self) -> None:
+        self._listener.close()
         self._client.connection_pool.disconnect()
-        self._waiting.connection_pool.disconnect()
 
 
 class AsyncRedisTokenStore:
@@ -295,22 +306,20 @@ class AsyncRedisTokenStore:
         self._swaps = _Swaps(box)
         self._turns = [asyncio.Lock() for _ in range(STRIPES)]
 
-        def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
+        try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
-                max_connections=connections,
-                timeout=patience_s,
+                max_connections=MAX_CONNECTIONS,
+                timeout=SOCKET_TIMEOUT_S,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
-            return redis.asyncio.Redis(connection_pool=pool)
-
-        try:
-            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
-            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
+        self._client = redis.asyncio.Redis(connection_pool=pool)
+        ear = self._swaps.ear
+        self._listener = AsyncListener(ear, lambda: listen_async(self._client, ear), RedisError)
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
 
@@ -339,11 +348,19 @@ class AsyncRedisTokenStore:
         finally:
             turn.release()
 
-    async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        try:
-            await self._waiting.blpop([self._swaps.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
-        except RedisError:
-            await asyncio.sleep(min(timeout_s, POLL_S))
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._swaps.wakers.watch(key_of(user), ticket, wake)
+        self._listener.need()
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._swaps.wakers.unwatch(key_of(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._swaps.pauses()
+
+    async def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._swaps.is_turn(await self.look(user), user, ticket)
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
@@ -372,5 +389,5 @@ class AsyncRedisTokenStore:
             raise _unavailable(error) from error
 
     async def close(self) -> None:
+        await self._listener.close()
         await self._client.connection_pool.disconnect()
-        await self._waiting.connection_pool.disconnect()

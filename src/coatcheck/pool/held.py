@@ -71,7 +71,8 @@ class Held:
         self.uses = granted.uses
         self._generation = self._pool.generation
         self._turn = granted.turn
-        self._state = None  # it is set in a lease that may be given back the fast way
+        memory = self._pool.quick
+        self._state = None if memory is None else memory.states.get(self.user)
 
     # The fast path: one lock, no command, no flow, for tokens in this process when nothing is out of the ordinary.
     # Otherwise the answer is that of the whole way, which for asyncio is to be awaited.
@@ -109,10 +110,13 @@ class Held:
         if state is None:
             return self.release()
         memory = self._pool.memory
-        with memory.lock:
-            done = give_back_quickly(
-                state, memory.policy, memory.clock(), fencing, self.token if self._renewed else None
-            )
+        value = self.token if self._renewed else None
+        if state.tickets:
+            lines: Lines = self._pool.lines
+            done = lines.pass_on_quickly(memory, state, self.user, fencing, value, self._hashes())
+        else:
+            with memory.lock:
+                done = give_back_quickly(state, memory.policy, memory.clock(), fencing, value)
         if not done:
             return self.release()
         self.fencing = 0

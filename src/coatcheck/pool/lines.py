@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from coatcheck.pool import rules
 from coatcheck.pool.commands import (
     Acquire,
     Both,
@@ -32,7 +33,8 @@ from coatcheck.pool.commands import (
     Waiting,
 )
 from coatcheck.pool.errors import PoolClosed, PoolFull, StoreUnavailable
-from coatcheck.pool.state import FAR, Policy
+from coatcheck.pool.state import FAR, Policy, UserState
+from coatcheck.pool.stores.memory import MemoryTokenStore
 
 TURN_S: Final = 0.1
 """A process whose turn it is may use the slot for so long, for callers who waited when its turn came; then it is the
@@ -202,6 +204,27 @@ class Lines:
             line.asker, line.due = release, False
             ahead = turn is not None and turn.callers > 0 and self.clock() < turn.until
             return line, Then(release, _acquire(line, ahead=ahead))
+
+    def pass_on_quickly(
+        self, memory: MemoryTokenStore, state: UserState, user: str, fence: int, value: str | None, credentials: Credentials
+    ) -> bool:
+        """The same for tokens in this process when nothing is out of the ordinary; else nothing changes."""
+        with self._lock:
+            line = self._users.get(user, {}).get(credentials)
+            if line is None or line.asker is not None or line.due or not line.ticket or not line.places:
+                return False
+            more = len(line.places) - 1
+            with memory.lock:
+                now = memory.clock()
+                taken = rules.pass_on_quickly(state, memory.policy, now, fence, value, line.ticket, more)
+            if taken is None:
+                return False
+            fence, deadline, token = taken
+            granted = Granted(fence, token.value, memory.policy.lease_s, token.uses, deadline)
+            if not more:
+                self._set_ticket(line, 0)
+                line.due = True
+            return not self._pass_on(line, granted, None)
 
     def heard(self, line: Line, command: Acquire | Then, answer: Reply, turn: Turn | None = None) -> list[Command]:
         """What the store answered for the line; ``turn``: of the lease that was given back with it.

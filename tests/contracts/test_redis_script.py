@@ -18,7 +18,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from token_store_backends import KEY, RedisBackend
 
-from coatcheck.pool import rules
+from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import (
     Acquire,
     Add,
@@ -99,10 +99,12 @@ class Twins:
                 before = self.stored()
                 assert self.script(keys=keys, args=arguments) == answer, "asked again after a lost reply"
                 assert self.stored() == before, "and nothing changed twice"
+                turns = msgspec.msgpack.decode(answer[1])[2]
                 keys, arguments = steps.send(answer)
         except StopIteration as end:
             outcome: CommandOutcome = end.value
         assert outcome == expected, command
+        assert turns == slots.turns(self.state, self.policy, now), "the same are woken"
         found = self.in_redis()
         self.state.limits = found.limits
         assert found == self.state, command

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_store_backends import KEY, TOKEN_BACKENDS, TokenBackend
+from token_store_backends import KEY, TOKEN_BACKENDS, TokenBackend, wait
 
 from coatcheck.pool import rules
 from coatcheck.pool.commands import (
@@ -167,7 +167,7 @@ def test_first_come_first_served_and_the_dead_do_not_block(client: Open, token_b
     until = time.monotonic() + (TICKET_LIFE_S + 0.5 if token_backend.shared else 0.0)
     while time.monotonic() < until:
         assert type(ask(store, Acquire(alive.ticket))) is Waiting
-        store.wait("SADMIN", alive.ticket, 0.3)
+        wait(store, "SADMIN", alive.ticket, 0.3)
     if not token_backend.shared:  # in one process nobody can die alone; a caller who goes away says so
         ask(store, Leave(dead.ticket))
     assert ask(store, Release(granted.fence)) == Done()
@@ -184,13 +184,13 @@ def test_a_waiting_caller_is_woken(client: Open) -> None:
     began = time.monotonic()
     timer = threading.Timer(0.2, lambda: store.apply("SADMIN", Release(granted.fence)))
     timer.start()
-    other.wait("SADMIN", waiting.ticket, 40.0)
+    wait(other, "SADMIN", waiting.ticket, 40.0)
     waited_s = time.monotonic() - began
     timer.join()
     assert waited_s < 20.0
     assert type(ask(other, Acquire(waiting.ticket))) is Granted
     began = time.monotonic()
-    other.wait("SADMIN", ask(other, Acquire()).ticket, 0.2)
+    wait(other, "SADMIN", ask(other, Acquire()).ticket, 0.2)
     assert time.monotonic() - began < 20.0, "and wait() ends by itself"
 
 
@@ -200,7 +200,7 @@ def test_a_turn_that_came_before_the_wait_is_not_missed(client: Open) -> None:
     waiting = ask(store, Acquire())
     assert ask(store, Release(granted.fence)) == Done()
     began = time.monotonic()
-    store.wait("SADMIN", waiting.ticket, 40.0)
+    wait(store, "SADMIN", waiting.ticket, 40.0)
     assert time.monotonic() - began < 20.0
 
 
@@ -216,7 +216,7 @@ def test_many_callers_never_share_a_token(client: Open) -> None:
             ticket, reply = 0, ask(store, Acquire(), user)
             while type(reply) is Waiting:
                 ticket = reply.ticket
-                store.wait(user, ticket, min(reply.again_s, 1.0))
+                wait(store, user, ticket, min(reply.again_s, 1.0))
                 reply = ask(store, Acquire(ticket), user)
             if type(reply) is MustLogIn:
                 reply = ask(store, LoginDone(reply.fence, f"{number}-{turn}-{user}", 60.0), user)

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,21 @@ class Looped:
         outcome: CommandOutcome = self._run(self.store.apply(user, command))
         return outcome
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        self._run(self.store.wait(user, ticket, timeout_s))
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        async def watch() -> None:
+            self.store.watch(user, ticket, wake)
+
+        self._run(watch())
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self.store.unwatch(user, ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self.store.pauses()
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        its_turn: bool = self._run(self.store.is_turn(user, ticket))
+        return its_turn
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         states: dict[str, tuple[UserState, float]] = self._run(self.store.look(user))
@@ -76,6 +89,20 @@ def looped(make: Any) -> Looped:
 
     shell._run(begin())
     return shell
+
+
+def wait(store: TokenStore, user: str, ticket: int, timeout_s: float) -> None:
+    """Return when it may be the turn of ``ticket``, or after ``timeout_s``: as the first of a line waits."""
+    woken, until = threading.Event(), time.monotonic() + timeout_s
+    store.watch(user, ticket, woken.set)
+    try:
+        pause_s = store.pauses()[0]
+        while (left_s := until - time.monotonic()) > 0:
+            if woken.wait(min(left_s, pause_s, threading.TIMEOUT_MAX)) or store.is_turn(user, ticket):
+                return
+            pause_s = min(pause_s * 1.5, store.pauses()[1])
+    finally:
+        store.unwatch(user, ticket)
 
 
 class TokenBackend:

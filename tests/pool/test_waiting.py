@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from coatcheck.pool import AsyncTokenPool, LoginFailed, PoolClosed, PoolFull, TokenPool
-from coatcheck.pool.commands import Acquire, Waiting
+from coatcheck.pool.commands import Acquire, Leave, Waiting
+from coatcheck.pool.lines import Lines, Place
 from coatcheck.pool.state import Policy
 from coatcheck.pool.stores import memory
 from coatcheck.pool.stores.memory import MemoryTokenStore
@@ -119,13 +120,20 @@ def test_asyncio(kind: str) -> None:
 def test_who_begins_to_wait_while_the_pool_closes_is_not_forgotten() -> None:
     """The window between being told to wait and falling asleep."""
     store = MemoryTokenStore(Policy(per_user=1))
+    lines = Lines(store, time.monotonic, store.policy)
     store.apply("ann", Acquire())
-    reply = store.apply("ann", Acquire()).reply
+    place = Place("ann", ())
+    lines.join(place)
+    command = lines.to_ask(place)
+    assert command == Acquire()
+    reply = store.apply("ann", command).reply
     assert type(reply) is Waiting
-    store.wake_all()
-    began = time.monotonic()
-    store.wait("ann", reply.ticket, PATIENCE_S)
-    assert time.monotonic() - began < SOON_S
+    assert place.line is not None
+    assert lines.heard(place.line, command, reply) == []
+    lines.close()
+    assert lines.sleep(place, time.monotonic() + PATIENCE_S, lambda: None) == 0
+    assert type(place.reply) is PoolClosed
+    assert lines.leave(place) == [Leave(reply.ticket)], "the last to leave tells the store"
 
 
 def test_closing_wakes_everybody_who_waits_without_end() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -36,12 +37,13 @@ from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, LoginRefused, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
-from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut
+from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
-from coatcheck.pool.state import UserState
+from coatcheck.pool.state import FAR, UserState
 from coatcheck.pool.stores.address import open_async_store
 from coatcheck.pool.stores.memory import AsyncMemoryTokenStore
 from coatcheck.pool.stores.port import AsyncTokenStore
@@ -82,7 +84,7 @@ class AsyncTokenLease(Held):
         if token is not None:
             self.renew(token)
         command, ask = self._let_go(failed)
-        await self._pool.run(flows.release(self.user, command, ask))
+        await self._pool.run(self._giving_back(command, ask))
 
     async def extend(self) -> None:
         """A new deadline, one lease time from now. Raises ``LeaseLost`` if the lease is over."""
@@ -106,6 +108,7 @@ class AsyncTokenPool(PoolCore):
         url = str(self.settings.store)
         self._store: AsyncTokenStore
         self._store = AsyncMemoryTokenStore(self.memory) if self.memory else open_async_store(url, self.box())
+        self.lines = Lines(self._store, self.clock, self.settings.policy)
         self._background = Background(self, self._logged_out)
         self._ticker: asyncio.Task[None] | None = None
 
@@ -131,8 +134,8 @@ class AsyncTokenPool(PoolCore):
         if self.settings.keepalive is not None and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
-        flow = flows.acquire(user, password, self.wait_s(held._wait), self.clock, held._hashes())
-        held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence))))
+        flow = flows.acquire(user, password, self.wait_s(held._wait), self.lines, held._hashes())
+        held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence), self.lines)))
 
     async def resume(self, user: str, fencing: int) -> AsyncTokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
@@ -160,7 +163,7 @@ class AsyncTokenPool(PoolCore):
         check_password(password)
         credentials = self.credentials.of(check_user(username), password)
         flow = flows.ask(username, Acquire(may_wait=False, may_login=False, credentials=credentials))
-        reply = await self.run(flow, undo=lambda reply: _undo(username, reply))
+        reply = await self.run(flow, undo=lambda reply: self._undo(username, reply))
         self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
         return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
 
@@ -182,7 +185,7 @@ class AsyncTokenPool(PoolCore):
             await self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
         else:
-            await self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
+            await self.run(flows.release(username, Release(number(token_object.token_id), token_string), self.lines))
 
     async def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -191,7 +194,7 @@ class AsyncTokenPool(PoolCore):
         if token_object.token_id is None:
             return False
         try:
-            await self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False)))
+            await self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False), self.lines))
         except LeaseLost:
             return False
         return True
@@ -247,8 +250,7 @@ class AsyncTokenPool(PoolCore):
         self.quick = None
         if self._ticker is not None:
             self._ticker.cancel()
-        if self.memory is not None:
-            self.memory.wake_all()
+        self.lines.close()
         # Leases of a store in the process may be given back by threads that know no event loop: so look, not listen.
         while self.held_leases() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(CLOSE_POLL_S)
@@ -283,7 +285,7 @@ class AsyncTokenPool(PoolCore):
             effect = next(flow)
             while True:
                 try:
-                    if cancelled and isinstance(effect, Await | LogIn | Ask):
+                    if cancelled and isinstance(effect, Stand | Look | LogIn | Ask):
                         raise cancelled[0]
                     answer = await self._answer(effect, cancelled)
                 except BaseException as error:  # noqa: BLE001 - the flow raises it again, cancellation included
@@ -308,8 +310,10 @@ class AsyncTokenPool(PoolCore):
     def _answer(self, effect: Effect, cancelled: builtins.list[asyncio.CancelledError]) -> Coroutine[Any, Any, Any]:
         if isinstance(effect, Apply):
             return self._apply(effect, cancelled)
-        if isinstance(effect, Await):
-            return self._background.cancellable(self._store.wait(effect.user, effect.ticket, effect.timeout_s))
+        if isinstance(effect, Stand):
+            return self._stand(effect)
+        if isinstance(effect, Look):
+            return self._background.cancellable(self._store.is_turn(effect.user, effect.ticket))
         if isinstance(effect, LogIn):
             return self._log_in(effect)
         if isinstance(effect, Ask):
@@ -319,8 +323,7 @@ class AsyncTokenPool(PoolCore):
     async def _apply(self, effect: Apply, cancelled: builtins.list[asyncio.CancelledError]) -> Reply:
         self.must_be_open(effect.command)
         sent_at = self.clock()
-        if isinstance(effect.command, Release):
-            self.live.discard((effect.user, effect.command.fence))
+        self.giving_back(effect.user, effect.command)
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             await self.clean_up()
         applying = self._store.apply(effect.user, effect.command)
@@ -331,6 +334,32 @@ class AsyncTokenPool(PoolCore):
 
     async def _add_logouts(self, effect: LogOut) -> None:
         self._background.add_logouts(effect.user, effect.partings)
+
+    async def _stand(self, effect: Stand) -> None:
+        """A future and a timer; no task."""
+        loop, here = asyncio.get_running_loop(), threading.get_ident()
+        woken: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop of a caller who is gone may be closed
+                if threading.get_ident() == here:
+                    finish()
+                else:
+                    loop.call_soon_threadsafe(finish)
+
+        sleep_s = self.lines.sleep(effect.place, effect.until, wake)
+        if sleep_s <= 0:
+            return
+        timer = None if sleep_s == FAR else loop.call_later(sleep_s, finish)
+        try:
+            await woken
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _log_in(self, effect: LogIn) -> Fresh:
         login = self._background.spawn(self._call_login(effect))
@@ -366,7 +395,7 @@ class AsyncTokenPool(PoolCore):
 
         async def finish() -> None:
             try:
-                await self.run(flows.finish_login(effect.user, effect.fence, fresh, refused=refused))
+                await self.run(flows.finish_login(effect.user, effect.fence, fresh, self.lines, refused=refused))
             except PoolError as trouble:
                 self.report(PoolEventKind.LOGIN_FAILED, effect.user, type(trouble).__name__)
 
@@ -406,7 +435,6 @@ class AsyncTokenPool(PoolCore):
         self.abandon(self._store)
         self._open()
 
-
-def _undo(user: str, reply: Reply) -> Flow[Any]:
-    if type(reply) is Granted:
-        yield from flows.release(user, Release(reply.fence))
+    def _undo(self, user: str, reply: Reply) -> Flow[Any]:
+        if type(reply) is Granted:
+            yield from flows.release(user, Release(reply.fence), self.lines)

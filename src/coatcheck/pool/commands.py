@@ -148,14 +148,25 @@ Command = (
 )
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """Until when, and to how many more of its own callers, a process may pass a slot on before those of others."""
+
+    until: float
+    callers: int
+
+
 class Granted(msgspec.Struct, frozen=True):
-    """A lease. ``remaining_s``: until its deadline. ``deadline``: the same on the caller's clock, set there."""
+    """A lease. ``remaining_s``: until its deadline. ``deadline``: the same on the caller's clock, set there.
+
+    ``turn``: of the caller's process, set there.
+    """
 
     fence: int
     value: str
     remaining_s: float
     uses: int = 1
     deadline: float = 0.0
+    turn: Turn | None = None
 
     def __repr__(self) -> str:
         return f"<Granted {self.fence}, {self.remaining_s:g} s>"

@@ -12,13 +12,14 @@ import msgspec
 
 from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
-from coatcheck.pool.commands import Acquire, Add, Command, Granted, Reply, TakeIdle
+from coatcheck.pool.commands import Acquire, Add, Both, Command, Granted, Release, Reply, TakeIdle, Then
 from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
+from coatcheck.pool.lines import Lines
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
 from coatcheck.pool.slots import is_overdue
@@ -33,6 +34,8 @@ _abandoned: list[object] = []
 
 class PoolCore:
     """The part of a pool that neither blocks nor awaits."""
+
+    lines: Lines
 
     def __init__(self, login: Login | None, options: PoolOptions) -> None:
         self.settings = Settings(login, options)
@@ -87,11 +90,20 @@ class PoolCore:
 
     def settled(self, user: str, reply: Reply, sent_at: float) -> Reply:
         """A reply with the deadline on our clock: counted from before the command left, so never too late."""
+        if type(reply) is Both:
+            second: Any = self.settled(user, reply.second, sent_at)
+            return msgspec.structs.replace(reply, second=second)
         if type(reply) is Granted:
             if self.memory is None:
                 self.live.add(user, reply.fence, sent_at + reply.remaining_s)
             return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
         return reply
+
+    def giving_back(self, user: str, command: Command) -> None:
+        """Take note, before the command is sent, that a lease is out no longer."""
+        first = command.first if isinstance(command, Then) else command
+        if isinstance(first, Release):
+            self.live.discard((user, first.fence))
 
     def wait_s(self, wait: Duration | None) -> float:
         return self.settings.wait_s if wait is None else seconds("wait", wait)
@@ -113,7 +125,14 @@ class PoolCore:
         return self.settings.life_s(random.random())
 
     def stats_of(self, states: dict[str, tuple[UserState, float]]) -> dict[str, UserStats]:
-        return {user: user_stats(state, self.settings.policy) for user, (state, _) in sorted(states.items())}
+        return {user: self._stats(user, state) for user, (state, _) in sorted(states.items())}
+
+    def _stats(self, user: str, state: UserState) -> UserStats:
+        """With the callers of this process as they are now, where the store knows how many they were."""
+        stats = user_stats(state, self.settings.policy)
+        waiting, tickets, timeouts = self.lines.waiting(user)
+        waiting += sum(ticket.callers for ticket in state.tickets if ticket.number not in tickets)
+        return msgspec.structs.replace(stats, waiting=waiting, timeouts_total=stats.timeouts_total + timeouts)
 
     def rows_of(self, states: dict[str, tuple[UserState, float]]) -> list[TokenRow]:
         return [row for user, (state, now) in sorted(states.items()) for row in token_rows(user, state, now)]
@@ -123,7 +142,7 @@ class PoolCore:
         if self.memory is not None:
             self.memory.start_anew()
         self.live.clear()
-        self.generation += 1
+        self.generation += 1  # and nobody of those who wait is here
 
     def abandon(self, store: object) -> None:
         """Leave a store to the parent process: its connections are shared, so they must not even be closed here."""

@@ -7,7 +7,7 @@ cancellation, Ctrl-C) gets that error at its ``yield``, puts things right with f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +17,6 @@ from coatcheck.pool.commands import (
     Command,
     Done,
     Granted,
-    Leave,
     LoginDone,
     LoginEnded,
     Lost,
@@ -26,10 +25,10 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     Parting,
-    QueueFull,
     Release,
     TakeIdle,
-    Waiting,
+    Then,
+    Turn,
 )
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -40,6 +39,7 @@ from coatcheck.pool.errors import (
     PoolTimeout,
     StoreUnavailable,
 )
+from coatcheck.pool.lines import Line, Lines, Place
 from coatcheck.pool.state import FAR
 
 T = TypeVar("T")
@@ -52,12 +52,18 @@ class Apply(msgspec.Struct, frozen=True):
     command: Command
 
 
-class Await(msgspec.Struct, frozen=True):
-    """Wait until it may be the ticket's turn, or ``timeout_s`` are over; answered with nothing."""
+class Stand(msgspec.Struct, frozen=True):
+    """Sleep in line, ``until`` a moment on the pool's clock at most, or as long as the line allows; nothing comes."""
+
+    place: Place
+    until: float
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Look whether it may be the turn of ``ticket``; answered with a truth."""
 
     user: str
     ticket: int
-    timeout_s: float
 
 
 class LogIn(msgspec.Struct, frozen=True):
@@ -89,7 +95,7 @@ class LogOut(msgspec.Struct, frozen=True):
     partings: tuple[Parting, ...]
 
 
-Effect = Apply | Await | LogIn | Ask | LogOut
+Effect = Apply | Stand | Look | LogIn | Ask | LogOut
 Flow = Generator[Effect, Any, T]
 
 
@@ -109,44 +115,78 @@ class LoginGoesOn(BaseException):
 
 
 def acquire(
-    user: str, password: str | None, wait_s: float, clock: Callable[[], float], credentials: tuple[bytes, ...] = ()
+    user: str, password: str | None, wait_s: float, lines: Lines, credentials: tuple[bytes, ...] = ()
 ) -> Flow[Granted]:
-    """Get a lease: a free token, else a login of one's own, else wait for the first of the two.
+    """Get a lease: a free token, else a login of one's own, else wait in line for the first of the two.
 
     ``credentials``: what the store knows of the password (:class:`Acquire`). Raises ``PoolTimeout``, ``PoolFull`` (too
     many wait), ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
     """
-    give_up_at = clock() + wait_s
-    ticket = 0
-    try:
-        while True:
-            reply = yield Apply(user, Acquire(ticket, may_wait=wait_s > 0, credentials=credentials))
-            if type(reply) is Granted:
-                return reply
-            if type(reply) is MustLogIn:
-                ticket = 0
-                return (yield from log_in(user, password, reply.fence, credentials))
-            if type(reply) is NotTried:
-                ticket = 0
-                raise LoginRefused(user)
-            if type(reply) is QueueFull:
-                raise PoolFull(f"as many callers wait for a token of {user!r} as may")
-            if type(reply) is NoToken:
-                raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
-            assert type(reply) is Waiting
-            ticket = reply.ticket
-            left_s = give_up_at - clock()
-            if reply.limited_s and (left_s <= 0 or (reply.hopeless and reply.limited_s >= left_s)):
-                raise LoginRateLimited(user, reply.limited_s)
-            if left_s <= 0:
-                raise PoolTimeout(user, wait_s)
-            yield Await(user, ticket, min(left_s, reply.again_s))
-    except BaseException as error:
-        if ticket:
-            # If the store is away too, the ticket ends by itself: its caller does not show up.
-            with contextlib.suppress(StoreUnavailable):
-                yield Apply(user, Leave(ticket, isinstance(error, PoolTimeout)))
-        raise
+    turn = None
+    if wait_s > 0:
+        place = Place(user, credentials)
+        try:
+            lines.join(place)
+            reply = yield from _stand(place, lines, wait_s)
+            if isinstance(reply, Exception):
+                raise reply
+        except BaseException as error:
+            left = lines.failed(user, place, error) + lines.leave(place, timed_out=isinstance(error, PoolTimeout))
+            yield from _tell(user, left)
+            raise
+        turn = place.turn
+    else:
+        reply = yield Apply(user, Acquire(may_wait=False, credentials=credentials))
+    if type(reply) is Granted:
+        return msgspec.structs.replace(reply, turn=turn) if turn is not None and turn.callers else reply
+    if type(reply) is MustLogIn:
+        return (yield from log_in(user, password, reply.fence, credentials))
+    if type(reply) is NotTried:
+        raise LoginRefused(user)
+    assert type(reply) is NoToken
+    raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
+
+
+def _stand(place: Place, lines: Lines, wait_s: float) -> Flow[Any]:
+    """Wait in line, and ask for all while first in it; returns what came."""
+    give_up_at = lines.clock() + wait_s
+    while place.reply is None:
+        command = lines.to_ask(place)
+        if command is not None:
+            answer = yield Apply(place.user, command)
+            yield from _heard(place.line, place, lines, command, answer)
+            continue
+        left_s = give_up_at - lines.clock()
+        limited_s = lines.limited_s(place, left_s)
+        if limited_s:
+            raise LoginRateLimited(place.user, limited_s)
+        if left_s <= 0:
+            raise PoolTimeout(place.user, wait_s)
+        yield Stand(place, give_up_at)
+        if place.reply is None and lines.must_look(place) and (yield Look(place.user, place.line.ticket)):
+            lines.rouse(place.line)
+    return place.reply
+
+
+def _heard(
+    line: Line, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: Turn | None = None
+) -> Flow[None]:
+    """Serve the line with what came; as long as it is still its turn, ask for the next in it as well."""
+    yield from _tell(line.user, lines.heard(line, command, answer, turn))
+    while (another := lines.to_ask_again(line, asker)) is not None:
+        try:
+            answer = yield Apply(line.user, another)
+        except StoreUnavailable as error:  # for them; what was asked for first is done
+            yield from _tell(line.user, lines.failed(line.user, asker, error))
+            return
+        yield from _tell(line.user, lines.heard(line, another, answer))
+
+
+def _tell(user: str, commands: list[Command]) -> Flow[None]:
+    """If the store is away, what it was to be told ends by itself: nobody shows up for it."""
+    for command in commands:
+        with contextlib.suppress(StoreUnavailable):
+            yield Apply(user, command)
 
 
 def log_in(user: str, password: str | None, fence: int, credentials: tuple[bytes, ...] = ()) -> Flow[Granted]:
@@ -177,19 +217,29 @@ def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     raise LoginFailed(user, "it took longer than login_timeout")
 
 
-def finish_login(user: str, fence: int, fresh: Fresh | None, *, refused: bool = False) -> Flow[None]:
+def finish_login(
+    user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False
+) -> Flow[None]:
     """The end of a login whose caller left: what it brought is for the next one."""
     if fresh is None:
         yield Apply(user, LoginEnded(fence, refused=refused))
         return
     granted = yield from _keep(user, fence, fresh)
-    yield Apply(user, Release(granted.fence))
+    yield from release(user, Release(granted.fence), lines)
 
 
-def release(user: str, command: Release, ask_value: str | None = None) -> Flow[None]:
+def release(
+    user: str,
+    command: Release,
+    lines: Lines,
+    ask_value: str | None = None,
+    *,
+    credentials: tuple[bytes, ...] | None = None,
+    turn: Turn | None = None,
+) -> Flow[None]:
     """Give a lease back. ``ask_value``: the token as it is now, if ``probe`` decides whether it is kept.
 
-    Raises ``LeaseLost`` if it is over.
+    ``credentials`` and ``turn``: the lease's, if known. Raises ``LeaseLost`` if it is over.
     """
     if ask_value is not None:
         alive = False
@@ -197,11 +247,28 @@ def release(user: str, command: Release, ask_value: str | None = None) -> Flow[N
             alive = yield Ask("probe", user, ask_value)
         finally:
             command = msgspec.structs.replace(command, keep=alive)
-            reply = yield Apply(user, command)
+            reply = yield from _give_back(user, command, lines, credentials, turn)
     else:
-        reply = yield Apply(user, command)
+        reply = yield from _give_back(user, command, lines, credentials, turn)
     if type(reply) is Lost:
         raise LeaseLost(user, command.fence)
+
+
+def _give_back(
+    user: str, command: Release, lines: Lines, credentials: tuple[bytes, ...] | None, turn: Turn | None
+) -> Flow[Any]:
+    """Give a lease back, and in the same command ask for whoever is first in line here."""
+    try:
+        passing = lines.to_pass_on(user, command, credentials, turn)
+        if passing is None:
+            return (yield Apply(user, command))
+        line, both = passing
+        answer = yield Apply(user, both)
+        yield from _heard(line, command, lines, both, answer, turn)
+    except BaseException as error:
+        yield from _tell(user, lines.failed(user, command, error))
+        raise
+    return answer.first
 
 
 def keep_alive(user: str, idle_s: float, most: int) -> Flow[int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from coatcheck.pool.commands import Granted, Release
+from coatcheck.pool.commands import Granted, Release, Turn
 from coatcheck.pool.duration import Duration
 from coatcheck.pool.errors import LeaseLost, PoolError
+from coatcheck.pool.flows import Flow, release
+from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_token, masked
 from coatcheck.pool.options import span_of
 from coatcheck.pool.rules import give_back_quickly, take_quickly
@@ -29,6 +31,7 @@ class Held:
         "_sign_out",
         "_span_s",
         "_state",
+        "_turn",
         "_wait",
         "deadline",
         "fencing",
@@ -45,6 +48,7 @@ class Held:
     _sign_out: bool
     _span_s: float | None
     _state: UserState | None
+    _turn: Turn | None
 
     def __init__(self, pool: Any, user: str, password: str | None, wait: Duration | None) -> None:
         self._pool = pool
@@ -54,7 +58,7 @@ class Held:
         self._wait = wait
         self.fencing = 0  # 0: not (or no longer) held
         self._renewed = self._dropped = False
-        self._span_s = None
+        self._span_s = self._turn = None
 
     def __repr__(self) -> str:
         held = f"lease {self.fencing} of {masked(self.token)}" if self.fencing else "not held"
@@ -66,7 +70,9 @@ class Held:
         self.deadline = granted.deadline
         self.uses = granted.uses
         self._generation = self._pool.generation
-        self._state = None  # it is set in a lease that may be given back the fast way
+        self._turn = granted.turn
+        memory = self._pool.quick
+        self._state = None if memory is None else memory.states.get(self.user)
 
     # The fast path: one lock, no command, no flow, for tokens in this process when nothing is out of the ordinary.
     # Otherwise the answer is that of the whole way, which for asyncio is to be awaited.
@@ -104,10 +110,13 @@ class Held:
         if state is None:
             return self.release()
         memory = self._pool.memory
-        with memory.lock:
-            done = give_back_quickly(
-                state, memory.policy, memory.clock(), fencing, self.token if self._renewed else None
-            )
+        value = self.token if self._renewed else None
+        if state.tickets:
+            lines: Lines = self._pool.lines
+            done = lines.pass_on_quickly(memory, state, self.user, fencing, value, self._hashes())
+        else:
+            with memory.lock:
+                done = give_back_quickly(state, memory.policy, memory.clock(), fencing, value)
         if not done:
             return self.release()
         self.fencing = 0
@@ -171,6 +180,11 @@ class Held:
     def _must_be_free(self) -> None:
         if self.fencing:
             raise PoolError(f"this lease of {self.user!r} is held already: each caller takes a lease of its own")
+
+    def _giving_back(self, command: Release, ask_value: str | None) -> Flow[None]:
+        turn, self._turn = self._turn, None
+        lines: Lines = self._pool.lines
+        return release(self.user, command, lines, ask_value, credentials=self._hashes(), turn=turn)
 
     def _let_go(self, failed: bool) -> tuple[Release, str | None]:
         """The command that gives the lease back, and the token to probe before (if it is to be probed)."""

@@ -128,6 +128,42 @@ def give_back_quickly(state: UserState, policy: Policy, now: float, fence: int, 
     return True
 
 
+def pass_on_quickly(
+    state: UserState, policy: Policy, now: float, fence: int, value: str | None, ticket: int, more: int
+) -> tuple[int, float, Token] | None:
+    """Give a lease back and lease its token to the caller who holds the only ticket, or change nothing: ``None``.
+
+    It comes to :class:`Release`, then :class:`Acquire` with ``ticket`` and ``more``, by the same credentials.
+    """
+    tickets = state.tickets
+    if len(tickets) != 1 or tickets[0].number != ticket or now >= state.next_deadline:
+        return None
+    holding = state.leases.get(fence)
+    if holding is None:
+        return None
+    token = holding.token
+    if token is None or token.uses >= policy.max_uses or token.span_s != FAR or now < token.used_at:
+        return None
+    if now + policy.min_remaining_s >= now + token.life_s or not same(token.credentials, tickets[0].credentials):
+        return None
+    del state.leases[fence]
+    if value is not None:
+        token.value = value
+    token.expires_at = now + token.life_s
+    token.used_at = now
+    token.uses += 1
+    if more:
+        tickets[0].callers = more
+    else:
+        state.tickets = []
+    deadline = now + policy.lease_s
+    state.fence = fence = state.fence + 1
+    state.leases[fence] = Holding(token, deadline, policy.lease_s)
+    if deadline < state.next_deadline:
+        state.next_deadline = deadline
+    return fence, deadline, token
+
+
 # -- commands
 
 

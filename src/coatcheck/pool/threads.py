@@ -27,9 +27,10 @@ from coatcheck.pool.core import PoolCore, number, token_object
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
-from coatcheck.pool.flows import Apply, Ask, Await, Effect, Flow, Fresh, LogIn
+from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
+from coatcheck.pool.lines import Lines
 from coatcheck.pool.logouts import Logouts
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
@@ -69,7 +70,7 @@ class TokenLease(Held):
         if token is not None:
             self.renew(token)
         command, ask = self._let_go(failed)
-        self._pool.run(flows.release(self.user, command, ask))
+        self._pool.run(self._giving_back(command, ask))
 
     def extend(self) -> None:
         """A new deadline, one lease time from now. Raises ``LeaseLost`` if the lease is over."""
@@ -92,6 +93,7 @@ class TokenPool(PoolCore):
 
     def _open(self) -> None:
         self._store: TokenStore = self.memory or open_store(str(self.settings.store), self.box())
+        self.lines = Lines(self._store, self.clock, self.settings.policy)
         patience_s = self.settings.policy.logout_timeout_s
         self._logouts = Logouts(self.log_out, self._logout_skipped, patience_s)
         self._stop = threading.Event()
@@ -118,7 +120,7 @@ class TokenPool(PoolCore):
         """What :meth:`TokenLease.acquire` does."""
         held._must_be_free()
         user, password = check_user(held.user), check_password(held.password)
-        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.clock, held._hashes())))
+        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.lines, held._hashes())))
 
     def resume(self, user: str, fencing: int) -> TokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""
@@ -168,7 +170,7 @@ class TokenPool(PoolCore):
             self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
         else:
-            self.run(flows.release(username, Release(number(token_object.token_id), token_string)))
+            self.run(flows.release(username, Release(number(token_object.token_id), token_string), self.lines))
 
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -177,7 +179,7 @@ class TokenPool(PoolCore):
         if token_object.token_id is None:
             return False
         try:
-            self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False)))
+            self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False), self.lines))
         except LeaseLost:
             return False
         return True
@@ -231,8 +233,7 @@ class TokenPool(PoolCore):
         self.closed = True
         self.quick = None
         self._stop.set()
-        if self.memory is not None:
-            self.memory.wake_all()
+        self.lines.close()
         while self.held_leases() and time.monotonic() < until:
             time.sleep(0.005)
         try:
@@ -269,8 +270,10 @@ class TokenPool(PoolCore):
     def _answer(self, effect: Effect) -> Any:
         if isinstance(effect, Apply):
             return self._apply(effect)
-        if isinstance(effect, Await):
-            return self._store.wait(effect.user, effect.ticket, effect.timeout_s)
+        if isinstance(effect, Stand):
+            return self._stand(effect)
+        if isinstance(effect, Look):
+            return self._store.is_turn(effect.user, effect.ticket)
         if isinstance(effect, LogIn):
             return self._log_in(effect)
         if isinstance(effect, Ask):
@@ -280,8 +283,7 @@ class TokenPool(PoolCore):
     def _apply(self, effect: Apply) -> Reply:
         self.must_be_open(effect.command)
         sent_at = self.clock()
-        if isinstance(effect.command, Release):
-            self.live.discard((effect.user, effect.command.fence))
+        self.giving_back(effect.user, effect.command)
         self._see_to_keepalive()
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             self.clean_up()
@@ -289,6 +291,13 @@ class TokenPool(PoolCore):
         if outcome.partings:
             self._add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
+
+    def _stand(self, effect: Stand) -> None:
+        woken = threading.Lock()
+        woken.acquire()
+        sleep_s = self.lines.sleep(effect.place, effect.until, woken.release)
+        if sleep_s > 0:
+            woken.acquire(timeout=min(sleep_s, threading.TIMEOUT_MAX))
 
     def _log_in(self, effect: LogIn) -> Fresh:
         login = self.settings.login

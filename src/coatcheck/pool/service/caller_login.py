@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from coatcheck.pool import flows
 from coatcheck.pool.commands import Granted
 from coatcheck.pool.flows import Flow, LogIn, LoginGoesOn
+from coatcheck.pool.lines import Lines
 
 
 class LoginDue(msgspec.Struct, frozen=True):
@@ -18,10 +17,10 @@ class LoginDue(msgspec.Struct, frozen=True):
 
 
 def check_out(
-    user: str, wait_s: float, clock: Callable[[], float], credentials: tuple[bytes, ...] = ()
+    user: str, wait_s: float, lines: Lines, credentials: tuple[bytes, ...] = ()
 ) -> Flow[Granted | LoginDue]:
     """Like :func:`coatcheck.pool.flows.acquire`, but a login that is due is answered instead of performed."""
-    flow = flows.acquire(user, None, wait_s, clock, credentials)
+    flow = flows.acquire(user, None, wait_s, lines, credentials)
     try:
         effect = next(flow)
         while True:

@@ -10,6 +10,7 @@ from typing import Any
 from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
 from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
 from coatcheck.pool.flows import Flow
+from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_token, check_user
 from coatcheck.pool.options import span_of
 from coatcheck.pool.service import messages as m
@@ -39,8 +40,8 @@ class Leases:
             given: Granted | LoginDue
             given = Granted(held.fencing, held.token, held.remaining_s(), held.uses)
         else:
-            flow = check_out(user, wait_s, self._pool.clock, self._pool.credentials.of(user, asked.password))
-            given = await self._pool.run(flow, undo=lambda given: _give_back(user, given))
+            flow = check_out(user, wait_s, self._pool.lines, self._pool.credentials.of(user, asked.password))
+            given = await self._pool.run(flow, undo=lambda given: _give_back(user, given, self._pool.lines))
         self._waits.add(time.monotonic() - began)
         if isinstance(given, LoginDue):
             name = format_lease_id(user, given.fence)
@@ -50,7 +51,7 @@ class Leases:
     async def give_back(self, given: m.LentToken | m.LoginLease) -> None:
         """The caller went away before it got the answer: as if it had never asked."""
         if isinstance(given, m.LentToken):
-            flow = flows.release(given.user, Release(given.fencing))
+            flow = flows.release(given.user, Release(given.fencing), self._pool.lines)
         else:
             flow = flows.settle(given.user, LoginEnded(given.fencing, failed=False), given.fencing)
         await self._pool.run(flow)
@@ -82,12 +83,13 @@ class Leases:
         value = None if asked.token is None else check_token(asked.token)
         span_s = None if asked.expires_in_s is None else span_of(asked.expires_in_s)
         keep = not asked.failed or self._pool.settings.on_error == "return"
-        await self._pool.run(flows.release(name.user, Release(name.fencing, value, span_s, keep=keep)))
+        command = Release(name.fencing, value, span_s, keep=keep)
+        await self._pool.run(flows.release(name.user, command, self._pool.lines))
 
     async def drop(self, name: LeaseName, asked: m.Drop) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
         command = Release(name.fencing, keep=False, sign_out=asked.sign_out)
-        await self._pool.run(flows.release(name.user, command))
+        await self._pool.run(flows.release(name.user, command, self._pool.lines))
 
     async def renew(self, name: LeaseName) -> m.Renewed:
         """Raises ``LeaseLost`` if the lease is over."""
@@ -102,11 +104,11 @@ class Leases:
         return m.LentToken(name, user, granted.value, granted.uses, granted.remaining_s, granted.fence)
 
 
-def _give_back(user: str, given: Granted | LoginDue) -> Flow[None]:
+def _give_back(user: str, given: Granted | LoginDue, lines: Lines) -> Flow[None]:
     if isinstance(given, LoginDue):
         yield from flows.settle(user, LoginEnded(given.fence, failed=False), given.fence)
     else:
-        yield from flows.release(user, Release(given.fence))
+        yield from flows.release(user, Release(given.fence), lines)
 
 
 async def first_of(work: asyncio.Task[m.LentToken | m.LoginLease], *ends: asyncio.Task[Any]) -> bool:

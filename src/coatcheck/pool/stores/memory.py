@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +10,14 @@ from typing import Final
 import msgspec
 
 from coatcheck.pool import rules, slots
-from coatcheck.pool.commands import Command, CommandOutcome
+from coatcheck.pool.commands import Both, Command, CommandOutcome, Waiting
 from coatcheck.pool.errors import PoolFull
 from coatcheck.pool.state import FAR, Policy, UserState, copy_of, new_user
 
 MAX_USERS: Final = 10_000
 SWEEP_WHEN_FULL_EVERY_S: Final = 1.0
+SOONER_S: Final = 0.001
+"""By so much sooner something must change to wake who sleeps until it does: less is an error of rounding."""
 
 
 class MemoryTokenStore:
@@ -32,9 +32,8 @@ class MemoryTokenStore:
         self.clock = clock
         self.lock = threading.Lock()
         self.states: dict[str, UserState] = {}
-        # Who sleeps: how to wake it, and when it looks again by itself.
-        self._sleepers: dict[tuple[str, int], tuple[Callable[[], None], float]] = {}
-        self._closed = False
+        self._wakers: dict[tuple[str, int], Callable[[], None]] = {}
+        self._asks_at: dict[tuple[str, int], float] = {}  # when those who watch a ticket ask again by themselves
         self._swept_at = -FAR
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
@@ -42,23 +41,24 @@ class MemoryTokenStore:
             state = self.states.get(user)
             if state is None:
                 return self._apply_to_new(user, command)
-            outcome = rules.apply(state, self.policy, self.clock(), command)
-            if state.tickets:
-                self.wake(user, state)
+            now = self.clock()
+            outcome = rules.apply(state, self.policy, now, command)
+            if not state.tickets:
+                return outcome
+            reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
+            if isinstance(reply, Waiting):
+                self._asks_at[user, reply.ticket] = now + reply.again_s
+            wakers = self.to_wake(user, state)
+        for wake in wakers:  # without the lock: they take others
+            wake()
         return outcome
-
-    def wake_all(self) -> None:
-        """Wake every waiting caller, and let nobody sleep any more: the pool closes."""
-        with self.lock:
-            self._closed = True
-            while self._sleepers:
-                self._sleepers.popitem()[1][0]()
 
     def start_anew(self) -> None:
         """After a fork the child must not use its parent's tokens."""
         self.lock = threading.Lock()
         self.states = {}
-        self._sleepers = {}
+        self._wakers = {}
+        self._asks_at = {}
 
     def wants_sweep(self, user: str) -> bool:
         """Whether ``user`` is new and there is no room: then the expired tokens of others should make it."""
@@ -81,47 +81,34 @@ class MemoryTokenStore:
             self.states[user] = state  # who asked in vain for an unknown user leaves nothing behind
         return outcome
 
-    def wake(self, user: str, state: UserState) -> None:
-        """Wake the callers whose turn it is. Call it with the lock held."""
+    def to_wake(self, user: str, state: UserState) -> list[Callable[[], None]]:
+        """Those whose turn it is. Call it with the lock held, and them without."""
         now = self.clock()
-        for number in slots.turns(state, self.policy, now):
-            self._rouse(user, number)
+        numbers = slots.turns(state, self.policy, now)
         # The first of the others must not sleep past the moment when something changes by itself.
         for first in slots.heads(state):
-            sleeper = self._sleepers.get((user, first.number))
-            if sleeper is not None and slots.changes_at(state, self.policy, now, first.credentials) < sleeper[1]:
-                self._rouse(user, first.number)
+            asks_at = self._asks_at.get((user, first.number))
+            changes_at = slots.changes_at(state, self.policy, now, first.credentials)
+            if asks_at is not None and changes_at < asks_at - SOONER_S:
+                numbers.append(first.number)
+        return [wake for number in numbers if (wake := self._wakers.get((user, number))) is not None]
 
-    def _rouse(self, user: str, ticket: int) -> None:
-        sleeper = self._sleepers.pop((user, ticket), None)
-        if sleeper is not None:
-            sleeper[0]()
-
-    def sleep_until_woken(self, user: str, ticket: int, waker: Callable[[], None], timeout_s: float) -> float:
-        """Register who to wake, and return how many seconds to sleep at most; 0: look again at once."""
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
         with self.lock:
-            state, now = self.states.get(user), self.clock()
-            if state is None or self._closed or ticket in slots.turns(state, self.policy, now):
-                return 0.0
-            again_at = now + timeout_s
-            for first in slots.heads(state):
-                if first.number == ticket:
-                    again_at = min(again_at, slots.changes_at(state, self.policy, now, first.credentials))
-            self._sleepers[user, ticket] = waker, again_at
-            return again_at - now
+            self._wakers[user, ticket] = wake
+        wake()  # its turn may have come before
 
-    def stop_sleeping(self, user: str, ticket: int) -> None:
-        self._sleepers.pop((user, ticket), None)
+    def unwatch(self, user: str, ticket: int) -> None:
+        with self.lock:
+            self._wakers.pop((user, ticket), None)
+            self._asks_at.pop((user, ticket), None)
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        woken = threading.Lock()
-        woken.acquire()
-        try:
-            sleep_s = self.sleep_until_woken(user, ticket, woken.release, timeout_s)
-            if sleep_s > 0:
-                woken.acquire(timeout=min(sleep_s, threading.TIMEOUT_MAX))
-        finally:
-            self.stop_sleeping(user, ticket)
+    def pauses(self) -> tuple[float, float]:
+        return FAR, FAR
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        """Whoever waits is woken, and need not look."""
+        return True
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         found = {}
@@ -154,25 +141,17 @@ class AsyncMemoryTokenStore:
     async def apply(self, user: str, command: Command) -> CommandOutcome:
         return self.inner.apply(user, command)
 
-    async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self.inner.watch(user, ticket, wake)
 
-        def finish() -> None:
-            if not woken.done():
-                woken.set_result(None)
+    def unwatch(self, user: str, ticket: int) -> None:
+        self.inner.unwatch(user, ticket)
 
-        def wake() -> None:
-            # The loop of a caller who is gone may be closed; then there is nobody to wake.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(finish)
+    def pauses(self) -> tuple[float, float]:
+        return self.inner.pauses()
 
-        try:
-            sleep_s = self.inner.sleep_until_woken(user, ticket, wake, timeout_s)
-            if sleep_s > 0:
-                await asyncio.wait([woken], timeout=None if sleep_s == FAR else sleep_s)
-        finally:
-            self.inner.stop_sleeping(user, ticket)
+    async def is_turn(self, user: str, ticket: int) -> bool:
+        return self.inner.is_turn(user, ticket)
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         return self.inner.look(user)

@@ -11,14 +11,15 @@
 * **Errors.** Whatever goes wrong is ``StoreUnavailable``: the command may have been applied or not. A lease that was
   granted unknown to the caller ends at its deadline. A cancelled call has either not begun or runs to its end.
 * **Tokens are sealed** in everything that leaves the process, bound to their pool and user.
-* **Waking is a hint.** ``wait`` may return early or for nothing, and returns after ``timeout_s`` at the latest; the
-  caller asks again. Callers of the same process are woken at once; a store without notifications polls for the others,
-  at named intervals.
+* **Waking is a hint.** What ``watch`` registers may be called for nothing, and may be missed: whoever waits asks again
+  after ``Waiting.again_s``. Callers of the same process are woken at once; where nobody tells of the others, whoever
+  waits looks for itself (``is_turn``), as often as ``pauses`` says.
 * **Forks share nothing.** After a fork the pool opens the store anew in the child, and never touches what it inherited.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from coatcheck.pool.commands import Command, CommandOutcome
@@ -32,8 +33,20 @@ class TokenStore(Protocol):
         """Apply ``command``. Raises ``StoreUnavailable``."""
         ...
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        """Return when it may be the turn of ``ticket``, or after ``timeout_s``."""
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        """From now on call ``wake``, from any thread, when it may be the turn of ``ticket``. Never blocks."""
+        ...
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        """No longer."""
+        ...
+
+    def pauses(self) -> tuple[float, float]:
+        """The first and the longest pause in seconds between two looks; ``FAR``: whoever waits is told."""
+        ...
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        """Whether ``ticket`` should ask again. Writes nothing. Raises ``StoreUnavailable``."""
         ...
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
@@ -57,7 +70,13 @@ class AsyncTokenStore(Protocol):
 
     async def apply(self, user: str, command: Command) -> CommandOutcome: ...
 
-    async def wait(self, user: str, ticket: int, timeout_s: float) -> None: ...
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None: ...
+
+    def unwatch(self, user: str, ticket: int) -> None: ...
+
+    def pauses(self) -> tuple[float, float]: ...
+
+    async def is_turn(self, user: str, ticket: int) -> bool: ...
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]: ...
 

@@ -23,6 +23,7 @@ from coatcheck.pool.commands import CleanUp, Command, CommandOutcome, Done
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import FAR, UserState
 from coatcheck.pool.stores.blob import Changed, StateBox
+from coatcheck.pool.stores.listener import AsyncListener, Ear, Listener, key_of, message
 from coatcheck.pool.stores.postgresql_connection import (
     PATIENCE_S,
     SETTINGS,
@@ -34,8 +35,8 @@ from coatcheck.pool.stores.postgresql_connection import (
     last_rows_of,
     unavailable,
 )
-from coatcheck.pool.stores.postgresql_listener import AsyncListener, Ear, Listener, key_of, message
-from coatcheck.pool.stores.wakers import Wakers, pauses, set_within
+from coatcheck.pool.stores.postgresql_listener import listen, listen_async
+from coatcheck.pool.stores.wakers import Wakers
 
 MAX_CONNECTIONS: Final = 4
 MAX_RACES: Final = 5
@@ -89,7 +90,7 @@ class _Rows:
         self.url = url
         self.box = box
         self.wakers = Wakers()
-        self.ear = Ear(url, box.name, self.wakers)
+        self.ear = Ear(box.name, self.wakers)
 
     def applying(self, user: str, command: Command) -> Steps[Changed]:
         """The statements of one command, in one transaction; each is answered with its rows."""
@@ -135,8 +136,8 @@ class _Rows:
     def is_turn(self, found: States, user: str, ticket: int) -> bool:
         return user not in found or self.box.is_turn(*found[user], ticket)
 
-    def longest_pause_s(self) -> float:
-        return POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
+    def pauses(self) -> tuple[float, float]:
+        return POLL_FIRST_S, POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
 
 
 class PostgresqlTokenStore:
@@ -147,7 +148,7 @@ class PostgresqlTokenStore:
         self._pool = self._new_pool()
         self._ready = False
         self._opening = threading.Lock()
-        self._listener = Listener(self._rows.ear)
+        self._listener = Listener(self._rows.ear, lambda: listen(url, self._rows.ear), psycopg.Error)
 
     def _open(self, *, create: bool) -> bool:
         """Whether the table is there. Asked by a connection of its own, whose error says what is wrong."""
@@ -191,12 +192,19 @@ class PostgresqlTokenStore:
         self._rows.wakers.wake(key_of(user), changed.turns)
         return changed.outcome
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._rows.wakers.watch(key_of(user), ticket, wake)
         self._listener.need()
-        with self._rows.wakers.sleeping(key_of(user), ticket) as woken:
-            for pause_s in pauses(timeout_s, POLL_FIRST_S, self._rows.longest_pause_s):
-                if woken.wait(pause_s) or self._rows.is_turn(self.look(user), user, ticket):
-                    return
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._rows.wakers.unwatch(key_of(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._rows.pauses()
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._rows.is_turn(self.look(user), user, ticket)
 
     def look(self, user: str | None = None) -> States:
         return self._run(lambda: self._rows.looking(user), {})
@@ -223,7 +231,7 @@ class AsyncPostgresqlTokenStore:
         self._pool = self._new_pool()
         self._ready = False
         self._opening = asyncio.Lock()
-        self._listener = AsyncListener(self._rows.ear)
+        self._listener = AsyncListener(self._rows.ear, lambda: listen_async(url, self._rows.ear), psycopg.Error)
 
     async def _open(self, *, create: bool) -> bool:
         async with self._opening:
@@ -265,12 +273,19 @@ class AsyncPostgresqlTokenStore:
         self._rows.wakers.wake(key_of(user), changed.turns)
         return changed.outcome
 
-    async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._rows.wakers.watch(key_of(user), ticket, wake)
         self._listener.need()
-        with self._rows.wakers.awaiting(key_of(user), ticket) as woken:
-            for pause_s in pauses(timeout_s, POLL_FIRST_S, self._rows.longest_pause_s):
-                if await set_within(woken, pause_s) or self._rows.is_turn(await self.look(user), user, ticket):
-                    return
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._rows.wakers.unwatch(key_of(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._rows.pauses()
+
+    async def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._rows.is_turn(await self.look(user), user, ticket)
 
     async def look(self, user: str | None = None) -> States:
         return await self._run(lambda: self._rows.looking(user), {})

@@ -2,9 +2,11 @@
 -- function by function under the same names, to be read side by side. tests/contracts/test_redis_script.py holds the
 -- two to each other with generated commands, states and clocks.
 --
--- KEYS: the user's state (a hash), and how the lists begin on which callers wait to be woken.
+-- KEYS: the user's state (a hash).
 -- ARGV: the policy, the command, the line on which it is called, the call's number on it, the user, the keys that the
--- caller opens values with; when a state of the release before is converted, that state and the same as written here.
+-- caller opens values with; the channel on which processes hear whose turn it is, the user's name there, and the
+-- tickets that wait in the calling process; when a state of the release before is converted, that state and the same
+-- as written here.
 -- Answers {'done', reply}, {'former', sealed state}, {'unknown_key'} or {'malformed'}; the last three change nothing.
 
 local FAR = math.huge
@@ -12,7 +14,7 @@ local NONE_GIVEN, NOBODYS = '', '3f'
 local MAX_FAILING, REFUSED_S, FAILURES_REMEMBERED_S = 8, 3600, 600
 local REFRESHES_PER_TICKET_LIFE = 3
 local KEEP_S, MAX_KEEP_S = 7 * 86400, 10 * 366 * 86400
-local WAKE_MS = 5000
+local MAX_TOLD = 200
 local KEY_DIGITS = 10
 local LIMITING = {Acquire = true, LoginDone = true, Add = true, Then = true}
 local MAX_LINES, LINE_S = 64, 60
@@ -21,6 +23,7 @@ local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local policy, command = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local line, call, user, keys = 'call:' .. ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local channel, named, own_tickets = ARGV[7], ARGV[8], ARGV[9]
 local state
 local partings = {}
 
@@ -660,14 +663,18 @@ local function write(changed, reply)
   if is_new and redis.call('HLEN', KEYS[1]) > MAX_LINES then forget_old_lines() end
 end
 
-local function wake()
+-- Whose turn it is. Those of other processes are told so, if they hear it; the caller wakes its own.
+local function turns()
+  local numbers, elsewhere = {}, {}
   claims(state.tickets, function(number)
-    local list = KEYS[2] .. string.format('%d', number)
-    if redis.call('EXISTS', list) == 0 then
-      redis.call('RPUSH', list, '1')
-      redis.call('PEXPIRE', list, WAKE_MS)
+    local shown = string.format('%d', number)
+    table.insert(numbers, number)
+    if not string.find(own_tickets, ',' .. shown .. ',', 1, true) and #elsewhere < MAX_TOLD then
+      table.insert(elsewhere, shown)
     end
   end)
+  if #elsewhere > 0 then redis.pcall('PUBLISH', channel, named .. ':' .. table.concat(elsewhere, ',')) end
+  return numbers
 end
 
 local stored, last, converted = unpack(redis.call('HMGET', KEYS[1], 's', line))
@@ -675,8 +682,8 @@ if last and string.sub(last, 1, #call + 1) == call .. ' ' then
   return {'done', string.match(last, '^%S+ %S+ (.*)$')}
 end
 if stored and is_former(stored) then
-  if stored ~= ARGV[7] then return {'former', stored} end
-  stored, converted = ARGV[8], true
+  if stored ~= ARGV[10] then return {'former', stored} end
+  stored, converted = ARGV[11], true
 end
 local is_ours = true
 if stored then
@@ -689,7 +696,7 @@ if not is_ours then return {'malformed'} end
 if not opens_all() then return {'unknown_key'} end
 clamp()
 local answer = rules[command.type](command)
-local reply = cmsgpack.pack({answer, partings})
+local reply = cmsgpack.pack({answer, partings, turns()})
 if LIMITING[command.type] then
   state.limits = {policy.per_user, policy.max_uses}
 end
@@ -700,5 +707,4 @@ elseif converted or changed ~= stored and (stored or state.fence > state.first_f
   if converted then redis.call('HDEL', KEYS[1], 'v') end
   write(changed, reply)
 end
-if #state.tickets > 0 then wake() end
 return {'done', reply}

@@ -11,13 +11,10 @@ time; the server keeps the last reply of each line, so a repeated call gets that
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import lru_cache
-from hashlib import blake2b
 from hmac import compare_digest as same
 from os import urandom
 from pathlib import Path
@@ -57,14 +54,18 @@ from coatcheck.pool.commands import (
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import NONE_GIVEN, UserState
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.listener import AsyncListener, Ear, Listener, digest
+from coatcheck.pool.stores.redis_listener import listen, listen_async
 from coatcheck.pool.stores.values import MOST_WHOLE, cannot_be_opened
+from coatcheck.pool.stores.wakers import Wakers
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text("utf-8")
 SOCKET_TIMEOUT_S: Final = 5.0
 MAX_CONNECTIONS: Final = 16
-MAX_WAITING_CONNECTIONS: Final = 64
-"""Waiting callers with a connection of their own to be woken on; more poll every ``POLL_S``."""
-POLL_S: Final = 0.05
+POLL_FIRST_S: Final = 0.005
+POLL_MAX_S: Final = 0.1
+POLL_LISTENING_S: Final = 0.5
+"""The longest pause between two looks while messages say when to look."""
 MAX_TRIES: Final = 20
 """A state of the release before is converted with the first command; each failed try means that a process of that
 release was faster."""
@@ -76,6 +77,8 @@ BATCH: Final = 500
 _REPLIES: Final[dict[str, type[Reply]]] = {
     kind.__name__: kind for kind in (Granted, MustLogIn, Waiting, NoToken, NotTried, QueueFull, NoSlot, Lost, Done)
 }
+
+_digest: Final = lru_cache(1_000)(digest)
 
 Call = tuple[list[str], list[Any]]
 Calls = Generator[Call, list[bytes], Any]
@@ -119,12 +122,17 @@ class _Calls:
         self._owners: OrderedDict[tuple[str, int], Held] = OrderedDict()
         self._lines: list[Line] = []
         self._line_names = (f"{mine}-{number}" for mine in [urandom(8).hex()] for number in itertools.count())
+        self.wakers = Wakers()
+        self.ear = Ear(box.name, self.wakers)
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
 
-    def wake_key(self, user: str, ticket: int | str) -> str:
-        return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
+    def pauses(self) -> tuple[float, float]:
+        return POLL_FIRST_S, POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
+
+    def is_turn(self, found: dict[str, tuple[UserState, float]], user: str, ticket: int) -> bool:
+        return user not in found or self.box.is_turn(*found[user], ticket)
 
     def steps(self, user: str, command: Command | Forget) -> Calls:
         """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
@@ -156,9 +164,11 @@ class _Calls:
         """The script's reply and partings."""
         line = self._lines.pop() if self._lines else Line(next(self._line_names))
         line.calls += 1
-        keys = [self.key(user), self.wake_key(user, "")]
+        keys, named = [self.key(user)], _digest(user)
+        here = ",".join(str(ticket) for ticket in self.wakers.tickets(named))
         command = msgspec.msgpack.encode(asked)
         arguments = [self._policy, command, line.name, line.calls, user, self._values.keys()]
+        arguments += [self.ear.channel, named, f",{here},"]
         former: list[bytes] = []
         for _ in range(MAX_TRIES):
             status, *rest = yield keys, [*arguments, *former]
@@ -171,7 +181,9 @@ class _Calls:
         self._lines.append(line)
         if status != b"done":
             raise cannot_be_opened(user, TokenReason(status.decode()))
-        return msgspec.msgpack.decode(rest[0])
+        reply, partings, turns = msgspec.msgpack.decode(rest[0])
+        self.wakers.wake(named, turns)
+        return reply, partings
 
     def _held(self, user: str, command: LoginDone | Add | Release) -> Calls:
         if isinstance(command, Add):
@@ -257,11 +269,6 @@ def _batches(keys: list[Any]) -> list[list[Any]]:
     return [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
 
 
-@lru_cache(1_000)
-def _digest(text: str) -> str:
-    return blake2b(text.encode(), digest_size=12, person=b"coatcheck-pool").hexdigest()
-
-
 def _unavailable(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
 
@@ -272,24 +279,22 @@ class RedisTokenStore:
     def __init__(self, url: str, box: StateBox) -> None:
         self._calls = _Calls(box)
 
-        def client(connections: int, patience_s: float) -> redis.Redis:
+        try:
             pool = redis.BlockingConnectionPool.from_url(
                 url,
-                max_connections=connections,
-                timeout=patience_s,
+                max_connections=MAX_CONNECTIONS,
+                timeout=SOCKET_TIMEOUT_S,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 # One more try, at once: for a connection that the server closed while it was idle.
                 retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
-            return redis.Redis(connection_pool=pool)
-
-        try:
-            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
-            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
+        self._client = redis.Redis(connection_pool=pool)
         self._script = self._client.register_script(SCRIPT)
+        ear = self._calls.ear
+        self._listener = Listener(ear, lambda: listen(self._client, ear), RedisError)
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         return self._run(self._calls.steps(user, command))
@@ -305,12 +310,19 @@ class RedisTokenStore:
         except RedisError as error:
             raise _unavailable(error) from error
 
-    def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        try:
-            self._waiting.blpop([self._calls.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
-        except RedisError:
-            # No connection to wait on, or none at all: the next command will tell.
-            time.sleep(min(timeout_s, POLL_S))
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._calls.wakers.watch(_digest(user), ticket, wake)
+        self._listener.need()
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._calls.wakers.unwatch(_digest(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._calls.pauses()
+
+    def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._calls.is_turn(self.look(user), user, ticket)
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
@@ -333,8 +345,8 @@ class RedisTokenStore:
                 self._run(self._calls.steps(user, Forget()))
 
     def close(self) -> None:
+        self._listener.close()
         self._client.connection_pool.disconnect()
-        self._waiting.connection_pool.disconnect()
 
 
 class AsyncRedisTokenStore:
@@ -343,23 +355,21 @@ class AsyncRedisTokenStore:
     def __init__(self, url: str, box: StateBox) -> None:
         self._calls = _Calls(box)
 
-        def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
+        try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
-                max_connections=connections,
-                timeout=patience_s,
+                max_connections=MAX_CONNECTIONS,
+                timeout=SOCKET_TIMEOUT_S,
                 socket_timeout=SOCKET_TIMEOUT_S,
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             )
-            return redis.asyncio.Redis(connection_pool=pool)
-
-        try:
-            self._client = client(MAX_CONNECTIONS, SOCKET_TIMEOUT_S)
-            self._waiting = client(MAX_WAITING_CONNECTIONS, 0.001)
         except ValueError as error:
             raise ConfigError(f"store: {error}") from None
+        self._client = redis.asyncio.Redis(connection_pool=pool)
         self._script = self._client.register_script(SCRIPT)
+        ear = self._calls.ear
+        self._listener = AsyncListener(ear, lambda: listen_async(self._client, ear), RedisError)
 
     async def apply(self, user: str, command: Command) -> CommandOutcome:
         return await self._run(self._calls.steps(user, command))
@@ -375,11 +385,19 @@ class AsyncRedisTokenStore:
         except RedisError as error:
             raise _unavailable(error) from error
 
-    async def wait(self, user: str, ticket: int, timeout_s: float) -> None:
-        try:
-            await self._waiting.blpop([self._calls.wake_key(user, ticket)], timeout=max(0.01, timeout_s))
-        except RedisError:
-            await asyncio.sleep(min(timeout_s, POLL_S))
+    def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
+        self._calls.wakers.watch(_digest(user), ticket, wake)
+        self._listener.need()
+
+    def unwatch(self, user: str, ticket: int) -> None:
+        self._calls.wakers.unwatch(_digest(user), ticket)
+
+    def pauses(self) -> tuple[float, float]:
+        return self._calls.pauses()
+
+    async def is_turn(self, user: str, ticket: int) -> bool:
+        self._listener.need()
+        return self._calls.is_turn(await self.look(user), user, ticket)
 
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         try:
@@ -402,5 +420,5 @@ class AsyncRedisTokenStore:
                 await self._run(self._calls.steps(user, Forget()))
 
     async def close(self) -> None:
+        await self._listener.close()
         await self._client.connection_pool.disconnect()
-        await self._waiting.connection_pool.disconnect()

@@ -43,9 +43,9 @@ def serve(listen: str, **flags: Any) -> None:
     """Serve it; the WSDL is at /soap?wsdl, the operator's switches at /admin/..."""
     try:
         from coatcheck.host_port import is_loopback, parse_host_port
-        from coatcheck.pool.soap.app import SOAP_PATH, soap_app
-        from coatcheck.pool.soap.configuration import read_secret_file
         from coatcheck.service_kit.http_server import serve_app
+        from coatcheck.soap_provider.app import SOAP_PATH, soap_app
+        from coatcheck.soap_provider.configuration import read_secret_file
     except ModuleNotFoundError as error:
         fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[soap]'"), 2)
     try:
@@ -61,9 +61,9 @@ def serve(listen: str, **flags: Any) -> None:
 
 
 def _options(flags: dict[str, Any]) -> Any:
-    from coatcheck.pool.soap.configuration import read_secret_file, read_users
-    from coatcheck.pool.soap.misbehaviour import Misbehaviour
-    from coatcheck.pool.soap.options import ProviderOptions
+    from coatcheck.soap_provider.configuration import read_secret_file, read_users
+    from coatcheck.soap_provider.misbehaviour import Misbehaviour
+    from coatcheck.soap_provider.options import ProviderOptions
     from coatcheck.tokens.secret import parse_key
 
     rates = ("expire_rate", "kill_rate", "fail_login_rate", "fault_rate", "max_sessions_per_user")

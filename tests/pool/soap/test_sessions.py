@@ -36,7 +36,7 @@ def test_session_types_are_read_in_any_case(provider: ProviderProcess, spelling:
 
 
 def test_a_username_may_be_nested(provider: ProviderProcess) -> None:
-    from coatcheck.pool.soap import SESSION_NS
+    from coatcheck.soap_provider import SESSION_NS
 
     from .wire import envelope, post
 

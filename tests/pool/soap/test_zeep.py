@@ -12,7 +12,7 @@ from zeep.exceptions import Fault
 from zeep.plugins import HistoryPlugin
 from zeep.transports import AsyncTransport
 
-from coatcheck.pool.soap import SERVICE_NS, SESSION_NS
+from coatcheck.soap_provider import SERVICE_NS, SESSION_NS
 
 from .provider_process import ProviderProcess
 

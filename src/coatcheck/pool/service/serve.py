@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
 from coatcheck.pool.service.authentication import read_bearer_tokens
-from coatcheck.pool.service.upstream_login import login_command, login_url, logout_command, logout_url
+from coatcheck.pool.service.upstream_login import outside_logins
 from coatcheck.service_kit.http_server import serve_app, tls_for
 
 
@@ -39,26 +37,11 @@ def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callabl
     tls = tls_for(settings.listen, settings.certificate, settings.private_key, settings.insecure)
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
     TokenPool(**options).close(0)
-    login, logout = _callbacks(settings)
+    login, logout = outside_logins(
+        settings.login_command, settings.login_url, settings.logout_command, settings.logout_url
+    )
     if logout is not None:
         options = {**options, "logout": logout}
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
     stopping = app.state.endpoint.stop
     serve_app(app, settings.listen, started, tls, stopping)
-
-
-def _callbacks(settings: ServiceSettings) -> tuple[Any, Any]:
-    for kind in ("login", "logout"):
-        if getattr(settings, f"{kind}_command") and getattr(settings, f"{kind}_url"):
-            raise ConfigError(f"{kind}-command and {kind}-url: only one of them")
-    login: Any = None
-    logout: Any = None
-    if settings.login_command:
-        login = login_command(settings.login_command)
-    elif settings.login_url:
-        login = login_url(settings.login_url)
-    if settings.logout_command:
-        logout = logout_command(settings.logout_command)
-    elif settings.logout_url:
-        logout = logout_url(settings.logout_url)
-    return login, logout

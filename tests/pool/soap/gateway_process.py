@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from lxml import etree
 
 from coatcheck.soap_provider import SERVICE_NS
 
@@ -85,10 +88,19 @@ class OddUpstream:
         self.seen: list[Seen] = []
         self.logins = 0
         self.behave: Callable[[http.server.BaseHTTPRequestHandler, Seen], None] = lambda handler, seen: None
+        self._open: set[socket.socket] = set()
         upstream = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                upstream._open.add(self.connection)
+
+            def finish(self) -> None:
+                upstream._open.discard(self.connection)
+                super().finish()
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -104,8 +116,6 @@ class OddUpstream:
         self._thread.start()
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
-        from lxml import etree
-
         root = etree.fromstring(body)
         token = next((each.text for each in root.iter() if etree.QName(each).localname == "SessionToken"), None)
         operation = etree.QName(root[-1][0]).localname
@@ -120,6 +130,9 @@ class OddUpstream:
     def end(self) -> None:
         self._server.shutdown()
         self._thread.join()
+        for each in list(self._open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
 

@@ -10,8 +10,8 @@ import msgspec
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
-from coatcheck.pool.service.authentication import read_bearer_tokens
 from coatcheck.pool.service.upstream_login import outside_logins
+from coatcheck.service_kit.bearer import read_bearer_tokens
 from coatcheck.service_kit.http_server import serve_app, tls_for
 
 

@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coatcheck.pool import AsyncTokenPool, LoginRateLimited
-from coatcheck.pool.service.authentication import BearerTokens
 from coatcheck.pool.soap.envelope import add_fault, open_envelope, read_envelope, read_xml, serialised
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
 from coatcheck.pool.soap.gateway import CALL_LIMITS, GATEWAY_NS, SoapCall, SoapGateway
 from coatcheck.pool.soap.http import read_soap_body, soap_response, version_asked
 from coatcheck.pool.soap.upstream import ANSWER_LIMITS, SoapUpstream
 from coatcheck.pool.soap.versions import SOAP_11, SoapVersion
+from coatcheck.service_kit.bearer import BearerTokens, shown_bearer
 
 MAX_ACTION_CHARS: Final = 1024
 STOP_GRACE_S: Final = 2.0
@@ -77,7 +77,7 @@ class GatewayEndpoint:
     async def answer(self, request: Request) -> Response:
         version = version_asked(request)
         try:
-            if not self._callers.accept(_bearer(request.headers.get("authorization", ""))):
+            if not self._callers.accept(_shown(request.headers.get("authorization", ""))):
                 raise SoapFault(FaultReason.UNAUTHORIZED, "send a bearer token, or it as the password of Basic")
             if request.method == "GET" and _asks_for_description(request):
                 return await self._describe(request)
@@ -113,15 +113,15 @@ def _asks_for_description(request: Request) -> bool:
     return request.url.query.partition("=")[0].partition("&")[0].lower() in DESCRIPTIONS
 
 
-def _bearer(authorization: str) -> str:
-    """Clients that can send a password alone send the bearer token as that (RFC 7617)."""
-    scheme, _, shown = authorization.partition(" ")
+def _shown(authorization: str) -> str | None:
+    """A bearer token; clients that can send a password alone send it as that (RFC 7617)."""
+    scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
-        return authorization
+        return shown_bearer(authorization)
     try:
-        return f"Bearer {b64decode(shown.strip(), validate=True).decode().partition(':')[2]}"
+        return b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
     except (BinasciiError, ValueError):
-        return ""
+        return None
 
 
 def _checked_action(shown: str) -> str:

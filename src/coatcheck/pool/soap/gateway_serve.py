@@ -16,7 +16,6 @@ from coatcheck.host_port import is_loopback
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.duration import seconds
 from coatcheck.pool.options import PoolOptions
-from coatcheck.pool.service.authentication import read_bearer_tokens
 from coatcheck.pool.service.upstream_login import outside_logins
 from coatcheck.pool.soap.faults import EXPIRED_FAULTS
 from coatcheck.pool.soap.gateway import SessionOperations, SoapGateway
@@ -25,6 +24,7 @@ from coatcheck.pool.soap.session_headers import SESSION_NS, SessionHeaders
 from coatcheck.pool.soap.upstream import SoapUpstream
 from coatcheck.pool.soap.versions import VERSIONS
 from coatcheck.service_kit.addresses import check_url
+from coatcheck.service_kit.bearer import read_bearer_tokens
 from coatcheck.service_kit.http_server import serve_app, tls_for
 from coatcheck.service_kit.secret_file import secret_lines
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from coatcheck.pool.soap.envelope import version_sent
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
 from coatcheck.pool.soap.versions import SOAP_11, SoapVersion
+from coatcheck.service_kit.endpoint import read_bytes
+from coatcheck.service_kit.problems import RequestRefused
 
-BODY_TIMEOUT_S: Final = 10.0
-MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
-"""Read and thrown away of a body that is too large, so that its sender can read the fault."""
+_REASONS: Final = {"too-large": FaultReason.TOO_LARGE, "too-slow": FaultReason.TOO_SLOW}
 
 
 def version_asked(request: Request) -> SoapVersion:
@@ -33,25 +32,10 @@ async def read_soap_body(request: Request, limit: int) -> bytes:
 
 async def read_limited(request: Request, limit: int) -> bytes:
     """At most ``limit`` bytes. Raises :class:`SoapFault` for more, and for a sender that is too slow."""
-    body = bytearray()
-    received = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit:
-                    body.clear()
-                    if received > MAX_DISCARDED_BYTES:
-                        break
-                else:
-                    body += chunk
-    except TimeoutError:
-        raise SoapFault(FaultReason.TOO_SLOW, f"the request took longer than {BODY_TIMEOUT_S:g} s") from None
-    except ClientDisconnect:
-        raise SoapFault(FaultReason.MALFORMED, "the request ended too early") from None
-    if received > limit:
-        raise SoapFault(FaultReason.TOO_LARGE, f"the request is larger than {limit} bytes")
-    return bytes(body)
+        return await read_bytes(request, limit)
+    except RequestRefused as refusal:
+        raise SoapFault(_REASONS.get(refusal.name, FaultReason.MALFORMED), refusal.detail) from None
 
 
 def soap_response(content: bytes, status: int, version: SoapVersion, fault: SoapFault | None = None) -> Response:

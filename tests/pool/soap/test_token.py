@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .conftest import StartProvider
 from .provider_process import ProviderProcess
 from .wire import MEDIA_TYPE, SOAP, SOAP12, envelope, read
 
-SECRET = bytes(range(7, 39))
+SECRET = hashlib.sha256(b"a key of the tests").digest()
 PASSWORDS = {"ANN": "correct horse battery staple", "BJÖRN": "pässword-世界-" * 3, "CAT": "secret" * 33}
 HEAD, NONCE = 5, 12
 
@@ -61,7 +62,9 @@ def test_every_byte_of_a_token_is_what_the_format_says(keyed: ProviderProcess, u
         nonce, scope = raw[HEAD : HEAD + NONCE], b"soap-session\x00provider"
         plain = AESGCMSIV(derive(SECRET, scope, 32)).decrypt(nonce, raw[HEAD + NONCE :], raw[:HEAD] + scope)
         # The session ID and the time are the provider's; all else is known.
-        session_id, issued_at = plain[3:19], int.from_bytes(plain.partition(b"\xcf")[2][:8], "big")
+        session_id = plain[3:19]
+        ahead = len(pack([session_id, user, PASSWORDS[user]])) + 1
+        issued_at = int.from_bytes(plain[ahead : ahead + 8], "big")
         said = pack([session_id, user, PASSWORDS[user], issued_at, serial, "one", "Stateful"])
         assert plain == said
         assert raw == seal(SECRET, "soap-session", "provider", nonce, said)

@@ -126,7 +126,7 @@ class SoapGateway:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOperations:
+class LoginOperations:
     """How to log in and out at an upstream: operations without arguments, called with credentials or a token.
 
     ``login``, ``logout``: their elements, as ``{NAMESPACE}NAME``; any harmless operation serves for the login.

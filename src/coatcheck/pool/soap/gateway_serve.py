@@ -18,7 +18,7 @@ from coatcheck.pool.duration import seconds
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.upstream_login import outside_logins
 from coatcheck.pool.soap.faults import EXPIRED_FAULTS
-from coatcheck.pool.soap.gateway import SessionOperations, SoapGateway
+from coatcheck.pool.soap.gateway import LoginOperations, SoapGateway
 from coatcheck.pool.soap.gateway_app import gateway_app
 from coatcheck.pool.soap.session_headers import SESSION_NS, SessionHeaders
 from coatcheck.pool.soap.upstream import SoapUpstream
@@ -121,7 +121,7 @@ def _logins(settings: GatewaySettings, upstream: SoapUpstream, placing: SessionH
         raise ConfigError("logout-operation, logout-command and logout-url: only one of them")
     version = next(each for each in VERSIONS if each.name == settings.soap)
     names = [_named(kind, getattr(settings, f"{kind}_operation")) for kind in ("login", "logout")]
-    operations = SessionOperations(upstream, placing, version, *names)
+    operations = LoginOperations(upstream, placing, version, *names)
     if settings.login_operation is not None:
         login = operations.log_in
     if settings.logout_operation is not None:

@@ -87,11 +87,6 @@ def serving_options(*flags: Callable[[Any], Any]) -> Callable[[Command], Command
 POOL_FLAGS = ("per_user", "max_uses", "ttl", "lease", "wait", "login_timeout", "login_rate", "on_error")
 
 
-def pool_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    """The options of the pool that a command serves. Raises :class:`ConfigError`."""
-    return {**_store(flags), **{name: flags[name] for name in POOL_FLAGS}}
-
-
 @pool.command()
 @click.option("--listen", default="127.0.0.1:8200", show_default=True, metavar="HOST:PORT")
 @serving_options()
@@ -101,19 +96,15 @@ def serve(**flags: Any) -> None:
         from coatcheck.pool.service.serve import ServiceSettings, serve_pool
     except ModuleNotFoundError as error:
         missing(error)
-    settings = ServiceSettings(
-        listen=flags["listen"],
-        token_file=flags["token_file"],
-        login_command=flags["login_command"],
-        login_url=flags["login_url"],
-        logout_command=flags["logout_command"],
-        logout_url=flags["logout_url"],
-        certificate=flags["tls_certificate"],
-        private_key=flags["tls_key"],
-        insecure=flags["allow_insecure"],
-    )
+    serve_it(serve_pool, ServiceSettings, flags, f"pool {flags['name']} at")
+
+
+def serve_it(serve: Callable[..., None], kind: Any, flags: dict[str, Any], words: str) -> None:
+    """``kind``: of the settings, which are called as their flags are. ``words``: what is printed before the URL."""
     try:
-        serve_pool(settings, pool_settings(flags), lambda url: click.echo(f"pool {flags['name']} at {url}"))  # type: ignore[arg-type]
+        settings = kind(**{name: flags[name] for name in kind.__struct_fields__})
+        options = {**_store(flags), **{name: flags[name] for name in POOL_FLAGS}}
+        serve(settings, options, lambda url: click.echo(f"{words} {url}"))
     except CoatcheckError as error:
         fail(error, 2)
 
@@ -143,32 +134,9 @@ def soap_gateway(**flags: Any) -> None:
     """Put session tokens into the SOAP calls of clients that know nothing of sessions."""
     try:
         from coatcheck.pool.soap.gateway_serve import GatewaySettings, serve_gateway
-        from coatcheck.pool.soap.session_headers import SESSION_NS
     except ModuleNotFoundError as error:
         missing(error, "soap")
-    logins = ("operation", "command", "url")
-    settings = GatewaySettings(
-        listen=flags["listen"],
-        upstream=flags["upstream"],
-        user=flags["user"],
-        token_file=flags["token_file"],
-        password_file=flags["password_file"],
-        **{f"{kind}_{by}": flags[f"{kind}_{by}"] for kind in ("login", "logout") for by in logins},
-        soap=flags["soap"],
-        session_type=flags["session_type"],
-        session_namespace=flags["session_namespace"] or SESSION_NS,
-        expired_faults=flags["expired_fault"],
-        timeout=flags["timeout"],
-        upstream_authority=flags["upstream_ca_file"],
-        certificate=flags["tls_certificate"],
-        private_key=flags["tls_key"],
-        insecure=flags["allow_insecure"],
-        public_url=flags["public_url"],
-    )
-    try:
-        serve_gateway(settings, pool_settings(flags), lambda url: click.echo(f"SOAP gateway at {url}"))  # type: ignore[arg-type]
-    except CoatcheckError as error:
-        fail(error, 2)
+    serve_it(serve_gateway, GatewaySettings, flags, "SOAP gateway at")
 
 
 @pool.command("ls")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -84,7 +85,7 @@ class Seen:
 class OddUpstream:
     """A SOAP service that answers what a test says. Logins work: they get the token ``T1``, ``T2``, ..."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[Seen] = []
         self.logins = 0
         self.behave: Callable[[http.server.BaseHTTPRequestHandler, Seen], None] = lambda handler, seen: None
@@ -111,7 +112,9 @@ class OddUpstream:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/soap"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}/soap"
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from lxml import etree
 from zeep.exceptions import Fault
 from zeep.transports import Transport
 
+from certificate import make_certificate
 from coatcheck.pool.soap.gateway import CALL_LIMITS
 from coatcheck.soap_provider import SESSION_NS
 
@@ -402,6 +404,24 @@ def test_an_upstream_that_is_not_there_cost_nothing(tmp_path: Path) -> None:
         assert upstream.logins == 1, "its token was never shown, and is kept"
     finally:
         assert gateway.end() == 0
+
+
+def test_only_an_upstream_that_is_trusted_sees_a_password(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    upstream = OddUpstream(tls)
+    upstream.behave = says(envelope("EchoResponse"))
+    trusting = GatewayProcess(tmp_path / "one", upstream.url, "--upstream-ca-file", str(certificate))
+    strict = GatewayProcess(tmp_path / "two", upstream.url)
+    try:
+        assert trusting.call("Echo").reason is None
+        assert strict.call("Echo").reason == "NoSession"
+        assert (upstream.logins, len(upstream.seen)) == (1, 1)
+    finally:
+        assert [gateway.end() for gateway in (trusting, strict)] == [0, 0]
+        upstream.end()
+    assert "the upstream cannot be reached: ConnectError" in strict.log.read_text()
 
 
 # -- settings

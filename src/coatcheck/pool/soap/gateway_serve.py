@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 from lxml import etree
 
 from coatcheck.errors import ConfigError
@@ -16,7 +15,7 @@ from coatcheck.host_port import is_loopback
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.duration import seconds
 from coatcheck.pool.options import PoolOptions
-from coatcheck.pool.service.upstream_login import outside_logins
+from coatcheck.pool.service.serve import ServiceSettings
 from coatcheck.pool.soap.faults import EXPIRED_FAULTS
 from coatcheck.pool.soap.gateway import LoginOperations, SoapGateway
 from coatcheck.pool.soap.gateway_app import gateway_app
@@ -25,47 +24,37 @@ from coatcheck.pool.soap.upstream import SoapUpstream
 from coatcheck.pool.soap.versions import VERSIONS
 from coatcheck.service_kit.addresses import check_url
 from coatcheck.service_kit.bearer import read_bearer_tokens
-from coatcheck.service_kit.http_server import serve_app, tls_for
+from coatcheck.service_kit.http_server import serve_app
 from coatcheck.service_kit.secret_file import secret_lines
 
 
-class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``upstream``: the address of the service. ``user``, ``password_file``: who calls there. ``token_file``: bearer
-    tokens of callers. ``login_operation`` or ``login_command`` or ``login_url``: how to log in; the same for logouts.
-    ``soap``: the version that logs in. ``timeout``: for a call. ``expired_faults``: ``NAME=TEXT`` in a fault that
-    refuses a token. ``insecure``: listen, or send, beyond this machine without TLS.
+class GatewaySettings(ServiceSettings, frozen=True, kw_only=True):
+    """``upstream``: the address of the service. ``user``, ``password_file``: who calls there. ``login_operation``,
+    ``logout_operation``: instead of commands and addresses; ``soap``: the version that they speak. ``timeout``: for a
+    call. ``expired_fault``: ``NAME=TEXT`` in a fault that refuses a token.
     """
 
-    listen: str
     upstream: str
     user: str
-    token_file: Path
     password_file: Path | None = None
     login_operation: str | None = None
-    login_command: str | None = None
-    login_url: str | None = None
     logout_operation: str | None = None
-    logout_command: str | None = None
-    logout_url: str | None = None
     soap: str = "1.1"
     session_type: str = "Stateless"
-    session_namespace: str = SESSION_NS
-    expired_faults: tuple[str, ...] = ()
+    session_namespace: str | None = None
+    expired_fault: tuple[str, ...] = ()
     timeout: str = "30s"
-    upstream_authority: Path | None = None
-    certificate: Path | None = None
-    private_key: Path | None = None
-    insecure: bool = False
+    upstream_ca_file: Path | None = None
     public_url: str | None = None
 
 
 def serve_gateway(settings: GatewaySettings, options: PoolOptions, started: Callable[[str], None]) -> None:
     """Serve until told to stop. ``options``: of the pool. Raises :class:`ConfigError`."""
     callers = read_bearer_tokens(settings.token_file)
-    tls = tls_for(settings.listen, settings.certificate, settings.private_key, settings.insecure)
+    tls = settings.tls()
     timeout_s = seconds("timeout", settings.timeout, least=0.1)
-    upstream = SoapUpstream(_checked_upstream(settings), timeout_s, _trust(settings.upstream_authority))
-    placing = SessionHeaders(settings.session_type, settings.session_namespace)
+    upstream = SoapUpstream(_checked_upstream(settings), timeout_s, _trust(settings.upstream_ca_file))
+    placing = SessionHeaders(settings.session_type, settings.session_namespace or SESSION_NS)
     password = _password(settings.password_file)
     login, logout = _logins(settings, upstream, placing)
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
@@ -75,7 +64,7 @@ def serve_gateway(settings: GatewaySettings, options: PoolOptions, started: Call
         raise ConfigError("timeout: must be shorter than the lease, or a token could be lent while it is in use")
     if logout is not None:
         options = {**options, "logout": logout}
-    expired = frozenset(settings.expired_faults) or EXPIRED_FAULTS
+    expired = frozenset(settings.expired_fault) or EXPIRED_FAULTS
     if any("=" not in each for each in expired):
         raise ConfigError("expired-fault: write NAME=TEXT, as Reason=TokenExpired")
 
@@ -90,7 +79,7 @@ def serve_gateway(settings: GatewaySettings, options: PoolOptions, started: Call
 def _checked_upstream(settings: GatewaySettings) -> str:
     check_url("upstream", settings.upstream)
     parts = urlsplit(settings.upstream)
-    if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not settings.insecure:
+    if parts.scheme == "http" and not is_loopback(parts.hostname or "") and not settings.allow_insecure:
         raise ConfigError("upstream: password and tokens would go there in the clear; use https, or --allow-insecure")
     return settings.upstream
 
@@ -112,9 +101,7 @@ def _password(file: Path | None) -> str | None:
 
 
 def _logins(settings: GatewaySettings, upstream: SoapUpstream, placing: SessionHeaders) -> tuple[Any, Any]:
-    login, logout = outside_logins(
-        settings.login_command, settings.login_url, settings.logout_command, settings.logout_url
-    )
+    login, logout = settings.logins()
     if (login is None) == (settings.login_operation is None):
         raise ConfigError("login-operation, login-command, login-url: one of them is needed")
     if logout is not None and settings.logout_operation is not None:

@@ -4,7 +4,7 @@ pip install 'coatcheck[soap]'
 uvicorn examples.soap_provider:app --port 8300      # WSDL: http://127.0.0.1:8300/soap?wsdl
 """
 
-from coatcheck.pool.soap import Misbehaviour, ProviderOptions, soap_app
+from coatcheck.soap_provider import Misbehaviour, ProviderOptions, soap_app
 
 app = soap_app(
     ProviderOptions(

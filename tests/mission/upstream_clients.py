@@ -14,7 +14,7 @@ from lxml import etree
 from coatcheck.pool import TokenPool
 from coatcheck.pool.adapters.httpx import PoolAuth
 from coatcheck.pool.adapters.zeep import SessionHeaders, SessionPlugin, ZeepSessions
-from coatcheck.pool.soap import LOG_IN_REASONS, SERVICE_NS, SESSION_NS
+from coatcheck.soap_provider import LOG_IN_REASONS, SERVICE_NS, SESSION_NS
 
 SOAP = "http://schemas.xmlsoap.org/soap/envelope/"
 PASSWORD = "secret"

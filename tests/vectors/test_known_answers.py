@@ -17,8 +17,6 @@ import in_hand
 from coatcheck.drivers import asyncio_driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.hand_off.messages import PURPOSES, HandOffCodec, binder_hash, is_bound_to, page_hash, taker
-from coatcheck.pool.soap.session_types import SessionType
-from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
 from coatcheck.replication.entry import Entry, decode_entry
 from coatcheck.replication.notice import ClaimAnswer, Notice, decode_message
 from coatcheck.replication.placement import Placement
@@ -28,6 +26,8 @@ from coatcheck.sessions.mapping import Session
 from coatcheck.sessions.provider import ProviderLogin
 from coatcheck.sessions.record import decode_record, encode_record
 from coatcheck.sessions.site_chains import encoder_of, seen_from
+from coatcheck.soap_provider.session_types import SessionType
+from coatcheck.soap_provider.token import SessionToken, SessionTokenCodec
 from coatcheck.stores.memory import MemoryStore
 from coatcheck.stores.take_once.memory import MemoryItemsForThreads
 from coatcheck.takeover.rules.live_state import LiveState, LiveStateSealer

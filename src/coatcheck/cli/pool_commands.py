@@ -51,48 +51,92 @@ def target_options(command: Command) -> Command:
     return store_options(command)
 
 
+def serving_options(*flags: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """``flags``, and what everything that serves a pool takes: its store, its limits, who may ask, and TLS."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(
+            (
+                click.option(
+                    "--token-file", type=FILE, required=True, metavar="FILE", help="Bearer tokens of callers."
+                ),
+                *flags,
+                click.option("--login-command", metavar="COMMAND", help='Logs in: JSON in, {"token": "..."} out.'),
+                click.option("--login-url", metavar="URL", help="Logs in: the same by POST."),
+                click.option("--logout-command", metavar="COMMAND", help="Logs out: JSON on its input."),
+                click.option("--logout-url", metavar="URL", help="Logs out."),
+                click.option("--per-user", default=4, show_default=True, help="Sessions of one user, at most."),
+                click.option("--max-uses", default=500, show_default=True, help="Leases of one token, at most."),
+                click.option("--ttl", default="15m", show_default=True, metavar="TIME", help="Life after each use."),
+                click.option("--lease", default="60s", show_default=True, metavar="TIME", help="How long one is kept."),
+                click.option("--wait", default="10s", show_default=True, metavar="TIME", help="For a free token."),
+                click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login."),
+                click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Of one user."),
+                click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True),
+                click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this chain (PEM)."),
+                click.option("--tls-key", type=FILE, metavar="FILE", help="The certificate's private key (PEM)."),
+                click.option("--allow-insecure", is_flag=True, help="Go beyond this machine without TLS."),
+            )
+        ):
+            command = option(command)
+        return store_options(command)
+
+    return add
+
+
+POOL_FLAGS = ("per_user", "max_uses", "ttl", "lease", "wait", "login_timeout", "login_rate", "on_error")
+
+
 @pool.command()
-@store_options
 @click.option("--listen", default="127.0.0.1:8200", show_default=True, metavar="HOST:PORT")
-@click.option("--token-file", type=FILE, required=True, metavar="FILE", help="Bearer tokens of callers, one a line.")
-@click.option("--login-command", metavar="COMMAND", help='Logs in: JSON in, {"token": "..."} out.')
-@click.option("--login-url", metavar="URL", help="Logs in. Without either, callers log in.")
-@click.option("--logout-command", metavar="COMMAND", help="Logs out: JSON on its input.")
-@click.option("--logout-url", metavar="URL", help="Logs out.")
-@click.option("--per-user", default=4, show_default=True, help="Sessions of one user at the upstream, at most.")
-@click.option("--max-uses", default=500, show_default=True, help="Leases of one token, at most.")
-@click.option("--ttl", default="15m", show_default=True, metavar="TIME", help="A token's life after each use.")
-@click.option("--lease", default="60s", show_default=True, metavar="TIME", help="How long a caller may keep one.")
-@click.option("--wait", default="10s", show_default=True, metavar="TIME", help="For a free token.")
-@click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login, callers' too.")
-@click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Logins of one user.")
-@click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True)
-@click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this certificate chain (PEM).")
-@click.option("--tls-key", type=FILE, metavar="FILE", help="The certificate's private key (PEM).")
-@click.option("--allow-insecure", is_flag=True, help="Listen beyond this machine without TLS.")
+@serving_options()
 def serve(**flags: Any) -> None:
-    """Serve a pool over HTTP; its OpenAPI document is at /openapi.json."""
+    """Serve a pool over HTTP; its OpenAPI document is at /openapi.json. Without a login of its own, callers log in."""
     try:
         from coatcheck.pool.service.serve import ServiceSettings, serve_pool
     except ModuleNotFoundError as error:
         missing(error)
-    settings = ServiceSettings(
-        listen=flags["listen"],
-        token_file=flags["token_file"],
-        login_command=flags["login_command"],
-        login_url=flags["login_url"],
-        logout_command=flags["logout_command"],
-        logout_url=flags["logout_url"],
-        certificate=flags["tls_certificate"],
-        private_key=flags["tls_key"],
-        insecure=flags["allow_insecure"],
-    )
-    names = ("per_user", "max_uses", "ttl", "lease", "wait", "login_timeout", "login_rate", "on_error")
+    serve_it(serve_pool, ServiceSettings, flags, f"pool {flags['name']} at")
+
+
+def serve_it(serve: Callable[..., None], kind: Any, flags: dict[str, Any], words: str) -> None:
+    """``kind``: of the settings, which are called as their flags are. ``words``: what is printed before the URL."""
     try:
-        options = {**_store(flags), **{name: flags[name] for name in names}}
-        serve_pool(settings, options, lambda url: click.echo(f"pool {flags['name']} at {url}"))  # type: ignore[arg-type]
+        settings = kind(**{name: flags[name] for name in kind.__struct_fields__})
+        options = {**_store(flags), **{name: flags[name] for name in POOL_FLAGS}}
+        serve(settings, options, lambda url: click.echo(f"{words} {url}"))
     except CoatcheckError as error:
         fail(error, 2)
+
+
+OPERATION = "{NAMESPACE}NAME"
+
+
+@pool.command("soap-gateway")
+@click.option("--listen", default="127.0.0.1:8400", show_default=True, metavar="HOST:PORT")
+@click.option("--upstream", required=True, metavar="URL", help="The SOAP service.")
+@click.option("--user", required=True, metavar="USER", help="Who calls it.")
+@click.option("--password-file", type=FILE, metavar="FILE", help="Of this user; one line.")
+@serving_options(
+    click.option("--login-operation", metavar=OPERATION, help="Logs in: called with user and password in the headers."),
+    click.option("--logout-operation", metavar=OPERATION, help="Logs out: called with the token in the headers."),
+)
+@click.option("--soap", type=click.Choice(["1.1", "1.2"]), default="1.1", show_default=True, help="Of these two.")
+@click.option(
+    "--session-type", default="Stateless", show_default=True, metavar="TYPE", help="Or ServerDetermine, Stateful."
+)
+@click.option("--session-namespace", metavar="URI", help="Of the session headers.")
+@click.option("--expired-fault", multiple=True, metavar="NAME=TEXT", help="In a fault that refuses a token.")
+@click.option("--timeout", default="30s", show_default=True, metavar="TIME", help="For a call.")
+@click.option("--upstream-ca-file", type=FILE, metavar="FILE", help="Trust these certificates for the upstream.")
+@click.option("--public-url", metavar="URL", help="The gateway's address in the WSDL.  [default: as it was asked]")
+def soap_gateway(**flags: Any) -> None:
+    """Put session tokens into the SOAP calls of clients that know nothing of sessions."""
+    try:
+        from coatcheck.pool.soap.gateway_serve import GatewaySettings, serve_gateway
+    except ModuleNotFoundError as error:
+        missing(error, "soap")
+    serve_it(serve_gateway, GatewaySettings, flags, "SOAP gateway at")
 
 
 @pool.command("ls")
@@ -248,8 +292,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}s"
 
 
-def missing(error: ModuleNotFoundError) -> NoReturn:
+def missing(error: ModuleNotFoundError, extra: str = "pool-service") -> NoReturn:
     """Say which extra brings a module."""
     if error.name is None or error.name.startswith("coatcheck"):
         raise error
-    fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[pool-service]'"), 2)
+    fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[{extra}]'"), 2)

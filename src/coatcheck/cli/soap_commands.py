@@ -43,16 +43,14 @@ def serve(listen: str, **flags: Any) -> None:
     """Serve it; the WSDL is at /soap?wsdl, the operator's switches at /admin/..."""
     try:
         from coatcheck.host_port import is_loopback, parse_host_port
-        from coatcheck.pool.soap.app import SOAP_PATH, soap_app
-        from coatcheck.pool.soap.configuration import read_secret_file
         from coatcheck.service_kit.http_server import serve_app
+        from coatcheck.soap_provider.app import SOAP_PATH, soap_app
+        from coatcheck.soap_provider.configuration import read_secret
     except ModuleNotFoundError as error:
         fail(ConfigError(f"{error.name} is missing; pip install 'coatcheck[soap]'"), 2)
     try:
         file = flags["admin_token_file"]
-        admin_token = read_secret_file(file, "admin-token-file").strip() if file else None
-        if file and not admin_token:
-            raise ConfigError("admin-token-file: it is empty")
+        admin_token = read_secret(file, "admin-token-file") if file else None
         admin = admin_token is not None or is_loopback(parse_host_port(listen, "listen")[0])
         app = soap_app(_options(flags), admin_token=admin_token, admin=admin, public_url=flags["public_url"])
         serve_app(app, listen, lambda url: click.echo(f"SOAP provider at {url}{SOAP_PATH}?wsdl"))
@@ -61,9 +59,9 @@ def serve(listen: str, **flags: Any) -> None:
 
 
 def _options(flags: dict[str, Any]) -> Any:
-    from coatcheck.pool.soap.configuration import read_secret_file, read_users
-    from coatcheck.pool.soap.misbehaviour import Misbehaviour
-    from coatcheck.pool.soap.options import ProviderOptions
+    from coatcheck.soap_provider.configuration import read_secret, read_users
+    from coatcheck.soap_provider.misbehaviour import Misbehaviour
+    from coatcheck.soap_provider.options import ProviderOptions
     from coatcheck.tokens.secret import parse_key
 
     rates = ("expire_rate", "kill_rate", "fail_login_rate", "fault_rate", "max_sessions_per_user")
@@ -75,7 +73,7 @@ def _options(flags: dict[str, Any]) -> Any:
     return ProviderOptions(
         users=users,
         server=flags["server"],
-        key=parse_key(read_secret_file(key, "key-file"), "key-file") if key else None,
+        key=parse_key(read_secret(key, "key-file"), "key-file") if key else None,
         token_timeout_s=flags["token_timeout"],
         idle_s=flags["idle"],
         single_use=flags["single_use"],

@@ -27,6 +27,7 @@ from coatcheck.service.routes import API
 from coatcheck.service.signals.event_tokens import KeysUnavailable
 from coatcheck.service.token_generator import TokenGenerator
 from coatcheck.service.validation import SessionValidator
+from coatcheck.service_kit.bearer import shown_bearer, unauthorized
 from coatcheck.service_kit.endpoint import Endpoint, json_answer, read_body
 from coatcheck.service_kit.http_connection import connection_of
 from coatcheck.service_kit.operations import ApiOperation
@@ -37,7 +38,6 @@ from coatcheck.tls.peers import Revocations, dns_names
 if TYPE_CHECKING:
     from coatcheck.service.signals.endpoint import SignalEndpoint
 
-SCHEME: Final = "bearer "
 ANY_METHOD: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """Envoy asks with the method of the browser's request."""
 EVENTS_SCOPE: Final = "events"
@@ -99,7 +99,7 @@ class SessionEndpoint(Endpoint):
             known = self._callers()
             caller = self._caller(known, request)
         if caller is None:
-            raise RequestRefused(401, "unauthorized", "send a credential", {"WWW-Authenticate": "Bearer"})
+            raise unauthorized("send a credential")
         wait_s = known.wait_s(caller, time.monotonic())
         if wait_s:
             headers = {"Retry-After": str(math.ceil(wait_s))}
@@ -260,8 +260,7 @@ class SessionEndpoint(Endpoint):
 
 def _credential(request: Request) -> str | None:
     """What stands behind ``Bearer``; ``None``: no credential is shown."""
-    shown = request.headers.get("authorization", "")
-    return shown[len(SCHEME) :].strip() if shown[: len(SCHEME)].lower() == SCHEME else None
+    return shown_bearer(request.headers.get("authorization", ""))
 
 
 def _target(request: Request) -> str:

@@ -25,6 +25,8 @@ from coatcheck.service_kit.problems import RequestRefused, problem_response
 
 MAX_BODY_BYTES: Final = 512 * 1024
 BODY_TIMEOUT_S: Final = 10.0
+MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
+"""Read and thrown away of a body that is too large, so that its sender can read the answer."""
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -179,14 +181,19 @@ async def read_bytes(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """The body as it came. Raises :class:`RequestRefused` for one of more than ``most`` bytes, or one too slow."""
     close = {"Connection": "close"}
     body = bytearray()
+    received = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise RequestRefused(413, "too-large", f"a request has at most {most} bytes", close)
+                received += len(chunk)
+                if received <= most:
+                    body += chunk
+                elif received > MAX_DISCARDED_BYTES:
+                    break
     except TimeoutError:
         raise RequestRefused(408, "too-slow", f"a request takes at most {BODY_TIMEOUT_S:g} s", close) from None
     except ClientDisconnect:
         raise RequestRefused(400, "bad-request", "the request ended too early") from None
+    if received > most:
+        raise RequestRefused(413, "too-large", f"a request has at most {most} bytes", close)
     return bytes(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -38,10 +39,12 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProce
 class Caller:
     """A zeep client with its plugin and pool."""
 
-    def __init__(self, provider: ProviderProcess, session_type: str = "Stateless", **options: Any) -> None:
+    def __init__(
+        self, provider: ProviderProcess, session_type: str = "Stateless", port: str = "ProviderPort", **options: Any
+    ) -> None:
         self.plugin = SessionPlugin(SessionHeaders(session_type))
         self.client = zeep.Client(provider.wsdl, plugins=[self.plugin])
-        self.service = self.client.service
+        self.service = self.client.bind("ProviderService", port)
         self.pool = TokenPool(**{"login": self.sign_in, "logout": self.sign_out, "per_user": 4, **options})
         self.sessions = ZeepSessions(self.plugin, self.pool)
 
@@ -52,16 +55,16 @@ class Caller:
         self.plugin.sign_out(self.service.Logout, token)
 
 
-@pytest.fixture
+@pytest.fixture(params=["ProviderPort", "ProviderPort12"], ids=["SOAP 1.1", "SOAP 1.2"])
 def caller(provider: ProviderProcess, request: pytest.FixtureRequest) -> Iterator[Caller]:
-    made = Caller(provider)
+    made = Caller(provider, port=request.param)
     yield made
     made.pool.close()
 
 
 @pytest.fixture
 def user(request: pytest.FixtureRequest) -> str:
-    return request.node.name[:100]
+    return re.sub(r"\W", "-", request.node.name)[:100]
 
 
 def test_calls_share_one_session(caller: Caller, user: str) -> None:
@@ -158,7 +161,8 @@ def test_eight_threads_stay_within_four_sessions(caller: Caller, provider: Provi
     assert provider.counter("fault.TooManySessions") == 0
 
 
-def test_zeep_async(provider: ProviderProcess, user: str) -> None:
+@pytest.mark.parametrize("port", ["ProviderPort", "ProviderPort12"], ids=["SOAP 1.1", "SOAP 1.2"])
+def test_zeep_async(provider: ProviderProcess, user: str, port: str) -> None:
     async def run(open_client: Callable[[], Any]) -> None:
         plugin = SessionPlugin()
         async with httpx.AsyncClient(timeout=60) as http:
@@ -166,23 +170,22 @@ def test_zeep_async(provider: ProviderProcess, user: str) -> None:
                 client = zeep.AsyncClient(
                     provider.wsdl, transport=AsyncTransport(client=http, wsdl_client=wsdl), plugins=[plugin]
                 )
+                service = client.bind("ProviderService", port)
 
                 async def sign_in(user: str) -> str:
-                    return await plugin.sign_in_async(client.service.WhoAmI, user, PASSWORD)
+                    return await plugin.sign_in_async(service.WhoAmI, user, PASSWORD)
 
                 async def sign_out(user: str, token: str) -> None:
-                    await plugin.sign_out_async(client.service.Logout, token)
+                    await plugin.sign_out_async(service.Logout, token)
 
                 async with AsyncTokenPool(login=sign_in, logout=sign_out, per_user=4) as pool:
                     sessions = AsyncZeepSessions(plugin, pool)
-                    calls = (sessions.call(user, client.service.Echo, str(n)) for n in range(40))
+                    calls = (sessions.call(user, service.Echo, str(n)) for n in range(40))
                     assert await asyncio.gather(*calls) == [str(n) for n in range(40)]
                     assert (await pool.stats())[user].logins_total <= 4
                     provider.admin(f"expire-tokens?user={user}")
-                    assert await sessions.call(user, client.service.Echo, "again") == "again"
-                    slow = [
-                        asyncio.create_task(sessions.call(user, client.service.SlowEcho, "s", 5000)) for _ in range(6)
-                    ]
+                    assert await sessions.call(user, service.Echo, "again") == "again"
+                    slow = [asyncio.create_task(sessions.call(user, service.SlowEcho, "s", 5000)) for _ in range(6)]
                     await asyncio.sleep(0.3)
                     for task in slow:
                         task.cancel()

@@ -12,7 +12,7 @@ import pytest
 from coatcheck.pool.service.routes import OPERATIONS
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = ("soap.md", "pool-service.md")
+PAGES = ("soap.md", "soap-gateway.md", "pool-service.md")
 LINES = sorted({line for page in PAGES for line in re.findall(r"^coatcheck (.*)$", (DOCS / page).read_text(), re.M)})
 
 

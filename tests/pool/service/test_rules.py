@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.pool.inspection import UserStats
-from coatcheck.pool.service.authentication import BearerTokens
 from coatcheck.pool.service.lease_id import LeaseName, format_lease_id, parse_lease_id
 from coatcheck.pool.service.metrics import WAIT_BUCKETS_S, Totals, WaitTimes
 from coatcheck.pool.service.replays import Replays
+from coatcheck.service_kit.bearer import BearerTokens, shown_bearer
 
 USERS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=50)
 
@@ -35,8 +35,13 @@ def test_anything_else_is_no_name(text: str) -> None:
 @given(st.text(max_size=60))
 def test_only_the_bearer_tokens_are_accepted(shown: str) -> None:
     tokens = BearerTokens(["a" * 20, "b" * 20])
-    assert not tokens.accept(shown) and not tokens.accept(f"Bearer {shown}")
-    assert tokens.accept("Bearer " + "a" * 20) and tokens.accept("bearer " + "b" * 20)
+
+    def opens(authorization: str) -> bool:
+        return tokens.accept(shown_bearer(authorization))
+
+    assert not opens(shown) and not opens(f"Bearer {shown}") and not tokens.accept(shown)
+    assert opens("Bearer " + "a" * 20) and opens("bearer " + "b" * 20)
+    assert not opens("a" * 20) and not opens("Basic " + "a" * 20)
     assert "aaaa" not in repr(tokens)
 
 

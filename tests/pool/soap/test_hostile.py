@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
 import httpx
 import pytest
+from lxml import etree
 
-from coatcheck.pool.soap import SERVICE_NS, SESSION_NS
-from coatcheck.pool.soap.envelope import MAX_BODY_BYTES, MAX_DEPTH, MAX_ELEMENTS, MAX_HEADERS
+from coatcheck.soap_provider import SERVICE_NS, SESSION_NS
+from coatcheck.soap_provider.messages import LIMITS
 
 from .provider_process import ProviderProcess
-from .wire import SOAP, call, envelope, log_in, post, read
+from .wire import MEDIA_TYPE, SOAP, SOAP12, call, envelope, log_in, post, read
 
 MAX_GROWTH_KB = 64 * 1024
 
@@ -50,14 +52,14 @@ CASES = {
     "remote document type": (REMOTE, "DoctypeRefused"),
     "document type in UTF-16": (LAUGHS.encode("utf-16"), "DoctypeRefused"),
     "undefined entity": (inside("<a>&lol;</a>"), "Malformed"),
-    "deep": (inside("<a>" * (MAX_DEPTH + 1) + "</a>" * (MAX_DEPTH + 1)), "TooDeep"),
+    "deep": (inside("<a>" * (LIMITS.depth + 1) + "</a>" * (LIMITS.depth + 1)), "TooDeep"),
     "very deep": ("<a>" * 30_000 + "</a>" * 30_000, "Malformed"),
     "deep, never closed": ("<a>" * 80_000, "Malformed"),
-    "many elements": (inside("<a>" + "<b/>" * MAX_ELEMENTS + "</a>"), "TooManyElements"),
+    "many elements": (inside("<a>" + "<b/>" * LIMITS.elements + "</a>"), "TooManyElements"),
     "many attributes": ("<a " + " ".join(f'a{i}="x"' for i in range(20_000)) + "/>", "VersionMismatch"),
     "one long attribute": (f'<a b="{"x" * 200_000}"/>', "VersionMismatch"),
     "many headers": (
-        inside("<a/>", '<h xmlns="urn:x"/>' * (MAX_HEADERS + 1)),
+        inside("<a/>", '<h xmlns="urn:x"/>' * (LIMITS.headers + 1)),
         "TooManyHeaders",
     ),
     "a header twice": (
@@ -86,7 +88,7 @@ CASES = {
         inside("<a/>", '<h xmlns="urn:x" e:mustUnderstand="1"/>'),
         "NotUnderstood",
     ),
-    "oversized": (b"<a>" + b"x" * (MAX_BODY_BYTES + 1), "TooLarge"),
+    "oversized": (b"<a>" + b"x" * (LIMITS.body_bytes + 1), "TooLarge"),
     "empty": ("", "Malformed"),
     "no XML": ("SessionType=Stateless", "Malformed"),
     "cut": (envelope()[:-20], "Malformed"),
@@ -95,7 +97,8 @@ CASES = {
     "wrong UTF-8": (envelope("Echo", {"text": "x"}).encode().replace(b"x</text>", b"\xff\xfe</text>"), "WrongEncoding"),
     "declares another encoding": ('<?xml version="1.0" encoding="EBCDIC-CP-US"?>' + envelope(), "WrongEncoding"),
     "no envelope": ("<html/>", "VersionMismatch"),
-    "SOAP 1.2": (envelope().replace(SOAP, "http://www.w3.org/2003/05/soap-envelope"), "VersionMismatch"),
+    "SOAP 1.2 as 1.1": (envelope(version=SOAP12), "VersionMismatch"),
+    "SOAP of the future": (envelope(version="http://www.w3.org/2099/soap-envelope"), "VersionMismatch"),
     "no body": (f'<e:Envelope xmlns:e="{SOAP}"/>', "Malformed"),
     "empty body": (inside(""), "Malformed"),
     "two operations": (inside("<a/><b/>"), "Malformed"),
@@ -113,14 +116,50 @@ def size_kb(provider: ProviderProcess) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 
+NEXT = "http://schemas.xmlsoap.org/soap/actor/next"
+BLAMED = {
+    SOAP: {"Client", "VersionMismatch", "MustUnderstand"},
+    SOAP12: {"Sender", "VersionMismatch", "MustUnderstand"},
+}
+
+
+def as_soap_12(body: str | bytes) -> str | bytes:
+    """The same in the words of SOAP 1.2, and what was SOAP 1.2 is SOAP 1.1."""
+    if isinstance(body, bytes):
+        return body
+    swapped = body.replace(NEXT, f"{SOAP12}/role/next").replace("e:actor", "e:role")
+    return "".join({SOAP: SOAP12, SOAP12: SOAP}.get(part, part) for part in re.split('(?<=")(.*?)(?=")', swapped))
+
+
+@pytest.mark.parametrize("version", [SOAP, SOAP12], ids=["SOAP 1.1", "SOAP 1.2"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_bad_request_is_a_clear_fault(provider: ProviderProcess, name: str) -> None:
+def test_a_bad_request_is_a_clear_fault(provider: ProviderProcess, name: str, version: str) -> None:
     body, reason = CASES[name]
     charset = "utf-16" if isinstance(body, bytes) and body[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-    reply = post(provider.url, body, f"text/xml; charset={charset}")
-    assert reply.reason == reason
-    assert reply.status in (500, 413)
-    assert reply.code is not None and reply.code.startswith("soap:")
+    media_type = MEDIA_TYPE[version].replace("utf-8", charset)
+    reply = post(provider.url, body if version == SOAP else as_soap_12(body), media_type)
+    assert (reply.reason, reply.version, reply.content_type) == (reason, version, MEDIA_TYPE[version])
+    assert reply.code is not None and reply.code.removeprefix("soap:") in BLAMED[version]
+    own = 400 if reply.code == "soap:Sender" else 500
+    assert reply.status == (413 if reason == "TooLarge" else own)
+
+
+def test_soap_12_says_in_its_header_what_it_speaks_and_what_it_does_not_understand(provider: ProviderProcess) -> None:
+    def blocks(body: str) -> list[etree._Element]:
+        answer = httpx.post(provider.url, content=body, headers={"Content-Type": MEDIA_TYPE[SOAP12]})
+        return list(etree.fromstring(answer.content).find(f"{{{SOAP12}}}Header"))
+
+    (upgrade,) = blocks(envelope(version="urn:other"))
+    assert [name_in(each) for each in upgrade] == [f"{{{SOAP12}}}Envelope", f"{{{SOAP}}}Envelope"]
+    for block, name in (('<h xmlns="urn:x" e:mustUnderstand="true"/>', "{urn:x}h"), ('<h e:mustUnderstand="1"/>', "h")):
+        (told,) = blocks(str(as_soap_12(inside("<a/>", block))))
+        assert (told.tag, name_in(told)) == (f"{{{SOAP12}}}NotUnderstood", name)
+
+
+def name_in(element: etree._Element) -> str:
+    """The attribute ``qname``, its prefix read as the document declares it."""
+    prefix, colon, local = element.get("qname", "").rpartition(":")
+    return f"{{{element.nsmap[prefix]}}}{local}" if colon else local
 
 
 def test_sessions_outlive_hostile_requests_and_nothing_grows(provider: ProviderProcess) -> None:
@@ -143,11 +182,15 @@ def test_headers_for_somebody_else_are_theirs_to_understand(provider: ProviderPr
         '<s:SessionType e:actor="urn:somebody-else">Stateful</s:SessionType>',
         '<h xmlns="urn:x" e:mustUnderstand="0"/><s:Note>x</s:Note>',
     ):
-        reply = post(provider.url, named(NAME + block))
-        assert (reply.results["username"], reply.session_type) == ("SADMIN", "Stateless")
+        for version in (SOAP, SOAP12):
+            body = named(NAME + block)
+            reply = post(provider.url, body if version == SOAP else as_soap_12(body), MEDIA_TYPE[version])
+            assert (reply.results["username"], reply.session_type) == ("SADMIN", "Stateless")
 
 
-@pytest.mark.parametrize("content_type", ["", "application/json", "text/plain", "application/soap+xml", "text/xml2"])
+@pytest.mark.parametrize(
+    "content_type", ["", "application/json", "text/plain", "application/soap", "multipart/related", "text/xml2"]
+)
 def test_a_wrong_content_type_is_415_and_a_fault(provider: ProviderProcess, content_type: str) -> None:
     reply = post(provider.url, envelope(), content_type)
     assert (reply.status, reply.reason) == (415, "WrongContentType")

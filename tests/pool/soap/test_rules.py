@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coatcheck.pool.soap.envelope import read_envelope
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.rules import Presented, ProviderSessionState, TokenLimits, WayIn, enter, leave
-from coatcheck.pool.soap.session_types import SessionType
-from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
+from coatcheck.soap_provider.messages import read_request
+from coatcheck.soap_provider.rules import Presented, ProviderSessionState, TokenLimits, WayIn, enter, leave
+from coatcheck.soap_provider.session_types import SessionType
+from coatcheck.soap_provider.token import SessionToken, SessionTokenCodec
 from coatcheck.tokens.keyring import KeyRing
 
 LIMITS = TokenLimits(timeout_s=60)
@@ -84,5 +84,5 @@ def test_a_token_is_opened_only_with_its_key_and_unchanged() -> None:
 def test_any_bytes_are_read_or_are_a_fault(body: bytes) -> None:
     for content_type in ("text/xml", "text/xml; charset=utf-16", "text/xml; charset=utf-8"):
         with pytest.raises(SoapFault) as refused:
-            read_envelope(body, content_type)
+            read_request(body, content_type)
         assert refused.value.message

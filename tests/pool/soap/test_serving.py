@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from coatcheck.pool.soap.envelope import SoapRequest
-from coatcheck.pool.soap.rules import Presented
+from coatcheck.pool.soap.versions import SOAP_11
+from coatcheck.soap_provider.messages import SoapRequest
+from coatcheck.soap_provider.rules import Presented
 
 from .conftest import StartProvider
 from .wire import call, log_in
@@ -92,5 +93,5 @@ def test_it_ends_when_it_is_told_to(start: StartProvider, number: signal.Signals
 
 def test_no_secret_is_in_a_repr() -> None:
     shown = repr(Presented(username="ANN", password="very-secret"))
-    shown += repr(SoapRequest({"PasswordText": "very-secret"}, "Echo", {}))
+    shown += repr(SoapRequest(SOAP_11, {"PasswordText": "very-secret"}, "Echo", {}))
     assert "very-secret" not in shown and "ANN" in shown

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import StartProvider
 from .provider_process import ProviderProcess
-from .wire import call, log_in
+from .wire import MEDIA_TYPE, SOAP, SOAP12, call, log_in
 
 
 def test_none_is_anonymous_without_credentials_and_a_session_for_each_request(provider: ProviderProcess) -> None:
@@ -36,7 +36,7 @@ def test_session_types_are_read_in_any_case(provider: ProviderProcess, spelling:
 
 
 def test_a_username_may_be_nested(provider: ProviderProcess) -> None:
-    from coatcheck.pool.soap import SESSION_NS
+    from coatcheck.soap_provider import SESSION_NS
 
     from .wire import envelope, post
 
@@ -62,6 +62,25 @@ def test_stateless_is_logged_in_again_when_its_session_was_closed(provider: Prov
     again = call(provider.url, SessionType="Stateless", SessionToken=first.token)
     assert again.reason is None and again.results["username"] == "SADMIN"
     assert again.results["session"] != first.results["session"]
+
+
+def test_a_session_speaks_both_versions_and_answers_in_the_one_it_was_asked_in(provider: ProviderProcess) -> None:
+    replies = [log_in(provider.url, "Stateful", version=SOAP12)]
+    for version in (SOAP, SOAP12, SOAP12, SOAP):
+        replies.append(call(provider.url, version=version, SessionType="Stateful", SessionToken=replies[-1].token))
+        assert (replies[-1].version, replies[-1].content_type) == (version, MEDIA_TYPE[version])
+    assert len({reply.results["session"] for reply in replies}) == 1
+    missing = [
+        call(provider.url, "QueryAccount", {"name": "?"}, version, UsernameToken="SADMIN", PasswordText="secret")
+        for version in (SOAP, SOAP12)
+    ]
+    assert [(each.reason, each.code, each.status) for each in missing] == [
+        ("NotFound", "soap:Client", 500),
+        ("NotFound", "soap:Sender", 400),
+    ]
+    provider.admin("kill-sessions?user=SADMIN")
+    lost = call(provider.url, version=SOAP12, SessionType="Stateful", SessionToken=replies[-1].token)
+    assert (lost.reason, lost.code, lost.token) == ("SessionExpired", "soap:Sender", None)
 
 
 def test_stateful_keeps_its_state_and_is_not_logged_in_again(provider: ProviderProcess) -> None:
@@ -105,7 +124,7 @@ def test_one_token_used_twice_at_once_is_busy(provider: ProviderProcess) -> None
     replies = []
 
     def slow() -> None:
-        arguments = {"text": "slow", "delayMs": "2500"}
+        arguments = {"text": "slow", "delayMs": "5000"}
         replies.append(call(provider.url, "SlowEcho", arguments, SessionType="Stateless", SessionToken=token))
 
     thread = threading.Thread(target=slow)

@@ -12,7 +12,7 @@ from zeep.exceptions import Fault
 from zeep.plugins import HistoryPlugin
 from zeep.transports import AsyncTransport
 
-from coatcheck.pool.soap import SERVICE_NS, SESSION_NS
+from coatcheck.soap_provider import SERVICE_NS, SESSION_NS
 
 from .provider_process import ProviderProcess
 
@@ -26,9 +26,13 @@ def blocks(**headers: str) -> list[etree._Element]:
     return made
 
 
-def test_every_operation_of_the_wsdl_works(provider: ProviderProcess) -> None:
+PORTS = pytest.mark.parametrize("port", ["ProviderPort", "ProviderPort12"], ids=["SOAP 1.1", "SOAP 1.2"])
+
+
+@PORTS
+def test_every_operation_of_the_wsdl_works(provider: ProviderProcess, port: str) -> None:
     client = zeep.Client(provider.wsdl)
-    service = client.service
+    service = client.bind("ProviderService", port)
     signed_in = blocks(SessionType="None", UsernameToken="SADMIN", PasswordText="secret")
     assert service.Echo("Grüße <&>") == "Grüße <&>"
     assert service.SlowEcho(text="x", delayMs=10) == "x"
@@ -36,20 +40,22 @@ def test_every_operation_of_the_wsdl_works(provider: ProviderProcess) -> None:
     assert service.UpdateAccount(name="z", note="n", _soapheaders=signed_in) == 0
     found = service.QueryAccount("z", _soapheaders=signed_in)
     assert (found["note"], found["committed"]) == ("n", True)
-    operations = next(iter(client.wsdl.services.values())).ports["ProviderPort"].binding.all()
+    operations = next(iter(client.wsdl.services.values())).ports[port].binding.all()
     assert set(operations) == {"Echo", "SlowEcho", "WhoAmI", "QueryAccount", "UpdateAccount", "Logout"}
 
 
-def test_zeep_reads_tokens_and_faults(provider: ProviderProcess) -> None:
+@PORTS
+def test_zeep_reads_tokens_and_faults(provider: ProviderProcess, port: str) -> None:
     history = HistoryPlugin()
     client = zeep.Client(provider.wsdl, plugins=[history])
-    client.service.Echo("in", _soapheaders=blocks(SessionType="Stateless", UsernameToken="ANN", PasswordText="word"))
+    service = client.bind("ProviderService", port)
+    service.Echo("in", _soapheaders=blocks(SessionType="Stateless", UsernameToken="ANN", PasswordText="word"))
     token = history.last_received["envelope"].findtext(f".//{{{SESSION_NS}}}SessionToken")
-    me = client.service.WhoAmI(_soapheaders=blocks(SessionType="Stateless", SessionToken=token))
+    me = service.WhoAmI(_soapheaders=blocks(SessionType="Stateless", SessionToken=token))
     assert (me["username"], me["requests"]) == ("ANN", 2)
-    assert client.service.Logout(_soapheaders=blocks(SessionToken=token)) is None
+    assert service.Logout(_soapheaders=blocks(SessionToken=token)) is None
     with pytest.raises(Fault, match="none of ours") as refused:
-        client.service.WhoAmI(_soapheaders=blocks(SessionToken=token[:-4] + "AAAA"))
+        service.WhoAmI(_soapheaders=blocks(SessionToken=token[:-4] + "AAAA"))
     assert refused.value.detail.findtext(f"{{{SERVICE_NS}}}Reason") == "TokenInvalid"
 
 

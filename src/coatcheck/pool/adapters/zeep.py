@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Any
 
 import zeep
 from lxml import etree
@@ -29,48 +29,10 @@ from lxml import etree
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
 from coatcheck.pool.adapters.exchange import may_try_again, refresh, report
+from coatcheck.pool.soap.faults import refuses_token
+from coatcheck.pool.soap.session_headers import Placing, SessionHeaders
 
-ENVELOPE_NS: Final = "http://schemas.xmlsoap.org/soap/envelope/"
-SESSION_NS: Final = "http://siebel.com/webservices"
-LOG_IN_REASONS: Final = frozenset({"TokenInvalid", "TokenExpired", "SessionExpired", "WrongServer"})
-
-
-class Placing(Protocol):
-    """Where an upstream has tokens in its envelopes (lxml elements)."""
-
-    def apply(self, envelope: etree._Element, token: str) -> None:
-        """Put the token into a request."""
-
-    def sign_in(self, envelope: etree._Element, username: str, password: str) -> None:
-        """Put credentials into a request."""
-
-    def extract(self, envelope: etree._Element) -> str | None:
-        """The fresh token in a response, or ``None``."""
-
-
-class SessionHeaders:
-    """The SOAP headers SessionType, UsernameToken, PasswordText and SessionToken (mission D8)."""
-
-    def __init__(self, session_type: str = "Stateless", namespace: str = SESSION_NS) -> None:
-        self._session_type = session_type
-        self._namespace = namespace
-
-    def apply(self, envelope: etree._Element, token: str) -> None:
-        self._add(envelope, SessionType=self._session_type, SessionToken=token)
-
-    def sign_in(self, envelope: etree._Element, username: str, password: str) -> None:
-        self._add(envelope, SessionType=self._session_type, UsernameToken=username, PasswordText=password)
-
-    def extract(self, envelope: etree._Element) -> str | None:
-        return envelope.findtext(f"{{{ENVELOPE_NS}}}Header/{{{self._namespace}}}SessionToken")
-
-    def _add(self, envelope: etree._Element, **headers: str) -> None:
-        header = envelope.find(f"{{{ENVELOPE_NS}}}Header")
-        if header is None:
-            header = etree.Element(f"{{{ENVELOPE_NS}}}Header")
-            envelope.insert(0, header)
-        for name, value in headers.items():
-            etree.SubElement(header, f"{{{self._namespace}}}{name}").text = value
+__all__ = ["AsyncZeepSessions", "Carried", "Placing", "SessionHeaders", "SessionPlugin", "ZeepSessions", "is_refused"]
 
 
 class Carried:
@@ -166,9 +128,7 @@ def _token_of(carried: Carried) -> str:
 def is_refused(error: BaseException) -> bool:
     """Whether a fault says that its token is of no use any more: the reasons of our provider (mission D7)."""
     detail = error.detail if isinstance(error, zeep.exceptions.Fault) else None
-    if not isinstance(detail, etree._Element):
-        return False
-    return any(part.text in LOG_IN_REASONS for part in detail if etree.QName(part).localname == "Reason")
+    return isinstance(detail, etree._Element) and refuses_token(detail)
 
 
 class ZeepSessions:

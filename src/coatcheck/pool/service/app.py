@@ -15,13 +15,13 @@ from starlette.responses import Response
 from coatcheck.pool import AsyncTokenPool, PoolClosed, PoolError
 from coatcheck.pool.inspection import UserStats
 from coatcheck.pool.service import messages as m
-from coatcheck.pool.service.authentication import BearerTokens
 from coatcheck.pool.service.lease_id import LeaseName, parse_lease_id
 from coatcheck.pool.service.leases import Leases, first_of
 from coatcheck.pool.service.metrics import CONTENT_TYPE, Totals, WaitTimes, metrics_text
 from coatcheck.pool.service.problems import TITLES, refusal_of
 from coatcheck.pool.service.replays import Replays
 from coatcheck.pool.service.routes import API
+from coatcheck.service_kit.bearer import BearerTokens, shown_bearer, unauthorized
 from coatcheck.service_kit.endpoint import Endpoint, json_answer, path_part, read_body
 from coatcheck.service_kit.operations import ApiOperation
 from coatcheck.service_kit.problems import RequestRefused
@@ -83,8 +83,8 @@ class PoolEndpoint(Endpoint):
 
     async def admit(self, operation: ApiOperation, request: Request) -> None:
         """Only for who shows a bearer token."""
-        if not self._bearer.accept(request.headers.get("authorization", "")):
-            raise RequestRefused(401, "unauthorized", "send a bearer token", {"WWW-Authenticate": "Bearer"})
+        if not self._bearer.accept(shown_bearer(request.headers.get("authorization", ""))):
+            raise unauthorized("send a bearer token")
 
     def refusal_of(self, error: Exception) -> RequestRefused | None:
         return refusal_of(error)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, TokenPool
 from coatcheck.pool.options import PoolOptions
 from coatcheck.pool.service.app import pool_app
-from coatcheck.pool.service.authentication import read_bearer_tokens
-from coatcheck.pool.service.upstream_login import login_command, login_url, logout_command, logout_url
+from coatcheck.pool.service.upstream_login import outside_logins
+from coatcheck.service_kit.bearer import read_bearer_tokens
 from coatcheck.service_kit.http_server import serve_app, tls_for
 
 
-class ServiceSettings(msgspec.Struct, frozen=True):
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``listen``: address. ``token_file``: bearer tokens of callers. ``login_command`` or ``login_url``: who logs in;
-    without them, callers do. ``insecure``: listen beyond this machine without TLS.
+    the same for logouts. ``allow_insecure``: go beyond this machine without TLS.
     """
 
     listen: str
@@ -28,37 +28,31 @@ class ServiceSettings(msgspec.Struct, frozen=True):
     login_url: str | None = None
     logout_command: str | None = None
     logout_url: str | None = None
-    certificate: Path | None = None
-    private_key: Path | None = None
-    insecure: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    allow_insecure: bool = False
+
+    def tls(self) -> ssl.SSLContext | None:
+        """What callers speak TLS with, if they do. Raises :class:`ConfigError`."""
+        return tls_for(self.listen, self.tls_certificate, self.tls_key, self.allow_insecure)
+
+    def logins(self) -> tuple[Any, Any]:
+        """What logs in and what logs out. Raises :class:`ConfigError`."""
+        return outside_logins(self.login_command, self.login_url, self.logout_command, self.logout_url)
 
 
 def serve_pool(settings: ServiceSettings, options: PoolOptions, started: Callable[[str], None]) -> None:
-    """Serve until told to stop. ``options``: of the pool. Raises :class:`ConfigError`."""
+    """Serve until told to stop; without a login of its own, callers log in. ``options``: of the pool.
+
+    Raises :class:`ConfigError`.
+    """
     bearer = read_bearer_tokens(settings.token_file)
-    tls = tls_for(settings.listen, settings.certificate, settings.private_key, settings.insecure)
+    tls = settings.tls()
     # A wrong setting is told now, not by the first request. Nothing is connected yet.
     TokenPool(**options).close(0)
-    login, logout = _callbacks(settings)
+    login, logout = settings.logins()
     if logout is not None:
         options = {**options, "logout": logout}
     app = pool_app(lambda: AsyncTokenPool(login, **options), bearer)
     stopping = app.state.endpoint.stop
     serve_app(app, settings.listen, started, tls, stopping)
-
-
-def _callbacks(settings: ServiceSettings) -> tuple[Any, Any]:
-    for kind in ("login", "logout"):
-        if getattr(settings, f"{kind}_command") and getattr(settings, f"{kind}_url"):
-            raise ConfigError(f"{kind}-command and {kind}-url: only one of them")
-    login: Any = None
-    logout: Any = None
-    if settings.login_command:
-        login = login_command(settings.login_command)
-    elif settings.login_url:
-        login = login_url(settings.login_url)
-    if settings.logout_command:
-        logout = logout_command(settings.logout_command)
-    elif settings.logout_url:
-        logout = logout_url(settings.logout_url)
-    return login, logout

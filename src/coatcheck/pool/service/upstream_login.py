@@ -95,6 +95,18 @@ def logout_url(url: str) -> LogoutFunction:
     return logout
 
 
+def outside_logins(
+    by_command: str | None, by_url: str | None, out_by_command: str | None, out_by_url: str | None
+) -> tuple[LoginFunction | None, LogoutFunction | None]:
+    """What logs in and out, of a command or an address each. Raises :class:`ConfigError` for both of them."""
+    for kind, command, url in (("login", by_command, by_url), ("logout", out_by_command, out_by_url)):
+        if command and url:
+            raise ConfigError(f"{kind}-command and {kind}-url: only one of them")
+    log_in = login_command(by_command) if by_command else login_url(by_url) if by_url else None
+    log_out = logout_command(out_by_command) if out_by_command else logout_url(out_by_url) if out_by_url else None
+    return log_in, log_out
+
+
 @contextlib.contextmanager
 def _refusing(user: str) -> Iterator[None]:
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import os
@@ -14,20 +13,19 @@ from xml.sax.saxutils import quoteattr
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool.soap.envelope import CONTENT_TYPE, MAX_BODY_BYTES, read_envelope
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.options import ProviderOptions
-from coatcheck.pool.soap.provider import Provider, ProviderWorld
+from coatcheck.pool.soap.http import read_limited, read_soap_body, soap_response, version_asked
+from coatcheck.pool.soap.versions import SOAP_11, SoapVersion
+from coatcheck.soap_provider.messages import LIMITS, read_request
+from coatcheck.soap_provider.options import ProviderOptions
+from coatcheck.soap_provider.provider import Provider, ProviderWorld
 
 SOAP_PATH: Final = "/soap"
-BODY_TIMEOUT_S: Final = 10.0
-MAX_DISCARDED_BYTES: Final = 4 * 1024 * 1024
-"""Read and thrown away of a body that is too large, so that its sender can read the fault."""
 MAX_ADMIN_BYTES: Final = 16 * 1024
 
 log = logging.getLogger(__name__)
@@ -81,33 +79,27 @@ class SoapEndpoint:
     async def soap(self, request: Request) -> Response:
         if request.method == "GET" and "wsdl" in {name.lower() for name in request.query_params}:
             return self._describe(request)
+        version = version_asked(request)
         try:
-            if request.method != "POST":
-                raise SoapFault(FaultReason.WRONG_METHOD, "send SOAP by POST; the WSDL is at ?wsdl")
-            if request.headers.get("content-encoding", "identity").lower() != "identity":
-                raise SoapFault(FaultReason.WRONG_CONTENT_TYPE, "a compressed request is refused")
-            body = await _read_body(request, MAX_BODY_BYTES)
-            parsed = read_envelope(body, request.headers.get("content-type", ""))
+            body = await read_soap_body(request, LIMITS.body_bytes)
+            parsed = read_request(body, request.headers.get("content-type", ""))
         except SoapFault as fault:
-            return self._refuse(fault)
+            return self._refuse(fault, version)
         try:
             content, status = await self._provider.answer(parsed)
         except Exception:
             log.exception("a request broke the provider")
-            return self._refuse(SoapFault(FaultReason.INTERNAL, "the provider failed; its log has the reason"))
-        return Response(content, status, media_type=CONTENT_TYPE)
+            return self._refuse(SoapFault(FaultReason.INTERNAL, "the provider failed; its log has the reason"), version)
+        return soap_response(content, status, version)
 
-    def _refuse(self, fault: SoapFault) -> Response:
-        content, status = self._provider.fault(fault)
-        headers = {"Allow": "GET, POST"} if status == 405 else {}
-        if fault.reason in (FaultReason.TOO_LARGE, FaultReason.TOO_SLOW):
-            headers["Connection"] = "close"
-        return Response(content, status, headers, media_type=CONTENT_TYPE)
+    def _refuse(self, fault: SoapFault, version: SoapVersion) -> Response:
+        content, status = self._provider.fault(fault, version)
+        return soap_response(content, status, version, fault)
 
     def _describe(self, request: Request) -> Response:
         address = self._public_url or f"{request.url.scheme}://{request.url.netloc}{SOAP_PATH}"
         text = self._wsdl.replace('"@address@"', quoteattr(address, {"\x00": ""}))
-        return Response(text, media_type=CONTENT_TYPE)
+        return Response(text, media_type=SOAP_11.content_type)
 
 
 class AdminEndpoint:
@@ -157,31 +149,8 @@ async def healthy(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """At most ``limit`` bytes. Raises :class:`SoapFault` for more, and for a sender that is too slow."""
-    body = bytearray()
-    received = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit:
-                    body.clear()
-                    if received > MAX_DISCARDED_BYTES:
-                        break
-                else:
-                    body += chunk
-    except TimeoutError:
-        raise SoapFault(FaultReason.TOO_SLOW, f"the request took longer than {BODY_TIMEOUT_S:g} s") from None
-    except ClientDisconnect:
-        raise SoapFault(FaultReason.MALFORMED, "the request ended too early") from None
-    if received > limit:
-        raise SoapFault(FaultReason.TOO_LARGE, f"the request is larger than {limit} bytes")
-    return bytes(body)
-
-
 async def _read_object(request: Request) -> dict[str, object]:
     try:
-        return msgspec.json.decode(await _read_body(request, MAX_ADMIN_BYTES), type=dict[str, object])
+        return msgspec.json.decode(await read_limited(request, MAX_ADMIN_BYTES), type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ConfigError("a JSON object is needed") from None

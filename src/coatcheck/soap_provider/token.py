@@ -9,7 +9,7 @@ import msgspec
 
 from coatcheck.errors import TokenRejected
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.session_types import SessionType
+from coatcheck.soap_provider.session_types import SessionType
 from coatcheck.tokens.keyring import KeyRing, RandomBytes
 
 MAX_TOKEN_CHARS = 2048

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.service_kit.secret_file import secret_lines
 
-MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_USERS_BYTES: Final = 1024 * 1024
 
 
 def read_users(named: Iterable[str], file: Path | None) -> dict[str, str]:
@@ -20,8 +21,7 @@ def read_users(named: Iterable[str], file: Path | None) -> dict[str, str]:
     users: dict[str, str] = {}
     lines = list(named)
     if file is not None:
-        text = read_secret_file(file, "users-file")
-        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines += secret_lines(file, "users-file", private=False, most=MAX_USERS_BYTES)
     for line in lines:
         name, colon, password = line.partition(":")
         if not colon or not name:
@@ -32,11 +32,9 @@ def read_users(named: Iterable[str], file: Path | None) -> dict[str, str]:
     return users
 
 
-def read_secret_file(file: Path, setting: str) -> str:
-    """The text of a small file. Raises :class:`ConfigError` if it cannot be read."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{setting}: {file} is larger than {MAX_FILE_BYTES} bytes")
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{setting}: cannot read {file}: {error}") from None
+def read_secret(file: Path, setting: str) -> str:
+    """The one line of a file. Raises :class:`ConfigError` for none or more."""
+    lines = secret_lines(file, setting, private=False)
+    if len(lines) != 1:
+        raise ConfigError(f"{setting}: {file} is empty, or has more than one line")
+    return lines[0]

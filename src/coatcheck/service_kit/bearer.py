@@ -1,4 +1,4 @@
-"""Who may use the service: holders of a bearer token (RFC 6750), compared in constant time."""
+"""Bearer tokens (RFC 6750): what a request shows, and the tokens that open a service, compared in constant time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.service_kit.problems import RequestRefused
 from coatcheck.service_kit.secret_file import secret_lines
 
 MIN_TOKEN_CHARS: Final = 20
@@ -31,11 +32,22 @@ class BearerTokens:
     def __repr__(self) -> str:
         return f"<BearerTokens, {len(self._digests)}>"
 
-    def accept(self, authorization: str) -> bool:
-        """Whether an ``Authorization`` header shows one of them. Takes the same time for each."""
-        shown = _digest(authorization[len(SCHEME) :].strip())
-        matches = [hmac.compare_digest(shown, digest) for digest in self._digests]
-        return authorization[: len(SCHEME)].lower() == SCHEME and any(matches)
+    def accept(self, shown: str | None) -> bool:
+        """Whether this is one of them. Takes the same time for each."""
+        digest = _digest(shown or "")
+        matches = [hmac.compare_digest(digest, each) for each in self._digests]
+        return shown is not None and any(matches)
+
+
+def shown_bearer(authorization: str) -> str | None:
+    """What stands behind ``Bearer`` in an ``Authorization`` header; ``None``: nothing is shown."""
+    scheme, found = authorization[: len(SCHEME)].lower(), authorization[len(SCHEME) :].strip()
+    return found if scheme == SCHEME else None
+
+
+def unauthorized(detail: str) -> RequestRefused:
+    """Who shows nothing, or something wrong, is asked for a bearer token."""
+    return RequestRefused(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})
 
 
 def _digest(token: str) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.sessions import MAX_CHANGES, ProviderSession
+from coatcheck.soap_provider.sessions import MAX_CHANGES, ProviderSession
 
 MAX_TEXT_CHARS: Final = 10_000
 MAX_NAME_CHARS: Final = 100

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.session_types import SessionType
-from coatcheck.pool.soap.token import SessionToken
+from coatcheck.soap_provider.session_types import SessionType
+from coatcheck.soap_provider.token import SessionToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool.soap.misbehaviour import Misbehaviour
+from coatcheck.soap_provider.misbehaviour import Misbehaviour
 
 ANY_USER: Final = "*"
 MAX_USERS: Final = 10_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.rules import ProviderSessionState
-from coatcheck.pool.soap.session_types import SessionType
+from coatcheck.soap_provider.rules import ProviderSessionState
+from coatcheck.soap_provider.session_types import SessionType
 
 MAX_SESSIONS: Final = 10_000
 MAX_CHANGES: Final = 100

@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from coatcheck.pool.soap.envelope import SoapRequest, write_fault, write_reply
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
-from coatcheck.pool.soap.misbehaviour import Dice, Misbehaviour
-from coatcheck.pool.soap.operations import LOG_OUT, Accounts, OperationResult, perform
-from coatcheck.pool.soap.options import ANY_USER, MAX_CREDENTIAL_CHARS, ProviderOptions
-from coatcheck.pool.soap.rules import Presented, TokenLimits, WayIn, enter, leave
-from coatcheck.pool.soap.session_types import SessionType, parse_session_type
-from coatcheck.pool.soap.sessions import ProviderSession, SessionTable
-from coatcheck.pool.soap.token import SessionToken, SessionTokenCodec
+from coatcheck.pool.soap.versions import SoapVersion
+from coatcheck.soap_provider.messages import SoapRequest, write_fault, write_reply
+from coatcheck.soap_provider.misbehaviour import Dice, Misbehaviour
+from coatcheck.soap_provider.operations import LOG_OUT, Accounts, OperationResult, perform
+from coatcheck.soap_provider.options import ANY_USER, MAX_CREDENTIAL_CHARS, ProviderOptions
+from coatcheck.soap_provider.rules import Presented, TokenLimits, WayIn, enter, leave
+from coatcheck.soap_provider.session_types import SessionType, parse_session_type
+from coatcheck.soap_provider.sessions import ProviderSession, SessionTable
+from coatcheck.soap_provider.token import SessionToken, SessionTokenCodec
 from coatcheck.tokens.keyring import KeyRing
 
 MAX_EXPIRED_USERS = 1000
@@ -63,13 +64,13 @@ class Provider:
                 await self._world.sleep(self.misbehaviour.latency_s)
             answer = await self._serve(request, headers)
         except SoapFault as fault:
-            return self.fault(fault, headers)
-        return write_reply(request.operation, answer.results, headers), 200
+            return self.fault(fault, request.version, headers)
+        return write_reply(request.version, request.operation, answer.results, headers), 200
 
-    def fault(self, fault: SoapFault, headers: dict[str, str] | None = None) -> tuple[bytes, int]:
+    def fault(self, fault: SoapFault, version: SoapVersion, headers: dict[str, str] | None = None) -> tuple[bytes, int]:
         """A fault's envelope and HTTP status, counted."""
         self.counters[f"fault.{fault.reason.value}"] += 1
-        return write_fault(fault, headers or {}), fault.reason.status
+        return write_fault(version, fault, headers or {}), fault.reason.status(version)
 
     async def _serve(self, request: SoapRequest, headers: dict[str, str]) -> OperationResult:
         presented = self._presented(request.headers)

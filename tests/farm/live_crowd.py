@@ -120,9 +120,14 @@ class LiveCrowd:
         self._posts = posts
         self._clients = [client(farm, certificate) for _ in range(clients)]
         self._threads = [threading.Thread(target=self._ask, args=(n, one)) for n, one in enumerate(self._clients)]
-        self.answered = 0
+        self.answers = [0] * clients
+        """Of each client."""
         self.moved = 0
         self.problems: list[str] = []
+
+    @property
+    def answered(self) -> int:
+        return sum(self.answers)
 
     def __enter__(self) -> LiveCrowd:
         for thread in self._threads:
@@ -144,6 +149,7 @@ class LiveCrowd:
             path = f"/{number}/{asked}"
             try:
                 server = self._ask_once(draw, one, path, server)
+                self.answers[number] += 1
             except (OSError, http.client.HTTPException, AssertionError, ValueError) as error:
                 self.problems.append(f"client {number}, request {asked}: {error!r}")
                 return
@@ -157,7 +163,6 @@ class LiveCrowd:
         if kind < 0.1:
             status, said = one.ask("GET", "/big/1/tagged")
             assert (status, said) == (200, BIG), (status, len(said))
-            self.answered += 1
             return server
         if kind < 0.2:
             path = f"/slow/{draw.random() * 0.05:.3f}"
@@ -169,6 +174,5 @@ class LiveCrowd:
         assert status == 200, (status, said)
         found = json.loads(said)
         assert found["path"] == path, (found, path)
-        self.answered += 1
         self.moved += bool(server) and found["server"] != server
         return str(found["server"])

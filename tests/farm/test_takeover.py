@@ -45,7 +45,7 @@ def test_web_servers_are_killed_under_fifty_connections_and_no_client_notices(
 ) -> None:
     farm = start("--web", str(WEB_SERVERS))
     with LiveCrowd(farm, certificate, CLIENTS, posts=False) as crowd:
-        kill_at_random(farm, KILLS, random.Random(8))
+        kill_at_random(farm, crowd, KILLS, random.Random(8))
     assert crowd.problems == []
     assert crowd.answered > 20 * CLIENTS
     assert crowd.moved > CLIENTS

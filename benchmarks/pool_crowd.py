@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import queue
 import secrets
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,9 +47,8 @@ Shared = Callable[[str, str], Lend]
 def stores() -> dict[str, Any]:
     """The contract suite's backends."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "contracts")]
-    from token_store_backends import TOKEN_BACKENDS
-
-    return TOKEN_BACKENDS  # type: ignore[no-any-return]
+    found: dict[str, Any] = importlib.import_module("token_store_backends").TOKEN_BACKENDS
+    return found
 
 
 @contextlib.contextmanager
@@ -67,9 +65,15 @@ def backend(name: str) -> Iterator[str]:
 
 
 def ours(url: str, key: str) -> Lend:
-    shared: dict[str, Any] = {"store": url, "key": bytes.fromhex(key)} if url else {}
+    shared: dict[str, Any] = {"store": url, "key": bytes.fromhex(key), "name": key[:16]} if url else {}
     pool = TokenPool(
-        lambda user: secrets.token_hex(8), per_user=SLOTS, max_uses=10**9, login_rate=None, wait=300, lease=300, **shared
+        lambda user: secrets.token_hex(8),
+        per_user=SLOTS,
+        max_uses=10**9,
+        login_rate=None,
+        wait=300,
+        lease=300,
+        **shared,
     )
     return lambda: pool.lease("SADMIN")
 
@@ -300,7 +304,8 @@ def measure(seconds: float, names: list[str]) -> list[list[str]]:
                     continue
                 for lender, make in (("coatcheck", ours), (BARE[name].__name__, BARE[name])):
                     rate, longest_s, cpu_ms = run(make, url, seconds)
-                    rows.append([name, kind, lender, f"{rate:.0f}", f"{rate / IDEAL:.2f}", f"{longest_s:.1f}", f"{cpu_ms:.2f}"])
+                    numbers = [f"{rate:.0f}", f"{rate / IDEAL:.2f}", f"{longest_s:.1f}", f"{cpu_ms:.2f}"]
+                    rows.append([name, kind, lender, *numbers])
     return rows
 
 

@@ -22,6 +22,7 @@ from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stat
 from coatcheck.pool.lines import Lines
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -105,6 +106,28 @@ class PoolCore:
         if isinstance(first, Release):
             self.live.discard((user, first.fence))
 
+    def check_out_quickly(self, user: str, credentials: tuple[bytes, ...]) -> TokenObject | None:
+        """A free token of this process, when nothing is out of the ordinary."""
+        memory = self.quick
+        state = None if memory is None else memory.states.get(user)
+        if memory is None or state is None:
+            return None
+        with memory.lock:
+            taken = take_quickly(state, memory.policy, memory.clock(), credentials)
+        if taken is None:
+            return None
+        fence, deadline, token = taken
+        return _shown(token.value, deadline, fence, token.uses, memory.policy)
+
+    def check_in_quickly(self, user: str, fence: int, value: str) -> bool:
+        """Free it again, when nothing is out of the ordinary; else nothing changes."""
+        memory = self.quick
+        state = None if memory is None else memory.states.get(user)
+        if memory is None or state is None:
+            return False
+        with memory.lock:
+            return give_back_quickly(state, memory.policy, memory.clock(), fence, value)
+
     def wait_s(self, wait: Duration | None) -> float:
         return self.settings.wait_s if wait is None else seconds("wait", wait)
 
@@ -152,9 +175,13 @@ class PoolCore:
 
 def token_object(granted: Granted, policy: Policy) -> TokenObject:
     """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
-    shown = TokenObject(granted.value, granted.deadline, token_id=granted.fence)
-    shown.usage_counter = granted.uses
-    shown.last_time_usage = granted.uses >= policy.max_uses
+    return _shown(granted.value, granted.deadline, granted.fence, granted.uses, policy)
+
+
+def _shown(value: str, deadline: float, fence: int, uses: int, policy: Policy) -> TokenObject:
+    shown = TokenObject(value, deadline, token_id=fence)
+    shown.usage_counter = uses
+    shown.last_time_usage = uses >= policy.max_uses
     return shown
 
 

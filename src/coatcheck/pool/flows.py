@@ -126,8 +126,8 @@ def acquire(
     if wait_s > 0:
         place = Place(user, credentials)
         try:
-            lines.join(place)
-            reply = yield from _stand(place, lines, wait_s)
+            line = lines.join(place)
+            reply = yield from _stand(place, line, lines, wait_s)
             if isinstance(reply, Exception):
                 raise reply
         except BaseException as error:
@@ -147,14 +147,14 @@ def acquire(
     raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
 
 
-def _stand(place: Place, lines: Lines, wait_s: float) -> Flow[Any]:
+def _stand(place: Place, line: Line, lines: Lines, wait_s: float) -> Flow[Any]:
     """Wait in line, and ask for all while first in it; returns what came."""
     give_up_at = lines.clock() + wait_s
     while place.reply is None:
         command = lines.to_ask(place)
         if command is not None:
             answer = yield Apply(place.user, command)
-            yield from _heard(place.line, place, lines, command, answer)
+            yield from _heard(line, place, lines, command, answer)
             continue
         left_s = give_up_at - lines.clock()
         limited_s = lines.limited_s(place, left_s)
@@ -163,8 +163,8 @@ def _stand(place: Place, lines: Lines, wait_s: float) -> Flow[Any]:
         if left_s <= 0:
             raise PoolTimeout(place.user, wait_s)
         yield Stand(place, give_up_at)
-        if place.reply is None and lines.must_look(place) and (yield Look(place.user, place.line.ticket)):
-            lines.rouse(place.line)
+        if place.reply is None and lines.must_look(place) and (yield Look(place.user, line.ticket)):
+            lines.rouse(line)
     return place.reply
 
 
@@ -217,9 +217,7 @@ def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     raise LoginFailed(user, "it took longer than login_timeout")
 
 
-def finish_login(
-    user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False
-) -> Flow[None]:
+def finish_login(user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False) -> Flow[None]:
     """The end of a login whose caller left: what it brought is for the next one."""
     if fresh is None:
         yield Apply(user, LoginEnded(fence, refused=refused))

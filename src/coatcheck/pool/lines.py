@@ -1,4 +1,4 @@
-"""Callers of one process who wait for the same tokens stand in one line, in memory; the store knows a line by one ticket.
+"""Callers of one process who wait for the same stand in one line, in memory; the store knows a line by one ticket.
 
 A line is of one user and one set of credentials. The first in it asks the store, for all: it watches the ticket, keeps
 it alive, and is served first. Whoever gives a token back in this process asks in the same command, and hands what comes
@@ -124,7 +124,7 @@ class Lines:
 
     # -- joining and leaving
 
-    def join(self, place: Place) -> None:
+    def join(self, place: Place) -> Line:
         """Stand at the end of the line. Raises ``PoolFull``, ``PoolClosed``."""
         with self._lock:
             if self._closed:
@@ -140,6 +140,7 @@ class Lines:
                 raise full(place.user)
             place.line = line
             line.places[place] = None
+            return line
 
     def leave(self, place: Place, *, timed_out: bool = False) -> list[Command]:
         """Go away, also with what was served meanwhile: it is for the next. What to tell the store comes back."""
@@ -206,7 +207,13 @@ class Lines:
             return line, Then(release, _acquire(line, ahead=ahead))
 
     def pass_on_quickly(
-        self, memory: MemoryTokenStore, state: UserState, user: str, fence: int, value: str | None, credentials: Credentials
+        self,
+        memory: MemoryTokenStore,
+        state: UserState,
+        user: str,
+        fence: int,
+        value: str | None,
+        credentials: Credentials,
     ) -> bool:
         """The same for tokens in this process when nothing is out of the ordinary; else nothing changes."""
         with self._lock:
@@ -404,9 +411,10 @@ def _ask(line: Line, asker: object) -> Acquire | Then | None:
 def _see_to_first(line: Line) -> None:
     """Let the first not sleep longer than it may."""
     first = line.first()
-    if first is not None and line.asker is None:
-        if line.due or first.sleeps_until > min(line.again_at, line.look_at):
-            _wake(first)
+    if first is None or line.asker is not None:
+        return
+    if line.due or first.sleeps_until > min(line.again_at, line.look_at):
+        _wake(first)
 
 
 def _serve(place: Place, reply: Reply | Exception) -> None:

@@ -68,8 +68,8 @@ BATCH: Final = 500
 """States that are looked at with one round trip."""
 
 # KEYS: the user's state, its reservation. ARGV: the version that was seen, the version and state to be ("" leaves it),
-# the time by which it was decided (or ""), how far that may be off, the user, seconds to keep it, who asks, milliseconds
-# of a reservation, the channel and the message to those whose turn it is (or "").
+# the time by which it was decided (or ""), how far that may be off, the user, seconds to keep it, who asks,
+# milliseconds of a reservation, the channel and the message to those whose turn it is (or "").
 _SWAP: Final = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000

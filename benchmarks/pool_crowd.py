@@ -1,6 +1,6 @@
 """The outbound token pool under a crowd: many callers, few slots. Beside what promises nothing, in the same run.
 
-``python -m benchmarks.pool_crowd [--quick] [--only NAME ...] [--write-results]`` prints Markdown. A round of each in
+``python -m benchmarks.pool_crowd [--quick] [--only NAME ...]`` prints Markdown. A round of each in
 turn. Needs psycopg, psycopg_pool, redis, redis-server, and PostgreSQL's programs.
 """
 
@@ -27,7 +27,7 @@ import psycopg
 import redis
 
 from benchmarks.pool import NoConnection
-from benchmarks.report import table, write_section
+from benchmarks.report import table
 from coatcheck.pool import AsyncTokenPool, TokenPool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -313,7 +313,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each")
     parser.add_argument("--only", nargs="*", choices=list(BARE), default=list(BARE))
-    parser.add_argument("--write-results", action="store_true", help="renew the tables in RESULTS.md")
     arguments = parser.parse_args()
     heads = ["store", "callers", "pool", "uses per s", "of the ideal", "longest wait, s", "CPU per use, ms"]
     rows = measure(4.0 if arguments.quick else 15.0, arguments.only)
@@ -328,8 +327,6 @@ def main() -> None:
         ]
     )
     print(found)
-    if arguments.write_results:
-        write_section("pool under a crowd", found)
 
 
 if __name__ == "__main__":

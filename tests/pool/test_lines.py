@@ -178,7 +178,7 @@ class Story:
     def __init__(self, **policy: Any) -> None:
         self.clock = Clock()
         self.store = MemoryTokenStore(Policy(per_user=1, **policy), self.clock)
-        self.lines = Lines(self.store, self.clock, self.store.policy)
+        self.lines = Lines(self.store, self.store.policy, self.clock, lambda: 0.5, threading.RLock())
         self.slot = self.store.apply("ann", Acquire()).reply
         assert isinstance(self.slot, MustLogIn)
 

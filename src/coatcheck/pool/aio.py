@@ -40,7 +40,6 @@ from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.state import FAR, UserState
@@ -108,7 +107,7 @@ class AsyncTokenPool(PoolCore):
         url = str(self.settings.store)
         self._store: AsyncTokenStore
         self._store = AsyncMemoryTokenStore(self.memory) if self.memory else open_async_store(url, self.box())
-        self.lines = Lines(self._store, self.clock, self.settings.policy)
+        self.lines = self.new_lines(self._store)
         self._background = Background(self, self._logged_out)
         self._ticker: asyncio.Task[None] | None = None
 

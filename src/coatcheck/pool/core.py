@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 import weakref
 from typing import Any
@@ -19,7 +20,7 @@ from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
-from coatcheck.pool.lines import Lines
+from coatcheck.pool.lines import Lines, Watched
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
 from coatcheck.pool.rules import give_back_quickly, take_quickly
@@ -57,6 +58,9 @@ class PoolCore:
     def __repr__(self) -> str:
         where = "in process" if self.memory is not None else str(self.settings.store).partition(":")[0]
         return f"<{type(self).__name__} {self.settings.name!r}, {where}{', closed' if self.closed else ''}>"
+
+    def new_lines(self, store: Watched) -> Lines:
+        return Lines(store, self.settings.policy, self.clock, random.random, threading.RLock())
 
     def box(self) -> StateBox:
         return StateBox(self.settings.ring(), self.settings.name, self.settings.policy)

@@ -26,9 +26,9 @@ from coatcheck.pool.commands import (
     NotTried,
     Parting,
     Release,
+    SlotTurn,
     TakeIdle,
     Then,
-    Turn,
 )
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -39,7 +39,7 @@ from coatcheck.pool.errors import (
     PoolTimeout,
     StoreUnavailable,
 )
-from coatcheck.pool.lines import Line, Lines, Place
+from coatcheck.pool.lines import Lines, Place, WaitLine
 from coatcheck.pool.state import FAR
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def acquire(
     raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
 
 
-def _stand(place: Place, line: Line, lines: Lines, wait_s: float) -> Flow[Any]:
+def _stand(place: Place, line: WaitLine, lines: Lines, wait_s: float) -> Flow[Any]:
     """Wait in line, and ask for all while first in it; returns what came."""
     give_up_at = lines.clock() + wait_s
     while place.reply is None:
@@ -169,7 +169,7 @@ def _stand(place: Place, line: Line, lines: Lines, wait_s: float) -> Flow[Any]:
 
 
 def _heard(
-    line: Line, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: Turn | None = None
+    line: WaitLine, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: SlotTurn | None = None
 ) -> Flow[None]:
     """Serve the line with what came; as long as it is still its turn, ask for the next in it as well."""
     yield from _tell(line.user, lines.heard(line, command, answer, turn))
@@ -233,7 +233,7 @@ def release(
     ask_value: str | None = None,
     *,
     credentials: tuple[bytes, ...] | None = None,
-    turn: Turn | None = None,
+    turn: SlotTurn | None = None,
 ) -> Flow[None]:
     """Give a lease back. ``ask_value``: the token as it is now, if ``probe`` decides whether it is kept.
 
@@ -253,7 +253,7 @@ def release(
 
 
 def _give_back(
-    user: str, command: Release, lines: Lines, credentials: tuple[bytes, ...] | None, turn: Turn | None
+    user: str, command: Release, lines: Lines, credentials: tuple[bytes, ...] | None, turn: SlotTurn | None
 ) -> Flow[Any]:
     """Give a lease back, and in the same command ask for whoever is first in line here."""
     try:

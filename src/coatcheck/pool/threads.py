@@ -30,7 +30,6 @@ from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.lines import Lines
 from coatcheck.pool.logouts import Logouts
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
@@ -93,7 +92,7 @@ class TokenPool(PoolCore):
 
     def _open(self) -> None:
         self._store: TokenStore = self.memory or open_store(str(self.settings.store), self.box())
-        self.lines = Lines(self._store, self.clock, self.settings.policy)
+        self.lines = self.new_lines(self._store)
         patience_s = self.settings.policy.logout_timeout_s
         self._logouts = Logouts(self.log_out, self._logout_skipped, patience_s)
         self._stop = threading.Event()

@@ -19,6 +19,7 @@ BENCHMARKS = [
     ("benchmarks.behind_nginx", ["--write-results"], ["--quick"]),
     ("benchmarks.frameworks", ["--write-results"], ["--quick"]),
     ("benchmarks.pool", ["--write-results"], ["--quick"]),
+    ("benchmarks.pool_crowd", [], ["--quick"]),
 ]
 
 

@@ -1,6 +1,6 @@
 """The outbound token pool under a crowd: many callers, few slots. Beside what promises nothing, in the same run.
 
-``python -m benchmarks.pool_crowd [--quick] [--only NAME ...] [--write-results]`` prints Markdown. A round of each in
+``python -m benchmarks.pool_crowd [--quick] [--only NAME ...]`` prints Markdown. A round of each in
 turn. Needs psycopg, psycopg_pool, redis, redis-server, and PostgreSQL's programs.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import queue
 import secrets
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ import psycopg
 import redis
 
 from benchmarks.pool import NoConnection
-from benchmarks.report import table, write_section
+from benchmarks.report import table
 from coatcheck.pool import AsyncTokenPool, TokenPool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,9 +47,8 @@ Shared = Callable[[str, str], Lend]
 def stores() -> dict[str, Any]:
     """The contract suite's backends."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "contracts")]
-    from token_store_backends import TOKEN_BACKENDS
-
-    return TOKEN_BACKENDS  # type: ignore[no-any-return]
+    found: dict[str, Any] = importlib.import_module("token_store_backends").TOKEN_BACKENDS
+    return found
 
 
 @contextlib.contextmanager
@@ -67,9 +65,15 @@ def backend(name: str) -> Iterator[str]:
 
 
 def ours(url: str, key: str) -> Lend:
-    shared: dict[str, Any] = {"store": url, "key": bytes.fromhex(key)} if url else {}
+    shared: dict[str, Any] = {"store": url, "key": bytes.fromhex(key), "name": key[:16]} if url else {}
     pool = TokenPool(
-        lambda user: secrets.token_hex(8), per_user=SLOTS, max_uses=10**9, login_rate=None, wait=300, lease=300, **shared
+        lambda user: secrets.token_hex(8),
+        per_user=SLOTS,
+        max_uses=10**9,
+        login_rate=None,
+        wait=300,
+        lease=300,
+        **shared,
     )
     return lambda: pool.lease("SADMIN")
 
@@ -300,7 +304,8 @@ def measure(seconds: float, names: list[str]) -> list[list[str]]:
                     continue
                 for lender, make in (("coatcheck", ours), (BARE[name].__name__, BARE[name])):
                     rate, longest_s, cpu_ms = run(make, url, seconds)
-                    rows.append([name, kind, lender, f"{rate:.0f}", f"{rate / IDEAL:.2f}", f"{longest_s:.1f}", f"{cpu_ms:.2f}"])
+                    numbers = [f"{rate:.0f}", f"{rate / IDEAL:.2f}", f"{longest_s:.1f}", f"{cpu_ms:.2f}"]
+                    rows.append([name, kind, lender, *numbers])
     return rows
 
 
@@ -308,7 +313,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each")
     parser.add_argument("--only", nargs="*", choices=list(BARE), default=list(BARE))
-    parser.add_argument("--write-results", action="store_true", help="renew the tables in RESULTS.md")
     arguments = parser.parse_args()
     heads = ["store", "callers", "pool", "uses per s", "of the ideal", "longest wait, s", "CPU per use, ms"]
     rows = measure(4.0 if arguments.quick else 15.0, arguments.only)
@@ -323,8 +327,6 @@ def main() -> None:
         ]
     )
     print(found)
-    if arguments.write_results:
-        write_section("pool under a crowd", found)
 
 
 if __name__ == "__main__":

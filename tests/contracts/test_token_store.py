@@ -18,6 +18,7 @@ from coatcheck.pool import rules
 from coatcheck.pool.commands import (
     Acquire,
     Add,
+    Both,
     CleanUp,
     Command,
     Done,
@@ -37,6 +38,7 @@ from coatcheck.pool.commands import (
     Remove,
     Reset,
     TakeIdle,
+    Then,
     Waiting,
 )
 from coatcheck.pool.errors import StoreUnavailable
@@ -481,6 +483,7 @@ COMMANDS = st.lists(
         st.tuples(st.sampled_from(["login", "login_failed", "leave", "extend", "closed"]), st.integers(0, 5)),
         st.tuples(st.sampled_from(["idle", "remove", "clean"])),
         st.tuples(st.just("add"), WHOSE),
+        st.tuples(st.just("pass on"), st.integers(0, 5), WHOSE, st.booleans()),
     ),
     max_size=20,
 )
@@ -506,7 +509,7 @@ def test_every_store_is_the_rules_and_nothing_else(client: Open, script: list[tu
         outcome = store.apply(user, command)
         expected = rules.apply(model, policy, 1.0, command)
         assert timeless(outcome) == timeless(expected), command
-        reply = outcome.reply
+        reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
         if isinstance(reply, Granted | MustLogIn) and reply.fence not in fences:
             fences.append(reply.fence)
         if isinstance(reply, Waiting) and reply.ticket not in tickets:
@@ -516,6 +519,9 @@ def test_every_store_is_the_rules_and_nothing_else(client: Open, script: list[tu
     assert [token.value for token in state.free] == [token.value for token in model.free]
     assert list(state.leases) == list(model.leases)
     assert state.counters == model.counters
+    assert [(ticket.number, ticket.callers) for ticket in state.tickets] == [
+        (ticket.number, ticket.callers) for ticket in model.tickets
+    ]
 
 
 def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], partings: list[int]) -> Command:
@@ -539,6 +545,9 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
             return LogoutEnded(pick(partings, which))
         case ("add", whose):
             return Add("added", 3_000.0, whose)
+        case ("pass on", which, whose, ahead):
+            asking = Acquire(pick(tickets, which), credentials=whose, more=which % 3, ahead=ahead)
+            return Then(Leave(0, which) if which == 5 else Release(pick(fences, which)), asking)
         case ("idle",):
             return TakeIdle(0.0)
         case ("remove",):
@@ -589,9 +598,12 @@ def test_a_reset_frees_a_user_who_is_locked_up(client: Open, token_backend: Toke
 
 def timeless(outcome: Any) -> Any:
     """An outcome without the times in it, which depend on the clock."""
+    first = None
     reply = outcome.reply
+    if isinstance(reply, Both):
+        first, reply = reply.first, reply.second
     if isinstance(reply, Granted):
         reply = msgspec.structs.replace(reply, remaining_s=0.0)
     if isinstance(reply, Waiting):
         reply = (reply.ticket, reply.hopeless)
-    return reply, [(parting.fence, parting.value) for parting in outcome.partings]
+    return first, reply, [(parting.fence, parting.value) for parting in outcome.partings]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coatcheck.pool import rules
-from coatcheck.pool.commands import Acquire, Done, Granted, Release
+from coatcheck.pool.commands import Acquire, Both, Done, Granted, Release, Then
 from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState
 
 NOW = 1_000.0
@@ -69,3 +69,25 @@ def test_giving_back(given_state: tuple[UserState, Policy], value: str | None) -
         return
     assert rules.apply(slow, policy, NOW, Release(400, value)).reply == Done()
     assert state == slow
+
+
+@given(states(), st.sampled_from([None, "refreshed"]), st.integers(0, 2))
+def test_passing_on(given_state: tuple[UserState, Policy], value: str | None, more: int) -> None:
+    state, policy = given_state
+    held = state.leases[400].token
+    assert held is not None
+    mine = held.credentials
+    if state.tickets:
+        state.tickets[0].credentials = mine
+    before, slow = copy.deepcopy(state), copy.deepcopy(state)
+    taken = rules.pass_on_quickly(state, policy, NOW, 400, value, 1, more)
+    if taken is None:
+        assert state == before
+        return
+    acquire = Acquire(1, credentials=(mine,) if mine else (), more=more)
+    reply = rules.apply(slow, policy, NOW, Then(Release(400, value), acquire)).reply
+    assert type(reply) is Both
+    assert type(reply.second) is Granted
+    assert (taken[0], taken[2].value, taken[2].uses) == (reply.second.fence, reply.second.value, reply.second.uses)
+    if not slow.counters.drops:
+        assert state == slow

@@ -12,6 +12,7 @@ from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import (
     Acquire,
     Add,
+    Both,
     CleanUp,
     Command,
     Done,
@@ -30,6 +31,7 @@ from coatcheck.pool.commands import (
     Remove,
     Reply,
     TakeIdle,
+    Then,
     Waiting,
 )
 from coatcheck.pool.state import FAR, MAX_FAILING, REFUSED_S, Policy, new_user
@@ -107,15 +109,40 @@ class Farm(RuleBasedStateMachine):
         self.ask(0, whose)
 
     @precondition(lambda self: self.queue)
-    @rule(which=WHICH)
-    def ask_again(self, which: int) -> None:
+    @rule(which=WHICH, more=st.integers(0, 2))
+    def ask_again(self, which: int, more: int) -> None:
         ticket = self.queue[which % len(self.queue)]
-        self.ask(ticket, self.queued[ticket])
+        self.ask(ticket, self.queued[ticket], more=more)
 
-    def ask(self, ticket: int, whose: tuple[bytes, ...]) -> None:
+    @precondition(lambda self: self.queue and self.in_hands)
+    @rule(which=WHICH, more=st.integers(0, 2), ahead=st.booleans())
+    def pass_on(self, which: int, more: int, ahead: bool) -> None:
+        """Whoever gives back asks in the same command for those of its process who wait."""
+        ticket = self.queue[which % len(self.queue)]
+        fence = list(self.in_hands)[which % len(self.in_hands)]
+        stem, late = self.in_hands.pop(fence), self.now >= self.deadlines[fence]
+        late = late or fence not in self.state.leases
+        assert stem
+        self.ask(ticket, self.queued[ticket], more=more, ahead=ahead, release=Release(fence), late=late)
+
+    def ask(
+        self,
+        ticket: int,
+        whose: tuple[bytes, ...],
+        *,
+        more: int = 0,
+        ahead: bool = False,
+        release: Release | None = None,
+        late: bool = False,
+    ) -> None:
         queue = self.live_queue(whose)
-        reply, partings = self.apply(Acquire(ticket, credentials=whose))
+        command = Acquire(ticket, credentials=whose, more=more, ahead=ahead)
+        reply, partings = self.apply(command if release is None else Then(release, command))
         self.part(partings)
+        if type(reply) is Both:
+            assert (reply.first == Lost()) is late
+            reply = reply.second
+            ahead = ahead and not late
         if type(reply) is Waiting:
             assert reply.again_s >= 0
             self.queued[reply.ticket] = whose
@@ -123,15 +150,20 @@ class Farm(RuleBasedStateMachine):
                 self.leave_queue(ticket)
                 self.queue.append(reply.ticket)
             return
-        self.leave_queue(ticket)
+        stays = [place for place, other in enumerate(self.state.tickets) if other.number == ticket]
+        if not stays:
+            self.leave_queue(ticket)
         if type(reply) is QueueFull:
-            assert len(self.state.tickets) >= self.policy.max_waiting
+            assert sum(other.callers for other in self.state.tickets) >= self.policy.max_waiting
             return
         if type(reply) is NotTried:
             assert owner(whose) in self.refused
             return
-        ahead = queue.index(ticket) if ticket in queue else len(queue)
-        assert ahead < self.policy.per_user, "more came first than there are slots"
+        before = queue.index(ticket) if ticket in queue else len(queue)
+        assert ahead or before < self.policy.per_user, "more came first than there are slots"
+        assert len(stays) == (more > 0 and ticket in queue), "it stays for those behind"
+        if stays and not ahead:
+            assert stays == [len(self.state.tickets) - 1], "it had its turn"
         if type(reply) is Granted:
             self.granted(reply, whose=owner(whose))
         else:
@@ -142,8 +174,7 @@ class Farm(RuleBasedStateMachine):
     def live_queue(self, whose: tuple[bytes, ...]) -> list[int]:
         """Those who wait with the same credentials: others may wait for what these need not."""
         waiting = [ticket for ticket in self.state.tickets if self.now < ticket.alive_until]
-        mine = owner(whose)
-        return [ticket.number for ticket in waiting if owner((ticket.credentials,)) == mine]
+        return [ticket.number for ticket in waiting if ticket.credentials in (whose or (b"",))]
 
     def leave_queue(self, ticket: int) -> None:
         if ticket in self.queue:
@@ -290,7 +321,7 @@ class Farm(RuleBasedStateMachine):
         assert max(deadlines, default=0.0) <= self.now + LEASE_S, "every slot in somebody's hands has an end"
         assert len(state.tickets) <= self.policy.max_waiting
         numbers = [ticket.number for ticket in state.tickets]
-        assert numbers == sorted(numbers), "first come, first served"
+        assert len(set(numbers)) == len(numbers), "one place each"
 
     @invariant()
     def nothing_lasts_longer_than_it_may(self) -> None:

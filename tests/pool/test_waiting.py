@@ -120,7 +120,7 @@ def test_asyncio(kind: str) -> None:
 def test_who_begins_to_wait_while_the_pool_closes_is_not_forgotten() -> None:
     """The window between being told to wait and falling asleep."""
     store = MemoryTokenStore(Policy(per_user=1))
-    lines = Lines(store, time.monotonic, store.policy)
+    lines = Lines(store, store.policy, time.monotonic, lambda: 0.5, threading.RLock())
     store.apply("ann", Acquire())
     place = Place("ann", ())
     lines.join(place)

@@ -40,7 +40,6 @@ from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.state import FAR, UserState
@@ -108,7 +107,7 @@ class AsyncTokenPool(PoolCore):
         url = str(self.settings.store)
         self._store: AsyncTokenStore
         self._store = AsyncMemoryTokenStore(self.memory) if self.memory else open_async_store(url, self.box())
-        self.lines = Lines(self._store, self.clock, self.settings.policy)
+        self.lines = self.new_lines(self._store)
         self._background = Background(self, self._logged_out)
         self._ticker: asyncio.Task[None] | None = None
 
@@ -162,6 +161,10 @@ class AsyncTokenPool(PoolCore):
         """
         check_password(password)
         credentials = self.credentials.of(check_user(username), password)
+        shown = self.check_out_quickly(username, credentials)
+        if shown is not None:
+            self.credentials.checked_out_in_vain(username, ())
+            return shown
         flow = flows.ask(username, Acquire(may_wait=False, may_login=False, credentials=credentials))
         reply = await self.run(flow, undo=lambda reply: self._undo(username, reply))
         self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
@@ -184,8 +187,10 @@ class AsyncTokenPool(PoolCore):
             credentials = self.credentials.of_new(username, password)
             await self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
-        else:
-            await self.run(flows.release(username, Release(number(token_object.token_id), token_string), self.lines))
+            return
+        fence = number(token_object.token_id)
+        if not self.check_in_quickly(username, fence, token_string):
+            await self.run(flows.release(username, Release(fence, token_string), self.lines))
 
     async def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -193,8 +198,9 @@ class AsyncTokenPool(PoolCore):
         check_object(token_object)
         if token_object.token_id is None:
             return False
+        command = Release(number(token_object.token_id), keep=False, sign_out=False)
         try:
-            await self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False), self.lines))
+            await self.run(flows.release(username, command, self.lines))
         except LeaseLost:
             return False
         return True

@@ -148,7 +148,7 @@ Command = (
 )
 
 
-class Turn(msgspec.Struct, frozen=True):
+class SlotTurn(msgspec.Struct, frozen=True):
     """Until when, and to how many more of its own callers, a process may pass a slot on before those of others."""
 
     until: float
@@ -166,7 +166,7 @@ class Granted(msgspec.Struct, frozen=True):
     remaining_s: float
     uses: int = 1
     deadline: float = 0.0
-    turn: Turn | None = None
+    turn: SlotTurn | None = None
 
     def __repr__(self) -> str:
         return f"<Granted {self.fence}, {self.remaining_s:g} s>"

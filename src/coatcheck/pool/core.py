@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 import weakref
 from typing import Any
@@ -19,9 +20,10 @@ from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
-from coatcheck.pool.lines import Lines
+from coatcheck.pool.lines import Lines, Watched
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -56,6 +58,9 @@ class PoolCore:
     def __repr__(self) -> str:
         where = "in process" if self.memory is not None else str(self.settings.store).partition(":")[0]
         return f"<{type(self).__name__} {self.settings.name!r}, {where}{', closed' if self.closed else ''}>"
+
+    def new_lines(self, store: Watched) -> Lines:
+        return Lines(store, self.settings.policy, self.clock, random.random, threading.RLock())
 
     def box(self) -> StateBox:
         return StateBox(self.settings.ring(), self.settings.name, self.settings.policy)
@@ -105,6 +110,28 @@ class PoolCore:
         if isinstance(first, Release):
             self.live.discard((user, first.fence))
 
+    def check_out_quickly(self, user: str, credentials: tuple[bytes, ...]) -> TokenObject | None:
+        """A free token of this process, when nothing is out of the ordinary."""
+        memory = self.quick
+        state = None if memory is None else memory.states.get(user)
+        if memory is None or state is None:
+            return None
+        with memory.lock:
+            taken = take_quickly(state, memory.policy, memory.clock(), credentials)
+        if taken is None:
+            return None
+        fence, deadline, token = taken
+        return _shown(token.value, deadline, fence, token.uses, memory.policy)
+
+    def check_in_quickly(self, user: str, fence: int, value: str) -> bool:
+        """Free it again, when nothing is out of the ordinary; else nothing changes."""
+        memory = self.quick
+        state = None if memory is None else memory.states.get(user)
+        if memory is None or state is None:
+            return False
+        with memory.lock:
+            return give_back_quickly(state, memory.policy, memory.clock(), fence, value)
+
     def wait_s(self, wait: Duration | None) -> float:
         return self.settings.wait_s if wait is None else seconds("wait", wait)
 
@@ -152,9 +179,13 @@ class PoolCore:
 
 def token_object(granted: Granted, policy: Policy) -> TokenObject:
     """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
-    shown = TokenObject(granted.value, granted.deadline, token_id=granted.fence)
-    shown.usage_counter = granted.uses
-    shown.last_time_usage = granted.uses >= policy.max_uses
+    return _shown(granted.value, granted.deadline, granted.fence, granted.uses, policy)
+
+
+def _shown(value: str, deadline: float, fence: int, uses: int, policy: Policy) -> TokenObject:
+    shown = TokenObject(value, deadline, token_id=fence)
+    shown.usage_counter = uses
+    shown.last_time_usage = uses >= policy.max_uses
     return shown
 
 

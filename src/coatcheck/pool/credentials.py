@@ -36,6 +36,8 @@ class Credentials:
 
     def checked_out_in_vain(self, user: str, hashes: tuple[bytes, ...]) -> None:
         """This thread (or task) goes and logs in with these, and will check the new token in."""
+        if not hashes and not _in_vain.get():
+            return
         kept = self._others(user)
         _in_vain.set((*kept[-(REMEMBERED - 1) :], (self._number, user, hashes)) if hashes else kept)
 

@@ -26,9 +26,9 @@ from coatcheck.pool.commands import (
     NotTried,
     Parting,
     Release,
+    SlotTurn,
     TakeIdle,
     Then,
-    Turn,
 )
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -39,7 +39,7 @@ from coatcheck.pool.errors import (
     PoolTimeout,
     StoreUnavailable,
 )
-from coatcheck.pool.lines import Line, Lines, Place
+from coatcheck.pool.lines import Lines, Place, WaitLine
 from coatcheck.pool.state import FAR
 
 T = TypeVar("T")
@@ -126,8 +126,8 @@ def acquire(
     if wait_s > 0:
         place = Place(user, credentials)
         try:
-            lines.join(place)
-            reply = yield from _stand(place, lines, wait_s)
+            line = lines.join(place)
+            reply = yield from _stand(place, line, lines, wait_s)
             if isinstance(reply, Exception):
                 raise reply
         except BaseException as error:
@@ -147,14 +147,14 @@ def acquire(
     raise LoginRateLimited(user, reply.limited_s) if reply.limited_s else PoolTimeout(user, wait_s)
 
 
-def _stand(place: Place, lines: Lines, wait_s: float) -> Flow[Any]:
+def _stand(place: Place, line: WaitLine, lines: Lines, wait_s: float) -> Flow[Any]:
     """Wait in line, and ask for all while first in it; returns what came."""
     give_up_at = lines.clock() + wait_s
     while place.reply is None:
         command = lines.to_ask(place)
         if command is not None:
             answer = yield Apply(place.user, command)
-            yield from _heard(place.line, place, lines, command, answer)
+            yield from _heard(line, place, lines, command, answer)
             continue
         left_s = give_up_at - lines.clock()
         limited_s = lines.limited_s(place, left_s)
@@ -163,13 +163,13 @@ def _stand(place: Place, lines: Lines, wait_s: float) -> Flow[Any]:
         if left_s <= 0:
             raise PoolTimeout(place.user, wait_s)
         yield Stand(place, give_up_at)
-        if place.reply is None and lines.must_look(place) and (yield Look(place.user, place.line.ticket)):
-            lines.rouse(place.line)
+        if place.reply is None and lines.must_look(place) and (yield Look(place.user, line.ticket)):
+            lines.rouse(line)
     return place.reply
 
 
 def _heard(
-    line: Line, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: Turn | None = None
+    line: WaitLine, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: SlotTurn | None = None
 ) -> Flow[None]:
     """Serve the line with what came; as long as it is still its turn, ask for the next in it as well."""
     yield from _tell(line.user, lines.heard(line, command, answer, turn))
@@ -217,9 +217,7 @@ def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     raise LoginFailed(user, "it took longer than login_timeout")
 
 
-def finish_login(
-    user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False
-) -> Flow[None]:
+def finish_login(user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False) -> Flow[None]:
     """The end of a login whose caller left: what it brought is for the next one."""
     if fresh is None:
         yield Apply(user, LoginEnded(fence, refused=refused))
@@ -235,7 +233,7 @@ def release(
     ask_value: str | None = None,
     *,
     credentials: tuple[bytes, ...] | None = None,
-    turn: Turn | None = None,
+    turn: SlotTurn | None = None,
 ) -> Flow[None]:
     """Give a lease back. ``ask_value``: the token as it is now, if ``probe`` decides whether it is kept.
 
@@ -255,7 +253,7 @@ def release(
 
 
 def _give_back(
-    user: str, command: Release, lines: Lines, credentials: tuple[bytes, ...] | None, turn: Turn | None
+    user: str, command: Release, lines: Lines, credentials: tuple[bytes, ...] | None, turn: SlotTurn | None
 ) -> Flow[Any]:
     """Give a lease back, and in the same command ask for whoever is first in line here."""
     try:

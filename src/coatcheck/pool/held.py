@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coatcheck.pool.commands import Granted, Release, Turn
+from coatcheck.pool.commands import Granted, Release, SlotTurn
 from coatcheck.pool.duration import Duration
 from coatcheck.pool.errors import LeaseLost, PoolError
 from coatcheck.pool.flows import Flow, release
@@ -48,7 +48,7 @@ class Held:
     _sign_out: bool
     _span_s: float | None
     _state: UserState | None
-    _turn: Turn | None
+    _turn: SlotTurn | None
 
     def __init__(self, pool: Any, user: str, password: str | None, wait: Duration | None) -> None:
         self._pool = pool

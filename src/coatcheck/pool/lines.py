@@ -1,4 +1,4 @@
-"""Callers of one process who wait for the same tokens stand in one line, in memory; the store knows a line by one ticket.
+"""Callers of one process who wait for the same stand in one line, in memory; the store knows a line by one ticket.
 
 A line is of one user and one set of credentials. The first in it asks the store, for all: it watches the ticket, keeps
 it alive, and is served first. Whoever gives a token back in this process asks in the same command, and hands what comes
@@ -10,11 +10,10 @@ Nothing here blocks, awaits, or talks to a store: flows (:mod:`coatcheck.pool.fl
 
 from __future__ import annotations
 
-import random
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 
 from coatcheck.pool import rules
 from coatcheck.pool.commands import (
@@ -28,13 +27,12 @@ from coatcheck.pool.commands import (
     QueueFull,
     Release,
     Reply,
+    SlotTurn,
     Then,
-    Turn,
     Waiting,
 )
 from coatcheck.pool.errors import PoolClosed, PoolFull, StoreUnavailable
 from coatcheck.pool.state import FAR, Policy, UserState
-from coatcheck.pool.stores.memory import MemoryTokenStore
 
 TURN_S: Final = 0.1
 """A process whose turn it is may use the slot for so long, for callers who waited when its turn came; then it is the
@@ -60,6 +58,14 @@ class Watched(Protocol):
         ...
 
 
+class InMemory(Protocol):
+    """What the fast path needs of the store in the process."""
+
+    lock: Any
+    policy: Policy
+    clock: Callable[[], float]
+
+
 class Place:
     """A caller in a line. ``reply``: what it was served, or the error that ends its waiting."""
 
@@ -68,14 +74,14 @@ class Place:
     def __init__(self, user: str, credentials: Credentials) -> None:
         self.user = user
         self.credentials = credentials
-        self.line: Line | None = None
+        self.line: WaitLine | None = None
         self.reply: Reply | Exception | None = None
-        self.turn: Turn | None = None
+        self.turn: SlotTurn | None = None
         self.sleeps_until = -FAR
         self.wake: Callable[[], None] | None = None
 
 
-class Line:
+class WaitLine:
     """Those who wait in this process for the same, in the order in which they came."""
 
     __slots__ = (
@@ -112,19 +118,31 @@ class Line:
 
 
 class Lines:
-    """All lines of one pool in one process. ``clock``: the pool's. Safe to use from several threads."""
+    """All lines of one pool in one process. Safe to use from several threads.
 
-    def __init__(self, store: Watched, clock: Callable[[], float], policy: Policy) -> None:
+    ``clock``: the pool's. ``dice``: uniform in 0..1. ``lock``: one that its owner may take again, because a signal
+    handler may borrow and give back as well.
+    """
+
+    def __init__(
+        self,
+        store: Watched,
+        policy: Policy,
+        clock: Callable[[], float],
+        dice: Callable[[], float],
+        lock: AbstractContextManager[Any],
+    ) -> None:
         self.clock = clock
+        self._dice = dice
+        self._lock = lock
         self._store = store
         self._policy = policy
-        self._users: dict[str, dict[Credentials, Line]] = {}
-        self._lock = threading.RLock()  # a signal handler may borrow and give back as well
+        self._users: dict[str, dict[Credentials, WaitLine]] = {}
         self._closed = False
 
     # -- joining and leaving
 
-    def join(self, place: Place) -> None:
+    def join(self, place: Place) -> WaitLine:
         """Stand at the end of the line. Raises ``PoolFull``, ``PoolClosed``."""
         with self._lock:
             if self._closed:
@@ -132,7 +150,7 @@ class Lines:
             lines = self._users.setdefault(place.user, {})
             line = lines.get(place.credentials)
             if line is None:
-                line = lines[place.credentials] = Line(place.user, place.credentials)
+                line = lines[place.credentials] = WaitLine(place.user, place.credentials)
             # As long as the store did not say that they have to wait, so many more may be about to be served.
             most = self._policy.max_waiting + (0 if line.ticket else self._policy.per_user)
             if _count(lines) >= most:
@@ -140,6 +158,7 @@ class Lines:
                 raise full(place.user)
             place.line = line
             line.places[place] = None
+            return line
 
     def leave(self, place: Place, *, timed_out: bool = False) -> list[Command]:
         """Go away, also with what was served meanwhile: it is for the next. What to tell the store comes back."""
@@ -181,14 +200,14 @@ class Lines:
                 return None
             return _ask(line, place)
 
-    def to_ask_again(self, line: Line, asker: object) -> Acquire | Then | None:
+    def to_ask_again(self, line: WaitLine, asker: object) -> Acquire | Then | None:
         """What whoever has just asked has to ask for the others in line, because it is their turn as well."""
         with self._lock:
             return _ask(line, asker) if line.due and line.places else None
 
     def to_pass_on(
-        self, user: str, release: Release, credentials: Credentials | None, turn: Turn | None
-    ) -> tuple[Line, Then] | None:
+        self, user: str, release: Release, credentials: Credentials | None, turn: SlotTurn | None
+    ) -> tuple[WaitLine, Then] | None:
         """How to give a lease back, and in the same command ask for those who wait here; ``None``: nobody does.
 
         ``credentials``: of whoever gives back, if known; ``turn``: that of the lease. Then :meth:`heard` or
@@ -206,7 +225,13 @@ class Lines:
             return line, Then(release, _acquire(line, ahead=ahead))
 
     def pass_on_quickly(
-        self, memory: MemoryTokenStore, state: UserState, user: str, fence: int, value: str | None, credentials: Credentials
+        self,
+        memory: InMemory,
+        state: UserState,
+        user: str,
+        fence: int,
+        value: str | None,
+        credentials: Credentials,
     ) -> bool:
         """The same for tokens in this process when nothing is out of the ordinary; else nothing changes."""
         with self._lock:
@@ -226,7 +251,9 @@ class Lines:
                 line.due = True
             return not self._pass_on(line, granted, None)
 
-    def heard(self, line: Line, command: Acquire | Then, answer: Reply, turn: Turn | None = None) -> list[Command]:
+    def heard(
+        self, line: WaitLine, command: Acquire | Then, answer: Reply, turn: SlotTurn | None = None
+    ) -> list[Command]:
         """What the store answered for the line; ``turn``: of the lease that was given back with it.
 
         What to tell the store, because nobody is there any more who wants it, comes back.
@@ -248,9 +275,9 @@ class Lines:
                 line.due = True  # whoever is next asks for itself
             now = self.clock()
             if acquire.ahead and turn is not None:
-                turn = Turn(turn.until, turn.callers - 1)
+                turn = SlotTurn(turn.until, turn.callers - 1)
             else:
-                turn = Turn(now + TURN_S, len(line.places) - 1)
+                turn = SlotTurn(now + TURN_S, len(line.places) - 1)
             self._plan_look(line, now)
             return self._pass_on(line, reply, turn)
 
@@ -309,7 +336,7 @@ class Lines:
             self._plan_look(line, now)
             return now < line.again_at
 
-    def rouse(self, line: Line) -> None:
+    def rouse(self, line: WaitLine) -> None:
         """It may be the line's turn."""
         with self._lock:
             line.due = True
@@ -317,7 +344,7 @@ class Lines:
 
     # -- with the lock held
 
-    def _must_wait(self, line: Line, reply: Waiting) -> None:
+    def _must_wait(self, line: WaitLine, reply: Waiting) -> None:
         now = self.clock()
         line.again_at = now + reply.again_s
         line.limited_until = now + reply.limited_s if reply.limited_s else -FAR
@@ -332,7 +359,7 @@ class Lines:
             for place in line.places:  # each knows for itself how long it would wait
                 _wake(place)
 
-    def _pass_on(self, line: Line, reply: Granted | MustLogIn, turn: Turn | None) -> list[Command]:
+    def _pass_on(self, line: WaitLine, reply: Granted | MustLogIn, turn: SlotTurn | None) -> list[Command]:
         """Serve the first; if nobody is there, it goes back to the store."""
         first = line.first()
         if first is not None:
@@ -342,7 +369,7 @@ class Lines:
         back: Command = Release(reply.fence) if isinstance(reply, Granted) else LoginEnded(reply.fence, failed=False)
         return [back, *self._after(line)]
 
-    def _after(self, line: Line) -> list[Command]:
+    def _after(self, line: WaitLine) -> list[Command]:
         """See to whoever is first now; the last to leave tells the store."""
         if line.places:
             _see_to_first(line)
@@ -354,7 +381,7 @@ class Lines:
         self._forget(line)
         return [Leave(ticket, timeouts)] if ticket or timeouts else []
 
-    def _forget(self, line: Line) -> None:
+    def _forget(self, line: WaitLine) -> None:
         lines = self._users.get(line.user)
         if line.places or line.asker is not None or lines is None or lines.get(line.credentials) is not line:
             return
@@ -362,7 +389,7 @@ class Lines:
         if not lines:
             del self._users[line.user]
 
-    def _set_ticket(self, line: Line, ticket: int) -> None:
+    def _set_ticket(self, line: WaitLine, ticket: int) -> None:
         if ticket == line.ticket:
             return
         if line.ticket:
@@ -371,26 +398,26 @@ class Lines:
         if ticket:
             self._store.watch(line.user, ticket, lambda: self.rouse(line))
 
-    def _plan_look(self, line: Line, now: float, *, anew: bool = False) -> None:
+    def _plan_look(self, line: WaitLine, now: float, *, anew: bool = False) -> None:
         first_s, most_s = self._store.pauses()
         line.pause_s = first_s if anew else min(max(line.pause_s, first_s), most_s)
-        line.look_at = now + line.pause_s * (0.5 + random.random())
+        line.look_at = now + line.pause_s * (0.5 + self._dice())
 
 
-def _line_of(place: Place) -> Line:
+def _line_of(place: Place) -> WaitLine:
     assert place.line is not None, "it has joined"
     return place.line
 
 
-def _count(lines: dict[Credentials, Line]) -> int:
+def _count(lines: dict[Credentials, WaitLine]) -> int:
     return sum(len(line.places) for line in lines.values())
 
 
-def _acquire(line: Line, *, ahead: bool = False) -> Acquire:
+def _acquire(line: WaitLine, *, ahead: bool = False) -> Acquire:
     return Acquire(line.ticket, credentials=line.credentials, more=max(0, len(line.places) - 1), ahead=ahead)
 
 
-def _ask(line: Line, asker: object) -> Acquire | Then | None:
+def _ask(line: WaitLine, asker: object) -> Acquire | Then | None:
     if line.asker is not None:
         return None
     line.asker, line.due = asker, False
@@ -401,12 +428,13 @@ def _ask(line: Line, asker: object) -> Acquire | Then | None:
     return Then(Leave(0, timeouts), acquire)
 
 
-def _see_to_first(line: Line) -> None:
+def _see_to_first(line: WaitLine) -> None:
     """Let the first not sleep longer than it may."""
     first = line.first()
-    if first is not None and line.asker is None:
-        if line.due or first.sleeps_until > min(line.again_at, line.look_at):
-            _wake(first)
+    if first is None or line.asker is not None:
+        return
+    if line.due or first.sleeps_until > min(line.again_at, line.look_at):
+        _wake(first)
 
 
 def _serve(place: Place, reply: Reply | Exception) -> None:
@@ -415,7 +443,7 @@ def _serve(place: Place, reply: Reply | Exception) -> None:
     _wake(place)
 
 
-def _tell_all(line: Line, reply: Callable[[], Reply | Exception]) -> None:
+def _tell_all(line: WaitLine, reply: Callable[[], Reply | Exception]) -> None:
     while line.places:
         _serve(next(iter(line.places)), reply())
 

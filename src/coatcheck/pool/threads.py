@@ -30,7 +30,6 @@ from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.lines import Lines
 from coatcheck.pool.logouts import Logouts
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
@@ -93,7 +92,7 @@ class TokenPool(PoolCore):
 
     def _open(self) -> None:
         self._store: TokenStore = self.memory or open_store(str(self.settings.store), self.box())
-        self.lines = Lines(self._store, self.clock, self.settings.policy)
+        self.lines = self.new_lines(self._store)
         patience_s = self.settings.policy.logout_timeout_s
         self._logouts = Logouts(self.log_out, self._logout_skipped, patience_s)
         self._stop = threading.Event()
@@ -147,6 +146,10 @@ class TokenPool(PoolCore):
         """
         check_password(password)
         credentials = self.credentials.of(check_user(username), password)
+        shown = self.check_out_quickly(username, credentials)
+        if shown is not None:
+            self.credentials.checked_out_in_vain(username, ())
+            return shown
         command = Acquire(may_wait=False, may_login=False, credentials=credentials)
         reply = self.run(flows.ask(username, command))
         self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
@@ -169,8 +172,10 @@ class TokenPool(PoolCore):
             credentials = self.credentials.of_new(username, password)
             self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
-        else:
-            self.run(flows.release(username, Release(number(token_object.token_id), token_string), self.lines))
+            return
+        fence = number(token_object.token_id)
+        if not self.check_in_quickly(username, fence, token_string):
+            self.run(flows.release(username, Release(fence, token_string), self.lines))
 
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -178,8 +183,9 @@ class TokenPool(PoolCore):
         check_object(token_object)
         if token_object.token_id is None:
             return False
+        command = Release(number(token_object.token_id), keep=False, sign_out=False)
         try:
-            self.run(flows.release(username, Release(number(token_object.token_id), keep=False, sign_out=False), self.lines))
+            self.run(flows.release(username, command, self.lines))
         except LeaseLost:
             return False
         return True

@@ -16,9 +16,7 @@ class LoginDue(msgspec.Struct, frozen=True):
     fence: int
 
 
-def check_out(
-    user: str, wait_s: float, lines: Lines, credentials: tuple[bytes, ...] = ()
-) -> Flow[Granted | LoginDue]:
+def check_out(user: str, wait_s: float, lines: Lines, credentials: tuple[bytes, ...] = ()) -> Flow[Granted | LoginDue]:
     """Like :func:`coatcheck.pool.flows.acquire`, but a login that is due is answered instead of performed."""
     flow = flows.acquire(user, None, wait_s, lines, credentials)
     try:

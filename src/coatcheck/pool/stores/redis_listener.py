@@ -10,7 +10,7 @@ from coatcheck.pool.stores.listener import HEAR_S, Ear
 
 def listen(client: redis.Redis, ear: Ear) -> None:
     """Hear until it is enough, by a connection of its own. Raises ``RedisError``."""
-    with client.pubsub() as heard:
+    with client.pubsub() as heard:  # type: ignore[no-untyped-call]
         heard.subscribe(ear.channel)
         while not ear.enough():
             _take(ear, heard.get_message(timeout=HEAR_S))

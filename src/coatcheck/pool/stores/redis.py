@@ -12,10 +12,11 @@ time; the server keeps the last reply of each line, so a repeated call gets that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest as same
@@ -118,7 +119,8 @@ class _Calls:
         self.pattern = f"{self._prefix}*:state"
         self._owners: OrderedDict[tuple[str, int], Held] = OrderedDict()
         self._lines: list[Line] = []
-        self._line_names = (f"{mine}-{number}" for mine in [urandom(8).hex()] for number in itertools.count())
+        self._name = urandom(8).hex()
+        self._numbers = itertools.count()
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
@@ -130,16 +132,13 @@ class _Calls:
         """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
         found, partings = yield from self._ask(user, (yield from self._asked(user, command)))
         reply = yield from self._reply(user, command, found)
-        return CommandOutcome(reply, tuple(self._parting(user, each) for each in partings if self._opens(user, each)))
+        return CommandOutcome(reply, tuple(self._partings(user, partings)))
 
     def _asked(self, user: str, command: Command | Forget) -> Calls:
         """The command for the server: hashes as texts, the value sealed."""
         if isinstance(command, Then):
-            first, second = (
-                (yield from self._asked(user, command.first)),
-                (yield from self._asked(user, command.second)),
-            )
-            return {"type": "Then", "first": first, "second": second}
+            first = yield from self._asked(user, command.first)
+            return {"type": "Then", "first": first, "second": (yield from self._asked(user, command.second))}
         asked: dict[str, Any] = msgspec.to_builtins(command, builtin_types=(bytes,))
         if "credentials" in asked:
             asked["credentials"] = [each.hex() for each in asked["credentials"]]
@@ -154,7 +153,10 @@ class _Calls:
 
     def _ask(self, user: str, asked: dict[str, Any]) -> Calls:
         """The script's reply and partings."""
-        line = self._lines.pop() if self._lines else Line(next(self._line_names))
+        try:
+            line = self._lines.pop()
+        except IndexError:
+            line = Line(f"{self._name}-{next(self._numbers)}")
         line.calls += 1
         keys = [self.key(user), self.wake_key(user, "")]
         command = msgspec.msgpack.encode(asked)
@@ -228,16 +230,12 @@ class _Calls:
         if len(self._owners) > MAX_OWNERS:
             self._owners.popitem(last=False)
 
-    def _opens(self, user: str, parting: dict[str, Any]) -> bool:
+    def _partings(self, user: str, partings: list[dict[str, Any]]) -> Iterator[Parting]:
         """What we cannot open, we cannot log out; its slot is free at the deadline."""
-        try:
-            return bool(self._parting(user, parting))
-        except StoreUnavailable:
-            return False
-
-    def _parting(self, user: str, parting: dict[str, Any]) -> Parting:
-        owner = bytes.fromhex(parting["sealed_for"])
-        return Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
+        for parting in partings:
+            owner = bytes.fromhex(parting["sealed_for"])
+            with contextlib.suppress(StoreUnavailable):
+                yield Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
 
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6

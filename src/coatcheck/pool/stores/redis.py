@@ -195,9 +195,10 @@ class _Calls:
         kind = found["kind"]
         if kind == "MustLogIn" and isinstance(command, Acquire):
             self._remember(user, found["fence"], Held(_mine(command)[0]))
-        if kind == "Granted":
-            is_ours = isinstance(command, LoginDone)
-            found["value"] = command.value if is_ours else (yield from self._value(user, command, found))
+        if kind == "Granted" and isinstance(command, LoginDone):
+            found["value"] = command.value
+        elif kind == "Granted":
+            found["value"] = yield from self._value(user, command, found)
         if kind == "Lost" or isinstance(command, Release | LoginEnded):
             self._owners.pop((user, getattr(command, "fence", 0)), None)
         return msgspec.convert(found, _REPLIES[kind])

@@ -86,20 +86,20 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     """Delete the user's state if it is idle."""
 
 
-class Owner(msgspec.Struct, frozen=True, tag=True):
+class AskOwner(msgspec.Struct, frozen=True, tag="Owner"):
     """Whose is slot ``fence``?"""
 
     fence: int
 
 
-class Held(msgspec.Struct, frozen=True):
+class OwnSlot(msgspec.Struct, frozen=True):
     """What this process knows of a slot in its hands: whose it is, and the value if it must be sealed anew."""
 
     credentials: bytes
     stale: str | None = None
 
 
-class Line:
+class CallLine:
     """Has one call at a time."""
 
     def __init__(self, name: str) -> None:
@@ -107,7 +107,7 @@ class Line:
         self.calls = 0
 
 
-class _Calls:
+class ScriptCalls:
     """What both clients do, without doing it: which calls to make for a command, and what their replies mean."""
 
     def __init__(self, box: StateBox) -> None:
@@ -117,8 +117,8 @@ class _Calls:
         self._policy = msgspec.msgpack.encode(policy)
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
-        self._owners: OrderedDict[tuple[str, int], Held] = OrderedDict()
-        self._lines: list[Line] = []
+        self._owners: OrderedDict[tuple[str, int], OwnSlot] = OrderedDict()
+        self._lines: list[CallLine] = []
         self._name = urandom(8).hex()
         self._numbers = itertools.count()
 
@@ -156,7 +156,7 @@ class _Calls:
         try:
             line = self._lines.pop()
         except IndexError:
-            line = Line(f"{self._name}-{next(self._numbers)}")
+            line = CallLine(f"{self._name}-{next(self._numbers)}")
         line.calls += 1
         keys = [self.key(user), self.wake_key(user, "")]
         command = msgspec.msgpack.encode(asked)
@@ -177,15 +177,15 @@ class _Calls:
 
     def _held(self, user: str, command: LoginDone | Add | Release) -> Calls:
         if isinstance(command, Add):
-            return Held(command.credentials[0] if command.credentials else NONE_GIVEN)
+            return OwnSlot(command.credentials[0] if command.credentials else NONE_GIVEN)
         held = self._owners.get((user, command.fence))
         if held is None and command.value is not None:  # it is of another process
-            found, _ = yield from self._ask(user, msgspec.to_builtins(Owner(command.fence)))
+            found, _ = yield from self._ask(user, msgspec.to_builtins(AskOwner(command.fence)))
             if found["kind"] == "Owner":
-                held = Held(bytes.fromhex(found["sealed_for"]))
+                held = OwnSlot(bytes.fromhex(found["sealed_for"]))
                 if found.get("value") is not None:
                     self._values.open(user, held.credentials, found["value"])
-        return held or Held(NONE_GIVEN)
+        return held or OwnSlot(NONE_GIVEN)
 
     def _reply(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
         """The reply, its value opened."""
@@ -194,7 +194,7 @@ class _Calls:
             return Both(first, (yield from self._reply(user, command.second, found["second"])))
         kind = found["kind"]
         if kind == "MustLogIn" and isinstance(command, Acquire):
-            self._remember(user, found["fence"], Held(_mine(command)[0]))
+            self._remember(user, found["fence"], OwnSlot(_mine(command)[0]))
         if kind == "Granted" and isinstance(command, LoginDone):
             found["value"] = command.value
         elif kind == "Granted":
@@ -218,14 +218,14 @@ class _Calls:
             raise
         is_current = owner == mine and self._values.is_current(sealed)
         if isinstance(command, Acquire) or (user, fence) not in self._owners:
-            self._remember(user, fence, Held(mine, None if is_current else value))
+            self._remember(user, fence, OwnSlot(mine, None if is_current else value))
         return value
 
     def _may_have(self, command: Acquire, owner: bytes) -> bool:
         """Whether the caller gave the credentials for which the value is sealed, whatever the server says."""
         return any(same(owner, each) for each in _mine(command))
 
-    def _remember(self, user: str, fence: int, held: Held) -> None:
+    def _remember(self, user: str, fence: int, held: OwnSlot) -> None:
         # Each step by itself is safe among threads.
         self._owners[user, fence] = held
         if len(self._owners) > MAX_OWNERS:
@@ -269,7 +269,7 @@ class RedisTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._calls = _Calls(box)
+        self._calls = ScriptCalls(box)
 
         def client(connections: int, patience_s: float) -> redis.Redis:
             pool = redis.BlockingConnectionPool.from_url(
@@ -340,7 +340,7 @@ class AsyncRedisTokenStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._calls = _Calls(box)
+        self._calls = ScriptCalls(box)
 
         def client(connections: int, patience_s: float) -> redis.asyncio.Redis:
             pool = redis.asyncio.BlockingConnectionPool.from_url(

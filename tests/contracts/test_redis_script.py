@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import random
 import secrets
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -44,7 +46,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy, UserState, new_user
 from coatcheck.pool.stores.blob import StateBox
-from coatcheck.pool.stores.redis import SCRIPT, _Calls
+from coatcheck.pool.stores.redis import SCRIPT, ScriptCalls
 from coatcheck.tokens.keyring import KeyRing
 from pool.test_rules_model import Farm
 
@@ -63,7 +65,7 @@ def server() -> Iterator[None]:
     backend.stop()
 
 
-class Calls(_Calls):
+class Calls(ScriptCalls):
     """All hashes here are by one key, so one who gives the new hash alone may have what was sealed for the former."""
 
     def _may_have(self, command: Acquire, owner: bytes) -> bool:
@@ -140,13 +142,23 @@ WHOSE: list[tuple[bytes, ...]] = [(), *((bytes([number]) * 16,) for number in ra
 WHOSE += [(b"n" * 16, bytes(16)), (b"n" * 16, b"\x01" * 16, b"o" * 16)]
 
 
+STEPS_S = [*[0.0, 0.0, 0.0, 0.0, 0.001, 0.01, 0.3, 1.0] * 10, 20.0, 700.0, 4_000.0, -1.0, -300.0, -4_000.0]
+
+
+def moments(state: UserState) -> list[float]:
+    """At which something changes by itself, to the very bit."""
+    found = [state.next_deadline, state.rate_at, *(token.expires_at for token in state.free)]
+    found += [ticket.alive_until for ticket in state.tickets]
+    return found + [at for failing in state.failing for at in (failing.retry_at(), failing.ends_at())]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_script_is_the_rules(seed: int) -> None:
     dice = random.Random(seed)
     policy = Policy(
         per_user=dice.randint(1, 5),
-        max_uses=dice.choice([2, 5, NO_LIMIT]),
-        lease_s=dice.choice([5.0, 0.1]),
+        max_uses=[1, 2, 3, NO_LIMIT][seed % 4],
+        lease_s=dice.choice([5.0, 5.0, 0.1]),
         min_remaining_s=dice.choice([0.0, 1.5]),
         signs_out=dice.random() < 0.6,
         login_timeout_s=dice.choice([7.0, 1 / 3]),
@@ -160,43 +172,67 @@ def test_the_script_is_the_rules(seed: int) -> None:
     )
     now = 1_700_000_000.123456
     twins = Twins(policy, now)
-    fences, tickets = list(twins.state.leases), [1]
+    seen = Seen(logins=list(twins.state.leases))
     values = (f"tökén {number} \N{SNOWMAN}" for number in itertools.count())
-    kinds: set[type] = set()
-    for _ in range(400):
-        now += dice.choice([0.0, 0.001, 0.3, 1.0, 4.0] * 8 + [20.0, 700.0, 4_000.0, -1.0, -300.0, -4_000.0])
-        outcome = twins.apply(now, command(dice, fences, tickets, next(values)))
+    kinds: Counter[type] = Counter()
+    due: Command | None = None
+    for _ in range(600):
+        if dice.random() < 0.1:
+            now = dice.choice([at for at in moments(twins.state) if abs(at - now) < 5_000] or [now])
+        else:
+            now += dice.choice(STEPS_S)
+        outcome = twins.apply(now, due or command(dice, seen, next(values)))
+        due = None
         reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
-        kinds.add(type(reply))
-        if isinstance(reply, Granted | MustLogIn):
-            fences.append(reply.fence)
+        kinds[type(reply)] += 1
+        if isinstance(reply, MustLogIn):
+            seen.logins.append(reply.fence)
+            if dice.random() < 0.7:
+                due = LoginDone(reply.fence, next(values), dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0]))
+        if isinstance(reply, Granted):
+            seen.leases.append(reply.fence)
         if isinstance(reply, Waiting):
-            tickets.append(reply.ticket)
-        fences += [parting.fence for parting in outcome.partings]
-    assert len(kinds) >= 5, "it went on for a while"
+            seen.tickets.append(reply.ticket)
+        seen.partings += [parting.fence for parting in outcome.partings]
+    assert len(kinds) >= 5
+    assert kinds[Granted] >= 15, "it went on for a while"
 
 
-def command(dice: random.Random, fences: list[int], tickets: list[int], value: str) -> Command:
+@dataclass
+class Seen:
+    """Numbers that were answered."""
+
+    logins: list[int]
+    leases: list[int] = field(default_factory=lambda: [1])
+    partings: list[int] = field(default_factory=lambda: [1])
+    tickets: list[int] = field(default_factory=lambda: [1])
+
+    def any(self, dice: random.Random) -> int:
+        return dice.choice(self.logins[-2:] + self.leases[-3:] + self.partings[-3:])
+
+
+def command(dice: random.Random, seen: Seen, value: str) -> Command:
     """Any command; most of them of things that are still there."""
-    fence = dice.choice(fences[-6:] + fences[:1])
-    whose = dice.choice(WHOSE[: dice.choice([1, 3, len(WHOSE)])] + WHOSE[-2:])
+    fence, tickets = dice.choice(seen.leases[-3:]), seen.tickets
+    whose = dice.choice(WHOSE[: dice.choice([1, 1, 2, len(WHOSE)])])
     yes = dice.random() < 0.5
     again = Acquire(dice.choice([0, *tickets[-4:]]), yes, True, whose, dice.choice([0, 0, 3]), dice.random() < 0.3)
     often = [
         Acquire(0, yes, dice.random() < 0.8, whose, dice.choice([0, 0, 2])),
         again,
-        LoginDone(fences[-1], value, dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0])),
+        LoginDone(dice.choice(seen.logins[-2:]), value, dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0])),
         Release(fence),
         Then(Release(fence, value if yes else None, keep=dice.random() < 0.9), again),
         Release(fence, value if yes else None, dice.choice([None, FAR, 2.0]), keep=dice.random() < 0.7),
     ]
     seldom = [
-        Release(fence, keep=False, sign_out=yes),
-        LoginEnded(fence, failed=dice.random() < 0.7, refused=yes, credentials=whose),
+        Release(seen.any(dice), keep=False, sign_out=yes),
+        LoginEnded(seen.any(dice), failed=dice.random() < 0.7, refused=dice.random() < 0.2, credentials=whose),
         Leave(dice.choice(tickets), dice.choice([0, 2])),
         Then(Leave(dice.choice(tickets), 1), again),
+        LoginEnded(1, credentials=dice.choice(WHOSE)),
         Extend(fence, yes),
-        LogoutEnded(fence),
+        LogoutEnded(seen.any(dice)),
         Add(value, 20.0, whose),
         TakeIdle(dice.choice([0.0, 2.0])),
         CleanUp(),

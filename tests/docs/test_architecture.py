@@ -17,7 +17,7 @@ def test_every_place_of_a_decision_exists() -> None:
     for row in table.splitlines():
         place = None
         for quoted in re.findall(r"`([^`]+)`", row):
-            if quoted.endswith((".py", ".md", "/")):
+            if quoted.endswith((".py", ".lua", ".md", "/")):
                 place = ROOT / quoted if quoted.startswith("docs/") else HOUSE / quoted
                 missing += [] if place.exists() else [quoted]
             elif place is not None and place.is_file() and not quoted.startswith("__"):

@@ -5,14 +5,20 @@ POSIX drops a process's locks on a file when it closes any descriptor of it; an 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from coatcheck.pool import TokenPool
+from coatcheck.pool.commands import CleanUp
+from coatcheck.pool.stores import sqlite
 
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 
@@ -64,3 +70,59 @@ def test_no_token_is_lent_twice_after_the_locks_were_lost(
         theirs.stdin.close()
     for pool in ours:
         pool.close()
+
+
+def test_who_waits_for_the_write_lock_comes_before_the_one_who_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times, for without the line it would often be so by chance. Two pools are as good as two processes."""
+    monkeypatch.setattr(sqlite, "LINE_PATIENCE_S", 60.0)
+    url = f"sqlite:///{tmp_path}/tokens.db"
+    first, second = (TokenPool(lambda user: "t", store=url, key=KEY) for _ in range(2))
+    first.clean_up()
+    with first.lease("ann"), second.lease("bob"):
+        pass
+    line = os.open(tmp_path / "tokens.db-line", os.O_RDWR)
+    order: list[str] = []
+
+    def note(pool: TokenPool, name: str) -> None:
+        """Called within the transaction, so the order is that of the write lock."""
+        box = pool._store._box  # type: ignore[attr-defined]
+        change = box.change
+        monkeypatch.setattr(box, "change", lambda *arguments: (order.append(name), change(*arguments))[1])
+
+    note(first, "who had it")
+    note(second, "who waited")
+    for _ in range(10):
+        with first._store._transaction():  # type: ignore[attr-defined]
+            waiting = threading.Thread(target=second._store.apply, args=("ann", CleanUp()))
+            waiting.start()
+            until = time.monotonic() + 60
+            while not is_taken(line):
+                assert time.monotonic() < until
+        first._store.apply("ann", CleanUp())
+        waiting.join(60)
+    assert order == ["who waited", "who had it"] * 10
+    os.close(line)
+    first.close()
+    second.close()
+
+
+def is_taken(line: int) -> bool:
+    try:
+        fcntl.flock(line, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(line, fcntl.LOCK_UN)
+    return False
+
+
+def test_a_process_that_stops_in_line_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    with TokenPool(lambda user: "t", store=f"sqlite:///{tmp_path}/tokens.db", key=KEY) as pool:
+        with pool.lease("ann"):
+            pass
+        line = os.open(tmp_path / "tokens.db-line", os.O_RDWR)
+        fcntl.flock(line, fcntl.LOCK_EX)
+        with pool.lease("ann") as held:
+            assert held.token == "t"
+        os.close(line)

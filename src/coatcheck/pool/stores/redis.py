@@ -11,9 +11,10 @@ time; the server keeps the last reply of each line, so a repeated call gets that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from hmac import compare_digest as same
 from os import urandom
@@ -88,20 +89,20 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     """Delete the user's state if it is idle."""
 
 
-class Owner(msgspec.Struct, frozen=True, tag=True):
+class AskOwner(msgspec.Struct, frozen=True, tag="Owner"):
     """Whose is slot ``fence``?"""
 
     fence: int
 
 
-class Held(msgspec.Struct, frozen=True):
+class OwnSlot(msgspec.Struct, frozen=True):
     """What this process knows of a slot in its hands: whose it is, and the value if it must be sealed anew."""
 
     credentials: bytes
     stale: str | None = None
 
 
-class Line:
+class CallLine:
     """Has one call at a time."""
 
     def __init__(self, name: str) -> None:
@@ -109,7 +110,7 @@ class Line:
         self.calls = 0
 
 
-class _Calls:
+class ScriptCalls:
     """What both clients do, without doing it: which calls to make for a command, and what their replies mean."""
 
     def __init__(self, box: StateBox) -> None:
@@ -119,11 +120,12 @@ class _Calls:
         self._policy = msgspec.msgpack.encode(policy)
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
-        self._owners: OrderedDict[tuple[str, int], Held] = OrderedDict()
-        self._lines: list[Line] = []
-        self._line_names = (f"{mine}-{number}" for mine in [urandom(8).hex()] for number in itertools.count())
         self.wakers = Wakers()
         self.ear = Ear(box.name, self.wakers)
+        self._owners: OrderedDict[tuple[str, int], OwnSlot] = OrderedDict()
+        self._lines: list[CallLine] = []
+        self._name = urandom(8).hex()
+        self._numbers = itertools.count()
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
@@ -138,16 +140,13 @@ class _Calls:
         """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
         found, partings = yield from self._ask(user, (yield from self._asked(user, command)))
         reply = yield from self._reply(user, command, found)
-        return CommandOutcome(reply, tuple(self._parting(user, each) for each in partings if self._opens(user, each)))
+        return CommandOutcome(reply, tuple(self._partings(user, partings)))
 
     def _asked(self, user: str, command: Command | Forget) -> Calls:
         """The command for the server: hashes as texts, the value sealed."""
         if isinstance(command, Then):
-            first, second = (
-                (yield from self._asked(user, command.first)),
-                (yield from self._asked(user, command.second)),
-            )
-            return {"type": "Then", "first": first, "second": second}
+            first = yield from self._asked(user, command.first)
+            return {"type": "Then", "first": first, "second": (yield from self._asked(user, command.second))}
         asked: dict[str, Any] = msgspec.to_builtins(command, builtin_types=(bytes,))
         if "credentials" in asked:
             asked["credentials"] = [each.hex() for each in asked["credentials"]]
@@ -162,7 +161,10 @@ class _Calls:
 
     def _ask(self, user: str, asked: dict[str, Any]) -> Calls:
         """The script's reply and partings."""
-        line = self._lines.pop() if self._lines else Line(next(self._line_names))
+        try:
+            line = self._lines.pop()
+        except IndexError:
+            line = CallLine(f"{self._name}-{next(self._numbers)}")
         line.calls += 1
         keys, named = [self.key(user)], _digest(user)
         here = ",".join(str(ticket) for ticket in self.wakers.tickets(named))
@@ -187,15 +189,15 @@ class _Calls:
 
     def _held(self, user: str, command: LoginDone | Add | Release) -> Calls:
         if isinstance(command, Add):
-            return Held(command.credentials[0] if command.credentials else NONE_GIVEN)
+            return OwnSlot(command.credentials[0] if command.credentials else NONE_GIVEN)
         held = self._owners.get((user, command.fence))
         if held is None and command.value is not None:  # it is of another process
-            found, _ = yield from self._ask(user, msgspec.to_builtins(Owner(command.fence)))
+            found, _ = yield from self._ask(user, msgspec.to_builtins(AskOwner(command.fence)))
             if found["kind"] == "Owner":
-                held = Held(bytes.fromhex(found["sealed_for"]))
+                held = OwnSlot(bytes.fromhex(found["sealed_for"]))
                 if found.get("value") is not None:
                     self._values.open(user, held.credentials, found["value"])
-        return held or Held(NONE_GIVEN)
+        return held or OwnSlot(NONE_GIVEN)
 
     def _reply(self, user: str, command: Command | Forget, found: dict[str, Any]) -> Calls:
         """The reply, its value opened."""
@@ -204,10 +206,11 @@ class _Calls:
             return Both(first, (yield from self._reply(user, command.second, found["second"])))
         kind = found["kind"]
         if kind == "MustLogIn" and isinstance(command, Acquire):
-            self._remember(user, found["fence"], Held(_mine(command)[0]))
-        if kind == "Granted":
-            is_ours = isinstance(command, LoginDone)
-            found["value"] = command.value if is_ours else (yield from self._value(user, command, found))
+            self._remember(user, found["fence"], OwnSlot(_mine(command)[0]))
+        if kind == "Granted" and isinstance(command, LoginDone):
+            found["value"] = command.value
+        elif kind == "Granted":
+            found["value"] = yield from self._value(user, command, found)
         if kind == "Lost" or isinstance(command, Release | LoginEnded):
             self._owners.pop((user, getattr(command, "fence", 0)), None)
         return msgspec.convert(found, _REPLIES[kind])
@@ -227,29 +230,25 @@ class _Calls:
             raise
         is_current = owner == mine and self._values.is_current(sealed)
         if isinstance(command, Acquire) or (user, fence) not in self._owners:
-            self._remember(user, fence, Held(mine, None if is_current else value))
+            self._remember(user, fence, OwnSlot(mine, None if is_current else value))
         return value
 
     def _may_have(self, command: Acquire, owner: bytes) -> bool:
         """Whether the caller gave the credentials for which the value is sealed, whatever the server says."""
         return any(same(owner, each) for each in _mine(command))
 
-    def _remember(self, user: str, fence: int, held: Held) -> None:
+    def _remember(self, user: str, fence: int, held: OwnSlot) -> None:
         # Each step by itself is safe among threads.
         self._owners[user, fence] = held
         if len(self._owners) > MAX_OWNERS:
             self._owners.popitem(last=False)
 
-    def _opens(self, user: str, parting: dict[str, Any]) -> bool:
+    def _partings(self, user: str, partings: list[dict[str, Any]]) -> Iterator[Parting]:
         """What we cannot open, we cannot log out; its slot is free at the deadline."""
-        try:
-            return bool(self._parting(user, parting))
-        except StoreUnavailable:
-            return False
-
-    def _parting(self, user: str, parting: dict[str, Any]) -> Parting:
-        owner = bytes.fromhex(parting["sealed_for"])
-        return Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
+        for parting in partings:
+            owner = bytes.fromhex(parting["sealed_for"])
+            with contextlib.suppress(StoreUnavailable):
+                yield Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
 
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6
@@ -277,7 +276,7 @@ class RedisTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._calls = _Calls(box)
+        self._calls = ScriptCalls(box)
 
         try:
             pool = redis.BlockingConnectionPool.from_url(
@@ -353,7 +352,7 @@ class AsyncRedisTokenStore:
     """The same store for asyncio."""
 
     def __init__(self, url: str, box: StateBox) -> None:
-        self._calls = _Calls(box)
+        self._calls = ScriptCalls(box)
 
         try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(

@@ -296,6 +296,24 @@ def test_what_the_upstream_gets(odd_gateway: GatewayProcess, odd: OddUpstream) -
     assert odd.seen[2].headers["content-type"] == media_type and "soapaction" not in odd.seen[2].headers
 
 
+def test_what_is_signed_stays_as_it_was(odd_gateway: GatewayProcess, odd: OddUpstream) -> None:
+    """Both ways, by the rules of exclusive canonicalisation, which signatures of messages are made by."""
+    text = (
+        'a&#13;b <![CDATA[<c> & d]]> &lt;e&gt;\t"f"  <x:g xmlns:x="urn:x" x:b="2" a="1&#10;"/><!-- not signed --> ü\n'
+    )
+    signed = envelope("Pay", {"text": "@"}).replace("@", text)
+
+    def canonical(message: bytes) -> bytes:
+        body = etree.fromstring(message).find(f"{{{SOAP}}}Body")
+        return etree.tostring(body, method="c14n", exclusive=True, with_comments=False)
+
+    odd.behave = says(envelope("PayResponse", {"text": "@"}, SessionToken="N1").replace("@", text))
+    answer = odd_gateway.post(signed, MEDIA_TYPE[SOAP])
+    assert canonical(odd.seen[0].body) == canonical(signed.encode())
+    assert canonical(answer.content) == canonical(signed.replace("Pay", "PayResponse").encode())
+    assert b"N1" not in answer.content
+
+
 # -- upstreams that fail
 
 

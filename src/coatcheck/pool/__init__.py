@@ -48,10 +48,13 @@ from coatcheck.pool.errors import (
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.options import SignedIn
+from coatcheck.pool.shared.credentials import AsyncSharedCredentials, SharedCredentials
+from coatcheck.pool.shared.seen import SharedToken
 from coatcheck.pool.threads import TokenLease, TokenPool
 
 __all__ = [
     "NULL_TOKEN",
+    "AsyncSharedCredentials",
     "AsyncTokenLease",
     "AsyncTokenPool",
     "LeaseLost",
@@ -65,6 +68,8 @@ __all__ = [
     "PoolFull",
     "PoolTimeout",
     "SessionPool",
+    "SharedCredentials",
+    "SharedToken",
     "SignedIn",
     "StoreUnavailable",
     "TokenLease",

@@ -6,6 +6,7 @@ import os
 import random
 import time
 import weakref
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,10 +18,13 @@ from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
-from coatcheck.pool.flows import Fresh
+from coatcheck.pool.flows import Fresh, LogIn
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.payload import unpack
+from coatcheck.pool.shared.flows import Refresh, SharedBox
+from coatcheck.pool.shared.seen import Lines
 from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -43,6 +47,8 @@ class PoolCore:
             self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock)
         ring = self.settings.ring() if self.memory is None else KeyRing([os.urandom(32)])
         self.credentials = Credentials(ring, self.settings.name)
+        self.shared_box = SharedBox(ring, self.settings.name, self.settings.policy)
+        self.lines = Lines(self.clock, self.settings.policy.min_remaining_s, others=self.memory is None)
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory
         self.closed = False
@@ -69,8 +75,11 @@ class PoolCore:
         if self.closed and isinstance(command, Acquire | Add | TakeIdle):
             raise PoolClosed("the pool is closed")
 
-    def login_arguments(self, user: str, password: str | None) -> tuple[str, ...] | tuple[str, str | None]:
-        return (user, password) if self.settings.login_takes_password else (user,)
+    def login_call(self, login: Login, effect: LogIn | Refresh) -> tuple[Login, tuple[Any, ...]]:
+        """The function to call, and with what."""
+        if self.settings.login_takes_refresh_token:
+            login = partial(login, refresh_token=effect.refresh_token if isinstance(effect, Refresh) else None)
+        return login, (effect.user, effect.password) if self.settings.login_takes_password else (effect.user,)
 
     def fresh(self, user: str, result: object) -> Fresh:
         """Judge what a login returned. Raises ``LoginFailed``."""
@@ -123,6 +132,7 @@ class PoolCore:
         if self.memory is not None:
             self.memory.start_anew()
         self.live.clear()
+        self.lines.forget()
         self.generation += 1
 
     def abandon(self, store: object) -> None:
@@ -133,7 +143,9 @@ class PoolCore:
 
 def token_object(granted: Granted, policy: Policy) -> TokenObject:
     """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
-    shown = TokenObject(granted.value, granted.deadline, token_id=granted.fence)
+    token, payload = unpack(granted.value)
+    shown = TokenObject(token, granted.deadline, token_id=granted.fence)
+    shown.payload = payload
     shown.usage_counter = granted.uses
     shown.last_time_usage = granted.uses >= policy.max_uses
     return shown

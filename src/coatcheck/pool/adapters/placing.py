@@ -5,14 +5,16 @@ They fit requests and responses of httpx, httpx2, requests and aiohttp: anything
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from coatcheck.errors import ConfigError
+from coatcheck.pool.payload import Payload
 
-Apply = Callable[[Any, str], Any]
-"""Puts a token into a request; may return another request to be sent instead."""
+Apply = Callable[[Any, str], Any] | Callable[[Any, str, Payload], Any]
+"""Puts a token, and what of its payload is needed, into a request; may return another request to be sent instead."""
 Extract = Callable[[Any], "str | None"]
 """The refreshed token in a response, or ``None``."""
 IsExpired = Callable[[Any], bool]
@@ -48,6 +50,16 @@ def cookie(name: str) -> Apply:
         request.headers["Cookie"] = "; ".join([*others, f"{name}={token}"])
 
     return apply
+
+
+def takes_payload(apply: Any) -> bool:
+    """Whether ``apply`` has a third parameter, for the payload."""
+    try:
+        parameters = inspect.signature(apply).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return len(positional) >= 3
 
 
 def from_header(name: str) -> Extract:

@@ -36,6 +36,7 @@ class MemoryTokenStore:
         self._sleepers: dict[tuple[str, int], tuple[Callable[[], None], float]] = {}
         self._closed = False
         self._swept_at = -FAR
+        self._shared: dict[str, bytes] = {}
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         with self.lock:
@@ -59,6 +60,7 @@ class MemoryTokenStore:
         self.lock = threading.Lock()
         self.states = {}
         self._sleepers = {}
+        self._shared = {}
 
     def wants_sweep(self, user: str) -> bool:
         """Whether ``user`` is new and there is no room: then the expired tokens of others should make it."""
@@ -141,6 +143,24 @@ class MemoryTokenStore:
         for name in [name for name, state in self.states.items() if state.is_idle(now)]:
             del self.states[name]
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return self._shared.get(user), self.clock()
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        with self.lock:
+            if self._shared.get(user) != old:
+                return False
+            if new is None:
+                self._shared.pop(user, None)
+            elif old is None and len(self._shared) >= MAX_USERS:
+                raise PoolFull(f"the pool has {MAX_USERS} users already")
+            else:
+                self._shared[user] = new
+            return True
+
+    def shared_users(self) -> list[str]:
+        return list(self._shared)
+
     def close(self) -> None:
         """Nothing to let go."""
 
@@ -179,6 +199,15 @@ class AsyncMemoryTokenStore:
 
     async def forget(self) -> None:
         self.inner.forget()
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return self.inner.read_shared(user)
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return self.inner.swap_shared(user, old, new, keep_s)
+
+    async def shared_users(self) -> list[str]:
+        return self.inner.shared_users()
 
     async def close(self) -> None:
         self.inner.close()

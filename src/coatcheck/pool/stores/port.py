@@ -11,6 +11,8 @@
 * **Errors.** Whatever goes wrong is ``StoreUnavailable``: the command may have been applied or not. A lease that was
   granted unknown to the caller ends at its deadline. A cancelled call has either not begun or runs to its end.
 * **Tokens are sealed** in everything that leaves the process, bound to their pool and user.
+* **Shared tokens** are sealed values of their own, one per user, apart from the states: read, and swapped by comparison
+  in one step. They may be lost as states may; an older one must never come back.
 * **Waking is a hint.** ``wait`` may return early or for nothing, and returns after ``timeout_s`` at the latest; the
   caller asks again. Callers of the same process are woken at once; a store without notifications polls for the others,
   at named intervals.
@@ -47,6 +49,21 @@ class TokenStore(Protocol):
         """Delete the states of users that are idle (no token, lease or waiting caller); for clean-up."""
         ...
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        """What is stored of the user's shared tokens (``None``: nothing), and the store's time in seconds."""
+        ...
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        """Store ``new`` (``None``: delete) if ``old`` is what is stored; whether ``new`` is stored now.
+
+        No two values are ever alike, so a repeated call is known by its ``new``. ``keep_s``: it may be forgotten then.
+        """
+        ...
+
+    def shared_users(self) -> list[str]:
+        """The users who have shared tokens stored; for cleaning up, and for showing."""
+        ...
+
     def close(self) -> None:
         """Let connections and files go. What is stored stays."""
         ...
@@ -62,5 +79,11 @@ class AsyncTokenStore(Protocol):
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]: ...
 
     async def forget(self) -> None: ...
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]: ...
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool: ...
+
+    async def shared_users(self) -> list[str]: ...
 
     async def close(self) -> None: ...

@@ -1,0 +1,158 @@
+"""What is under way for those who share tokens in one process: at most one step for each token, behind their backs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from coatcheck.pool.errors import LoginRateLimited, PoolClosed, PoolError, PoolTimeout, StoreUnavailable
+from coatcheck.pool.events import PoolEventKind
+from coatcheck.pool.shared import flows
+from coatcheck.pool.shared.flows import Caller, Join, Pause, SharedBox, SharedFlow
+from coatcheck.pool.shared.seen import Line, Lines, SharedToken
+
+Flight = Any
+"""A future, of threads or of asyncio: done when it is known what is current."""
+
+
+class Flights:
+    """The steps of one pool's lines. ``pool`` runs their flows; closed, it begins no more."""
+
+    def __init__(self, pool: Any, lines: Lines, box: SharedBox, refresh_before_s: float) -> None:
+        self.pool = pool
+        self.lines = lines
+        self.box = box
+        self._refresh_before_s = refresh_before_s
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """After a fork: what is under way is the parent's."""
+        self._lock = threading.Lock()
+        self.flying: set[Flight] = set()
+
+    def new_flight(self) -> Flight:
+        raise NotImplementedError
+
+    def start(self, flow: SharedFlow[None]) -> None:
+        """Have the flow run in the background."""
+        raise NotImplementedError
+
+    # -- flows
+
+    def get(self, line: Line, password: str | None, wait_s: float) -> SharedFlow[SharedToken]:
+        """The token that is current; see :meth:`.credentials.SharedCredentials.get`."""
+        clock = self.lines.clock
+        give_up_at = clock() + wait_s
+        trouble: PoolError | None = None
+        while True:
+            seen, now = self.lines.seen(line), clock()
+            if seen is not None and now < seen.stale_at:
+                if now >= seen.ask_at:
+                    self.launch(line, password)
+                return seen.shown
+            if trouble is not None:
+                raise trouble
+            flight = self.launch(line, password)
+            try:
+                if not (yield Join(flight, max(0.0, give_up_at - now))):
+                    raise PoolTimeout(line.user, wait_s)
+            except LoginRateLimited as limited:
+                if clock() + limited.retry_after_s >= give_up_at:
+                    raise
+                yield Pause(limited.retry_after_s)
+            except StoreUnavailable as error:
+                trouble = error  # what was seen before may be good enough
+
+    def invalidate(self, line: Line, token: str) -> SharedFlow[bool]:
+        """See :meth:`.credentials.SharedCredentials.invalidate`."""
+        epoch, asked_at = self.lines.epoch, self.lines.clock()
+        begun, better = yield from flows.invalidate(self.box, line.user, line.credentials, token)
+        seen = self.lines.seen(line)
+        if seen is None or seen.shown.token == token:
+            line.take(self.lines, begun, asked_at, epoch)
+        return better
+
+    def _fly(self, line: Line, flight: Flight, password: str | None, epoch: int) -> SharedFlow[None]:
+        lines = self.lines
+        caller = Caller(line.user, password, line.credentials, self._refresh_before_s)
+        try:
+            asked_at = lines.clock()
+            begun = yield from flows.begin(self.box, caller)
+            if begun.fence and begun.current is not None:
+                # Everybody goes on with that one, while the next one comes.
+                line.take(lines, begun, asked_at, epoch)
+                known, flight = flight, self._next(line, flight)
+                self._land(line, known)
+            if begun.fence:
+                asked_at = lines.clock()
+                begun = yield from flows.log_in(self.box, caller, begun)
+            line.take(lines, begun, asked_at, epoch)
+        except BaseException as error:  # noqa: BLE001 - those who wait for it raise it
+            line.put_off(lines, error)
+            if isinstance(error, StoreUnavailable):
+                self.pool.report(PoolEventKind.STORE_UNAVAILABLE, line.user, type(error).__name__)
+            self._land(line, flight, error)
+        else:
+            self._land(line, flight)
+
+    # -- flights
+
+    def launch(self, line: Line, password: str | None) -> Flight:
+        """Begin a step, unless one is under way. Raises ``PoolClosed``."""
+        with self._lock:
+            if self.pool.closed:
+                raise PoolClosed("the pool is closed")
+            if line.flight is not None and line.epoch == self.lines.epoch:
+                return line.flight
+            epoch = line.epoch = self.lines.epoch
+            flight = self._took_off(line)
+        self.start(self._fly(line, flight, password, epoch))
+        return flight
+
+    def _took_off(self, line: Line) -> Flight:
+        line.flight = flight = self.new_flight()
+        self.flying.add(flight)
+        return flight
+
+    def _next(self, line: Line, flight: Flight) -> Flight:
+        """What those wait for who come while the login of ``flight`` goes on."""
+        with self._lock:
+            return self._took_off(line) if line.flight is flight else self.new_flight()
+
+    def _land(self, line: Line, flight: Flight, error: BaseException | None = None) -> None:
+        with self._lock:
+            self.flying.discard(flight)
+            if line.flight is flight:
+                line.flight = None
+        if flight.done():
+            return
+        if error is None:
+            flight.set_result(None)
+        else:
+            flight.set_exception(error)
+            flight.exception()  # it may be that nobody waits for it
+
+
+class ThreadFlights(Flights):
+    """For threads: each step has a thread of its own, which does not keep the process alive."""
+
+    def new_flight(self) -> Flight:
+        return Future()
+
+    def start(self, flow: SharedFlow[None]) -> None:
+        try:
+            threading.Thread(target=self.pool.run, args=[flow], name="coatcheck-pool-shared", daemon=True).start()
+        except RuntimeError:  # no thread to be had: the caller does it, and waits
+            self.pool.run(flow)
+
+
+class TaskFlights(Flights):
+    """For asyncio: each step is a task, which no caller's cancellation ends."""
+
+    def new_flight(self) -> Flight:
+        return asyncio.get_running_loop().create_future()
+
+    def start(self, flow: SharedFlow[None]) -> None:
+        self.pool.spawn(self.pool.run(flow))

@@ -44,6 +44,7 @@ class StateBox:
     def __init__(self, ring: KeyRing, name: str, policy: Policy) -> None:
         self.policy = msgspec.structs.replace(policy, ticket_life_s=TICKET_LIFE_S)
         self.name = name
+        self.shared_name = f"{name}\x1fshared"  # no pool has such a name: its characters are printable
         self._box = ring.box("pool-state", name, urandom)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(UserState)

@@ -99,6 +99,19 @@ if redis.call('HGET', KEYS[1], 'v') == ARGV[1] then return redis.call('DEL', KEY
 return 0
 """
 
+# KEYS: the user's shared tokens. ARGV: what they were and are to be ("": nothing), the user, seconds to keep them.
+_SWAP_SHARED: Final = """
+local stored = redis.call('HGET', KEYS[1], 's') or ''
+if stored == ARGV[2] then return 1 end
+if stored ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], 's', ARGV[2], 'u', ARGV[3])
+  redis.call('EXPIRE', KEYS[1], ARGV[4])
+end
+return 1
+"""
+
 Call = tuple[list[str], list[Any]]
 Step = Call | float  # a script call, or seconds to pause
 Seen = tuple[bytes, bytes]  # a version and its sealed state
@@ -111,6 +124,7 @@ class _Swaps:
         self.box = box
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
+        self.shared_pattern = f"{self._prefix}*:shared"
         self._seen: OrderedDict[str, Seen] = OrderedDict()
         self._ahead_s = 0.0  # the server's clock less ours
         self._round_trip_s = 0.0  # the fastest of late: what the network takes, without our own delays
@@ -118,6 +132,9 @@ class _Swaps:
 
     def key(self, user: str) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:state"
+
+    def shared_key(self, user: str) -> str:
+        return f"{self._prefix}{{{_digest(user)}}}:shared"
 
     def wake_key(self, user: str, ticket: int) -> str:
         return f"{self._prefix}{{{_digest(user)}}}:wake:{ticket}"
@@ -195,6 +212,19 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
 
 
+def _read(replies: list[Any]) -> tuple[bytes | None, float]:
+    (seconds, micros), sealed = replies
+    return sealed, seconds + micros / 1e6
+
+
+def _swap(user: str, old: bytes | None, new: bytes | None, keep_s: float) -> list[Any]:
+    return [old or b"", new or b"", user, int(min(keep_s, MAX_KEEP_S))]
+
+
+def _named(found: list[Any]) -> list[str]:
+    return [user.decode() for user in found if user is not None]
+
+
 @contextlib.contextmanager
 def _turn(lock: threading.Lock) -> Iterator[None]:
     if not lock.acquire(timeout=TURN_PATIENCE_S):
@@ -231,6 +261,7 @@ class RedisTokenStore:
             raise ConfigError(f"store: {error}") from None
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
+        self._swap_shared = self._client.register_script(_SWAP_SHARED)
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         steps = self._swaps.steps(user, command)
@@ -283,6 +314,27 @@ class RedisTokenStore:
         except RedisError as error:
             raise _unavailable(error) from error
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.time().hget(self._swaps.shared_key(user), "s")
+                return _read(pipeline.execute())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        try:
+            return bool(self._swap_shared([self._swaps.shared_key(user)], _swap(user, old, new, keep_s)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def shared_users(self) -> list[str]:
+        try:
+            found = list(self._client.scan_iter(self._swaps.shared_pattern, count=500))
+            return _named([self._client.hget(key, "u") for key in found])
+        except RedisError as error:
+            raise _unavailable(error) from error
+
     def close(self) -> None:
         self._client.connection_pool.disconnect()
         self._waiting.connection_pool.disconnect()
@@ -313,6 +365,7 @@ class AsyncRedisTokenStore:
             raise ConfigError(f"store: {error}") from None
         self._swap = self._client.register_script(_SWAP)
         self._forget = self._client.register_script(_FORGET)
+        self._swap_shared = self._client.register_script(_SWAP_SHARED)
 
     async def apply(self, user: str, command: Command) -> CommandOutcome:
         steps = self._swaps.steps(user, command)
@@ -368,6 +421,27 @@ class AsyncRedisTokenStore:
                     version, sealed = await self._client.hmget(key, ["v", "s"])
                     if self._swaps.still_idle(user, sealed, now):
                         await self._forget(keys=[key], args=[version or b""])
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        try:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.time().hget(self._swaps.shared_key(user), "s")
+                return _read(await pipeline.execute())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        try:
+            return bool(await self._swap_shared([self._swaps.shared_key(user)], _swap(user, old, new, keep_s)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def shared_users(self) -> list[str]:
+        try:
+            found = [key async for key in self._client.scan_iter(self._swaps.shared_pattern, count=500)]
+            return _named([await self._client.hget(key, "u") for key in found])
         except RedisError as error:
             raise _unavailable(error) from error
 

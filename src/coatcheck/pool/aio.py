@@ -45,8 +45,9 @@ from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.payload import pack, renewed, token_of
 from coatcheck.pool.shared.credentials import AsyncSharedCredentials, AsyncSharedUse
 from coatcheck.pool.shared.flights import TaskFlights
-from coatcheck.pool.shared.flows import Join, Pause, Read, Refresh, SharedFlow, Step, Swap, change
-from coatcheck.pool.shared.rules import Drop
+from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
+from coatcheck.pool.shared.flows import rows as shared_rows
+from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.address import open_async_store
 from coatcheck.pool.stores.memory import AsyncMemoryTokenStore
@@ -224,6 +225,8 @@ class AsyncTokenPool(PoolCore):
         count = 0
         for user in self.overdue(await self._look()):
             count += await self.run(flows.settle(user, CleanUp()))
+        for user in await self._background.cancellable(self._store.shared_users()):
+            await self.run(change(self.shared_box, user, EndShared()))
         await self._background.cancellable(self._store.forget())
         return count
 
@@ -235,13 +238,16 @@ class AsyncTokenPool(PoolCore):
 
     async def list(self, user: str | None = None) -> builtins.list[TokenRow]:
         """Every slot of all users (or one), tokens masked."""
-        return self.rows_of(await self._look(user if user is None else check_user(user)))
+        rows = self.rows_of(await self._look(user if user is None else check_user(user)))
+        for name in sorted(await self._background.cancellable(self._store.shared_users())) if user is None else [user]:
+            rows += await self.run(shared_rows(self.shared_box, name))
+        return rows
 
     async def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         command = Remove(None if token_id is None else number(token_id))
         count: int = await self.run(flows.settle(check_user(user), command))
-        return count
+        return count + await self._drop_shared(user, DropShared(token_id))
 
     async def reset(self, user: str) -> int:
         """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
@@ -249,7 +255,12 @@ class AsyncTokenPool(PoolCore):
         The upstream may still count the sessions that are forgotten.
         """
         count: int = await self.run(flows.settle(check_user(user), Reset()))
-        return count
+        return count + await self._drop_shared(user, ResetShared())
+
+    async def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
+        dropped = await self.run(change(self.shared_box, user, command))
+        self.lines.forget()
+        return dropped.count if isinstance(dropped, Count) else 0
 
     async def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -283,7 +294,7 @@ class AsyncTokenPool(PoolCore):
                 for user in self.memory.look():
                     await self.run(flows.settle(user, Remove()))
                 for user in self.memory.shared_users():
-                    await self.run(change(self.shared_box, user, Drop()))
+                    await self.run(change(self.shared_box, user, DropShared()))
             while self._background.tasks and time.monotonic() < until:
                 await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
@@ -311,7 +322,7 @@ class AsyncTokenPool(PoolCore):
             effect = next(flow)
             while True:
                 try:
-                    if cancelled and isinstance(effect, Await | LogIn | Ask | Join | Pause | Refresh):
+                    if cancelled and isinstance(effect, Await | LogIn | Ask | Join | Sleep | Refresh):
                         raise cancelled[0]
                     answer = await self._answer(effect, cancelled)
                 except BaseException as error:  # noqa: BLE001 - the flow raises it again, cancellation included
@@ -348,7 +359,7 @@ class AsyncTokenPool(PoolCore):
             return self._untorn(self._store.read_shared(effect.user), cancelled)
         if isinstance(effect, Swap):
             return self._untorn(self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s), cancelled)
-        if isinstance(effect, Pause):
+        if isinstance(effect, Sleep):
             return asyncio.sleep(effect.pause_s * (1 + random.random() / 2))
         if isinstance(effect, Join):
             return _join(effect)

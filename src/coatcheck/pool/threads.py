@@ -38,8 +38,9 @@ from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.payload import pack, renewed, token_of
 from coatcheck.pool.shared.credentials import SharedCredentials, SharedUse
 from coatcheck.pool.shared.flights import ThreadFlights
-from coatcheck.pool.shared.flows import Join, Pause, Read, Refresh, SharedFlow, Step, Swap, change
-from coatcheck.pool.shared.rules import Drop
+from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
+from coatcheck.pool.shared.flows import rows as shared_rows
+from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
 from coatcheck.pool.stores.address import open_store
 from coatcheck.pool.stores.port import TokenStore
 
@@ -211,6 +212,8 @@ class TokenPool(PoolCore):
         count = 0
         for user in self.overdue(self._store.look()):
             count += self.run(flows.settle(user, CleanUp()))
+        for user in self._store.shared_users():
+            self.run(change(self.shared_box, user, EndShared()))
         self._store.forget()
         return count
 
@@ -222,12 +225,15 @@ class TokenPool(PoolCore):
 
     def list(self, user: str | None = None) -> builtins.list[TokenRow]:
         """Every slot of all users (or one), tokens masked."""
-        return self.rows_of(self._store.look(user if user is None else check_user(user)))
+        rows = self.rows_of(self._store.look(user if user is None else check_user(user)))
+        for name in sorted(self._store.shared_users()) if user is None else [user]:
+            rows += self.run(shared_rows(self.shared_box, name))
+        return rows
 
     def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         count: int = self.run(flows.settle(check_user(user), Remove(None if token_id is None else number(token_id))))
-        return count
+        return count + self._drop_shared(user, DropShared(token_id))
 
     def reset(self, user: str) -> int:
         """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
@@ -235,7 +241,12 @@ class TokenPool(PoolCore):
         The upstream may still count the sessions that are forgotten.
         """
         count: int = self.run(flows.settle(check_user(user), Reset()))
-        return count
+        return count + self._drop_shared(user, ResetShared())
+
+    def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
+        dropped = self.run(change(self.shared_box, user, command))
+        self.lines.forget()
+        return dropped.count if isinstance(dropped, Count) else 0
 
     def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -266,7 +277,7 @@ class TokenPool(PoolCore):
                 for user in self.memory.look():
                     self.run(flows.settle(user, Remove()))
                 for user in self.memory.shared_users():
-                    self.run(change(self.shared_box, user, Drop()))
+                    self.run(change(self.shared_box, user, DropShared()))
             self._logouts.finish(until - time.monotonic())
         finally:
             self._store.close()
@@ -307,7 +318,7 @@ class TokenPool(PoolCore):
             return self._store.read_shared(effect.user)
         if isinstance(effect, Swap):
             return self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s)
-        if isinstance(effect, Pause):
+        if isinstance(effect, Sleep):
             return time.sleep(effect.pause_s * (1 + random.random() / 2))
         if isinstance(effect, Join):
             return self._join(effect)

@@ -79,10 +79,9 @@ class UpstreamTokens:
 
     def prepare(self, request: Any, held: Any) -> Any:
         """The request with the token."""
-        if self._wants_payload:
-            replaced = self.apply(request, held.token, held.payload or {})
-        else:
-            replaced = self.apply(request, held.token)
+        apply: Callable[..., Any] = self.apply
+        payload = (held.payload or {},) if self._wants_payload else ()
+        replaced = apply(request, held.token, *payload)
         return request if replaced is None else replaced
 
 

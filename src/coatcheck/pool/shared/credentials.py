@@ -7,13 +7,13 @@ from typing import Any, Self
 from coatcheck.pool.masking import check_token
 from coatcheck.pool.payload import Payload
 from coatcheck.pool.shared.flights import Flights
-from coatcheck.pool.shared.seen import Line, SharedToken
+from coatcheck.pool.shared.seen import SharedLine, SharedToken
 
 
 class _Credentials:
     __slots__ = ("__weakref__", "_flights", "_line", "_password", "_wait_s", "user")
 
-    def __init__(self, flights: Flights, line: Line, password: str | None, wait_s: float) -> None:
+    def __init__(self, flights: Flights, line: SharedLine, password: str | None, wait_s: float) -> None:
         self._flights = flights
         self._line = line
         self._password = password

@@ -10,8 +10,8 @@ from typing import Any
 from coatcheck.pool.errors import LoginRateLimited, PoolClosed, PoolError, PoolTimeout, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.shared import flows
-from coatcheck.pool.shared.flows import Caller, Join, Pause, SharedBox, SharedFlow
-from coatcheck.pool.shared.seen import Line, Lines, SharedToken
+from coatcheck.pool.shared.flows import Asker, Join, SharedBox, SharedFlow, Sleep
+from coatcheck.pool.shared.seen import Lines, SharedLine, SharedToken
 
 Flight = Any
 """A future, of threads or of asyncio: done when it is known what is current."""
@@ -41,7 +41,7 @@ class Flights:
 
     # -- flows
 
-    def get(self, line: Line, password: str | None, wait_s: float) -> SharedFlow[SharedToken]:
+    def get(self, line: SharedLine, password: str | None, wait_s: float) -> SharedFlow[SharedToken]:
         """The token that is current; see :meth:`.credentials.SharedCredentials.get`."""
         clock = self.lines.clock
         give_up_at = clock() + wait_s
@@ -61,34 +61,34 @@ class Flights:
             except LoginRateLimited as limited:
                 if clock() + limited.retry_after_s >= give_up_at:
                     raise
-                yield Pause(limited.retry_after_s)
+                yield Sleep(limited.retry_after_s)
             except StoreUnavailable as error:
                 trouble = error  # what was seen before may be good enough
 
-    def invalidate(self, line: Line, token: str) -> SharedFlow[bool]:
+    def invalidate(self, line: SharedLine, token: str) -> SharedFlow[bool]:
         """See :meth:`.credentials.SharedCredentials.invalidate`."""
         epoch, asked_at = self.lines.epoch, self.lines.clock()
         begun, better = yield from flows.invalidate(self.box, line.user, line.credentials, token)
-        seen = self.lines.seen(line)
-        if seen is None or seen.shown.token == token:
-            line.take(self.lines, begun, asked_at, epoch)
+        line.take(self.lines, begun, asked_at, epoch, changed=True)
         return better
 
-    def _fly(self, line: Line, flight: Flight, password: str | None, epoch: int) -> SharedFlow[None]:
+    def _fly(self, line: SharedLine, flight: Flight, password: str | None, epoch: int) -> SharedFlow[None]:
         lines = self.lines
-        caller = Caller(line.user, password, line.credentials, self._refresh_before_s)
+        caller = Asker(line.user, password, line.credentials, self._refresh_before_s)
         try:
             asked_at = lines.clock()
             begun = yield from flows.begin(self.box, caller)
             if begun.fence and begun.current is not None:
-                # Everybody goes on with that one, while the next one comes.
+                # Everybody goes on with that one, and looks after it as always, while the next one comes.
                 line.take(lines, begun, asked_at, epoch)
-                known, flight = flight, self._next(line, flight)
-                self._land(line, known)
+                self._land(line, flight)
+                flight = self._took_off()
             if begun.fence:
                 asked_at = lines.clock()
                 begun = yield from flows.log_in(self.box, caller, begun)
-            line.take(lines, begun, asked_at, epoch)
+                line.take(lines, begun, asked_at, epoch, changed=True)
+            else:
+                line.take(lines, begun, asked_at, epoch)
         except BaseException as error:  # noqa: BLE001 - those who wait for it raise it
             line.put_off(lines, error)
             if isinstance(error, StoreUnavailable):
@@ -99,29 +99,25 @@ class Flights:
 
     # -- flights
 
-    def launch(self, line: Line, password: str | None) -> Flight:
-        """Begin a step, unless one is under way. Raises ``PoolClosed``."""
+    def launch(self, line: SharedLine, password: str | None) -> Flight:
+        """Begin a step, unless one is under way that is not overdue. Raises ``PoolClosed``."""
         with self._lock:
             if self.pool.closed:
                 raise PoolClosed("the pool is closed")
-            if line.flight is not None and line.epoch == self.lines.epoch:
+            epoch, now = self.lines.epoch, self.lines.clock()
+            if line.flight is not None and line.epoch == epoch and now < line.flight_until:
                 return line.flight
-            epoch = line.epoch = self.lines.epoch
-            flight = self._took_off(line)
+            line.flight = flight = self._took_off()
+            line.epoch, line.flight_until = epoch, now + self.box.policy.login_timeout_s
         self.start(self._fly(line, flight, password, epoch))
         return flight
 
-    def _took_off(self, line: Line) -> Flight:
-        line.flight = flight = self.new_flight()
+    def _took_off(self) -> Flight:
+        flight = self.new_flight()
         self.flying.add(flight)
         return flight
 
-    def _next(self, line: Line, flight: Flight) -> Flight:
-        """What those wait for who come while the login of ``flight`` goes on."""
-        with self._lock:
-            return self._took_off(line) if line.flight is flight else self.new_flight()
-
-    def _land(self, line: Line, flight: Flight, error: BaseException | None = None) -> None:
+    def _land(self, line: SharedLine, flight: Flight, error: BaseException | None = None) -> None:
         with self._lock:
             self.flying.discard(flight)
             if line.flight is flight:

@@ -17,15 +17,17 @@ from coatcheck.errors import TokenRejected
 from coatcheck.pool.commands import Parting
 from coatcheck.pool.errors import LoginFailed, LoginRateLimited, LoginRefused, StoreUnavailable
 from coatcheck.pool.flows import Fresh, LogOut
+from coatcheck.pool.inspection import TokenRow
+from coatcheck.pool.masking import masked
 from coatcheck.pool.payload import token_of
 from coatcheck.pool.shared.rules import (
     Begin,
     Begun,
     Command,
     Count,
-    Fail,
     Finish,
     Invalidate,
+    RefreshFailed,
     Reply,
     SharedState,
     apply,
@@ -41,8 +43,6 @@ RACE_PAUSE_S: Final = 0.002
 LOOK_FIRST_S: Final = 0.01
 LOOK_MAX_S: Final = 0.1
 """How often one who has nothing looks whether another process's login is done."""
-KEEP_S: Final = 86_400.0
-"""How long a store may keep a state after all of it has ended."""
 FORMAT: Final = b"\x01"
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Swap(msgspec.Struct, frozen=True):
     keep_s: float
 
 
-class Pause(msgspec.Struct, frozen=True):
+class Sleep(msgspec.Struct, frozen=True):
     """Sleep about so long."""
 
     pause_s: float
@@ -87,7 +87,7 @@ class Refresh(msgspec.Struct, frozen=True):
         return f"<Refresh {self.user!r}>"
 
 
-Step = Read | Swap | Pause | Join | Refresh | LogOut
+Step = Read | Swap | Sleep | Join | Refresh | LogOut
 SharedFlow = Generator[Step, Any, T]
 
 
@@ -130,7 +130,7 @@ def change(box: SharedBox, user: str, command: Command) -> SharedFlow[Reply]:
             if isinstance(reply, Count) and reply.values:
                 yield LogOut(user, tuple(Parting(0, value) for value in reply.values))
             return reply
-        yield Pause(RACE_PAUSE_S)
+        yield Sleep(RACE_PAUSE_S)
     raise StoreUnavailable(f"{MAX_TRIES} others were faster at the shared token of {user!r}")
 
 
@@ -144,13 +144,13 @@ def _swapped(
     after = box.encoded(state)
     if after == before:
         return reply, True
-    keep_s = KEEP_S + max(0.0, state.ends_at() - now)
+    keep_s = max(0.0, state.ends_at() - now)
     if state.is_idle(now):
         return reply, sealed is None or (yield Swap(user, sealed, None, keep_s))
     return reply, (yield Swap(user, sealed, box.seal(user, after), keep_s))
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Asker(msgspec.Struct, frozen=True):
     """Who asks: what a login needs, what the store knows of it, and how long before its end a token is renewed."""
 
     user: str
@@ -159,10 +159,10 @@ class Caller(msgspec.Struct, frozen=True):
     refresh_before_s: float
 
     def __repr__(self) -> str:
-        return f"<Caller {self.user!r}>"
+        return f"<Asker {self.user!r}>"
 
 
-def begin(box: SharedBox, caller: Caller) -> SharedFlow[Begun]:
+def begin(box: SharedBox, caller: Asker) -> SharedFlow[Begun]:
     """Look what is current. With a ``fence`` in the answer, :func:`log_in` is next, whatever is current.
 
     What is current is answered at once while somebody else logs in, or nobody may; only who has nothing waits for the
@@ -178,11 +178,11 @@ def begin(box: SharedBox, caller: Caller) -> SharedFlow[Begun]:
             raise LoginRefused(caller.user)
         if begun.limited_s:
             raise LoginRateLimited(caller.user, begun.limited_s)
-        yield Pause(pause_s)
+        yield Sleep(pause_s)
         pause_s = min(pause_s * 1.5, LOOK_MAX_S)
 
 
-def log_in(box: SharedBox, caller: Caller, begun: Begun) -> SharedFlow[Begun]:
+def log_in(box: SharedBox, caller: Asker, begun: Begun) -> SharedFlow[Begun]:
     """Log in while holding the slot that ``begun`` has. Raises ``LoginFailed``, ``LoginRefused``."""
     user = caller.user
     try:
@@ -191,7 +191,7 @@ def log_in(box: SharedBox, caller: Caller, begun: Begun) -> SharedFlow[Begun]:
         # If the store is away too, the slot is recovered at its deadline.
         with contextlib.suppress(StoreUnavailable):
             failed, refused = isinstance(error, LoginFailed), isinstance(error, LoginRefused)
-            yield from change(box, user, Fail(begun.fence, failed, refused, caller.credentials))
+            yield from change(box, user, RefreshFailed(begun.fence, failed, refused, caller.credentials))
         raise
     span_s = fresh.life_s if fresh.span_s == FAR else fresh.span_s
     finish = Finish(begun.fence, fresh.value, span_s, caller.refresh_before_s, fresh.refresh_token)
@@ -222,5 +222,16 @@ def invalidate(box: SharedBox, user: str, credentials: tuple[bytes, ...], token:
         if stored:
             gone = isinstance(reply, Count) and reply.count > 0
             return Begun(None if gone else current), gone
-        yield Pause(RACE_PAUSE_S)
+        yield Sleep(RACE_PAUSE_S)
     raise StoreUnavailable(f"{MAX_TRIES} others were faster at the shared token of {user!r}")
+
+
+def rows(box: SharedBox, user: str) -> SharedFlow[list[TokenRow]]:
+    """What operators see of a user's shared tokens."""
+    sealed, now = yield Read(user)
+    shown = []
+    for entry in box.open(user, sealed, now).entries:
+        if entry.value is not None and now < entry.opened_at + entry.span_s:
+            left_s = entry.opened_at + entry.span_s - now
+            shown.append(TokenRow(user, entry.number, "shared", masked(token_of(entry.value)), expires_in_s=left_s))
+    return shown

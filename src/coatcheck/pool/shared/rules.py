@@ -45,7 +45,7 @@ PROTECTED_MAX_S: Final = 60.0
 bring no better one. Twice as long each time, if it is refused again soon after that."""
 
 
-class Entry(msgspec.Struct):
+class SharedEntry(msgspec.Struct):
     """The token of some credentials. ``value``: ``None`` once it was refused. Lengths count from ``opened_at``."""
 
     credentials: bytes
@@ -68,14 +68,14 @@ class Entry(msgspec.Struct):
         return self.opened_at + max(live_s, REFRESH_KEPT_S if self.refresh_token is not None else 0.0)
 
     def __repr__(self) -> str:
-        return f"<Entry {self.number}>"
+        return f"<SharedEntry {self.number}>"
 
 
 class SharedState(msgspec.Struct):
     """All that is shared of one user. ``logins``: who logs in now, back-offs and rate, as of leases; no tokens."""
 
     logins: UserState
-    entries: list[Entry] = msgspec.field(default_factory=list)
+    entries: list[SharedEntry] = msgspec.field(default_factory=list)
 
     def is_idle(self, now: float) -> bool:
         """Nothing in it that anybody could miss."""
@@ -113,7 +113,7 @@ class Finish(msgspec.Struct, frozen=True):
         return f"<Finish {self.fence}>"
 
 
-class Fail(msgspec.Struct, frozen=True):
+class RefreshFailed(msgspec.Struct, frozen=True):
     """The login that holds ``fence`` failed, was ``refused`` for good, or (``failed=False``) was given up."""
 
     fence: int
@@ -122,7 +122,7 @@ class Fail(msgspec.Struct, frozen=True):
     credentials: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Fail {self.fence}>"
+        return f"<RefreshFailed {self.fence}>"
 
 
 class Invalidate(msgspec.Struct, frozen=True):
@@ -131,21 +131,21 @@ class Invalidate(msgspec.Struct, frozen=True):
     number: int
 
 
-class Drop(msgspec.Struct, frozen=True):
+class DropShared(msgspec.Struct, frozen=True):
     """An operator drops one token, or all (``None``)."""
 
     number: int | None = None
 
 
-class Reset(msgspec.Struct, frozen=True):
+class ResetShared(msgspec.Struct, frozen=True):
     """An operator forgets everything: tokens, refresh tokens, back-offs, logins under way."""
 
 
-class CleanUp(msgspec.Struct, frozen=True):
+class EndShared(msgspec.Struct, frozen=True):
     """Forget what has ended."""
 
 
-Command = Begin | Finish | Fail | Invalidate | Drop | Reset | CleanUp
+Command = Begin | Finish | RefreshFailed | Invalidate | DropShared | ResetShared | EndShared
 
 
 # -- answers
@@ -167,8 +167,8 @@ class Current(msgspec.Struct, frozen=True):
 class Begun(msgspec.Struct, frozen=True):
     """What is current (``None``: nothing), and about the login that is due, if one is: one of the others.
 
-    ``fence``: log in now, then :class:`Finish` or :class:`Fail`. ``busy_s``: somebody else does, so long at most.
-    ``limited_s``: none may begin before. ``refused``: the upstream refused these credentials for good.
+    ``fence``: log in now, then :class:`Finish` or :class:`RefreshFailed`. ``busy_s``: somebody else does, so long at
+    most. ``limited_s``: none may begin before. ``refused``: the upstream refused these credentials for good.
     """
 
     current: Current | None
@@ -192,11 +192,11 @@ class Count(msgspec.Struct, frozen=True):
         return f"<Count {self.count}>"
 
 
-class Gone(msgspec.Struct, frozen=True):
+class SlotGone(msgspec.Struct, frozen=True):
     """The slot of that login is somebody else's by now, or nobody's."""
 
 
-Reply = Current | Begun | Count | Gone
+Reply = Current | Begun | Count | SlotGone
 
 
 # -- rules
@@ -240,14 +240,14 @@ def apply(state: SharedState, policy: Policy, now: float, command: Command) -> R
         return _begin(state, policy, limits, now, command)
     if isinstance(command, Finish):
         return _finish(state, policy, limits, now, command)
-    if isinstance(command, Fail):
+    if isinstance(command, RefreshFailed):
         return _fail(state, limits, now, command)
     if isinstance(command, Invalidate):
         return _invalidate(state, now, command)
-    if isinstance(command, Drop):
+    if isinstance(command, DropShared):
         return _drop(state, now, command.number)
-    logins.apply(state.logins, limits, now, ResetLogins() if isinstance(command, Reset) else CleanUpLogins())
-    if isinstance(command, CleanUp):
+    logins.apply(state.logins, limits, now, ResetLogins() if isinstance(command, ResetShared) else CleanUpLogins())
+    if isinstance(command, EndShared):
         return Count(0)
     dropped = _drop(state, now, None)
     state.entries = []
@@ -288,7 +288,7 @@ def _mine(state: SharedState, credentials: tuple[bytes, ...]) -> bytes:
     return mine
 
 
-def _entry(state: SharedState, mine: bytes) -> Entry | None:
+def _entry(state: SharedState, mine: bytes) -> SharedEntry | None:
     return next((entry for entry in state.entries if same(entry.credentials, mine)), None)
 
 
@@ -296,7 +296,7 @@ def _finish(state: SharedState, policy: Policy, limits: Policy, now: float, comm
     holding = state.logins.leases.get(command.fence)
     done = logins.apply(state.logins, limits, now, LoginDone(command.fence, "", FAR)).reply
     if not isinstance(done, Granted) or holding is None:
-        return Gone()
+        return SlotGone()
     mine = holding.credentials
     logins.apply(state.logins, limits, now, Release(command.fence, keep=False, sign_out=False))
     before = _entry(state, mine)
@@ -305,20 +305,20 @@ def _finish(state: SharedState, policy: Policy, limits: Policy, now: float, comm
         state.entries.remove(before)
         refresh_token, refusals = refresh_token or before.refresh_token, before.refusals
     while len(state.entries) >= MAX_ENTRIES:
-        state.entries.remove(min(state.entries, key=Entry.ends_at))
+        state.entries.remove(min(state.entries, key=SharedEntry.ends_at))
     # Never more than half of its life ahead, or a short-lived token would be renewed without end.
     refresh_s = max(command.span_s - command.refresh_before_s, command.span_s / 2)
-    entry = Entry(mine, command.fence, command.value, now, command.span_s, refresh_s, refresh_token, refusals)
+    entry = SharedEntry(mine, command.fence, command.value, now, command.span_s, refresh_s, refresh_token, refusals)
     state.entries.append(entry)
     return Begun(current_of(state, policy, now, (mine,)))
 
 
-def _fail(state: SharedState, limits: Policy, now: float, command: Fail) -> Reply:
+def _fail(state: SharedState, limits: Policy, now: float, command: RefreshFailed) -> Reply:
     holding = state.logins.leases.get(command.fence)
     ended = LoginEnded(command.fence, command.failed, command.refused, command.credentials)
     logins.apply(state.logins, limits, now, ended)
     if holding is None:
-        return Gone()
+        return SlotGone()
     entry = _entry(state, holding.credentials)
     if command.refused and entry is not None:
         entry.refresh_token = None

@@ -74,25 +74,33 @@ class Seen:
         self.epoch = epoch
 
 
-class Line:
+class SharedLine:
     """All callers in this process who share one token. ``flight``: the one step that is under way for all of them."""
 
-    __slots__ = ("credentials", "epoch", "flight", "seen", "user")
+    __slots__ = ("credentials", "epoch", "flight", "flight_until", "known_at", "seen", "user")
 
     def __init__(self, user: str, credentials: tuple[bytes, ...]) -> None:
         self.user = user
         self.credentials = credentials
         self.seen: Seen | None = None
+        self.known_at = -FAR
         self.flight: Any = None
+        self.flight_until = -FAR
         self.epoch = -1  # of the flight
 
-    def take(self, lines: Lines, begun: Begun, asked_at: float, epoch: int) -> None:
-        """Learn what a step at the store brought. ``asked_at``: before it was asked, so that no moment is too late."""
+    def take(self, lines: Lines, begun: Begun, asked_at: float, epoch: int, *, changed: bool = False) -> None:
+        """Learn what a step at the store brought. ``asked_at``: before it was asked, so that no moment is too late.
+
+        ``changed``: it was a change. What was asked before it was done, and is answered after, is not believed.
+        """
+        now = lines.clock()
+        if asked_at < self.known_at and not changed:
+            return
+        self.known_at = now if changed else asked_at
         current = begun.current
         if current is None:
             self.seen = None
             return
-        now = lines.clock()
         ends_at = asked_at + current.remaining_s - lines.min_remaining_s
         ask_at = asked_at + current.refresh_in_s
         if begun.busy_s or begun.fence:
@@ -135,19 +143,19 @@ class Lines:
         self.min_remaining_s = min_remaining_s
         self.others = others
         self.epoch = 0
-        self._lines: OrderedDict[tuple[str, bytes], Line] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, bytes], SharedLine] = OrderedDict()
 
-    def line(self, user: str, credentials: tuple[bytes, ...]) -> Line:
+    def line(self, user: str, credentials: tuple[bytes, ...]) -> SharedLine:
         """The one line of these credentials (of this process: nearly always the same one)."""
         key = user, (credentials[0] if credentials else b"")
         line = self._lines.get(key)
         if line is None:
-            line = self._lines.setdefault(key, Line(user, credentials))
+            line = self._lines.setdefault(key, SharedLine(user, credentials))
             while len(self._lines) > MAX_LINES:
                 self._lines.popitem(last=False)
         return line
 
-    def seen(self, line: Line) -> Seen | None:
+    def seen(self, line: SharedLine) -> Seen | None:
         """What was seen, unless it may not be used any more."""
         seen = line.seen
         return seen if seen is not None and seen.epoch == self.epoch else None

@@ -36,7 +36,7 @@ class MemoryTokenStore:
         self._sleepers: dict[tuple[str, int], tuple[Callable[[], None], float]] = {}
         self._closed = False
         self._swept_at = -FAR
-        self._shared: dict[str, bytes] = {}
+        self._shared: dict[str, tuple[bytes, float]] = {}  # with when it may be forgotten
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         with self.lock:
@@ -144,18 +144,25 @@ class MemoryTokenStore:
             del self.states[name]
 
     def read_shared(self, user: str) -> tuple[bytes | None, float]:
-        return self._shared.get(user), self.clock()
+        return self._stored(user), self.clock()
+
+    def _stored(self, user: str) -> bytes | None:
+        found = self._shared.get(user)
+        return None if found is None else found[0]
 
     def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
         with self.lock:
-            if self._shared.get(user) != old:
+            if self._stored(user) not in (old, new):
                 return False
+            now = self.clock()
             if new is None:
                 self._shared.pop(user, None)
-            elif old is None and len(self._shared) >= MAX_USERS:
-                raise PoolFull(f"the pool has {MAX_USERS} users already")
-            else:
-                self._shared[user] = new
+                return True
+            if len(self._shared) >= MAX_USERS and user not in self._shared:
+                self._shared = {name: kept for name, kept in self._shared.items() if now < kept[1]}
+                if len(self._shared) >= MAX_USERS:
+                    raise PoolFull(f"the pool has {MAX_USERS} users already")
+            self._shared[user] = new, now + keep_s
             return True
 
     def shared_users(self) -> list[str]:

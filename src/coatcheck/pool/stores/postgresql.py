@@ -64,10 +64,15 @@ _DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s; COMM
 _LOOK: Final = f"SELECT username, state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND state IS NOT NULL"
 _LOOK_AT: Final = _LOOK + " AND username=%s"
 _UNLOCKED: Final = f"{_LOCK} SKIP LOCKED"
-# Each of these is a transaction by itself, and answered with a row if it did something.
+# Each of these is a transaction by itself, answered with a row if it did something, now or when it was sent before.
 _LOOK_SHARED: Final = f"SELECT state, {_NOW} FROM (VALUES (1)) one LEFT JOIN coatcheck_pool ON pool=%s AND username=%s"
-_ADD_SHARED: Final = "INSERT INTO coatcheck_pool VALUES (%s, %s, %s) ON CONFLICT DO NOTHING RETURNING 1"
-_SWAP_SHARED: Final = "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s AND state=%s RETURNING 1"
+_ADD_SHARED: Final = (
+    "INSERT INTO coatcheck_pool AS stored VALUES (%s, %s, %s) ON CONFLICT (pool, username)"
+    " DO UPDATE SET state=EXCLUDED.state WHERE stored.state=EXCLUDED.state RETURNING 1"
+)
+_SWAP_SHARED: Final = (
+    "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s AND state IN (%s, %s) RETURNING 1"
+)
 _DELETE_SHARED: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s AND state=%s RETURNING 1"
 _SHARED_USERS: Final = "SELECT username FROM coatcheck_pool WHERE pool=%s"
 
@@ -150,7 +155,7 @@ class _Rows:
         elif new is None:
             rows = yield _DELETE_SHARED, (*key, old)
         else:
-            rows = yield _SWAP_SHARED, (new, *key, old)
+            rows = yield _SWAP_SHARED, (new, *key, old, new)
         return bool(rows)
 
     def listing_shared(self) -> Steps[list[str]]:

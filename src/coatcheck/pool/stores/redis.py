@@ -99,7 +99,7 @@ if redis.call('HGET', KEYS[1], 'v') == ARGV[1] then return redis.call('DEL', KEY
 return 0
 """
 
-# KEYS: the user's shared tokens. ARGV: what they were and are to be ("": nothing), the user, seconds to keep them.
+# KEYS: the user's shared tokens. ARGV: what they were and are to be ("": nothing), the user, seconds to keep it.
 _SWAP_SHARED: Final = """
 local stored = redis.call('HGET', KEYS[1], 's') or ''
 if stored == ARGV[2] then return 1 end
@@ -218,7 +218,7 @@ def _read(replies: list[Any]) -> tuple[bytes | None, float]:
 
 
 def _swap(user: str, old: bytes | None, new: bytes | None, keep_s: float) -> list[Any]:
-    return [old or b"", new or b"", user, int(min(keep_s, MAX_KEEP_S))]
+    return [old or b"", new or b"", user, int(min(KEEP_S + keep_s, MAX_KEEP_S))]
 
 
 def _named(found: list[Any]) -> list[str]:
@@ -317,7 +317,8 @@ class RedisTokenStore:
     def read_shared(self, user: str) -> tuple[bytes | None, float]:
         try:
             with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.time().hget(self._swaps.shared_key(user), "s")
+                pipeline.time()
+                pipeline.hget(self._swaps.shared_key(user), "s")
                 return _read(pipeline.execute())
         except RedisError as error:
             raise _unavailable(error) from error
@@ -427,7 +428,8 @@ class AsyncRedisTokenStore:
     async def read_shared(self, user: str) -> tuple[bytes | None, float]:
         try:
             async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.time().hget(self._swaps.shared_key(user), "s")
+                pipeline.time()
+                pipeline.hget(self._swaps.shared_key(user), "s")
                 return _read(await pipeline.execute())
         except RedisError as error:
             raise _unavailable(error) from error

@@ -183,7 +183,7 @@ class SqliteTokenStore:
         key = (self._box.shared_name, user)
         with self._transaction() as connection:
             row = connection.execute(_READ, key).fetchone()
-            if (None if row is None else row[0]) != old:
+            if (None if row is None else row[0]) not in (old, new):
                 return False
             if new is None:
                 connection.execute("DELETE FROM coatcheck_pool WHERE pool=? AND user=?", key)

@@ -222,7 +222,7 @@ class ZeepSessions:
             uses = 1
             try:
                 with self.lease(user) as held:
-                    uses = held.uses
+                    uses = 1 if self._shared and attempt > 1 else held.uses
                     return operation(*args, **named)
             except zeep.exceptions.Error as error:
                 if not (self._is_expired(error) and may_try_again(uses, attempt)):
@@ -277,7 +277,7 @@ class AsyncZeepSessions:
             uses = 1
             try:
                 async with self.lease(user) as held:
-                    uses = held.uses
+                    uses = 1 if self._shared and attempt > 1 else held.uses
                     return await operation(*args, **named)
             except zeep.exceptions.Error as error:
                 if not (self._is_expired(error) and may_try_again(uses, attempt)):

@@ -56,6 +56,7 @@ class SharedEntry(msgspec.Struct):
     refresh_s: float  # when the login ahead of the end is due
     refresh_token: str | None = None
     refusals: int = 0  # refused tokens in a row, each soon after its login
+    refused_at: float = -FAR  # the last of them
 
     def protected_until(self) -> float:
         if not self.refusals:
@@ -64,8 +65,9 @@ class SharedEntry(msgspec.Struct):
 
     def ends_at(self) -> float:
         """When nothing of it is of any use any more."""
-        live_s = max(self.span_s if self.value is not None else 0.0, 2 * PROTECTED_MAX_S if self.refusals else 0.0)
-        return self.opened_at + max(live_s, REFRESH_KEPT_S if self.refresh_token is not None else 0.0)
+        live_s = self.span_s if self.value is not None else 0.0
+        kept_s = REFRESH_KEPT_S if self.refresh_token is not None else 0.0
+        return max(self.opened_at + max(live_s, kept_s), self.refused_at + 2 * PROTECTED_MAX_S)
 
     def __repr__(self) -> str:
         return f"<SharedEntry {self.number}>"
@@ -235,6 +237,7 @@ def apply(state: SharedState, policy: Policy, now: float, command: Command) -> R
     clamp(state.logins, limits, now)
     for entry in state.entries:
         entry.opened_at = min(entry.opened_at, now)
+        entry.refused_at = min(entry.refused_at, now)
     state.entries = [entry for entry in state.entries if now < entry.ends_at()]
     if isinstance(command, Begin):
         return _begin(state, policy, limits, now, command)
@@ -300,15 +303,17 @@ def _finish(state: SharedState, policy: Policy, limits: Policy, now: float, comm
     mine = holding.credentials
     logins.apply(state.logins, limits, now, Release(command.fence, keep=False, sign_out=False))
     before = _entry(state, mine)
-    refresh_token, refusals = command.refresh_token, 0
+    refresh_token, refusals, refused_at = command.refresh_token, 0, -FAR
     if before is not None:
         state.entries.remove(before)
-        refresh_token, refusals = refresh_token or before.refresh_token, before.refusals
+        refresh_token = refresh_token or before.refresh_token
+        refusals, refused_at = before.refusals, before.refused_at
     while len(state.entries) >= MAX_ENTRIES:
         state.entries.remove(min(state.entries, key=SharedEntry.ends_at))
     # Never more than half of its life ahead, or a short-lived token would be renewed without end.
     refresh_s = max(command.span_s - command.refresh_before_s, command.span_s / 2)
-    entry = SharedEntry(mine, command.fence, command.value, now, command.span_s, refresh_s, refresh_token, refusals)
+    entry = SharedEntry(mine, command.fence, command.value, now, command.span_s, refresh_s, refresh_token)
+    entry.refusals, entry.refused_at = refusals, refused_at
     state.entries.append(entry)
     return Begun(current_of(state, policy, now, (mine,)))
 
@@ -332,7 +337,7 @@ def _invalidate(state: SharedState, now: float, command: Invalidate) -> Count:
             age_s = now - entry.opened_at
             if age_s < protected_s:
                 return Count(0)
-            entry.value = None
+            entry.value, entry.refused_at = None, now
             entry.refusals = min(entry.refusals + 1, 32) if age_s < 2 * protected_s else 1
             return Count(1)
     return Count(0)

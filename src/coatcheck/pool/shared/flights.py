@@ -55,8 +55,9 @@ class Flights:
             if trouble is not None:
                 raise trouble
             flight = self.launch(line, password)
+            left_s, patience_s = max(0.0, give_up_at - now), max(0.0, line.flight_until - now)
             try:
-                if not (yield Join(flight, max(0.0, give_up_at - now))):
+                if not (yield Join(flight, min(left_s, patience_s))) and left_s <= patience_s:
                     raise PoolTimeout(line.user, wait_s)
             except LoginRateLimited as limited:
                 if clock() + limited.retry_after_s >= give_up_at:

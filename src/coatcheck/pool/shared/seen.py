@@ -69,7 +69,7 @@ class Seen:
 
     def __init__(self, shown: SharedToken, ask_at: float, stale_at: float, epoch: int) -> None:
         self.shown = shown
-        self.ask_at = ask_at
+        self.ask_at = min(ask_at, stale_at)  # nobody looks at stale_at before that
         self.stale_at = stale_at
         self.epoch = epoch
 

@@ -460,9 +460,9 @@ def test_bad_arguments_are_refused_at_once(upstream: Upstream) -> None:
 
 def test_a_token_that_ends_too_soon_is_no_token(clock: Clock) -> None:
     upstream = Upstream(life_s=3.0)
-    with TokenPool(upstream.login, clock=clock, min_remaining="5s", login_rate=None) as pool:
-        with pytest.raises(LoginFailed, match="min_remaining"):
-            pool.shared("svc").get()
+    pool = TokenPool(upstream.login, clock=clock, min_remaining="5s", login_rate=None)
+    with pool, pytest.raises(LoginFailed, match="min_remaining"):
+        pool.shared("svc").get()
 
 
 def test_what_a_process_remembers_has_a_bound(clock: Clock) -> None:

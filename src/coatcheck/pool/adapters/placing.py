@@ -115,8 +115,8 @@ def form(name: str) -> Apply:
             body = request.body.decode() if isinstance(request.body, bytes) else request.body or ""
             request.prepare_body(_with_field(body, name, token), None)
             return None
-        body = _with_field(request.content.decode(), name, token)
-        headers = {**request.headers, "Content-Length": str(len(body.encode()))}
+        body = _with_field(request.read().decode(), name, token)
+        headers = {**request.headers, "content-length": str(len(body))}
         return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
 
     return apply

@@ -15,7 +15,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from coatcheck.errors import ConfigError
 from coatcheck.pool.payload import Payload
 
-Apply = Callable[[Any, str], Any] | Callable[[Any, str, Payload], Any]
+PutToken = Callable[[Any, str], Any]
+PutBoth = Callable[[Any, str, Payload], Any]
+Apply = PutToken | PutBoth
 """Puts a token, and what of its payload is needed, into a request; may return another request to be sent instead."""
 Extract = Callable[[Any], "str | None"]
 """The refreshed token in a response, or ``None``."""
@@ -33,7 +35,7 @@ def bearer(request: Any, token: str) -> None:
     request.headers["Authorization"] = f"Bearer {token}"
 
 
-def header(name: str) -> Apply:
+def header(name: str) -> PutToken:
     """The token is the value of a header."""
     _check(name)
 
@@ -43,7 +45,7 @@ def header(name: str) -> Apply:
     return apply
 
 
-def cookie(name: str) -> Apply:
+def cookie(name: str) -> PutToken:
     """The token is the value of a cookie, next to other cookies (RFC 6265, section 5.4)."""
     _check(name)
 
@@ -55,7 +57,7 @@ def cookie(name: str) -> Apply:
     return apply
 
 
-def payload_header(name: str, of: str) -> Apply:
+def payload_header(name: str, of: str) -> PutBoth:
     """A header has what the payload holds under the name ``of``, as text; nothing if it holds none."""
     _check(name)
 
@@ -66,7 +68,7 @@ def payload_header(name: str, of: str) -> Apply:
     return apply
 
 
-def payload_cookies(*names: str) -> Apply:
+def payload_cookies(*names: str) -> PutBoth:
     """Cookies of these names, each with what the payload holds under its name, next to other cookies."""
     placed = {name: cookie(name) for name in names}
 
@@ -78,7 +80,7 @@ def payload_cookies(*names: str) -> Apply:
     return apply
 
 
-def query(name: str) -> Apply:
+def query(name: str) -> PutToken:
     """The token is a parameter of the URL. Warns, because URLs end up in logs, histories and ``Referer`` headers.
 
     RFC 6750 (5.3) says not to do it; here it is for upstreams that know nothing else.
@@ -100,7 +102,7 @@ def query(name: str) -> Apply:
     return apply
 
 
-def form(name: str) -> Apply:
+def form(name: str) -> PutToken:
     """The token is a field of the request's form (RFC 6750, 2.2), of httpx and requests. Warns as :func:`query` does.
 
     A request whose body is anything else is sent as it is, without the token.
@@ -122,7 +124,7 @@ def form(name: str) -> Apply:
     return apply
 
 
-def every(*applies: Apply) -> Apply:
+def every(*applies: Apply) -> PutBoth:
     """All of these, one after the other: ``every(cookie("SID"), payload_header("X-CSRF-Token", of="csrf"))``."""
     steps: list[tuple[Callable[..., Any], bool]] = [(each, takes_payload(each)) for each in applies]
 

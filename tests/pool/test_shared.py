@@ -180,21 +180,25 @@ def test_many_callers_and_one_login(world: Any, upstream: Upstream) -> None:
     assert "token 1" not in repr(world.get())
 
 
-def test_the_old_one_is_served_while_the_new_one_comes(world: Any, upstream: Upstream, clock: Clock) -> None:
+def test_the_old_one_is_served_while_the_new_one_comes(kind: Any, upstream: Upstream, clock: Clock) -> None:
+    world = kind(upstream, clock, refresh_before=10, wait="5s", on_event=lambda event: None)
     first = world.get()
     clock.now += 89.9
     assert world.get() is first
     assert upstream.under_way == 0
     upstream.open.clear()
     clock.now += 0.2
-    assert {each.token for each in world.gets(20)} == {first.token}, "nobody waits"
-    eventually(lambda: upstream.under_way == 1)
-    assert {each.token for each in world.gets(20)} == {first.token}
-    assert upstream.under_way == 1, "and nobody else logs in"
-    upstream.open.set()
+    try:
+        assert {each.token for each in world.gets(20)} == {first.token}, "nobody waits"
+        eventually(lambda: upstream.under_way == 1)
+        assert {each.token for each in world.gets(20)} == {first.token}
+        assert upstream.under_way == 1, "and nobody else logs in"
+    finally:
+        upstream.open.set()
     eventually(lambda: world.get().token == "token 2 of svc None")
     assert upstream.logins == 2
     assert upstream.logged_out == [], "calls may still use the old one"
+    world.close()
 
 
 def test_who_has_nothing_waits_for_the_login_that_is_under_way(world: Any, upstream: Upstream, clock: Clock) -> None:

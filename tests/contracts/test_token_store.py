@@ -555,6 +555,45 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
     return CleanUp()
 
 
+def test_a_shared_value_is_swapped_only_if_it_is_the_one_that_was_read(client: Open) -> None:
+    store, other = client(), client()
+    assert store.shared_users() == []
+    nothing, now = store.read_shared("ada")
+    assert nothing is None
+    assert store.swap_shared("ada", None, b"one", 60.0)
+    assert not other.swap_shared("ada", None, b"another", 60.0)
+    assert not other.swap_shared("ada", b"unknown", b"another", 60.0)
+    assert other.swap_shared("ada", b"one", b"two", 60.0)
+    assert other.swap_shared("ada", b"one", b"two", 60.0), "the same again: its answer may have been lost"
+    assert not store.swap_shared("ada", b"one", b"three", 60.0)
+    found, later = store.read_shared("ada")
+    assert (found, later >= now) == (b"two", True)
+    assert store.swap_shared("böb", None, b"x", 0.0)
+    assert sorted(other.shared_users()) == ["ada", "böb"]
+    assert store.look() == {}, "apart from the states"
+    assert not store.swap_shared("ada", b"one", None, 0.0)
+    assert store.swap_shared("ada", b"two", None, 0.0)
+    assert other.read_shared("ada")[0] is None
+    assert client(name=secrets.token_hex(8)).read_shared("böb")[0] is None, "another pool's"
+
+
+def test_of_many_swaps_at_once_one_is_done(client: Open) -> None:
+    stores = [client() for _ in range(3)]
+    done: list[bytes] = []
+
+    def swap(number: int) -> None:
+        value = b"value %d" % number
+        if stores[number % 3].swap_shared("ada", None, value, 60.0):
+            done.append(value)
+
+    threads = [threading.Thread(target=swap, args=(number,)) for number in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [stores[0].read_shared("ada")[0]]
+
+
 AHEAD_S = 3600.0
 LIMITED = msgspec.structs.replace(POLICY, backoff_max_s=2.0, login_every_s=1.0, login_burst=2)
 

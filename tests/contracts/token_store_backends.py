@@ -73,6 +73,16 @@ class Looped:
     def forget(self) -> None:
         self._run(self.store.forget())
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        found: tuple[bytes | None, float] = self._run(self.store.read_shared(user))
+        return found
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return bool(self._run(self.store.swap_shared(user, old, new, keep_s)))
+
+    def shared_users(self) -> list[str]:
+        return list(self._run(self.store.shared_users()))
+
     def close(self) -> None:
         self._run(self.store.close())
         self.loop.call_soon_threadsafe(self.loop.stop)

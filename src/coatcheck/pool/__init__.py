@@ -4,7 +4,7 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
 
     pool = TokenPool(login=sign_in, logout=sign_out, per_user=4, max_uses=500, ttl="15m", lease="60s", wait="10s")
     pool = TokenPool(login=sign_in, store="sqlite:///tokens.db", key=KEY)   # redis://...  postgresql://...
-    # login(user) or login(user, password) -> str | SignedIn(token, expires_in_s=None)
+    # login(user) or login(user, password) -> str | SignedIn(token, expires_in_s=None, payload=None, refresh_token=None)
     # logout(user, token); probe(user, token) -> bool; keepalive(user, token) -> str | None
 
     with pool.lease("SADMIN") as held:                 # lease(user, password=None, *, wait=None) -> TokenLease
@@ -15,6 +15,9 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
     held = pool.lease("SADMIN").acquire()              # without `with`; held.release(failed=False, token=None)
     held = pool.resume("SADMIN", fencing)              # another process's lease: release, drop, extend
     held.extend()                                      # a new deadline, one lease time from now, or LeaseLost
+
+    shared = pool.shared("SVC")                        # one token for all who ask: shared.get().token, .payload
+    shared.invalidate(token)                           # the upstream refused it; -> bool, whether to ask again
 
     pool.check_out(user, password=None)                # TokenObject | NULL_TOKEN, never waits and never logs in
     pool.check_in(user, token_object, token_string, password=None)  # NULL_TOKEN: a new token after one's own login
@@ -48,10 +51,13 @@ from coatcheck.pool.errors import (
 from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.options import SignedIn
+from coatcheck.pool.shared.credentials import AsyncSharedCredentials, SharedCredentials
+from coatcheck.pool.shared.seen import SharedToken
 from coatcheck.pool.threads import TokenLease, TokenPool
 
 __all__ = [
     "NULL_TOKEN",
+    "AsyncSharedCredentials",
     "AsyncTokenLease",
     "AsyncTokenPool",
     "LeaseLost",
@@ -65,6 +71,8 @@ __all__ = [
     "PoolFull",
     "PoolTimeout",
     "SessionPool",
+    "SharedCredentials",
+    "SharedToken",
     "SignedIn",
     "StoreUnavailable",
     "TokenLease",

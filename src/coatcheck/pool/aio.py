@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -42,6 +43,12 @@ from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
+from coatcheck.pool.payload import pack, renewed, token_of
+from coatcheck.pool.shared.credentials import AsyncSharedCredentials, AsyncSharedUse
+from coatcheck.pool.shared.flights import TaskFlights
+from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
+from coatcheck.pool.shared.flows import rows as shared_rows
+from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
 from coatcheck.pool.state import FAR, UserState
 from coatcheck.pool.stores.address import open_async_store
 from coatcheck.pool.stores.memory import AsyncMemoryTokenStore
@@ -101,6 +108,7 @@ class AsyncTokenPool(PoolCore):
 
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
+        self._flights = TaskFlights(self, self.shared_lines, self.shared_box, self.settings.refresh_before_s)
         self._open()
 
     def _open(self) -> None:
@@ -152,6 +160,21 @@ class AsyncTokenPool(PoolCore):
         except PoolError as trouble:
             self.report(PoolEventKind.STORE_UNAVAILABLE, held.user, type(trouble).__name__)
 
+    def shared(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> AsyncSharedCredentials:
+        """One token of ``user`` for all who ask, renewed ahead of its end: ``(await pool.shared("svc").get()).token``.
+
+        For tokens that may be used by many at once (OAuth access tokens). ``password`` as of :meth:`lease`; it is kept
+        in what is returned here, for later logins. ``wait``: at most so long where there is no token yet, a login
+        included. Raises ``ValueError``, ``ConfigError``.
+        """
+        hashes = self.credentials.of(check_user(user), check_password(password))
+        line = self.shared_lines.line(user, hashes)
+        return AsyncSharedCredentials(self._flights, line, password, self.wait_s(wait))
+
+    def lend(self, user: str, *, shared: bool, again: bool) -> Any:
+        """What an adapter uses for one call: a lease, or a shared token that looks like one."""
+        return AsyncSharedUse(self.shared(user), again) if shared else self.lease(user)
+
     # -- the classic calls
 
     async def check_out(self, username: str, password: str | None = None) -> TokenObject:
@@ -185,12 +208,13 @@ class AsyncTokenPool(PoolCore):
         check_password(password)
         if token_object.token_id is None:
             credentials = self.credentials.of_new(username, password)
-            await self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
+            await self.run(flows.settle(username, Add(pack(token_string, None), self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
             return
         fence = number(token_object.token_id)
-        if not self.check_in_quickly(username, fence, token_string):
-            await self.run(flows.release(username, Release(fence, token_string), self.lines))
+        value = pack(token_string, token_object.payload)
+        if not self.check_in_quickly(username, fence, value):
+            await self.run(flows.release(username, Release(fence, value), self.lines))
 
     async def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -210,6 +234,8 @@ class AsyncTokenPool(PoolCore):
         count = 0
         for user in self.overdue(await self._look()):
             count += await self.run(flows.settle(user, CleanUp()))
+        for user in await self._background.cancellable(self._store.shared_users()):
+            await self.run(change(self.shared_box, user, EndShared()))
         await self._background.cancellable(self._store.forget())
         return count
 
@@ -221,13 +247,16 @@ class AsyncTokenPool(PoolCore):
 
     async def list(self, user: str | None = None) -> builtins.list[TokenRow]:
         """Every slot of all users (or one), tokens masked."""
-        return self.rows_of(await self._look(user if user is None else check_user(user)))
+        rows = self.rows_of(await self._look(user if user is None else check_user(user)))
+        for name in sorted(await self._background.cancellable(self._store.shared_users())) if user is None else [user]:
+            rows += await self.run(shared_rows(self.shared_box, name))
+        return rows
 
     async def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         command = Remove(None if token_id is None else number(token_id))
         count: int = await self.run(flows.settle(check_user(user), command))
-        return count
+        return count + await self._drop_shared(user, DropShared(token_id))
 
     async def reset(self, user: str) -> int:
         """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
@@ -235,7 +264,12 @@ class AsyncTokenPool(PoolCore):
         The upstream may still count the sessions that are forgotten.
         """
         count: int = await self.run(flows.settle(check_user(user), Reset()))
-        return count
+        return count + await self._drop_shared(user, ResetShared())
+
+    async def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
+        dropped = await self.run(change(self.shared_box, user, command))
+        self.shared_lines.forget()
+        return dropped.count if isinstance(dropped, Count) else 0
 
     async def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -254,6 +288,7 @@ class AsyncTokenPool(PoolCore):
         until = time.monotonic() + seconds("timeout", timeout)
         self.closed = True
         self.quick = None
+        self.shared_lines.forget()
         if self._ticker is not None:
             self._ticker.cancel()
         self.lines.close()
@@ -261,9 +296,13 @@ class AsyncTokenPool(PoolCore):
         while self.held_leases() and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(CLOSE_POLL_S)
         try:
+            if self._flights.flying:
+                await asyncio.wait(self._flights.flying.copy(), timeout=max(0.0, until - time.monotonic()))
             if self.memory is not None:
                 for user in self.memory.look():
                     await self.run(flows.settle(user, Remove()))
+                for user in self.memory.shared_users():
+                    await self.run(change(self.shared_box, user, DropShared()))
             while self._background.tasks and time.monotonic() < until:
                 await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
@@ -281,7 +320,7 @@ class AsyncTokenPool(PoolCore):
 
     # -- running flows
 
-    async def run(self, flow: Flow[T], undo: Callable[[T], Flow[Any]] | None = None) -> T:
+    async def run(self, flow: Flow[T] | SharedFlow[T], undo: Callable[[T], Flow[Any]] | None = None) -> T:
         """Run a flow to its end. An error of a step, and a cancellation, is the flow's to put right.
 
         ``undo``: what to do with a result that came together with a cancellation.
@@ -291,7 +330,7 @@ class AsyncTokenPool(PoolCore):
             effect = next(flow)
             while True:
                 try:
-                    if cancelled and isinstance(effect, Stand | Look | LogIn | Ask):
+                    if cancelled and isinstance(effect, Stand | Look | LogIn | Ask | Join | Sleep | Refresh):
                         raise cancelled[0]
                     answer = await self._answer(effect, cancelled)
                 except BaseException as error:  # noqa: BLE001 - the flow raises it again, cancellation included
@@ -313,7 +352,9 @@ class AsyncTokenPool(PoolCore):
             raise cancelled[0]
         return result
 
-    def _answer(self, effect: Effect, cancelled: builtins.list[asyncio.CancelledError]) -> Coroutine[Any, Any, Any]:
+    def _answer(
+        self, effect: Effect | Step, cancelled: builtins.list[asyncio.CancelledError]
+    ) -> Coroutine[Any, Any, Any]:
         if isinstance(effect, Apply):
             return self._apply(effect, cancelled)
         if isinstance(effect, Stand):
@@ -324,7 +365,23 @@ class AsyncTokenPool(PoolCore):
             return self._log_in(effect)
         if isinstance(effect, Ask):
             return self._ask(effect)
+        if isinstance(effect, Read):
+            return self._untorn(self._store.read_shared(effect.user), cancelled)
+        if isinstance(effect, Swap):
+            return self._untorn(self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s), cancelled)
+        if isinstance(effect, Sleep):
+            return asyncio.sleep(effect.pause_s * (1 + random.random() / 2))
+        if isinstance(effect, Join):
+            return _join(effect)
+        if isinstance(effect, Refresh):
+            return self._call_login(effect)
         return self._add_logouts(effect)
+
+    def _untorn(
+        self, step: Coroutine[Any, Any, T], cancelled: builtins.list[asyncio.CancelledError]
+    ) -> Coroutine[Any, Any, T]:
+        """A step at the store; in the process there is nothing to tear."""
+        return step if self.memory is not None else untorn(step, cancelled)
 
     async def _apply(self, effect: Apply, cancelled: builtins.list[asyncio.CancelledError]) -> Reply:
         self.must_be_open(effect.command)
@@ -332,8 +389,7 @@ class AsyncTokenPool(PoolCore):
         self.giving_back(effect.user, effect.command)
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             await self.clean_up()
-        applying = self._store.apply(effect.user, effect.command)
-        outcome = await (applying if self.memory is not None else untorn(applying, cancelled))
+        outcome = await self._untorn(self._store.apply(effect.user, effect.command), cancelled)
         if outcome.partings:
             self._background.add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
@@ -377,12 +433,12 @@ class AsyncTokenPool(PoolCore):
             login.add_done_callback(lambda done: self._finish_login(effect, done))
             raise LoginGoesOn from None
 
-    async def _call_login(self, effect: LogIn) -> Fresh:
+    async def _call_login(self, effect: LogIn | Refresh) -> Fresh:
         login = self.settings.login
         if login is None:
             raise LoginFailed(effect.user, "the pool has no login function")
         try:
-            arguments = self.login_arguments(effect.user, effect.password)
+            login, arguments = self.login_call(login, effect)
             late = partial(self._login_came_late, effect.user)
             result = await call(login, arguments, self.settings.policy.login_timeout_s, late)
         except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
@@ -408,13 +464,17 @@ class AsyncTokenPool(PoolCore):
         if not asyncio.get_running_loop().is_closed():
             self._background.spawn(finish())
 
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of the pool's own, which ends with it."""
+        return self._background.spawn(work)
+
     async def _ask(self, effect: Ask) -> Any:
         probing = effect.what == "probe"
         function = self.settings.probe if probing else self.settings.keepalive
         assert function is not None
         try:
-            answer = await call(function, (effect.user, effect.value))
-            return bool(answer) if probing else None if answer is None else check_token(answer)
+            answer = await call(function, (effect.user, token_of(effect.value)))
+            return bool(answer) if probing else None if answer is None else renewed(effect.value, answer)
         except Exception as error:
             kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
             self.report(kind, effect.user, type(error).__name__)
@@ -438,9 +498,17 @@ class AsyncTokenPool(PoolCore):
 
     def start_anew(self) -> None:
         super().start_anew()
+        self._flights.start_anew()
         self.abandon(self._store)
         self._open()
 
     def _undo(self, user: str, reply: Reply) -> Flow[Any]:
         if type(reply) is Granted:
             yield from flows.release(user, Release(reply.fence), self.lines)
+
+
+async def _join(effect: Join) -> bool:
+    await asyncio.wait([effect.flight], timeout=effect.timeout_s)
+    if effect.flight.done():
+        effect.flight.result()
+    return bool(effect.flight.done())

@@ -12,6 +12,7 @@ from coatcheck.pool.core import PoolCore
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.logouts import MAX_LOGOUTS, PARALLEL_LOGOUTS
 from coatcheck.pool.options import is_coroutine_function
+from coatcheck.pool.payload import token_of
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class Background:
         assert settings.logout is not None
         try:
             async with self._logging_out:
-                await call(settings.logout, (user, parting.value), settings.policy.logout_timeout_s)
+                await call(settings.logout, (user, token_of(parting.value)), settings.policy.logout_timeout_s)
         except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
             self._pool.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
         finally:

@@ -27,6 +27,7 @@ from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, PoolFull
 from coatcheck.pool.masking import check_password, check_token, check_user, masked
+from coatcheck.pool.payload import Payload
 from coatcheck.pool.state import NONE_GIVEN
 from coatcheck.tokens.keyring import KeyRing
 
@@ -40,10 +41,11 @@ class TokenObject:
     """One session token of the upstream, as the pool keeps it (mission D3).
 
     ``expiration_time`` is a moment on the pool's clock, in seconds. ``token_id`` names the token in the tables; it
-    stays when the token string changes. ``None``: the pool does not know this token yet.
+    stays when the token string changes. ``None``: the pool does not know this token yet. ``payload``: what the login of
+    a ``TokenPool`` brought beside the token.
     """
 
-    __slots__ = ("_credentials", "expiration_time", "last_time_usage", "token", "token_id", "usage_counter")
+    __slots__ = ("_credentials", "expiration_time", "last_time_usage", "payload", "token", "token_id", "usage_counter")
 
     def __init__(self, token: str, expiration_time: float = 0.0, *, token_id: int | None = None) -> None:
         self.token = token
@@ -51,6 +53,7 @@ class TokenObject:
         self.last_time_usage = False
         self.expiration_time = expiration_time
         self.token_id = token_id
+        self.payload: Payload | None = None
         self._credentials = NONE_GIVEN
 
     def __repr__(self) -> str:

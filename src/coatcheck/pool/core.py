@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import weakref
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,12 +19,15 @@ from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
-from coatcheck.pool.flows import Fresh
+from coatcheck.pool.flows import Fresh, LogIn
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.lines import Lines, Watched
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
+from coatcheck.pool.payload import unpack
 from coatcheck.pool.rules import give_back_quickly, take_quickly
+from coatcheck.pool.shared.flows import Refresh, SharedBox
+from coatcheck.pool.shared.seen import SharedLines
 from coatcheck.pool.slots import is_overdue
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
@@ -48,6 +52,8 @@ class PoolCore:
             self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock)
         ring = self.settings.ring() if self.memory is None else KeyRing([os.urandom(32)])
         self.credentials = Credentials(ring, self.settings.name)
+        self.shared_box = SharedBox(ring, self.settings.name, self.settings.policy)
+        self.shared_lines = SharedLines(self.clock, self.settings.policy.min_remaining_s, others=self.memory is None)
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory
         self.closed = False
@@ -77,8 +83,11 @@ class PoolCore:
         if self.closed and isinstance(command, Acquire | Add | TakeIdle):
             raise PoolClosed("the pool is closed")
 
-    def login_arguments(self, user: str, password: str | None) -> tuple[str, ...] | tuple[str, str | None]:
-        return (user, password) if self.settings.login_takes_password else (user,)
+    def login_call(self, login: Login, effect: LogIn | Refresh) -> tuple[Login, tuple[Any, ...]]:
+        """The function to call, and with what."""
+        if self.settings.login_takes_refresh_token:
+            login = partial(login, refresh_token=effect.refresh_token if isinstance(effect, Refresh) else None)
+        return login, (effect.user, effect.password) if self.settings.login_takes_password else (effect.user,)
 
     def fresh(self, user: str, result: object) -> Fresh:
         """Judge what a login returned. Raises ``LoginFailed``."""
@@ -169,6 +178,7 @@ class PoolCore:
         if self.memory is not None:
             self.memory.start_anew()
         self.live.clear()
+        self.shared_lines.forget()
         self.generation += 1  # and nobody of those who wait is here
 
     def abandon(self, store: object) -> None:
@@ -183,7 +193,9 @@ def token_object(granted: Granted, policy: Policy) -> TokenObject:
 
 
 def _shown(value: str, deadline: float, fence: int, uses: int, policy: Policy) -> TokenObject:
-    shown = TokenObject(value, deadline, token_id=fence)
+    token, payload = unpack(value)
+    shown = TokenObject(token, deadline, token_id=fence)
+    shown.payload = payload
     shown.usage_counter = uses
     shown.last_time_usage = uses >= policy.max_uses
     return shown

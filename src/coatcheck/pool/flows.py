@@ -100,11 +100,15 @@ Flow = Generator[Effect, Any, T]
 
 
 class Fresh(msgspec.Struct, frozen=True):
-    """What a login brought. ``span_s``: until the upstream ends the session in any case, if it said so."""
+    """What a login brought. ``span_s``: until the upstream ends the session in any case, if it said so.
+
+    ``refresh_token``: for the next login, of shared tokens alone.
+    """
 
     value: str
     life_s: float
     span_s: float = FAR
+    refresh_token: str | None = None
 
     def __repr__(self) -> str:
         return "<Fresh>"

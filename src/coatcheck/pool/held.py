@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 from coatcheck.pool.commands import Granted, Release, SlotTurn
 from coatcheck.pool.duration import Duration
@@ -11,12 +12,24 @@ from coatcheck.pool.flows import Flow, release
 from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_token, masked
 from coatcheck.pool.options import span_of
+from coatcheck.pool.payload import Payload, check_payload, pack, unpack
 from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.state import UserState
 
 
+class Same(Enum):
+    """In place of a payload: the one that is there."""
+
+    SAME = "same"
+
+
+SAME: Final = Same.SAME
+
+
 class Held:
     """What a borrower has: ``user``, ``token``, ``fencing`` and ``deadline`` (seconds on :meth:`clock`).
+
+    ``payload``: what belongs to the token beside its string, or ``None``. It is stored anew by :meth:`renew` alone.
 
     After the deadline the lease is lost: giving it back raises ``LeaseLost``. Leases are made by ``pool.lease``.
     """
@@ -36,12 +49,14 @@ class Held:
         "deadline",
         "fencing",
         "password",
+        "payload",
         "token",
         "user",
         "uses",
     )
 
     token: str
+    payload: Payload | None
     deadline: float
     uses: int
     _generation: int
@@ -66,7 +81,7 @@ class Held:
 
     def _hold(self, granted: Granted) -> None:
         self.fencing = granted.fence
-        self.token = granted.value
+        self.token, self.payload = unpack(granted.value)
         self.deadline = granted.deadline
         self.uses = granted.uses
         self._generation = self._pool.generation
@@ -95,7 +110,11 @@ class Held:
             return self.acquire()
         self.fencing, self.deadline, token = taken
         self._state = state
-        self.token = token.value
+        value = token.value
+        if value[0] == "\x00":
+            self.token, self.payload = unpack(value)
+        else:
+            self.token, self.payload = value, None
         self.uses = token.uses
         return self
 
@@ -110,7 +129,7 @@ class Held:
         if state is None:
             return self.release()
         memory = self._pool.memory
-        value = self.token if self._renewed else None
+        value = self._value() if self._renewed else None
         if state.tickets:
             lines: Lines = self._pool.lines
             done = lines.pass_on_quickly(memory, state, self.user, fencing, value, self._hashes())
@@ -144,17 +163,24 @@ class Held:
         """Seconds until the deadline; not positive when the lease is over."""
         return self.deadline - self.clock()
 
-    def renew(self, token: str, *, expires_in_s: float | None = None) -> None:
+    def _value(self) -> str:
+        """The token and its payload as they are stored."""
+        return pack(self.token, self.payload)
+
+    def renew(self, token: str, *, expires_in_s: float | None = None, payload: Payload | Same | None = SAME) -> None:
         """Take the refreshed token that the upstream sent; it is stored when the lease is given back.
 
-        Raises ``LeaseLost`` after the deadline, ``ValueError`` for what is no token; the lease stays as it was.
+        ``payload``: what belongs to it now; without it, what belonged to the token before. Raises ``LeaseLost`` after
+        the deadline, ``ValueError`` for what is no token or payload; the lease stays as it was.
         """
         check_token(token)
+        kept = self.payload if self.fencing and payload is SAME else check_payload(None if payload is SAME else payload)
         span_s = None if expires_in_s is None else span_of(expires_in_s)
         self._must_hold()
         if self._dropped or self._pool.clock() >= self.deadline:
             raise LeaseLost(self.user, self.fencing)
         self.token = token
+        self.payload = kept
         self._renewed = True
         if span_s is not None:
             self._span_s = span_s
@@ -190,7 +216,7 @@ class Held:
         """The command that gives the lease back, and the token to probe before (if it is to be probed)."""
         self._must_hold()
         fencing, self.fencing = self.fencing, 0
-        value = self.token if self._renewed else None
+        value = self._value() if self._renewed else None
         renewed_span_s, dropped = self._span_s, self._dropped
         # As new, so that it can be acquired again.
         self._state, self._renewed, self._dropped, self._span_s = None, False, False, None
@@ -198,5 +224,5 @@ class Held:
             return Release(fencing, keep=False, sign_out=self._sign_out, value=value), None
         on_error = self._pool.settings.on_error
         keep = not failed or on_error == "return"
-        ask = self.token if failed and on_error == "probe" and self.token else None
+        ask = self._value() if failed and on_error == "probe" else None
         return Release(fencing, value, renewed_span_s, keep=keep), ask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from coatcheck.pool.masking import masked
+from coatcheck.pool.payload import token_of
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy, Token, UserState
 
 
@@ -75,11 +76,18 @@ def token_rows(user: str, state: UserState, now: float) -> list[TokenRow]:
             rows.append(msgspec.structs.replace(row, fencing=fence, deadline_in_s=deadline_in_s))
     for fence, closing in state.closing.items():
         rows.append(
-            TokenRow(user, fence, "closing", masked(closing.value), fencing=fence, deadline_in_s=closing.deadline - now)
+            TokenRow(
+                user,
+                fence,
+                "closing",
+                masked(token_of(closing.value)),
+                fencing=fence,
+                deadline_in_s=closing.deadline - now,
+            )
         )
     return rows
 
 
 def _row(user: str, token: Token, now: float, state: str) -> TokenRow:
     expires_in_s = None if token.expires_at == FAR else token.expires_at - now
-    return TokenRow(user, token.token_id, state, masked(token.value), token.uses, expires_in_s)
+    return TokenRow(user, token.token_id, state, masked(token_of(token.value)), token.uses, expires_in_s)

@@ -15,16 +15,23 @@ from coatcheck.pool.duration import MAX_S, Duration, rate, seconds
 from coatcheck.pool.events import PoolObserver
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.masking import check_token
+from coatcheck.pool.payload import Payload, check_payload, pack
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """What ``login`` may return instead of a string. ``expires_in_s``: when the upstream ends it in any case."""
+    """What ``login`` may return instead of a string. ``expires_in_s``: when the upstream ends it in any case.
+
+    ``payload``: what belongs to the token beside its string, a small dict of JSON types. ``refresh_token``: for the
+    next login of a shared token (``login(user, refresh_token=...)``).
+    """
 
     token: str
     expires_in_s: float | None = None
+    payload: Payload | None = None
+    refresh_token: str | None = None
 
     def __repr__(self) -> str:
         return f"<SignedIn for {self.expires_in_s} s>"
@@ -38,7 +45,9 @@ Key = str | bytes | Sequence[str | bytes] | KeyRing
 class PoolOptions(TypedDict, total=False):
     """The keyword arguments of ``TokenPool`` and ``AsyncTokenPool``; every duration is a string, seconds or timedelta.
 
-    ``login``: ``login(user)`` or ``login(user, password)`` returns a token (:class:`SignedIn` if its end is known).
+    ``login``: ``login(user)`` or ``login(user, password)`` returns a token (:class:`SignedIn` if its end is known); if
+    it has a parameter ``refresh_token``, it is given what the login of a shared token left. ``refresh_before``: so long
+    before its end a shared token is renewed, at most half of its life ("1m").
     ``logout(user, token)``, ``probe(user, token) -> bool``, ``keepalive(user, token) -> str | None``.
     ``per_user``: sessions at the upstream at most (4). ``max_uses``: leases of one token (500). ``ttl``: life after
     each use ("15m"). ``lease``: how long a borrower may keep it ("60s"). ``wait``: for a free token ("10s").
@@ -72,6 +81,7 @@ class PoolOptions(TypedDict, total=False):
     name: str
     on_event: PoolObserver
     clock: Callable[[], float]
+    refresh_before: Duration
 
 
 class Settings:
@@ -83,6 +93,7 @@ class Settings:
             raise ConfigError(f"{', '.join(sorted(unknown))}: no such setting of a pool")
         self.login = login
         self.login_takes_password = login is not None and _takes_two(login)
+        self.login_takes_refresh_token = login is not None and _takes_refresh_token(login)
         self.logout = options.get("logout")
         self.probe = options.get("probe")
         self.keepalive = options.get("keepalive")
@@ -94,6 +105,7 @@ class Settings:
         self.keepalive_every_s = seconds("keepalive_every", options.get("keepalive_every", "5m"), least=0.01)
         self.ttl_s = seconds("ttl", options.get("ttl", "15m"), least=0.001)
         self.wait_s = seconds("wait", options.get("wait", "10s"))
+        self.refresh_before_s = seconds("refresh_before", options.get("refresh_before", "1m"))
         self.jitter = options.get("jitter", 0.1)
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter < 1:
             raise ConfigError("jitter: must be a part of ttl, from 0 to below 1")
@@ -134,11 +146,15 @@ class Settings:
     def fresh(self, result: object, dice: float) -> Fresh:
         """Judge what ``login`` returned. Raises ``ValueError``, which never shows it."""
         if isinstance(result, str):
-            return Fresh(check_token(result), self.life_s(dice))
+            return Fresh(pack(result, None), self.life_s(dice))
         token, span = getattr(result, "token", None), getattr(result, "expires_in_s", None)
         if token is None:
             raise ValueError(f"login returned {type(result).__name__}, not a token")
-        return Fresh(check_token(token), self.life_s(dice), span_of(span))
+        value = pack(token, check_payload(getattr(result, "payload", None)))
+        refresh_token = getattr(result, "refresh_token", None)
+        if refresh_token is not None:
+            check_token(refresh_token)
+        return Fresh(value, self.life_s(dice), span_of(span), refresh_token)
 
 
 def span_of(expires_in_s: object) -> float:
@@ -207,5 +223,16 @@ def _takes_two(login: Login) -> bool:
         parameters = inspect.signature(login).parameters.values()
     except (TypeError, ValueError):
         return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "refresh_token"
+    ]
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _takes_refresh_token(login: Login) -> bool:
+    """Whether ``login`` has a parameter of that name, for what the login of before left."""
+    try:
+        parameter = inspect.signature(login).parameters.get("refresh_token")
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import random
 import threading
 import time
+from concurrent.futures import wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -33,6 +35,12 @@ from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.logouts import Logouts
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
+from coatcheck.pool.payload import pack, renewed, token_of
+from coatcheck.pool.shared.credentials import SharedCredentials, SharedUse
+from coatcheck.pool.shared.flights import ThreadFlights
+from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
+from coatcheck.pool.shared.flows import rows as shared_rows
+from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
 from coatcheck.pool.stores.address import open_store
 from coatcheck.pool.stores.port import TokenStore
 
@@ -87,6 +95,7 @@ class TokenPool(PoolCore):
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
         self.settings.refuse_coroutines()
+        self._flights = ThreadFlights(self, self.shared_lines, self.shared_box, self.settings.refresh_before_s)
         self._open()
         self._see_to_keepalive()
 
@@ -137,6 +146,21 @@ class TokenPool(PoolCore):
         except PoolError as trouble:
             self.report(PoolEventKind.STORE_UNAVAILABLE, held.user, type(trouble).__name__)
 
+    def shared(self, user: str, password: str | None = None, *, wait: Duration | None = None) -> SharedCredentials:
+        """One token of ``user`` for all who ask, renewed ahead of its end: ``pool.shared("svc").get().token``.
+
+        For tokens that may be used by many at once (OAuth access tokens). ``password`` as of :meth:`lease`; it is kept
+        in what is returned here, for later logins. ``wait``: at most so long where there is no token yet, a login
+        included. Raises ``ValueError``, ``ConfigError``.
+        """
+        hashes = self.credentials.of(check_user(user), check_password(password))
+        line = self.shared_lines.line(user, hashes)
+        return SharedCredentials(self._flights, line, password, self.wait_s(wait))
+
+    def lend(self, user: str, *, shared: bool, again: bool) -> Any:
+        """What an adapter uses for one call: a lease, or a shared token that looks like one."""
+        return SharedUse(self.shared(user), again) if shared else self.lease(user)
+
     # -- the classic calls
 
     def check_out(self, username: str, password: str | None = None) -> TokenObject:
@@ -170,12 +194,13 @@ class TokenPool(PoolCore):
         check_password(password)
         if token_object.token_id is None:
             credentials = self.credentials.of_new(username, password)
-            self.run(flows.settle(username, Add(token_string, self.new_life_s(), credentials)))
+            self.run(flows.settle(username, Add(pack(token_string, None), self.new_life_s(), credentials)))
             self.credentials.checked_in(username)
             return
         fence = number(token_object.token_id)
-        if not self.check_in_quickly(username, fence, token_string):
-            self.run(flows.release(username, Release(fence, token_string), self.lines))
+        value = pack(token_string, token_object.payload)
+        if not self.check_in_quickly(username, fence, value):
+            self.run(flows.release(username, Release(fence, value), self.lines))
 
     def remove(self, username: str, token_object: TokenObject) -> bool:
         """Drop a token that the upstream called dead; ``False`` if it is not checked out (mission D7)."""
@@ -195,6 +220,8 @@ class TokenPool(PoolCore):
         count = 0
         for user in self.overdue(self._store.look()):
             count += self.run(flows.settle(user, CleanUp()))
+        for user in self._store.shared_users():
+            self.run(change(self.shared_box, user, EndShared()))
         self._store.forget()
         return count
 
@@ -206,12 +233,15 @@ class TokenPool(PoolCore):
 
     def list(self, user: str | None = None) -> builtins.list[TokenRow]:
         """Every slot of all users (or one), tokens masked."""
-        return self.rows_of(self._store.look(user if user is None else check_user(user)))
+        rows = self.rows_of(self._store.look(user if user is None else check_user(user)))
+        for name in sorted(self._store.shared_users()) if user is None else [user]:
+            rows += self.run(shared_rows(self.shared_box, name))
+        return rows
 
     def remove_token(self, user: str, token_id: int | None = None) -> int:
         """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
         count: int = self.run(flows.settle(check_user(user), Remove(None if token_id is None else number(token_id))))
-        return count
+        return count + self._drop_shared(user, DropShared(token_id))
 
     def reset(self, user: str) -> int:
         """Forget what holds a user up: tokens, leases, closings, the back-off and the rate of logins; how many tokens.
@@ -219,7 +249,12 @@ class TokenPool(PoolCore):
         The upstream may still count the sessions that are forgotten.
         """
         count: int = self.run(flows.settle(check_user(user), Reset()))
-        return count
+        return count + self._drop_shared(user, ResetShared())
+
+    def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
+        dropped = self.run(change(self.shared_box, user, command))
+        self.shared_lines.forget()
+        return dropped.count if isinstance(dropped, Count) else 0
 
     def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -238,14 +273,18 @@ class TokenPool(PoolCore):
         until = time.monotonic() + seconds("timeout", timeout)
         self.closed = True
         self.quick = None
+        self.shared_lines.forget()
         self._stop.set()
         self.lines.close()
         while self.held_leases() and time.monotonic() < until:
             time.sleep(0.005)
         try:
+            wait(self._flights.flying.copy(), max(0.0, until - time.monotonic()))
             if self.memory is not None:
                 for user in self.memory.look():
                     self.run(flows.settle(user, Remove()))
+                for user in self.memory.shared_users():
+                    self.run(change(self.shared_box, user, DropShared()))
             self._logouts.finish(until - time.monotonic())
         finally:
             self._store.close()
@@ -258,7 +297,7 @@ class TokenPool(PoolCore):
 
     # -- running flows
 
-    def run(self, flow: Flow[T]) -> T:
+    def run(self, flow: Flow[T] | SharedFlow[T]) -> T:
         """Run a flow to its end in this thread. An error of a step is the flow's to put right."""
         try:
             effect = next(flow)
@@ -273,18 +312,32 @@ class TokenPool(PoolCore):
             result: T = end.value
             return result
 
-    def _answer(self, effect: Effect) -> Any:
+    def _answer(self, effect: Effect | Step) -> Any:
         if isinstance(effect, Apply):
             return self._apply(effect)
         if isinstance(effect, Stand):
             return self._stand(effect)
         if isinstance(effect, Look):
             return self._store.is_turn(effect.user, effect.ticket)
-        if isinstance(effect, LogIn):
+        if isinstance(effect, LogIn | Refresh):
             return self._log_in(effect)
         if isinstance(effect, Ask):
             return self._ask(effect)
+        if isinstance(effect, Read):
+            return self._store.read_shared(effect.user)
+        if isinstance(effect, Swap):
+            return self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s)
+        if isinstance(effect, Sleep):
+            return time.sleep(effect.pause_s * (1 + random.random() / 2))
+        if isinstance(effect, Join):
+            return self._join(effect)
         return self._add_logouts(effect.user, effect.partings)
+
+    def _join(self, effect: Join) -> bool:
+        wait({effect.flight}, effect.timeout_s)
+        if effect.flight.done():
+            effect.flight.result()
+        return bool(effect.flight.done())
 
     def _apply(self, effect: Apply) -> Reply:
         self.must_be_open(effect.command)
@@ -305,12 +358,13 @@ class TokenPool(PoolCore):
         if sleep_s > 0:
             woken.acquire(timeout=min(sleep_s, threading.TIMEOUT_MAX))
 
-    def _log_in(self, effect: LogIn) -> Fresh:
+    def _log_in(self, effect: LogIn | Refresh) -> Fresh:
         login = self.settings.login
         if login is None:
             raise LoginFailed(effect.user, "the pool has no login function")
         try:
-            result = login(*self.login_arguments(effect.user, effect.password))
+            login, arguments = self.login_call(login, effect)
+            result = login(*arguments)
         except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
             raise self.login_error(effect.user, error) from error
         return self.fresh(effect.user, result)
@@ -320,8 +374,8 @@ class TokenPool(PoolCore):
         function = self.settings.probe if probing else self.settings.keepalive
         assert function is not None
         try:
-            answer = function(effect.user, effect.value)
-            return bool(answer) if probing else None if answer is None else check_token(answer)
+            answer = function(effect.user, token_of(effect.value))
+            return bool(answer) if probing else None if answer is None else renewed(effect.value, answer)
         except Exception as error:
             kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
             self.report(kind, effect.user, type(error).__name__)
@@ -358,7 +412,7 @@ class TokenPool(PoolCore):
         """Log one dropped token out, then free its slot; runs in the background."""
         assert self.settings.logout is not None
         try:
-            self.settings.logout(user, parting.value)
+            self.settings.logout(user, token_of(parting.value))
         except BaseException as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
             self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
         if not parting.fence:
@@ -370,5 +424,6 @@ class TokenPool(PoolCore):
 
     def start_anew(self) -> None:
         super().start_anew()
+        self._flights.start_anew()
         self.abandon(self._store)
         self._open()

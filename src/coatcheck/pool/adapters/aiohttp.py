@@ -44,10 +44,10 @@ class PoolMiddleware:
         attempt = 0
         while True:
             attempt += 1
-            held = await self._pool.lease(user).acquire()
+            held = await exchange.lend(self._pool, user, attempt).acquire()
             response = None
             try:
-                response = await handler(exchange.prepare(request, held.token))
+                response = await handler(exchange.prepare(request, held))
                 if exchange.read_body:
                     await response.read()
                 expired = exchange.is_expired(response)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import LeaseLost, PoolError
-from coatcheck.pool.adapters.placing import Apply, Extract, IsExpired, bearer, is_unauthorized, nothing
+from coatcheck.pool.adapters.placing import (
+    Apply,
+    Extract,
+    IsExpired,
+    bearer,
+    is_unauthorized,
+    nothing,
+    takes_payload,
+)
 
 MAX_ATTEMPTS: Final = 33
 """Tokens that one call may find expired before it gives up; one that was just logged in ends it at once."""
@@ -25,10 +33,12 @@ User = str | Callable[[Any], str]
 class UpstreamTokens:
     """How an upstream takes tokens and gives them back.
 
-    ``user``: whose token, or a function of the request that says so. ``apply`` puts the token into the request,
+    ``user``: whose token, or a function of the request that says so. ``apply`` puts the token into the request (with a
+    third parameter: what belongs to the token beside it, its payload, as a dict),
     ``extract`` finds the refreshed one in the response, ``is_expired`` tells a response that refused the token.
     ``read_body``: the two need the response's body, so it is read before they are asked. ``origin``: only requests
-    to it (``https://api.example.com``) get a token; others pass as they are.
+    to it (``https://api.example.com``) get a token; others pass as they are. ``shared``: calls share one token, and
+    none waits for another; it is renewed by logins alone, and a refused one is tried again once.
     """
 
     user: User
@@ -37,8 +47,13 @@ class UpstreamTokens:
     is_expired: IsExpired = is_unauthorized
     read_body: bool = False
     origin: str | None = None
+    shared: bool = False
+    _wants_payload: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_wants_payload", takes_payload(self.apply))
+        if self.shared and self.extract is not nothing:
+            raise ConfigError("extract: a shared token is renewed by logins alone")
         if self.origin is not None and not _names_an_origin(self.origin):
             raise ConfigError(
                 f"origin: scheme and host are needed, such as https://api.example.com, not {self.origin!r}"
@@ -58,9 +73,15 @@ class UpstreamTokens:
         """Whose token the request gets."""
         return self.user if isinstance(self.user, str) else self.user(request)
 
-    def prepare(self, request: Any, token: str) -> Any:
+    def lend(self, pool: Any, user: str, attempt: int) -> Any:
+        """What the call uses, still to be acquired."""
+        return pool.lend(user, shared=self.shared, again=attempt > 1)
+
+    def prepare(self, request: Any, held: Any) -> Any:
         """The request with the token."""
-        replaced = self.apply(request, token)
+        apply: Callable[..., Any] = self.apply
+        payload = (held.payload or {},) if self._wants_payload else ()
+        replaced = apply(request, held.token, *payload)
         return request if replaced is None else replaced
 
 

@@ -94,9 +94,9 @@ class SyncFlow:
         attempt = 0
         while True:
             attempt += 1
-            held = self._pool.lease(user).acquire()
+            held = exchange.lend(self._pool, user, attempt).acquire()
             try:
-                asked = exchange.prepare(request, held.token)
+                asked = exchange.prepare(request, held)
                 response = yield asked
                 own = own_answer(asked, response)
                 if exchange.read_body:
@@ -157,9 +157,9 @@ class AsyncFlow:
         attempt = 0
         while True:
             attempt += 1
-            held = await self._pool.lease(user).acquire()
+            held = await exchange.lend(self._pool, user, attempt).acquire()
             try:
-                asked = exchange.prepare(request, held.token)
+                asked = exchange.prepare(request, held)
                 response = yield asked
                 own = own_answer(asked, response)
                 if exchange.read_body:

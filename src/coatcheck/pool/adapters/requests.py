@@ -48,11 +48,11 @@ class PoolAdapter(HTTPAdapter):
         attempt = 0
         while True:
             attempt += 1
-            held = self._pool.lease(user).acquire()
+            held = exchange.lend(self._pool, user, attempt).acquire()
             response = None
             try:
                 # A copy: redirects start from the original, and must not carry the token to other hosts.
-                prepared = exchange.prepare(request.copy(), held.token)
+                prepared = exchange.prepare(request.copy(), held)
                 response = super().send(prepared, *args, **options)
                 if exchange.read_body:
                     _ = response.content

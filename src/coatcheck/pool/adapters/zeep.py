@@ -132,21 +132,30 @@ def is_refused(error: BaseException) -> bool:
 
 
 class ZeepSessions:
-    """Leases for the calls of a ``zeep.Client`` that has the plugin. ``is_expired``: a fault that refuses the token."""
+    """Leases for the calls of a ``zeep.Client`` that has the plugin. ``is_expired``: a fault that refuses the token.
+
+    ``shared``: calls share one token, which logins alone renew, for upstreams that let many use a session at once.
+    """
 
     def __init__(
-        self, plugin: SessionPlugin, pool: TokenPool, is_expired: Callable[[BaseException], bool] = is_refused
+        self,
+        plugin: SessionPlugin,
+        pool: TokenPool,
+        is_expired: Callable[[BaseException], bool] = is_refused,
+        *,
+        shared: bool = False,
     ) -> None:
         if not isinstance(pool, TokenPool):
             raise ConfigError("ZeepSessions needs a TokenPool; AsyncZeepSessions is for an AsyncTokenPool")
         self._plugin = plugin
         self._pool = pool
         self._is_expired = is_expired
+        self._shared = shared
 
     @contextlib.contextmanager
     def lease(self, user: str) -> Iterator[Any]:
         """All calls inside are in one session. A fault of a session that is alive keeps its token."""
-        held = self._pool.lease(user).acquire()
+        held = self._pool.lend(user, shared=self._shared, again=False).acquire()
         failed = True
         try:
             with self._plugin.using(held) as carried:
@@ -173,7 +182,7 @@ class ZeepSessions:
             uses = 1
             try:
                 with self.lease(user) as held:
-                    uses = held.uses
+                    uses = 1 if self._shared and attempt > 1 else held.uses
                     return operation(*args, **named)
             except zeep.exceptions.Error as error:
                 if not (self._is_expired(error) and may_try_again(uses, attempt)):
@@ -184,18 +193,24 @@ class AsyncZeepSessions:
     """The same for a ``zeep.AsyncClient``."""
 
     def __init__(
-        self, plugin: SessionPlugin, pool: AsyncTokenPool, is_expired: Callable[[BaseException], bool] = is_refused
+        self,
+        plugin: SessionPlugin,
+        pool: AsyncTokenPool,
+        is_expired: Callable[[BaseException], bool] = is_refused,
+        *,
+        shared: bool = False,
     ) -> None:
         if not isinstance(pool, AsyncTokenPool):
             raise ConfigError("AsyncZeepSessions needs an AsyncTokenPool; ZeepSessions is for a TokenPool")
         self._plugin = plugin
         self._pool = pool
         self._is_expired = is_expired
+        self._shared = shared
 
     @contextlib.asynccontextmanager
     async def lease(self, user: str) -> AsyncIterator[Any]:
         """All calls inside are in one session; see :meth:`ZeepSessions.lease`."""
-        held = await self._pool.lease(user).acquire()
+        held = await self._pool.lend(user, shared=self._shared, again=False).acquire()
         failed = True
         try:
             with self._plugin.using(held) as carried:
@@ -222,7 +237,7 @@ class AsyncZeepSessions:
             uses = 1
             try:
                 async with self.lease(user) as held:
-                    uses = held.uses
+                    uses = 1 if self._shared and attempt > 1 else held.uses
                     return await operation(*args, **named)
             except zeep.exceptions.Error as error:
                 if not (self._is_expired(error) and may_try_again(uses, attempt)):

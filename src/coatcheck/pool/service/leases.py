@@ -11,8 +11,9 @@ from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
 from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
 from coatcheck.pool.flows import Flow
 from coatcheck.pool.lines import Lines
-from coatcheck.pool.masking import check_token, check_user
+from coatcheck.pool.masking import check_user
 from coatcheck.pool.options import span_of
+from coatcheck.pool.payload import pack, token_of
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.caller_login import LoginDue, check_out
 from coatcheck.pool.service.lease_id import LeaseName, format_lease_id
@@ -38,7 +39,7 @@ class Leases:
         if settings.login is not None:
             held = await self._pool.lease(user, asked.password, wait=wait_s).acquire()
             given: Granted | LoginDue
-            given = Granted(held.fencing, held.token, held.remaining_s(), held.uses)
+            given = Granted(held.fencing, held._value(), held.remaining_s(), held.uses)
         else:
             flow = check_out(user, wait_s, self._pool.lines, self._pool.credentials.of(user, asked.password))
             given = await self._pool.run(flow, undo=lambda given: _give_back(user, given, self._pool.lines))
@@ -58,15 +59,13 @@ class Leases:
 
     async def complete(self, name: LeaseName, asked: m.Complete) -> m.LentToken:
         """The caller has logged in; the same again is the same lease. Raises ``LeaseLost`` if it took too long."""
-        command = LoginDone(
-            name.fencing, check_token(asked.token), self._pool.new_life_s(), span_of(asked.expires_in_s)
-        )
+        command = LoginDone(name.fencing, pack(asked.token, None), self._pool.new_life_s(), span_of(asked.expires_in_s))
         try:
             granted: Granted = await self._pool.run(flows.settle(name.user, command, name.fencing))
         except LeaseLost:
             granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing, renew=False), name.fencing))
             self._pool.live.discard((name.user, name.fencing))
-            if not hmac.compare_digest(granted.value.encode(), asked.token.encode()):
+            if not hmac.compare_digest(token_of(granted.value).encode(), asked.token.encode()):
                 raise
         return self._lease(name.user, granted)
 
@@ -80,7 +79,7 @@ class Leases:
 
     async def check_in(self, name: LeaseName, asked: m.CheckIn) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
-        value = None if asked.token is None else check_token(asked.token)
+        value = None if asked.token is None else pack(asked.token, None)
         span_s = None if asked.expires_in_s is None else span_of(asked.expires_in_s)
         keep = not asked.failed or self._pool.settings.on_error == "return"
         command = Release(name.fencing, value, span_s, keep=keep)
@@ -101,7 +100,7 @@ class Leases:
         # It is the caller's now: any instance may end it, so this process must not wait for it when it stops.
         self._pool.live.discard((user, granted.fence))
         name = format_lease_id(user, granted.fence)
-        return m.LentToken(name, user, granted.value, granted.uses, granted.remaining_s, granted.fence)
+        return m.LentToken(name, user, token_of(granted.value), granted.uses, granted.remaining_s, granted.fence)
 
 
 def _give_back(user: str, given: Granted | LoginDue, lines: Lines) -> Flow[None]:

@@ -46,6 +46,7 @@ class StateBox:
         self.policy = msgspec.structs.replace(policy, ticket_life_s=TICKET_LIFE_S)
         self.name = name
         self.values = Values(ring, name)
+        self.shared_name = f"{name}\x1fshared"  # no pool has such a name: its characters are printable
         self._box = ring.box("pool-state", name, urandom)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(UserState)

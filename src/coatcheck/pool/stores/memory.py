@@ -35,6 +35,7 @@ class MemoryTokenStore:
         self._wakers: dict[tuple[str, int], Callable[[], None]] = {}
         self._asks_at: dict[tuple[str, int], float] = {}  # when those who watch a ticket ask again by themselves
         self._swept_at = -FAR
+        self._shared: dict[str, tuple[bytes, float]] = {}  # with when it may be forgotten
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         with self.lock:
@@ -59,6 +60,7 @@ class MemoryTokenStore:
         self.states = {}
         self._wakers = {}
         self._asks_at = {}
+        self._shared = {}
 
     def wants_sweep(self, user: str) -> bool:
         """Whether ``user`` is new and there is no room: then the expired tokens of others should make it."""
@@ -128,6 +130,31 @@ class MemoryTokenStore:
         for name in [name for name, state in self.states.items() if state.is_idle(now)]:
             del self.states[name]
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return self._stored(user), self.clock()
+
+    def _stored(self, user: str) -> bytes | None:
+        found = self._shared.get(user)
+        return None if found is None else found[0]
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        with self.lock:
+            if self._stored(user) not in (old, new):
+                return False
+            now = self.clock()
+            if new is None:
+                self._shared.pop(user, None)
+                return True
+            if len(self._shared) >= MAX_USERS and user not in self._shared:
+                self._shared = {name: kept for name, kept in self._shared.items() if now < kept[1]}
+                if len(self._shared) >= MAX_USERS:
+                    raise PoolFull(f"the pool has {MAX_USERS} users already")
+            self._shared[user] = new, now + keep_s
+            return True
+
+    def shared_users(self) -> list[str]:
+        return list(self._shared)
+
     def close(self) -> None:
         """Nothing to let go."""
 
@@ -158,6 +185,15 @@ class AsyncMemoryTokenStore:
 
     async def forget(self) -> None:
         self.inner.forget()
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return self.inner.read_shared(user)
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return self.inner.swap_shared(user, old, new, keep_s)
+
+    async def shared_users(self) -> list[str]:
+        return self.inner.shared_users()
 
     async def close(self) -> None:
         self.inner.close()

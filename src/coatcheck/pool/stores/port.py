@@ -14,6 +14,8 @@
 * **Waking is a hint.** What ``watch`` registers may be called for nothing, and may be missed: whoever waits asks again
   after ``Waiting.again_s``. Callers of the same process are woken at once; where nobody tells of the others, whoever
   waits looks for itself (``is_turn``), as often as ``pauses`` says.
+* **Shared tokens** are sealed values of their own, one per user, apart from the states: read, and swapped by comparison
+  in one step. They may be lost as states may; an older one must never come back.
 * **Forks share nothing.** After a fork the pool opens the store anew in the child, and never touches what it inherited.
 """
 
@@ -60,6 +62,21 @@ class TokenStore(Protocol):
         """Delete the states of users that are idle (no token, lease or waiting caller); for clean-up."""
         ...
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        """What is stored of the user's shared tokens (``None``: nothing), and the store's time in seconds."""
+        ...
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        """Store ``new`` (``None``: delete) if ``old`` is what is stored; whether ``new`` is stored now.
+
+        No two values are ever alike, so a repeated call is known by its ``new``. ``keep_s``: it may be forgotten then.
+        """
+        ...
+
+    def shared_users(self) -> list[str]:
+        """The users who have shared tokens stored; for cleaning up, and for showing."""
+        ...
+
     def close(self) -> None:
         """Let connections and files go. What is stored stays."""
         ...
@@ -81,5 +98,11 @@ class AsyncTokenStore(Protocol):
     async def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]: ...
 
     async def forget(self) -> None: ...
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]: ...
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool: ...
+
+    async def shared_users(self) -> list[str]: ...
 
     async def close(self) -> None: ...

@@ -65,6 +65,17 @@ _DELETE: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s; COMM
 _LOOK: Final = f"SELECT username, state, {_NOW} FROM coatcheck_pool WHERE pool=%s AND state IS NOT NULL"
 _LOOK_AT: Final = _LOOK + " AND username=%s"
 _UNLOCKED: Final = f"{_LOCK} SKIP LOCKED"
+# Each of these is a transaction by itself, answered with a row if it did something, now or when it was sent before.
+_LOOK_SHARED: Final = f"SELECT state, {_NOW} FROM (VALUES (1)) one LEFT JOIN coatcheck_pool ON pool=%s AND username=%s"
+_ADD_SHARED: Final = (
+    "INSERT INTO coatcheck_pool AS stored VALUES (%s, %s, %s) ON CONFLICT (pool, username)"
+    " DO UPDATE SET state=EXCLUDED.state WHERE stored.state=EXCLUDED.state RETURNING 1"
+)
+_SWAP_SHARED: Final = (
+    "UPDATE coatcheck_pool SET state=%s WHERE pool=%s AND username=%s AND state IN (%s, %s) RETURNING 1"
+)
+_DELETE_SHARED: Final = "DELETE FROM coatcheck_pool WHERE pool=%s AND username=%s AND state=%s RETURNING 1"
+_SHARED_USERS: Final = "SELECT username FROM coatcheck_pool WHERE pool=%s"
 
 _TROUBLE: Final = (psycopg.Error, psycopg_pool.PoolTimeout, psycopg_pool.TooManyRequests)
 _OPTIONS: Final[dict[str, Any]] = {
@@ -132,6 +143,25 @@ class _Rows:
         rows = yield _UNLOCKED, key
         if rows and self.box.open(user, bytes(rows[0][0])).is_idle(rows[0][1]):
             yield _DELETE, key
+
+    def looking_at_shared(self, user: str) -> Steps[tuple[bytes | None, float]]:
+        rows = yield _LOOK_SHARED, (self.box.shared_name, user)
+        sealed, now = rows[0]
+        return (None if sealed is None else bytes(sealed)), now
+
+    def swapping_shared(self, user: str, old: bytes | None, new: bytes | None) -> Steps[bool]:
+        key = (self.box.shared_name, user)
+        if old is None:
+            rows = yield _ADD_SHARED, (*key, new)
+        elif new is None:
+            rows = yield _DELETE_SHARED, (*key, old)
+        else:
+            rows = yield _SWAP_SHARED, (new, *key, old, new)
+        return bool(rows)
+
+    def listing_shared(self) -> Steps[list[str]]:
+        rows = yield _SHARED_USERS, (self.box.shared_name,)
+        return [user for (user,) in rows]
 
     def is_turn(self, found: States, user: str, ticket: int) -> bool:
         return user not in found or self.box.is_turn(*found[user], ticket)
@@ -213,6 +243,15 @@ class PostgresqlTokenStore:
         for user in self._rows.idle(self.look()):
             self._run(partial(self._rows.forgetting, user))
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return self._run(lambda: self._rows.looking_at_shared(user))
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return self._run(lambda: self._rows.swapping_shared(user, old, new))
+
+    def shared_users(self) -> list[str]:
+        return self._run(self._rows.listing_shared, [])
+
     def close(self) -> None:
         self._listener.close()
         # Whoever gives a lease back later still can, by a connection of its own.
@@ -293,6 +332,15 @@ class AsyncPostgresqlTokenStore:
     async def forget(self) -> None:
         for user in self._rows.idle(await self.look()):
             await self._run(partial(self._rows.forgetting, user))
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        return await self._run(lambda: self._rows.looking_at_shared(user))
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return await self._run(lambda: self._rows.swapping_shared(user, old, new))
+
+    async def shared_users(self) -> list[str]:
+        return await self._run(self._rows.listing_shared, [])
 
     async def close(self) -> None:
         await self._listener.close()

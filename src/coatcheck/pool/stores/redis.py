@@ -72,6 +72,9 @@ MAX_TRIES: Final = 20
 release was faster."""
 MAX_OWNERS: Final = 10_000
 """Leases of this process whose credentials are remembered; of more, the server is asked once more."""
+KEEP_S: Final = 7 * 86_400
+"""How long shared tokens are kept after all of them have ended; as the script keeps a state."""
+MAX_KEEP_S: Final = 10 * 366 * 86_400
 BATCH: Final = 500
 """States that are looked at with one round trip."""
 
@@ -80,6 +83,19 @@ _REPLIES: Final[dict[str, type[Reply]]] = {
 }
 
 _digest: Final = lru_cache(1_000)(digest)
+
+# KEYS: the user's shared tokens. ARGV: what they were and are to be ("": nothing), the user, seconds to keep it.
+_SWAP_SHARED: Final = """
+local stored = redis.call('HGET', KEYS[1], 's') or ''
+if stored == ARGV[2] then return 1 end
+if stored ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], 's', ARGV[2], 'u', ARGV[3])
+  redis.call('EXPIRE', KEYS[1], ARGV[4])
+end
+return 1
+"""
 
 Call = tuple[list[str], list[Any]]
 Calls = Generator[Call, list[bytes], Any]
@@ -120,6 +136,7 @@ class ScriptCalls:
         self._policy = msgspec.msgpack.encode(policy)
         self._prefix = f"coatcheck-pool:{_digest(box.name)}:"
         self.pattern = f"{self._prefix}*:state"
+        self.shared_pattern = f"{self._prefix}*:shared"
         self.wakers = Wakers()
         self.ear = Ear(box.name, self.wakers)
         self._owners: OrderedDict[tuple[str, int], OwnSlot] = OrderedDict()
@@ -132,6 +149,9 @@ class ScriptCalls:
 
     def pauses(self) -> tuple[float, float]:
         return POLL_FIRST_S, POLL_LISTENING_S if self.ear.listening else POLL_MAX_S
+
+    def shared_key(self, user: str) -> str:
+        return f"{self._prefix}{{{_digest(user)}}}:shared"
 
     def is_turn(self, found: dict[str, tuple[UserState, float]], user: str, ticket: int) -> bool:
         return user not in found or self.box.is_turn(*found[user], ticket)
@@ -272,6 +292,19 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
 
 
+def _read(replies: list[Any]) -> tuple[bytes | None, float]:
+    (seconds, micros), sealed = replies
+    return sealed, seconds + micros / 1e6
+
+
+def _swap(user: str, old: bytes | None, new: bytes | None, keep_s: float) -> list[Any]:
+    return [old or b"", new or b"", user, int(min(KEEP_S + keep_s, MAX_KEEP_S))]
+
+
+def _named(found: list[Any]) -> list[str]:
+    return [user.decode() for user in found if user is not None]
+
+
 class RedisTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`."""
 
@@ -292,6 +325,7 @@ class RedisTokenStore:
             raise ConfigError(f"store: {error}") from None
         self._client = redis.Redis(connection_pool=pool)
         self._script = self._client.register_script(SCRIPT)
+        self._swap_shared = self._client.register_script(_SWAP_SHARED)
         ear = self._calls.ear
         self._listener = Listener(ear, lambda: listen(self._client, ear), RedisError)
 
@@ -343,6 +377,28 @@ class RedisTokenStore:
             if state.is_idle(now):
                 self._run(self._calls.steps(user, Forget()))
 
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.hget(self._calls.shared_key(user), "s")
+                return _read(pipeline.execute())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        try:
+            return bool(self._swap_shared([self._calls.shared_key(user)], _swap(user, old, new, keep_s)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def shared_users(self) -> list[str]:
+        try:
+            found = list(self._client.scan_iter(self._calls.shared_pattern, count=500))
+            return _named([self._client.hget(key, "u") for key in found])
+        except RedisError as error:
+            raise _unavailable(error) from error
+
     def close(self) -> None:
         self._listener.close()
         self._client.connection_pool.disconnect()
@@ -367,6 +423,7 @@ class AsyncRedisTokenStore:
             raise ConfigError(f"store: {error}") from None
         self._client = redis.asyncio.Redis(connection_pool=pool)
         self._script = self._client.register_script(SCRIPT)
+        self._swap_shared = self._client.register_script(_SWAP_SHARED)
         ear = self._calls.ear
         self._listener = AsyncListener(ear, lambda: listen_async(self._client, ear), RedisError)
 
@@ -417,6 +474,28 @@ class AsyncRedisTokenStore:
         for user, (state, now) in (await self.look()).items():
             if state.is_idle(now):
                 await self._run(self._calls.steps(user, Forget()))
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        try:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.hget(self._calls.shared_key(user), "s")
+                return _read(await pipeline.execute())
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        try:
+            return bool(await self._swap_shared([self._calls.shared_key(user)], _swap(user, old, new, keep_s)))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def shared_users(self) -> list[str]:
+        try:
+            found = [key async for key in self._client.scan_iter(self._calls.shared_pattern, count=500)]
+            return _named([await self._client.hget(key, "u") for key in found])
+        except RedisError as error:
+            raise _unavailable(error) from error
 
     async def close(self) -> None:
         await self._listener.close()

@@ -214,23 +214,24 @@ class SqliteTokenStore:
         return False
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
+        rows, now = self._stored(self._box.name, user), self._clock()
+        return {name: (self._box.open(name, sealed), now) for name, sealed in rows}
+
+    def _stored(self, pool: str, user: str | None = None) -> list[tuple[str, bytes]]:
         """Creates nothing: where there is no file, or no table in it, there are no users."""
         with self._turn():
             if self._connection is None and not self._path.exists():
-                return {}
+                return []
             connection = self._connection = self._connection or self._connect()
             if not self._writable and connection.execute(_HAS_TABLE).fetchone() is None:
-                return {}
+                return []
             connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
             try:
                 if user is None:
-                    rows = connection.execute(_LOOK, (self._box.name,)).fetchall()
-                else:
-                    rows = connection.execute(f"{_LOOK} AND user=?", (self._box.name, user)).fetchall()
+                    return connection.execute(_LOOK, (pool,)).fetchall()
+                return connection.execute(f"{_LOOK} AND user=?", (pool, user)).fetchall()
             finally:
                 connection.execute(_DO_NOT_WAIT)
-        now = self._clock()
-        return {name: (self._box.open(name, sealed), now) for name, sealed in rows}
 
     def forget(self) -> None:
         for user, (state, _) in self.look().items():
@@ -240,6 +241,25 @@ class SqliteTokenStore:
                     row = connection.execute(_READ, key).fetchone()
                     if row is not None and self._box.open(user, row[0]).is_idle(self._clock()):
                         connection.execute("DELETE FROM coatcheck_pool WHERE pool=? AND user=?", key)
+
+    def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        rows = self._stored(self._box.shared_name, user)
+        return (rows[0][1] if rows else None), self._clock()
+
+    def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        key = (self._box.shared_name, user)
+        with self._transaction() as connection:
+            row = connection.execute(_READ, key).fetchone()
+            if (None if row is None else row[0]) not in (old, new):
+                return False
+            if new is None:
+                connection.execute("DELETE FROM coatcheck_pool WHERE pool=? AND user=?", key)
+            else:
+                connection.execute("INSERT OR REPLACE INTO coatcheck_pool VALUES (?, ?, ?)", (*key, new))
+            return True
+
+    def shared_users(self) -> list[str]:
+        return [name for name, _ in self._stored(self._box.shared_name)]
 
     def close(self) -> None:
         with self._turn():
@@ -336,6 +356,16 @@ class AsyncSqliteTokenStore:
 
     async def forget(self) -> None:
         await self._run(self._inner.forget)
+
+    async def read_shared(self, user: str) -> tuple[bytes | None, float]:
+        found: tuple[bytes | None, float] = await self._run(self._inner.read_shared, user)
+        return found
+
+    async def swap_shared(self, user: str, old: bytes | None, new: bytes | None, keep_s: float) -> bool:
+        return bool(await self._run(self._inner.swap_shared, user, old, new, keep_s))
+
+    async def shared_users(self) -> list[str]:
+        return list(await self._run(self._inner.shared_users))
 
     async def close(self) -> None:
         await self._run(self._inner.close)

@@ -175,20 +175,22 @@ def test_the_script_is_the_rules(seed: int) -> None:
     seen = Seen(logins=list(twins.state.leases))
     values = (f"tökén {number} \N{SNOWMAN}" for number in itertools.count())
     kinds: Counter[type] = Counter()
-    due: Command | None = None
+    due: list[Command] = []
     for _ in range(600):
         if dice.random() < 0.1:
             now = dice.choice([at for at in moments(twins.state) if abs(at - now) < 5_000] or [now])
         else:
             now += dice.choice(STEPS_S)
-        outcome = twins.apply(now, due or command(dice, seen, next(values)))
-        due = None
+        if dice.random() < 0.03:  # more fail than are remembered, and then some want to try
+            failing = [LoginEnded(1, refused=dice.random() < 0.3, credentials=(bytes([n]) * 16,)) for n in range(10)]
+            due += [*failing, *(Acquire(credentials=dice.choice(WHOSE)) for _ in range(4))]
+        outcome = twins.apply(now, due.pop(0) if due else command(dice, seen, next(values)))
         reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
         kinds[type(reply)] += 1
         if isinstance(reply, MustLogIn):
             seen.logins.append(reply.fence)
             if dice.random() < 0.7:
-                due = LoginDone(reply.fence, next(values), dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0]))
+                due.insert(0, LoginDone(reply.fence, next(values), dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0])))
         if isinstance(reply, Granted):
             seen.leases.append(reply.fence)
         if isinstance(reply, Waiting):
@@ -230,7 +232,6 @@ def command(dice: random.Random, seen: Seen, value: str) -> Command:
         LoginEnded(seen.any(dice), failed=dice.random() < 0.7, refused=dice.random() < 0.2, credentials=whose),
         Leave(dice.choice(tickets), dice.choice([0, 2])),
         Then(Leave(dice.choice(tickets), 1), again),
-        LoginEnded(1, credentials=dice.choice(WHOSE)),
         Extend(fence, yes),
         LogoutEnded(seen.any(dice)),
         Add(value, 20.0, whose),

@@ -128,7 +128,9 @@ class PoolCore:
         with memory.lock:
             now = memory.clock()
             # Check out drops what is expired first (mission D5): the whole way does.
-            taken = None if is_overdue(state, memory.policy, now) else take_quickly(state, memory.policy, now, credentials)
+            if is_overdue(state, memory.policy, now):
+                return None
+            taken = take_quickly(state, memory.policy, now, credentials)
         if taken is None:
             return None
         fence, deadline, token = taken

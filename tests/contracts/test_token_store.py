@@ -162,6 +162,15 @@ def test_what_is_dropped_holds_its_slot_until_it_is_logged_out(client: Open) -> 
     assert type(ask(store, Acquire(may_wait=False))) is MustLogIn
 
 
+def test_who_came_first_is_served_first(client: Open) -> None:
+    store, other = (client(msgspec.structs.replace(POLICY, per_user=1)) for _ in range(2))
+    granted = log_in(store)
+    first, second = ask(store, Acquire()), ask(other, Acquire())
+    assert ask(store, Release(granted.fence)) == Done()
+    assert type(ask(other, Acquire(second.ticket))) is Waiting
+    assert type(ask(store, Acquire(first.ticket))) is Granted
+
+
 def test_first_come_first_served_and_the_dead_do_not_block(client: Open, token_backend: TokenBackend) -> None:
     store = client(msgspec.structs.replace(POLICY, per_user=1))
     granted = log_in(store)

@@ -10,7 +10,9 @@ import zeep
 from lxml import etree
 
 from coatcheck.pool import AsyncTokenPool, TokenPool
-from coatcheck.pool.adapters.zeep import ENVELOPE_NS, SESSION_NS, AsyncZeepSessions, SessionPlugin, ZeepSessions
+from coatcheck.pool.adapters.zeep import AsyncZeepSessions, SessionPlugin, ZeepSessions
+from coatcheck.pool.soap.session_headers import SESSION_NS
+from coatcheck.pool.soap.versions import SOAP_11
 
 
 class Service:
@@ -27,14 +29,14 @@ class Service:
         return f"token {self.logins}"
 
     def echo(self, text: str) -> str:
-        envelope = etree.Element(f"{{{ENVELOPE_NS}}}Envelope")
+        envelope = etree.Element(f"{{{SOAP_11.namespace}}}Envelope")
         self.plugin.egress(envelope, {}, None, {})
-        token = envelope.findtext(f"{{{ENVELOPE_NS}}}Header/{{{SESSION_NS}}}SessionToken")
+        token = envelope.findtext(f"{{{SOAP_11.namespace}}}Header/{{{SESSION_NS}}}SessionToken")
         if token not in self.live:
             detail = etree.Element("detail")
             etree.SubElement(detail, "Reason").text = "TokenInvalid"
             raise zeep.exceptions.Fault("refused", detail=detail)
-        answer: Any = etree.Element(f"{{{ENVELOPE_NS}}}Envelope")
+        answer: Any = etree.Element(f"{{{SOAP_11.namespace}}}Envelope")
         self.plugin.ingress(answer, {}, None)
         return text
 

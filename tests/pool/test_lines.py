@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from coatcheck.pool import AsyncTokenPool, PoolFull, StoreUnavailable, TokenPool, lines
-from coatcheck.pool.commands import Acquire, Command, Granted, Leave, LoginEnded, MustLogIn, Release, Waiting
-from coatcheck.pool.lines import Lines, Place
+from coatcheck.pool import AsyncTokenPool, PoolFull, StoreUnavailable, TokenPool, flows, lines
+from coatcheck.pool.commands import Acquire, Command, Granted, Leave, LoginEnded, MustLogIn, NoToken, Release, Waiting
+from coatcheck.pool.lines import Lines, Place, WaitLine
 from coatcheck.pool.state import FAR, Policy
 from coatcheck.pool.stores.memory import MemoryTokenStore
 from pool.conftest import running
@@ -271,3 +272,25 @@ def test_a_turn_ends_after_its_time_and_its_callers() -> None:
         assert passing[1].second.ahead is ahead
         story.lines.heard(line, passing[1], Waiting(line.ticket, 1.0), turn)
     assert others[0].reply is None
+
+
+def test_nobody_asks_for_others_without_end() -> None:
+    """Under a crowd it is always somebody's turn; whoever has asked has work of its own."""
+
+    class Busy:
+        def heard(self, *_: Any) -> list[Any]:
+            return []
+
+        def to_ask_again(self, *_: Any) -> Acquire:
+            return Acquire()
+
+    line: Any = WaitLine("SADMIN", ())
+    lines: Any = Busy()
+    flow = flows._heard(line, object(), lines, Acquire(), NoToken())
+    asked = 0
+    with contextlib.suppress(StopIteration):
+        next(flow)
+        while asked < 1_000:
+            asked += 1
+            flow.send(NoToken())
+    assert asked == flows.ASKS_FOR_OTHERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -41,6 +41,9 @@ from coatcheck.pool.errors import (
 )
 from coatcheck.pool.lines import Lines, Place, WaitLine
 from coatcheck.pool.state import FAR
+
+ASKS_FOR_OTHERS: Final = 4
+"""How often whoever has asked the store asks once more for those behind; then the first of them is awake, and does."""
 
 T = TypeVar("T")
 
@@ -175,9 +178,12 @@ def _stand(place: Place, line: WaitLine, lines: Lines, wait_s: float) -> Flow[An
 def _heard(
     line: WaitLine, asker: object, lines: Lines, command: Acquire | Then, answer: Any, turn: SlotTurn | None = None
 ) -> Flow[None]:
-    """Serve the line with what came; as long as it is still its turn, ask for the next in it as well."""
+    """Serve the line with what came; if it is still its turn, ask for the next in it as well, a few times."""
     yield from _tell(line.user, lines.heard(line, command, answer, turn))
-    while (another := lines.to_ask_again(line, asker)) is not None:
+    for _ in range(ASKS_FOR_OTHERS):
+        another = lines.to_ask_again(line, asker)
+        if another is None:
+            return
         try:
             answer = yield Apply(line.user, another)
         except StoreUnavailable as error:  # for them; what was asked for first is done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import sys
 import time
 from collections.abc import Callable
 
@@ -196,18 +196,29 @@ def test_stopping_in_the_middle_of_a_scan(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Pauses:
-    """The longest that one callback of the event loop computes (seconds of CPU)."""
+    """How much the longest callback of the event loop computes, in calls of functions.
+
+    A time would be the machine's: a virtual machine that was stopped for 20 ms books them on whoever was running.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.greatest_s = 0.0
+        self.greatest = 0
+        self._calls = 0
         run = asyncio.Handle._run
 
         def measured(handle: asyncio.Handle) -> None:
-            began = time.thread_time()
-            run(handle)
-            self.greatest_s = max(self.greatest_s, time.thread_time() - began)
+            self._calls = 0
+            sys.setprofile(self._count)
+            try:
+                run(handle)
+            finally:
+                sys.setprofile(None)
+            self.greatest = max(self.greatest, self._calls)
 
         monkeypatch.setattr(asyncio.Handle, "_run", measured)
+
+    def _count(self, frame: object, event: str, argument: object) -> None:
+        self._calls += event in ("call", "c_call")
 
 
 def test_however_many_are_hosted_a_lost_server_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,13 +234,9 @@ def test_however_many_are_hosted_a_lost_server_stops_nobody(monkeypatch: pytest.
                 copy.expires_at, copy.contact = expires_at, copies.puts.contact
                 copy.stored_on(copies.placement.ranking(key)[:2], version)
                 copies.cache.add(copy)
-            gc.disable()
             pauses = Pauses(monkeypatch)
             await farm.stores[0].aclose()
             await until(lambda: home.status()["recopy"]["outcomes"].get("mended", 0) >= 2_000)
-            assert pauses.greatest_s < 0.02
+            assert 0 < pauses.greatest < 30_000, "all of them at once are more than 500,000"
 
-    try:
-        asyncio.run(story())
-    finally:
-        gc.enable()
+    asyncio.run(story())

@@ -30,6 +30,7 @@ from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import Policy
 from coatcheck.pool.stores.address import open_async_store, open_store
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.header import sealed_of
 from coatcheck.pool.stores.port import TokenStore
 from coatcheck.tokens.keyring import KeyRing
 
@@ -297,7 +298,7 @@ def test_a_state_of_the_release_before_is_converted_once_and_costs_no_login(serv
     ask(store, Release(held.fence))
     key = key_of(server, store)
     ((state, _),) = store.look().values()
-    server.redis.hset(key, mapping={"s": store._calls.box.seal("ann", state), "v": b"version"})
+    server.redis.hset(key, mapping={"s": sealed_of(store._calls.box.seal("ann", state)), "v": b"version"})
     assert store.look()["ann"][0] == state
     again = ask(store, Acquire(credentials=RIGHT))
     assert (again.value, again.uses) == ("token", 2)

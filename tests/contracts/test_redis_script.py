@@ -89,7 +89,7 @@ class Twins:
         return bytes(raw)
 
     def in_redis(self) -> UserState:
-        return self.calls._read("ann", self.stored())
+        return self.calls.box.values.read("ann", self.stored())
 
     def apply(self, now: float, command: Command) -> CommandOutcome:
         expected = rules.apply(self.state, self.policy, now, command)

@@ -131,6 +131,82 @@ def test_slots_and_the_queue_have_ends(client: Open) -> None:
     assert type(ask(store, Acquire(waiting[0].ticket))) is MustLogIn
 
 
+def test_who_lost_the_place_was_let_in_before(client: Open) -> None:
+    store = client(msgspec.structs.replace(POLICY, per_user=1, max_waiting=1))
+    held = log_in(store)
+    first = ask(store, Acquire())
+    assert type(first) is Waiting
+    assert ask(store, Acquire()) == QueueFull()
+    again = ask(store, Acquire(first.ticket + 1_000))  # as after a pause in which the ticket ended
+    assert type(again) is Waiting
+    assert ask(store, Acquire()) == QueueFull()
+    assert ask(store, Release(held.fence)) == Done()
+    assert type(ask(store, Acquire(again.ticket))) is Waiting, "at the end of the queue"
+    assert type(ask(store, Acquire(first.ticket))) is Granted
+
+
+def test_only_logins_that_brought_a_session_count_for_their_rate(client: Open) -> None:
+    store = client(msgspec.structs.replace(POLICY, login_every_s=60.0))
+    for ended in (LoginEnded, lambda fence: LoginEnded(fence, failed=False)):
+        slot = ask(store, Acquire(credentials=RIGHT if ended is LoginEnded else ()))
+        assert type(slot) is MustLogIn
+        assert ask(store, ended(slot.fence)) == Done()
+    assert type(log_in(store)) is Granted
+    assert type(ask(store, Acquire(credentials=WRONG, may_wait=False))) is NoToken, "one a minute"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_lost_key_sealed_is_in_the_way_of_nobody_once_it_has_ended(
+    client: Open, token_backend: TokenBackend
+) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "its key is as old as what it seals"
+        return
+    store, later = client(SHORT), client(SHORT, key=b"another key, of 32 bytes at leas")
+    for user in ("ended", "idle"):
+        slot = ask(store, Acquire(), user)
+        granted = ask(store, LoginDone(slot.fence, TOKEN, 0.3), user)
+        ask(store, Release(granted.fence), user)
+    other = ask(later, Acquire(), "another")
+    ask(later, LoginDone(other.fence, TOKEN, 60.0), "another")
+    assert TOKEN in {holding.token.value for holding in later.look()["another"][0].leases.values() if holding.token}
+
+    def serves() -> bool:
+        try:
+            return type(ask(later, Acquire(), "ended")) is MustLogIn
+        except StoreUnavailable as error:
+            assert "unknown_key" in str(error)
+            return False
+
+    wait_for(serves)
+    later.look(), later.forget()
+    ask(later, CleanUp(), "idle")
+    later.forget()
+    assert "idle" not in later.look()
+    assert "idle" not in store.look(), "it is deleted"
+
+
+def test_an_operator_resets_what_a_lost_key_sealed(client: Open, token_backend: TokenBackend) -> None:
+    if not token_backend.shared:
+        assert token_backend.url == "", "its key is as old as what it seals"
+        return
+    store, later = client(), client(key=b"another key, of 32 bytes at leas")
+    granted = log_in(store, "ann")
+    ask(store, Release(granted.fence), "ann")
+    with pytest.raises(StoreUnavailable, match="unknown_key"):
+        ask(later, Acquire(), "ann")
+    assert later.apply("ann", Reset()).partings == (), "it cannot be logged out"
+    slot = ask(later, Acquire(), "ann")
+    assert type(slot) is MustLogIn
+    assert slot.fence > granted.fence
+
+
 def test_an_overdue_lease_is_dropped_and_never_handed_on(client: Open) -> None:
     store, other = client(SHORT), client(SHORT)
     lost, extended = 0, None
@@ -293,7 +369,8 @@ def test_a_state_of_another_user_or_pool_is_an_error(client: Open, token_backend
     user = f"user-{secrets.token_hex(4)}"
     store = client()
     log_in(store, user)
-    for raw in (box.seal(user, new_user(1)), token_backend.box(POLICY, "default").seal("another", new_user(1))):
+    for box, whose in ((box, user), (token_backend.box(POLICY, "default"), "another")):
+        raw = token_backend.sealed(box, whose, new_user(1))
         token_backend.overwrite(user, raw)
         with pytest.raises(StoreUnavailable, match=r"cannot be opened: forged|cannot be opened: unknown_key"):
             ask(store, Acquire(), user)

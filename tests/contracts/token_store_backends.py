@@ -25,6 +25,7 @@ from coatcheck.pool.commands import Command, CommandOutcome
 from coatcheck.pool.state import Policy, UserState
 from coatcheck.pool.stores.address import open_async_store, open_store
 from coatcheck.pool.stores.blob import StateBox
+from coatcheck.pool.stores.header import sealed_of
 from coatcheck.pool.stores.memory import AsyncMemoryTokenStore, MemoryTokenStore
 from coatcheck.pool.stores.port import AsyncTokenStore, TokenStore
 from coatcheck.tokens.keyring import KeyRing
@@ -143,7 +144,11 @@ class TokenBackend:
 
     def put_back(self, name: str, user: str, state: UserState) -> None:
         """Put a state in the place of what the pool ``name`` keeps of a user whom no other pool has."""
-        self.overwrite(user, self.box(Policy(), name).seal(user, state))
+        self.overwrite(user, self.sealed(self.box(Policy(), name), user, state))
+
+    def sealed(self, box: StateBox, user: str, state: UserState) -> bytes:
+        """A state as it is stored whole; for Redis, as the release before stored it."""
+        return box.seal(user, state)
 
     def lose(self) -> None:
         """The store loses everything."""
@@ -210,6 +215,9 @@ class RedisBackend(TokenBackend):
         self.process.kill()
         self.process.wait(60)
         shutil.rmtree(self.folder)
+
+    def sealed(self, box: StateBox, user: str, state: UserState) -> bytes:
+        return sealed_of(box.seal(user, state))
 
     def raw(self) -> bytes:
         return b"".join(self.redis.dump(key) or b"" for key in self.redis.scan_iter())

@@ -8,6 +8,7 @@ asks them about a session, however long nobody came.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -23,6 +24,7 @@ LEASE_S = 3.0
 # Longer than the lease: nobody notices before its end that the session servers are frozen.
 STORE_TIMEOUT_S = 4.0
 VISITORS = 6
+STALLED_ROUNDS = 5
 REFUSAL = (503, "session unavailable: no_session_server_answers\n")
 
 
@@ -39,7 +41,27 @@ def straight(farm: MissionFarm, visitor: Visitor, server: str) -> httpx.Response
         return client.get(f"{farm.url_of(server)}/", headers={"Cookie": cookies})
 
 
+def unless_stalled(farm: MissionFarm, story: Callable[[], None]) -> None:
+    """The story is of web servers that run. One that stood still gives its leases up: then it is told once more."""
+    for _ in range(STALLED_ROUNDS):
+        before = stalls(farm)
+        try:
+            return story()
+        except AssertionError:
+            if stalls(farm) == before:
+                raise
+    raise AssertionError(f"a web server stood still in each of {STALLED_ROUNDS} rounds")
+
+
+def stalls(farm: MissionFarm) -> dict[str, int]:
+    return {name: row["stalls"] for name, row in farm.web_status().items()}
+
+
 def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm) -> None:
+    unless_stalled(farm, lambda: served_within_the_lease_and_not_after(farm))
+
+
+def served_within_the_lease_and_not_after(farm: MissionFarm) -> None:
     with crowd_of(farm, VISITORS) as crowd, ThreadPoolExecutor(1) as thread:
         assert {visitor.server for visitor in crowd} == {"web-1", "web-2"}
         for visitor in crowd:
@@ -66,6 +88,10 @@ def test_served_from_the_cache_within_the_lease_and_not_after(farm: MissionFarm)
 
 
 def test_after_a_long_pause_nobody_is_asked_as_long_as_the_session_servers_are_heard(farm: MissionFarm) -> None:
+    unless_stalled(farm, lambda: served_after_a_long_pause(farm))
+
+
+def served_after_a_long_pause(farm: MissionFarm) -> None:
     with crowd_of(farm, VISITORS) as crowd:
         hosts = [visitor.server for visitor in crowd]
         time.sleep(3 * LEASE_S)

@@ -68,6 +68,7 @@ class Farm(RuleBasedStateMachine):
         self.logins: dict[int, str] = {}  # who logs in, by slot
         self.refused: set[str] = set()
         self.queued: dict[int, tuple[bytes, ...]] = {}
+        self.came_back: set[int] = set()  # tickets of those who lost theirs: they need no room
         self.uses: dict[str, int] = {}  # by the token's stem: refreshed strings are the same session
         self.deadlines: dict[int, float] = {}  # of leases that we believe in
         self.in_hands: dict[int, str] = {}  # what borrowers hold until they give it back, be it late
@@ -149,6 +150,8 @@ class Farm(RuleBasedStateMachine):
             assert reply.again_s >= 0
             self.queued[reply.ticket] = whose
             if reply.ticket != ticket:
+                if ticket:
+                    self.came_back.add(reply.ticket)
                 self.leave_queue(ticket)
                 self.queue.append(reply.ticket)
             return
@@ -156,6 +159,7 @@ class Farm(RuleBasedStateMachine):
         if not stays:
             self.leave_queue(ticket)
         if type(reply) is QueueFull:
+            assert not ticket, "who was let in once is not sent away"
             assert sum(other.callers for other in self.state.tickets) >= self.policy.max_waiting
             return
         if type(reply) is NotTried:
@@ -321,7 +325,8 @@ class Farm(RuleBasedStateMachine):
         deadlines = [h.deadline for h in state.leases.values()] + [c.deadline for c in state.closing.values()]
         assert all(state.next_deadline <= deadline for deadline in deadlines), "an overdue slot would be missed"
         assert max(deadlines, default=0.0) <= self.now + LEASE_S, "every slot in somebody's hands has an end"
-        assert len(state.tickets) <= self.policy.max_waiting
+        new = [ticket for ticket in state.tickets if ticket.number not in self.came_back]
+        assert len(new) <= self.policy.max_waiting
         numbers = [ticket.number for ticket in state.tickets]
         assert len(set(numbers)) == len(numbers), "one place each"
 

@@ -17,6 +17,7 @@ from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
 from coatcheck.replication.effects import Exclusive
+from coatcheck.replication.stall_guard import StallGuard
 from coatcheck.replication.view import View
 from coatcheck.sessions.json_form import json_form
 from coatcheck.sessions.newcomers import Newcomers
@@ -58,6 +59,7 @@ class SessionOperations(ABC):
     _stores: Mapping[str, Store]
     _world: World
     _repair: BackgroundRepair | None
+    _stall_guard: StallGuard | None
 
     @property
     @abstractmethod
@@ -139,6 +141,7 @@ class SessionOperations(ABC):
             "sessions": self.copies.cache.hosted(),
             "under_replicated": len(self.copies.under_replicated),
             "closing": len(self.copies.closing),
+            "stalls": self._stall_guard.stalls if self._stall_guard is not None else 0,
             "refused_new_sessions": self.newcomers.refused,
             "recopy": repair.progress() if repair is not None else {},
             "session_servers": {name: store.reachable for name, store in self._stores.items()},

@@ -370,7 +370,7 @@ class AsyncTokenPool(PoolCore):
         if isinstance(effect, Swap):
             return self._untorn(self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s), cancelled)
         if isinstance(effect, Sleep):
-            return asyncio.sleep(effect.pause_s * (1 + random.random() / 2))
+            return asyncio.sleep(effect.pause_s if effect.exactly else effect.pause_s * (1 + random.random() / 2))
         if isinstance(effect, Join):
             return _join(effect)
         if isinstance(effect, Refresh):
@@ -457,7 +457,7 @@ class AsyncTokenPool(PoolCore):
 
         async def finish() -> None:
             try:
-                await self.run(flows.finish_login(effect.user, effect.fence, fresh, self.lines, refused=refused))
+                await self.run(flows.finish_login(effect, fresh, self.lines, refused=refused))
             except PoolError as trouble:
                 self.report(PoolEventKind.LOGIN_FAILED, effect.user, type(trouble).__name__)
 

@@ -128,7 +128,7 @@ class PoolCore:
         with memory.lock:
             now = memory.clock()
             # Check out drops what is expired first (mission D5): the whole way does.
-            if is_overdue(state, memory.policy, now):
+            if memory.changing or is_overdue(state, memory.policy, now):
                 return None
             taken = take_quickly(state, memory.policy, now, credentials)
         if taken is None:
@@ -143,7 +143,7 @@ class PoolCore:
         if memory is None or state is None:
             return False
         with memory.lock:
-            return give_back_quickly(state, memory.policy, memory.clock(), fence, value)
+            return not memory.changing and give_back_quickly(state, memory.policy, memory.clock(), fence, value)
 
     def wait_s(self, wait: Duration | None) -> float:
         return self.settings.wait_s if wait is None else seconds("wait", wait)

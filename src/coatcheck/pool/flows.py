@@ -75,6 +75,7 @@ class LogIn(msgspec.Struct, frozen=True):
     user: str
     password: str | None
     fence: int
+    credentials: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return f"<LogIn {self.user!r}>"
@@ -202,7 +203,7 @@ def _tell(user: str, commands: list[Command]) -> Flow[None]:
 def log_in(user: str, password: str | None, fence: int, credentials: tuple[bytes, ...] = ()) -> Flow[Granted]:
     """Log in while holding slot ``fence``, and make the slot a lease. Raises ``LoginFailed``."""
     try:
-        fresh: Fresh = yield LogIn(user, password, fence)
+        fresh: Fresh = yield LogIn(user, password, fence, credentials)
     except LoginGoesOn:
         raise
     except BaseException as error:
@@ -227,13 +228,13 @@ def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     raise LoginFailed(user, "it took longer than login_timeout")
 
 
-def finish_login(user: str, fence: int, fresh: Fresh | None, lines: Lines, *, refused: bool = False) -> Flow[None]:
+def finish_login(login: LogIn, fresh: Fresh | None, lines: Lines, *, refused: bool = False) -> Flow[None]:
     """The end of a login whose caller left: what it brought is for the next one."""
     if fresh is None:
-        yield Apply(user, LoginEnded(fence, refused=refused))
+        yield Apply(login.user, LoginEnded(login.fence, True, refused, login.credentials))
         return
-    granted = yield from _keep(user, fence, fresh)
-    yield from release(user, Release(granted.fence), lines)
+    granted = yield from _keep(login.user, login.fence, fresh)
+    yield from release(login.user, Release(granted.fence), lines)
 
 
 def release(

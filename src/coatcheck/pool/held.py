@@ -105,7 +105,7 @@ class Held:
             return self.acquire()
         credentials = () if self.password is None else self._hashes()
         with memory.lock:
-            taken = take_quickly(state, memory.policy, memory.clock(), credentials)
+            taken = None if memory.changing else take_quickly(state, memory.policy, memory.clock(), credentials)
         if taken is None:
             return self.acquire()
         self.fencing, self.deadline, token = taken
@@ -135,11 +135,13 @@ class Held:
             done = lines.pass_on_quickly(memory, state, self.user, fencing, value, self._hashes())
         else:
             with memory.lock:
-                done = give_back_quickly(state, memory.policy, memory.clock(), fencing, value)
+                now = memory.clock()
+                done = not memory.changing and give_back_quickly(state, memory.policy, now, fencing, value)
         if not done:
             return self.release()
         self.fencing = 0
         self._renewed = False
+        self._turn = None
         return None
 
     def _hashes(self) -> tuple[bytes, ...]:

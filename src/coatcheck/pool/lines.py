@@ -62,6 +62,7 @@ class InMemory(Protocol):
     """What the fast path needs of the store in the process."""
 
     lock: Any
+    changing: bool
     policy: Policy
     clock: Callable[[], float]
 
@@ -241,7 +242,9 @@ class Lines:
             more = len(line.places) - 1
             with memory.lock:
                 now = memory.clock()
-                taken = rules.pass_on_quickly(state, memory.policy, now, fence, value, line.ticket, more)
+                taken = None
+                if not memory.changing:
+                    taken = rules.pass_on_quickly(state, memory.policy, now, fence, value, line.ticket, more)
             if taken is None:
                 return False
             fence, deadline, token = taken

@@ -9,8 +9,14 @@ MAX_USER_CHARS = 1_024  # and bytes of UTF-8: what an index of PostgreSQL holds 
 MAX_PASSWORD_CHARS = 65_536
 
 
+UNREADABLE = ""
+"""In place of a token whose key this process does not have; no token is empty."""
+
+
 def masked(token: str) -> str:
     """A name for a token that opens nothing: 8 hex digits of a keyless hash; equal tokens look equal."""
+    if token == UNREADABLE:
+        return "token-unreadable"
     return (
         f"token-{blake2b(token.encode('utf-8', 'surrogatepass'), digest_size=4, person=b'coatcheck-pool').hexdigest()}"
     )

@@ -79,7 +79,8 @@ def apply(state: UserState, policy: Policy, now: float, command: Command) -> Com
     return CommandOutcome(reply, tuple(partings))
 
 
-# -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue
+# -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue. A signal handler that
+# borrows may run after any call of a function, so what is changed here is looked at, and changed, behind the last one.
 
 
 def take_quickly(
@@ -96,11 +97,14 @@ def take_quickly(
         return None  # the clock went back
     if token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at:
         return None
+    deadline = now + policy.lease_s
+    holding = Holding(token, deadline, policy.lease_s)
+    if not free or free[-1] is not token:
+        return None
     del free[-1]
     token.uses += 1
-    deadline = now + policy.lease_s
     state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline, policy.lease_s)
+    state.leases[fence] = holding
     if deadline < state.next_deadline:
         state.next_deadline = deadline
     return fence, deadline, token
@@ -146,6 +150,10 @@ def pass_on_quickly(
         return None
     if now + policy.min_remaining_s >= now + token.life_s or not same(token.credentials, tickets[0].credentials):
         return None
+    deadline = now + policy.lease_s
+    passed_on = Holding(token, deadline, policy.lease_s)
+    if state.tickets is not tickets or fence not in state.leases:
+        return None
     del state.leases[fence]
     if value is not None:
         token.value = value
@@ -156,9 +164,8 @@ def pass_on_quickly(
         tickets[0].callers = more
     else:
         state.tickets = []
-    deadline = now + policy.lease_s
     state.fence = fence = state.fence + 1
-    state.leases[fence] = Holding(token, deadline, policy.lease_s)
+    state.leases[fence] = passed_on
     if deadline < state.next_deadline:
         state.next_deadline = deadline
     return fence, deadline, token
@@ -252,9 +259,9 @@ def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
 def _queue(state: UserState, policy: Policy, now: float, command: Acquire, mine: bytes, limited_s: float) -> Reply:
     place, number = _place(state, command.ticket), command.ticket
     if place == len(state.tickets):
-        if sum(ticket.callers for ticket in state.tickets) >= policy.max_waiting:
+        # A ticket that was lost (its caller was away for too long) starts again at the end. It had been let in before.
+        if not number and sum(ticket.callers for ticket in state.tickets) >= policy.max_waiting:
             return QueueFull()
-        # A ticket that was lost (its caller was away for too long) starts again at the end.
         number = state.next_ticket
         state.next_ticket += 1
         state.tickets.append(Ticket(number, FAR, mine))
@@ -309,8 +316,7 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
         mine = holding.credentials
         del state.leases[command.fence]
         state.counters.not_leases += 1
-        if command.failed:
-            state.rate_at -= policy.login_every_s  # the rate is for logins that work; failed ones have their back-off
+        state.rate_at -= policy.login_every_s  # the rate is for logins that work; failed ones have their back-off
     if command.failed:
         state.counters.login_failures += 1
         note_failure(state, policy, now, mine, refused=command.refused)

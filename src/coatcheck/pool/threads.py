@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import random
 import threading
 import time
@@ -298,19 +299,22 @@ class TokenPool(PoolCore):
     # -- running flows
 
     def run(self, flow: Flow[T] | SharedFlow[T]) -> T:
-        """Run a flow to its end in this thread. An error of a step is the flow's to put right."""
-        try:
-            effect = next(flow)
-            while True:
-                try:
-                    answer = self._answer(effect)
-                except BaseException as error:  # noqa: BLE001 - the flow raises it again, Ctrl-C included
-                    effect = flow.throw(error)
-                else:
-                    effect = flow.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        """Run a flow to its end in this thread. An error of a step, or Ctrl-C, is the flow's to put right."""
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                effect = flow.send(answer) if error is None else flow.throw(error)
+                answer, error = None, None
+                answer = self._answer(effect)
+            except BaseException as failure:  # noqa: BLE001 - the flow raises it again, Ctrl-C included
+                if inspect.getgeneratorstate(flow) == inspect.GEN_CLOSED:  # the flow's own end
+                    if isinstance(failure, StopIteration):
+                        result: T = failure.value
+                        return result
+                    error = None
+                    raise
+                error = failure
 
     def _answer(self, effect: Effect | Step) -> Any:
         if isinstance(effect, Apply):
@@ -328,7 +332,7 @@ class TokenPool(PoolCore):
         if isinstance(effect, Swap):
             return self._store.swap_shared(effect.user, effect.old, effect.new, effect.keep_s)
         if isinstance(effect, Sleep):
-            return time.sleep(effect.pause_s * (1 + random.random() / 2))
+            return time.sleep(effect.pause_s if effect.exactly else effect.pause_s * (1 + random.random() / 2))
         if isinstance(effect, Join):
             return self._join(effect)
         return self._add_logouts(effect.user, effect.partings)

@@ -23,6 +23,7 @@ WEB_FIELDS: Final = (
     "threads",
     "under_replicated",
     "recopy",
+    "stalls",
     "clock",
     "events",
     "refused_new_sessions",

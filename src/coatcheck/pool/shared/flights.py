@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from coatcheck.pool.errors import LoginRateLimited, PoolClosed, PoolError, PoolTimeout, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.shared import flows
 from coatcheck.pool.shared.flows import Asker, Join, SharedBox, SharedFlow, Sleep
 from coatcheck.pool.shared.seen import SharedLine, SharedLines, SharedToken
+
+PAUSE_LOOK_S: Final = 0.1
+"""How often whoever waits for the end of a pause looks whether a token has come meanwhile."""
 
 Flight = Any
 """A future, of threads or of asyncio: done when it is known what is current."""
@@ -60,9 +65,14 @@ class Flights:
                 if not (yield Join(flight, min(left_s, patience_s))) and left_s <= patience_s:
                     raise PoolTimeout(line.user, wait_s)
             except LoginRateLimited as limited:
-                if clock() + limited.retry_after_s >= give_up_at:
+                allowed_at = clock() + limited.retry_after_s
+                if allowed_at >= give_up_at:
                     raise
-                yield Sleep(limited.retry_after_s)
+                while (pause_s := allowed_at - clock()) > 0 and not self.pool.closed:
+                    seen = self.lines.seen(line)
+                    if seen is not None and clock() < seen.stale_at:
+                        break  # another caller has got one meanwhile
+                    yield Sleep(min(PAUSE_LOOK_S, pause_s), exactly=True)
             except StoreUnavailable as error:
                 trouble = error  # what was seen before may be good enough
 
@@ -86,7 +96,10 @@ class Flights:
                 flight = self._took_off()
             if begun.fence:
                 asked_at = lines.clock()
-                begun = yield from flows.log_in(self.box, caller, begun)
+                if line.unsaved is not None:
+                    begun = replace(begun, refresh_token=line.unsaved)
+                begun = yield from flows.log_in(self.box, caller, begun, line.not_saved)
+                line.unsaved = None
                 line.take(lines, begun, asked_at, epoch, changed=True)
             else:
                 line.take(lines, begun, asked_at, epoch)

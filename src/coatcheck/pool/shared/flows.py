@@ -7,34 +7,38 @@ nobody else changed it meanwhile; writes are as rare as logins.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from os import urandom
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from coatcheck.errors import TokenRejected
+from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.pool.commands import Parting
 from coatcheck.pool.errors import LoginFailed, LoginRateLimited, LoginRefused, StoreUnavailable
 from coatcheck.pool.flows import Fresh, LogOut
 from coatcheck.pool.inspection import TokenRow
-from coatcheck.pool.masking import masked
+from coatcheck.pool.masking import UNREADABLE, masked
 from coatcheck.pool.payload import token_of
 from coatcheck.pool.shared.rules import (
     Begin,
     Begun,
     Command,
     Count,
+    EndShared,
     Finish,
     Invalidate,
+    KeepRefresh,
     RefreshFailed,
     Reply,
+    ResetShared,
     SharedState,
     apply,
     current_of,
     new_shared,
 )
 from coatcheck.pool.state import FAR, Policy
+from coatcheck.pool.stores.header import has_ended, sealed_of, with_end
 from coatcheck.tokens.keyring import KeyRing
 
 MAX_TRIES: Final = 100
@@ -64,9 +68,10 @@ class Swap(msgspec.Struct, frozen=True):
 
 
 class Sleep(msgspec.Struct, frozen=True):
-    """Sleep about so long."""
+    """Sleep about so long, that is up to half as long again, unless ``exactly``."""
 
     pause_s: float
+    exactly: bool = False
 
 
 class Join(msgspec.Struct, frozen=True):
@@ -91,6 +96,10 @@ Step = Read | Swap | Sleep | Join | Refresh | LogOut
 SharedFlow = Generator[Step, Any, T]
 
 
+class KeyGone(StoreUnavailable):
+    """A state was sealed by a key that this process does not have."""
+
+
 class SharedBox:
     """Seals and opens states. Every state is bound to the pool's name and to its user."""
 
@@ -100,25 +109,31 @@ class SharedBox:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(SharedState)
 
-    def open(self, user: str, sealed: bytes | None, now: float) -> SharedState:
-        """Raises ``StoreUnavailable`` on bytes that our keys did not seal for this pool and user."""
-        if sealed is None:
+    def open(self, user: str, stored: bytes | None, now: float) -> SharedState:
+        """Raises ``StoreUnavailable`` on bytes that our keys did not seal for this pool and user, ``KeyGone`` if they
+        were sealed by a key that we do not have; if all in them has ended, the state is a new one."""
+        if stored is None:
             return new_shared(int(now * 1_000_000))
         try:
-            plain = self._box.open(sealed, user.encode())
+            plain = self._box.open(sealed_of(stored), user.encode())
             if plain[:1] != FORMAT:
                 raise StoreUnavailable(f"the shared token of {user!r} has a format that this version does not know")
             return self._decoder.decode(plain[1:])
         except TokenRejected as rejection:
-            raise StoreUnavailable(f"the shared token of {user!r} cannot be opened: {rejection.reason.value}") from None
+            if has_ended(rejection, stored, now):
+                return new_shared(int(now * 1_000_000))
+            gone = rejection.reason is TokenReason.UNKNOWN_KEY
+            raise (KeyGone if gone else StoreUnavailable)(
+                f"the shared token of {user!r} cannot be opened: {rejection.reason.value}"
+            ) from None
         except msgspec.DecodeError:
             raise StoreUnavailable(f"the shared token of {user!r} is not what a pool writes") from None
 
     def encoded(self, state: SharedState) -> bytes:
         return self._encoder.encode(state)
 
-    def seal(self, user: str, encoded: bytes) -> bytes:
-        return self._box.seal(FORMAT + encoded, user.encode())
+    def seal(self, user: str, state: SharedState) -> bytes:
+        return with_end(state.ends_at(), self._box.seal(FORMAT + self.encoded(state), user.encode()))
 
 
 def change(box: SharedBox, user: str, command: Command) -> SharedFlow[Reply]:
@@ -138,16 +153,22 @@ def _swapped(
     box: SharedBox, user: str, command: Command, sealed: bytes | None, now: float
 ) -> SharedFlow[tuple[Reply, bool]]:
     """Apply a command to what was read; whether it is stored now."""
-    state = box.open(user, sealed, now)
+    try:
+        state = box.open(user, sealed, now)
+    except KeyGone:
+        if isinstance(command, EndShared):
+            return Count(0), True  # it is cleaned up when it has ended
+        if not isinstance(command, ResetShared):
+            raise
+        state = new_shared(int(now * 1_000_000))
     before = box.encoded(state)
     reply = apply(state, box.policy, now, command)
-    after = box.encoded(state)
-    if after == before:
+    if box.encoded(state) == before and not (sealed is not None and state.is_idle(now)):
         return reply, True
     keep_s = max(0.0, state.ends_at() - now)
     if state.is_idle(now):
         return reply, sealed is None or (yield Swap(user, sealed, None, keep_s))
-    return reply, (yield Swap(user, sealed, box.seal(user, after), keep_s))
+    return reply, (yield Swap(user, sealed, box.seal(user, state), keep_s))
 
 
 class Asker(msgspec.Struct, frozen=True):
@@ -182,8 +203,11 @@ def begin(box: SharedBox, caller: Asker) -> SharedFlow[Begun]:
         pause_s = min(pause_s * 1.5, LOOK_MAX_S)
 
 
-def log_in(box: SharedBox, caller: Asker, begun: Begun) -> SharedFlow[Begun]:
-    """Log in while holding the slot that ``begun`` has. Raises ``LoginFailed``, ``LoginRefused``."""
+def log_in(box: SharedBox, caller: Asker, begun: Begun, unsaved: Callable[[str], None]) -> SharedFlow[Begun]:
+    """Log in while holding the slot that ``begun`` has. Raises ``LoginFailed``, ``LoginRefused``.
+
+    ``unsaved`` is called with a new refresh token that could not be stored: the one before it may be dead.
+    """
     user = caller.user
     try:
         fresh: Fresh = yield Refresh(user, caller.password, begun.refresh_token)
@@ -191,13 +215,18 @@ def log_in(box: SharedBox, caller: Asker, begun: Begun) -> SharedFlow[Begun]:
         # If the store is away too, the slot is recovered at its deadline.
         with contextlib.suppress(StoreUnavailable):
             failed, refused = isinstance(error, LoginFailed), isinstance(error, LoginRefused)
-            yield from change(box, user, RefreshFailed(begun.fence, failed, refused, caller.credentials))
+            ended = RefreshFailed(begun.fence, failed, refused, caller.credentials, begun.refresh_token)
+            yield from change(box, user, ended)
         raise
     span_s = fresh.life_s if fresh.span_s == FAR else fresh.span_s
     finish = Finish(begun.fence, fresh.value, span_s, caller.refresh_before_s, fresh.refresh_token)
     try:
         reply = yield from change(box, user, finish)
+        if not isinstance(reply, Begun) and fresh.refresh_token is not None:
+            yield from change(box, user, KeepRefresh(begun.fence, fresh.refresh_token, caller.credentials))
     except StoreUnavailable:
+        if fresh.refresh_token is not None:
+            unsaved(fresh.refresh_token)
         yield LogOut(user, (Parting(0, fresh.value),))
         raise
     if isinstance(reply, Begun):
@@ -229,8 +258,12 @@ def invalidate(box: SharedBox, user: str, credentials: tuple[bytes, ...], token:
 def rows(box: SharedBox, user: str) -> SharedFlow[list[TokenRow]]:
     """What operators see of a user's shared tokens."""
     sealed, now = yield Read(user)
+    try:
+        entries = box.open(user, sealed, now).entries
+    except KeyGone:
+        return [TokenRow(user, 0, "shared", masked(UNREADABLE))]
     shown = []
-    for entry in box.open(user, sealed, now).entries:
+    for entry in entries:
         if entry.value is not None and now < entry.opened_at + entry.span_s:
             left_s = entry.opened_at + entry.span_s - now
             shown.append(TokenRow(user, entry.number, "shared", masked(token_of(entry.value)), expires_in_s=left_s))

@@ -30,7 +30,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.commands import CleanUp as CleanUpLogins
 from coatcheck.pool.commands import Reset as ResetLogins
-from coatcheck.pool.slots import clamp, known_as
+from coatcheck.pool.slots import clamp, known_as, note_success
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy, UserState, new_user
 
 MAX_ENTRIES: Final = 8
@@ -115,13 +115,28 @@ class Finish(msgspec.Struct, frozen=True):
         return f"<Finish {self.fence}>"
 
 
+class KeepRefresh(msgspec.Struct, frozen=True):
+    """The login that held ``fence`` came too late, but with a ``refresh_token``: the one before it may be dead."""
+
+    fence: int
+    refresh_token: str
+    credentials: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<KeepRefresh {self.fence}>"
+
+
 class RefreshFailed(msgspec.Struct, frozen=True):
-    """The login that holds ``fence`` failed, was ``refused`` for good, or (``failed=False``) was given up."""
+    """The login that holds ``fence`` failed, was ``refused`` for good, or (``failed=False``) was given up.
+
+    ``refresh_token``: the one that it tried.
+    """
 
     fence: int
     failed: bool = True
     refused: bool = False
     credentials: tuple[bytes, ...] = ()
+    refresh_token: str | None = None
 
     def __repr__(self) -> str:
         return f"<RefreshFailed {self.fence}>"
@@ -147,7 +162,7 @@ class EndShared(msgspec.Struct, frozen=True):
     """Forget what has ended."""
 
 
-Command = Begin | Finish | RefreshFailed | Invalidate | DropShared | ResetShared | EndShared
+Command = Begin | Finish | KeepRefresh | RefreshFailed | Invalidate | DropShared | ResetShared | EndShared
 
 
 # -- answers
@@ -243,6 +258,8 @@ def apply(state: SharedState, policy: Policy, now: float, command: Command) -> R
         return _begin(state, policy, limits, now, command)
     if isinstance(command, Finish):
         return _finish(state, policy, limits, now, command)
+    if isinstance(command, KeepRefresh):
+        return _keep_refresh(state, now, command)
     if isinstance(command, RefreshFailed):
         return _fail(state, limits, now, command)
     if isinstance(command, Invalidate):
@@ -269,7 +286,11 @@ def _begin(state: SharedState, policy: Policy, limits: Policy, now: float, comma
     ]
     if under_way:
         return Begun(current, busy_s=max(under_way))
+    proven = state.logins.proven
+    if current is not None:
+        state.logins.proven = mine  # they opened what is current
     reply = logins.apply(state.logins, limits, now, Acquire(may_wait=False, credentials=command.credentials)).reply
+    state.logins.proven = proven
     if isinstance(reply, MustLogIn):
         entry = _entry(state, mine)
         return Begun(current, reply.fence, None if entry is None else entry.refresh_token)
@@ -308,8 +329,7 @@ def _finish(state: SharedState, policy: Policy, limits: Policy, now: float, comm
         state.entries.remove(before)
         refresh_token = refresh_token or before.refresh_token
         refusals, refused_at = before.refusals, before.refused_at
-    while len(state.entries) >= MAX_ENTRIES:
-        state.entries.remove(min(state.entries, key=SharedEntry.ends_at))
+    _make_room(state)
     # Never more than half of its life ahead, or a short-lived token would be renewed without end.
     refresh_s = max(command.span_s - command.refresh_before_s, command.span_s / 2)
     entry = SharedEntry(mine, command.fence, command.value, now, command.span_s, refresh_s, refresh_token)
@@ -318,14 +338,35 @@ def _finish(state: SharedState, policy: Policy, limits: Policy, now: float, comm
     return Begun(current_of(state, policy, now, (mine,)))
 
 
+def _keep_refresh(state: SharedState, now: float, command: KeepRefresh) -> Reply:
+    mine = _mine(state, command.credentials)
+    entry = _entry(state, mine)
+    if entry is None:
+        _make_room(state)
+        state.entries.append(SharedEntry(mine, command.fence, None, now, 0.0, 0.0, command.refresh_token))
+    elif entry.number < command.fence:
+        entry.refresh_token = command.refresh_token
+    else:
+        return Count(0)  # a later login has brought its own
+    note_success(state.logins, mine)
+    return Count(0)
+
+
+def _make_room(state: SharedState) -> None:
+    while len(state.entries) >= MAX_ENTRIES:
+        state.entries.remove(min(state.entries, key=SharedEntry.ends_at))
+
+
 def _fail(state: SharedState, limits: Policy, now: float, command: RefreshFailed) -> Reply:
     holding = state.logins.leases.get(command.fence)
-    ended = LoginEnded(command.fence, command.failed, command.refused, command.credentials)
+    entry = _entry(state, _mine(state, command.credentials) if holding is None else holding.credentials)
+    # What was refused is what was tried: meanwhile another one may have been kept.
+    refused = command.refused and (entry is None or entry.refresh_token == command.refresh_token)
+    ended = LoginEnded(command.fence, command.failed, refused, command.credentials)
     logins.apply(state.logins, limits, now, ended)
     if holding is None:
         return SlotGone()
-    entry = _entry(state, holding.credentials)
-    if command.refused and entry is not None:
+    if refused and entry is not None:
         entry.refresh_token = None
     return Count(0)
 

@@ -75,9 +75,12 @@ class Seen:
 
 
 class SharedLine:
-    """All callers in this process who share one token. ``flight``: the one step that is under way for all of them."""
+    """All callers in this process who share one token. ``flight``: the one step that is under way for all of them.
 
-    __slots__ = ("credentials", "epoch", "flight", "flight_until", "known_at", "seen", "user")
+    ``unsaved``: a refresh token that the store did not take; the next login in this process tries it.
+    """
+
+    __slots__ = ("credentials", "epoch", "flight", "flight_until", "known_at", "seen", "unsaved", "user")
 
     def __init__(self, user: str, credentials: tuple[bytes, ...]) -> None:
         self.user = user
@@ -87,6 +90,10 @@ class SharedLine:
         self.flight: Any = None
         self.flight_until = -FAR
         self.epoch = -1  # of the flight
+        self.unsaved: str | None = None
+
+    def not_saved(self, refresh_token: str) -> None:
+        self.unsaved = refresh_token
 
     def take(self, lines: SharedLines, begun: Begun, asked_at: float, epoch: int, *, changed: bool = False) -> None:
         """Learn what a step at the store brought. ``asked_at``: before it was asked, so that no moment is too late.

@@ -6,16 +6,18 @@ old one whole, but neither read nor invent one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import urandom
 from typing import Final
 
 import msgspec
 
-from coatcheck.errors import TokenRejected
+from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.pool import rules, slots
-from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone, Then
+from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone, Reset, Then
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import NOBODYS, Policy, UserState, new_user
+from coatcheck.pool.stores.header import has_ended, sealed_of, with_end
 from coatcheck.pool.stores.values import Values, cannot_be_opened
 from coatcheck.tokens.keyring import KeyRing
 
@@ -28,15 +30,11 @@ FORMER: Final = b"\x01"
 
 
 class Changed(msgspec.Struct):
-    """What a command made of a state: the new bytes (``None``: unchanged), the outcome, and whose turn it is.
-
-    ``ends_at``: when the last of the state ends by itself.
-    """
+    """What a command made of a state: the new bytes (``None``: unchanged), the outcome, and whose turn it is."""
 
     sealed: bytes | None
     outcome: CommandOutcome
     turns: list[int]
-    ends_at: float
 
 
 class StateBox:
@@ -52,33 +50,72 @@ class StateBox:
         self._decoder = msgspec.msgpack.Decoder(UserState)
 
     def seal(self, user: str, state: UserState) -> bytes:
-        return self._box.seal(FORMAT + self._encoder.encode(state), user.encode())
+        return self._sealed(user, state, self._encoder.encode(state))
 
-    def open(self, user: str, sealed: bytes) -> UserState:
+    def _sealed(self, user: str, state: UserState, encoded: bytes) -> bytes:
+        return with_end(state.ends_at(), self._box.seal(FORMAT + encoded, user.encode()))
+
+    def open(self, user: str, stored: bytes) -> UserState:
         """Raises ``StoreUnavailable`` on bytes that our keys did not seal for this pool and user."""
         try:
-            plain = self._box.open(sealed, user.encode())
+            return self._open(user, stored)
+        except TokenRejected as rejection:
+            raise cannot_be_opened(user, rejection.reason) from None
+
+    def _open(self, user: str, stored: bytes) -> UserState:
+        try:
+            plain = self._box.open(sealed_of(stored), user.encode())
             if plain[:1] not in (FORMAT, FORMER):
                 raise StoreUnavailable(f"the state of {user!r} has a format that this version does not know")
             state = self._decoder.decode(plain[1:])
             return state if plain[:1] == FORMAT else _of_nobody(state)
-        except TokenRejected as rejection:
-            raise cannot_be_opened(user, rejection.reason) from None
         except msgspec.DecodeError:
             raise StoreUnavailable(f"the state of {user!r} is not what a pool writes") from None
 
-    def change(self, user: str, sealed: bytes | None, now: float, command: Command) -> Changed:
+    def shown(self, found: Iterable[tuple[str, bytes, float]]) -> dict[str, tuple[UserState, float]]:
+        """The states of users with the store's time; without those that were sealed by a key that we do not have."""
+        states = {}
+        for user, stored, now in found:
+            try:
+                states[user] = self._open(user, stored), now
+            except TokenRejected as rejection:
+                if rejection.reason is not TokenReason.UNKNOWN_KEY:
+                    raise cannot_be_opened(user, rejection.reason) from None
+        return states
+
+    def is_idle(self, user: str, stored: bytes, now: float) -> bool:
+        """Whether nothing is in the state that anybody could miss."""
+        try:
+            return self._open(user, stored).is_idle(now)
+        except TokenRejected as rejection:
+            return has_ended(rejection, stored, now)
+
+    def _state(self, user: str, stored: bytes | None, now: float, command: Command) -> tuple[UserState, bytes]:
+        """The state, and how it is encoded; new, and not as it is stored, if nobody can use what is stored any more."""
+        if stored is not None:
+            try:
+                state = self._open(user, stored)
+            except TokenRejected as rejection:
+                # Its key is gone. Who still has it may use what is in it, until that ends or an operator says so.
+                reset = rejection.reason is TokenReason.UNKNOWN_KEY and isinstance(command, Reset)
+                if not (reset or has_ended(rejection, stored, now)):
+                    raise cannot_be_opened(user, rejection.reason) from None
+                return new_user(int(now * 1_000_000)), b""
+        else:
+            state = new_user(int(now * 1_000_000))
+        return state, self._encoder.encode(state)
+
+    def change(self, user: str, stored: bytes | None, now: float, command: Command) -> Changed:
         """Apply ``command`` at ``now`` (Unix seconds of the store's clock)."""
-        state = new_user(int(now * 1_000_000)) if sealed is None else self.open(user, sealed)
-        before = self._encoder.encode(state)
+        state, before = self._state(user, stored, now, command)
         outcome = rules.apply(state, self.policy, now, command)
         after = self._encoder.encode(state)
         limits = self.policy.per_user, self.policy.max_uses
         if after != before and isinstance(command, Acquire | LoginDone | Add | Then) and limits != state.limits:
             state.limits = limits
             after = self._encoder.encode(state)
-        new = self._box.seal(FORMAT + after, user.encode()) if after != before else None
-        return Changed(new, outcome, slots.turns(state, self.policy, now), state.ends_at())
+        new = self._sealed(user, state, after) if after != before else None
+        return Changed(new, outcome, slots.turns(state, self.policy, now))
 
     def is_turn(self, state: UserState, now: float, ticket: int) -> bool:
         """Whether the caller with ``ticket`` should ask again: it is its turn, or something is overdue."""

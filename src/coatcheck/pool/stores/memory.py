@@ -5,61 +5,105 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import Both, Command, CommandOutcome, Waiting
-from coatcheck.pool.errors import PoolFull
-from coatcheck.pool.state import FAR, Policy, UserState, copy_of, new_user
+from coatcheck.pool.errors import PoolError, PoolFull
+from coatcheck.pool.state import FAR, Policy, Ticket, UserState, copy_of, new_user
 
 MAX_USERS: Final = 10_000
 SWEEP_WHEN_FULL_EVERY_S: Final = 1.0
 SOONER_S: Final = 0.001
 """By so much sooner something must change to wake who sleeps until it does: less is an error of rounding."""
+UNWATCHED_S: Final = 3.0
+"""Whoever gets a ticket watches it at once. One that nobody watches for so long is nobody's: its caller was interrupted
+(Ctrl-C) before it knew of it."""
 
 
 class MemoryTokenStore:
     """See :class:`coatcheck.pool.stores.port.TokenStore`. ``clock``: seconds that never go back.
 
-    ``states`` and ``lock`` are open to the pool's own fast path; whoever holds the lock may use the rules directly.
+    ``states`` and ``lock`` are open to the pool's own fast path; whoever holds the lock may use the rules directly,
+    unless the state is ``changing``: then a signal handler has interrupted a command of its own thread.
     """
 
     def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
         # Waiting callers cannot die without the process, so their tickets need no life.
-        self.policy = msgspec.structs.replace(policy, ticket_life_s=FAR)
+        self.policy = replace(policy, ticket_life_s=FAR)
         self.clock = clock
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.changing = False
         self.states: dict[str, UserState] = {}
         self._wakers: dict[tuple[str, int], Callable[[], None]] = {}
         self._asks_at: dict[tuple[str, int], float] = {}  # when those who watch a ticket ask again by themselves
+        self._unwatched: dict[tuple[str, int], float] = {}  # since when
         self._swept_at = -FAR
         self._shared: dict[str, tuple[bytes, float]] = {}  # with when it may be forgotten
 
     def apply(self, user: str, command: Command) -> CommandOutcome:
         with self.lock:
-            state = self.states.get(user)
-            if state is None:
-                return self._apply_to_new(user, command)
-            now = self.clock()
-            outcome = rules.apply(state, self.policy, now, command)
-            if not state.tickets:
-                return outcome
-            reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
-            if isinstance(reply, Waiting):
-                self._asks_at[user, reply.ticket] = now + reply.again_s
-            wakers = self.to_wake(user, state)
+            if self.changing:
+                raise PoolError("this thread is in the pool already: a signal handler interrupted it")
+            self.changing = True
+            try:
+                outcome, wakers = self._apply(user, command)
+            finally:
+                self.changing = False
         for wake in wakers:  # without the lock: they take others
             wake()
         return outcome
 
+    def _apply(self, user: str, command: Command) -> tuple[CommandOutcome, list[Callable[[], None]]]:
+        now, state = self.clock(), self.states.get(user)
+        if state is None:
+            outcome = self._apply_to_new(user, command)
+            state = self.states.get(user)
+        else:
+            if state.tickets:
+                self._drop_unwatched(user, state, now)
+            outcome = rules.apply(state, self.policy, now, command)
+        if state is None or not state.tickets:
+            return outcome, []
+        reply = outcome.reply.second if isinstance(outcome.reply, Both) else outcome.reply
+        if isinstance(reply, Waiting):
+            place = user, reply.ticket
+            if self._unwatched:  # if they are nobody's, nobody else tells those behind them
+                reply = replace(reply, again_s=min(reply.again_s, UNWATCHED_S))
+                both = outcome.reply
+                outcome = replace(outcome, reply=replace(both, second=reply) if isinstance(both, Both) else reply)
+            self._asks_at[place] = now + reply.again_s
+            if place not in self._wakers:
+                self._not_watched(place)
+        return outcome, self.to_wake(user, state)
+
+    def _drop_unwatched(self, user: str, state: UserState, now: float) -> None:
+        def waits(ticket: Ticket) -> bool:
+            place = user, ticket.number
+            return place in self._wakers or now - self._unwatched.get(place, -FAR) < UNWATCHED_S
+
+        if not all(map(waits, state.tickets)):
+            for ticket in [ticket for ticket in state.tickets if not waits(ticket)]:
+                self._asks_at.pop((user, ticket.number), None)
+                state.tickets.remove(ticket)
+
+    def _not_watched(self, place: tuple[str, int]) -> None:
+        now = self.clock()
+        for other in [other for other, since in islice(self._unwatched.items(), 2) if now - since >= UNWATCHED_S]:
+            del self._unwatched[other]  # two of the oldest, for one that is new
+        self._unwatched[place] = now
+
     def start_anew(self) -> None:
         """After a fork the child must not use its parent's tokens."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.changing = False
         self.states = {}
         self._wakers = {}
         self._asks_at = {}
+        self._unwatched = {}
         self._shared = {}
 
     def wants_sweep(self, user: str) -> bool:
@@ -87,6 +131,8 @@ class MemoryTokenStore:
         """Those whose turn it is. Call it with the lock held, and them without."""
         now = self.clock()
         numbers = slots.turns(state, self.policy, now)
+        if any((user, number) not in self._wakers for number in numbers):
+            numbers = [ticket.number for ticket in state.tickets]
         # The first of the others must not sleep past the moment when something changes by itself.
         for first in slots.heads(state):
             asks_at = self._asks_at.get((user, first.number))
@@ -98,12 +144,14 @@ class MemoryTokenStore:
     def watch(self, user: str, ticket: int, wake: Callable[[], None]) -> None:
         with self.lock:
             self._wakers[user, ticket] = wake
+            self._unwatched.pop((user, ticket), None)
         wake()  # its turn may have come before
 
     def unwatch(self, user: str, ticket: int) -> None:
         with self.lock:
             self._wakers.pop((user, ticket), None)
             self._asks_at.pop((user, ticket), None)
+            self._not_watched((user, ticket))
 
     def pauses(self) -> tuple[float, float]:
         return FAR, FAR

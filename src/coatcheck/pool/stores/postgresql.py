@@ -21,7 +21,7 @@ import psycopg_pool
 
 from coatcheck.pool.commands import CleanUp, Command, CommandOutcome, Done
 from coatcheck.pool.errors import StoreUnavailable
-from coatcheck.pool.state import FAR, UserState
+from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import Changed, StateBox
 from coatcheck.pool.stores.listener import AsyncListener, Ear, Listener, key_of, message
 from coatcheck.pool.stores.postgresql_connection import (
@@ -109,7 +109,7 @@ class _Rows:
         cleans = isinstance(command, CleanUp)
         rows = yield (_UNLOCKED if cleans else _LOCK), key
         if cleans and not rows:  # whoever works on it cleans it up as well
-            return Changed(None, CommandOutcome(Done(0)), [], -FAR)
+            return Changed(None, CommandOutcome(Done(0)), [])
         for _ in range(MAX_RACES):
             if rows:
                 break
@@ -132,16 +132,17 @@ class _Rows:
     def looking(self, user: str | None) -> Steps[States]:
         name = self.box.name
         rows = yield (_LOOK, (name,)) if user is None else (_LOOK_AT, (name, user))
-        return {user: (self.box.open(user, bytes(sealed)), now) for user, sealed, now in rows}
+        return self.box.shown((user, bytes(sealed), now) for user, sealed, now in rows)
 
-    def idle(self, found: States) -> list[str]:
-        return [user for user, (state, now) in found.items() if state.is_idle(now)]
+    def idle(self) -> Steps[list[str]]:
+        rows = yield _LOOK, (self.box.name,)
+        return [user for user, sealed, now in rows if self.box.is_idle(user, bytes(sealed), now)]
 
     def forgetting(self, user: str) -> Steps[None]:
         """Delete a user's row if it is still idle, and nobody is working on it."""
         key = (self.box.name, user)
         rows = yield _UNLOCKED, key
-        if rows and self.box.open(user, bytes(rows[0][0])).is_idle(rows[0][1]):
+        if rows and self.box.is_idle(user, bytes(rows[0][0]), rows[0][1]):
             yield _DELETE, key
 
     def looking_at_shared(self, user: str) -> Steps[tuple[bytes | None, float]]:
@@ -240,7 +241,8 @@ class PostgresqlTokenStore:
         return self._run(lambda: self._rows.looking(user), {})
 
     def forget(self) -> None:
-        for user in self._rows.idle(self.look()):
+        idle: list[str] = self._run(self._rows.idle, [])
+        for user in idle:
             self._run(partial(self._rows.forgetting, user))
 
     def read_shared(self, user: str) -> tuple[bytes | None, float]:
@@ -330,7 +332,8 @@ class AsyncPostgresqlTokenStore:
         return await self._run(lambda: self._rows.looking(user), {})
 
     async def forget(self) -> None:
-        for user in self._rows.idle(await self.look()):
+        idle: list[str] = await self._run(self._rows.idle, [])
+        for user in idle:
             await self._run(partial(self._rows.forgetting, user))
 
     async def read_shared(self, user: str) -> tuple[bytes | None, float]:

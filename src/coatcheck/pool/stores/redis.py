@@ -273,11 +273,13 @@ class ScriptCalls:
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6
         found = [(row[0].decode(), row[1]) for row in rows if row[0] is not None and row[1] is not None]
-        return {user: (self._read(user, stored), now) for user, stored in found}
+        states = self.box.shown((user, stored, now) for user, stored in found if _is_former(stored))
+        states |= {user: (self._values.read(user, stored), now) for user, stored in found if not _is_former(stored)}
+        return states
 
-    def _read(self, user: str, stored: bytes) -> UserState:
-        is_former = stored[:1] == b"\x01"
-        return self.box.open(user, stored) if is_former else self._values.read(user, stored)
+
+def _is_former(stored: bytes) -> bool:
+    return stored[:1] == b"\x01"
 
 
 def _mine(command: Acquire) -> tuple[bytes, ...]:

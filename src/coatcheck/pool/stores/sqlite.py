@@ -215,7 +215,7 @@ class SqliteTokenStore:
 
     def look(self, user: str | None = None) -> dict[str, tuple[UserState, float]]:
         rows, now = self._stored(self._box.name, user), self._clock()
-        return {name: (self._box.open(name, sealed), now) for name, sealed in rows}
+        return self._box.shown((name, sealed, now) for name, sealed in rows)
 
     def _stored(self, pool: str, user: str | None = None) -> list[tuple[str, bytes]]:
         """Creates nothing: where there is no file, or no table in it, there are no users."""
@@ -234,12 +234,12 @@ class SqliteTokenStore:
                 connection.execute(_DO_NOT_WAIT)
 
     def forget(self) -> None:
-        for user, (state, _) in self.look().items():
-            if state.is_idle(self._clock()):
+        for user, sealed in self._stored(self._box.name):
+            if self._box.is_idle(user, sealed, self._clock()):
                 with self._transaction() as connection:
                     key = (self._box.name, user)
                     row = connection.execute(_READ, key).fetchone()
-                    if row is not None and self._box.open(user, row[0]).is_idle(self._clock()):
+                    if row is not None and self._box.is_idle(user, row[0], self._clock()):
                         connection.execute("DELETE FROM coatcheck_pool WHERE pool=? AND user=?", key)
 
     def read_shared(self, user: str) -> tuple[bytes | None, float]:

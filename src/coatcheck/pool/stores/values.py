@@ -15,6 +15,7 @@ import msgspec
 
 from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.pool.errors import StoreUnavailable
+from coatcheck.pool.masking import UNREADABLE
 from coatcheck.pool.state import NO_LIMIT, Ticket, UserState
 from coatcheck.tokens.keyring import KeyRing
 
@@ -50,6 +51,11 @@ class Values:
         except ValueError:
             raise cannot_be_opened(user, TokenReason.MALFORMED) from None
 
+    def _shown(self, user: str, credentials: bytes, sealed: str) -> str:
+        """What operators may look at; :data:`UNREADABLE` if its key is gone."""
+        has_key = any(sealed.startswith(prefix.hex()) for prefix in self._box.prefixes())
+        return self.open(user, credentials, sealed) if has_key else UNREADABLE
+
     def keys(self) -> str:
         """How values begin that we can open."""
         return " ".join(prefix.hex() for prefix in self._box.prefixes())
@@ -59,12 +65,12 @@ class Values:
         return sealed[: 2 * PREFIX_BYTES] == self._box.prefixes()[0].hex()
 
     def read(self, user: str, stored: bytes) -> UserState:
-        """The state, its values opened. Raises ``StoreUnavailable``."""
+        """The state for looking at, its values opened as far as we have their keys. Raises ``StoreUnavailable``."""
         try:
             raw = msgspec.msgpack.decode(stored)
             tokens = [*raw["free"], *(lease["token"] for lease in raw["leases"] if lease.get("token"))]
             for sealed in [*tokens, *raw["closing"]]:
-                sealed["value"] = self.open(user, bytes.fromhex(sealed["sealed_for"]), sealed["value"])
+                sealed["value"] = self._shown(user, bytes.fromhex(sealed["sealed_for"]), sealed["value"])
             for named in [*tokens, *raw["leases"], *raw["tickets"], *raw["failing"]]:
                 named["credentials"] = bytes.fromhex(named["credentials"])
             raw["proven"] = bytes.fromhex(raw["proven"])

@@ -177,16 +177,15 @@ def test_what_a_lost_key_sealed_is_in_the_way_of_nobody_once_it_has_ended(
     ask(later, LoginDone(other.fence, TOKEN, 60.0), "another")
     assert TOKEN in {holding.token.value for holding in later.look()["another"][0].leases.values() if holding.token}
 
-    def serves() -> bool:
+    def answers(command: Command, user: str) -> Any:
         try:
-            return type(ask(later, Acquire(), "ended")) is MustLogIn
+            return ask(later, command, user)
         except StoreUnavailable as error:
             assert "unknown_key" in str(error)
-            return False
+            return None
 
-    wait_for(serves)
-    later.look(), later.forget()
-    ask(later, CleanUp(), "idle")
+    wait_for(lambda: type(answers(Acquire(), "ended")) is MustLogIn)
+    wait_for(lambda: answers(CleanUp(), "idle"))
     later.forget()
     assert "idle" not in later.look()
     assert "idle" not in store.look(), "it is deleted"
@@ -369,8 +368,8 @@ def test_a_state_of_another_user_or_pool_is_an_error(client: Open, token_backend
     user = f"user-{secrets.token_hex(4)}"
     store = client()
     log_in(store, user)
-    for box, whose in ((box, user), (token_backend.box(POLICY, "default"), "another")):
-        raw = token_backend.sealed(box, whose, new_user(1))
+    for other, whose in ((box, user), (token_backend.box(POLICY, "default"), "another")):
+        raw = token_backend.sealed(other, whose, new_user(1))
         token_backend.overwrite(user, raw)
         with pytest.raises(StoreUnavailable, match=r"cannot be opened: forged|cannot be opened: unknown_key"):
             ask(store, Acquire(), user)

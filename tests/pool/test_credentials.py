@@ -254,3 +254,44 @@ def test_a_key_that_is_rotated_costs_no_login(store_url: str) -> None:
     with TokenPool(upstream.login, store=store_url, key=[new]) as pool:
         assert use(pool, "right") == live
     assert upstream.given == ["right"]
+
+
+def test_a_late_login_counts_for_the_credentials_that_it_tried() -> None:
+    """Its caller has left, and its slot is somebody else's; the others who give no password know nothing of it."""
+
+    async def run() -> None:
+        under_way, is_taken = asyncio.Event(), asyncio.Event()
+
+        async def login(user: str, password: str | None) -> str:
+            if password == "slow":
+                under_way.set()
+                try:
+                    await asyncio.sleep(600)
+                except asyncio.CancelledError:
+                    await is_taken.wait()
+                    raise LoginRefused(user) from None
+            return f"a session for {password}"
+
+        pool = AsyncTokenPool(login, per_user=1, login_timeout="0.5s")
+        async with pool:
+            slow = asyncio.create_task(pool.lease("ada", "slow").acquire())
+            await under_way.wait()
+            slow.cancel()
+            assert await pool.lease("ada", "right", wait="60s").acquire(), "its slot ends at login_timeout"
+            is_taken.set()
+            async with asyncio.timeout(60):
+                while not (await pool.stats())["ada"].login_failures_total:
+                    await asyncio.sleep(0.01)
+            refused = False
+            try:
+                await pool.lease("ada", wait=0).acquire()
+            except LoginRefused:
+                refused = True
+            except PoolTimeout:
+                pass  # no slot is free
+            assert not refused, "nobody else's password was refused"
+            with pytest.raises(LoginRefused):
+                await pool.lease("ada", "slow", wait=0).acquire()
+            assert await pool.remove_token("ada") == 1
+
+    asyncio.run(run())

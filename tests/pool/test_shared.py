@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,9 +23,13 @@ from coatcheck.pool import (
     PoolTimeout,
     SharedToken,
     SignedIn,
+    StoreUnavailable,
     TokenPool,
 )
-from coatcheck.pool.shared.seen import MAX_LINES, SharedLines
+from coatcheck.pool.shared.flights import PAUSE_LOOK_S, Flights
+from coatcheck.pool.shared.flows import Join, Sleep
+from coatcheck.pool.shared.rules import Begun, Current
+from coatcheck.pool.shared.seen import MAX_LINES, SharedLine, SharedLines
 
 LIMIT_S = 60.0
 
@@ -476,3 +480,86 @@ def test_what_a_process_remembers_has_a_bound(clock: Clock) -> None:
     for number in range(MAX_LINES):
         lines.line(f"user {number + 1}", ())
     assert lines.line("user 0", ()) is not first
+
+
+class Standing(Flights):
+    """Steps that never begin: the test says what becomes of them."""
+
+    def new_flight(self) -> Any:
+        return Future()
+
+    def start(self, flow: Any) -> None:
+        flow.close()
+
+
+def standing(clock: Clock) -> tuple[Standing, SharedLine]:
+    pool = TokenPool(lambda user: "t", clock=clock)
+    flights = Standing(pool, pool.shared_lines, pool.shared_box, 60.0)
+    return flights, pool.shared_lines.line("svc", ())
+
+
+def test_a_pause_is_waited_for_and_no_longer() -> None:
+    clock = Clock()
+    flights, line = standing(clock)
+    asked = flights.get(line, None, 10.0)
+    assert isinstance(next(asked), Join)
+    effect = asked.throw(LoginRateLimited("svc", 9.0))
+    began = clock.now
+    while isinstance(effect, Sleep):
+        assert effect.exactly
+        assert effect.pause_s <= PAUSE_LOOK_S
+        clock.now += effect.pause_s
+        effect = asked.send(None)
+    assert isinstance(effect, Join), "it asks again"
+    assert clock.now - began == pytest.approx(9.0)
+    with pytest.raises(LoginRateLimited):
+        asked.throw(LoginRateLimited("svc", 1.5))
+
+
+def test_who_waits_for_a_pause_takes_what_comes_meanwhile() -> None:
+    clock = Clock()
+    flights, line = standing(clock)
+    asked = flights.get(line, None, 10.0)
+    next(asked)
+    assert isinstance(asked.throw(LoginRateLimited("svc", 9.0)), Sleep)
+    begun = Begun(Current(1, "another caller's", 100.0, 50.0, 0.0))
+    line.take(flights.lines, begun, clock.now, flights.lines.epoch)
+    with pytest.raises(StopIteration) as got:
+        asked.send(None)
+    assert got.value.value.token == "another caller's"
+
+
+def test_who_waits_for_a_pause_hears_that_the_pool_is_closed() -> None:
+    clock = Clock()
+    flights, line = standing(clock)
+    asked = flights.get(line, None, 10.0)
+    next(asked)
+    assert isinstance(asked.throw(LoginRateLimited("svc", 9.0)), Sleep)
+    flights.pool.close()
+    with pytest.raises(PoolClosed):
+        asked.send(None)
+
+
+def test_a_refresh_token_that_the_store_did_not_take_is_tried_next() -> None:
+    """The upstream may have killed the one before when it gave it."""
+    upstream, clock = Upstream(), Clock()
+    pool = TokenPool(upstream.login, logout=upstream.logout, clock=clock)
+    memory = pool.memory
+    assert memory is not None
+    with pool:
+        assert pool.shared("svc").get().token == "token 1 of svc None"
+        clock.now += 101
+        genuine = memory.swap_shared
+        swaps = iter((True, False))
+
+        def swap(*arguments: Any) -> bool:
+            if not next(swaps, True):
+                raise StoreUnavailable("away")
+            return genuine(*arguments)
+
+        memory.swap_shared = swap  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailable):
+            pool.shared("svc").get()
+        assert pool.reset("svc") == 0  # the slot of that login
+        assert pool.shared("svc").get().token == "token 3 of svc None"
+    assert upstream.given == [None, "refresh 1 of svc None", "refresh 2 of svc None"]

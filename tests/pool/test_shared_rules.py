@@ -18,6 +18,7 @@ from coatcheck.pool.shared.rules import (
     EndShared,
     Finish,
     Invalidate,
+    KeepRefresh,
     RefreshFailed,
     ResetShared,
     SharedState,
@@ -25,7 +26,7 @@ from coatcheck.pool.shared.rules import (
     current_of,
     new_shared,
 )
-from coatcheck.pool.state import REFUSED_S, Policy
+from coatcheck.pool.state import MAX_FAILING, REFUSED_S, Policy
 
 POLICY = Policy(login_timeout_s=30.0, backoff_first_s=1.0, backoff_max_s=60.0)
 NOW = 1_000_000.0
@@ -210,7 +211,7 @@ def test_a_refresh_token_goes_to_the_next_login_and_outlives_the_token() -> None
     ask(state, NOW + 1096, RefreshFailed(fourth.fence))
     fifth = begin(state, NOW + 1098)
     assert fifth.refresh_token == "r2", "a login that failed may have had another reason"
-    ask(state, NOW + 1098, RefreshFailed(fifth.fence, refused=True))
+    ask(state, NOW + 1098, RefreshFailed(fifth.fence, refused=True, refresh_token="r2"))
     assert begin(state, NOW + 1098 + REFUSED_S).refresh_token is None
 
 
@@ -223,7 +224,7 @@ def test_operators_drop_and_forget() -> None:
     assert ask(state, NOW, DropShared()) == Count(1, ("two",))
     begun = begin(state, NOW)
     assert begun.refresh_token == "r"
-    ask(state, NOW, RefreshFailed(begun.fence, refused=True))
+    ask(state, NOW, RefreshFailed(begun.fence, refused=True, refresh_token=begun.refresh_token))
     assert begin(state, NOW).refused
     assert ask(state, NOW, ResetShared()) == Count(0)
     assert begin(state, NOW).fence
@@ -287,3 +288,62 @@ def test_one_login_at_a_time_and_nothing_old_comes_back(steps: list[tuple[str, i
                     newest[who] = fence
             else:
                 ask(state, now, RefreshFailed(fence, refused=what == "refused", credentials=whose[who]))
+
+
+def test_the_password_of_a_live_token_needs_no_place_among_the_failing() -> None:
+    """As with leases: eight wrong passwords hold up neither what opened a live token nor what worked last."""
+    state = new()
+    second = (b"2" * 16,)
+    for whose, value in ((RIGHT, "of right"), (second, "of second")):
+        finish(state, NOW, begin(state, NOW, whose), value)
+    for number in range(MAX_FAILING):
+        wrong = (bytes([number]) * 16,)
+        begun = begin(state, NOW + 80, wrong)
+        ask(state, NOW + 80, RefreshFailed(begun.fence, credentials=wrong))
+    assert begin(state, NOW + 95, WRONG).limited_s > 0, "a ninth waits"
+    for whose in (RIGHT, second):
+        begun = begin(state, NOW + 95, whose)
+        assert (begun.limited_s, begun.fence > 0) == (0.0, True), "due ahead of its end"
+        finish(state, NOW + 95, begun, "renewed")
+
+
+def late_login(state: SharedState, refresh: str) -> tuple[Begun, float]:
+    """A login whose slot ended before it did; it brought ``refresh``."""
+    begun = begin(state, NOW, RIGHT)
+    late = NOW + POLICY.login_timeout_s + 1
+    begin(state, late, WRONG)  # somebody has swept it away
+    assert ask(state, late, Finish(begun.fence, "too late", 100.0, 10.0, refresh)) == SlotGone()
+    return begun, late
+
+
+def test_a_login_that_came_too_late_loses_no_refresh_token() -> None:
+    """An upstream that rotates them has killed the one before (RFC 9700, 4.14)."""
+    state = new()
+    begun, late = late_login(state, "r1")
+    assert ask(state, late, KeepRefresh(begun.fence, "r1", RIGHT)) == Count(0)
+    again = begin(state, late, RIGHT)
+    assert (again.current, again.refresh_token) == (None, "r1")
+    finish(state, late, again, "token", refresh="r2")
+    ask(state, late, KeepRefresh(begun.fence, "r1", RIGHT))
+    assert begin(state, late + 95, RIGHT).refresh_token == "r2", "a later login has brought its own"
+
+
+def test_a_refusal_of_the_former_refresh_token_is_none_of_the_newer_one() -> None:
+    state = new()
+    finish(state, NOW - 200, begin(state, NOW - 200, RIGHT), "token", refresh="r0")
+    begun, late = late_login(state, "r1")
+    other = begin(state, late, RIGHT)
+    assert other.refresh_token == "r0"
+    ask(state, late, KeepRefresh(begun.fence, "r1", RIGHT))
+    ask(state, late, RefreshFailed(other.fence, True, True, RIGHT, refresh_token="r0"))
+    again = begin(state, late + 1.1, RIGHT)
+    assert (again.refused, again.refresh_token) == (False, "r1")
+    ask(state, late + 1.1, RefreshFailed(again.fence, True, True, RIGHT, refresh_token="r1"))
+    assert begin(state, late + 100, RIGHT).refused
+
+
+def test_refresh_tokens_that_are_kept_have_a_bound() -> None:
+    state = new()
+    for number in range(3 * MAX_ENTRIES):
+        ask(state, NOW, KeepRefresh(number + 1, "r", (bytes([number]) * 16,)))
+    assert len(state.entries) == MAX_ENTRIES

@@ -307,7 +307,7 @@ class TokenPool(PoolCore):
                 effect = flow.send(answer) if error is None else flow.throw(error)
                 answer, error = None, None
                 answer = self._answer(effect)
-            except BaseException as failure:  # noqa: BLE001 - the flow raises it again, Ctrl-C included
+            except BaseException as failure:
                 if inspect.getgeneratorstate(flow) == inspect.GEN_CLOSED:  # the flow's own end
                     if isinstance(failure, StopIteration):
                         result: T = failure.value

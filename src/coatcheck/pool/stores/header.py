@@ -12,8 +12,8 @@ from coatcheck.errors import TokenReason, TokenRejected
 
 _HEADER: Final = struct.Struct(">cd")
 _MARK: Final = b"\x02"
-"""How stored bytes begin; then the moment (Unix seconds). What is sealed begins with ``0x01``, and so do states without a
-header, of the release before."""
+"""How stored bytes begin; then the moment (Unix seconds). What is sealed begins with ``0x01``, and so do the states of
+the release before, which have no header."""
 
 
 def with_end(ends_at: float, sealed: bytes) -> bytes:

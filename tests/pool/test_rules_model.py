@@ -136,7 +136,7 @@ class Farm(RuleBasedStateMachine):
         release: Release | None = None,
         late: bool = False,
     ) -> None:
-        queue = self.live_queue(whose)
+        queue = self.live_queue(whose, ticket)
         # Another process may have renamed its credentials by a key that this one does not know.
         has_place = any(other.number == ticket and self.now < other.alive_until for other in self.state.tickets)
         command = Acquire(ticket, credentials=whose, more=more, ahead=ahead)
@@ -177,10 +177,14 @@ class Farm(RuleBasedStateMachine):
             self.logging_in.append(reply.fence)
             self.logins[reply.fence] = owner(whose)
 
-    def live_queue(self, whose: tuple[bytes, ...]) -> list[int]:
-        """Those who wait with the same credentials: others may wait for what these need not."""
+    def live_queue(self, whose: tuple[bytes, ...], asks: int = 0) -> list[int]:
+        """Those who wait with the same credentials: others may wait for what these need not.
+
+        Whoever asks is among them, though another process may have renamed its credentials.
+        """
         waiting = [ticket for ticket in self.state.tickets if self.now < ticket.alive_until]
-        return [ticket.number for ticket in waiting if ticket.credentials in (whose or (b"",))]
+        mine = whose or (b"",)
+        return [ticket.number for ticket in waiting if ticket.number == asks or ticket.credentials in mine]
 
     def leave_queue(self, ticket: int) -> None:
         if ticket in self.queue:
@@ -360,6 +364,22 @@ class Farm(RuleBasedStateMachine):
             self.apply(CleanUp())
         assert self.state.slots_used() == 0
         assert self.state.is_idle(self.now + 10_000) or self.state.tickets
+
+
+def test_who_was_renamed_by_a_newer_key_keeps_its_place() -> None:
+    """Found by the search: the first in the queue knows the former key alone, and asks behind one who has the newer."""
+    farm = Farm()
+    farm.begin(per_user=1, max_uses=1, signs_out=False, ticket_life_s=FAR, login_every_s=0.0)
+    farm.log_in_at_once(whose=())
+    farm.borrow(whose=(RIGHT,))
+    farm.log_in_at_once(whose=(FORMER, RIGHT))
+    farm.give_back_at_once()
+    farm.log_in_at_once(whose=(RIGHT,))
+    first = farm.queue[0]
+    farm.ask_again(which=0, more=0)
+    assert first not in farm.queue, "it had its turn"
+    assert farm.logging_in
+    farm.teardown()
 
 
 TestFarm = Farm.TestCase

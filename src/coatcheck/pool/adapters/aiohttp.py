@@ -15,6 +15,7 @@ import aiohttp
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError
 from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.streaming import AsyncStreams
 
 
 class PoolMiddleware:
@@ -31,6 +32,7 @@ class PoolMiddleware:
             raise ConfigError("PoolMiddleware needs an AsyncTokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream).with_origin("PoolMiddleware")
+        self._streams = AsyncStreams(pool)
         # Never more than there are leases.
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -86,9 +88,11 @@ class PoolMiddleware:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
+        self._streams.keep(held, response)
         connection.add_callback(end)
 
     async def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             await held.release(failed=failed)
         except PoolError as error:

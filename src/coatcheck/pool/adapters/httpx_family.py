@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
 from coatcheck.pool.adapters.exchange import UpstreamTokens, log, may_try_again, origin_of, refresh, report
+from coatcheck.pool.adapters.streaming import AsyncStreams, Streams
 
 
 class LeasedStream:
@@ -83,6 +84,7 @@ class SyncFlow:
             raise ConfigError("PoolAuth needs a TokenPool; AsyncPoolAuth is for an AsyncTokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = Streams(pool)
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         exchange = self._exchange
@@ -126,9 +128,11 @@ class SyncFlow:
             if held.fencing:
                 self._end(user, held, failed=not complete)
 
-        response.stream = self.stream_class(response.stream, end)
+        response.stream = stream = self.stream_class(response.stream, end)
+        self._streams.keep(held, stream)
 
     def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             held.release(failed=failed)
         except PoolError as error:
@@ -146,6 +150,7 @@ class AsyncFlow:
             raise ConfigError("AsyncPoolAuth needs an AsyncTokenPool; PoolAuth is for a TokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = AsyncStreams(pool)
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         exchange = self._exchange
@@ -189,9 +194,11 @@ class AsyncFlow:
             if held.fencing:
                 await self._end(user, held, failed=not complete)
 
-        response.stream = self.stream_class(response.stream, end)
+        response.stream = stream = self.stream_class(response.stream, end)
+        self._streams.keep(held, stream)
 
     async def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             await held.release(failed=failed)
         except PoolError as error:

@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError, TokenPool
 from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.streaming import Streams
 
 
 class PoolAdapter(HTTPAdapter):
@@ -37,6 +38,7 @@ class PoolAdapter(HTTPAdapter):
             raise ConfigError("PoolAdapter needs a TokenPool: requests has no asyncio")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = Streams(pool)
         super().__init__(**(transport or {}))
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
@@ -84,9 +86,11 @@ class PoolAdapter(HTTPAdapter):
             if held.fencing:
                 self._end(user, held, failed=not complete)
 
-        response.raw = LeasedBody(response.raw, end)
+        response.raw = body = LeasedBody(response.raw, end)
+        self._streams.keep(held, body)
 
     def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             held.release(failed=failed)
         except PoolError as error:

@@ -34,6 +34,7 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     QueueFull,
+    Refuse,
     Release,
     Remove,
     Reset,
@@ -114,6 +115,24 @@ def test_a_number_that_is_not_current_changes_nothing(client: Open) -> None:
     still = ask(store, Extend(held.fence))
     assert (still.value, still.fence) == (TOKEN, held.fence)
     assert ask(store, Release(held.fence)) == Done()
+
+
+def test_a_refused_token_is_dead_unless_it_is_fresh_from_a_login(client: Open) -> None:
+    first, second = client(), client()
+    early, late = log_in(first), log_in(first)
+    assert ask(first, Release(late.fence)) == Done()
+    again = ask(second, Acquire())
+    assert ask(second, Refuse(again.fence)) == Done(), "an old one: whoever refused it is believed"
+    assert ask(second, Release(again.fence, keep=False)) == Done()
+    fresh = log_in(first)
+    assert ask(first, Refuse(fresh.fence)) == Done(0), "opened for this very call"
+    assert ask(first, Release(fresh.fence)) == Done()
+    again = ask(second, Acquire())
+    assert ask(second, Refuse(again.fence)) == Done(0), "and it replaced a refused one only just"
+    assert ask(second, Release(early.fence)) == Done()
+    early = ask(second, Acquire())
+    assert ask(first, Refuse(early.fence)) == Done(), "but not this one, which is older than the refusal"
+    assert ask(first, Refuse(1)) == Lost()
 
 
 def test_slots_and_the_queue_have_ends(client: Open) -> None:

@@ -83,6 +83,13 @@ class Extend(msgspec.Struct, frozen=True, tag=True):
     renew: bool = True
 
 
+class Refuse(msgspec.Struct, frozen=True, tag=True):
+    """The upstream refused the token of a lease. Answered with :class:`Done`, of 1 token if that is believed: then
+    :class:`Release` drops it; 0: it is fresh from a login, and another one would be no better."""
+
+    fence: int
+
+
 class LogoutEnded(msgspec.Struct, frozen=True, tag=True):
     """The logout that holds slot ``fence`` is done, or was given up."""
 
@@ -138,6 +145,7 @@ Command = (
     | LoginEnded
     | Release
     | Extend
+    | Refuse
     | LogoutEnded
     | Add
     | TakeIdle

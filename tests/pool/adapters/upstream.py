@@ -35,7 +35,7 @@ class Upstream:
         self._numbers = itertools.count(1)
         routes = [
             Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
-            for name in ("me", "stream", "breaks", "away", "home", "other", "echo", "slow", "drip")
+            for name in ("me", "stream", "breaks", "away", "home", "other", "echo", "slow", "drip", "forbidden")
         ]
         self._server = uvicorn.Server(
             uvicorn.Config(Starlette(routes=routes), log_level="critical", http="h11", timeout_graceful_shutdown=1)
@@ -91,6 +91,10 @@ class Upstream:
             return entered
         self.busy.discard(entered)
         return PlainTextResponse(entered, headers=self._headers(entered))
+
+    async def forbidden(self, request: Request) -> Response:
+        """A page that no token opens; the session lives on."""
+        return PlainTextResponse("not you", 401)
 
     async def echo(self, request: Request) -> Response:
         body = await request.body()

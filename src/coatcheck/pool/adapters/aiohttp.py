@@ -14,7 +14,7 @@ import aiohttp
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError
-from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, UpstreamTokens, refresh, refuse_async, report
 from coatcheck.pool.adapters.streaming import AsyncStreams
 
 
@@ -53,6 +53,7 @@ class PoolMiddleware:
                 if exchange.read_body:
                     await response.read()
                 expired = exchange.is_expired(response)
+                better = expired and await refuse_async(held)
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
@@ -61,10 +62,7 @@ class PoolMiddleware:
                     response.close()
                 await self._end(user, held, failed=True)
                 raise
-            retry = expired and _can_be_sent_again(request) and may_try_again(held.uses, attempt)
-            if expired:
-                held.drop()
-            if not retry:
+            if not (better and _can_be_sent_again(request) and attempt < MAX_ATTEMPTS):
                 await self._keep(user, held, response)
                 return response
             response.close()

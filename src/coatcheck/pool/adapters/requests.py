@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, UpstreamTokens, refresh, refuse, report
 from coatcheck.pool.adapters.streaming import Streams
 
 
@@ -59,6 +59,7 @@ class PoolAdapter(HTTPAdapter):
                 if exchange.read_body:
                     _ = response.content
                 expired = exchange.is_expired(response)
+                better = expired and refuse(held)
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
@@ -67,10 +68,7 @@ class PoolAdapter(HTTPAdapter):
                     response.close()
                 self._end(user, held, failed=True)
                 raise
-            retry = expired and again and may_try_again(held.uses, attempt)
-            if expired:
-                held.drop()
-            if not retry:
+            if not (better and again and attempt < MAX_ATTEMPTS):
                 self._keep(user, held, response)
                 return response
             response.close()

@@ -205,7 +205,10 @@ class Farm(RuleBasedStateMachine):
     def fail_to_log_in(self, which: int, failed: bool, refused: bool) -> None:
         slot = self.logging_in.pop(which % len(self.logging_in))
         holding = self.state.leases.get(slot)
-        self.apply(LoginEnded(slot, failed=failed, refused=failed and refused))
+        reply, _ = self.apply(LoginEnded(slot, failed=failed, refused=failed and refused))
+        if failed and holding is not None:
+            tokens = [*self.state.free, *(each.token for each in self.state.leases.values() if each.token)]
+            assert reply == Done(sum(token.credentials == holding.credentials for token in tokens))
         assert slot not in self.state.leases
         if failed and holding is not None:
             assert slots.login_allowed_at(self.state, self.policy, holding.credentials) > self.now, "not again at once"

@@ -49,6 +49,7 @@ class LoginEnded(msgspec.Struct, frozen=True, tag=True):
     """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller.
 
     ``refused``: for good. ``credentials``: as in :class:`Acquire`, for a login whose slot is somebody else's by now.
+    Of one that failed, the ``count`` of :class:`Done` says how many tokens there are that these credentials opened.
     """
 
     fence: int

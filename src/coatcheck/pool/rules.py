@@ -318,7 +318,15 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
     if command.failed:
         state.counters.login_failures += 1
         note_failure(state, policy, now, mine, refused=command.refused)
-    return Done() if holding is not None else Lost()
+    if holding is None:
+        return Lost()
+    return Done(_tokens_of(state, mine)) if command.failed else Done()
+
+
+def _tokens_of(state: UserState, credentials: bytes) -> int:
+    """How many tokens these credentials opened, free or in somebody's hands."""
+    tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]
+    return sum(same(token.credentials, credentials) for token in tokens)
 
 
 def _release(state: UserState, policy: Policy, now: float, command: Release, partings: Partings) -> Reply:

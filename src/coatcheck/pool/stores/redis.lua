@@ -512,6 +512,17 @@ function rules.LoginDone(command)
   return granted(command.fence, token, policy.lease_s)
 end
 
+local function tokens_of(credentials)
+  local count = 0
+  for _, token in ipairs(state.free) do
+    if token.credentials == credentials then count = count + 1 end
+  end
+  for _, holding in ipairs(state.leases) do
+    if holding.token and holding.token.credentials == credentials then count = count + 1 end
+  end
+  return count
+end
+
 function rules.LoginEnded(command)
   local holding, place = by_fence(state.leases, command.fence)
   local mine = known_as(command.credentials)
@@ -525,7 +536,8 @@ function rules.LoginEnded(command)
     state.counters.login_failures = state.counters.login_failures + 1
     note_failure(mine, command.refused)
   end
-  return holding and done() or lost()
+  if not holding then return lost() end
+  return done(command.failed and tokens_of(mine) or 1)
 end
 
 function rules.Release(command)

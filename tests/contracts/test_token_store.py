@@ -34,7 +34,7 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     QueueFull,
-    Refuse,
+    RefuseToken,
     Release,
     Remove,
     Reset,
@@ -122,15 +122,15 @@ def test_a_refused_token_is_dead_unless_it_is_fresh_from_a_login(client: Open) -
     early, late = log_in(first), log_in(first)
     assert ask(first, Release(late.fence)) == Done()
     again = ask(second, Acquire())
-    assert ask(second, Refuse(again.fence)) == Done(), "an old one: whoever refused it is believed"
+    assert ask(second, RefuseToken(again.fence)) == Done(), "an old one: whoever refused it is believed"
     assert ask(second, Release(again.fence, keep=False)) == Done()
     fresh = log_in(first)
-    assert ask(first, Refuse(fresh.fence)) == Done(0), "opened for this very call"
+    assert ask(first, RefuseToken(fresh.fence)) == Done(0), "opened for this very call"
     assert ask(first, Release(fresh.fence)) == Done()
     assert ask(second, Release(early.fence)) == Done()
     early = ask(second, Acquire())
-    assert ask(first, Refuse(early.fence)) == Done(), "older than the refusal of before"
-    assert ask(first, Refuse(1)) == Lost()
+    assert ask(first, RefuseToken(early.fence)) == Done(), "older than the refusal of before"
+    assert ask(first, RefuseToken(1)) == Lost()
 
 
 def test_slots_and_the_queue_have_ends(client: Open) -> None:

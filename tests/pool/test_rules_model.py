@@ -27,7 +27,7 @@ from coatcheck.pool.commands import (
     NoSlot,
     NotTried,
     QueueFull,
-    Refuse,
+    RefuseToken,
     Release,
     Remove,
     Reply,
@@ -236,7 +236,7 @@ class Farm(RuleBasedStateMachine):
         fence = list(self.in_hands)[which % len(self.in_hands)]
         holding, refusals = self.state.leases.get(fence), self.state.refusals
         refused_at = min(self.state.refused_at, self.now)
-        reply, _ = self.apply(Refuse(fence))
+        reply, _ = self.apply(RefuseToken(fence))
         if self.now >= self.deadlines[fence] or holding is None or holding.token is None:
             assert reply == Lost()
             return

@@ -84,7 +84,7 @@ class Extend(msgspec.Struct, frozen=True, tag=True):
     renew: bool = True
 
 
-class Refuse(msgspec.Struct, frozen=True, tag=True):
+class RefuseToken(msgspec.Struct, frozen=True, tag=True):
     """The upstream refused the token of a lease. Answered with :class:`Done`, of 1 token if that is believed: then
     :class:`Release` drops it; 0: it is fresh from a login, and another one would be no better."""
 
@@ -146,7 +146,7 @@ Command = (
     | LoginEnded
     | Release
     | Extend
-    | Refuse
+    | RefuseToken
     | LogoutEnded
     | Add
     | TakeIdle

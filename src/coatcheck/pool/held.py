@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
-from coatcheck.pool.commands import Granted, Lost, Refuse, Release, SlotTurn
+from coatcheck.pool.commands import Granted, Lost, RefuseToken, Release, SlotTurn
 from coatcheck.pool.duration import Duration
 from coatcheck.pool.errors import LeaseLost, PoolError
 from coatcheck.pool.flows import Apply, Flow, release
@@ -199,7 +199,7 @@ class Held:
     def _refusing(self) -> Flow[bool]:
         """Ask whether it is believed that the token is dead; if it is, the token is dropped with the lease."""
         self._must_hold()
-        reply = yield Apply(self.user, Refuse(self.fencing))
+        reply = yield Apply(self.user, RefuseToken(self.fencing))
         believed = type(reply) is Lost or reply.count > 0
         if believed:
             self.drop()

@@ -38,7 +38,7 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     QueueFull,
-    Refuse,
+    RefuseToken,
     Release,
     Remove,
     Reply,
@@ -357,7 +357,7 @@ def _extend(state: UserState, policy: Policy, now: float, command: Extend, parti
     return Granted(command.fence, holding.token.value, holding.deadline - now, holding.token.uses)
 
 
-def _refuse(state: UserState, policy: Policy, now: float, command: Refuse, partings: Partings) -> Reply:
+def _refuse(state: UserState, policy: Policy, now: float, command: RefuseToken, partings: Partings) -> Reply:
     holding = current(state, now, command.fence)
     if holding is None or holding.token is None:
         return Lost()
@@ -453,7 +453,7 @@ _RULES: Final[dict[type, _Rule]] = {
     LoginEnded: _login_ended,
     Release: _release,
     Extend: _extend,
-    Refuse: _refuse,
+    RefuseToken: _refuse,
     LogoutEnded: _closed,
     Add: _add,
     TakeIdle: _take_idle,

@@ -95,7 +95,7 @@ class Renewed(msgspec.Struct, frozen=True):
     deadline_in_s: float
 
 
-class Refused(msgspec.Struct, frozen=True):
+class TokenRefused(msgspec.Struct, frozen=True):
     """``again``: the token was dropped, and another one may do; else it is fresh from a login, and was kept."""
 
     again: bool

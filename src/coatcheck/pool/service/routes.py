@@ -63,7 +63,7 @@ OPERATIONS: Final = (
         "/v1/leases/{lease}/refuse",
         "refuseToken",
         "The upstream refused the token; the lease ends. The answer says whether to try another. May be repeated.",
-        {200: m.Refused},
+        {200: m.TokenRefused},
         m.Nothing,
         (404, 409),
     ),

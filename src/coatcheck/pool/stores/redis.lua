@@ -568,7 +568,7 @@ function rules.Extend(command)
   return granted(command.fence, holding.token, holding.deadline - now)
 end
 
-function rules.Refuse(command)
+function rules.RefuseToken(command)
   local holding = current(command.fence)
   local token = holding and holding.token
   if not token then return lost() end

@@ -72,8 +72,8 @@ export class Pool {
         await this.ask(`/v1/leases/${held.lease}/checkin`, { token: answer.token });
         return answer.value;
       }
-      await this.ask(`/v1/leases/${held.lease}/drop`, {});
-      if (held.uses === 1) throw new Error("a token that is fresh from a login was refused");
+      const { again } = await this.ask(`/v1/leases/${held.lease}/refuse`, {});
+      if (!again) throw new Error("a token that is fresh from a login was refused");
     }
   }
 }

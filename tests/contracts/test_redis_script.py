@@ -36,6 +36,7 @@ from coatcheck.pool.commands import (
     LoginEnded,
     LogoutEnded,
     MustLogIn,
+    RefuseToken,
     Release,
     Remove,
     Reply,
@@ -197,7 +198,7 @@ def test_the_script_is_the_rules(seed: int) -> None:
             seen.tickets.append(reply.ticket)
         seen.partings += [parting.fence for parting in outcome.partings]
     assert len(kinds) >= 5
-    assert kinds[Granted] >= 15, "it went on for a while"
+    assert kinds[Granted] >= 10, "it went on for a while"
 
 
 @dataclass
@@ -233,6 +234,7 @@ def command(dice: random.Random, seen: Seen, value: str) -> Command:
         Leave(dice.choice(tickets), dice.choice([0, 2])),
         Then(Leave(dice.choice(tickets), 1), again),
         Extend(fence, yes),
+        RefuseToken(fence),
         LogoutEnded(seen.any(dice)),
         Add(value, 20.0, whose),
         TakeIdle(dice.choice([0.0, 2.0])),

@@ -34,6 +34,7 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     QueueFull,
+    RefuseToken,
     Release,
     Remove,
     Reset,
@@ -116,6 +117,22 @@ def test_a_number_that_is_not_current_changes_nothing(client: Open) -> None:
     assert ask(store, Release(held.fence)) == Done()
 
 
+def test_a_refused_token_is_dead_unless_it_is_fresh_from_a_login(client: Open) -> None:
+    first, second = client(), client()
+    early, late = log_in(first), log_in(first)
+    assert ask(first, Release(late.fence)) == Done()
+    again = ask(second, Acquire())
+    assert ask(second, RefuseToken(again.fence)) == Done(), "an old one: whoever refused it is believed"
+    assert ask(second, Release(again.fence, keep=False)) == Done()
+    fresh = log_in(first)
+    assert ask(first, RefuseToken(fresh.fence)) == Done(0), "opened for this very call"
+    assert ask(first, Release(fresh.fence)) == Done()
+    assert ask(second, Release(early.fence)) == Done()
+    early = ask(second, Acquire())
+    assert ask(first, RefuseToken(early.fence)) == Done(), "older than the refusal of before"
+    assert ask(first, RefuseToken(1)) == Lost()
+
+
 def test_slots_and_the_queue_have_ends(client: Open) -> None:
     store = client(msgspec.structs.replace(POLICY, max_waiting=2))
     slots = [ask(store, Acquire()) for _ in range(2)]
@@ -150,7 +167,7 @@ def test_only_logins_that_brought_a_session_count_for_their_rate(client: Open) -
     for ended in (LoginEnded, lambda fence: LoginEnded(fence, failed=False)):
         slot = ask(store, Acquire(credentials=RIGHT if ended is LoginEnded else ()))
         assert type(slot) is MustLogIn
-        assert ask(store, ended(slot.fence)) == Done()
+        assert type(ask(store, ended(slot.fence))) is Done
     assert type(log_in(store)) is Granted
     assert type(ask(store, Acquire(credentials=WRONG, may_wait=False))) is NoToken, "one a minute"
 
@@ -504,7 +521,7 @@ def test_an_idle_token_of_other_credentials_makes_room(client: Open) -> None:
 def test_back_offs_are_apart_and_do_not_make_room(client: Open) -> None:
     store = client(msgspec.structs.replace(POLICY, per_user=1, backoff_first_s=50.0))
     slot = ask(store, Acquire(credentials=WRONG))
-    assert ask(store, LoginEnded(slot.fence)) == Done()
+    assert ask(store, LoginEnded(slot.fence)) == Done(0)
     live = open_session(store, RIGHT)
     waiting = ask(store, Acquire(credentials=WRONG))
     assert type(waiting) is Waiting
@@ -521,7 +538,7 @@ def test_refused_credentials_are_not_tried_and_their_number_is_bounded(client: O
     assert ask(store, Release(live.fence)) == Done()
     for number in range(MAX_FAILING):
         slot = ask(store, Acquire(credentials=(bytes([number]) * 16,)))
-        assert ask(store, LoginEnded(slot.fence, refused=True)) == Done()
+        assert ask(store, LoginEnded(slot.fence, refused=True)) == Done(0)
     for number in range(MAX_FAILING):
         assert ask(store, Acquire(credentials=(bytes([number]) * 16,))) == NotTried()
     one_more = ask(store, Acquire(may_wait=False, credentials=WRONG))

@@ -27,6 +27,7 @@ from coatcheck.pool.commands import (
     NoSlot,
     NotTried,
     QueueFull,
+    RefuseToken,
     Release,
     Remove,
     Reply,
@@ -212,7 +213,10 @@ class Farm(RuleBasedStateMachine):
     def fail_to_log_in(self, which: int, failed: bool, refused: bool) -> None:
         slot = self.logging_in.pop(which % len(self.logging_in))
         holding = self.state.leases.get(slot)
-        self.apply(LoginEnded(slot, failed=failed, refused=failed and refused))
+        reply, _ = self.apply(LoginEnded(slot, failed=failed, refused=failed and refused))
+        if failed and holding is not None:
+            tokens = [*self.state.free, *(each.token for each in self.state.leases.values() if each.token)]
+            assert reply == Done(sum(token.credentials == holding.credentials for token in tokens))
         assert slot not in self.state.leases
         if failed and holding is not None:
             assert slots.login_allowed_at(self.state, self.policy, holding.credentials) > self.now, "not again at once"
@@ -232,6 +236,23 @@ class Farm(RuleBasedStateMachine):
         reply, _ = self.apply(Release(fence, "replayed"))
         assert reply == Lost()
         self.in_hands.pop(fence, None)
+
+    @precondition(lambda self: self.in_hands)
+    @rule(which=WHICH)
+    def refuse(self, which: int) -> None:
+        """A token is given up for one refusal, unless it was opened for this call, or lately after others."""
+        fence = list(self.in_hands)[which % len(self.in_hands)]
+        holding, refusals = self.state.leases.get(fence), self.state.refusals
+        refused_at = min(self.state.refused_at, self.now)
+        reply, _ = self.apply(RefuseToken(fence))
+        if self.now >= self.deadlines[fence] or holding is None or holding.token is None:
+            assert reply == Lost()
+            return
+        token = holding.token
+        protected_s = min(2.0 ** (refusals - 1), 60.0) if refusals and token.opened_at >= refused_at else 0.0
+        kept = token.uses == 1 or self.now - token.opened_at < protected_s
+        assert reply == Done(0 if kept else 1)
+        assert self.state.refusals > 0 or token.opened_at < refused_at
 
     @precondition(lambda self: self.in_hands)
     @rule(which=WHICH)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coatcheck.pool.refusals import PROTECTED_MAX_S
 from coatcheck.pool.shared import rules
 from coatcheck.pool.shared.rules import (
     MAX_ENTRIES,
-    PROTECTED_MAX_S,
     Begin,
     Begun,
     Count,

@@ -92,6 +92,14 @@ class AsyncTokenLease(Held):
         command, ask = self._let_go(failed)
         await self._pool.run(self._giving_back(command, ask))
 
+    async def refuse(self) -> bool:
+        """The upstream refused the token. ``True``: it is dropped when the lease is given back, and another may do.
+
+        ``False``: it is fresh from a login, so another would be no better; it is kept. Raises ``StoreUnavailable``.
+        """
+        believed: bool = await self._pool.run(self._refusing())
+        return believed
+
     async def extend(self) -> None:
         """A new deadline, one lease time from now. Raises ``LeaseLost`` if the lease is over."""
         self._must_hold()

@@ -49,6 +49,7 @@ class LoginEnded(msgspec.Struct, frozen=True, tag=True):
     """The login that holds slot ``fence`` failed, or (``failed=False``) was given up by its caller.
 
     ``refused``: for good. ``credentials``: as in :class:`Acquire`, for a login whose slot is somebody else's by now.
+    Of one that failed, the ``count`` of :class:`Done` says how many tokens there are that these credentials opened.
     """
 
     fence: int
@@ -81,6 +82,13 @@ class Extend(msgspec.Struct, frozen=True, tag=True):
 
     fence: int
     renew: bool = True
+
+
+class RefuseToken(msgspec.Struct, frozen=True, tag=True):
+    """The upstream refused the token of a lease. Answered with :class:`Done`, of 1 token if that is believed: then
+    :class:`Release` drops it; 0: it is fresh from a login, and another one would be no better."""
+
+    fence: int
 
 
 class LogoutEnded(msgspec.Struct, frozen=True, tag=True):
@@ -138,6 +146,7 @@ Command = (
     | LoginEnded
     | Release
     | Extend
+    | RefuseToken
     | LogoutEnded
     | Add
     | TakeIdle

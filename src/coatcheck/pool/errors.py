@@ -39,11 +39,15 @@ class PoolClosed(PoolError):
 
 
 class LoginFailed(PoolError):
-    """The ``login`` callback failed, or was slower than ``login_timeout``; its own error is ``__cause__``."""
+    """The ``login`` callback failed, or was slower than ``login_timeout``; its own error is ``__cause__``.
+
+    ``tokens``: of the same credentials there are so many, in others' hands.
+    """
 
     def __init__(self, user: str, why: str) -> None:
         super().__init__(f"login of {user!r} failed: {why}")
         self.user = user
+        self.tokens = 0
 
 
 class LoginRefused(LoginFailed):

@@ -19,6 +19,7 @@ class PoolEventKind(Enum):
     PROBE_FAILED = "pool.probe_failed"
     KEEPALIVE_FAILED = "pool.keepalive_failed"
     LEASE_LOST = "pool.lease_lost"
+    LEASE_NOT_EXTENDED = "pool.lease_not_extended"
     STORE_UNAVAILABLE = "pool.store_unavailable"
 
 

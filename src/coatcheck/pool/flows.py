@@ -127,9 +127,29 @@ def acquire(
 ) -> Flow[Granted]:
     """Get a lease: a free token, else a login of one's own, else wait in line for the first of the two.
 
-    ``credentials``: what the store knows of the password (:class:`Acquire`). Raises ``PoolTimeout``, ``PoolFull`` (too
-    many wait), ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
+    Whose login fails, though others have tokens of these credentials, waits on for one of them. ``credentials``: what
+    the store knows of the password (:class:`Acquire`). Raises ``PoolTimeout``, ``PoolFull`` (too many wait),
+    ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
     """
+    give_up_at = lines.clock() + wait_s
+    failure: LoginFailed | None = None
+    while True:
+        try:
+            return (yield from _acquire(user, password, wait_s, lines, credentials))
+        except LoginFailed as error:
+            wait_s = give_up_at - lines.clock()
+            if isinstance(error, LoginRefused) or not error.tokens or wait_s <= 0 or not lines.has_back_off():
+                raise
+            failure = error
+        except (PoolTimeout, LoginRateLimited):
+            if failure is None:
+                raise
+            raise failure from failure.__cause__
+
+
+def _acquire(
+    user: str, password: str | None, wait_s: float, lines: Lines, credentials: tuple[bytes, ...]
+) -> Flow[Granted]:
     turn = None
     if wait_s > 0:
         place = Place(user, credentials)
@@ -210,7 +230,9 @@ def log_in(user: str, password: str | None, fence: int, credentials: tuple[bytes
         # If the store is away too, the slot is recovered at its deadline.
         with contextlib.suppress(StoreUnavailable):
             failed, refused = isinstance(error, LoginFailed), isinstance(error, LoginRefused)
-            yield Apply(user, LoginEnded(fence, failed, refused, credentials))
+            reply = yield Apply(user, LoginEnded(fence, failed, refused, credentials))
+            if isinstance(error, LoginFailed) and isinstance(reply, Done):
+                error.tokens = reply.count
         raise
     return (yield from _keep(user, fence, fresh))
 

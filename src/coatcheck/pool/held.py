@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, Final
 
-from coatcheck.pool.commands import Granted, Release, SlotTurn
+from coatcheck.pool.commands import Granted, Lost, RefuseToken, Release, SlotTurn
 from coatcheck.pool.duration import Duration
 from coatcheck.pool.errors import LeaseLost, PoolError
-from coatcheck.pool.flows import Flow, release
+from coatcheck.pool.flows import Apply, Flow, release
 from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_token, masked
 from coatcheck.pool.options import span_of
@@ -197,6 +197,15 @@ class Held:
         self._dropped = True
         self._sign_out = sign_out
         self._state = None
+
+    def _refusing(self) -> Flow[bool]:
+        """Ask whether it is believed that the token is dead; if it is, the token is dropped with the lease."""
+        self._must_hold()
+        reply = yield Apply(self.user, RefuseToken(self.fencing))
+        believed = type(reply) is Lost or reply.count > 0
+        if believed:
+            self.drop()
+        return believed
 
     def _must_hold(self) -> None:
         if not self.fencing:

@@ -191,6 +191,10 @@ class Lines:
             tickets = {line.ticket for line in lines}
             return sum(len(line.places) for line in lines), tickets, sum(line.timeouts for line in lines)
 
+    def has_back_off(self) -> bool:
+        """Whether a login that failed is not tried again at once."""
+        return self._policy.backoff_first_s > 0
+
     # -- asking
 
     def to_ask(self, place: Place) -> Acquire | Then | None:

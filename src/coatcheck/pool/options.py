@@ -54,6 +54,7 @@ class PoolOptions(TypedDict, total=False):
     ``min_remaining``: life that a token must still have ("0s"). ``jitter``: part of ``ttl`` that is taken off at random
     (0.1). ``validity``: "both" or "expiry" (``max_uses`` does not count). ``on_error``: what becomes of the token when
     the ``with`` block fails. ``max_waiting``: callers per user (1000). ``login_rate``: "60/1m", or ``None``.
+    ``max_stream``: so long adapters go on extending the lease of a response that streams ("1h").
     ``login_backoff``: first and longest pause after failed logins. ``keepalive_every``: touch tokens idle that long.
     ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
     """
@@ -82,6 +83,7 @@ class PoolOptions(TypedDict, total=False):
     on_event: PoolObserver
     clock: Callable[[], float]
     refresh_before: Duration
+    max_stream: Duration
 
 
 class Settings:
@@ -106,6 +108,7 @@ class Settings:
         self.ttl_s = seconds("ttl", options.get("ttl", "15m"), least=0.001)
         self.wait_s = seconds("wait", options.get("wait", "10s"))
         self.refresh_before_s = seconds("refresh_before", options.get("refresh_before", "1m"))
+        self.max_stream_s = seconds("max_stream", options.get("max_stream", "1h"))
         self.jitter = options.get("jitter", 0.1)
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter < 1:
             raise ConfigError("jitter: must be a part of ttl, from 0 to below 1")

@@ -38,6 +38,7 @@ from coatcheck.pool.commands import (
     NoToken,
     NotTried,
     QueueFull,
+    RefuseToken,
     Release,
     Remove,
     Reply,
@@ -46,6 +47,7 @@ from coatcheck.pool.commands import (
     Then,
     Waiting,
 )
+from coatcheck.pool.refusals import counted, is_believed
 from coatcheck.pool.slots import (
     Claim,
     Partings,
@@ -306,7 +308,9 @@ def _fresh(command: LoginDone | Add, now: float, token_id: int, credentials: byt
     dies_at = now + span_s
     expires_at = min(now + command.life_s, dies_at)
     life_s = command.life_s
-    return Token(token_id, command.value, life_s, expires_at, dies_at, span_s, used_at=now, credentials=credentials)
+    token = Token(token_id, command.value, life_s, expires_at, dies_at, span_s, used_at=now, opened_at=now)
+    token.credentials = credentials
+    return token
 
 
 def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnded, partings: Partings) -> Reply:
@@ -320,7 +324,15 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
     if command.failed:
         state.counters.login_failures += 1
         note_failure(state, policy, now, mine, refused=command.refused)
-    return Done() if holding is not None else Lost()
+    if holding is None:
+        return Lost()
+    return Done(_tokens_of(state, mine)) if command.failed else Done()
+
+
+def _tokens_of(state: UserState, credentials: bytes) -> int:
+    """How many tokens these credentials opened, free or in somebody's hands."""
+    tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]
+    return sum(same(token.credentials, credentials) for token in tokens)
 
 
 def _release(state: UserState, policy: Policy, now: float, command: Release, partings: Partings) -> Reply:
@@ -349,6 +361,23 @@ def _extend(state: UserState, policy: Policy, now: float, command: Extend, parti
     if command.renew:
         holding.deadline, holding.length_s = now + policy.lease_s, policy.lease_s
     return Granted(command.fence, holding.token.value, holding.deadline - now, holding.token.uses)
+
+
+def _refuse(state: UserState, policy: Policy, now: float, command: RefuseToken, partings: Partings) -> Reply:
+    holding = current(state, now, command.fence)
+    if holding is None or holding.token is None:
+        return Lost()
+    token, age_s = holding.token, now - holding.token.opened_at
+    is_newer = token.opened_at >= state.refused_at
+    if token.uses == 1:  # opened for this very call
+        if is_newer and not state.refusals:
+            state.refusals, state.refused_at = 1, token.opened_at
+        return Done(0)
+    if is_newer:
+        if not is_believed(state.refusals, age_s):
+            return Done(0)
+        state.refusals, state.refused_at = counted(state.refusals, age_s), now
+    return Done()
 
 
 def _closed(state: UserState, policy: Policy, now: float, command: LogoutEnded, partings: Partings) -> Reply:
@@ -403,6 +432,7 @@ def _reset(state: UserState, policy: Policy, now: float, command: Reset, parting
     count += len(state.free)
     state.free = []
     state.failing = []
+    state.refusals, state.refused_at = 0, -FAR
     state.rate_at = -FAR
     sweep(state, policy, now, partings)
     return Done(count)
@@ -429,6 +459,7 @@ _RULES: Final[dict[type, _Rule]] = {
     LoginEnded: _login_ended,
     Release: _release,
     Extend: _extend,
+    RefuseToken: _refuse,
     LogoutEnded: _closed,
     Add: _add,
     TakeIdle: _take_idle,

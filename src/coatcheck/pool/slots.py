@@ -36,6 +36,7 @@ def clamp(state: UserState, policy: Policy, now: float) -> None:
     for failing in state.failing:
         failing.failed_at = min(failing.failed_at, now)
     state.rate_at = min(state.rate_at, now + state.rate_s)
+    state.refused_at = min(state.refused_at, now)
     slots: list[Holding | Closing] = [*state.leases.values(), *state.closing.values()]
     for slot in slots:
         if slot.deadline > now + slot.length_s:
@@ -53,6 +54,7 @@ def clamp(state: UserState, policy: Policy, now: float) -> None:
 def _clamp_token(token: Token, now: float) -> None:
     if token.used_at > now:  # it was used under a clock that is ahead of this one
         token.used_at = now
+        token.opened_at = min(token.opened_at, now)
         token.dies_at = min(token.dies_at, now + token.span_s)
         token.expires_at = min(token.expires_at, now + token.life_s, token.dies_at)
 

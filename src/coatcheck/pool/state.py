@@ -62,6 +62,7 @@ class Token:
     span_s: float = FAR  # how long after a refresh that is
     uses: int = 1
     used_at: float = 0.0
+    opened_at: float = -FAR  # by its login; not known of a token of the release before
     credentials: bytes = NONE_GIVEN  # the keyed hash of those that opened it: it is lent to nobody else
 
     def __repr__(self) -> str:
@@ -155,6 +156,8 @@ class UserState:
     rate_at: float = -FAR  # when the last allowed login would have come, had they come evenly (GCRA)
     rate_s: float = FAR  # how far ahead of a login that may be at most
     next_deadline: float = FAR  # nothing is overdue before
+    refusals: int = 0  # tokens refused one after another, each soon after its login (:mod:`.refusals`)
+    refused_at: float = -FAR  # the last of them; what was opened before may be as dead
     limits: tuple[int, int] | None = None  # per_user and max_uses of whoever borrowed last; None: ask the pool
     counters: Counters = field(default_factory=Counters)
 

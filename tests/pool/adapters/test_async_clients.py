@@ -106,6 +106,27 @@ def test_expired_tokens_are_replaced_by_one_login(library: str, upstream: Upstre
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_a_forbidden_page_costs_few_logins_and_no_other_call(library: str, upstream: Upstream) -> None:
+    now = [1_000.0]
+
+    async def run() -> None:
+        clock = {"clock": lambda: now[0]}
+        async with new_pool(upstream, **clock) as pool, opened(library, pool, upstream, **BY_HEADER) as client:
+            for _ in range(10):
+                assert (await client.fetch("/forbidden"))[0] == 401
+                assert await client.fetch("/me") == (200, b"ANN1")
+                now[0] += 0.09
+            assert upstream.logins == 1, "the first of all calls was the forbidden one, with a fresh token"
+            now[0] += 2.0
+            assert (await client.fetch("/forbidden"))[0] == 401
+            assert await client.fetch("/me") == (200, b"ANN2")
+            assert await free_and_leased(pool) == (1, 0)
+
+    asyncio.run(run())
+    assert upstream.logins == 2
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_body_that_is_a_stream_is_not_sent_twice(library: str, upstream: Upstream) -> None:
     async def parts() -> AsyncIterator[bytes]:
         yield b"a"

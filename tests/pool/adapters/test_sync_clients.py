@@ -126,7 +126,26 @@ def test_a_token_that_is_refused_at_once_is_not_tried_for_ever(
     with client(pool, upstream, **how) as session:
         assert session.get("/me").text == "ANN1"
     assert upstream.logins == 1
-    assert free_and_leased(pool) == (0, 0)
+    assert free_and_leased(pool) == (1, 0), "another one would be no better"
+
+
+def test_a_forbidden_page_costs_few_logins_and_no_other_call(client: Callable[..., Any], upstream: Upstream) -> None:
+    now = [1_000.0]
+    with TokenPool(upstream.sign_in, per_user=2, clock=lambda: now[0]) as pool:
+        with client(pool, upstream, **BY_HEADER) as session:
+            for _ in range(10):
+                assert session.get("/forbidden").status_code == 401
+                assert session.get("/me").text == "ANN1"
+                now[0] += 0.09
+            assert upstream.logins == 1, "the first of all calls was the forbidden one, with a fresh token"
+            now[0] += 2.0
+            assert session.get("/forbidden").status_code == 401
+            assert session.get("/me").text == "ANN2"
+            assert upstream.logins == 2, "the token was an old one, and might have been dead"
+            upstream.expire_all()
+            now[0] += 2.0
+            assert session.get("/me").text == "ANN3", "as it is now"
+        assert free_and_leased(pool) == (1, 0)
 
 
 def test_a_body_that_is_a_stream_is_not_sent_twice(
@@ -303,15 +322,17 @@ def test_other_origins_get_no_token(library: str, pool: TokenPool, upstream: Ups
     assert pool.stats()["ANN"].leases_total == 1
 
 
-def test_the_body_is_read_first_when_the_answer_is_in_it(pool: TokenPool, upstream: Upstream) -> None:
-    for library in sorted(OPENERS):
-        how = {**BY_HEADER, "is_expired": lambda response: "expired" in response.text, "read_body": True}
-        upstream.expire_all()
-        with OPENERS[library](pool, upstream, **how) as session:
-            assert session.get("/me").status_code == 200
-            upstream.expire_all()
-            assert session.get("/me").status_code == 200
-    assert free_and_leased(pool) == (1, 0)
+def test_the_body_is_read_first_when_the_answer_is_in_it(upstream: Upstream) -> None:
+    now = [1_000.0]
+    with TokenPool(upstream.sign_in, per_user=2, clock=lambda: now[0]) as pool:
+        for library in sorted(OPENERS):
+            how = {**BY_HEADER, "is_expired": lambda response: "expired" in response.text, "read_body": True}
+            with OPENERS[library](pool, upstream, **how) as session:
+                for _ in range(2):
+                    now[0] += 100  # a token that dies at once is taken for good
+                    upstream.expire_all()
+                    assert session.get("/me").status_code == 200
+        assert free_and_leased(pool) == (1, 0)
 
 
 def test_a_lease_that_is_over_before_the_answer_keeps_the_answer(

@@ -101,6 +101,17 @@ def test_expired_tokens_are_replaced_by_one_login(caller: Caller, provider: Prov
     assert (stats.logins_total, stats.free, stats.leased) == (4, 1, 0)
 
 
+def test_a_call_that_is_refused_whatever_the_token_costs_no_login(provider: ProviderProcess, user: str) -> None:
+    caller = Caller(provider, clock=lambda: 1_000.0)
+    sessions = ZeepSessions(caller.plugin, caller.pool, is_expired=lambda error: "no account" in str(error))
+    for _ in range(3):
+        with pytest.raises(Fault, match="no account"):
+            sessions.call(user, caller.service.QueryAccount, "missing")
+    stats = caller.pool.stats()[user]
+    assert (stats.logins_total, stats.free) == (1, 1)
+    caller.pool.close()
+
+
 def test_stateful_sessions_keep_state_through_the_pool(provider: ProviderProcess, user: str) -> None:
     caller = Caller(provider, "Stateful", per_user=1)
     with caller.sessions.lease(user):

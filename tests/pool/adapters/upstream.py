@@ -31,10 +31,11 @@ class Upstream:
         self.refusals = 0
         self.double_uses = 0
         self.stray_tokens: list[str] = []
+        self.go_on = threading.Event()
         self._numbers = itertools.count(1)
         routes = [
             Route(f"/{name}", getattr(self, name), methods=["GET", "POST"])
-            for name in ("me", "stream", "breaks", "away", "home", "other", "echo", "slow")
+            for name in ("me", "stream", "breaks", "away", "home", "other", "echo", "slow", "drip", "forbidden")
         ]
         self._server = uvicorn.Server(
             uvicorn.Config(Starlette(routes=routes), log_level="critical", http="h11", timeout_graceful_shutdown=1)
@@ -52,6 +53,7 @@ class Upstream:
             time.sleep(0.01)
 
     def stop(self) -> None:
+        self.go_on.set()
         self._server.should_exit = True
         self._thread.join(20)
         self._listener.close()
@@ -90,6 +92,10 @@ class Upstream:
         self.busy.discard(entered)
         return PlainTextResponse(entered, headers=self._headers(entered))
 
+    async def forbidden(self, request: Request) -> Response:
+        """A page that no token opens; the session lives on."""
+        return PlainTextResponse("not you", 401)
+
     async def echo(self, request: Request) -> Response:
         body = await request.body()
         entered = self._enter(request)
@@ -118,6 +124,23 @@ class Upstream:
                 for _ in range(CHUNKS):
                     yield CHUNK
                     await asyncio.sleep(0.02)
+            finally:
+                self.busy.discard(entered)
+
+        return StreamingResponse(chunks(), headers=self._headers(entered))
+
+    async def drip(self, request: Request) -> Response:
+        """A part at once, and the other when the test says so."""
+        entered = self._enter(request)
+        if isinstance(entered, Response):
+            return entered
+
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                yield CHUNK
+                while not self.go_on.is_set():
+                    await asyncio.sleep(0.01)
+                yield CHUNK
             finally:
                 self.busy.discard(entered)
 

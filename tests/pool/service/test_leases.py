@@ -72,6 +72,17 @@ def test_a_repeated_check_in_is_the_same_and_another_is_refused(service: Service
     service.end_lease(again["lease"])
 
 
+def test_a_refused_token_is_dropped_unless_it_is_fresh_from_a_login(service: ServiceProcess, user: str) -> None:
+    fresh = service.signed_in(user=user)
+    answers = [service.end_lease(fresh["lease"], "refuse") for _ in range(3)]
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"again": False})] * 3
+    old = service.checkout(user).json()
+    assert (old["token"], old["uses"]) == (fresh["token"], 2)
+    answer = service.end_lease(old["lease"], "refuse").json()
+    assert service.stats(user)["free"] == (0 if answer["again"] else 1), "it was fresh a moment ago"
+    assert service.end_lease(old["lease"], "drop").status_code == 409
+
+
 def test_a_repeated_complete_is_the_same_lease(service: ServiceProcess, user: str) -> None:
     login = service.checkout(user).json()["lease"]
     answers = [service.end_lease(login, "complete", token="T1") for _ in range(3)]

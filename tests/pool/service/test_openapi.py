@@ -56,10 +56,14 @@ def test_every_operation_answers_as_it_is_described(document: dict[str, Any], se
     ask("GET", "/v1/users/{user}", user="OPEN")
     ask("POST", end + "checkin", lease=lease["lease"], body={"token": "U"})
     lease = ask("POST", out, user="OPEN").json()
+    assert ask("POST", end + "refuse", lease=lease["lease"]).json() == {"again": True}
+    login = ask("POST", out, user="OPEN").json()
+    lease = ask("POST", end + "complete", lease=login["lease"], body={"token": "T"}).json()
     ask("POST", end + "drop", lease=lease["lease"], body={"sign_out": True})
     login = ask("POST", out, user="OPEN").json()
     ask("POST", end + "fail", lease=login["lease"])
-    for how, body in (("complete", {"token": "T"}), ("renew", {}), ("checkin", {}), ("drop", {}), ("fail", {})):
+    for how in ("complete", "renew", "checkin", "drop", "refuse", "fail"):
+        body = {"token": "T"} if how == "complete" else {}
         ask("POST", end + how, lease=lease["lease"], body={**body, "x": 1})
         ask("POST", end + how, lease="none", body=body)
         ask("POST", end + how, lease=f"1{lease['lease']}", body=body)

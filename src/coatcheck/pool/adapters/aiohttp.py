@@ -14,7 +14,8 @@ import aiohttp
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError
-from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, UpstreamTokens, refresh, refuse_async, report
+from coatcheck.pool.adapters.streaming import AsyncStreams
 
 
 class PoolMiddleware:
@@ -31,6 +32,7 @@ class PoolMiddleware:
             raise ConfigError("PoolMiddleware needs an AsyncTokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream).with_origin("PoolMiddleware")
+        self._streams = AsyncStreams(pool)
         # Never more than there are leases.
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -51,6 +53,7 @@ class PoolMiddleware:
                 if exchange.read_body:
                     await response.read()
                 expired = exchange.is_expired(response)
+                better = expired and await refuse_async(held)
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
@@ -59,10 +62,7 @@ class PoolMiddleware:
                     response.close()
                 await self._end(user, held, failed=True)
                 raise
-            retry = expired and _can_be_sent_again(request) and may_try_again(held.uses, attempt)
-            if expired:
-                held.drop()
-            if not retry:
+            if not (better and _can_be_sent_again(request) and attempt < MAX_ATTEMPTS):
                 await self._keep(user, held, response)
                 return response
             response.close()
@@ -86,9 +86,11 @@ class PoolMiddleware:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
+        self._streams.keep(held, response)
         connection.add_callback(end)
 
     async def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             await held.release(failed=failed)
         except PoolError as error:

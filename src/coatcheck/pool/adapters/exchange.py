@@ -22,7 +22,7 @@ from coatcheck.pool.adapters.placing import (
 )
 
 MAX_ATTEMPTS: Final = 33
-"""Tokens that one call may find expired before it gives up; one that was just logged in ends it at once."""
+"""Tokens that one call may find expired before it gives up; one that is fresh from a login ends it at once."""
 
 log: Final = logging.getLogger("coatcheck.pool.adapters")
 
@@ -85,12 +85,27 @@ class UpstreamTokens:
         return request if replaced is None else replaced
 
 
-def may_try_again(uses: int, attempt: int) -> bool:
-    """Whether a call whose token was refused is made once more, with another token.
+def refuse(held: Any) -> bool:
+    """The upstream refused the token. Whether it is out of use now, so that another try would have another one.
 
-    ``uses``: of the refused token. One that was fresh from a login will not be better next time.
+    When that is believed, the store says (:mod:`coatcheck.pool.refusals`).
     """
-    return uses > 1 and attempt < MAX_ATTEMPTS
+    try:
+        believed: bool = held.refuse()
+    except PoolError as error:
+        report(held.user, error)
+        return False
+    return believed
+
+
+async def refuse_async(held: Any) -> bool:
+    """The same for asyncio."""
+    try:
+        believed: bool = await held.refuse()
+    except PoolError as error:
+        report(held.user, error)
+        return False
+    return believed
 
 
 def refresh(held: Any, token: str | None) -> None:

@@ -11,7 +11,17 @@ from typing import Any, ClassVar
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import UpstreamTokens, log, may_try_again, origin_of, refresh, report
+from coatcheck.pool.adapters.exchange import (
+    MAX_ATTEMPTS,
+    UpstreamTokens,
+    log,
+    origin_of,
+    refresh,
+    refuse,
+    refuse_async,
+    report,
+)
+from coatcheck.pool.adapters.streaming import AsyncStreams, Streams
 
 
 class LeasedStream:
@@ -60,8 +70,11 @@ def own_answer(asked: Any, response: Any) -> Any:
     return next((each for each in answers if origin_of(str(each.request.url)) == here), response)
 
 
-def take_over(exchange: UpstreamTokens, held: Any, asked: Any, own: Any, response: Any) -> None:
-    """The refreshed token; unless a redirect has taken the token to another host, which ends its use."""
+def take_over(exchange: UpstreamTokens, held: Any, asked: Any, own: Any, response: Any, *, refused: bool) -> None:
+    """The refreshed token; unless a redirect has taken the token to another host, which ends its use.
+
+    ``refused``: the answer refuses a token that is kept all the same; it brings no other one.
+    """
     here = origin_of(str(asked.url))
     for each in (*response.history, response):
         there = origin_of(str(each.request.url))
@@ -69,7 +82,8 @@ def take_over(exchange: UpstreamTokens, held: Any, asked: Any, own: Any, respons
             log.warning("a redirect took a token of %r to %s; use PoolTransport, which does not", held.user, there)
             held.drop(sign_out=True)
             return
-    refresh(held, exchange.extract(own))
+    if not refused:
+        refresh(held, exchange.extract(own))
 
 
 class SyncFlow:
@@ -83,6 +97,7 @@ class SyncFlow:
             raise ConfigError("PoolAuth needs a TokenPool; AsyncPoolAuth is for an AsyncTokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = Streams(pool)
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         exchange = self._exchange
@@ -101,17 +116,16 @@ class SyncFlow:
                 own = own_answer(asked, response)
                 if exchange.read_body:
                     own.read()
-                if not exchange.is_expired(own):
-                    take_over(exchange, held, asked, own, response)
+                refused = exchange.is_expired(own)
+                if not refused or not refuse(held):
+                    take_over(exchange, held, asked, own, response, refused=refused)
                     self._keep(user, held, response)
                     return
             except BaseException:
                 self._end(user, held, failed=True)
                 raise
-            uses = held.uses
-            held.drop()
             self._end(user, held)
-            if not (again and may_try_again(uses, attempt)):
+            if not again or attempt >= MAX_ATTEMPTS:
                 return
 
     def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
@@ -126,9 +140,11 @@ class SyncFlow:
             if held.fencing:
                 self._end(user, held, failed=not complete)
 
-        response.stream = self.stream_class(response.stream, end)
+        response.stream = stream = self.stream_class(response.stream, end)
+        self._streams.keep(held, stream)
 
     def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             held.release(failed=failed)
         except PoolError as error:
@@ -146,6 +162,7 @@ class AsyncFlow:
             raise ConfigError("AsyncPoolAuth needs an AsyncTokenPool; PoolAuth is for a TokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = AsyncStreams(pool)
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         exchange = self._exchange
@@ -164,17 +181,16 @@ class AsyncFlow:
                 own = own_answer(asked, response)
                 if exchange.read_body:
                     await own.aread()
-                if not exchange.is_expired(own):
-                    take_over(exchange, held, asked, own, response)
+                refused = exchange.is_expired(own)
+                if not refused or not await refuse_async(held):
+                    take_over(exchange, held, asked, own, response, refused=refused)
                     await self._keep(user, held, response)
                     return
             except BaseException:
                 await self._end(user, held, failed=True)
                 raise
-            uses = held.uses
-            held.drop()
             await self._end(user, held)
-            if not (again and may_try_again(uses, attempt)):
+            if not again or attempt >= MAX_ATTEMPTS:
                 return
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
@@ -189,9 +205,11 @@ class AsyncFlow:
             if held.fencing:
                 await self._end(user, held, failed=not complete)
 
-        response.stream = self.stream_class(response.stream, end)
+        response.stream = stream = self.stream_class(response.stream, end)
+        self._streams.keep(held, stream)
 
     async def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             await held.release(failed=failed)
         except PoolError as error:

@@ -19,7 +19,8 @@ from requests.adapters import HTTPAdapter
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import UpstreamTokens, may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, UpstreamTokens, refresh, refuse, report
+from coatcheck.pool.adapters.streaming import Streams
 
 
 class PoolAdapter(HTTPAdapter):
@@ -37,6 +38,7 @@ class PoolAdapter(HTTPAdapter):
             raise ConfigError("PoolAdapter needs a TokenPool: requests has no asyncio")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
+        self._streams = Streams(pool)
         super().__init__(**(transport or {}))
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
@@ -57,6 +59,7 @@ class PoolAdapter(HTTPAdapter):
                 if exchange.read_body:
                     _ = response.content
                 expired = exchange.is_expired(response)
+                better = expired and refuse(held)
                 if not expired:
                     refresh(held, exchange.extract(response))
             except BaseException:
@@ -65,10 +68,7 @@ class PoolAdapter(HTTPAdapter):
                     response.close()
                 self._end(user, held, failed=True)
                 raise
-            retry = expired and again and may_try_again(held.uses, attempt)
-            if expired:
-                held.drop()
-            if not retry:
+            if not (better and again and attempt < MAX_ATTEMPTS):
                 self._keep(user, held, response)
                 return response
             response.close()
@@ -84,9 +84,11 @@ class PoolAdapter(HTTPAdapter):
             if held.fencing:
                 self._end(user, held, failed=not complete)
 
-        response.raw = LeasedBody(response.raw, end)
+        response.raw = body = LeasedBody(response.raw, end)
+        self._streams.keep(held, body)
 
     def _end(self, user: str, held: Any, *, failed: bool = False) -> None:
+        self._streams.end(held)
         try:
             held.release(failed=failed)
         except PoolError as error:

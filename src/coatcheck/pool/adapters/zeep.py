@@ -28,7 +28,7 @@ from lxml import etree
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import AsyncTokenPool, PoolError, TokenPool
-from coatcheck.pool.adapters.exchange import may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, refresh, refuse, refuse_async, report
 from coatcheck.pool.soap.faults import refuses_token
 from coatcheck.pool.soap.session_headers import Placing, SessionHeaders
 
@@ -44,6 +44,8 @@ class Carried:
         self.held = held
         self.answered = True
         """Whether the upstream answered the last call with a fresh token: then the session is alive for sure."""
+        self.better = False
+        """Whether the token was refused, and another call would have another one."""
 
 
 class SessionPlugin(zeep.Plugin):
@@ -155,17 +157,22 @@ class ZeepSessions:
     @contextlib.contextmanager
     def lease(self, user: str) -> Iterator[Any]:
         """All calls inside are in one session. A fault of a session that is alive keeps its token."""
-        held = self._pool.lend(user, shared=self._shared, again=False).acquire()
+        with self._session(user, again=False) as carried:
+            yield carried.held
+
+    @contextlib.contextmanager
+    def _session(self, user: str, *, again: bool) -> Iterator[Carried]:
+        held = self._pool.lend(user, shared=self._shared, again=again).acquire()
         failed = True
         try:
             with self._plugin.using(held) as carried:
                 try:
-                    yield held
+                    yield carried
                     failed = False
                 except BaseException as error:
-                    if held.fencing and self._is_expired(error):
-                        held.drop()
-                    failed = not carried.answered
+                    refused = bool(held.fencing) and self._is_expired(error)
+                    carried.better = refused and refuse(held)
+                    failed = not carried.answered and not refused
                     raise
         finally:
             try:
@@ -179,13 +186,12 @@ class ZeepSessions:
         attempt = 0
         while True:
             attempt += 1
-            uses = 1
+            carried = None
             try:
-                with self.lease(user) as held:
-                    uses = 1 if self._shared and attempt > 1 else held.uses
+                with self._session(user, again=attempt > 1) as carried:
                     return operation(*args, **named)
-            except zeep.exceptions.Error as error:
-                if not (self._is_expired(error) and may_try_again(uses, attempt)):
+            except zeep.exceptions.Error:
+                if carried is None or not carried.better or attempt >= MAX_ATTEMPTS:
                     raise
 
 
@@ -210,17 +216,22 @@ class AsyncZeepSessions:
     @contextlib.asynccontextmanager
     async def lease(self, user: str) -> AsyncIterator[Any]:
         """All calls inside are in one session; see :meth:`ZeepSessions.lease`."""
-        held = await self._pool.lend(user, shared=self._shared, again=False).acquire()
+        async with self._session(user, again=False) as carried:
+            yield carried.held
+
+    @contextlib.asynccontextmanager
+    async def _session(self, user: str, *, again: bool) -> AsyncIterator[Carried]:
+        held = await self._pool.lend(user, shared=self._shared, again=again).acquire()
         failed = True
         try:
             with self._plugin.using(held) as carried:
                 try:
-                    yield held
+                    yield carried
                     failed = False
                 except BaseException as error:
-                    if held.fencing and self._is_expired(error):
-                        held.drop()
-                    failed = not carried.answered
+                    refused = bool(held.fencing) and self._is_expired(error)
+                    carried.better = refused and await refuse_async(held)
+                    failed = not carried.answered and not refused
                     raise
         finally:
             try:
@@ -234,11 +245,10 @@ class AsyncZeepSessions:
         attempt = 0
         while True:
             attempt += 1
-            uses = 1
+            carried = None
             try:
-                async with self.lease(user) as held:
-                    uses = 1 if self._shared and attempt > 1 else held.uses
+                async with self._session(user, again=attempt > 1) as carried:
                     return await operation(*args, **named)
-            except zeep.exceptions.Error as error:
-                if not (self._is_expired(error) and may_try_again(uses, attempt)):
+            except zeep.exceptions.Error:
+                if carried is None or not carried.better or attempt >= MAX_ATTEMPTS:
                     raise

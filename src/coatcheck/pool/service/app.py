@@ -140,6 +140,12 @@ class PoolEndpoint(Endpoint):
         await self._replays.once(request.path_params["lease"], b"drop" + text, lambda: self._leases.drop(name, asked))
         return Response(status_code=204)
 
+    async def refuseToken(self, request: Request) -> Response:
+        await read_body(request, m.Nothing)
+        name = _lease_of(request)
+        lease = request.path_params["lease"]
+        return json_answer(await self._replays.once(lease, b"refuse", lambda: self._leases.refuse(name)))
+
     async def renew(self, request: Request) -> Response:
         await read_body(request, m.Nothing)
         return json_answer(await self._leases.renew(_lease_of(request)))

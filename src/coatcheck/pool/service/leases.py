@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
-from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, Release
+from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, RefuseToken, Release
 from coatcheck.pool.flows import Flow
 from coatcheck.pool.lines import Lines
 from coatcheck.pool.masking import check_user
@@ -89,6 +89,13 @@ class Leases:
         """Raises ``LeaseLost`` if the lease is over."""
         command = Release(name.fencing, keep=False, sign_out=asked.sign_out)
         await self._pool.run(flows.release(name.user, command, self._pool.lines))
+
+    async def refuse(self, name: LeaseName) -> m.TokenRefused:
+        """The lease ends; whether its token is dropped. Raises ``LeaseLost`` if it is over."""
+        believed: int = await self._pool.run(flows.settle(name.user, RefuseToken(name.fencing), name.fencing))
+        command = Release(name.fencing, keep=not believed, sign_out=False)
+        await self._pool.run(flows.release(name.user, command, self._pool.lines))
+        return m.TokenRefused(believed > 0)
 
     async def renew(self, name: LeaseName) -> m.Renewed:
         """Raises ``LeaseLost`` if the lease is over."""

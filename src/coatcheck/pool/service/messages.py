@@ -95,6 +95,12 @@ class Renewed(msgspec.Struct, frozen=True):
     deadline_in_s: float
 
 
+class TokenRefused(msgspec.Struct, frozen=True):
+    """``again``: the token was dropped, and another one may do; else it is fresh from a login, and was kept."""
+
+    again: bool
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Numbers per user."""
 

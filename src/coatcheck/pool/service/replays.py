@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final, TypeVar
 
 MAX_REMEMBERED: Final = 10_000
 """Finished leases per instance; about a megabyte."""
+
+T = TypeVar("T")
 
 
 class Replays:
@@ -20,25 +22,24 @@ class Replays:
 
     def __init__(self, most: int = MAX_REMEMBERED) -> None:
         self._most = most
-        self._known: OrderedDict[str, tuple[bytes, asyncio.Task[None]]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[bytes, asyncio.Task[Any]]] = OrderedDict()
 
-    async def once(self, lease: str, request: bytes, end: Callable[[], Awaitable[None]]) -> None:
-        """Run ``end``, or wait for and repeat the outcome of the same request before.
+    async def once(self, lease: str, request: bytes, end: Callable[[], Awaitable[T]]) -> T:
+        """What ``end`` returns; or wait for and repeat the outcome of the same request before.
 
         An outcome that is an error is not remembered: ``end`` tells it anew.
         """
         digest = hashlib.blake2b(request, digest_size=16).digest()
         known = self._known.get(lease)
         if known is not None and known[0] == digest:
-            await asyncio.shield(known[1])
-            return
+            before: T = await asyncio.shield(known[1])
+            return before
         if known is not None:
             # Another request about the same lease: let the pool judge it.
-            await end()
-            return
+            return await end()
 
-        async def run() -> None:
-            await end()
+        async def run() -> T:
+            return await end()
 
         # A task of its own: a sender that goes away must not leave the end half done.
         task = asyncio.create_task(run())
@@ -46,7 +47,7 @@ class Replays:
         if len(self._known) > self._most:
             self._known.popitem(last=False)
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             raise
         except BaseException:

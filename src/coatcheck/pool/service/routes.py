@@ -60,6 +60,15 @@ OPERATIONS: Final = (
     ),
     ApiOperation(
         "POST",
+        "/v1/leases/{lease}/refuse",
+        "refuseToken",
+        "The upstream refused the token; the lease ends. The answer says whether to try another. May be repeated.",
+        {200: m.TokenRefused},
+        m.Nothing,
+        (404, 409),
+    ),
+    ApiOperation(
+        "POST",
         "/v1/leases/{lease}/renew",
         "renew",
         "Give the lease a new deadline, a lease time from now.",

@@ -105,11 +105,6 @@ class _Use:
     def payload(self) -> Payload | None:
         return self._token.payload
 
-    @property
-    def uses(self) -> int:
-        """1, as of a token that is fresh from a login: if it is refused, no other one is tried."""
-        return 1 if self._again or self._token.is_protected() else 2
-
     def _hold(self, token: SharedToken) -> Self:
         self._token = token
         self.fencing = token.number
@@ -135,6 +130,10 @@ class SharedUse(_Use):
     def acquire(self) -> Self:
         return self._hold(self._shared.get())
 
+    def refuse(self) -> bool:
+        """As of a lease: whether another try would have a better token."""
+        return bool(self._shared.invalidate(self.token)) and not self._again
+
     def release(self, *, failed: bool = False) -> None:
         if self._let_go():
             self._shared.invalidate(self.token)
@@ -147,6 +146,10 @@ class AsyncSharedUse(_Use):
 
     async def acquire(self) -> Self:
         return self._hold(await self._shared.get())
+
+    async def refuse(self) -> bool:
+        """As of a lease: whether another try would have a better token."""
+        return bool(await self._shared.invalidate(self.token)) and not self._again
 
     async def release(self, *, failed: bool = False) -> None:
         if self._let_go():

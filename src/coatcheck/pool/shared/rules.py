@@ -30,6 +30,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.commands import CleanUp as CleanUpLogins
 from coatcheck.pool.commands import Reset as ResetLogins
+from coatcheck.pool.refusals import PROTECTED_MAX_S, counted, is_believed, protected_s
 from coatcheck.pool.slots import clamp, known_as, note_success
 from coatcheck.pool.state import FAR, NO_LIMIT, Policy, UserState, new_user
 
@@ -38,11 +39,6 @@ MAX_ENTRIES: Final = 8
 
 REFRESH_KEPT_S: Final = 30 * 86_400.0
 """How long a refresh token is kept after the login that brought it."""
-
-PROTECTED_S: Final = 1.0
-PROTECTED_MAX_S: Final = 60.0
-"""A token that replaced a refused one is not taken back for so long, if it is refused as well: another login would
-bring no better one. Twice as long each time, if it is refused again soon after that."""
 
 
 class SharedEntry(msgspec.Struct):
@@ -59,9 +55,7 @@ class SharedEntry(msgspec.Struct):
     refused_at: float = -FAR  # the last of them
 
     def protected_until(self) -> float:
-        if not self.refusals:
-            return -FAR
-        return self.opened_at + min(PROTECTED_S * 2.0 ** (self.refusals - 1), PROTECTED_MAX_S)
+        return self.opened_at + protected_s(self.refusals)
 
     def ends_at(self) -> float:
         """When nothing of it is of any use any more."""
@@ -169,7 +163,8 @@ Command = Begin | Finish | KeepRefresh | RefreshFailed | Invalidate | DropShared
 
 
 class Current(msgspec.Struct, frozen=True):
-    """What is current. ``refresh_in_s``: not positive when a login is due; ``protected_s``: see ``PROTECTED_S``."""
+    """What is current. ``refresh_in_s``: not positive when a login is due; ``protected_s``: so long it is
+    not taken back (:mod:`coatcheck.pool.refusals`)."""
 
     number: int
     value: str
@@ -239,9 +234,9 @@ def current_of(state: SharedState, policy: Policy, now: float, credentials: tupl
             # A moment that is still to come was written under a clock that was ahead.
             age_s = max(0.0, now - entry.opened_at)
             if age_s + policy.min_remaining_s < entry.span_s:
-                protected_s = entry.protected_until() - entry.opened_at - age_s
+                left_s = protected_s(entry.refusals) - age_s
                 return Current(
-                    entry.number, entry.value, entry.span_s - age_s, entry.refresh_s - age_s, max(0.0, protected_s)
+                    entry.number, entry.value, entry.span_s - age_s, entry.refresh_s - age_s, max(0.0, left_s)
                 )
     return None
 
@@ -374,12 +369,11 @@ def _fail(state: SharedState, limits: Policy, now: float, command: RefreshFailed
 def _invalidate(state: SharedState, now: float, command: Invalidate) -> Count:
     for entry in state.entries:
         if entry.number == command.number and entry.value is not None:
-            protected_s = entry.protected_until() - entry.opened_at
             age_s = now - entry.opened_at
-            if age_s < protected_s:
+            if not is_believed(entry.refusals, age_s):
                 return Count(0)
             entry.value, entry.refused_at = None, now
-            entry.refusals = min(entry.refusals + 1, 32) if age_s < 2 * protected_s else 1
+            entry.refusals = counted(entry.refusals, age_s)
             return Count(1)
     return Count(0)
 

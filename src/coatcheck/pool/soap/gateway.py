@@ -14,7 +14,7 @@ from typing import Final
 from lxml import etree
 
 from coatcheck.pool import AsyncTokenPool, PoolError
-from coatcheck.pool.adapters.exchange import may_try_again, refresh, report
+from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, refresh, refuse_async, report
 from coatcheck.pool.aio import AsyncTokenLease
 from coatcheck.pool.soap.envelope import Envelope, EnvelopeLimits, open_envelope, serialised
 from coatcheck.pool.soap.faults import EXPIRED_FAULTS, FaultReason, SoapFault, fault_of, fault_words, refuses_token
@@ -77,20 +77,19 @@ class SoapGateway:
                 held = await self._pool.lease(self._user, self._password).acquire()
             except PoolError as error:
                 raise SoapFault(FaultReason.NO_SESSION, f"{error}; nothing was sent") from error
-            uses = held.uses
-            answer, refused = await self._call_with(held, asked)
-            if not (refused and may_try_again(uses, attempt)):
+            answer, better = await self._call_with(held, asked)
+            if not better or attempt >= MAX_ATTEMPTS:
                 return answer
 
     async def _call_with(self, held: AsyncTokenLease, asked: SoapCall) -> tuple[UpstreamAnswer, bool]:
-        """The answer, and whether it refused the token."""
+        """The answer, and whether it refused the token so that another one may do."""
         failed = True
         try:
             envelope = copy.deepcopy(asked.envelope.root)
             self._placing.apply(envelope, held.token)
             answer = await self._upstream.post(asked.envelope.version, serialised(envelope), asked.action)
             refused, failed = self._judge(held, answer)
-            return answer, refused
+            return answer, refused and await refuse_async(held)
         except SoapFault as fault:
             # The token was not even shown.
             failed = fault.reason is not FaultReason.UPSTREAM_UNREACHABLE
@@ -120,7 +119,6 @@ class SoapGateway:
         if fault is None:
             return False, False
         if refuses_token(fault, self._expired):
-            held.drop()
             return True, False
         return False, True
 

@@ -18,6 +18,7 @@ local MAX_TOLD = 200
 local KEY_DIGITS = 10
 local LIMITING = {Acquire = true, LoginDone = true, Add = true, Then = true}
 local MAX_LINES, LINE_S = 64, 60
+local PROTECTED_S, PROTECTED_MAX_S, MAX_REFUSALS = 1, 60, 32
 
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -66,7 +67,7 @@ local function new_user()
   return {
     fence = number, first_fence = number, next_ticket = number,
     free = {}, leases = {}, closing = {}, tickets = {}, failing = {},
-    proven = NOBODYS, rate_at = -FAR, rate_s = FAR, next_deadline = FAR,
+    refusals = 0, refused_at = -FAR, proven = NOBODYS, rate_at = -FAR, rate_s = FAR, next_deadline = FAR,
     counters = {logins = 0, login_failures = 0, drops = 0, lost = 0, timeouts = 0, not_leases = 0},
   }
 end
@@ -103,6 +104,7 @@ end
 local function clamp_token(token)
   if token.used_at > now then
     token.used_at = now
+    token.opened_at = math.min(token.opened_at or -FAR, now)
     token.dies_at = math.min(token.dies_at, now + token.span_s)
     token.expires_at = math.min(token.expires_at, now + token.life_s, token.dies_at)
   end
@@ -118,6 +120,7 @@ end
 local function clamp()
   for _, failing in ipairs(state.failing) do failing.failed_at = math.min(failing.failed_at, now) end
   state.rate_at = math.min(state.rate_at, now + state.rate_s)
+  state.refusals, state.refused_at = state.refusals or 0, math.min(state.refused_at or -FAR, now)
   for _, holding in ipairs(state.leases) do
     clamp_slot(holding)
     if holding.token then clamp_token(holding.token) end
@@ -348,6 +351,20 @@ local function current(fence)
   if holding and now < holding.deadline then return holding, place end
 end
 
+-- refusals.py
+
+local function protected_s(refusals)
+  return refusals > 0 and math.min(PROTECTED_S * 2 ^ (refusals - 1), PROTECTED_MAX_S) or 0
+end
+
+local function is_believed(refusals, age_s)
+  return age_s >= protected_s(refusals)
+end
+
+local function counted(refusals, age_s)
+  return age_s < 2 * protected_s(refusals) and math.min(refusals + 1, MAX_REFUSALS) or 1
+end
+
 -- rules.py: a function for each command, which returns the reply
 
 local rules = {}
@@ -480,7 +497,7 @@ local function fresh(command, token_id, credentials)
   return {
     token_id = token_id, value = command.value, sealed_for = command.sealed_for, credentials = credentials,
     life_s = command.life_s, expires_at = math.min(now + command.life_s, dies_at),
-    dies_at = dies_at, span_s = command.span_s or FAR, uses = 1, used_at = now,
+    dies_at = dies_at, span_s = command.span_s or FAR, uses = 1, used_at = now, opened_at = now,
   }
 end
 
@@ -493,6 +510,17 @@ function rules.LoginDone(command)
   local token = fresh(command, command.fence, holding.credentials)
   hold(token, policy.lease_s, command.fence)
   return granted(command.fence, token, policy.lease_s)
+end
+
+local function tokens_of(credentials)
+  local count = 0
+  for _, token in ipairs(state.free) do
+    if token.credentials == credentials then count = count + 1 end
+  end
+  for _, holding in ipairs(state.leases) do
+    if holding.token and holding.token.credentials == credentials then count = count + 1 end
+  end
+  return count
 end
 
 function rules.LoginEnded(command)
@@ -508,7 +536,8 @@ function rules.LoginEnded(command)
     state.counters.login_failures = state.counters.login_failures + 1
     note_failure(mine, command.refused)
   end
-  return holding and done() or lost()
+  if not holding then return lost() end
+  return done(command.failed and tokens_of(mine) or 1)
 end
 
 function rules.Release(command)
@@ -537,6 +566,23 @@ function rules.Extend(command)
     holding.deadline, holding.length_s = now + policy.lease_s, policy.lease_s
   end
   return granted(command.fence, holding.token, holding.deadline - now)
+end
+
+function rules.RefuseToken(command)
+  local holding = current(command.fence)
+  local token = holding and holding.token
+  if not token then return lost() end
+  local opened_at = token.opened_at or -FAR
+  local age_s, is_newer = now - opened_at, opened_at >= state.refused_at
+  if token.uses == 1 then
+    if is_newer and state.refusals == 0 then state.refusals, state.refused_at = 1, opened_at end
+    return done(0)
+  end
+  if is_newer then
+    if not is_believed(state.refusals, age_s) then return done(0) end
+    state.refusals, state.refused_at = counted(state.refusals, age_s), now
+  end
+  return done()
 end
 
 function rules.LogoutEnded(command)
@@ -596,7 +642,7 @@ function rules.Reset()
   state.closing, state.leases, state.free, state.failing = {}, {}, {}, {}
   for _, holding in ipairs(leases) do count = count + lose(holding) end
   for _, token in ipairs(free) do drop(token) end
-  state.rate_at = -FAR
+  state.refusals, state.refused_at, state.rate_at = 0, -FAR, -FAR
   sweep()
   return done(count + #free)
 end

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from certificate import make_certificate
 
@@ -21,6 +23,15 @@ _NO_FAULTS = [
 settings.register_profile("coatcheck", deadline=None, suppress_health_check=_NO_FAULTS, derandomize=True)
 settings.register_profile("fresh", deadline=None, suppress_health_check=_NO_FAULTS)
 settings.load_profile("coatcheck")
+
+
+def _drawn_from_sources() -> Constants:
+    """Hypothesis also draws the constants of all modules that are loaded by then: other examples in another order."""
+    return Constants() if settings().derandomize else _constants_of_all_modules()
+
+
+_constants_of_all_modules = providers._get_local_constants
+pytest.MonkeyPatch().setattr(providers, "_get_local_constants", _drawn_from_sources)
 
 # What a shell puts into the background ignores SIGINT, and so does every process that it starts: those that the tests
 # interrupt would never end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+SERIAL = re.compile(r"mark\.serial\b")
 SOURCE = ROOT / "src"
 HOUSE = SOURCE / "coatcheck"
 LINTER = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -141,3 +144,8 @@ def test_the_walls_stop_a_clock_a_socket_a_thread_and_randomness(tmp_path: Path)
 @pytest.mark.parametrize("room", PURE["source_modules"])
 def test_every_room_that_is_held_pure_exists(room: str) -> None:
     assert room in TREES
+
+
+def test_what_needs_the_machine_for_itself_is_where_make_looks_for_it() -> None:
+    needing = {path.parent for path in TESTS.rglob("test_*.py") if SERIAL.search(path.read_text())}
+    assert needing == {TESTS / "farm"}

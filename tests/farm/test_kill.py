@@ -19,7 +19,7 @@ from .farm_process import Farm
 from .kill_crowd import KILL_APP, KILL_WSGI_APP, Seen, Shopper, for_a_while, freeze, shop, whole
 
 BROWSERS = 200
-SECONDS = 30.0
+SECONDS = 12.0
 REQUESTS = 1_500
 ACKNOWLEDGED = 500
 """Of the requests of a crowd about half change something, and few of those may fail."""

@@ -20,7 +20,7 @@ from .farm_process import DEADLINE_S, Farm, eventually
 from .live_crowd import BIG, HUGE, LIVE_APP, Client, LiveCrowd, client
 from .live_kills import CLIENTS, WEB_SERVERS, counts, kill_at_random
 
-KILLS = 50
+KILLS = 25
 """A thousand: ``farm/live_kills.py``."""
 
 Certificate = tuple[Path, Path]

@@ -239,7 +239,7 @@ def command(dice: random.Random, seen: Seen, value: str) -> Command:
         Add(value, 20.0, whose),
         TakeIdle(dice.choice([0.0, 2.0])),
         CleanUp(),
-        Remove(None if dice.random() < 0.2 else fence),
+        Remove(None if dice.random() < 0.2 else fence, soft=dice.random() < 0.4),
         *([Reset()] if dice.random() < 0.1 else []),
     ]
     return dice.choice(often if dice.random() < 0.6 else seldom)

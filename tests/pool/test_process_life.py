@@ -212,3 +212,84 @@ def test_a_child_goes_on_in_the_same_sqlite_file_when_its_parent_closes_it(tmp_p
     done = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=LIMIT_S, cwd=tmp_path)
     seen = ["parent's", "child's", "parent's again", "a third one's", "child's again"]
     assert done.stdout.splitlines() == seen, done.stderr
+
+
+FORGOTTEN = """
+    import os, sys, threading
+    from coatcheck.pool import TokenPool
+    def sign_out(user, token):
+        os.write(1, f"out {user}\\n".encode())
+        if user == "hangs":
+            threading.Event().wait()
+    pool = TokenPool(lambda user: "t", logout=sign_out, logout_timeout="500ms")
+    for user in sys.argv[1:]:
+        with pool.lease(user):
+            pass
+    held = pool.lease("lent").acquire()
+"""
+
+
+def test_a_pool_that_nobody_closed_logs_out_when_the_process_ends(tmp_path: Path) -> None:
+    said = run(FORGOTTEN, "ann", "bob", folder=tmp_path)
+    assert sorted(said.splitlines()) == ["out ann", "out bob", "out lent"]
+
+
+def test_it_logs_out_also_where_no_thread_can_be_started_any_more(tmp_path: Path) -> None:
+    """As from Python 3.12 on, when the interpreter ends."""
+    late = """
+    import atexit
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    atexit.register(lambda: setattr(threading.Thread, "start", start))
+    """
+    said = run(FORGOTTEN + late, "ann", "bob", folder=tmp_path)
+    assert sorted(said.splitlines()) == ["out ann", "out bob", "out lent"]
+
+
+def test_a_logout_that_hangs_at_the_end_of_the_process_holds_it_up_for_its_time_out(tmp_path: Path) -> None:
+    said = run(FORGOTTEN, "hangs", folder=tmp_path)
+    assert sorted(said.splitlines()) == ["out hangs", "out lent"]
+
+
+def test_a_child_does_not_log_its_parents_sessions_out(tmp_path: Path) -> None:
+    program = """
+    child = os.fork()
+    if not child:
+        os.write(1, b"child\\n")
+        sys.exit()
+    os.waitpid(child, 0)
+    os.write(1, b"parent\\n")
+    """
+    said = run(FORGOTTEN + program, folder=tmp_path)
+    assert said.splitlines() == ["child", "parent", "out lent"]
+
+
+def test_a_pool_that_is_forgotten_says_so(tmp_path: Path) -> None:
+    program = """
+        import asyncio, gc, sys, warnings
+        from coatcheck.pool import AsyncTokenPool, TokenPool
+        def use(close):
+            pool = TokenPool(lambda user: "t")
+            with pool.lease("ann"):
+                pass
+            if close:
+                pool.close()
+        async def use_async(close):
+            pool = AsyncTokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"0123456789abcdef" * 2)
+            async with pool.lease("ann"):
+                pass
+            if close:
+                await pool.close()
+        for close in (True, False):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                TokenPool(lambda user: "never used")
+                use(close)
+                asyncio.run(use_async(close))
+                gc.collect()
+            print(sorted(f"{each.category.__name__}: {each.message}" for each in told))
+    """
+    closed, forgotten = run(program, folder=tmp_path).splitlines()
+    assert closed == "[]"
+    named = ["<AsyncTokenPool 'default', sqlite>", "<TokenPool 'default', in process>"]
+    assert forgotten == str([f"ResourceWarning: never closed: {name}" for name in named])

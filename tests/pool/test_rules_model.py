@@ -76,6 +76,7 @@ class Farm(RuleBasedStateMachine):
         self.logging_in: list[int] = []
         self.to_close: list[int] = []
         self.queue: list[int] = []
+        self.doomed: set[str] = set()  # tokens that were softly removed, by stem: nobody gets them any more
         self.last_fence = self.state.fence
 
     def apply(self, command: Command) -> tuple[Reply, list[tuple[int, str]]]:
@@ -92,6 +93,7 @@ class Farm(RuleBasedStateMachine):
         assert whose is None or self.owners[stem] == whose, "lent to somebody who did not open it"
         self.uses[stem] = self.uses.get(stem, 0) + is_use
         assert self.uses[stem] <= self.policy.max_uses, "used too often"
+        assert stem not in self.doomed, "dropped when it is given back"
         assert stem not in self.in_hands.values(), "a borrower who is late may still be using it"
         self.in_hands[reply.fence] = stem
         self.deadlines[reply.fence] = self.now + LEASE_S
@@ -287,11 +289,15 @@ class Farm(RuleBasedStateMachine):
         self.apply(LogoutEnded(self.to_close.pop(which % len(self.to_close))))
 
     @precondition(lambda self: self.state.free)
-    @rule(every=st.booleans())
-    def operator_removes(self, every: bool) -> None:
-        reply, partings = self.apply(Remove(None if every else self.state.free[0].token_id))
+    @rule(every=st.booleans(), soft=st.booleans())
+    def operator_removes(self, every: bool, soft: bool) -> None:
+        lent = {holding.token.value.split("/")[0] for holding in self.state.leases.values() if holding.token}
+        reply, partings = self.apply(Remove(None if every else self.state.free[0].token_id, soft=soft))
         self.part(partings)
         assert reply != Done(0)
+        if every and soft:
+            self.doomed |= lent
+            assert lent == {h.token.value.split("/")[0] for h in self.state.leases.values() if h.token}, "used on"
 
     @precondition(lambda self: self.queue)
     @rule(which=WHICH)

@@ -260,9 +260,12 @@ class AsyncTokenPool(PoolCore):
             rows += await self.run(shared_rows(self.shared_box, name))
         return rows
 
-    async def remove_token(self, user: str, token_id: int | None = None) -> int:
-        """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
-        command = Remove(None if token_id is None else number(token_id))
+    async def remove_token(self, user: str, token_id: int | None = None, *, soft: bool = False) -> int:
+        """Drop one token of a user, or all; returns how many. What is lent is taken from its borrower's hands.
+
+        ``soft``: what is lent may be used on, and is dropped when it is given back.
+        """
+        command = Remove(None if token_id is None else number(token_id), soft)
         count: int = await self.run(flows.settle(check_user(user), command))
         return count + await self._drop_shared(user, DropShared(token_id))
 
@@ -286,10 +289,11 @@ class AsyncTokenPool(PoolCore):
         idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
         return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._look()])
 
-    async def close(self, timeout: Duration = "10s") -> None:
-        """Lend no more, wait for what is out, log out what the process alone has, let the store go.
+    async def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
+        """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
 
-        At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
+        At most ``timeout`` in all. Repeating it does nothing. ``log_out``: by default, what this process alone has.
+        ``True``: also the tokens in a shared store; what others hold, when they give it back. ``False``: nothing.
         """
         if self.closed:
             return
@@ -306,16 +310,20 @@ class AsyncTokenPool(PoolCore):
         try:
             if self._flights.flying:
                 await asyncio.wait(self._flights.flying.copy(), timeout=max(0.0, until - time.monotonic()))
-            if self.memory is not None:
-                for user in self.memory.look():
-                    await self.run(flows.settle(user, Remove()))
-                for user in self.memory.shared_users():
-                    await self.run(change(self.shared_box, user, DropShared()))
+            if self.logs_out_when_closed(log_out):
+                await self._drop_all()
             while self._background.tasks and time.monotonic() < until:
                 await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
             self._background.cancel()
             await self._store.close()
+
+    async def _drop_all(self) -> None:
+        drop = Remove(soft=self.memory is None)
+        for user in await self._look():
+            await self.run(flows.settle(user, drop))
+        for user in await self._background.cancellable(self._store.shared_users()):
+            await self.run(change(self.shared_box, user, DropShared()))
 
     async def __aenter__(self) -> Self:
         return self

@@ -116,9 +116,13 @@ class TakeIdle(msgspec.Struct, frozen=True, tag=True):
 
 
 class Remove(msgspec.Struct, frozen=True, tag=True):
-    """An operator drops one token (or all, with ``token_id=None``), wherever it is."""
+    """An operator drops one token (or all, with ``token_id=None``), wherever it is.
+
+    ``soft``: what is lent may be used on, and is dropped when it is given back.
+    """
 
     token_id: int | None = None
+    soft: bool = False
 
 
 class Reset(msgspec.Struct, frozen=True, tag=True):

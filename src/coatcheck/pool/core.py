@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+import warnings
 import weakref
 from functools import partial
 from typing import Any
@@ -112,6 +113,16 @@ class PoolCore:
                 self.live.add(user, reply.fence, sent_at + reply.remaining_s)
             return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
         return reply
+
+    def logs_out_when_closed(self, log_out: bool | None) -> bool:
+        """``log_out`` as of ``close``; without it, those of this process alone: a shared store's are for the others."""
+        return self.memory is not None if log_out is None else log_out
+
+    def __del__(self) -> None:
+        """Who forgets a pool that has sessions leaves them to the upstream's time-out."""
+        if getattr(self, "closed", True) or not (self.settings.store or (self.memory and self.memory.states)):
+            return
+        warnings.warn(f"never closed: {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     def giving_back(self, user: str, command: Command) -> None:
         """Take note, before the command is sent, that a lease is out no longer."""

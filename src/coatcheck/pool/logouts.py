@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import queue
 import threading
 import time
 import weakref
@@ -61,8 +63,9 @@ class Logouts:
             except RuntimeError:
                 if self._working:
                     return ""
-                self._queue.remove((user, parting))
-                return "no thread"
+                if not _spare.takes(self._work):
+                    self._queue.remove((user, parting))
+                    return "no thread"
             self._working += 1
             return ""
 
@@ -91,6 +94,48 @@ class Logouts:
     def finish_at_exit(self, until: float) -> None:
         if self._pid == os.getpid():  # what a fork inherited is its parent's, and so are the threads
             self.finish(min(until - time.monotonic(), self._patience_s))
+
+
+class _Spare:
+    """A thread in reserve: since Python 3.12 none can be started when the interpreter ends."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="coatcheck-pool-spare", daemon=True)
+            with contextlib.suppress(RuntimeError):  # then what is left at the end is the upstream's
+                thread.start()
+                self._thread = thread
+
+    def takes(self, work: Callable[[], None]) -> bool:
+        if self._thread is None:
+            return False
+        self._work.put(work)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
+
+
+_spare = _Spare()
+
+
+def prepare_for_exit() -> None:
+    """There are sessions now that are to be logged out when the interpreter ends."""
+    _spare.start()
+
+
+def _start_anew() -> None:
+    """A fork has not its parent's thread."""
+    global _spare
+    _spare = _Spare()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 @atexit.register

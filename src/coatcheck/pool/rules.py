@@ -49,12 +49,14 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.refusals import counted, is_believed
 from coatcheck.pool.slots import (
+    ENDED_S,
     Claim,
     Partings,
     changes_at,
     claims,
     clamp,
     current,
+    doom,
     drop,
     give_back,
     hold,
@@ -344,9 +346,10 @@ def _release(state: UserState, policy: Policy, now: float, command: Release, par
     token = holding.token
     if command.value is not None:
         token.value = command.value
-        if command.span_s is not None:
-            token.span_s = command.span_s
-        token.dies_at = now + token.span_s
+        if token.span_s != ENDED_S:
+            if command.span_s is not None:
+                token.span_s = command.span_s
+            token.dies_at = now + token.span_s
     if command.keep:
         give_back(state, policy, now, token, partings)
     else:
@@ -414,8 +417,14 @@ def _remove(state: UserState, policy: Policy, now: float, command: Remove, parti
     def chosen(token: Token | None) -> bool:
         return token is not None and command.token_id in (None, token.token_id)
 
-    fences = [fence for fence, holding in state.leases.items() if chosen(holding.token)]
-    count = sum(lose(state, policy, now, fence, partings) for fence in fences)
+    lent = {fence: holding.token for fence, holding in state.leases.items() if chosen(holding.token)}
+    count = 0
+    for fence, token in lent.items():
+        if command.soft and token is not None:
+            doom(token)
+            count += 1
+        else:
+            count += lose(state, policy, now, fence, partings)
     removed = [token for token in state.free if chosen(token)]
     state.free = [token for token in state.free if not chosen(token)]
     for token in removed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from hmac import compare_digest as same
+from typing import Final
 
 from coatcheck.pool.commands import Parting
 from coatcheck.pool.state import (
@@ -25,6 +26,9 @@ from coatcheck.pool.state import (
 )
 
 Partings = list[Parting]
+
+ENDED_S: Final = 0.0
+"""The span of a token that is to be dropped when it comes back."""
 
 
 def clamp(state: UserState, policy: Policy, now: float) -> None:
@@ -288,6 +292,11 @@ def drop(
         state.closing[state.fence] = Closing(token.value, deadline, policy.logout_timeout_s)
         state.next_deadline = min(state.next_deadline, deadline)
         partings.append(Parting(state.fence, token.value))
+
+
+def doom(token: Token) -> None:
+    """Whoever has it may use it on; given back, also with a fresh value, it is spent: its span is over."""
+    token.span_s, token.dies_at = ENDED_S, -FAR
 
 
 def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> int:

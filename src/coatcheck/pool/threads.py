@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import inspect
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -19,6 +21,7 @@ from coatcheck.pool.commands import (
     CleanUp,
     Extend,
     Granted,
+    LoginDone,
     LogoutEnded,
     Parting,
     Release,
@@ -33,7 +36,7 @@ from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, Look, Stand
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.logouts import Logouts
+from coatcheck.pool.logouts import Logouts, prepare_for_exit
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.payload import pack, renewed, token_of
@@ -46,6 +49,8 @@ from coatcheck.pool.stores.address import open_store
 from coatcheck.pool.stores.port import TokenStore
 
 T = TypeVar("T")
+
+_open_pools: weakref.WeakSet[TokenPool] = weakref.WeakSet()
 
 
 class TokenLease(Held):
@@ -104,6 +109,7 @@ class TokenPool(PoolCore):
     def __init__(self, login: Login | None = None, **options: Unpack[PoolOptions]) -> None:
         super().__init__(login, options)
         self.settings.refuse_coroutines()
+        _open_pools.add(self)
         self._flights = ThreadFlights(self, self.shared_lines, self.shared_box, self.settings.refresh_before_s)
         self._open()
         self._see_to_keepalive()
@@ -247,9 +253,13 @@ class TokenPool(PoolCore):
             rows += self.run(shared_rows(self.shared_box, name))
         return rows
 
-    def remove_token(self, user: str, token_id: int | None = None) -> int:
-        """Drop one token of a user, or all, also from borrowers' hands; returns how many."""
-        count: int = self.run(flows.settle(check_user(user), Remove(None if token_id is None else number(token_id))))
+    def remove_token(self, user: str, token_id: int | None = None, *, soft: bool = False) -> int:
+        """Drop one token of a user, or all; returns how many. What is lent is taken from its borrower's hands.
+
+        ``soft``: what is lent may be used on, and is dropped when it is given back.
+        """
+        command = Remove(None if token_id is None else number(token_id), soft)
+        count: int = self.run(flows.settle(check_user(user), command))
         return count + self._drop_shared(user, DropShared(token_id))
 
     def reset(self, user: str) -> int:
@@ -272,10 +282,11 @@ class TokenPool(PoolCore):
         idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
         return sum(self.run(flows.keep_alive(user, idle_s, most)) for user in self._store.look())
 
-    def close(self, timeout: Duration = "10s") -> None:
-        """Lend no more, wait for what is out, log out what the process alone has, let the store go.
+    def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
+        """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
 
-        At most ``timeout`` in all. Tokens in a shared store stay for the others. Repeating it does nothing.
+        At most ``timeout`` in all. Repeating it does nothing. ``log_out``: by default, what this process alone has.
+        ``True``: also the tokens in a shared store; what others hold, when they give it back. ``False``: nothing.
         """
         if self.closed:
             return
@@ -289,14 +300,26 @@ class TokenPool(PoolCore):
             time.sleep(0.005)
         try:
             wait(self._flights.flying.copy(), max(0.0, until - time.monotonic()))
-            if self.memory is not None:
-                for user in self.memory.look():
-                    self.run(flows.settle(user, Remove()))
-                for user in self.memory.shared_users():
-                    self.run(change(self.shared_box, user, DropShared()))
+            if self.logs_out_when_closed(log_out):
+                self._drop_all()
             self._logouts.finish(until - time.monotonic())
         finally:
             self._store.close()
+
+    def _drop_all(self) -> None:
+        drop = Remove(soft=self.memory is None)
+        for user in self._store.look():
+            self.run(flows.settle(user, drop))
+        for user in self._store.shared_users():
+            self.run(change(self.shared_box, user, DropShared()))
+
+    def close_at_exit(self) -> None:
+        """What the process alone has is logged out when it ends; whoever held it is gone."""
+        if self.closed or self.memory is None or self.settings.logout is None:
+            return
+        self.closed = True
+        self.quick = None
+        self._drop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -356,6 +379,8 @@ class TokenPool(PoolCore):
         sent_at = self.clock()
         self.giving_back(effect.user, effect.command)
         self._see_to_keepalive()
+        if self.settings.logout is not None and isinstance(effect.command, LoginDone | Add):
+            prepare_for_exit()
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             self.clean_up()
         outcome = self._store.apply(effect.user, effect.command)
@@ -439,3 +464,10 @@ class TokenPool(PoolCore):
         self._flights.start_anew()
         self.abandon(self._store)
         self._open()
+
+
+# Registered after that of the logouts, so it runs before: they get what is dropped here.
+@atexit.register
+def _close_at_exit() -> None:
+    for pool in list(_open_pools):
+        pool.close_at_exit()

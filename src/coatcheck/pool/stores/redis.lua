@@ -18,6 +18,7 @@ local MAX_TOLD = 200
 local KEY_DIGITS = 10
 local LIMITING = {Acquire = true, LoginDone = true, Add = true, Then = true}
 local MAX_LINES, LINE_S = 64, 60
+local ENDED_S = 0
 local PROTECTED_S, PROTECTED_MAX_S, MAX_REFUSALS = 1, 60, 32
 
 local time = redis.call('TIME')
@@ -346,6 +347,10 @@ local function sweep()
   return dropped
 end
 
+local function doom(token)
+  token.span_s, token.dies_at = ENDED_S, -FAR
+end
+
 local function current(fence)
   local holding, place = by_fence(state.leases, fence)
   if holding and now < holding.deadline then return holding, place end
@@ -550,7 +555,7 @@ function rules.Release(command)
   local token = holding.token
   if command.value then
     token.value, token.sealed_for = command.value, command.sealed_for
-    if not command.resealed then
+    if not command.resealed and token.span_s ~= ENDED_S then
       token.span_s = command.span_s or token.span_s
       token.dies_at = now + token.span_s
     end
@@ -623,9 +628,14 @@ function rules.Remove(command)
     return token and (not command.token_id or command.token_id == token.token_id)
   end
   local count, leases, free = 0, state.leases, state.free
-  state.leases = filter(leases, function(holding) return not chosen(holding.token) end)
+  if not command.soft then
+    state.leases = filter(leases, function(holding) return not chosen(holding.token) end)
+  end
   for _, holding in ipairs(leases) do
-    if chosen(holding.token) then count = count + lose(holding) end
+    if chosen(holding.token) then
+      if command.soft then doom(holding.token) else lose(holding) end
+      count = count + 1
+    end
   end
   state.free = filter(free, function(token) return not chosen(token) end)
   for _, token in ipairs(free) do

@@ -1,0 +1,95 @@
+"""What becomes of the tokens when a pool is closed, or softly loses them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+
+from coatcheck.pool import LeaseLost
+
+from .both_pools import BOTH, Threads
+
+KEY = b"0123456789abcdef" * 2
+
+
+@pytest.fixture(params=BOTH)
+def kind(request: pytest.FixtureRequest) -> type[Threads]:
+    return BOTH[request.param]
+
+
+class Upstream:
+    """Its sessions, and who logged out of them."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self.out: list[str] = []
+
+    def sign_in(self, user: str) -> str:
+        return f"{user}-{next(self._numbers)}"
+
+    def sign_out(self, user: str, token: str) -> None:
+        self.out.append(token)
+
+    def opened(self, kind: type[Threads], **options: Any) -> Threads:
+        return kind(self.sign_in, logout=self.sign_out, per_user=2, **options)
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+def borrow(pool: Threads, user: str = "ann") -> Any:
+    return pool.call(pool.pool.lease(user).acquire)
+
+
+@pytest.mark.parametrize(("log_out", "logged_out"), [(None, ["ann-1"]), (True, ["ann-1"]), (False, [])])
+def test_what_a_process_alone_has_is_logged_out_unless_that_is_not_wanted(
+    kind: type[Threads], upstream: Upstream, log_out: bool | None, logged_out: list[str]
+) -> None:
+    pool = upstream.opened(kind)
+    pool.call(borrow(pool).release)
+    pool.close(log_out=log_out)
+    assert upstream.out == logged_out
+
+
+def test_a_shared_store_keeps_its_tokens_unless_they_are_to_be_logged_out(
+    kind: type[Threads], upstream: Upstream, store_url: str
+) -> None:
+    ours, theirs = (upstream.opened(kind, store=store_url, key=KEY) for _ in range(2))
+    lent = borrow(theirs)
+    for user in ("ann", "bob"):
+        ours.call(borrow(ours, user).release)
+    third = upstream.opened(kind, store=store_url, key=KEY)
+    third.close()
+    assert upstream.out == []
+    ours.close(log_out=True)
+    assert sorted(upstream.out) == ["ann-2", "bob-3"]
+    theirs.call(lent.extend)
+    lent.renew("ann-1, renewed", expires_in_s=60)
+    theirs.call(lent.release)
+    again = borrow(theirs)
+    assert again.token == "ann-4", "what was lent then is dropped when it comes back"
+    theirs.call(again.release)
+    theirs.close()
+    assert sorted(upstream.out) == ["ann-1, renewed", "ann-2", "bob-3"]
+
+
+def test_a_soft_removal_takes_nothing_from_anybodys_hands(kind: type[Threads], upstream: Upstream) -> None:
+    pool = upstream.opened(kind)
+    used, idle = borrow(pool), borrow(pool)
+    pool.call(idle.release)
+    assert pool.call(pool.pool.remove_token, "ann", soft=True) == 2
+    assert pool.stats().leased == 1, "used on"
+    pool.call(used.extend)
+    pool.call(used.release)
+    assert pool.stats().leased == pool.stats().free == 0
+    hard = borrow(pool)
+    assert hard.token == "ann-3"
+    assert pool.call(pool.pool.remove_token, "ann") == 1
+    with pytest.raises(LeaseLost):
+        pool.call(hard.release)
+    pool.close()
+    assert sorted(upstream.out) == ["ann-1", "ann-2", "ann-3"]

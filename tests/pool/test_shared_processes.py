@@ -273,10 +273,9 @@ def test_asyncio_and_threads_share_one(place: Place) -> None:
     assert logins == ["p"]
 
 
-def test_users_that_ended_make_room_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coatcheck.pool.stores.memory.MAX_USERS", 2)
+def test_users_that_ended_make_room_in_memory() -> None:
     now = [0.0]
-    store = MemoryTokenStore(TokenPool().settings.policy, lambda: now[0])
+    store = MemoryTokenStore(TokenPool().settings.policy, lambda: now[0], 2)
     assert store.swap_shared("a", None, b"1", 10.0)
     assert store.swap_shared("b", None, b"2", 20.0)
     with pytest.raises(Exception, match="2 users already"):

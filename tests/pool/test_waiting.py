@@ -13,7 +13,6 @@ from coatcheck.pool import AsyncTokenPool, LoginFailed, PoolClosed, PoolFull, To
 from coatcheck.pool.commands import Acquire, Leave, Waiting
 from coatcheck.pool.lines import Lines, Place
 from coatcheck.pool.state import Policy
-from coatcheck.pool.stores import memory
 from coatcheck.pool.stores.memory import MemoryTokenStore
 
 PATIENCE_S = 120.0
@@ -157,10 +156,9 @@ def test_closing_wakes_everybody_who_waits_without_end() -> None:
     assert held.fencing
 
 
-def test_expired_tokens_make_room_for_new_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MAX_USERS", 3)
+def test_expired_tokens_make_room_for_new_users() -> None:
     now = [1_000.0]
-    pool = TokenPool(lambda user: f"token of {user}", ttl="60s", lease="60s", clock=lambda: now[0])
+    pool = TokenPool(lambda user: f"token of {user}", ttl="60s", lease="60s", clock=lambda: now[0], max_users=3)
     for user in ("ann", "bob", "cleo"):
         with pool.lease(user):
             pass
@@ -172,7 +170,8 @@ def test_expired_tokens_make_room_for_new_users(monkeypatch: pytest.MonkeyPatch)
     assert set(pool.stats()) == {"dan"}
 
     async def awaited() -> None:
-        async with AsyncTokenPool(lambda user: "t", ttl="60s", lease="60s", clock=lambda: now[0]) as other:
+        few: Any = {"ttl": "60s", "lease": "60s", "clock": lambda: now[0], "max_users": 3}
+        async with AsyncTokenPool(lambda user: "t", **few) as other:
             for user in ("ann", "bob", "cleo"):
                 async with other.lease(user):
                     pass

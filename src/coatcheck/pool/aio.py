@@ -149,7 +149,7 @@ class AsyncTokenPool(PoolCore):
         if self.settings.keepalive is not None and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
-        flow = flows.acquire(user, password, self.wait_s(held._wait), self.lines, held._hashes())
+        flow = self.acquiring(user, password, held)
         held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence), self.lines)))
 
     async def resume(self, user: str, fencing: int) -> AsyncTokenLease:

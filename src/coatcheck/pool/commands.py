@@ -171,7 +171,7 @@ class SlotTurn(msgspec.Struct, frozen=True):
 class Granted(msgspec.Struct, frozen=True):
     """A lease. ``remaining_s``: until its deadline. ``deadline``: the same on the caller's clock, set there.
 
-    ``turn``: of the caller's process, set there.
+    ``turn``: of the caller's process, set there. ``idle_s``: how long nobody had used the token.
     """
 
     fence: int
@@ -180,6 +180,7 @@ class Granted(msgspec.Struct, frozen=True):
     uses: int = 1
     deadline: float = 0.0
     turn: SlotTurn | None = None
+    idle_s: float = 0.0
 
     def __repr__(self) -> str:
         return f"<Granted {self.fence}, {self.remaining_s:g} s>"

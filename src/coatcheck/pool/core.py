@@ -20,7 +20,8 @@ from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
 from coatcheck.pool.events import PoolEvent, PoolEventKind
-from coatcheck.pool.flows import Fresh, LogIn
+from coatcheck.pool.flows import Flow, Fresh, LogIn, acquire
+from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
 from coatcheck.pool.lines import Lines, Watched
 from coatcheck.pool.live import LiveLeases
@@ -30,7 +31,7 @@ from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.shared.flows import Refresh, SharedBox
 from coatcheck.pool.shared.seen import SharedLines
 from coatcheck.pool.slots import is_overdue
-from coatcheck.pool.state import Policy, UserState
+from coatcheck.pool.state import FAR, Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore
 from coatcheck.tokens.keyring import KeyRing
@@ -50,13 +51,13 @@ class PoolCore:
         self.clock = time.monotonic
         if self.settings.store is None:
             self.clock = self.settings.clock
-            self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock)
+            self.memory = MemoryTokenStore(self.settings.policy, self.settings.clock, self.settings.max_users)
         ring = self.settings.ring() if self.memory is None else KeyRing([os.urandom(32)])
         self.credentials = Credentials(ring, self.settings.name)
         self.shared_box = SharedBox(ring, self.settings.name, self.settings.policy)
         self.shared_lines = SharedLines(self.clock, self.settings.policy.min_remaining_s, others=self.memory is None)
         # The fast path; None: every lease takes the whole way.
-        self.quick = self.memory
+        self.quick = self.memory if self.settings.check_after_s == FAR else None
         self.closed = False
         self.live = LiveLeases(self.clock)
         self.generation = 0  # how often this process was forked since
@@ -113,6 +114,11 @@ class PoolCore:
                 self.live.add(user, reply.fence, sent_at + reply.remaining_s)
             return msgspec.structs.replace(reply, deadline=sent_at + reply.remaining_s)
         return reply
+
+    def acquiring(self, user: str, password: str | None, held: Held) -> Flow[Granted]:
+        """What gets the lease ``held``."""
+        wait_s, check_after_s = self.wait_s(held._wait), self.settings.check_after_s
+        return acquire(user, password, wait_s, self.lines, held._hashes(), check_after_s=check_after_s)
 
     def logs_out_when_closed(self, log_out: bool | None) -> bool:
         """``log_out`` as of ``close``; without it, those of this process alone: a shared store's are for the others."""

@@ -123,19 +123,29 @@ class LoginGoesOn(BaseException):
 
 
 def acquire(
-    user: str, password: str | None, wait_s: float, lines: Lines, credentials: tuple[bytes, ...] = ()
+    user: str,
+    password: str | None,
+    wait_s: float,
+    lines: Lines,
+    credentials: tuple[bytes, ...] = (),
+    *,
+    check_after_s: float = FAR,
 ) -> Flow[Granted]:
     """Get a lease: a free token, else a login of one's own, else wait in line for the first of the two.
 
     Whose login fails, though others have tokens of these credentials, waits on for one of them. ``credentials``: what
-    the store knows of the password (:class:`Acquire`). Raises ``PoolTimeout``, ``PoolFull`` (too many wait),
-    ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
+    the store knows of the password (:class:`Acquire`). ``check_after_s``: a token that nobody used for so long is
+    probed first, and dropped if it is dead; then another is taken. Raises ``PoolTimeout``, ``PoolFull`` (too many
+    wait), ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
     """
     give_up_at = lines.clock() + wait_s
     failure: LoginFailed | None = None
     while True:
         try:
-            return (yield from _acquire(user, password, wait_s, lines, credentials))
+            granted = yield from _acquire(user, password, wait_s, lines, credentials)
+            if granted.idle_s < check_after_s or (yield from _is_alive(user, granted, lines)):
+                return granted
+            wait_s = max(0.0, give_up_at - lines.clock())
         except LoginFailed as error:
             wait_s = give_up_at - lines.clock()
             if isinstance(error, LoginRefused) or not error.tokens or wait_s <= 0 or not lines.has_back_off():
@@ -145,6 +155,18 @@ def acquire(
             if failure is None:
                 raise
             raise failure from failure.__cause__
+
+
+def _is_alive(user: str, granted: Granted, lines: Lines) -> Flow[bool]:
+    """Whether the token of a lease that was just granted is alive; if not, the lease is over, and the token dropped."""
+    alive: bool = False
+    try:
+        alive = yield Ask("probe", user, granted.value)
+    finally:
+        if not alive:
+            dropped = Release(granted.fence, keep=False, sign_out=False)
+            yield from _give_back(user, dropped, lines, None, granted.turn)
+    return alive
 
 
 def _acquire(

@@ -16,7 +16,7 @@ from coatcheck.pool.events import PoolObserver
 from coatcheck.pool.flows import Fresh
 from coatcheck.pool.masking import check_token
 from coatcheck.pool.payload import Payload, check_payload, pack
-from coatcheck.pool.state import FAR, NO_LIMIT, Policy
+from coatcheck.pool.state import FAR, MAX_USERS, NO_LIMIT, Policy
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
 
@@ -56,6 +56,8 @@ class PoolOptions(TypedDict, total=False):
     the ``with`` block fails. ``max_waiting``: callers per user (1000). ``login_rate``: "60/1m", or ``None``.
     ``max_stream``: so long adapters go on extending the lease of a response that streams ("1h").
     ``login_backoff``: first and longest pause after failed logins. ``keepalive_every``: touch tokens idle that long.
+    ``check_after``: a token that nobody used for so long is asked for by ``probe`` before it is lent; ``None``: never.
+    ``max_users``: of a pool without a ``store`` (10,000).
     ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
     """
 
@@ -84,6 +86,8 @@ class PoolOptions(TypedDict, total=False):
     clock: Callable[[], float]
     refresh_before: Duration
     max_stream: Duration
+    check_after: Duration | None
+    max_users: int
 
 
 class Settings:
@@ -115,10 +119,17 @@ class Settings:
         self.on_error = _one_of("on_error", options.get("on_error", "drop"), ("drop", "return", "probe"))
         if self.on_error == "probe" and self.probe is None:
             raise ConfigError('probe: on_error="probe" needs a function that tells whether a token is alive')
+        check_after = options.get("check_after")
+        self.check_after_s = FAR if check_after is None else seconds("check_after", check_after, least=0.001)
+        if check_after is not None and self.probe is None:
+            raise ConfigError("probe: check_after needs a function that tells whether a token is alive")
         self.policy = _policy(options)
         if self.policy.min_remaining_s >= self.ttl_s * (1 - self.jitter):
             raise ConfigError("min_remaining: must be shorter than ttl less its jitter, or no token could ever be used")
         self.store = options.get("store")
+        self.max_users = _count("max_users", options.get("max_users", MAX_USERS), 10_000_000)
+        if self.store is not None and "max_users" in options:
+            raise ConfigError("max_users: a pool with a store has no bound of users")
         self.key = options.get("key")
         self.name = options.get("name", "default")
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 200 or not self.name.isprintable():

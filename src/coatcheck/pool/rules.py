@@ -257,7 +257,7 @@ def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
     state.free.remove(token)
     token.uses += 1
     fence = hold(state, token, now, policy.lease_s)
-    return Granted(fence, token.value, policy.lease_s, token.uses)
+    return Granted(fence, token.value, policy.lease_s, token.uses, idle_s=now - token.used_at)
 
 
 def _queue(state: UserState, policy: Policy, now: float, command: Acquire, mine: bytes, limited_s: float) -> Reply:

@@ -15,6 +15,10 @@ import msgspec
 
 FAR = math.inf
 NO_LIMIT = sys.maxsize
+
+MAX_USERS = 10_000
+"""Users of a pool without a store, if it has no ``max_users``."""
+
 FAILURES_REMEMBERED_S = 600.0
 """How long after its back-off a user's failed logins still make the next back-off longer."""
 

@@ -143,7 +143,7 @@ class TokenPool(PoolCore):
         """What :meth:`TokenLease.acquire` does."""
         held._must_be_free()
         user, password = check_user(held.user), check_password(held.password)
-        held._hold(self.run(flows.acquire(user, password, self.wait_s(held._wait), self.lines, held._hashes())))
+        held._hold(self.run(self.acquiring(user, password, held)))
 
     def resume(self, user: str, fencing: int) -> TokenLease:
         """The lease ``fencing`` of ``user``, as after a request of another process. Raises ``LeaseLost``."""

@@ -13,9 +13,8 @@ from msgspec.structs import replace
 from coatcheck.pool import rules, slots
 from coatcheck.pool.commands import Both, Command, CommandOutcome, Waiting
 from coatcheck.pool.errors import PoolError, PoolFull
-from coatcheck.pool.state import FAR, Policy, Ticket, UserState, copy_of, new_user
+from coatcheck.pool.state import FAR, MAX_USERS, Policy, Ticket, UserState, copy_of, new_user
 
-MAX_USERS: Final = 10_000
 SWEEP_WHEN_FULL_EVERY_S: Final = 1.0
 SOONER_S: Final = 0.001
 """By so much sooner something must change to wake who sleeps until it does: less is an error of rounding."""
@@ -31,10 +30,11 @@ class MemoryTokenStore:
     unless the state is ``changing``: then a signal handler has interrupted a command of its own thread.
     """
 
-    def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, policy: Policy, clock: Callable[[], float] = time.monotonic, max_users: int = MAX_USERS) -> None:
         # Waiting callers cannot die without the process, so their tickets need no life.
         self.policy = replace(policy, ticket_life_s=FAR)
         self.clock = clock
+        self._max_users = max_users
         self.lock = threading.RLock()
         self.changing = False
         self.states: dict[str, UserState] = {}
@@ -110,17 +110,17 @@ class MemoryTokenStore:
         """Whether ``user`` is new and there is no room: then the expired tokens of others should make it."""
         with self.lock:
             now = self.clock()
-            full = len(self.states) >= MAX_USERS and user not in self.states
+            full = len(self.states) >= self._max_users and user not in self.states
             if not full or now - self._swept_at < SWEEP_WHEN_FULL_EVERY_S:
                 return False
             self._swept_at = now
             return True
 
     def _apply_to_new(self, user: str, command: Command) -> CommandOutcome:
-        if len(self.states) >= MAX_USERS:
+        if len(self.states) >= self._max_users:
             self._forget_idle()
-            if len(self.states) >= MAX_USERS:
-                raise PoolFull(f"the pool has {MAX_USERS} users already")
+            if len(self.states) >= self._max_users:
+                raise PoolFull(f"the pool has {self._max_users} users already")
         state = new_user(time.time_ns() // 1000)
         outcome = rules.apply(state, self.policy, self.clock(), command)
         if state.fence > state.first_fence or not state.is_idle(self.clock()):
@@ -193,10 +193,10 @@ class MemoryTokenStore:
             if new is None:
                 self._shared.pop(user, None)
                 return True
-            if len(self._shared) >= MAX_USERS and user not in self._shared:
+            if len(self._shared) >= self._max_users and user not in self._shared:
                 self._shared = {name: kept for name, kept in self._shared.items() if now < kept[1]}
-                if len(self._shared) >= MAX_USERS:
-                    raise PoolFull(f"the pool has {MAX_USERS} users already")
+                if len(self._shared) >= self._max_users:
+                    raise PoolFull(f"the pool has {self._max_users} users already")
             self._shared[user] = new, now + keep_s
             return True
 

@@ -382,10 +382,10 @@ local function lost()
   return {kind = 'Lost'}
 end
 
-local function granted(fence, token, remaining_s)
+local function granted(fence, token, remaining_s, idle_s)
   return {
     kind = 'Granted', fence = fence, value = token.value, sealed_for = token.sealed_for,
-    remaining_s = remaining_s, uses = token.uses,
+    remaining_s = remaining_s, uses = token.uses, idle_s = idle_s or 0,
   }
 end
 
@@ -431,7 +431,7 @@ local function take(mine)
   local token, place = last_of(state.free, mine)
   table.remove(state.free, place)
   token.uses = token.uses + 1
-  return granted(hold(token, policy.lease_s), token, policy.lease_s)
+  return granted(hold(token, policy.lease_s), token, policy.lease_s, now - token.used_at)
 end
 
 local function may_bring(mine)

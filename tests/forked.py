@@ -84,8 +84,8 @@ class Template:
         entry: int | None = None,
         session: bool = False,
     ) -> Process | subprocess.Popen[bytes]:
-        """``output``, ``errors``, ``entry``: descriptors; without the last its input is empty. ``session``: it is in one
-        of its own."""
+        """``output``, ``errors``, ``entry``: descriptors; without the last its input is empty. ``session``: in one of
+        its own."""
         with self._lock:
             if self._requests is None:
                 self._requests = self._begin(environment)

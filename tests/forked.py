@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from coatcheck.farm.supervision.launching import _adopt_orphans
 from fork_template import READY
@@ -62,13 +63,14 @@ class Process:
 class Template:
     """Starts ``python -m module``, in an environment and a directory, by a fork.
 
-    ``modules``: what is imported beforehand. A process whose environment says something else to the interpreter than
-    that of the first one is started by an interpreter of its own.
+    ``modules``: what is imported beforehand, in ``environment()``. A process whose own environment says something else
+    to the interpreter is started by one of its own.
     """
 
-    def __init__(self, module: str, *modules: str) -> None:
+    def __init__(self, module: str, *modules: str, environment: Callable[[], dict[str, str]]) -> None:
         self._module = module
         self._modules = modules
+        self._environment = environment
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
@@ -88,7 +90,7 @@ class Template:
         its own."""
         with self._lock:
             if self._requests is None:
-                self._requests = self._begin(environment)
+                self._requests = self._begin(self._environment())
             if _said_to_python(environment) != self._said:
                 return subprocess.Popen(
                     [sys.executable, "-m", self._module, *arguments],
@@ -164,7 +166,7 @@ class Template:
         self._process.wait()
 
 
-def _said_to_python(environment: dict[str, str]) -> dict[str, Any]:
+def _said_to_python(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(("PYTHON", "LD_", "MALLOC_"))}
 
 

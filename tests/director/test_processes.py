@@ -31,6 +31,7 @@ UVICORN = Template(
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto",
+    environment=lambda: {**os.environ},
 )
 
 

@@ -20,18 +20,6 @@ from forked import Process, Template
 
 SOURCE = Path(coatcheck.errors.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[2] / "examples"
-COATCHECK = Template(
-    "coatcheck.cli",
-    "coatcheck.cli.commands",
-    "coatcheck.cli.audit_command",
-    "coatcheck.cli.key_commands",
-    "coatcheck.cli.serve_commands",
-    "coatcheck.cli.session_commands",
-    "coatcheck.cli.tls_commands",
-    "coatcheck.farm.check",
-    "coatcheck.farm.serve",
-)
-"""The command, of which the tests start hundreds."""
 DEADLINE_S = 60.0
 """For whatever is waited for: it costs nothing when things go well, and a busy machine is no fault."""
 
@@ -74,6 +62,21 @@ def environment(**more: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("COATCHECK_")}
     clean.pop("DJANGO_SETTINGS_MODULE", None)
     return {**clean, "PYTHONPATH": str(SOURCE)} | more
+
+
+COATCHECK = Template(
+    "coatcheck.cli",
+    "coatcheck.cli.commands",
+    "coatcheck.cli.audit_command",
+    "coatcheck.cli.key_commands",
+    "coatcheck.cli.serve_commands",
+    "coatcheck.cli.session_commands",
+    "coatcheck.cli.tls_commands",
+    "coatcheck.farm.check",
+    "coatcheck.farm.serve",
+    environment=environment,
+)
+"""The command, of which the tests start hundreds."""
 
 
 def alive(pid: int) -> bool:

@@ -28,11 +28,17 @@ OTHER_HOST = "blog.test"
 RELATED_HOST = "www.shop.test"
 PATIENCE_S = 30.0
 KEY = secrets.token_urlsafe(32)
-SERVER_PROCESS = Template(
-    "tls.server_process", "coatcheck.tls", "coatcheck.tls.stand_in", "coatcheck.tls.ahead", "uvloop"
-)
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 VERSIONS = {"1.2": TLS_1_2, "1.3": TLS_1_3}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+SERVER_PROCESS = Template(
+    "tls.server_process", "coatcheck.tls.stand_in", "coatcheck.tls.ahead", "uvloop", environment=environment
+)
 
 
 def make_certificates(folder: Path) -> None:
@@ -59,7 +65,7 @@ class Server:
         self.process = SERVER_PROCESS.start(
             json.dumps(settings),
             directory=Path(__file__).parents[1],
-            environment={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            environment=environment(),
             output=output,
             errors=2,
             entry=entry,

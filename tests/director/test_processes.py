@@ -18,11 +18,21 @@ from typing import Any
 import pytest
 import websockets
 
+from forked import Process, Template
 from ports import free_port
 
 from .harness import BUSY_S, LONGEST_S, Client, run, until
 
 HERE = Path(__file__).parent
+UVICORN = Template(
+    "uvicorn",
+    "uvicorn.main",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
+    environment=lambda: {**os.environ},
+)
 
 
 class Processes:
@@ -31,14 +41,14 @@ class Processes:
     def __init__(self, count: int, descriptors: int = 0) -> None:
         self.descriptors = descriptors
         self.ports = [free_port() for _ in range(count)]
-        self.web: list[subprocess.Popen[bytes]] = []
+        self.web: list[Process | subprocess.Popen[bytes]] = []
         self.director: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def start_web(self, index: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "uvicorn", "sample_app:app", "--port", str(self.ports[index])]
+    def start_web(self, index: int) -> Process | subprocess.Popen[bytes]:
+        words = ["sample_app:app", "--port", str(self.ports[index])]
         quiet = ["--log-level", "critical", "--app-dir", str(HERE), "--no-access-log"]
-        return subprocess.Popen(command + quiet, stdin=subprocess.DEVNULL)
+        return UVICORN.start(*words, *quiet, directory=Path.cwd(), environment={**os.environ}, output=1, errors=2)
 
     def start(self) -> None:
         self.web = [self.start_web(index) for index in range(len(self.ports))]
@@ -114,7 +124,7 @@ async def load(
                 answer = await one.ask(get(server=number % len(running.ports)))
                 times.append(time.monotonic() - began)
                 statuses[answer.status] += 1
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.01)
 
     await asyncio.gather(*(browse(number) for number in range(browsers)))
 
@@ -126,7 +136,7 @@ def test_no_get_fails_when_a_server_dies_or_freezes(blow: signal.Signals) -> Non
             stop, statuses, times = asyncio.Event(), Counter[int](), list[float]()
             loading = asyncio.ensure_future(load(running, stop, 12, statuses, times))
             for victim in (0, 1):
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(0.4)
                 running.web[victim].send_signal(blow)
                 await asyncio.sleep(1.3)
                 if blow is signal.SIGSTOP:
@@ -134,7 +144,7 @@ def test_no_get_fails_when_a_server_dies_or_freezes(blow: signal.Signals) -> Non
                 else:
                     await asyncio.to_thread(running.web[victim].wait)
                     running.web[victim] = running.start_web(victim)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.6)
             await until(lambda: loading.done() or statuses.total() > 500)
             stop.set()
             await loading

@@ -63,7 +63,7 @@ READER = RequestReader(100)
 BEFORE: list[RequestHead] = []
 
 
-@settings(max_examples=3_000, deadline=None)
+@settings(max_examples=1_500, deadline=None)
 @given(blocks | st.binary(max_size=80))
 @example(b"HTTP/1.1\r\nHost: a.test\r\nCookie: a\r\n b")
 @example(b"HTTP/1.1\r\nHost: a.test\r\nCookie: a\r\nCookie: b")
@@ -237,7 +237,7 @@ def test_any_bytes_for_chunks(pieces: list[bytes]) -> None:
     assert all_of(cut, [bytes([byte]) for byte in b"".join(pieces)]) == expected
 
 
-HEADS = 150_000
+HEADS = 50_000
 
 
 def test_damaged_heads() -> None:

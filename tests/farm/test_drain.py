@@ -61,7 +61,7 @@ class Browsing:
                     return
                 if watch == self._watch:
                     servers.add(answer.json()["server"])
-                time.sleep(0.03)
+                time.sleep(0.05)
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "granian"])

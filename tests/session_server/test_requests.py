@@ -61,7 +61,7 @@ FRAGMENTS = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(data=st.binary(max_size=300) | FRAGMENTS, cuts=st.lists(st.integers(0, 10_000), max_size=8))
 @example(data=b"*2147483647\r\n", cuts=[])
 @example(data=b"*1\r\n$-1\r\n", cuts=[])
@@ -91,7 +91,7 @@ class TheLongWay(RequestParser):
 HOT = PUTS | GETS
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(request=HOT, at=st.integers(0, 10_000), length=st.integers(0, 700), follow=st.booleans())
 @example(request=[b"CC.PUT", KEY, b"", b"60000", b"entry"], at=3, length=2, follow=True)
 @example(request=[b"CC.PUT", KEY, b"", b"60000", b"entry"], at=3, length=16, follow=True)

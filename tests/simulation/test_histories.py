@@ -13,9 +13,9 @@ from coatcheck.simulation.bare.history import run
 from coatcheck.simulation.scenario import draw
 
 HERE = Path(__file__).parent
-FRESH_HISTORIES = 200
-OF_A_PROFILE = {"many": 5}
-"""Fresh histories of a profile; of the others 15. One of ``many`` takes as long as four of another."""
+FRESH_HISTORIES = 100
+OF_A_PROFILE = {"many": 2}
+"""Fresh histories of a profile; of the others 8. One of ``many`` takes as long as four of another."""
 
 
 def failed_seeds() -> list[tuple[str, int]]:
@@ -58,7 +58,7 @@ def test_fresh_seeds() -> None:
 )
 def test_profiles(profile: str) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000
-    for seed in range(base, base + OF_A_PROFILE.get(profile, 15)):
+    for seed in range(base, base + OF_A_PROFILE.get(profile, 8)):
         outcome = run(draw(seed, profile))  # type: ignore[arg-type]
         assert outcome.violations == [], f"coatcheck simulate --seed {seed} --trace --profile {profile}"
 

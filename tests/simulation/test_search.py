@@ -21,9 +21,9 @@ def test_every_order_of_two_requests_without_faults(script: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_one_fault_at_any_point(script: str) -> None:
-    found = explore(script, max_states=2_500, max_faults=1, disorder=1)
+    found = explore(script, max_states=1_000, max_faults=1, disorder=1)
     assert found.violations == [], "\n".join(found.lines)
-    assert found.states >= 2_500 or found.whole
+    assert found.states >= 1_000 or found.whole
 
 
 def test_the_search_misses_a_rule_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,9 +38,9 @@ def test_the_search_misses_a_rule_that_is_switched_off(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("script", ["write-read", "write-logout-read", "timeout-write-read", "timeout-read-write"])
 def test_a_cut_at_any_point(script: str, servers: int) -> None:
     scenario = small_scenario(session_servers=servers, patience_s=0.0)
-    found = explore(script, max_states=1_500, max_faults=1, disorder=0, scenario=scenario, cuts=True)
+    found = explore(script, max_states=1_000, max_faults=1, disorder=0, scenario=scenario, cuts=True)
     assert found.violations == [], "\n".join(found.lines)
-    assert found.states >= 1_500 or found.whole
+    assert found.states >= 1_000 or found.whole
 
 
 @pytest.mark.parametrize("script", ["write-read", "timeout-write-read"])

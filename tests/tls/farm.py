@@ -9,7 +9,6 @@ import os
 import secrets
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from cryptography import x509
 
+from forked import Template
 from ports import free_port
 
 from .signer import PEM, Signer
@@ -30,6 +30,15 @@ PATIENCE_S = 30.0
 KEY = secrets.token_urlsafe(32)
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 VERSIONS = {"1.2": TLS_1_2, "1.3": TLS_1_3}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+SERVER_PROCESS = Template(
+    "tls.server_process", "coatcheck.tls.stand_in", "coatcheck.tls.ahead", "uvloop", environment=environment
+)
 
 
 def make_certificates(folder: Path) -> None:
@@ -50,25 +59,29 @@ class Server:
     ) -> None:
         self.name = name
         settings = {"folder": str(folder), "name": name, "store": store, "mode": mode, "key": KEY, **options}
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server_process.py")), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        entry, questions = os.pipe()
+        answers, output = os.pipe()
+        self._questions, self._answers = os.fdopen(questions, "w"), os.fdopen(answers)
+        self.process = SERVER_PROCESS.start(
+            json.dumps(settings),
+            directory=Path(__file__).parents[1],
+            environment=environment(),
+            output=output,
+            errors=2,
+            entry=entry,
         )
+        os.close(entry)
+        os.close(output)
         self.port = int(self._line())
 
     def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        line = self._answers.readline()
         assert line, f"{self.name} ended: {self.process.wait(PATIENCE_S)}"
         return line
 
     def status(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("status\n")
-        self.process.stdin.flush()
+        self._questions.write("status\n")
+        self._questions.flush()
         found: dict[str, Any] = json.loads(self._line())
         return found
 
@@ -84,9 +97,8 @@ class Server:
         self.wait_for(lambda status: not status.get("storing"))
 
     def stop(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._questions.close()
+        self._answers.close()
         self.process.kill()
         self.process.wait(PATIENCE_S)
 

@@ -14,7 +14,7 @@ from coatcheck.tls.stand_in import stand_in_context
 from .farm import KEY, VERSIONS
 from .in_memory import Pair, client_context
 
-INPUTS = 1_500
+INPUTS = 800
 MAX_STEPS = 50
 
 

@@ -28,11 +28,11 @@ PROFILES = [profile for profile in get_args(Profile) if profile != "mixed"]
 def test_fresh_seeds(profile: Profile) -> None:
     base = int.from_bytes(os.urandom(5), "big") * 10_000
     answers = 0
-    for seed in range(base, base + 3):
+    for seed in range(base, base + 2):
         told = run(draw(seed, profile))
         assert told.violations == [], f"coatcheck simulate --shipped --seed {seed} --profile {profile} --trace"
         answers += told.counts["answers"]
-    assert answers > 3, "histories in which hardly any request is answered prove nothing"
+    assert answers > 2, "histories in which hardly any request is answered prove nothing"
 
 
 SEEDS: list[tuple[int, Profile]] = [(4, "all"), (64, "clocks"), (23, "lists"), (8, "director")]

@@ -1,0 +1,197 @@
+"""Commands of coatcheck, each in a process of its own, that has loaded before it begins.
+
+Half a second of each start is Python reading modules. One process for a test run does that once, and forks for each
+command. What starts cold, as an operator's shell starts it, is in ``tests/service/test_docs.py`` and beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+LOADED = (
+    "coatcheck.cli.commands",
+    "coatcheck.pool.service.operator",
+    "coatcheck.pool.service.serve",
+    "coatcheck.pool.soap.gateway_serve",
+    "coatcheck.service.serve",
+    "coatcheck.soap_provider",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+)
+MAX_REQUEST = 1 << 18
+"""Bytes: arguments, and the environment."""
+
+
+class WarmCommand:
+    """``coatcheck ARGUMENTS``, as :class:`subprocess.Popen` would start it; ``stdout`` is text. ``errors``: a file."""
+
+    def __init__(
+        self, *arguments: str, errors: IO[Any], cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.arguments = arguments
+        self.returncode: int | None = None
+        mask = os.umask(0o077)
+        os.umask(mask)
+        given = [arguments, str(cwd or Path.cwd()), mask, dict(os.environ if env is None else env)]
+        ours, its_output = os.pipe()
+        self._ended, told = os.pipe()
+        try:
+            server = _server()
+            socket.send_fds(server, [json.dumps(given).encode()], [its_output, errors.fileno(), told])
+            self.pid = int(server.recv(32))
+        finally:
+            os.close(its_output)
+            os.close(told)
+        self.stdout = os.fdopen(ours)
+
+    def poll(self) -> int | None:
+        return self._status(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, as Popen says it; raises :class:`subprocess.TimeoutExpired`. Seconds."""
+        status = self._status(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.arguments, timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _status(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
+            self.returncode = int(os.read(self._ended, 32))
+            os.close(self._ended)
+        return self.returncode
+
+
+def run(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """The command from start to end. Seconds."""
+    with tempfile.TemporaryFile("w+") as errors:
+        command = WarmCommand(*arguments, errors=errors, cwd=cwd, env=env)
+        until = time.monotonic() + timeout
+        try:
+            output = _all_of(command, until)
+            status = command.wait(max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            command.kill()
+            raise
+        finally:
+            command.stdout.close()
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, status, output, errors.read())
+
+
+def _all_of(command: WarmCommand, until: float) -> str:
+    read: list[bytes] = []
+    while select.select([command.stdout], [], [], max(0, until - time.monotonic()))[0]:
+        piece = os.read(command.stdout.fileno(), 1 << 16)
+        if not piece:
+            return b"".join(read).decode()
+        read.append(piece)
+    raise subprocess.TimeoutExpired(command.arguments, 0)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Where to ask for a process. Who answers there ends when this process does."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REQUEST)
+    with its:
+        words = [sys.executable, __file__, str(its.fileno())]
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        _kept.append(subprocess.Popen(words, pass_fds=[its.fileno()], **pipes))
+    return ours
+
+
+_kept: list[subprocess.Popen[bytes]] = []
+
+
+def serve(asked: socket.socket) -> list[Any] | None:
+    """Fork for each request: returns it in the new process, and ``None`` when nobody asks any more."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([asked, reading], [], [])
+        if reading in ready:
+            os.read(reading, 4096)
+            _tell_who_has_ended(told)
+        if asked not in ready:
+            continue
+        request, files, _, _ = socket.recv_fds(asked, MAX_REQUEST, 3)
+        if not request:
+            return None
+        output, errors, ended = files
+        pid = os.fork()
+        if not pid:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(output, 1)
+            os.dup2(errors, 2)
+            for each in (*files, *told.values(), reading, writing):
+                os.close(each)
+            asked.close()
+            found: list[Any] = json.loads(request)
+            return found
+        told[pid] = ended
+        os.close(output)
+        os.close(errors)
+        asked.send(str(pid).encode())
+
+
+def _tell_who_has_ended(told: dict[int, int]) -> None:
+    while told:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        ended = told.pop(pid)
+        os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
+        os.close(ended)
+
+
+def main(asked: socket.socket) -> None:
+    for name in LOADED:
+        importlib.import_module(name)
+    gc.freeze()
+    request = serve(asked)
+    if request is None:
+        return
+    arguments, folder, mask, environment = request
+    os.chdir(folder)
+    os.umask(mask)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[0] = folder
+    sys.argv = ["coatcheck", *arguments]
+    importlib.import_module("coatcheck.cli").main()
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -41,7 +41,7 @@ class ServiceProcess:
             base_url=self.url,
             headers={"Authorization": f"Bearer {BEARER}"},
             timeout=90,
-            verify=ssl.create_default_context(cafile=trust),
+            verify=True if trust is None else ssl.create_default_context(cafile=trust),
         )
 
     def checkout(self, user: str = "ANN", **asked: Any) -> httpx.Response:

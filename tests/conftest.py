@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Each client of httpx reads the authorities of the whole world, for 40 ms, to ask a server of ours in the clear."""
+    """Each client of httpx reads the authorities of the whole world, for 40 ms, and then asks in the clear."""
     for library in ("httpx", "httpx2"):
         if transports := sys.modules.get(f"{library}._transports.default"):
             pytest.MonkeyPatch().setattr(transports, "create_ssl_context", _read_once(transports.create_ssl_context))

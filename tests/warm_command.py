@@ -1,6 +1,6 @@
-"""Commands of coatcheck, each in a process of its own, that has loaded before it begins.
+"""Commands of coatcheck, and scripts, each in a process of its own that has loaded before it begins.
 
-Half a second of each start is Python reading modules. One process for a test run does that once, and forks for each
+Half a second of each start is Python reading modules. A process does that once for a test run, and forks for each
 command. What starts cold, as an operator's shell starts it, is in ``tests/service/test_docs.py`` and beside it.
 """
 
@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -33,15 +34,30 @@ LOADED = (
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
 )
+POOL = (
+    "coatcheck.pool",
+    "coatcheck.pool.stores.postgresql",
+    "coatcheck.pool.stores.redis",
+    "coatcheck.pool.stores.sqlite",
+)
+"""What a script with a pool loads."""
 MAX_REQUEST = 1 << 18
 """Bytes: arguments, and the environment."""
 
 
-class WarmCommand:
-    """``coatcheck ARGUMENTS``, as :class:`subprocess.Popen` would start it; ``stdout`` is text. ``errors``: a file."""
+class WarmProcess:
+    """``python ARGUMENTS`` (a script, or -m MODULE), as :class:`subprocess.Popen` would start it; ``stdout`` is text.
+
+    ``loaded``: the modules. ``errors``: the file for its standard error; without one it is in ``stdout``.
+    """
 
     def __init__(
-        self, *arguments: str, errors: IO[Any], cwd: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        loaded: tuple[str, ...],
+        errors: IO[Any] | None = None,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.arguments = arguments
         self.returncode: int | None = None
@@ -51,8 +67,9 @@ class WarmCommand:
         ours, its_output = os.pipe()
         self._ended, told = os.pipe()
         try:
-            server = _server()
-            socket.send_fds(server, [json.dumps(given).encode()], [its_output, errors.fileno(), told])
+            server = _server(loaded)
+            files = [its_output, errors.fileno() if errors else its_output, told]
+            socket.send_fds(server, [json.dumps(given).encode()], files)
             self.pid = int(server.recv(32))
         finally:
             os.close(its_output)
@@ -68,6 +85,19 @@ class WarmCommand:
         if status is None:
             raise subprocess.TimeoutExpired(self.arguments, timeout or 0)
         return status
+
+    def communicate(self, timeout: float) -> str:
+        """All that it says until it ends; raises :class:`subprocess.TimeoutExpired`. Seconds."""
+        until = time.monotonic() + timeout
+        said: list[bytes] = []
+        while select.select([self.stdout], [], [], max(0, until - time.monotonic()))[0]:
+            piece = os.read(self.stdout.fileno(), 1 << 16)
+            if not piece:
+                self.stdout.close()
+                self.wait(max(0, until - time.monotonic()))
+                return b"".join(said).decode()
+            said.append(piece)
+        raise subprocess.TimeoutExpired(self.arguments, timeout)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -86,42 +116,36 @@ class WarmCommand:
         return self.returncode
 
 
+class WarmCommand(WarmProcess):
+    """``coatcheck ARGUMENTS``."""
+
+    def __init__(
+        self, *arguments: str, errors: IO[Any], cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__("-m", "coatcheck.cli", *arguments, loaded=LOADED, errors=errors, cwd=cwd, env=env)
+
+
 def run(
     *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """The command from start to end. Seconds."""
     with tempfile.TemporaryFile("w+") as errors:
         command = WarmCommand(*arguments, errors=errors, cwd=cwd, env=env)
-        until = time.monotonic() + timeout
         try:
-            output = _all_of(command, until)
-            status = command.wait(max(0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            command.kill()
-            raise
+            output = command.communicate(timeout)
         finally:
-            command.stdout.close()
+            command.kill()
         errors.seek(0)
-        return subprocess.CompletedProcess(arguments, status, output, errors.read())
-
-
-def _all_of(command: WarmCommand, until: float) -> str:
-    read: list[bytes] = []
-    while select.select([command.stdout], [], [], max(0, until - time.monotonic()))[0]:
-        piece = os.read(command.stdout.fileno(), 1 << 16)
-        if not piece:
-            return b"".join(read).decode()
-        read.append(piece)
-    raise subprocess.TimeoutExpired(command.arguments, 0)
+        return subprocess.CompletedProcess(arguments, command.wait(), output, errors.read())
 
 
 @functools.cache
-def _server() -> socket.socket:
+def _server(loaded: tuple[str, ...]) -> socket.socket:
     """Where to ask for a process. Who answers there ends when this process does."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REQUEST)
     with its:
-        words = [sys.executable, __file__, str(its.fileno())]
+        words = [sys.executable, __file__, str(its.fileno()), *loaded]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
         _kept.append(subprocess.Popen(words, pass_fds=[its.fileno()], **pipes))
     return ours
@@ -176,8 +200,8 @@ def _tell_who_has_ended(told: dict[int, int]) -> None:
         os.close(ended)
 
 
-def main(asked: socket.socket) -> None:
-    for name in LOADED:
+def main(asked: socket.socket, loaded: list[str]) -> None:
+    for name in loaded:
         importlib.import_module(name)
     gc.freeze()
     request = serve(asked)
@@ -188,10 +212,15 @@ def main(asked: socket.socket) -> None:
     os.umask(mask)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[0] = folder
-    sys.argv = ["coatcheck", *arguments]
-    importlib.import_module("coatcheck.cli").main()
+    if arguments[0] == "-m":
+        sys.path[0] = folder
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(arguments[0]).parent)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

@@ -41,6 +41,8 @@ POOL = (
     "coatcheck.pool.stores.sqlite",
 )
 """What a script with a pool loads."""
+READ_AT_START = ("LD_", "OPENSSL_", "PYTHON", "TZ")
+"""Variables that say something to a process only when it starts: it is forked from one that had the same."""
 MAX_REQUEST = 1 << 18
 """Bytes: arguments, and the environment."""
 
@@ -63,11 +65,13 @@ class WarmProcess:
         self.returncode: int | None = None
         mask = os.umask(0o077)
         os.umask(mask)
-        given = [arguments, str(cwd or Path.cwd()), mask, dict(os.environ if env is None else env)]
+        environment = dict(os.environ if env is None else env)
+        given = [arguments, str(cwd or Path.cwd()), mask, environment]
         ours, its_output = os.pipe()
         self._ended, told = os.pipe()
         try:
-            server = _server(loaded)
+            read_at_start = {name: text for name, text in environment.items() if name.startswith(READ_AT_START)}
+            server = _server(loaded, tuple(sorted(read_at_start.items())))
             files = [its_output, errors.fileno() if errors else its_output, told]
             socket.send_fds(server, [json.dumps(given).encode()], files)
             self.pid = int(server.recv(32))
@@ -140,14 +144,16 @@ def run(
 
 
 @functools.cache
-def _server(loaded: tuple[str, ...]) -> socket.socket:
+def _server(loaded: tuple[str, ...], read_at_start: tuple[tuple[str, str], ...]) -> socket.socket:
     """Where to ask for a process. Who answers there ends when this process does."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(READ_AT_START)}
+    environment |= dict(read_at_start)
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_REQUEST)
     with its:
         words = [sys.executable, __file__, str(its.fileno()), *loaded]
         pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        _kept.append(subprocess.Popen(words, pass_fds=[its.fileno()], **pipes))
+        _kept.append(subprocess.Popen(words, pass_fds=[its.fileno()], env=environment, **pipes))
     return ours
 
 

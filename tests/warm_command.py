@@ -1,7 +1,7 @@
 """Commands of coatcheck, and scripts, each in a process of its own that has loaded before it begins.
 
 Half a second of each start is Python reading modules. A process does that once for a test run, and forks for each
-command. What starts cold, as an operator's shell starts it, is in ``tests/service/test_docs.py`` and beside it.
+command. ``tests/test_warm_command.py`` holds it to those that start cold.
 """
 
 from __future__ import annotations

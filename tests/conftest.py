@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import os
 import signal
+import ssl
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -47,9 +52,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported for the tests lives to the end: the garbage collector need not look at it again and again."""
+    # Each client of httpx reads the authorities of the whole world, for 40 ms, and then asks in the clear.
+    for library in ("httpx", "httpx2"):
+        if transports := sys.modules.get(f"{library}._transports.default"):
+            pytest.MonkeyPatch().setattr(transports, "create_ssl_context", _read_once(transports.create_ssl_context))
+    # What was imported for the tests lives to the end: the garbage collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+
+
+def _read_once(create: Any) -> Any:
+    """The context that is everybody's; who trusts others, or shows a certificate, has one of its own."""
+
+    @functools.cache
+    def everybodys(trust_env: bool, *_: str | None) -> ssl.SSLContext:
+        context: ssl.SSLContext = create(verify=True, cert=None, trust_env=trust_env)
+        return context
+
+    def create_ssl_context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> Any:
+        if verify is True and cert is None:
+            return everybodys(trust_env, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        return create(verify=verify, cert=cert, trust_env=trust_env)
+
+    return create_ssl_context
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import os
 import pwd
 import secrets
@@ -231,10 +233,10 @@ class RedisBackend(TokenBackend):
         self.redis.flushall()
 
 
-class PostgresqlBackend(TokenBackend):
+class PostgresqlServer:
     """A cluster of its own, by an unprivileged user: PostgreSQL refuses root."""
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
         path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, reversed(binaries))])
         initdb, postgres = shutil.which("initdb", path=path), shutil.which("postgres", path=path)
@@ -273,6 +275,33 @@ class PostgresqlBackend(TokenBackend):
             self.process.send_signal(3)  # SIGQUIT: at once
             self.process.wait(60)
         shutil.rmtree(self.folder)
+
+
+@functools.cache
+def postgresql_server() -> PostgresqlServer:
+    """One for all tests of a process: it takes a second to make."""
+    server, owner = PostgresqlServer(), os.getpid()
+    atexit.register(lambda: server.stop() if os.getpid() == owner else None)
+    return server
+
+
+class PostgresqlBackend(TokenBackend):
+    """A database of its own."""
+
+    def start(self) -> None:
+        server = postgresql_server()
+        self.process = server.process
+        self.name = f"test_{secrets.token_hex(6)}"
+        self._server_url = server.url
+        self.url = server.url.removesuffix("postgres") + self.name
+        self._manage(f"CREATE DATABASE {self.name}")
+
+    def stop(self) -> None:
+        self._manage(f"DROP DATABASE {self.name} WITH (FORCE)")
+
+    def _manage(self, query: str) -> None:
+        with psycopg.connect(self._server_url, autocommit=True) as connection:
+            connection.execute(query.encode())
 
     def _execute(self, query: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url) as connection:

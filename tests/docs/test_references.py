@@ -21,8 +21,11 @@ SECTIONS = {
 ROW_LIST = re.compile(r"\bmission (?:rows? )?([A-DN]\d+(?:(?:, | and | to |-)[A-DN]\d+)*)")
 
 
+FOLDERS = ("src", "tests", "benchmarks", "examples")
+
+
 def sources() -> Iterator[Path]:
-    for folder in ("src", "tests", "benchmarks", "examples"):
+    for folder in FOLDERS:
         yield from (path for path in (ROOT / folder).rglob("*.py") if path != Path(__file__))
     yield from DOCS.glob("*.md")
     yield from ROOT.glob("*.md")
@@ -68,11 +71,13 @@ def test_every_section_that_is_cited_has_its_number(name: str) -> None:
 
 
 def test_every_page_that_is_named_exists() -> None:
+    pages = {path.name for folder in (*FOLDERS, "docs") for path in (ROOT / folder).rglob("*.md")}
+    pages |= {path.name for path in ROOT.glob("*.md")}
     missing = []
     for path, text in TEXTS.items():
         if path.suffix == ".py" and "src" in path.parts:
             names = re.findall(r"(?<![\w/{}*.-])((?:docs/)?[A-Za-z-]+\.md)\b", text)
-            missing += [f"{path.name}: {name}" for name in names if not list(ROOT.glob(f"**/{Path(name).name}"))]
+            missing += [f"{path.name}: {name}" for name in names if Path(name).name not in pages]
     assert missing == []
 
 

@@ -17,6 +17,7 @@ Each is a file ``planted/<name>.toml``::
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -92,12 +93,18 @@ class Mutant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise Stale(f"its killer is in no file: {file}")
         parent, _, test = rest.rpartition("::")
         function = test.partition("[")[0]
-        tree = ast.walk(ast.parse(path.read_text()))
-        names = {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        if function not in names and not (function == "runTest" and f"{parent} = " in path.read_text()):
+        if function not in _names_in(path) and not (function == "runTest" and f"{parent} = " in path.read_text()):
             raise Stale(f"its killer {function!r} is not in {file}")
 
 
+@functools.cache
+def _names_in(path: Path) -> frozenset[str]:
+    """Of functions and classes. Most faults share the file of their killer with others."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    return frozenset(node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef))
+
+
+@functools.cache
 def load(path: Path) -> Mutant:
     """Raises :class:`Stale` for a file that is not of this form."""
     try:

@@ -31,7 +31,9 @@ if __name__ == "__main__":
 from pool.chaos_borrower import PER_USER, UPSTREAM_IDLE_S, WAIT_S  # noqa: E402
 from pool.soap.provider_process import ProviderProcess  # noqa: E402
 from ports import free_port  # noqa: E402
+from warm_command import POOL, WarmProcess  # noqa: E402
 
+LOADED = (*POOL, "coatcheck.pool.adapters.zeep", "zeep")
 BORROWERS = 4
 THREADS = 4
 USERS = 3
@@ -120,6 +122,12 @@ def own_postgresql() -> Iterator[str]:
         backend.stop()
 
 
+def _end(process: WarmProcess) -> None:
+    process.kill()
+    process.wait(60)
+    process.stdout.close()
+
+
 class Crowd:
     """The borrowers' processes; one that is killed is replaced."""
 
@@ -127,27 +135,25 @@ class Crowd:
         self._arguments = (store, wsdl)
         self._folder = folder
         self._started = 0
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[WarmProcess] = []
         self.kills = 0
 
     def start_one(self) -> None:
         output = self._folder / f"borrower-{self._started}.jsonl"
         self._started += 1
-        command = [sys.executable, str(HERE / "chaos_borrower.py"), *self._arguments, str(output)]
+        command = [str(HERE / "chaos_borrower.py"), *self._arguments, str(output), str(THREADS), str(USERS)]
         with (self._folder / f"{output.stem}.log").open("wb") as log:
-            self._running.append(subprocess.Popen([*command, str(THREADS), str(USERS)], stdout=log, stderr=log))
+            self._running.append(WarmProcess(*command, loaded=LOADED, errors=log))
 
     def kill_one(self, dice: random.Random) -> None:
         victim = self._running.pop(dice.randrange(len(self._running)))
         assert victim.poll() is None, "a borrower ended by itself; its log has the reason"
-        victim.kill()
-        victim.wait(60)
+        _end(victim)
         self.kills += 1
 
     def end(self) -> None:
         for process in self._running:
-            process.kill()
-            process.wait(60)
+            _end(process)
 
     def survivors(self) -> int:
         return len(self._running)
@@ -165,7 +171,7 @@ def run_chaos(seconds: float, store: str, folder: Path, seed: int) -> Outcome:
             store = f"sqlite:///{folder / 'tokens.db'}"
         provider = ProviderProcess(
             *("--user", "*:secret", "--max-sessions-per-user", str(PER_USER), "--idle", str(UPSTREAM_IDLE_S)),
-            *("--expire-rate", "0.02", "--kill-rate", "0.02", "--slow-login", "0.05", "--latency", "0.005"),
+            *("--expire-rate", "0.02", "--kill-rate", "0.02", "--slow-login", "0.05", "--latency", "0.03"),
             *("--single-use", "--seed", str(seed)),
             log=folder / "provider.log",
         )

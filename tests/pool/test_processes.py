@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import secrets
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from coatcheck.pool import TokenPool
+from warm_command import POOL, WarmProcess
 
 HERE = Path(__file__).resolve().parent
 RUN_S = 5.0
@@ -23,11 +22,10 @@ def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(store_url: str) -
     dice = random.Random(7)
     ended: list[tuple[int, str]] = []
     with tempfile.TemporaryDirectory() as books:
-        arguments = [store_url, key.hex(), books, str(RUN_S), "1s", "2", "0.01", "2"]
-        command = [sys.executable, str(HERE / "borrower.py"), *arguments]
+        arguments = [store_url, key.hex(), books, str(RUN_S), "1s", "2", "0.03", "2"]
 
-        def borrow() -> subprocess.Popen[str]:
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        def borrow() -> WarmProcess:
+            return WarmProcess(str(HERE / "borrower.py"), *arguments, loaded=POOL)
 
         borrowers = [borrow() for _ in range(BORROWERS)]
         try:
@@ -37,14 +35,14 @@ def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(store_url: str) -
                 victim = borrowers.pop(0)
                 early = victim.poll()
                 victim.kill()
-                output = victim.communicate(timeout=20)[0]
+                output = victim.communicate(timeout=20)
                 ended.append((0 if early is None else early, output))
                 borrowers.append(borrow())
                 if time.monotonic() > until:
                     break
             for borrower in borrowers:
-                output = borrower.communicate(timeout=RUN_S + 40)[0]
-                ended.append((borrower.returncode, output))
+                output = borrower.communicate(timeout=RUN_S + 40)
+                ended.append((borrower.wait(), output))
         finally:
             for borrower in borrowers:
                 if borrower.poll() is None:

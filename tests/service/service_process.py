@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from coatcheck.service.callers import credential
 from coatcheck.service.client import SessionClient
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
+from warm_command import WarmCommand
 
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 RING = KeyRing([parse_key(KEY, "test")])
@@ -64,20 +64,12 @@ class ServiceProcess:
         (folder / "callers.toml").write_text(callers)
         store = store or f"sqlite:///{folder / 'sessions.db'}"
         self.log = folder / f"log-{os.urandom(3).hex()}"
-        command = [sys.executable, "-m", "coatcheck.cli", "service", "serve", "--listen", "127.0.0.1:0"]
+        command = ["service", "serve", "--listen", "127.0.0.1:0"]
         command += ["--callers", str(folder / "callers.toml"), "--name", FARM, "--session-server", store, *arguments]
         if "--tls-authority" not in arguments:
             (folder / "callers.toml").write_text(callers.replace('certificate = "legacy.example"', ""))
         with self.log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment(**variables),
-                cwd=folder,
-            )
-        assert self.process.stdout is not None
+            self.process = WarmCommand(*command, errors=errors, env=environment(**variables), cwd=folder)
         line = self.process.stdout.readline()
         if " at http" not in line:
             self.process.wait(60)
@@ -113,6 +105,5 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait(60)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         return status

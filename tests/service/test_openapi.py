@@ -34,7 +34,7 @@ origin = "https://tickets.example"
 paths = ["/tickets/*"]
 """
 NO_HEADER = {"\0", "\v", "\f"}
-EXAMPLES = 40
+EXAMPLES = 25
 """Of each operation; derandomized, as all of hypothesis here."""
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 ASKED = [operation for operation in OPERATIONS if operation.name != "events"]

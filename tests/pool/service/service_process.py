@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+
+from warm_command import WarmCommand
 
 BEARER = "a-bearer-token-for-the-tests"
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
@@ -28,11 +29,9 @@ class ServiceProcess:
         for secret in (self.token_file, self.key_file):
             secret.chmod(0o600)
         self.log = folder / "log"
-        command = [sys.executable, "-m", "coatcheck.cli", "pool", "serve", "--listen", "127.0.0.1:0"]
-        command += ["--token-file", str(self.token_file), *arguments]
+        command = ["pool", "serve", "--listen", "127.0.0.1:0", "--token-file", str(self.token_file), *arguments]
         with self.log.open("ab") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert self.process.stdout is not None
+            self.process = WarmCommand(*command, errors=errors)
         line = self.process.stdout.readline()
         if " at http" not in line:
             self.process.wait(START_TIMEOUT_S)
@@ -42,7 +41,7 @@ class ServiceProcess:
             base_url=self.url,
             headers={"Authorization": f"Bearer {BEARER}"},
             timeout=90,
-            verify=ssl.create_default_context(cafile=trust),
+            verify=True if trust is None else ssl.create_default_context(cafile=trust),
         )
 
     def checkout(self, user: str = "ANN", **asked: Any) -> httpx.Response:
@@ -70,6 +69,5 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait(60)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         return status

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import warm_command
 from coatcheck.pool import LoginFailed, LoginRateLimited, TokenPool
 
 from .conftest import StartService
@@ -21,8 +22,7 @@ from .service_process import BEARER
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coatcheck.cli", "pool", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return warm_command.run("pool", *arguments)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import http.server
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import httpx
 from lxml import etree
 
 from coatcheck.soap_provider import SERVICE_NS
+from warm_command import WarmCommand
 
 from .wire import MEDIA_TYPE, SOAP, Reply, envelope, read
 
@@ -36,12 +36,11 @@ class GatewayProcess:
             file.write_text(f"{text}\n")
             file.chmod(0o600)
         self.log = folder / "log"
-        command = [sys.executable, "-m", "coatcheck.cli", "pool", "soap-gateway", "--listen", "127.0.0.1:0"]
+        command = ["pool", "soap-gateway", "--listen", "127.0.0.1:0"]
         command += ["--token-file", str(token_file), "--password-file", str(password_file), "--user", "SADMIN"]
         command += ["--upstream", upstream, "--login-operation", LOGIN, *arguments]
         with self.log.open("ab") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert self.process.stdout is not None
+            self.process = WarmCommand(*command, errors=errors)
         line = self.process.stdout.readline()
         if "SOAP gateway at" not in line:
             self.process.wait(60)
@@ -67,7 +66,6 @@ class GatewayProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait(60)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         return status
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from warm_command import WarmCommand
 
 START_TIMEOUT_S = 30
 
@@ -17,10 +18,8 @@ class ProviderProcess:
 
     def __init__(self, *arguments: str, log: Path) -> None:
         self.log = log
-        command = [sys.executable, "-m", "coatcheck.cli", "soap", "serve", "--listen", "127.0.0.1:0", *arguments]
         with log.open("wb") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert self.process.stdout is not None
+            self.process = WarmCommand("soap", "serve", "--listen", "127.0.0.1:0", *arguments, errors=errors)
         line = self.process.stdout.readline()
         if "SOAP provider at" not in line:
             self.process.wait(START_TIMEOUT_S)
@@ -46,5 +45,4 @@ class ProviderProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(60)
-        assert self.process.stdout is not None
         self.process.stdout.close()

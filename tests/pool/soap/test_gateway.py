@@ -6,8 +6,6 @@ import base64
 import http.server
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from zeep.transports import Transport
 from certificate import make_certificate
 from coatcheck.pool.soap.gateway import CALL_LIMITS
 from coatcheck.soap_provider import SESSION_NS
+from warm_command import run
 
 from .conftest import StartProvider
 from .gateway_process import BEARER, LOGOUT, PASSWORD, GatewayProcess, OddUpstream, Seen, fault, reply
@@ -471,8 +470,7 @@ def test_wrong_settings_end_it_with_one_line(tmp_path: Path, arguments: tuple[st
     token = tmp_path / "token"
     token.write_text(BEARER)
     token.chmod(0o600)
-    command = [sys.executable, "-m", "coatcheck.cli", "pool", "soap-gateway", "--listen", "127.0.0.1:0"]
-    command += ["--token-file", str(token), "--user", "SADMIN", "--upstream", "http://127.0.0.1:1/soap", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ["pool", "soap-gateway", "--listen", "127.0.0.1:0", "--token-file", str(token), "--user", "SADMIN"]
+    ended = run(*command, "--upstream", "http://127.0.0.1:1/soap", *arguments)
     assert ended.returncode == 2
     assert words in ended.stderr and ended.stderr.startswith("coatcheck: ") and ended.stderr.count("\n") == 1

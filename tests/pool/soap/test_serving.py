@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+import warm_command
 from coatcheck.pool.soap.versions import SOAP_11
 from coatcheck.soap_provider.messages import SoapRequest
 from coatcheck.soap_provider.rules import Presented
@@ -19,8 +19,7 @@ from .wire import call, log_in
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coatcheck.cli", "soap", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return warm_command.run("soap", "serve", *arguments)
 
 
 @pytest.mark.parametrize(

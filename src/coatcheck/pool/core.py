@@ -15,7 +15,7 @@ import msgspec
 
 from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
-from coatcheck.pool.commands import Acquire, Add, Both, Command, Granted, Release, Reply, TakeIdle, Then
+from coatcheck.pool.commands import Acquire, Add, Both, Command, Extend, Granted, Release, Reply, TakeIdle, Then
 from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
@@ -23,6 +23,7 @@ from coatcheck.pool.events import PoolEvent, PoolEventKind
 from coatcheck.pool.flows import Flow, Fresh, LogIn, acquire
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
+from coatcheck.pool.leaks import HeldLong
 from coatcheck.pool.lines import Lines, Watched
 from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
@@ -57,7 +58,10 @@ class PoolCore:
         self.shared_box = SharedBox(ring, self.settings.name, self.settings.policy)
         self.shared_lines = SharedLines(self.clock, self.settings.policy.min_remaining_s, others=self.memory is None)
         # The fast path; None: every lease takes the whole way.
-        self.quick = self.memory if self.settings.check_after_s == FAR else None
+        self.quick = self.memory if self.settings.check_after_s == self.settings.leak_after_s == FAR else None
+        self.leaks: HeldLong | None = None
+        if self.settings.leak_after_s != FAR:
+            self.leaks = HeldLong(self.settings.leak_after_s, partial(self.report, PoolEventKind.LEASE_HELD_LONG))
         self.closed = False
         self.live = LiveLeases(self.clock)
         self.generation = 0  # how often this process was forked since
@@ -135,6 +139,14 @@ class PoolCore:
         first = command.first if isinstance(command, Then) else command
         if isinstance(first, Release):
             self.live.discard((user, first.fence))
+        if self.leaks is not None and isinstance(first, Release | Extend):
+            (self.leaks.back if isinstance(first, Release) else self.leaks.extended)(user, first.fence)
+
+    def checked_out(self, user: str, granted: Granted) -> TokenObject:
+        """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
+        if self.leaks is not None:
+            self.leaks.lent(user, granted.fence)
+        return _shown(granted.value, granted.deadline, granted.fence, granted.uses, self.settings.policy)
 
     def check_out_quickly(self, user: str, credentials: tuple[bytes, ...]) -> TokenObject | None:
         """A free token of this process, when nothing is out of the ordinary."""
@@ -199,6 +211,8 @@ class PoolCore:
         if self.memory is not None:
             self.memory.start_anew()
         self.live.clear()
+        if self.leaks is not None:
+            self.leaks.start_anew()
         self.shared_lines.forget()
         self.generation += 1  # and nobody of those who wait is here
 
@@ -206,11 +220,6 @@ class PoolCore:
         """Leave a store to the parent process: its connections are shared, so they must not even be closed here."""
         if self.memory is None:
             _abandoned.append(store)
-
-
-def token_object(granted: Granted, policy: Policy) -> TokenObject:
-    """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
-    return _shown(granted.value, granted.deadline, granted.fence, granted.uses, policy)
 
 
 def _shown(value: str, deadline: float, fence: int, uses: int, policy: Policy) -> TokenObject:

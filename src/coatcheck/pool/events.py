@@ -19,12 +19,13 @@ class PoolEventKind(Enum):
     PROBE_FAILED = "pool.probe_failed"
     KEEPALIVE_FAILED = "pool.keepalive_failed"
     LEASE_LOST = "pool.lease_lost"
+    LEASE_HELD_LONG = "pool.lease_held_long"
     LEASE_NOT_EXTENDED = "pool.lease_not_extended"
     STORE_UNAVAILABLE = "pool.store_unavailable"
 
 
 class PoolEvent(msgspec.Struct, frozen=True):
-    """``detail``: the type of an error, or a fencing number."""
+    """``detail``: the type of an error, a fencing number, or where a lease was borrowed."""
 
     kind: PoolEventKind
     user: str

@@ -86,6 +86,8 @@ class Held:
         self.uses = granted.uses
         self._generation = self._pool.generation
         self._turn = granted.turn
+        if self._pool.leaks is not None:
+            self._pool.leaks.lent(self.user, self.fencing)
         memory = self._pool.quick
         self._state = None if memory is None else memory.states.get(self.user)
 

@@ -57,6 +57,7 @@ class PoolOptions(TypedDict, total=False):
     ``max_stream``: so long adapters go on extending the lease of a response that streams ("1h").
     ``login_backoff``: first and longest pause after failed logins. ``keepalive_every``: touch tokens idle that long.
     ``check_after``: a token that nobody used for so long is asked for by ``probe`` before it is lent; ``None``: never.
+    ``leak_after``: a lease that is out for so long is told, with where it was borrowed; ``None``: never.
     ``max_users``: of a pool without a ``store`` (10,000).
     ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
     """
@@ -88,6 +89,7 @@ class PoolOptions(TypedDict, total=False):
     max_stream: Duration
     check_after: Duration | None
     max_users: int
+    leak_after: Duration | None
 
 
 class Settings:
@@ -119,6 +121,8 @@ class Settings:
         self.on_error = _one_of("on_error", options.get("on_error", "drop"), ("drop", "return", "probe"))
         if self.on_error == "probe" and self.probe is None:
             raise ConfigError('probe: on_error="probe" needs a function that tells whether a token is alive')
+        leak_after = options.get("leak_after")
+        self.leak_after_s = FAR if leak_after is None else seconds("leak_after", leak_after, least=0.001)
         check_after = options.get("check_after")
         self.check_after_s = FAR if check_after is None else seconds("check_after", check_after, least=0.001)
         if check_after is not None and self.probe is None:

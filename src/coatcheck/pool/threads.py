@@ -29,7 +29,7 @@ from coatcheck.pool.commands import (
     Reply,
     Reset,
 )
-from coatcheck.pool.core import PoolCore, number, token_object
+from coatcheck.pool.core import PoolCore, number
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
@@ -192,7 +192,7 @@ class TokenPool(PoolCore):
         command = Acquire(may_wait=False, may_login=False, credentials=credentials)
         reply = self.run(flows.ask(username, command))
         self.credentials.checked_out_in_vain(username, () if type(reply) is Granted else credentials)
-        return token_object(reply, self.settings.policy) if type(reply) is Granted else NULL_TOKEN
+        return self.checked_out(username, reply) if type(reply) is Granted else NULL_TOKEN
 
     def check_in(
         self, username: str, token_object: TokenObject, token_string: str, password: str | None = None

@@ -19,6 +19,7 @@ from coatcheck.pool.commands import (
     Extend,
     Granted,
     Leave,
+    LogInAhead,
     LoginDone,
     LoginEnded,
     LogoutEnded,
@@ -264,6 +265,22 @@ class Farm(RuleBasedStateMachine):
         if type(reply) is Granted:
             self.deadlines[fence] = self.now + LEASE_S
 
+    @rule(whose=WHOSE, sessions=st.integers(1, 3), idle=st.booleans())
+    def log_in_ahead(self, whose: tuple[bytes, ...], sessions: int, idle: bool) -> None:
+        waiting = any(self.now < ticket.alive_until for ticket in self.state.tickets)
+        reply, partings = self.apply(LogInAhead(sessions, whose, idle))
+        self.part(partings)
+        if type(reply) is MustLogIn:
+            assert not waiting, "whoever waits comes first"
+            self.logging_in.append(reply.fence)
+            self.logins[reply.fence] = owner(whose)
+            under_way = [fence for fence in self.logging_in if fence in self.state.leases]
+            owned = sum(self.logins[fence] == owner(whose) for fence in under_way)
+            owned += sum(self.owners[token.value.split("/")[0]] == owner(whose) for token in self.state.free)
+            assert not (whose == (RIGHT, FORMER) and idle) or owned <= sessions, "enough is enough"
+        elif type(reply) is NotTried:
+            assert owner(whose) in self.refused
+
     @precondition(lambda self: self.state.free)
     @rule()
     def keep_alive(self) -> None:
@@ -406,6 +423,22 @@ def test_who_was_renamed_by_a_newer_key_keeps_its_place() -> None:
     farm.ask_again(which=0, more=0)
     assert first not in farm.queue, "it had its turn"
     assert farm.logging_in
+    farm.teardown()
+
+
+def test_a_login_ahead_leaves_the_slot_to_who_waits_for_it() -> None:
+    farm = Farm()
+    farm.begin(per_user=2, max_uses=1, signs_out=False, ticket_life_s=FAR, login_every_s=0.0)
+    farm.log_in_at_once(whose=())
+    farm.borrow(whose=())
+    farm.fail_to_log_in(which=0, failed=True, refused=False)
+    farm.borrow(whose=())
+    assert len(farm.queue) == 1, "after the failure it waits for its turn to try"
+    farm.time_passes(seconds=2.0, clean_up=False)
+    farm.log_in_ahead(whose=(), sessions=3, idle=False)
+    assert farm.logging_in == []
+    farm.ask_again(which=0, more=0)
+    assert len(farm.logging_in) == 1
     farm.teardown()
 
 

@@ -36,7 +36,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.core import PoolCore, number
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LeaseLost, LoginFailed, LoginRefused, PoolError, StoreUnavailable
+from coatcheck.pool.errors import LeaseLost, LoginFailed, LoginRateLimited, LoginRefused, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, LoginGoesOn, LogOut, Look, Stand
 from coatcheck.pool.held import Held
@@ -146,7 +146,7 @@ class AsyncTokenPool(PoolCore):
     async def acquire(self, held: AsyncTokenLease) -> None:
         """What :meth:`AsyncTokenLease.acquire` does."""
         held._must_be_free()
-        if self.settings.keepalive is not None and self._ticker is None:
+        if self.settings.ticks_every_s != FAR and self._ticker is None:
             self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
         flow = self.acquiring(user, password, held)
@@ -288,6 +288,18 @@ class AsyncTokenPool(PoolCore):
             return 0
         idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
         return sum([await self.run(flows.keep_alive(user, idle_s, most)) for user in await self._look()])
+
+    async def warm_up(self, user: str, sessions: int, password: str | None = None) -> int:
+        """Log in until these credentials have so many sessions, or all slots are taken; returns how many logins.
+
+        Those who wait come first, and have what it brings. Raises ``LoginFailed``, ``LoginRefused``,
+        ``LoginRateLimited``, ``PoolClosed``, ``StoreUnavailable``, ``ValueError``.
+        """
+        credentials = self.credentials.of(check_user(user), check_password(password))
+        most, count = number(sessions), 0
+        while await self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
+            count += 1
+        return count
 
     async def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
         """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
@@ -500,11 +512,18 @@ class AsyncTokenPool(PoolCore):
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.keepalive_every_s / 2)
+            await asyncio.sleep(self.settings.ticks_every_s)
             try:
                 await self.keep_alive()
+                await self._keep_ready()
             except PoolError as error:
                 self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+
+    async def _keep_ready(self) -> None:
+        for user in self.users_to_keep_ready(await self._look()):
+            with contextlib.suppress(LoginFailed, LoginRateLimited):  # told already; the back-off says when again
+                while await self.run(flows.log_in_ahead(user, None, self.settings.min_idle, self.lines, (), idle=True)):
+                    pass
 
     async def _logged_out(self, user: str, parting: Parting) -> None:
         try:

@@ -109,6 +109,18 @@ class Add(msgspec.Struct, frozen=True, tag=True):
         return "<Add>"
 
 
+class LogInAhead(msgspec.Struct, frozen=True, tag=True):
+    """Begin a login that nobody waits for, if these credentials have fewer ``sessions``, with logins under way.
+
+    ``idle``: those in borrowers' hands do not count. Whoever waits comes first. Answered with :class:`MustLogIn`,
+    :class:`NotTried`, or :class:`NoToken`: there are enough, there is no room, or not yet.
+    """
+
+    sessions: int
+    credentials: tuple[bytes, ...] = ()
+    idle: bool = False
+
+
 class TakeIdle(msgspec.Struct, frozen=True, tag=True):
     """Lease a free token that nobody used for ``idle_s``, to keep it alive; does not count as a use."""
 
@@ -153,6 +165,7 @@ Command = (
     | RefuseToken
     | LogoutEnded
     | Add
+    | LogInAhead
     | TakeIdle
     | Remove
     | Reset

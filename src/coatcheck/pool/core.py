@@ -15,7 +15,19 @@ import msgspec
 
 from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
-from coatcheck.pool.commands import Acquire, Add, Both, Command, Extend, Granted, Release, Reply, TakeIdle, Then
+from coatcheck.pool.commands import (
+    Acquire,
+    Add,
+    Both,
+    Command,
+    Extend,
+    Granted,
+    LogInAhead,
+    Release,
+    Reply,
+    TakeIdle,
+    Then,
+)
 from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
 from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
@@ -31,7 +43,7 @@ from coatcheck.pool.payload import unpack
 from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.shared.flows import Refresh, SharedBox
 from coatcheck.pool.shared.seen import SharedLines
-from coatcheck.pool.slots import is_overdue
+from coatcheck.pool.slots import is_overdue, is_spent
 from coatcheck.pool.state import FAR, Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore
@@ -86,7 +98,7 @@ class PoolCore:
 
     def must_be_open(self, command: Command) -> None:
         """A closed pool takes back what is out, and begins nothing. Raises ``PoolClosed``."""
-        if self.closed and isinstance(command, Acquire | Add | TakeIdle):
+        if self.closed and isinstance(command, Acquire | Add | LogInAhead | TakeIdle):
             raise PoolClosed("the pool is closed")
 
     def login_call(self, login: Login, effect: LogIn | Refresh) -> tuple[Login, tuple[Any, ...]]:
@@ -185,6 +197,17 @@ class PoolCore:
             now = self.memory.clock()
             holdings = [holding for state in self.memory.states.values() for holding in state.leases.values()]
         return sum(now < holding.deadline for holding in holdings)  # what is overdue is nobody's any more
+
+    def users_to_keep_ready(self, states: dict[str, tuple[UserState, float]]) -> list[str]:
+        """Those who have tokens that no password opened, and too few of them ready."""
+        least, policy = self.settings.min_idle, self.settings.policy
+        found: list[str] = []
+        for user, (state, now) in states.items() if least else ():
+            idle = [token for token in state.free if not token.credentials and not is_spent(token, policy, now)]
+            lent = (holding.token for holding in state.leases.values() if holding.token is not None)
+            if len(idle) < least and (idle or any(not token.credentials for token in lent)):
+                found.append(user)
+        return found
 
     def overdue(self, states: dict[str, tuple[UserState, float]]) -> list[str]:
         """The users for whom cleaning up has something to do; the others need no command."""

@@ -17,6 +17,7 @@ from coatcheck.pool.commands import (
     Command,
     Done,
     Granted,
+    LogInAhead,
     LoginDone,
     LoginEnded,
     Lost,
@@ -322,6 +323,25 @@ def _give_back(
         yield from _tell(user, lines.failed(user, command, error))
         raise
     return answer.first
+
+
+def log_in_ahead(
+    user: str, password: str | None, sessions: int, lines: Lines, credentials: tuple[bytes, ...], *, idle: bool = False
+) -> Flow[bool]:
+    """Log in once, if these credentials have fewer ``sessions`` (with ``idle``: in nobody's hands), and there is room.
+
+    Returns whether it did. Raises ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
+    """
+    reply = yield Apply(user, LogInAhead(sessions, credentials, idle))
+    if type(reply) is NotTried:
+        raise LoginRefused(user)
+    if type(reply) is not MustLogIn:
+        if reply.limited_s:
+            raise LoginRateLimited(user, reply.limited_s)
+        return False
+    granted = yield from log_in(user, password, reply.fence, credentials)
+    yield from release(user, Release(granted.fence), lines)
+    return True
 
 
 def keep_alive(user: str, idle_s: float, most: int) -> Flow[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
@@ -19,6 +19,9 @@ from coatcheck.pool.payload import Payload, check_payload, pack
 from coatcheck.pool.state import FAR, MAX_USERS, NO_LIMIT, Policy
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
+
+READY_EVERY_S: Final = 1.0
+"""How often a pool with ``min_idle`` looks whether a user has too few tokens ready."""
 
 
 class SignedIn(msgspec.Struct, frozen=True):
@@ -58,6 +61,7 @@ class PoolOptions(TypedDict, total=False):
     ``login_backoff``: first and longest pause after failed logins. ``keepalive_every``: touch tokens idle that long.
     ``check_after``: a token that nobody used for so long is asked for by ``probe`` before it is lent; ``None``: never.
     ``leak_after``: a lease that is out for so long is told, with where it was borrowed; ``None``: never.
+    ``min_idle``: of a user who has tokens, so many are kept ready, by logins ahead (0); without a password alone.
     ``max_users``: of a pool without a ``store`` (10,000).
     ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
     """
@@ -90,6 +94,7 @@ class PoolOptions(TypedDict, total=False):
     check_after: Duration | None
     max_users: int
     leak_after: Duration | None
+    min_idle: int
 
 
 class Settings:
@@ -130,6 +135,14 @@ class Settings:
         self.policy = _policy(options)
         if self.policy.min_remaining_s >= self.ttl_s * (1 - self.jitter):
             raise ConfigError("min_remaining: must be shorter than ttl less its jitter, or no token could ever be used")
+        self.min_idle = options.get("min_idle", 0)
+        if self.min_idle != 0:
+            _count("min_idle", self.min_idle, self.policy.per_user)
+            if login is None:
+                raise ConfigError("min_idle: needs a login function")
+        self.ticks_every_s = min(
+            self.keepalive_every_s / 2 if self.keepalive is not None else FAR, READY_EVERY_S if self.min_idle else FAR
+        )
         self.store = options.get("store")
         self.max_users = _count("max_users", options.get("max_users", MAX_USERS), 10_000_000)
         if self.store is not None and "max_users" in options:

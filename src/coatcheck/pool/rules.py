@@ -29,6 +29,7 @@ from coatcheck.pool.commands import (
     Extend,
     Granted,
     Leave,
+    LogInAhead,
     LoginDone,
     LoginEnded,
     LogoutEnded,
@@ -61,10 +62,12 @@ from coatcheck.pool.slots import (
     give_back,
     hold,
     idle_of_others,
+    is_refused,
     known_as,
     last_of,
     login_wait_s,
     lose,
+    may_log_in,
     note_failure,
     note_success,
     sweep,
@@ -195,14 +198,36 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
             claim = Claim.LOGIN  # else it comes when the other is logged out
     if claim is Claim.LOGIN and command.may_login:
         _serve(state, policy, now, command)
-        if policy.login_every_s:
-            state.rate_at = max(state.rate_at, now) + policy.login_every_s
-            state.rate_s = policy.login_every_s * policy.login_burst
-        return MustLogIn(hold(state, None, now, policy.login_timeout_s, credentials=mine))
+        return _begin_login(state, policy, now, mine)
     limited_s = login_wait_s(state, policy, now, mine)
     if not command.may_wait:
         return NoToken(limited_s)
     return _queue(state, policy, now, command, mine, limited_s)
+
+
+def _begin_login(state: UserState, policy: Policy, now: float, mine: bytes) -> MustLogIn:
+    if policy.login_every_s:
+        state.rate_at = max(state.rate_at, now) + policy.login_every_s
+        state.rate_s = policy.login_every_s * policy.login_burst
+    return MustLogIn(hold(state, None, now, policy.login_timeout_s, credentials=mine))
+
+
+def _log_in_ahead(state: UserState, policy: Policy, now: float, command: LogInAhead, partings: Partings) -> Reply:
+    sweep(state, policy, now, partings)
+    mine = known_as(state, command.credentials)
+    owners = [token.credentials for token in state.free]
+    owners += [holding.credentials for holding in state.leases.values() if holding.token is None]
+    if not command.idle:
+        owners += [holding.token.credentials for holding in state.leases.values() if holding.token is not None]
+    enough = sum(same(owner, mine) for owner in owners) >= command.sessions
+    if enough or state.tickets or state.slots_used() >= policy.per_user:
+        return NoToken()
+    if is_refused(state, now, mine):
+        return NotTried()
+    logging_in = [holding.credentials for holding in state.leases.values() if holding.token is None]
+    if not may_log_in(state, policy, now, mine, logging_in):
+        return NoToken(login_wait_s(state, policy, now, mine))
+    return _begin_login(state, policy, now, mine)
 
 
 def _claim(
@@ -471,6 +496,7 @@ _RULES: Final[dict[type, _Rule]] = {
     RefuseToken: _refuse,
     LogoutEnded: _closed,
     Add: _add,
+    LogInAhead: _log_in_ahead,
     TakeIdle: _take_idle,
     Remove: _remove,
     Reset: _reset,

@@ -162,7 +162,7 @@ def claims(
             yield caller.number, Claim.TOKEN, None
         elif is_refused(state, now, mine):
             yield caller.number, Claim.REFUSED, None
-        elif not _may_log_in(state, policy, now, mine, logging_in):
+        elif not may_log_in(state, policy, now, mine, logging_in):
             in_vain = mine
         elif room > 0:
             room -= 1
@@ -194,7 +194,7 @@ def idle_of_others(state: UserState, credentials: bytes) -> Token | None:
     return None
 
 
-def _may_log_in(state: UserState, policy: Policy, now: float, mine: bytes, logging_in: list[bytes]) -> bool:
+def may_log_in(state: UserState, policy: Policy, now: float, mine: bytes, logging_in: list[bytes]) -> bool:
     """Whether a login with these credentials may start. After a failure, one tries at a time."""
     if now < login_allowed_at(state, policy, mine):
         return False

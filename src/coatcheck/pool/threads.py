@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import inspect
 import random
 import threading
@@ -31,7 +32,7 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.core import PoolCore, number
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LeaseLost, LoginFailed, PoolError, StoreUnavailable
+from coatcheck.pool.errors import LeaseLost, LoginFailed, LoginRateLimited, PoolError, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.flows import Apply, Ask, Effect, Flow, Fresh, LogIn, Look, Stand
 from coatcheck.pool.held import Held
@@ -45,6 +46,7 @@ from coatcheck.pool.shared.flights import ThreadFlights
 from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
 from coatcheck.pool.shared.flows import rows as shared_rows
 from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
+from coatcheck.pool.state import FAR
 from coatcheck.pool.stores.address import open_store
 from coatcheck.pool.stores.port import TokenStore
 
@@ -282,6 +284,18 @@ class TokenPool(PoolCore):
         idle_s, most = self.settings.keepalive_every_s, self.settings.policy.per_user
         return sum(self.run(flows.keep_alive(user, idle_s, most)) for user in self._store.look())
 
+    def warm_up(self, user: str, sessions: int, password: str | None = None) -> int:
+        """Log in until these credentials have so many sessions, or all slots are taken; returns how many logins.
+
+        Those who wait come first, and have what it brings. Raises ``LoginFailed``, ``LoginRefused``,
+        ``LoginRateLimited``, ``PoolClosed``, ``StoreUnavailable``, ``ValueError``.
+        """
+        credentials = self.credentials.of(check_user(user), check_password(password))
+        most, count = number(sessions), 0
+        while self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
+            count += 1
+        return count
+
     def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
         """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
 
@@ -422,7 +436,7 @@ class TokenPool(PoolCore):
 
     def _see_to_keepalive(self) -> None:
         """Have the thread that keeps idle tokens alive; a fork starts its own with its first command."""
-        if self.settings.keepalive is None or self._ticker is not None or self.closed:
+        if self.settings.ticks_every_s == FAR or self._ticker is not None or self.closed:
             return
         with self._starting:
             if self._ticker is None:
@@ -432,11 +446,18 @@ class TokenPool(PoolCore):
                 self._ticker.start()
 
     def _tick(self, stop: threading.Event) -> None:
-        while not stop.wait(self.settings.keepalive_every_s / 2):
+        while not stop.wait(self.settings.ticks_every_s):
             try:
                 self.keep_alive()
+                self._keep_ready()
             except PoolError as error:
                 self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+
+    def _keep_ready(self) -> None:
+        for user in self.users_to_keep_ready(self._store.look()):
+            with contextlib.suppress(LoginFailed, LoginRateLimited):  # told already; the back-off says when again
+                while self.run(flows.log_in_ahead(user, None, self.settings.min_idle, self.lines, (), idle=True)):
+                    pass
 
     def _add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
         if self.settings.logout is not None:

@@ -16,7 +16,7 @@ local REFRESHES_PER_TICKET_LIFE = 3
 local KEEP_S, MAX_KEEP_S = 7 * 86400, 10 * 366 * 86400
 local MAX_TOLD = 200
 local KEY_DIGITS = 10
-local LIMITING = {Acquire = true, LoginDone = true, Add = true, Then = true}
+local LIMITING = {Acquire = true, LogInAhead = true, LoginDone = true, Add = true, Then = true}
 local MAX_LINES, LINE_S = 64, 60
 local ENDED_S = 0
 local PROTECTED_S, PROTECTED_MAX_S, MAX_REFUSALS = 1, 60, 32
@@ -461,6 +461,33 @@ local function queue(command, mine, limited_s)
   }
 end
 
+local function begin_login(mine)
+  if policy.login_every_s > 0 then
+    state.rate_at = math.max(state.rate_at, now) + policy.login_every_s
+    state.rate_s = policy.login_every_s * policy.login_burst
+  end
+  return {kind = 'MustLogIn', fence = hold(nil, policy.login_timeout_s, nil, mine)}
+end
+
+function rules.LogInAhead(command)
+  sweep()
+  local mine = known_as(command.credentials)
+  local count, logging_in = 0, {}
+  for _, token in ipairs(state.free) do
+    if token.credentials == mine then count = count + 1 end
+  end
+  for _, holding in ipairs(state.leases) do
+    if not holding.token then table.insert(logging_in, holding.credentials) end
+    if not (command.idle and holding.token) and (holding.token or holding).credentials == mine then count = count + 1 end
+  end
+  if count >= command.sessions or #state.tickets > 0 or slots_used() >= policy.per_user then
+    return {kind = 'NoToken', limited_s = 0}
+  end
+  if is_refused(mine) then return {kind = 'NotTried'} end
+  if not may_log_in(mine, logging_in) then return {kind = 'NoToken', limited_s = login_wait_s(mine)} end
+  return begin_login(mine)
+end
+
 function rules.Acquire(command)
   sweep()
   local mine = known_as(command.credentials)
@@ -480,11 +507,7 @@ function rules.Acquire(command)
   end
   if claim == 'login' and command.may_login then
     serve(command)
-    if policy.login_every_s > 0 then
-      state.rate_at = math.max(state.rate_at, now) + policy.login_every_s
-      state.rate_s = policy.login_every_s * policy.login_burst
-    end
-    return {kind = 'MustLogIn', fence = hold(nil, policy.login_timeout_s, nil, mine)}
+    return begin_login(mine)
   end
   local limited_s = login_wait_s(mine)
   if not command.may_wait then return {kind = 'NoToken', limited_s = limited_s} end

@@ -38,6 +38,7 @@ from coatcheck.pool.commands import (
     CommandOutcome,
     Done,
     Granted,
+    LogInAhead,
     LoginDone,
     LoginEnded,
     Lost,
@@ -225,7 +226,7 @@ class ScriptCalls:
             first = yield from self._reply(user, command.first, found["first"])
             return Both(first, (yield from self._reply(user, command.second, found["second"])))
         kind = found["kind"]
-        if kind == "MustLogIn" and isinstance(command, Acquire):
+        if kind == "MustLogIn" and isinstance(command, Acquire | LogInAhead):
             self._remember(user, found["fence"], OwnSlot(_mine(command)[0]))
         if kind == "Granted" and isinstance(command, LoginDone):
             found["value"] = command.value
@@ -282,7 +283,7 @@ def _is_former(stored: bytes) -> bool:
     return stored[:1] == b"\x01"
 
 
-def _mine(command: Acquire) -> tuple[bytes, ...]:
+def _mine(command: Acquire | LogInAhead) -> tuple[bytes, ...]:
     return command.credentials or (NONE_GIVEN,)
 
 

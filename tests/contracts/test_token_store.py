@@ -25,6 +25,7 @@ from coatcheck.pool.commands import (
     Extend,
     Granted,
     Leave,
+    LogInAhead,
     LoginDone,
     LoginEnded,
     LogoutEnded,
@@ -583,8 +584,8 @@ COMMANDS = st.lists(
         st.builds(lambda wait, login, whose: ("acquire", wait, login, whose), st.booleans(), st.booleans(), WHOSE),
         st.builds(lambda which, keep: ("release", which, keep), st.integers(0, 5), st.booleans()),
         st.tuples(st.sampled_from(["login", "login_failed", "leave", "extend", "closed"]), st.integers(0, 5)),
-        st.tuples(st.sampled_from(["idle", "remove", "clean"])),
-        st.tuples(st.just("add"), WHOSE),
+        st.tuples(st.sampled_from(["idle", "remove", "remove softly", "clean"])),
+        st.tuples(st.sampled_from(["add", "ahead"]), WHOSE),
         st.tuples(st.just("pass on"), st.integers(0, 5), WHOSE, st.booleans()),
     ),
     max_size=20,
@@ -654,6 +655,10 @@ def command_of(step: tuple[Any, ...], fences: list[int], tickets: list[int], par
             return TakeIdle(0.0)
         case ("remove",):
             return Remove()
+        case ("remove softly",):
+            return Remove(soft=True)
+        case ("ahead", whose):
+            return LogInAhead(2, whose)
     return CleanUp()
 
 
@@ -744,7 +749,7 @@ def timeless(outcome: Any) -> Any:
     if isinstance(reply, Both):
         first, reply = reply.first, reply.second
     if isinstance(reply, Granted):
-        reply = msgspec.structs.replace(reply, remaining_s=0.0)
+        reply = msgspec.structs.replace(reply, remaining_s=0.0, idle_s=0.0)
     if isinstance(reply, Waiting):
         reply = (reply.ticket, reply.hopeless)
     return first, reply, [(parting.fence, parting.value) for parting in outcome.partings]

@@ -168,12 +168,12 @@ def test_operators_find_show_and_close_a_session() -> None:
 @pytest.mark.parametrize("verb", ["close", "clear", "regenerate"])
 def test_who_closes_a_session_that_was_only_ever_here_waits_for_no_lease(verb: str) -> None:
     async def story() -> None:
-        async with trade(2, replication=ReplicationPolicy(lease_s=15.0)) as farm:
+        async with trade(2, replication=ReplicationPolicy(lease_s=8.0)) as farm:
             home, other = await farm.server(), await farm.server()
             issue = await begun(home, n=1)
             started = time.monotonic()
             await changed(home, issue, lambda session: getattr(session, verb)())
-            assert time.monotonic() - started < 7
+            assert time.monotonic() - started < 6
             assert await opened(other, issue) is None, "which waits for what is left of a lease: nobody told it"
 
     asyncio.run(story())

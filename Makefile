@@ -27,7 +27,7 @@ demo: $(READY)
 
 ## Everything that must hold before a change lands.
 test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) $(LANGUAGES) lint
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m "not serial"  # four on two cores: most wait
+	$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not serial"  # six on two cores: most wait
 	$(BIN)/python -m pytest -m serial tests/farm
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.

@@ -225,7 +225,7 @@ def command(dice: random.Random, seen: Seen, value: str) -> Command:
         Acquire(0, yes, dice.random() < 0.8, whose, dice.choice([0, 0, 2])),
         again,
         LoginDone(dice.choice(seen.logins[-2:]), value, dice.choice([20.0, 0.5]), dice.choice([FAR, 8.0])),
-        Release(fence),
+        Release(fence, unused=dice.random() < 0.1),
         Then(Release(fence, value if yes else None, keep=dice.random() < 0.9), again),
         Release(fence, value if yes else None, dice.choice([None, FAR, 2.0]), keep=dice.random() < 0.7),
     ]

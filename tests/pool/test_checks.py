@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool import PoolEvent, PoolEventKind, PoolTimeout, TokenPool
+from coatcheck.pool import LoginRateLimited, PoolEvent, PoolEventKind, PoolTimeout, TokenPool
 
 from .both_pools import BOTH, LIMIT_S, Threads, eventually
 
@@ -32,6 +32,7 @@ class Upstream:
         self.fails = False
         self.slow = threading.Event()
         self.slow.set()
+        self.out: list[str] = []
 
     def sign_in(self, user: str) -> str:
         token = f"{user}-{len(self.alive | set(self.asked)) + 1}"
@@ -52,7 +53,10 @@ class Upstream:
             "check_after": AGE_S,
             "on_event": self.told.append,
         } | options
-        return kind(self.sign_in, probe=self.is_alive, **options)
+        return kind(self.sign_in, probe=self.is_alive, logout=self.sign_out, **options)
+
+    def sign_out(self, user: str, token: str) -> None:
+        self.out.append(token)
 
 
 def borrow(pool: Threads, **options: Any) -> Any:
@@ -87,6 +91,7 @@ def test_the_dead_are_dropped_until_one_is_alive(kind: type[Threads]) -> None:
     held = borrow(pool, wait=0)
     assert held.token == "ann-1"
     assert upstream.asked == ["ann-2", "ann-1"]
+    assert upstream.out == [], "the upstream has no session to log out of"
     pool.call(held.release)
     assert pool.stats().free == 1
     upstream.now += AGE_S
@@ -103,6 +108,7 @@ def test_a_probe_that_fails_is_told_and_leaves_nothing_lent(kind: type[Threads])
     upstream.fails = True
     held = borrow(pool)
     assert [event.kind for event in upstream.told] == [PoolEventKind.PROBE_FAILED] * 2
+    eventually(lambda: sorted(upstream.out) == ["ann-1", "ann-2"])  # which may be alive
     pool.call(held.release)
     stats = pool.stats()
     assert (stats.free, stats.leased) == (1, 0)
@@ -121,7 +127,38 @@ def test_who_is_cancelled_meanwhile_leaves_nothing_lent() -> None:
     upstream.slow.set()
     eventually(lambda: pool.stats().leased == 0)
     assert pool.stats().free == 1
+    eventually(lambda: upstream.out == ["ann-2"])
     pool.close()
+
+
+def test_who_waits_no_longer_after_a_check_is_told(kind: type[Threads]) -> None:
+    upstream = Upstream()
+    pool = upstream.opened(kind, per_user=1, login_rate="1/1h")
+    pool.call(borrow(pool).release)
+    upstream.now += AGE_S
+    upstream.alive.clear()
+    upstream.slow.clear()
+    asking = pool.start(pool.pool.lease("ann", wait="5s").acquire)
+    eventually(lambda: upstream.asked)
+    upstream.now += 6
+    upstream.slow.set()
+    with pytest.raises((PoolTimeout, LoginRateLimited)):
+        asking.result(LIMIT_S)
+    pool.close(timeout=0)
+
+
+def test_a_check_that_outlasts_the_lease_lends_nothing_that_is_over(kind: type[Threads]) -> None:
+    upstream = Upstream()
+    pool = upstream.opened(kind, lease="20s")
+    pool.call(borrow(pool).release)
+    upstream.now += AGE_S
+    upstream.slow.clear()
+    asking = pool.start(pool.pool.lease("ann", wait="1h").acquire)
+    eventually(lambda: upstream.asked)
+    upstream.now += 20
+    upstream.slow.set()
+    assert asking.result(LIMIT_S).remaining_s() == 20
+    pool.close(timeout=0)
 
 
 def test_in_a_shared_store_too(kind: type[Threads], store_url: str) -> None:

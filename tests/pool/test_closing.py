@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from coatcheck.errors import ConfigError
 from coatcheck.pool import LeaseLost
 
-from .both_pools import BOTH, Threads
+from .both_pools import BOTH, Threads, eventually
 
 KEY = b"0123456789abcdef" * 2
 
@@ -53,6 +54,41 @@ def test_what_a_process_alone_has_is_logged_out_unless_that_is_not_wanted(
     pool.call(borrow(pool).release)
     pool.close(log_out=log_out)
     assert upstream.out == logged_out
+
+
+def test_a_close_that_was_interrupted_can_be_repeated(
+    kind: type[Threads], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = upstream.opened(kind)
+    held = borrow(pool)
+    with monkeypatch.context() as interrupted:
+        if kind is Threads:
+            interrupted.setattr("time.sleep", _ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                pool.call(pool.pool.close, "60s")
+        else:
+            closing = pool.start(pool.pool.close, "60s")
+            eventually(lambda: pool.pool.closed)
+            closing.cancel()
+    assert upstream.out == []
+    pool.call(held.release)
+    pool.close()
+    assert upstream.out == ["ann-1"]
+
+
+def _ctrl_c(seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_wish_that_is_unclear_closes_nothing(kind: type[Threads], upstream: Upstream) -> None:
+    pool = upstream.opened(kind)
+    for wrong in ("no", 2):
+        with pytest.raises(ConfigError, match="log_out"):
+            pool.call(pool.pool.close, log_out=wrong)
+    with pytest.raises(ConfigError, match="timeout"):
+        pool.call(pool.pool.close, "soon")
+    pool.call(borrow(pool).release)
+    pool.close()
 
 
 def test_a_shared_store_keeps_its_tokens_unless_they_are_to_be_logged_out(

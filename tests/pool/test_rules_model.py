@@ -253,7 +253,7 @@ class Farm(RuleBasedStateMachine):
             return
         token = holding.token
         protected_s = min(2.0 ** (refusals - 1), 60.0) if refusals and token.opened_at >= refused_at else 0.0
-        kept = token.uses == 1 or self.now - token.opened_at < protected_s
+        kept = fence == token.token_id or self.now - token.opened_at < protected_s
         assert reply == Done(0 if kept else 1)
         assert self.state.refusals > 0 or token.opened_at < refused_at
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool import LoginFailed, LoginRateLimited, LoginRefused, TokenPool
+from coatcheck.pool import LoginFailed, LoginRateLimited, LoginRefused, PoolEvent, SignedIn, TokenPool
 
 from .both_pools import BOTH, LIMIT_S, Threads, eventually
 
@@ -55,6 +55,59 @@ def test_so_many_are_logged_in_and_then_lent(kind: type[Threads]) -> None:
     assert pool.call(pool.pool.warm_up, "ann", 9) == 1, "no more than there are slots"
     assert len(upstream.logins) == 3
     pool.close(timeout=0)
+
+
+def test_a_login_ahead_is_no_use(kind: type[Threads]) -> None:
+    upstream = Upstream()
+    pool = kind(upstream.sign_in, per_user=3, max_uses=1)
+    assert pool.call(pool.pool.warm_up, "ann", 2) == 2
+    assert pool.stats().free == 2
+    assert {borrow(pool, "ann").token for _ in range(2)} == {"ann-1", "ann-2"}
+    pool.close(timeout=0)
+
+
+def test_what_does_not_last_is_not_logged_in_for_again_and_again(kind: type[Threads]) -> None:
+    upstream = Upstream()
+
+    def for_a_moment(user: str) -> SignedIn:
+        return SignedIn(upstream.sign_in(user, None), expires_in_s=1.0)
+
+    pool = kind(for_a_moment, min_remaining="2s", min_idle=2)
+    assert pool.call(pool.pool.warm_up, "ann", 3) == 0
+    assert len(upstream.logins) == 1
+    pool.call(borrow(pool, "bob").release)
+    held = borrow(pool, "bob")
+    eventually(lambda: len(upstream.logins) == 4)
+    eventually(lambda: pool.pool.users_to_keep_ready(pool.pool.memory.look()) == [])
+    assert len(upstream.logins) == 4
+    pool.call(held.release)
+    pool.close(timeout=0)
+
+
+def test_the_pool_looks_also_where_nobody_ever_had_to_wait(kind: type[Threads]) -> None:
+    upstream = Upstream()
+    pool = kind(upstream.sign_in, min_idle=2)
+    assert pool.call(pool.pool.warm_up, "ann", 1) == 1
+    eventually(lambda: pool.stats().free == 2)
+    pool.close()
+
+
+def test_a_login_that_ends_its_thread_does_not_end_the_looking() -> None:
+    upstream = Upstream()
+    ends = [SystemExit(3)]
+
+    def sign_in(user: str) -> str:
+        if upstream.logins and ends:
+            raise ends.pop()
+        return upstream.sign_in(user, None)
+
+    told: list[PoolEvent] = []
+    pool = BOTH["threads"](sign_in, min_idle=1, login_backoff=("50ms", "50ms"), on_event=told.append)
+    held = borrow(pool, "ann")
+    eventually(lambda: pool.stats().free == 1)
+    assert "SystemExit" in {event.detail for event in told}
+    pool.call(held.release)
+    pool.close()
 
 
 def test_they_are_of_the_credentials_that_were_given(kind: type[Threads]) -> None:

@@ -146,8 +146,6 @@ class AsyncTokenPool(PoolCore):
     async def acquire(self, held: AsyncTokenLease) -> None:
         """What :meth:`AsyncTokenLease.acquire` does."""
         held._must_be_free()
-        if self.settings.ticks_every_s != FAR and self._ticker is None:
-            self._ticker = asyncio.get_running_loop().create_task(self._tick())
         user, password = check_user(held.user), check_password(held.password)
         flow = self.acquiring(user, password, held)
         held._hold(await self.run(flow, undo=lambda granted: flows.release(user, Release(granted.fence), self.lines)))
@@ -296,10 +294,11 @@ class AsyncTokenPool(PoolCore):
         ``LoginRateLimited``, ``PoolClosed``, ``StoreUnavailable``, ``ValueError``.
         """
         credentials = self.credentials.of(check_user(user), check_password(password))
-        most, count = number(sessions), 0
-        while await self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
-            count += 1
-        return count
+        most = number(sessions)
+        for count in range(most):
+            if not await self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
+                return count
+        return most
 
     async def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
         """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
@@ -307,9 +306,10 @@ class AsyncTokenPool(PoolCore):
         At most ``timeout`` in all. Repeating it does nothing. ``log_out``: by default, what this process alone has.
         ``True``: also the tokens in a shared store; what others hold, when they give it back. ``False``: nothing.
         """
-        if self.closed:
-            return
+        log_out = self.logs_out_when_closed(log_out)
         until = time.monotonic() + seconds("timeout", timeout)
+        if self.ended:
+            return
         self.closed = True
         self.quick = None
         self.shared_lines.forget()
@@ -322,11 +322,12 @@ class AsyncTokenPool(PoolCore):
         try:
             if self._flights.flying:
                 await asyncio.wait(self._flights.flying.copy(), timeout=max(0.0, until - time.monotonic()))
-            if self.logs_out_when_closed(log_out):
+            if log_out:
                 await self._drop_all()
             while self._background.tasks and time.monotonic() < until:
                 await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
+            self.ended = True
             self._background.cancel()
             await self._store.close()
 
@@ -415,6 +416,8 @@ class AsyncTokenPool(PoolCore):
         self.must_be_open(effect.command)
         sent_at = self.clock()
         self.giving_back(effect.user, effect.command)
+        if self.settings.ticks_every_s != FAR and (self._ticker is None or self._ticker.done()) and not self.closed:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             await self.clean_up()
         outcome = await self._untorn(self._store.apply(effect.user, effect.command), cancelled)
@@ -501,13 +504,14 @@ class AsyncTokenPool(PoolCore):
         function = self.settings.probe if probing else self.settings.keepalive
         assert function is not None
         try:
-            answer = await call(function, (effect.user, token_of(effect.value)))
+            timeout_s = self.settings.policy.lease_s if probing else None
+            answer = await call(function, (effect.user, token_of(effect.value)), timeout_s)
             return bool(answer) if probing else None if answer is None else renewed(effect.value, answer)
         except Exception as error:
             kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
             self.report(kind, effect.user, type(error).__name__)
             if probing:
-                return False
+                return None
             raise
 
     async def _tick(self) -> None:
@@ -516,14 +520,16 @@ class AsyncTokenPool(PoolCore):
             try:
                 await self.keep_alive()
                 await self._keep_ready()
-            except PoolError as error:
-                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - the next tick comes
+                if not self.closed:
+                    self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
 
     async def _keep_ready(self) -> None:
+        least = self.settings.min_idle
         for user in self.users_to_keep_ready(await self._look()):
             with contextlib.suppress(LoginFailed, LoginRateLimited):  # told already; the back-off says when again
-                while await self.run(flows.log_in_ahead(user, None, self.settings.min_idle, self.lines, (), idle=True)):
-                    pass
+                ahead = flows.log_in_ahead(user, None, least, self.lines, (), idle=True)
+                self.note_ready(user, await self.run(ahead))
 
     async def _logged_out(self, user: str, parting: Parting) -> None:
         try:

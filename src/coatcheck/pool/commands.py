@@ -64,7 +64,8 @@ class LoginEnded(msgspec.Struct, frozen=True, tag=True):
 class Release(msgspec.Struct, frozen=True, tag=True):
     """Give a lease back: ``value`` is the refreshed token if there is one; ``keep=False`` drops the token.
 
-    ``sign_out=False``: the upstream itself said that the session is dead, so there is nothing to log out.
+    ``sign_out=False``: the upstream itself said that the session is dead, so there is nothing to log out. ``unused``:
+    the token was only logged in. Answered with :class:`Done`, of 1 token if it lives on.
     """
 
     fence: int
@@ -72,6 +73,7 @@ class Release(msgspec.Struct, frozen=True, tag=True):
     span_s: float | None = None
     keep: bool = True
     sign_out: bool = True
+    unused: bool = False
 
     def __repr__(self) -> str:
         return f"<Release {self.fence}, {'keep' if self.keep else 'drop'}>"

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
 from coatcheck.pool.classic import TokenObject
 from coatcheck.pool.commands import (
@@ -44,7 +45,7 @@ from coatcheck.pool.rules import give_back_quickly, take_quickly
 from coatcheck.pool.shared.flows import Refresh, SharedBox
 from coatcheck.pool.shared.seen import SharedLines
 from coatcheck.pool.slots import is_overdue, is_spent
-from coatcheck.pool.state import FAR, Policy, UserState
+from coatcheck.pool.state import FAR, MAX_USERS, Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore
 from coatcheck.tokens.keyring import KeyRing
@@ -75,6 +76,8 @@ class PoolCore:
         if self.settings.leak_after_s != FAR:
             self.leaks = HeldLong(self.settings.leak_after_s, partial(self.report, PoolEventKind.LEASE_HELD_LONG))
         self.closed = False
+        self.ended = False  # closed, and all that it has is dropped; one whose close was interrupted is not
+        self._not_kept: set[str] = set()
         self.live = LiveLeases(self.clock)
         self.generation = 0  # how often this process was forked since
         _pools.add(self)
@@ -138,11 +141,15 @@ class PoolCore:
 
     def logs_out_when_closed(self, log_out: bool | None) -> bool:
         """``log_out`` as of ``close``; without it, those of this process alone: a shared store's are for the others."""
+        if log_out not in (None, True, False):
+            raise ConfigError("log_out: True, False, or None: what this process alone has")
         return self.memory is not None if log_out is None else log_out
 
     def __del__(self) -> None:
         """Who forgets a pool that has sessions leaves them to the upstream's time-out."""
-        if getattr(self, "closed", True) or not (self.settings.store or (self.memory and self.memory.states)):
+        if getattr(self, "ended", True) or not hasattr(self, "lines"):
+            return
+        if not self.settings.store and not (self.memory and self.memory.states):
             return
         warnings.warn(f"never closed: {self!r}", ResourceWarning, source=self, stacklevel=1)
 
@@ -205,9 +212,15 @@ class PoolCore:
         for user, (state, now) in states.items() if least else ():
             idle = [token for token in state.free if not token.credentials and not is_spent(token, policy, now)]
             lent = (holding.token for holding in state.leases.values() if holding.token is not None)
-            if len(idle) < least and (idle or any(not token.credentials for token in lent)):
+            is_ours = idle or any(not token.credentials for token in lent)
+            if is_ours and len(idle) < least and user not in self._not_kept:
                 found.append(user)
         return found
+
+    def note_ready(self, user: str, lasts: bool | None) -> None:
+        """Where a login ahead brings nothing that lasts (its life is below ``min_remaining``), none is tried again."""
+        if lasts is False and len(self._not_kept) < MAX_USERS:
+            self._not_kept.add(user)
 
     def overdue(self, states: dict[str, tuple[UserState, float]]) -> list[str]:
         """The users for whom cleaning up has something to do; the others need no command."""

@@ -46,6 +46,9 @@ from coatcheck.pool.state import FAR
 ASKS_FOR_OTHERS: Final = 4
 """How often whoever has asked the store asks once more for those behind; then the first of them is awake, and does."""
 
+MAX_FAILED_LOGINS: Final = 3
+"""Logins of one caller that may fail, while it waits for a token that somebody else has."""
+
 T = TypeVar("T")
 
 
@@ -141,6 +144,7 @@ def acquire(
     """
     give_up_at = lines.clock() + wait_s
     failure: LoginFailed | None = None
+    tries = 0
     while True:
         try:
             granted = yield from _acquire(user, password, wait_s, lines, credentials)
@@ -149,10 +153,12 @@ def acquire(
             wait_s = max(0.0, give_up_at - lines.clock())
         except LoginFailed as error:
             wait_s = give_up_at - lines.clock()
-            if isinstance(error, LoginRefused) or not error.tokens or wait_s <= 0 or not lines.has_back_off():
+            tries += 1
+            hopeless = not error.tokens or tries >= MAX_FAILED_LOGINS
+            if isinstance(error, LoginRefused) or hopeless or wait_s <= 0 or not lines.has_back_off():
                 raise
             failure = error
-        except (PoolTimeout, LoginRateLimited):
+        except (PoolTimeout, PoolFull, LoginRateLimited):
             if failure is None:
                 raise
             raise failure from failure.__cause__
@@ -160,14 +166,17 @@ def acquire(
 
 def _is_alive(user: str, granted: Granted, lines: Lines) -> Flow[bool]:
     """Whether the token of a lease that was just granted is alive; if not, the lease is over, and the token dropped."""
-    alive: bool = False
+    alive: bool | None = None
     try:
         alive = yield Ask("probe", user, granted.value)
+        if lines.clock() >= granted.deadline:
+            alive = None  # it took so long that the lease is over
     finally:
         if not alive:
-            dropped = Release(granted.fence, keep=False, sign_out=False)
+            # Only one that was called dead needs no logout.
+            dropped = Release(granted.fence, keep=False, sign_out=alive is not False)
             yield from _give_back(user, dropped, lines, None, granted.turn)
-    return alive
+    return bool(alive)
 
 
 def _acquire(
@@ -296,11 +305,11 @@ def release(
     ``credentials`` and ``turn``: the lease's, if known. Raises ``LeaseLost`` if it is over.
     """
     if ask_value is not None:
-        alive = False
+        alive: bool | None = None
         try:
             alive = yield Ask("probe", user, ask_value)
         finally:
-            command = msgspec.structs.replace(command, keep=alive)
+            command = msgspec.structs.replace(command, keep=bool(alive))
             reply = yield from _give_back(user, command, lines, credentials, turn)
     else:
         reply = yield from _give_back(user, command, lines, credentials, turn)
@@ -327,10 +336,11 @@ def _give_back(
 
 def log_in_ahead(
     user: str, password: str | None, sessions: int, lines: Lines, credentials: tuple[bytes, ...], *, idle: bool = False
-) -> Flow[bool]:
+) -> Flow[bool | None]:
     """Log in once, if these credentials have fewer ``sessions`` (with ``idle``: in nobody's hands), and there is room.
 
-    Returns whether it did. Raises ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
+    The token counts as unused. Returns whether it lasts; ``None``: none was needed, or there is no room. Raises
+    ``LoginFailed``, ``LoginRefused``, ``LoginRateLimited``.
     """
     reply = yield Apply(user, LogInAhead(sessions, credentials, idle))
     if type(reply) is NotTried:
@@ -338,10 +348,10 @@ def log_in_ahead(
     if type(reply) is not MustLogIn:
         if reply.limited_s:
             raise LoginRateLimited(user, reply.limited_s)
-        return False
+        return None
     granted = yield from log_in(user, password, reply.fence, credentials)
-    yield from release(user, Release(granted.fence), lines)
-    return True
+    reply = yield from _give_back(user, Release(granted.fence, unused=True), lines, None, None)
+    return type(reply) is Done and reply.count > 0
 
 
 def keep_alive(user: str, idle_s: float, most: int) -> Flow[int]:

@@ -34,7 +34,7 @@ class HeldLong:
         """After a fork: the leases and the timer are the parent's."""
         # Each step at the dictionary is safe among threads.
         self._lent: dict[tuple[str, int], tuple[float, float, str]] = {}  # since, due, and where
-        self._arming = threading.Lock()
+        self._arming = threading.RLock()  # also for a signal handler that borrows
         self._armed = False
 
     def lent(self, user: str, fence: int) -> None:
@@ -58,14 +58,16 @@ class HeldLong:
     def look(self) -> None:
         """Tell of those that are due, and look again when the next one is."""
         now = self._clock()
-        for (user, fence), (since, due, where) in list(self._lent.items()):
-            if due <= now and self._lent.pop((user, fence), None) is not None:
-                self._tell(user, f"lease {fence} is out for {now - since:.3g} s; borrowed at {where}")
-        with self._arming:
-            dues = [due for _, due, _ in list(self._lent.values())]
-            self._armed = bool(dues)
-        if dues:
-            self._look_in(max(LEAST_PAUSE_S, min(dues) - now))
+        try:
+            for (user, fence), (since, due, where) in list(self._lent.items()):
+                if due <= now and self._lent.pop((user, fence), None) is not None:
+                    self._tell(user, f"lease {fence} is out for {now - since:.3g} s; borrowed at {where}")
+        finally:  # whatever became of whoever is told
+            with self._arming:
+                dues = [due for _, due, _ in list(self._lent.values())]
+                self._armed = bool(dues)
+            if dues:
+                self._look_in(max(LEAST_PAUSE_S, min(dues) - now))
 
     def _look_in(self, pause_s: float) -> None:
         timer = threading.Timer(pause_s, self.look)
@@ -73,8 +75,10 @@ class HeldLong:
         timer.daemon = True
         try:
             timer.start()
-        except RuntimeError:  # no thread to be had; the next lease tries again
-            self._armed = False
+        except BaseException as error:
+            self._armed = False  # the next lease tries again
+            if not isinstance(error, RuntimeError):  # no thread to be had
+                raise
 
 
 def _where(frame: Any) -> str:

@@ -375,11 +375,11 @@ def _release(state: UserState, policy: Policy, now: float, command: Release, par
             if command.span_s is not None:
                 token.span_s = command.span_s
             token.dies_at = now + token.span_s
+    token.uses -= command.unused
     if command.keep:
-        give_back(state, policy, now, token, partings)
-    else:
-        drop(state, policy, now, token, partings, sign_out=command.sign_out)
-    return Done()
+        return Done(int(give_back(state, policy, now, token, partings)))
+    drop(state, policy, now, token, partings, sign_out=command.sign_out)
+    return Done(0)
 
 
 def _extend(state: UserState, policy: Policy, now: float, command: Extend, partings: Partings) -> Reply:
@@ -397,7 +397,7 @@ def _refuse(state: UserState, policy: Policy, now: float, command: RefuseToken, 
         return Lost()
     token, age_s = holding.token, now - holding.token.opened_at
     is_newer = token.opened_at >= state.refused_at
-    if token.uses == 1:  # opened for this very call
+    if command.fence == token.token_id:  # opened for this very call
         if is_newer and not state.refusals:
             state.refusals, state.refused_at = 1, token.opened_at
         return Done(0)

@@ -270,14 +270,15 @@ def hold(
     return fence
 
 
-def give_back(state: UserState, policy: Policy, now: float, token: Token, partings: Partings) -> None:
-    """After a use: the token lives on, and is the next to be taken, unless it is spent."""
+def give_back(state: UserState, policy: Policy, now: float, token: Token, partings: Partings) -> bool:
+    """After a use: the token lives on, and is the next to be taken, unless it is spent. Returns whether it does."""
     token.used_at = now
     token.expires_at = min(now + token.life_s, token.dies_at)
     if is_spent(token, policy, now):
         drop(state, policy, now, token, partings)
-    else:
-        state.free.append(token)
+        return False
+    state.free.append(token)
+    return True
 
 
 def drop(

@@ -291,10 +291,11 @@ class TokenPool(PoolCore):
         ``LoginRateLimited``, ``PoolClosed``, ``StoreUnavailable``, ``ValueError``.
         """
         credentials = self.credentials.of(check_user(user), check_password(password))
-        most, count = number(sessions), 0
-        while self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
-            count += 1
-        return count
+        most = number(sessions)
+        for count in range(most):
+            if not self.run(flows.log_in_ahead(user, password, most, self.lines, credentials)):
+                return count
+        return most
 
     def close(self, timeout: Duration = "10s", *, log_out: bool | None = None) -> None:
         """Lend no more, wait for what is out, drop and log out the tokens, let the store go.
@@ -302,9 +303,10 @@ class TokenPool(PoolCore):
         At most ``timeout`` in all. Repeating it does nothing. ``log_out``: by default, what this process alone has.
         ``True``: also the tokens in a shared store; what others hold, when they give it back. ``False``: nothing.
         """
-        if self.closed:
-            return
+        log_out = self.logs_out_when_closed(log_out)
         until = time.monotonic() + seconds("timeout", timeout)
+        if self.ended:
+            return
         self.closed = True
         self.quick = None
         self.shared_lines.forget()
@@ -314,10 +316,11 @@ class TokenPool(PoolCore):
             time.sleep(0.005)
         try:
             wait(self._flights.flying.copy(), max(0.0, until - time.monotonic()))
-            if self.logs_out_when_closed(log_out):
+            if log_out:
                 self._drop_all()
             self._logouts.finish(until - time.monotonic())
         finally:
+            self.ended = True
             self._store.close()
 
     def _drop_all(self) -> None:
@@ -329,9 +332,9 @@ class TokenPool(PoolCore):
 
     def close_at_exit(self) -> None:
         """What the process alone has is logged out when it ends; whoever held it is gone."""
-        if self.closed or self.memory is None or self.settings.logout is None:
+        if self.ended or self.memory is None or self.settings.logout is None:
             return
-        self.closed = True
+        self.closed = self.ended = True
         self.quick = None
         self._drop_all()
 
@@ -431,7 +434,7 @@ class TokenPool(PoolCore):
             kind = PoolEventKind.PROBE_FAILED if probing else PoolEventKind.KEEPALIVE_FAILED
             self.report(kind, effect.user, type(error).__name__)
             if probing:
-                return False
+                return None
             raise
 
     def _see_to_keepalive(self) -> None:
@@ -450,14 +453,15 @@ class TokenPool(PoolCore):
             try:
                 self.keep_alive()
                 self._keep_ready()
-            except PoolError as error:
-                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+            except BaseException as error:  # noqa: BLE001 - also of a login that ends its thread; the next tick comes
+                if not self.closed:
+                    self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
 
     def _keep_ready(self) -> None:
+        least = self.settings.min_idle
         for user in self.users_to_keep_ready(self._store.look()):
             with contextlib.suppress(LoginFailed, LoginRateLimited):  # told already; the back-off says when again
-                while self.run(flows.log_in_ahead(user, None, self.settings.min_idle, self.lines, (), idle=True)):
-                    pass
+                self.note_ready(user, self.run(flows.log_in_ahead(user, None, least, self.lines, (), idle=True)))
 
     def _add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
         if self.settings.logout is not None:
@@ -491,4 +495,7 @@ class TokenPool(PoolCore):
 @atexit.register
 def _close_at_exit() -> None:
     for pool in list(_open_pools):
-        pool.close_at_exit()
+        try:
+            pool.close_at_exit()
+        except Exception as error:  # noqa: BLE001 - of its clock, say; the others are to be logged out, too
+            pool.report(PoolEventKind.LOGOUT_FAILED, "", type(error).__name__)

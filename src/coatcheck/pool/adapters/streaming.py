@@ -90,6 +90,7 @@ class Streams:
         # Each step at a dictionary is safe among threads.
         self._streaming: dict[int, Streaming] = {}
         self._starting = threading.RLock()
+        self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def keep(self, held: Any, owner: Any) -> None:
@@ -100,6 +101,7 @@ class Streams:
             self._start_anew()
         with self._starting:
             self._streaming[id(held)] = Streaming(self._pool, held, owner)
+            self._changed.set()  # it may be due before those that are there
             if self._thread is not None and self._thread.is_alive():
                 return
             self._thread = thread = threading.Thread(target=self._work, name="coatcheck-pool-streams", daemon=True)
@@ -116,15 +118,14 @@ class Streams:
             streaming.ended = True
 
     def _work(self) -> None:
-        pause = threading.Event()
         while True:
+            self._changed.clear()
             for key, streaming in list(self._streaming.items()):
                 if not self._go_on(streaming):
                     self._streaming.pop(key, None)
             now = self._pool.clock()
             dues = [streaming.due - now for streaming in list(self._streaming.values())]
-            # Those that come meanwhile are due later than in half of a lease's time.
-            pause.wait(max(0.001, min([*dues, self._pool.settings.policy.lease_s * EXTENDED_AFTER / 2])))
+            self._changed.wait(max(0.001, min([*dues, self._pool.settings.policy.lease_s * EXTENDED_AFTER / 2])))
             if not self._streaming:
                 with self._starting:
                     if not self._streaming:

@@ -306,7 +306,12 @@ end
 local function give_back(token)
   token.used_at = now
   token.expires_at = math.min(now + token.life_s, token.dies_at)
-  if is_spent(token) then drop(token) else table.insert(state.free, token) end
+  if is_spent(token) then
+    drop(token)
+    return 0
+  end
+  table.insert(state.free, token)
+  return 1
 end
 
 local function lose(holding)
@@ -583,8 +588,10 @@ function rules.Release(command)
       token.dies_at = now + token.span_s
     end
   end
-  if command.keep then give_back(token) else drop(token, command.sign_out) end
-  return done()
+  if command.unused then token.uses = token.uses - 1 end
+  if command.keep then return done(give_back(token)) end
+  drop(token, command.sign_out)
+  return done(0)
 end
 
 function rules.Extend(command)
@@ -602,7 +609,7 @@ function rules.RefuseToken(command)
   if not token then return lost() end
   local opened_at = token.opened_at or -FAR
   local age_s, is_newer = now - opened_at, opened_at >= state.refused_at
-  if token.uses == 1 then
+  if command.fence == token.token_id then
     if is_newer and state.refusals == 0 then state.refusals, state.refused_at = 1, opened_at end
     return done(0)
   end

@@ -18,20 +18,18 @@ from typing import Any
 import pytest
 import websockets
 
-from forked import Process, Template
+from forked import ForkedProcess
 from ports import free_port
 
 from .harness import BUSY_S, LONGEST_S, Client, run, until
 
 HERE = Path(__file__).parent
-UVICORN = Template(
-    "uvicorn",
+UVICORN = (
     "uvicorn.main",
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
     "uvicorn.protocols.websockets.auto",
-    environment=lambda: {**os.environ},
 )
 
 
@@ -41,14 +39,14 @@ class Processes:
     def __init__(self, count: int, descriptors: int = 0) -> None:
         self.descriptors = descriptors
         self.ports = [free_port() for _ in range(count)]
-        self.web: list[Process | subprocess.Popen[bytes]] = []
+        self.web: list[ForkedProcess] = []
         self.director: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def start_web(self, index: int) -> Process | subprocess.Popen[bytes]:
-        words = ["sample_app:app", "--port", str(self.ports[index])]
+    def start_web(self, index: int) -> ForkedProcess:
+        words = ["-m", "uvicorn", "sample_app:app", "--port", str(self.ports[index])]
         quiet = ["--log-level", "critical", "--app-dir", str(HERE), "--no-access-log"]
-        return UVICORN.start(*words, *quiet, directory=Path.cwd(), environment={**os.environ}, output=1, errors=2)
+        return ForkedProcess(*words, *quiet, loaded=UVICORN, stdout=None)
 
     def start(self) -> None:
         self.web = [self.start_web(index) for index in range(len(self.ports))]

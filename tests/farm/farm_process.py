@@ -16,7 +16,7 @@ from typing import Any
 import coatcheck.errors
 from coatcheck.farm.files.run_directory import SOCKETS_LINK, RunDirectory
 from coatcheck.farm.files.socket_directory import remove_socket_directory
-from forked import Process, Template
+from forked import CoatcheckProcess, run_coatcheck
 
 SOURCE = Path(coatcheck.errors.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -62,21 +62,6 @@ def environment(**more: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("COATCHECK_")}
     clean.pop("DJANGO_SETTINGS_MODULE", None)
     return {**clean, "PYTHONPATH": str(SOURCE)} | more
-
-
-COATCHECK = Template(
-    "coatcheck.cli",
-    "coatcheck.cli.commands",
-    "coatcheck.cli.audit_command",
-    "coatcheck.cli.key_commands",
-    "coatcheck.cli.serve_commands",
-    "coatcheck.cli.session_commands",
-    "coatcheck.cli.tls_commands",
-    "coatcheck.farm.check",
-    "coatcheck.farm.serve",
-    environment=environment,
-)
-"""The command, of which the tests start hundreds."""
 
 
 def alive(pid: int) -> bool:
@@ -128,20 +113,13 @@ class Command:
         self.directory = directory
 
     def run(self, *arguments: str, timeout_s: float = 2 * DEADLINE_S, **env: str) -> subprocess.CompletedProcess[str]:
-        return COATCHECK.run(*arguments, directory=self.directory, environment=environment(**env), timeout_s=timeout_s)
+        return run_coatcheck(*arguments, cwd=self.directory, env=environment(**env), timeout=timeout_s)
 
     @contextmanager
-    def started(self, *arguments: str) -> Iterator[Process | subprocess.Popen[bytes]]:
+    def started(self, *arguments: str) -> Iterator[CoatcheckProcess]:
         """The command in the background; killed if the test did not let it end, and the kernel ends its processes."""
-        with Path(os.devnull).open("wb") as nowhere:
-            process = COATCHECK.start(
-                *arguments,
-                directory=self.directory,
-                environment=environment(),
-                output=nowhere.fileno(),
-                errors=nowhere.fileno(),
-                session=True,
-            )
+        nowhere: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = CoatcheckProcess(*arguments, cwd=self.directory, env=environment(), start_new_session=True, **nowhere)
         try:
             yield process
         finally:
@@ -157,14 +135,14 @@ class Farm(Command):
         super().__init__(directory)
         self._log = directory / "farm.log"
         with self._log.open("wb") as log:
-            self.process = COATCHECK.start(
+            self.process = CoatcheckProcess(
                 "serve",
                 *arguments,
-                directory=directory,
-                environment=environment(**env),
-                output=log.fileno(),
-                errors=log.fileno(),
-                session=True,
+                cwd=directory,
+                env=environment(**env),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.seen: set[int] = set()
 

@@ -16,6 +16,14 @@ from pathlib import Path
 
 from coatcheck.pool import LeaseLost, PoolTimeout, TokenPool
 
+POOL = (
+    "coatcheck.pool",
+    "coatcheck.pool.stores.postgresql",
+    "coatcheck.pool.stores.redis",
+    "coatcheck.pool.stores.sqlite",
+)
+"""What a process imports for its pool, at the latest when that opens its store."""
+
 
 def main() -> None:
     url, key, folder, seconds, lease, per_user, use_s, users = sys.argv[1:9]

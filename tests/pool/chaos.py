@@ -28,10 +28,11 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
 
+from forked import ForkedProcess  # noqa: E402
+from pool.borrower import POOL  # noqa: E402
 from pool.chaos_borrower import PER_USER, UPSTREAM_IDLE_S, WAIT_S  # noqa: E402
 from pool.soap.provider_process import ProviderProcess  # noqa: E402
 from ports import free_port  # noqa: E402
-from warm_command import POOL, WarmProcess  # noqa: E402
 
 LOADED = (*POOL, "coatcheck.pool.adapters.zeep", "zeep")
 BORROWERS = 4
@@ -122,7 +123,7 @@ def own_postgresql() -> Iterator[str]:
         backend.stop()
 
 
-def _end(process: WarmProcess) -> None:
+def _end(process: ForkedProcess) -> None:
     process.kill()
     process.wait(60)
     process.stdout.close()
@@ -135,7 +136,7 @@ class Crowd:
         self._arguments = (store, wsdl)
         self._folder = folder
         self._started = 0
-        self._running: list[WarmProcess] = []
+        self._running: list[ForkedProcess] = []
         self.kills = 0
 
     def start_one(self) -> None:
@@ -143,7 +144,7 @@ class Crowd:
         self._started += 1
         command = [str(HERE / "chaos_borrower.py"), *self._arguments, str(output), str(THREADS), str(USERS)]
         with (self._folder / f"{output.stem}.log").open("wb") as log:
-            self._running.append(WarmProcess(*command, loaded=LOADED, errors=log))
+            self._running.append(ForkedProcess(*command, loaded=LOADED, stderr=log))
 
     def kill_one(self, dice: random.Random) -> None:
         victim = self._running.pop(dice.randrange(len(self._running)))

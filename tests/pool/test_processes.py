@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import secrets
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from coatcheck.pool import TokenPool
-from warm_command import POOL, WarmProcess
+from forked import ForkedProcess
+
+from .borrower import POOL
 
 HERE = Path(__file__).resolve().parent
 RUN_S = 5.0
@@ -24,8 +27,8 @@ def test_killed_borrowers_leave_no_double_use_and_no_lost_slot(store_url: str) -
     with tempfile.TemporaryDirectory() as books:
         arguments = [store_url, key.hex(), books, str(RUN_S), "1s", "2", "0.03", "2"]
 
-        def borrow() -> WarmProcess:
-            return WarmProcess(str(HERE / "borrower.py"), *arguments, loaded=POOL)
+        def borrow() -> ForkedProcess:
+            return ForkedProcess(str(HERE / "borrower.py"), *arguments, loaded=POOL, stderr=subprocess.STDOUT)
 
         borrowers = [borrow() for _ in range(BORROWERS)]
         try:

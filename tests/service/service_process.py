@@ -13,7 +13,7 @@ from coatcheck.service.callers import credential
 from coatcheck.service.client import SessionClient
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
-from warm_command import WarmCommand
+from forked import CoatcheckProcess
 
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 RING = KeyRing([parse_key(KEY, "test")])
@@ -69,7 +69,7 @@ class ServiceProcess:
         if "--tls-authority" not in arguments:
             (folder / "callers.toml").write_text(callers.replace('certificate = "legacy.example"', ""))
         with self.log.open("ab") as errors:
-            self.process = WarmCommand(*command, errors=errors, env=environment(**variables), cwd=folder)
+            self.process = CoatcheckProcess(*command, stderr=errors, env=environment(**variables), cwd=folder)
         line = self.process.stdout.readline()
         if " at http" not in line:
             self.process.wait(60)

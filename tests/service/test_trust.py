@@ -15,7 +15,7 @@ from coatcheck.service.callers import Caller, Callers, Pace, credential, read_ca
 from coatcheck.service.callers_file import CallersFile
 from coatcheck.tls.authority import Authority
 from coatcheck.tokens.keyring import KeyRing
-from warm_command import run
+from forked import run_coatcheck
 
 from .conftest import StartService
 from .service_process import FARM, RING, credential_of, environment
@@ -112,7 +112,7 @@ def test_what_cannot_work_is_told_in_one_line(
 ) -> None:
     (tmp_path / "callers.toml").write_text(callers)
     command = ["service", "serve", "--callers", "callers.toml", "--session-server", "sqlite:///s.db", "--name", FARM]
-    done = run(*command, *arguments, cwd=tmp_path, env=environment())
+    done = run_coatcheck(*command, *arguments, cwd=tmp_path, env=environment())
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -121,7 +121,7 @@ def test_what_cannot_work_is_told_in_one_line(
 def test_a_ring_that_machines_share_is_in_no_file_that_could_be_followed(tmp_path: Path) -> None:
     (tmp_path / "callers.toml").write_text('[shop]\nscopes = ["verify"]\n')
     command = ["service", "serve", "--callers", "callers.toml", "--session-server", "redis://127.0.0.1:1"]
-    done = run(*command, "--name", FARM, cwd=tmp_path, env=environment(COATCHECK_KEY_RING="shared"))
+    done = run_coatcheck(*command, "--name", FARM, cwd=tmp_path, env=environment(COATCHECK_KEY_RING="shared"))
     assert done.returncode == 2
     assert "start the service with coatcheck serve --service" in done.stderr
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import os
 import secrets
 import socket
 import ssl
-import sys
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 
 from cryptography import x509
 
-from forked import Template
+from forked import ForkedProcess
 from ports import free_port
 
 from .signer import PEM, Signer
@@ -30,15 +29,6 @@ PATIENCE_S = 30.0
 KEY = secrets.token_urlsafe(32)
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 VERSIONS = {"1.2": TLS_1_2, "1.3": TLS_1_3}
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-SERVER_PROCESS = Template(
-    "tls.server_process", "coatcheck.tls.stand_in", "coatcheck.tls.ahead", "uvloop", environment=environment
-)
 
 
 def make_certificates(folder: Path) -> None:
@@ -59,29 +49,22 @@ class Server:
     ) -> None:
         self.name = name
         settings = {"folder": str(folder), "name": name, "store": store, "mode": mode, "key": KEY, **options}
-        entry, questions = os.pipe()
-        answers, output = os.pipe()
-        self._questions, self._answers = os.fdopen(questions, "w"), os.fdopen(answers)
-        self.process = SERVER_PROCESS.start(
-            json.dumps(settings),
-            directory=Path(__file__).parents[1],
-            environment=environment(),
-            output=output,
-            errors=2,
-            entry=entry,
+        self.process = ForkedProcess(
+            *("-m", "tls.server_process", json.dumps(settings)),
+            loaded=("coatcheck.tls.stand_in", "coatcheck.tls.ahead", "uvloop"),
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
         )
-        os.close(entry)
-        os.close(output)
         self.port = int(self._line())
 
     def _line(self) -> str:
-        line = self._answers.readline()
+        line = self.process.stdout.readline()
         assert line, f"{self.name} ended: {self.process.wait(PATIENCE_S)}"
         return line
 
     def status(self) -> dict[str, Any]:
-        self._questions.write("status\n")
-        self._questions.flush()
+        self.process.stdin.write("status\n")
+        self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self._line())
         return found
 
@@ -97,8 +80,8 @@ class Server:
         self.wait_for(lambda status: not status.get("storing"))
 
     def stop(self) -> None:
-        self._questions.close()
-        self._answers.close()
+        self.process.stdin.close()
+        self.process.stdout.close()
         self.process.kill()
         self.process.wait(PATIENCE_S)
 

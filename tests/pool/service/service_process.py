@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from warm_command import WarmCommand
+from forked import CoatcheckProcess
 
 BEARER = "a-bearer-token-for-the-tests"
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
@@ -31,7 +31,7 @@ class ServiceProcess:
         self.log = folder / "log"
         command = ["pool", "serve", "--listen", "127.0.0.1:0", "--token-file", str(self.token_file), *arguments]
         with self.log.open("ab") as errors:
-            self.process = WarmCommand(*command, errors=errors)
+            self.process = CoatcheckProcess(*command, stderr=errors)
         line = self.process.stdout.readline()
         if " at http" not in line:
             self.process.wait(START_TIMEOUT_S)

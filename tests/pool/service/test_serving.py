@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-import warm_command
 from coatcheck.pool import LoginFailed, LoginRateLimited, TokenPool
+from forked import run_coatcheck
 
 from .conftest import StartService
 from .service_process import BEARER
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return warm_command.run("pool", *arguments)
+    return run_coatcheck("pool", *arguments)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import httpx
 from lxml import etree
 
 from coatcheck.soap_provider import SERVICE_NS
-from warm_command import WarmCommand
+from forked import CoatcheckProcess
 
 from .wire import MEDIA_TYPE, SOAP, Reply, envelope, read
 
@@ -40,7 +40,7 @@ class GatewayProcess:
         command += ["--token-file", str(token_file), "--password-file", str(password_file), "--user", "SADMIN"]
         command += ["--upstream", upstream, "--login-operation", LOGIN, *arguments]
         with self.log.open("ab") as errors:
-            self.process = WarmCommand(*command, errors=errors)
+            self.process = CoatcheckProcess(*command, stderr=errors)
         line = self.process.stdout.readline()
         if "SOAP gateway at" not in line:
             self.process.wait(60)

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from warm_command import WarmCommand
+from forked import CoatcheckProcess
 
 START_TIMEOUT_S = 30
 
@@ -19,7 +19,7 @@ class ProviderProcess:
     def __init__(self, *arguments: str, log: Path) -> None:
         self.log = log
         with log.open("wb") as errors:
-            self.process = WarmCommand("soap", "serve", "--listen", "127.0.0.1:0", *arguments, errors=errors)
+            self.process = CoatcheckProcess("soap", "serve", "--listen", "127.0.0.1:0", *arguments, stderr=errors)
         line = self.process.stdout.readline()
         if "SOAP provider at" not in line:
             self.process.wait(START_TIMEOUT_S)

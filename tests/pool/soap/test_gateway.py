@@ -22,7 +22,7 @@ from zeep.transports import Transport
 from certificate import make_certificate
 from coatcheck.pool.soap.gateway import CALL_LIMITS
 from coatcheck.soap_provider import SESSION_NS
-from warm_command import run
+from forked import run_coatcheck
 
 from .conftest import StartProvider
 from .gateway_process import BEARER, LOGOUT, PASSWORD, GatewayProcess, OddUpstream, Seen, fault, reply
@@ -471,6 +471,6 @@ def test_wrong_settings_end_it_with_one_line(tmp_path: Path, arguments: tuple[st
     token.write_text(BEARER)
     token.chmod(0o600)
     command = ["pool", "soap-gateway", "--listen", "127.0.0.1:0", "--token-file", str(token), "--user", "SADMIN"]
-    ended = run(*command, "--upstream", "http://127.0.0.1:1/soap", *arguments)
+    ended = run_coatcheck(*command, "--upstream", "http://127.0.0.1:1/soap", *arguments)
     assert ended.returncode == 2
     assert words in ended.stderr and ended.stderr.startswith("coatcheck: ") and ended.stderr.count("\n") == 1

@@ -9,17 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-import warm_command
 from coatcheck.pool.soap.versions import SOAP_11
 from coatcheck.soap_provider.messages import SoapRequest
 from coatcheck.soap_provider.rules import Presented
+from forked import run_coatcheck
 
 from .conftest import StartProvider
 from .wire import call, log_in
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return warm_command.run("soap", "serve", *arguments)
+    return run_coatcheck("soap", "serve", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_call_that_is_repeated_after_a_lost_reply_changes_nothing_twice(
     ((state, _),) = store.look().values()
     assert (len(state.leases), len(state.tickets), state.counters.logins) == (2, 1, 1)
     dropped = unheard(Release(again.fence, keep=False))
-    assert dropped.reply == Done()
+    assert dropped.reply == Done(0)
     assert [parting.value for parting in dropped.partings] == ["refreshed"], "it is logged out"
     ((state, _),) = store.look().values()
     assert (len(state.closing), state.counters.drops) == (1, 1)

@@ -8,6 +8,7 @@ REDIS := $(VENV)/.redis
 POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
 PROXIES := $(VENV)/.all-proxies
+PROMETHEUS := $(VENV)/.prometheus
 BROWSER := $(VENV)/.browser
 COMPILER := $(VENV)/.compiler
 LANGUAGES := $(VENV)/.languages
@@ -19,19 +20,19 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
 installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
-.PHONY: demo test bench simulate mutants network-test oldest lint setup
+.PHONY: demo test bench simulate mutants network-test oldest reference lint setup
 
 ## Start a farm with the demo shop; Ctrl-C stops it.
 demo: $(READY)
 	@exec $(BIN)/coatcheck demo
 
 ## Everything that must hold before a change lands.
-test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(COMPILER) $(LANGUAGES) lint
+test: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(PROMETHEUS) $(BROWSER) $(COMPILER) $(LANGUAGES) lint
 	$(BIN)/python -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not serial"  # six on two cores: most wait
 	$(BIN)/python -m pytest -m serial tests/farm
 
 ## Plants each fault of tests/mutants in a copy of the source: its named test must notice. ONLY=name for some of them.
-mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(BROWSER) $(LANGUAGES)
+mutants: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(PROMETHEUS) $(BROWSER) $(LANGUAGES)
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(ONLY)
 
 ## Two farms, three Redis, forty browsers, and links that are cut at random: MINUTES=60 SEED=n.
@@ -47,6 +48,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+## docs/commands.md anew, of the commands themselves.
+reference: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m commands.reference
 
 ## benchmarks/RESULTS.md anew.
 bench: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(PEERS)
@@ -103,6 +108,14 @@ $(PROXIES): | $(BIN)/python
 		echo "installing haproxy, nginx and caddy"; \
 		$(call installed,haproxy nginx-light caddy) || \
 		{ echo "make: install these with: apt-get install haproxy nginx-light caddy" >&2; exit 1; }; }
+	@touch $@
+
+# Asks a farm for its metrics, and judges the rules and the dashboard in deploy/. What it recommends watches the machine.
+$(PROMETHEUS): | $(BIN)/python
+	@{ command -v prometheus && command -v promtool; } >/dev/null || { \
+		echo "installing prometheus"; \
+		$(call installed,--no-install-recommends prometheus) || \
+		{ echo "make: prometheus is missing; install it with: apt-get install prometheus" >&2; exit 1; }; }
 	@touch $@
 
 # A real client of the tests of TLS. What it recommends, for desktops, is three times as much, and not needed.

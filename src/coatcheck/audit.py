@@ -8,27 +8,20 @@ token, a key or session data.
 
 from __future__ import annotations
 
-import json
-import logging
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from coatcheck.audit_lines import AuditFile, utc_text
 from coatcheck.drivers.visit import visitor_address
-from coatcheck.errors import ConfigError
 from coatcheck.events import Event, EventKind, Observer
-
-SUFFIX: Final = ".jsonl"
-FILES: Final = 4
-"""The file that is written and the older ones beside it (``.1`` is the newest of those)."""
 
 MAX_USER_CHARACTERS: Final = 256
 
-_NOT_AUDITED: Final = frozenset({EventKind.BELOW_TARGET, EventKind.REPAIRED, EventKind.SESSION_HIDDEN})
+_NOT_AUDITED: Final = frozenset({EventKind.BELOW_TARGET, EventKind.SESSION_HIDDEN})
 """About copies and apps; the log and the counters have them."""
 
 
@@ -63,7 +56,7 @@ def record_of(event: Event, server: str) -> AuditRecord | None:
     if event.kind in _NOT_AUDITED:
         return None
     return AuditRecord(
-        time=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        time=utc_text(time.time()),
         event=event.kind.value,
         server=server,
         session=event.session,
@@ -79,20 +72,13 @@ class AuditLog:
     def __init__(self, path: Path, max_bytes: int, server: str) -> None:
         """Raises :class:`ConfigError` if the file cannot be written."""
         self._server = server
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            self._file = RotatingFileHandler(path, maxBytes=max_bytes // FILES, backupCount=FILES - 1, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"audit_dir: {path}: {error.strerror}; choose another, or audit_max_bytes 0") from None
+        self._lines = AuditFile(path, max_bytes, "audit_dir", ", or audit_max_bytes 0")
 
     def observe(self, event: Event) -> None:
         """Write one line. A full disk is said on stderr by the logging module, and stops no request."""
         record = record_of(event, self._server)
-        if record is None:
-            return
-        line = json.dumps(msgspec.to_builtins(record))  # ASCII alone: a user's name steers no terminal
-        self._file.handle(logging.LogRecord("coatcheck.audit", logging.INFO, "", 0, line, None, None))
+        if record is not None:
+            self._lines.write(record)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()

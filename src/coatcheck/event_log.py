@@ -22,6 +22,10 @@ class Loggable(Protocol):
         """As :mod:`logging` numbers them: what an operator must see is a warning."""
 
     @property
+    def event(self) -> str:
+        """Its name, as docs/events.md has it."""
+
+    @property
     def line(self) -> str:
         """One line without secrets."""
 
@@ -33,7 +37,7 @@ class Loggable(Protocol):
 def log_event(event: Loggable) -> None:
     """Write the event to its log, or count it where there are too many like it."""
     if logging.getLogger(event.logger).isEnabledFor(event.level):
-        _seldom(event.logger).write(event.level, "%s", event.line, kind=event.flood)
+        _seldom(event.logger).write(event.level, "%s", event.line, kind=event.flood, event=event.event)
 
 
 @cache

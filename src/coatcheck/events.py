@@ -44,7 +44,6 @@ class EventKind(Enum):
     BELOW_TARGET = "copies.below_target"
     EARLY_WRITE_LOST = "copies.early_write_lost"
     CORRUPT_ENTRY = "copies.corrupt_entry"
-    REPAIRED = "copies.repaired"
     CLOCK_DEVIATES = "clock.deviates"
     CLOCK_AGREES = "clock.agrees"
 
@@ -85,6 +84,10 @@ class Event(msgspec.Struct, frozen=True):
     @property
     def level(self) -> int:
         return DEBUG if self.kind in _QUIET else WARNING
+
+    @property
+    def event(self) -> str:
+        return self.kind.value
 
     @property
     def line(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 DEBUG: Final = 10
@@ -23,7 +23,7 @@ _OTHERS: Final = "others"
 class Logger(Protocol):
     """What is needed of :class:`logging.Logger`."""
 
-    def log(self, level: int, message: str, *arguments: Any) -> None:
+    def log(self, level: int, message: str, *arguments: Any, extra: Mapping[str, object] | None = None) -> None:
         """Write one line."""
         ...
 
@@ -53,14 +53,18 @@ class Seldom:
         """Write a warning, or count it."""
         self.write(WARNING, message, *arguments, kind=kind)
 
-    def write(self, level: int, message: str, *arguments: Any, kind: str = "") -> None:
-        """Write a line of this level (as :mod:`logging` numbers them), or count it."""
+    def write(self, level: int, message: str, *arguments: Any, kind: str = "", event: str = "") -> None:
+        """Write a line of this level (as :mod:`logging` numbers them), or count it. ``event``: the name of what it
+        tells, for a log in JSON."""
         skipped = self._take(kind or message)
         if skipped is None:
             return
         if skipped:
             message, arguments = message + " (and %d more like it)", (*arguments, skipped)
-        self._log.log(level, message, *arguments)
+        if event:
+            self._log.log(level, message, *arguments, extra={"event": event})
+        else:
+            self._log.log(level, message, *arguments)
 
     def _take(self, kind: str) -> int | None:
         """How many of this kind were left out before this one, which is written; ``None``: it is left out too."""

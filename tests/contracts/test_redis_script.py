@@ -163,6 +163,7 @@ def test_the_script_is_the_rules(seed: int) -> None:
         lease_s=dice.choice([5.0, 5.0, 0.1]),
         min_remaining_s=dice.choice([0.0, 1.5]),
         signs_out=dice.random() < 0.6,
+        audited=seed != 5,
         login_timeout_s=dice.choice([7.0, 1 / 3]),
         logout_timeout_s=3.3,
         max_waiting=dice.choice([2, 20]),

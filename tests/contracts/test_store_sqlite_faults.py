@@ -9,18 +9,23 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from store_backends import ask, entry, new_key, opened, run, until, version
 
+from coatcheck import sqlite_line
 from coatcheck.errors import ConfigError
 from coatcheck.replication.entry import Entry
-from coatcheck.replication.put_rule import Verdict
+from coatcheck.replication.put_rule import Verdict, encode_for_put
+from coatcheck.stores import sqlite_file
+from coatcheck.stores.events import StoreEvent, StoreEventKind
 from coatcheck.stores.port import ACCEPTED, Unreachable
 from coatcheck.stores.sqlite import SqliteStore
 from coatcheck.stores.sqlite_file import Durability, Offer, SqliteFile
+from file_locks import is_taken
 
 V1 = version(1)
 
@@ -300,10 +305,10 @@ def test_a_reader_that_could_not_open_the_file_tries_again(tmp_path: Path) -> No
     class Unlucky(SqliteStore):
         failures = 1
 
-        def _open_reader(self) -> str | None:
+        def _open_reader(self) -> SqliteFile:
             if self.failures:
                 self.failures -= 1
-                return "database is locked"
+                raise sqlite3.OperationalError("database is locked")
             return super()._open_reader()
 
     async def story() -> None:
@@ -312,6 +317,71 @@ def test_a_reader_that_could_not_open_the_file_tries_again(tmp_path: Path) -> No
             assert await ask(store.put, bytes(16), None, entry(V1)) == ACCEPTED
 
     run(story)
+
+
+def test_whoever_opens_the_file_waits_for_those_who_make_it_or_close_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to close the file takes its log away, under a lock that nobody can read behind; on a busy machine that
+    took longer than a reader waits, and the first requests of a new process were refused."""
+    really, patience_s = sqlite_file._prepare, []
+
+    def prepare(connection: sqlite3.Connection, durability: Durability, busy_timeout_s: float) -> None:
+        patience_s.append(busy_timeout_s)
+        if len(patience_s) == 2:  # the reader
+            time.sleep(min(busy_timeout_s, LOCKED_S))
+            if busy_timeout_s < LOCKED_S:
+                raise sqlite3.OperationalError("database is locked")
+        really(connection, durability, busy_timeout_s)
+
+    monkeypatch.setattr(sqlite_file, "_prepare", prepare)
+
+    async def story() -> None:
+        told: list[StoreEvent] = []
+        store = SqliteStore("sqlite", tmp_path / "shared.db", time.time, on_event=told.append)
+        async with opened(store):
+            assert [event.kind for event in told] == [StoreEventKind.REACHABLE]
+            assert len(patience_s) == 2
+            assert store._reader is not None
+            with store._reader._turn() as connection:
+                assert connection.execute("PRAGMA busy_timeout").fetchone() == (5,), "a read is in the loop's thread"
+
+    run(story)
+
+
+LOCKED_S = 0.3
+
+
+def test_who_waits_to_write_comes_before_the_one_who_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a web server was locked out for seconds by another one that wrote again and again, and its
+    requests were refused. Ten times, for it would often be so by chance. Two files are as good as two processes."""
+    monkeypatch.setattr(sqlite_line, "PATIENCE_S", 60.0)
+    first, second = (SqliteFile(tmp_path / "shared.db", Durability.NORMAL, 60.0) for _ in range(2))
+    order: list[str] = []
+
+    def write(file: SqliteFile, name: str) -> None:
+        """The clock is read within the transaction, so the order is that of the write lock."""
+        offer = Offer(name.encode()[:16].ljust(16), b"", 600_000, encode_for_put(entry(V1)))
+        file.put_all([offer], lambda: (order.append(name), 1_000_000)[1])
+
+    for file in (first, second):
+        file.probe(0)
+    line = os.open(tmp_path / "shared.db-line", os.O_CREAT | os.O_RDWR)
+    for _ in range(10):
+        with first._turn() as connection, first._writing(connection):
+            waiting = threading.Thread(target=write, args=(second, "who waited"))
+            waiting.start()
+            began = time.monotonic()
+            while not is_taken(line):
+                assert time.monotonic() - began < 20, "nobody stands in line"
+        write(first, "who had it")
+        waiting.join(60)
+    assert order == ["who waited", "who had it"] * 10
+    os.close(line)
+    first.close()
+    second.close()
 
 
 def test_a_locked_file_is_unreachable_in_time_and_comes_back(tmp_path: Path) -> None:

@@ -56,6 +56,19 @@ def test_what_a_lost_session_server_held_is_copied_to_another(sessions: int) -> 
     asyncio.run(story())
 
 
+def test_every_outcome_is_counted_from_the_start() -> None:
+    """Whoever watches a count increase sees nothing of its first time, if it appears then."""
+
+    async def story() -> None:
+        async with trade(2) as farm:
+            home = await farm.server()
+            assert home.status()["recopy"]["outcomes"] == dict.fromkeys(
+                ("nothing", "whole", "mended", "partial", "contended"), 0
+            )
+
+    asyncio.run(story())
+
+
 def test_a_session_server_that_comes_back_empty_is_filled_again() -> None:
     async def story() -> None:
         async with trade(2) as farm:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from .farm_process import COUNTER_APP, Command, Farm
+
+LOG_TAIL = 6_000
+"""Characters of a log that are shown."""
 
 
 @pytest.fixture
@@ -33,3 +36,14 @@ def farm(tmp_path: Path) -> Iterator[Callable[..., Farm]]:
     yield start
     for each in farms:
         each.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the farms of a test that failed have said stands under its failure."""
+    report = yield
+    directory = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and isinstance(directory, Path):
+        for log in sorted(directory.rglob("*.log")):
+            report.sections.append((str(log.relative_to(directory)), log.read_text(errors="replace")[-LOG_TAIL:]))
+    return report

@@ -118,8 +118,10 @@ class Command:
     @contextmanager
     def started(self, *arguments: str) -> Iterator[CoatcheckProcess]:
         """The command in the background; killed if the test did not let it end, and the kernel ends its processes."""
-        nowhere: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = CoatcheckProcess(*arguments, cwd=self.directory, env=environment(), start_new_session=True, **nowhere)
+        with (self.directory / "started.log").open("ab") as log:
+            process = CoatcheckProcess(
+                *arguments, cwd=self.directory, env=environment(), start_new_session=True, stdout=log, stderr=log
+            )
         try:
             yield process
         finally:

@@ -256,6 +256,8 @@ FLAGS = {"app": "a:b", "host": "0.0.0.0", "trusted_proxy": ["10.0.0.0/8"]}
         ({"trusted_proxy": ["104.16.0.0/13", "2a06:98c0::/29", "fc00::/7", "172.16.0.0/12"]}, []),
         ({"web": "1"}, ["web"]),
         ({"reload": "on"}, ["reload"]),
+        ({"metrics": "127.0.0.1:9100"}, []),
+        ({"metrics": "0.0.0.0:9100"}, ["metrics"]),
         ({"cookie_same_site": "none"}, ["cookie_same_site"]),
         ({"cookie_same_site": "none", "cookie_partitioned": "yes"}, []),
         ({"cookie_domain": "shop.example"}, ["cookie_domain"]),

@@ -100,6 +100,14 @@ def test_nothing_depends_on_it(farm: Callable[..., Farm], blow: signal.Signals) 
     eventually(lambda: not Path(f"/proc/{server}").exists(), "the end of the fork server")
 
 
+def test_it_has_the_time_to_start_that_each_process_has(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    slow = "import sys, time\nif 'coatcheck.farm.processes.fork_server' in sys.orig_argv:\n    time.sleep(1)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    running = farm("--web", "1", PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCE}")
+    assert len(fork_servers(running)) == 1
+    assert "fork server failed" not in running.log
+
+
 def test_the_orphans_of_an_app_are_not_the_supervisors(farm: Callable[..., Farm], tmp_path: Path) -> None:
     (tmp_path / "orphanage.py").write_text(ORPHANAGE)
     running = farm("--web", "1", app="orphanage:app", DATABASE_URL=SECRET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import ssl
 import stat
@@ -28,7 +29,7 @@ def test_serves_an_unmodified_app_and_stops_cleanly(farm: Callable[..., Farm]) -
     assert [name for name in environment if name.startswith("COATCHECK_")] == ["COATCHECK_SERVER"]
     eventually(lambda: "hello from the app in the log" in running.log, "the app's line in the log")
     line = next(line for line in running.log.splitlines() if "hello from the app" in line)
-    assert line.startswith("web-")
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z web-", line)
     assert running.stop(60) == 0  # so nothing had to wait until the grace was over
     assert all_dead(running)
     left = {path.name for path in (running.directory / ".coatcheck").iterdir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import socket
 import sys
 import threading
@@ -33,16 +34,17 @@ from coatcheck.web.open_websocket import OpenWebSocket
 
 def test_console_names_and_defuses_lines() -> None:
     out = io.StringIO()
-    console = Console(out, colour=False)
+    console = Console(out, colour=False, now=lambda: 1.5)
     console.line("web-1", "hello\x1b[2J\x07")
     console.say("bye")
     console.close()
-    assert out.getvalue() == "web-1     │ hello\\x1b[2J\\x07\ncoatcheck │ bye\n"
+    at = "1970-01-01T00:00:01.500Z"
+    assert out.getvalue() == f"{at} web-1     │ hello\\x1b[2J\\x07\n{at} coatcheck │ bye\n"
     coloured = io.StringIO()
     console = Console(coloured, colour=True)
     console.line("web-1", "x")
     console.close()
-    assert coloured.getvalue().startswith("\x1b[")
+    assert re.match(r"\d\d:\d\d:\d\dZ \x1b\[", coloured.getvalue())
 
 
 def test_a_reader_who_stopped_reading_stops_nothing() -> None:

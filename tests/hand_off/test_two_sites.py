@@ -214,6 +214,25 @@ def test_a_url_stolen_after_it_was_redeemed_revokes_what_it_issued() -> None:
     told(story)
 
 
+def test_what_was_revoked_accuses_nobody_when_its_browser_has_come_again() -> None:
+    """Another tab of the same browser may have asked with the revoked token before it was given a new one."""
+
+    async def story(both: Farm, browser: Browser) -> None:
+        url = await browser.until(SHOP + PAGE, TICKET)
+        await browser.visit(url)
+        tab = Browser(both)
+        tab.jar["tickets.example"] = dict(browser.jar["tickets.example"])
+        assert await tab.who(TICKETS + PAGE) == "ada"
+        await Browser(both).visit(url)
+        both.ahead_ms += 1_000
+        assert (await browser.visit(SHOP + PAGE))[-1].json()["user"] == "ada"
+        assert await tab.who(TICKETS + PAGE) is None
+        assert both.count(EventKind.SESSION_THEFT) == 0
+        assert await browser.who(TICKETS + PAGE) == "ada"
+
+    told(story)
+
+
 def test_long_after_its_time_a_stolen_url_revokes_nothing() -> None:
     async def story(both: Farm, browser: Browser) -> None:
         url = await browser.until(SHOP + PAGE, TICKET)

@@ -21,10 +21,11 @@ from coatcheck.pool.adapters.zeep import SessionPlugin, ZeepSessions
 PASSWORD = "secret"
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 PER_USER = 4
-LEASE_S = 3
+LEASE_S = 6
 WAIT_S = 15
 UPSTREAM_IDLE_S = 2
-"""Shorter than a lease and a login: a session whose borrower was killed is gone before its slot is free again."""
+"""Shorter than a lease and a login: a session whose borrower was killed is gone before its slot is free again, also
+where its last call reaches the upstream some seconds late."""
 
 
 class Borrower:

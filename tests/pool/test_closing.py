@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import CancelledError
 from itertools import count
 from typing import Any
 
 import pytest
 
 from coatcheck.errors import ConfigError
-from coatcheck.pool import LeaseLost
+from coatcheck.pool import LeaseLost, PoolClosed, PoolEvent, PoolEventKind
 
-from .both_pools import BOTH, Threads, eventually
+from .both_pools import BOTH, LIMIT_S, Threads, eventually
 
 KEY = b"0123456789abcdef" * 2
 
@@ -111,6 +113,65 @@ def test_a_shared_store_keeps_its_tokens_unless_they_are_to_be_logged_out(
     theirs.call(again.release)
     theirs.close()
     assert sorted(upstream.out) == ["ann-1, renewed", "ann-2", "bob-3"]
+
+
+def test_more_than_may_wait_are_logged_out_as_well(
+    kind: type[Threads], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("logouts", "background"):
+        monkeypatch.setattr(f"coatcheck.pool.{module}.MAX_LOGOUTS", 3)
+    events: list[PoolEvent] = []
+    begun: list[str] = []
+    goes_on = threading.Event()
+
+    def sign_out(user: str, token: str) -> None:
+        begun.append(token)
+        assert goes_on.wait(LIMIT_S)
+
+    pool = kind(upstream.sign_in, logout=sign_out, on_event=events.append)
+    for number in range(20):
+        pool.call(borrow(pool, f"user-{number}").release)
+    closing = pool.start(pool.pool.close, "60s")
+    eventually(lambda: len(begun) >= 3)
+    goes_on.set()
+    closing.result(LIMIT_S)
+    pool.close()
+    assert len(begun) == 20
+    assert events == []
+
+
+def test_a_store_keeps_what_there_is_no_time_for(kind: type[Threads], upstream: Upstream, store_url: str) -> None:
+    events: list[PoolEvent] = []
+    ours = upstream.opened(kind, store=store_url, key=KEY, on_event=events.append)
+    theirs = upstream.opened(kind, store=store_url, key=KEY)
+    ours.call(borrow(ours).release)
+    ours.close(timeout=0, log_out=True)
+    assert upstream.out == []
+    assert [(event.kind, event.user) for event in events] == [(PoolEventKind.LOGOUT_SKIPPED, "")]
+    held = borrow(theirs)
+    assert held.token == "ann-1"
+    theirs.call(held.release)
+    theirs.close()
+
+
+def test_a_login_that_ends_after_the_pool_is_logged_out(kind: type[Threads], upstream: Upstream) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def sign_in(user: str) -> str:
+        begun.set()
+        assert goes_on.wait(LIMIT_S)
+        return upstream.sign_in(user)
+
+    pool = kind(sign_in, logout=upstream.sign_out)
+    waiting = pool.start(pool.pool.lease("ann").acquire)
+    assert begun.wait(LIMIT_S)
+    pool.call(pool.pool.close, timeout=0)
+    assert upstream.out == []
+    goes_on.set()
+    with pytest.raises((PoolClosed, CancelledError)):
+        waiting.result(LIMIT_S)
+    eventually(lambda: upstream.out == ["ann-1"])
+    pool.close()
 
 
 def test_a_soft_removal_takes_nothing_from_anybodys_hands(kind: type[Threads], upstream: Upstream) -> None:

@@ -268,14 +268,15 @@ def test_a_pool_that_is_forgotten_says_so(tmp_path: Path) -> None:
     program = """
         import asyncio, gc, sys, warnings
         from coatcheck.pool import AsyncTokenPool, TokenPool
-        def use(close):
-            pool = TokenPool(lambda user: "t")
+        def use(close, name, **more):
+            pool = TokenPool(lambda user: "t", name=name, **more)
             with pool.lease("ann"):
                 pass
             if close:
                 pool.close()
         async def use_async(close):
-            pool = AsyncTokenPool(lambda user: "t", store="sqlite:///tokens.db", key=b"0123456789abcdef" * 2)
+            store = "sqlite:///tokens.db"
+            pool = AsyncTokenPool(lambda user: "t", min_idle=1, store=store, key=b"0123456789abcdef" * 2)
             async with pool.lease("ann"):
                 pass
             if close:
@@ -284,12 +285,13 @@ def test_a_pool_that_is_forgotten_says_so(tmp_path: Path) -> None:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 TokenPool(lambda user: "never used")
-                use(close)
+                use(close, "plain")
+                use(close, "ready", min_idle=1)
                 asyncio.run(use_async(close))
                 gc.collect()
             print(sorted(f"{each.category.__name__}: {each.message}" for each in told))
     """
     closed, forgotten = run(program, folder=tmp_path).splitlines()
     assert closed == "[]"
-    named = ["<AsyncTokenPool 'default', sqlite>", "<TokenPool 'default', in process>"]
+    named = ["<AsyncTokenPool 'default', sqlite>", "<TokenPool 'plain', in process>", "<TokenPool 'ready', in process>"]
     assert forgotten == str([f"ResourceWarning: never closed: {name}" for name in named])

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck import sqlite_line
 from coatcheck.pool import TokenPool
 from coatcheck.pool.commands import CleanUp
-from coatcheck.pool.stores import sqlite
+from file_locks import is_taken
 
 KEY = "m3XqjvY0a8pS6tRrWn2cUeK5hLzFg7D9oBiQxT1VwJ4"
 
@@ -76,13 +77,13 @@ def test_who_waits_for_the_write_lock_comes_before_the_one_who_had_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten times, for without the line it would often be so by chance. Two pools are as good as two processes."""
-    monkeypatch.setattr(sqlite, "LINE_PATIENCE_S", 60.0)
+    monkeypatch.setattr(sqlite_line, "PATIENCE_S", 60.0)
     url = f"sqlite:///{tmp_path}/tokens.db"
     first, second = (TokenPool(lambda user: "t", store=url, key=KEY) for _ in range(2))
     first.clean_up()
     with first.lease("ann"), second.lease("bob"):
         pass
-    line = os.open(tmp_path / "tokens.db-line", os.O_RDWR)
+    line = os.open(tmp_path / "tokens.db-line", os.O_CREAT | os.O_RDWR)
     order: list[str] = []
 
     def note(pool: TokenPool, name: str) -> None:
@@ -106,15 +107,6 @@ def test_who_waits_for_the_write_lock_comes_before_the_one_who_had_it(
     os.close(line)
     first.close()
     second.close()
-
-
-def is_taken(line: int) -> bool:
-    try:
-        fcntl.flock(line, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(line, fcntl.LOCK_UN)
-    return False
 
 
 def test_a_process_that_stops_in_line_holds_nobody_up_for_long(tmp_path: Path) -> None:

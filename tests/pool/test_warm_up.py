@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from itertools import count
 from typing import Any
 
@@ -54,6 +53,16 @@ def test_so_many_are_logged_in_and_then_lent(kind: type[Threads]) -> None:
     assert pool.call(pool.pool.warm_up, "ann", 2) == 0, "those that are lent are there too"
     assert pool.call(pool.pool.warm_up, "ann", 9) == 1, "no more than there are slots"
     assert len(upstream.logins) == 3
+    pool.close(timeout=0)
+
+
+def test_those_that_nobody_will_get_again_are_not_there(kind: type[Threads]) -> None:
+    pool = kind(Upstream().sign_in, per_user=3)
+    held = borrow(pool, "ann")
+    assert pool.call(pool.pool.remove_token, "ann", soft=True) == 1
+    assert pool.call(pool.pool.warm_up, "ann", 1) == 1
+    pool.call(held.release)
+    assert pool.stats().free == 1
     pool.close(timeout=0)
 
 
@@ -199,12 +208,13 @@ def test_a_login_ahead_that_fails_is_tried_again_after_its_pause(kind: type[Thre
 
 
 def test_users_who_have_nothing_any_more_are_left_alone(kind: type[Threads]) -> None:
-    upstream = Upstream()
-    pool = kind(upstream.sign_in, min_idle=1, ttl="100ms", jitter=0.0, lease="200ms")
-    pool.call(borrow(pool, "ann").release)
-    eventually(lambda: upstream.logins)
-    time.sleep(1.5)  # all ended before the pool looked
-    assert len(upstream.logins) == 1
+    upstream, now = Upstream(), [1_000.0]
+    pool = kind(upstream.sign_in, min_idle=2, per_user=3, ttl="60s", clock=lambda: now[0])
+    held = borrow(pool, "ann")
+    assert pool.pool.users_to_keep_ready(pool.pool.memory.look()) == ["ann"]
+    pool.call(held.release)
+    now[0] += 61
+    assert pool.pool.users_to_keep_ready(pool.pool.memory.look()) == [], "all has ended"
     pool.close(timeout=0)
 
 

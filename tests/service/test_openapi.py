@@ -44,7 +44,8 @@ ASKED = [operation for operation in OPERATIONS if operation.name != "events"]
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, Any]]:
     folder = tmp_path_factory.mktemp("described")
     (folder / "farm.toml").write_text(SITES)
-    service = ServiceProcess(folder, "--config", "farm.toml", callers=CALLERS)
+    # What is tried is what it says, not whether the machine is quick.
+    service = ServiceProcess(folder, "--config", "farm.toml", "--store-timeout", "10s", callers=CALLERS)
     try:
         yield service, schemathesis.openapi.from_url(f"{service.url}/openapi.json")
     finally:

@@ -15,7 +15,7 @@ from coatcheck.sessions.record import EMPTY_DATA, Record, decode_record, encode_
 from coatcheck.simulation.application import Attempt, Cookies
 from coatcheck.simulation.bare.farm import BareFarm
 from coatcheck.simulation.bare.web_server import ModelWebServer
-from coatcheck.simulation.convergence import _check_tombstones, _is_late_claim, check_convergence
+from coatcheck.simulation.convergence import _check_live, _check_tombstones, _is_late_claim, check_convergence
 from coatcheck.simulation.log import Ack, Close, OfferedVersion, SessionLog
 from coatcheck.simulation.scenario import Scenario, draw
 from coatcheck.simulation.schedule import EPOCH_MS
@@ -530,6 +530,31 @@ def test_a_claim_came_late_if_its_sender_waited_no_more(farm: BareFarm) -> None:
     farm.schedule.now += 1.0
     first.put(KEY, CLAIM, claim(SECOND))
     assert _is_late_claim(farm, log, placed)
+
+
+def test_a_late_put_is_no_sign_that_somebody_noticed_what_had_vanished(farm: BareFarm) -> None:
+    """A put that waits in the network while a session server forgets all is stored there when it arrives."""
+
+    def difference(*, silently: bool = True, late: bool = True) -> int:
+        farm.ledger.violations.clear()
+        log = farm.ledger.log(KEY)
+        log.issued[b"token"] = farm.schedule.now
+        first = farm.servers[farm.placement.ranking(KEY)[0]]
+        offer(farm, log, FIRST)
+        first.forget_all(silently=silently)
+        farm.schedule.now += 1.0 if late else 0.0
+        first.put(KEY, None, entry(FIRST))
+        _check_live(farm, log, {name: held for name, one in farm.servers.items() if (held := one.look(KEY))})
+        return len(farm.ledger.violations)
+
+    log = farm.ledger.log(KEY)
+    for version in (FIRST, SECOND):
+        log.blobs[version] = b""
+        for name in farm.placement.ranking(KEY)[:2]:
+            farm.servers[name].put(KEY, FIRST if version is SECOND else None, entry(version))
+    assert difference() == 0
+    assert difference(late=False) == 1, "whoever put it then saw that there was nothing"
+    assert difference(silently=False) == 1, "a session server that ends is noticed"
 
 
 # -- closes that too few session servers hold --------------------------------------------------------------------------

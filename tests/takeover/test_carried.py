@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from coatcheck.director.rules.actions import Order
 from coatcheck.director.rules.limits import Limits
 from coatcheck.director.rules.routing import Health, servers_of
+from coatcheck.director.rules.server_half import Ending
 from coatcheck.director.rules.traffic import Traffic
 from coatcheck.takeover.rules.carried import CarriedConnection, Loss, ServerSays
 from coatcheck.takeover.rules.inner_frames import (
@@ -175,13 +176,23 @@ def test_a_client_that_takes_nothing_ends_also_when_its_web_server_is_another_on
     machine.client_full(50_000)
     machine.server_died()
     assert Order.END_SERVER in machine.actions
-    from coatcheck.director.rules.server_half import Ending
-
     machine.server_ended(Ending.BROKEN)
     machine.connected(reused=False, full=False)
     machine.actions.clear()
     traffic.tick(machine.due_at, lambda member: 50_000)
     assert machine.state is PassedState.CLOSING and Order.RESET_CLIENT in machine.actions
+
+
+def test_the_loss_of_one_web_server_counts_once_however_many_links_it_costs() -> None:
+    """For a moment the kernel takes links for a process that is just ending."""
+    machine, _ = passed()
+    for links in (1, 2):
+        machine.server_ended(Ending.BROKEN)
+        machine.connected(reused=False, full=False)
+        assert machine._counts == {"resume": 1}, links
+    machine.server_bytes(frame(Frame.ESTABLISHED))
+    machine.server_ended(Ending.BROKEN)
+    assert machine._counts == {"resume": 2}
 
 
 def test_a_link_that_takes_nothing_from_the_first_moment_holds_the_client_back() -> None:

@@ -62,8 +62,9 @@ class Server:
         assert line, f"{self.name} ended: {self.process.wait(PATIENCE_S)}"
         return line
 
-    def status(self) -> dict[str, Any]:
-        self.process.stdin.write("status\n")
+    def status(self, first: str = "") -> dict[str, Any]:
+        """``first``: what it does before (``server_process.py``)."""
+        self.process.stdin.write(f"{first}\n")
         self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self._line())
         return found

@@ -1,23 +1,34 @@
 """A server that shares its TLS sessions: says its port, answers each connection with what it knows of it.
 
 Argument: its settings as JSON. A mode that begins with "stand-in-" is served over the system's OpenSSL. A line on
-standard input is answered by the status of the sharing.
+standard input is answered by the status of the sharing; "ahead 600" first sets the clock of its ticket keys that many
+seconds ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from coatcheck.tls import Peers, SharedSessions, SharedTickets, new_event_loop, share_sessions, share_ticket_keys
+from coatcheck.tls import (
+    Peers,
+    SharedSessions,
+    SharedTickets,
+    agreement,
+    new_event_loop,
+    share_sessions,
+    share_ticket_keys,
+)
 from coatcheck.tls.ahead import fetching_ahead
 from coatcheck.tls.stand_in import stand_in_context
 
@@ -81,8 +92,16 @@ def shared_context(settings: dict[str, Any]) -> tuple[ssl.SSLContext, SharedSess
 
 
 def answer_questions(shared: SharedSessions | SharedTickets) -> None:
-    while sys.stdin.readline():
+    while line := sys.stdin.readline():
+        word, _, seconds = line.partition(" ")
+        if word == "ahead":
+            agreement.now_ms = functools.partial(ahead_by, float(seconds))
         print(json.dumps(shared.status()), flush=True)
+
+
+def ahead_by(seconds: float) -> int:
+    """Milliseconds of a clock that is so far ahead."""
+    return int((time.time() + seconds) * 1000)
 
 
 def words(tls: Any, request: bytes) -> bytes:

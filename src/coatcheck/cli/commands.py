@@ -10,7 +10,8 @@ from typing import Final
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
-from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
+from coatcheck.cli.furnishing import furnish
+from coatcheck.cli.running_farm import RUN_DIR, ask, complete_server, seconds_of
 from coatcheck.errors import ConfigError
 
 _A_COMPILED_MODULE = "coatcheck.tokens.sealed"
@@ -18,7 +19,9 @@ _MODULES: Final = {
     "audit": "audit_command",
     "certs": "certs_commands",
     "check": "serve_commands",
+    "completion": "completion_command",
     "keys": "key_commands",
+    "metrics": "metrics_command",
     "pool": "pool_commands",
     "serve": "serve_commands",
     "service": "service_commands",
@@ -37,8 +40,11 @@ class _Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _MODULES:
-            return super().get_command(context, name)
-        command: click.Command = getattr(import_module(f"coatcheck.cli.{_MODULES[name]}"), name)
+            command = super().get_command(context, name)
+        else:
+            command = getattr(import_module(f"coatcheck.cli.{_MODULES[name]}"), name)
+        if command is not None:
+            furnish(command, name)
         return command
 
 
@@ -87,7 +93,7 @@ def status(run_dir: str | None, as_json: bool, watch: bool) -> None:
 
 
 @coatcheck.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_server)
 @RUN_DIR
 @click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="How long to wait for open requests.")
 def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
@@ -100,7 +106,7 @@ def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
 
 
 @coatcheck.command()
-@click.argument("server")
+@click.argument("server", shell_complete=complete_server)
 @RUN_DIR
 def admit(server: str, run_dir: str | None) -> None:
     """Put a drained web server back to work."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from coatcheck.farm.settings.configuration import SETTINGS, FarmSetting
 
@@ -44,9 +46,22 @@ def _option(setting: FarmSetting) -> Callable[[Command], Command]:
         words += f"  [default: {'on' if setting.default else 'off'}]"
         return click.option(flag, setting.parameter, default=None, help=words)
     metavar = setting.option.metavar or ("|".join(setting.choices) if setting.choices else _metavar(setting))
+    choices = [CompletionItem(choice) for choice in setting.choices]
     return click.option(
-        setting.flag, setting.parameter, default=None, multiple=setting.is_list, metavar=metavar, help=words
+        setting.flag,
+        setting.parameter,
+        default=None,
+        multiple=setting.is_list,
+        metavar=metavar,
+        help=words,
+        shell_complete=partial(_begun, choices) if choices else None,
     )
+
+
+def _begun(
+    choices: Sequence[CompletionItem], _: click.Context, __: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    return [choice for choice in choices if choice.value.startswith(begun)]
 
 
 def _metavar(setting: FarmSetting) -> str:

@@ -12,11 +12,12 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
-from coatcheck.cli.tables import text_table
+from coatcheck.cli.tables import shown, text_table
 from coatcheck.errors import CoatcheckError, ConfigError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 WATCH_EVERY_S = 1.0
+FOLLOW_EVERY_S = 0.2
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -73,6 +74,8 @@ def serving_options(*flags: Callable[[Any], Any]) -> Callable[[Command], Command
                 click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login."),
                 click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Of one user."),
                 click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True),
+                click.option("--audit-file", type=FILE, metavar="FILE", help="Who borrowed what; see `pool audit`."),
+                click.option("--anomaly", multiple=True, metavar="NAME=N/TIME", help="What stands out; see the docs."),
                 click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this chain (PEM)."),
                 click.option("--tls-key", type=FILE, metavar="FILE", help="The certificate's private key (PEM)."),
                 click.option("--allow-insecure", is_flag=True, help="Go beyond this machine without TLS."),
@@ -103,7 +106,7 @@ def serve_it(serve: Callable[..., None], kind: Any, flags: dict[str, Any], words
     """``kind``: of the settings, which are called as their flags are. ``words``: what is printed before the URL."""
     try:
         settings = kind(**{name: flags[name] for name in kind.__struct_fields__})
-        options = {**_store(flags), **{name: flags[name] for name in POOL_FLAGS}}
+        options = {**_store(flags), **{name: flags[name] for name in POOL_FLAGS}, **_audit(flags)}
         serve(settings, options, lambda url: click.echo(f"{words} {url}"))
     except CoatcheckError as error:
         fail(error, 2)
@@ -202,12 +205,13 @@ def stats(as_json: bool, **target: Any) -> None:
 @pool.command()
 @click.argument("user")
 @click.argument("token_id", type=click.IntRange(1), required=False)
+@click.option("--soft", is_flag=True, help="What is in use may be used on, and is dropped when it is given back.")
 @target_options
 @JSON
-def remove(user: str, token_id: int | None, as_json: bool, **target: Any) -> None:
+def remove(user: str, token_id: int | None, soft: bool, as_json: bool, **target: Any) -> None:
     """Drop one token of USER, or all of them, also those in use."""
     with opened(target) as asked:
-        count = told(lambda: asked.remove(user, token_id))
+        count = told(lambda: asked.remove(user, token_id, soft=soft))
     click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
 
 
@@ -233,6 +237,39 @@ def clean_up(as_json: bool, **target: Any) -> None:
     with opened(target) as asked:
         count = told(asked.clean_up)
     click.echo(json_text({"removed": count}) if as_json else f"{count} removed")
+
+
+@pool.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--user", metavar="USER", help="Only this one's tokens.")
+@click.option("--caller", metavar="CALLER", help="Only what this one did.")
+@click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as they are stored, a line of JSON each.")
+def audit(directory: Path, user: str | None, caller: str | None, follow: bool, as_json: bool) -> None:
+    """Show who borrowed which token when: the audit files (*.jsonl) of DIRECTORY, in the order of time."""
+    from coatcheck.farm.files.audit_files import AuditFiles
+    from coatcheck.pool import PoolAuditRecord
+
+    files = AuditFiles(directory, PoolAuditRecord)
+    try:
+        while True:
+            for line in files.since():
+                record = line.record
+                if user in (None, record.user) and caller in (None, record.caller):
+                    click.echo(line.text if as_json else _audited(record))
+            if not follow:
+                return
+            time.sleep(FOLLOW_EVERY_S)
+    except OSError as error:
+        fail(ConfigError(f"{directory}: {error.strerror}"))
+    except KeyboardInterrupt:
+        return
+
+
+def _audited(record: Any) -> str:
+    words = [record.time, record.server, record.event, shown(record.user) or "-", shown(record.caller) or "-"]
+    numbers = [str(record.token or "-"), str(record.lease or "-")]
+    return "  ".join([*words, *numbers, shown(record.detail)]).rstrip()
 
 
 @contextmanager
@@ -268,6 +305,22 @@ def _store(flags: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError("key-file: it seals what a store keeps; give --store as well")
         return {"name": flags["name"]}
     return {"name": flags["name"], "store": flags["store"], "key": keys}
+
+
+def _audit(flags: dict[str, Any]) -> dict[str, Any]:
+    """Who is told of what, and what stands out; an audit counts by itself."""
+    from coatcheck.pool import PoolAuditLog
+
+    if flags["audit_file"] is None and not flags["anomaly"]:
+        return {}
+    thresholds: dict[str, str | None] = {}
+    for each in flags["anomaly"]:
+        name, equals, text = each.partition("=")
+        if not equals:
+            raise ConfigError('anomaly: write a name and a threshold, as "users_per_caller=50/1m", or "...=none"')
+        thresholds[name] = None if text == "none" else text
+    log = None if flags["audit_file"] is None else PoolAuditLog(flags["audit_file"])
+    return {"anomalies": thresholds, **({} if log is None else {"on_audit": log.write})}
 
 
 def _existing(options: dict[str, Any]) -> dict[str, Any]:

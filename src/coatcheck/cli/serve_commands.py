@@ -34,7 +34,7 @@ def serve(app: str | None, config: Path | None, **flags: Any) -> None:
             raise ConfigError("app: name the app to serve, such as: coatcheck serve app:app")
     except ConfigError as error:
         fail(error, 2)
-    raise SystemExit(run_farm(settings, Console()))
+    raise SystemExit(run_farm(settings, Console(log_format=settings.log_format)))
 
 
 @click.command()

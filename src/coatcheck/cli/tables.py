@@ -24,6 +24,7 @@ ROLES = {
     "session_servers": "session server",
     "session_services": "session service",
     "tls_sessions": "TLS sessions",
+    "metrics": "metrics",
 }
 """The lists of processes in a farm's status, and what each does there."""
 

@@ -157,6 +157,7 @@ class EmbeddedDirector:
             "retries": traffic.retries if traffic else 0,
             "evicted": traffic.evicted if traffic else 0,
             "errors": dict(traffic.errors) if traffic else {},
+            "durations": traffic.durations.status() if traffic else {},
             "servers": servers,
             **({} if self._door is None else self._door.status()),
         }

@@ -121,8 +121,9 @@ class BackgroundRepair:
         self._alarm.set()
 
     def progress(self) -> dict[str, Any]:
-        """``total`` and ``done`` of the current or last rounds, and the outcomes since the start."""
-        outcomes = {outcome.name.lower(): count for outcome, count in self._outcomes.items()}
+        """``total`` and ``done`` of the current or last rounds, and the outcomes since the start: each of them, also
+        those that never were, for whoever watches them increase."""
+        outcomes = {outcome.name.lower(): self._outcomes[outcome] for outcome in Repaired}
         rounds = self._hosted, self._unhosted
         return {"total": sum(r.total for r in rounds), "done": sum(r.done for r in rounds), "outcomes": outcomes}
 

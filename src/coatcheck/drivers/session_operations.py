@@ -139,6 +139,7 @@ class SessionOperations(ABC):
         repair = self._repair
         return {
             "sessions": self.copies.cache.hosted(),
+            "max_sessions": self.copies.cache.max_sessions,
             "under_replicated": len(self.copies.under_replicated),
             "closing": len(self.copies.closing),
             "stalls": self._stall_guard.stalls if self._stall_guard is not None else 0,

@@ -4,7 +4,8 @@ It stands alone: nothing else of coatcheck is needed. What adapters, services an
 
     pool = TokenPool(login=sign_in, logout=sign_out, per_user=4, max_uses=500, ttl="15m", lease="60s", wait="10s")
     pool = TokenPool(login=sign_in, store="sqlite:///tokens.db", key=KEY)   # redis://...  postgresql://...
-    # login(user) or login(user, password) -> str | SignedIn(token, expires_in_s=None, payload=None, refresh_token=None)
+    # login(user) or login(user, password) -> str
+    #     | SignedIn(token, expires_in_s=None, payload=None, refresh_token=None, upstream_state=None)
     # logout(user, token); probe(user, token) -> bool; keepalive(user, token) -> str | None
 
     with pool.lease("SADMIN") as held:                 # lease(user, password=None, *, wait=None) -> TokenLease
@@ -36,6 +37,7 @@ Errors are all under ``PoolError`` (a ``CoatcheckError``): ``LeaseLost``, ``Pool
 """
 
 from coatcheck.pool.aio import AsyncTokenLease, AsyncTokenPool
+from coatcheck.pool.audit import PoolAuditLog, PoolAuditRecord, calling_as
 from coatcheck.pool.classic import NULL_TOKEN, SessionPool, TokenObject, UserSessionPool
 from coatcheck.pool.errors import (
     LeaseLost,
@@ -64,6 +66,8 @@ __all__ = [
     "LoginFailed",
     "LoginRateLimited",
     "LoginRefused",
+    "PoolAuditLog",
+    "PoolAuditRecord",
     "PoolClosed",
     "PoolError",
     "PoolEvent",
@@ -81,4 +85,5 @@ __all__ = [
     "TokenRow",
     "UserSessionPool",
     "UserStats",
+    "calling_as",
 ]

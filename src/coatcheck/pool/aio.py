@@ -13,6 +13,7 @@ import contextlib
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
@@ -44,11 +45,11 @@ from coatcheck.pool.inspection import TokenRow, UserStats
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.payload import pack, renewed, token_of
-from coatcheck.pool.shared.credentials import AsyncSharedCredentials, AsyncSharedUse
+from coatcheck.pool.shared.credentials import AsyncSharedCredentials, AsyncSharedUse, AuditedAsyncSharedCredentials
 from coatcheck.pool.shared.flights import TaskFlights
 from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
 from coatcheck.pool.shared.flows import rows as shared_rows
-from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
+from coatcheck.pool.shared.rules import DropShared, EndShared, ResetShared
 from coatcheck.pool.state import FAR, UserState
 from coatcheck.pool.stores.address import open_async_store
 from coatcheck.pool.stores.memory import AsyncMemoryTokenStore
@@ -175,7 +176,8 @@ class AsyncTokenPool(PoolCore):
         """
         hashes = self.credentials.of(check_user(user), check_password(password))
         line = self.shared_lines.line(user, hashes)
-        return AsyncSharedCredentials(self._flights, line, password, self.wait_s(wait))
+        kind = AsyncSharedCredentials if self.audit is None else AuditedAsyncSharedCredentials
+        return kind(self._flights, line, password, self.wait_s(wait))
 
     def lend(self, user: str, *, shared: bool, again: bool) -> Any:
         """What an adapter uses for one call: a lease, or a shared token that looks like one."""
@@ -277,8 +279,7 @@ class AsyncTokenPool(PoolCore):
 
     async def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
         dropped = await self.run(change(self.shared_box, user, command))
-        self.shared_lines.forget()
-        return dropped.count if isinstance(dropped, Count) else 0
+        return self.dropped_shared(user, dropped)
 
     async def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -322,20 +323,31 @@ class AsyncTokenPool(PoolCore):
         try:
             if self._flights.flying:
                 await asyncio.wait(self._flights.flying.copy(), timeout=max(0.0, until - time.monotonic()))
+            self.keeps = self.memory is None  # a store's are for others
             if log_out:
-                await self._drop_all()
+                await self._drop_all(until)
             while self._background.tasks and time.monotonic() < until:
                 await asyncio.wait(list(self._background.tasks), timeout=max(0.0, until - time.monotonic()))
         finally:
             self.ended = True
             self._background.cancel()
+            if self.audit is not None:
+                await asyncio.to_thread(self.audit.teller.finish, until - time.monotonic())
             await self._store.close()
 
-    async def _drop_all(self) -> None:
-        drop = Remove(soft=self.memory is None)
-        for user in await self._look():
+    async def _drop_all(self, until: float) -> None:
+        """Drop all tokens, as fast as they can be logged out; what a store has is left to others when time is up."""
+        drop, users = Remove(soft=self.memory is None), await self._look()
+        if self.audit is not None:
+            self.audit.closing = True
+        for user, (state, _) in users.items():
+            await self._background.wait_for_room(state.slots_used(), until)
+            if self.must_stop_dropping(until):
+                return
             await self.run(flows.settle(user, drop))
         for user in await self._background.cancellable(self._store.shared_users()):
+            if self.must_stop_dropping(until):
+                return
             await self.run(change(self.shared_box, user, DropShared()))
 
     async def __aenter__(self) -> Self:
@@ -417,10 +429,14 @@ class AsyncTokenPool(PoolCore):
         sent_at = self.clock()
         self.giving_back(effect.user, effect.command)
         if self.settings.ticks_every_s != FAR and (self._ticker is None or self._ticker.done()) and not self.closed:
-            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+            # The task must not keep a pool that everybody has forgotten.
+            ticking = _tick(weakref.ref(self), self.settings.ticks_every_s)
+            self._ticker = asyncio.get_running_loop().create_task(ticking)
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             await self.clean_up()
         outcome = await self._untorn(self._store.apply(effect.user, effect.command), cancelled)
+        if self.audit is not None:
+            self.audit.applied(effect.user, effect.command, outcome)
         if outcome.partings:
             self._background.add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
@@ -468,13 +484,18 @@ class AsyncTokenPool(PoolCore):
         login = self.settings.login
         if login is None:
             raise LoginFailed(effect.user, "the pool has no login function")
+        takes_state = self.settings.login_takes_upstream_state
+        state = await self.run(self.finding_state(effect.user, effect.credentials)) if takes_state else None
         try:
-            login, arguments = self.login_call(login, effect)
+            login, arguments = self.login_call(login, effect, state)
             late = partial(self._login_came_late, effect.user)
             result = await call(login, arguments, self.settings.policy.login_timeout_s, late)
         except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
             raise self.login_error(effect.user, error) from error
-        return self.fresh(effect.user, result)
+        fresh = self.fresh(effect.user, result)
+        if fresh.upstream_state is not None:
+            await self.run(self.keeping_state(effect.user, effect.credentials, fresh.upstream_state))
+        return fresh
 
     def _login_came_late(self, user: str, result: object) -> None:
         with contextlib.suppress(LoginFailed):
@@ -514,15 +535,14 @@ class AsyncTokenPool(PoolCore):
                 return None
             raise
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.ticks_every_s)
-            try:
-                await self.keep_alive()
-                await self._keep_ready()
-            except Exception as error:  # noqa: BLE001 - the next tick comes
-                if not self.closed:
-                    self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+    async def tick(self) -> None:
+        """What is due every few minutes; runs in the background."""
+        try:
+            await self.keep_alive()
+            await self._keep_ready()
+        except Exception as error:  # noqa: BLE001 - the next tick comes
+            if not self.closed:
+                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
 
     async def _keep_ready(self) -> None:
         least = self.settings.min_idle
@@ -546,6 +566,16 @@ class AsyncTokenPool(PoolCore):
     def _undo(self, user: str, reply: Reply) -> Flow[Any]:
         if type(reply) is Granted:
             yield from flows.release(user, Release(reply.fence), self.lines)
+
+
+async def _tick(pool: weakref.ref[AsyncTokenPool], every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        found = pool()
+        if found is None:
+            return
+        await found.tick()
+        del found
 
 
 async def _join(effect: Join) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -51,6 +52,12 @@ class Background:
         for task in list(self.tasks):
             task.cancel()
 
+    async def wait_for_room(self, count: int, until: float) -> None:
+        """Wait until so many more logouts may wait, at most until ``until`` on the monotonic clock."""
+        most = max(0, MAX_LOGOUTS - count)
+        while self._logouts > most and (left_s := until - time.monotonic()) > 0:
+            await asyncio.wait(list(self.tasks), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+
     def add_logouts(self, user: str, partings: tuple[Parting, ...]) -> None:
         """Have dropped tokens logged out, without waiting for it."""
         if self._pool.settings.logout is None:
@@ -69,8 +76,9 @@ class Background:
         try:
             async with self._logging_out:
                 await call(settings.logout, (user, token_of(parting.value)), settings.policy.logout_timeout_s)
+            self._pool.logged_out(user, parting)
         except Exception as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
-            self._pool.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+            self._pool.logged_out(user, parting, error)
         finally:
             self._logouts -= 1
         if parting.fence:

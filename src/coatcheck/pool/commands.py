@@ -196,6 +196,7 @@ class Granted(msgspec.Struct, frozen=True):
     deadline: float = 0.0
     turn: SlotTurn | None = None
     idle_s: float = 0.0
+    token_id: int = 0
 
     def __repr__(self) -> str:
         return f"<Granted {self.fence}, {self.remaining_s:g} s>"
@@ -262,13 +263,28 @@ class Parting(msgspec.Struct, frozen=True):
 
     fence: int
     value: str
+    token_id: int = 0
 
     def __repr__(self) -> str:
         return f"<Parting {self.fence}>"
 
 
+class TokenNote(msgspec.Struct, frozen=True):
+    """What a command did to a token, for the audit. ``lease``: the one that it ended, if it was lent.
+
+    ``what``: ``opened``; ``returned`` by its borrower; ``refused`` or ``kept`` after the upstream's refusal; or why it
+    was dropped: ``expired``, ``used_up``, ``room`` (for other credentials), ``dead`` (said the upstream), ``given_up``
+    (by its borrower), ``lost`` (with its borrower), ``removed`` or ``reset`` (by an operator).
+    """
+
+    what: str
+    token_id: int
+    lease: int = 0
+
+
 class CommandOutcome(msgspec.Struct, frozen=True):
-    """A reply, and the tokens to log out."""
+    """A reply, the tokens to log out, and what happened to tokens (if the policy is ``audited``)."""
 
     reply: Reply
     partings: tuple[Parting, ...] = ()
+    notes: tuple[TokenNote, ...] = ()

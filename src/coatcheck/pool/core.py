@@ -9,12 +9,13 @@ import time
 import warnings
 import weakref
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from coatcheck.errors import ConfigError
-from coatcheck.event_log import log_event
+from coatcheck.pool.anomalies import Watch
+from coatcheck.pool.audit import AuditKind, PoolAudit
 from coatcheck.pool.classic import TokenObject
 from coatcheck.pool.commands import (
     Acquire,
@@ -24,6 +25,8 @@ from coatcheck.pool.commands import (
     Extend,
     Granted,
     LogInAhead,
+    LoginDone,
+    Parting,
     Release,
     Reply,
     TakeIdle,
@@ -31,8 +34,8 @@ from coatcheck.pool.commands import (
 )
 from coatcheck.pool.credentials import Credentials
 from coatcheck.pool.duration import Duration, seconds
-from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed
-from coatcheck.pool.events import PoolEvent, PoolEventKind
+from coatcheck.pool.errors import LoginFailed, LoginRefused, PoolClosed, PoolFull, StoreUnavailable
+from coatcheck.pool.events import PoolEvent, PoolEventKind, tell
 from coatcheck.pool.flows import Flow, Fresh, LogIn, acquire
 from coatcheck.pool.held import Held
 from coatcheck.pool.inspection import TokenRow, UserStats, token_rows, user_stats
@@ -42,13 +45,16 @@ from coatcheck.pool.live import LiveLeases
 from coatcheck.pool.options import Login, PoolOptions, Settings
 from coatcheck.pool.payload import unpack
 from coatcheck.pool.rules import give_back_quickly, take_quickly
-from coatcheck.pool.shared.flows import Refresh, SharedBox
+from coatcheck.pool.shared.flows import Refresh, SharedBox, SharedFlow, find_upstream, keep_upstream
+from coatcheck.pool.shared.rules import Count
 from coatcheck.pool.shared.seen import SharedLines
 from coatcheck.pool.slots import is_overdue, is_spent
 from coatcheck.pool.state import FAR, MAX_USERS, Policy, UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.memory import MemoryTokenStore
 from coatcheck.tokens.keyring import KeyRing
+
+T = TypeVar("T")
 
 _pools: weakref.WeakSet[PoolCore] = weakref.WeakSet()
 _abandoned: list[object] = []
@@ -72,10 +78,15 @@ class PoolCore:
         self.shared_lines = SharedLines(self.clock, self.settings.policy.min_remaining_s, others=self.memory is None)
         # The fast path; None: every lease takes the whole way.
         self.quick = self.memory if self.settings.check_after_s == self.settings.leak_after_s == FAR else None
+        self.audit: PoolAudit | None = None
+        if self.settings.is_audited():
+            self.quick = None
+            self.audit = self._new_audit()
         self.leaks: HeldLong | None = None
         if self.settings.leak_after_s != FAR:
-            self.leaks = HeldLong(self.settings.leak_after_s, partial(self.report, PoolEventKind.LEASE_HELD_LONG))
+            self.leaks = HeldLong(self.settings.leak_after_s, self._held_long)
         self.closed = False
+        self.keeps = True  # until what it has is dropped
         self.ended = False  # closed, and all that it has is dropped; one whose close was interrupted is not
         self._not_kept: set[str] = set()
         self.live = LiveLeases(self.clock)
@@ -94,21 +105,79 @@ class PoolCore:
 
     def report(self, kind: PoolEventKind, user: str, detail: str = "") -> None:
         """Tell the observer. Its own failure is told in the log, and changes nothing else."""
+        tell(self.settings.on_event, PoolEvent(kind, user, detail))
+
+    def _new_audit(self) -> PoolAudit:
+        # It has a thread, so it must not keep the pool: one that nobody closes is to be noticed.
+        settings = self.settings
+        watch = None if settings.thresholds is None else Watch(settings.thresholds)
+        return PoolAudit(settings.name, settings.caller, settings.on_audit, watch, partial(tell, settings.on_event))
+
+    def _held_long(self, user: str, fence: int, detail: str) -> None:
+        self.report(PoolEventKind.LEASE_HELD_LONG, user, detail)
+        if self.audit is not None:
+            self.audit.held_long(user, fence, detail)
+
+    def audited(self, user: str, flow: Flow[T]) -> Flow[T]:
+        """A flow that may get a lease, for whoever runs it."""
+        if self.audit is None:
+            return (yield from flow)
         try:
-            self.settings.on_event(PoolEvent(kind, user, detail))
-        except Exception as error:  # noqa: BLE001 - a callback's; what it was told of goes on
-            log_event(PoolEvent(kind, user, f"{detail} (on_event failed: {type(error).__name__})"))
+            result = yield from flow
+        except LoginRefused as error:
+            if error.__cause__ is None:  # else it was tried, and is told already
+                self.audit.not_tried(user)
+            raise
+        if isinstance(result, Granted):
+            self.audit.borrowed(user, result)
+        return result
+
+    def dropped_shared(self, user: str, reply: object) -> int:
+        """An operator has dropped shared tokens; how many."""
+        self.shared_lines.forget()
+        count = reply.count if isinstance(reply, Count) else 0
+        if count and self.audit is not None:
+            self.audit.note(AuditKind.REMOVED, user, detail="shared")
+        return count
+
+    def logged_out(self, user: str, parting: Parting, error: BaseException | None = None) -> None:
+        """A token was logged out, or could not be."""
+        if error is not None:
+            self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+        if self.audit is not None:
+            kind = AuditKind.LOGGED_OUT if error is None else AuditKind.LOGOUT_FAILED
+            detail = "" if error is None else type(error).__name__
+            self.audit.note(kind, user, token=parting.token_id, detail=detail, caller="")
 
     def must_be_open(self, command: Command) -> None:
-        """A closed pool takes back what is out, and begins nothing. Raises ``PoolClosed``."""
-        if self.closed and isinstance(command, Acquire | Add | LogInAhead | TakeIdle):
+        """A closed pool takes back what is out, begins nothing, and keeps nothing in the end. Raises ``PoolClosed``."""
+        begins = isinstance(command, Acquire | Add | LogInAhead | TakeIdle)
+        if self.closed and (begins or (isinstance(command, LoginDone) and not self.keeps)):
             raise PoolClosed("the pool is closed")
 
-    def login_call(self, login: Login, effect: LogIn | Refresh) -> tuple[Login, tuple[Any, ...]]:
+    def login_call(
+        self, login: Login, effect: LogIn | Refresh, upstream_state: str | None
+    ) -> tuple[Login, tuple[Any, ...]]:
         """The function to call, and with what."""
         if self.settings.login_takes_refresh_token:
             login = partial(login, refresh_token=effect.refresh_token if isinstance(effect, Refresh) else None)
+        if self.settings.login_takes_upstream_state:
+            login = partial(login, upstream_state=upstream_state)
         return login, (effect.user, effect.password) if self.settings.login_takes_password else (effect.user,)
+
+    def finding_state(self, user: str, credentials: tuple[bytes, ...]) -> SharedFlow[str | None]:
+        """What the last login left to find the upstream's state again. Raises ``StoreUnavailable``: a login that does
+        not know it would begin another one."""
+        return (yield from find_upstream(self.shared_box, user, credentials))
+
+    def keeping_state(self, user: str, credentials: tuple[bytes, ...], value: str) -> SharedFlow[None]:
+        """For the next login. That it cannot be kept is told; the token is as good without."""
+        try:
+            keep_s = self.settings.keep_upstream_state_s
+            yield from keep_upstream(self.shared_box, user, credentials, value, keep_s)
+        except (StoreUnavailable, PoolFull) as error:
+            detail = f"the upstream's state was not kept: {type(error).__name__}"
+            self.report(PoolEventKind.STORE_UNAVAILABLE, user, detail)
 
     def fresh(self, user: str, result: object) -> Fresh:
         """Judge what a login returned. Raises ``LoginFailed``."""
@@ -137,7 +206,8 @@ class PoolCore:
     def acquiring(self, user: str, password: str | None, held: Held) -> Flow[Granted]:
         """What gets the lease ``held``."""
         wait_s, check_after_s = self.wait_s(held._wait), self.settings.check_after_s
-        return acquire(user, password, wait_s, self.lines, held._hashes(), check_after_s=check_after_s)
+        flow = acquire(user, password, wait_s, self.lines, held._hashes(), check_after_s=check_after_s)
+        return flow if self.audit is None else self.audited(user, flow)
 
     def logs_out_when_closed(self, log_out: bool | None) -> bool:
         """``log_out`` as of ``close``; without it, those of this process alone: a shared store's are for the others."""
@@ -145,8 +215,17 @@ class PoolCore:
             raise ConfigError("log_out: True, False, or None: what this process alone has")
         return self.memory is not None if log_out is None else log_out
 
+    def must_stop_dropping(self, until: float) -> bool:
+        """Whether time is up for ``close``; that the tokens of a store are left to others then is told."""
+        if self.memory is not None or time.monotonic() < until:
+            return False
+        self.report(PoolEventKind.LOGOUT_SKIPPED, "", "the time to close is up; the store keeps what it has")
+        return True
+
     def __del__(self) -> None:
         """Who forgets a pool that has sessions leaves them to the upstream's time-out."""
+        if getattr(self, "audit", None) is not None and self.audit is not None:
+            self.audit.teller.end()
         if getattr(self, "ended", True) or not hasattr(self, "lines"):
             return
         if not self.settings.store and not (self.memory and self.memory.states):
@@ -165,6 +244,8 @@ class PoolCore:
         """A lease as the classic calls show it; ``token_id`` is the fencing number, the deadline is the lease's."""
         if self.leaks is not None:
             self.leaks.lent(user, granted.fence)
+        if self.audit is not None:
+            self.audit.borrowed(user, granted)
         return _shown(granted.value, granted.deadline, granted.fence, granted.uses, self.settings.policy)
 
     def check_out_quickly(self, user: str, credentials: tuple[bytes, ...]) -> TokenObject | None:
@@ -249,6 +330,8 @@ class PoolCore:
         self.live.clear()
         if self.leaks is not None:
             self.leaks.start_anew()
+        if self.audit is not None:
+            self.audit.start_anew()
         self.shared_lines.forget()
         self.generation += 1  # and nobody of those who wait is here
 

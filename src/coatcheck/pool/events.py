@@ -7,6 +7,7 @@ from enum import Enum
 
 import msgspec
 
+from coatcheck.event_log import log_event
 from coatcheck.seldom import WARNING
 
 
@@ -22,10 +23,12 @@ class PoolEventKind(Enum):
     LEASE_HELD_LONG = "pool.lease_held_long"
     LEASE_NOT_EXTENDED = "pool.lease_not_extended"
     STORE_UNAVAILABLE = "pool.store_unavailable"
+    ANOMALY = "pool.anomaly"
+    AUDIT_LOST = "pool.audit_lost"
 
 
 class PoolEvent(msgspec.Struct, frozen=True):
-    """``detail``: the type of an error, a fencing number, or where a lease was borrowed."""
+    """``detail``: the type of an error, a fencing number, where a lease was borrowed, or what stands out."""
 
     kind: PoolEventKind
     user: str
@@ -40,6 +43,10 @@ class PoolEvent(msgspec.Struct, frozen=True):
         return WARNING
 
     @property
+    def event(self) -> str:
+        return self.kind.value
+
+    @property
     def line(self) -> str:
         return f"{self.kind.value} user={self.user!r} {self.detail}"
 
@@ -49,3 +56,11 @@ class PoolEvent(msgspec.Struct, frozen=True):
 
 
 PoolObserver = Callable[[PoolEvent], None]
+
+
+def tell(observer: PoolObserver, event: PoolEvent) -> None:
+    """Tell the observer. Its own failure is told in the log, and changes nothing else."""
+    try:
+        observer(event)
+    except Exception as error:  # noqa: BLE001 - a callback's; what it was told of goes on
+        log_event(PoolEvent(event.kind, event.user, f"{event.detail} (on_event failed: {type(error).__name__})"))

@@ -36,6 +36,7 @@ from coatcheck.pool.errors import (
     LoginFailed,
     LoginRateLimited,
     LoginRefused,
+    PoolClosed,
     PoolFull,
     PoolTimeout,
     StoreUnavailable,
@@ -110,13 +111,15 @@ Flow = Generator[Effect, Any, T]
 class Fresh(msgspec.Struct, frozen=True):
     """What a login brought. ``span_s``: until the upstream ends the session in any case, if it said so.
 
-    ``refresh_token``: for the next login, of shared tokens alone.
+    ``refresh_token``: for the next login, of shared tokens alone. ``upstream_state``: for that of the same credentials;
+    ``None``: the one of before stays.
     """
 
     value: str
     life_s: float
     span_s: float = FAR
     refresh_token: str | None = None
+    upstream_state: str | None = None
 
     def __repr__(self) -> str:
         return "<Fresh>"
@@ -272,7 +275,7 @@ def log_in(user: str, password: str | None, fence: int, credentials: tuple[bytes
 def _keep(user: str, fence: int, fresh: Fresh) -> Flow[Granted]:
     try:
         reply = yield Apply(user, LoginDone(fence, fresh.value, fresh.life_s, fresh.span_s))
-    except StoreUnavailable:
+    except (StoreUnavailable, PoolClosed):
         yield LogOut(user, (Parting(0, fresh.value),))
         raise
     if type(reply) is Granted:

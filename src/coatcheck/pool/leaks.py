@@ -18,12 +18,12 @@ OURS: Final = str(Path(__file__).parent)
 class HeldLong:
     """The leases that are out, and since when; a timer looks, as long as there are any.
 
-    ``tell(user, detail)`` is told once of each that is out for ``after_s``, or so long since it was extended; in a
-    thread of its own.
+    ``tell(user, fence, detail)`` is told once of each that is out for ``after_s``, or so long since it was
+    extended; in a thread of its own.
     """
 
     def __init__(
-        self, after_s: float, tell: Callable[[str, str], None], clock: Callable[[], float] = time.monotonic
+        self, after_s: float, tell: Callable[[str, int, str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._after_s = after_s
         self._clock = clock
@@ -61,7 +61,7 @@ class HeldLong:
         try:
             for (user, fence), (since, due, where) in list(self._lent.items()):
                 if due <= now and self._lent.pop((user, fence), None) is not None:
-                    self._tell(user, f"lease {fence} is out for {now - since:.3g} s; borrowed at {where}")
+                    self._tell(user, fence, f"lease {fence} is out for {now - since:.3g} s; borrowed at {where}")
         finally:  # whatever became of whoever is told
             with self._arming:
                 dues = [due for _, due, _ in list(self._lent.values())]

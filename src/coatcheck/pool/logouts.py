@@ -27,7 +27,8 @@ class Logouts:
     """At most ``PARALLEL_LOGOUTS`` at once, ``MAX_LOGOUTS`` waiting; adding never blocks.
 
     The threads do not keep the process alive, because a logout may hang; at the end of the interpreter those that are
-    left get ``patience_s``. ``skipped(user, why)`` is told of a token that nobody logs out.
+    left get ``patience_s``. Whoever brings a token after :meth:`finish` logs it out itself. ``skipped(user, why)`` is
+    told of a token that nobody logs out.
     """
 
     def __init__(
@@ -46,13 +47,22 @@ class Logouts:
     def add(self, user: str, partings: tuple[Parting, ...]) -> None:
         for parting in partings:
             refusal = self._put(user, parting)
-            if refusal:
+            if refusal is None:
+                self._log_out(user, parting)
+            elif refusal:
                 self._skipped(user, refusal)  # its slot is free again after logout_timeout
 
-    def _put(self, user: str, parting: Parting) -> str:
+    def wait_for_room(self, count: int, until: float) -> None:
+        """Wait until so many more may wait, at most until ``until`` on the monotonic clock."""
+        with self._changed:
+            most = max(0, MAX_LOGOUTS - count)
+            self._changed.wait_for(lambda: len(self._queue) <= most, max(0.0, until - time.monotonic()))
+
+    def _put(self, user: str, parting: Parting) -> str | None:
+        """Why it cannot be logged out, or nothing; ``None``: there is no background any more."""
         with self._changed:
             if self._ended:
-                return "closing"
+                return None
             if len(self._queue) >= MAX_LOGOUTS:
                 return "too many wait"
             self._queue.append((user, parting))
@@ -76,6 +86,7 @@ class Logouts:
                     if not self._queue:
                         return
                     user, parting = self._queue.popleft()
+                    self._changed.notify_all()
                 self._log_out(user, parting)
         finally:
             with self._changed:

@@ -7,6 +7,8 @@ from hashlib import blake2b
 MAX_TOKEN_CHARS = 65_536
 MAX_USER_CHARS = 1_024  # and bytes of UTF-8: what an index of PostgreSQL holds beside the pool's name
 MAX_PASSWORD_CHARS = 65_536
+MAX_CALLER_CHARS = 200
+MAX_STATE_CHARS = 16_384
 
 
 UNREADABLE = ""
@@ -33,6 +35,13 @@ def check_user(user: object) -> str:
     return user
 
 
+def check_caller(caller: object) -> str:
+    """Return ``caller``; raises ``ValueError`` unless it is a string of 1 to 200 printable characters."""
+    if not isinstance(caller, str) or not 0 < len(caller) <= MAX_CALLER_CHARS or not caller.isprintable():
+        raise ValueError(f"a caller is a string of 1 to {MAX_CALLER_CHARS} printable characters")
+    return caller
+
+
 def check_token(token: object) -> str:
     """Return ``token``; raises ``ValueError`` unless it is a string of 1 to 65,536 characters. Never shows it."""
     if not isinstance(token, str):
@@ -44,6 +53,18 @@ def check_token(token: object) -> str:
     except UnicodeEncodeError:
         raise ValueError("a token is valid Unicode, without lone surrogates") from None
     return token
+
+
+def check_state(state: object) -> None:
+    """Raises ``ValueError`` unless ``state`` is ``None`` or a string of at most 16,384 characters. Never shows it."""
+    if state is None:
+        return
+    if not isinstance(state, str) or len(state) > MAX_STATE_CHARS:
+        raise ValueError(f"an upstream_state is a string of at most {MAX_STATE_CHARS} characters")
+    try:
+        state.encode()
+    except UnicodeEncodeError:
+        raise ValueError("an upstream_state is valid Unicode, without lone surrogates") from None
 
 
 def check_password(password: object) -> str | None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.event_log import log_event
+from coatcheck.pool.anomalies import DEFAULTS, MAX_DIFFERENT, Counted, Threshold
 from coatcheck.pool.duration import MAX_S, Duration, rate, seconds
 from coatcheck.pool.events import PoolObserver
 from coatcheck.pool.flows import Fresh
-from coatcheck.pool.masking import check_token
+from coatcheck.pool.masking import check_caller, check_state, check_token
 from coatcheck.pool.payload import Payload, check_payload, pack
 from coatcheck.pool.state import FAR, MAX_USERS, NO_LIMIT, Policy
 from coatcheck.tokens.keyring import KeyRing
 from coatcheck.tokens.secret import parse_key
+
+BY_NAME: Final = ("refresh_token", "upstream_state")
+"""Parameters of ``login`` that are given by name; they are no place for the password."""
 
 READY_EVERY_S: Final = 1.0
 """How often a pool with ``min_idle`` looks whether a user has too few tokens ready."""
@@ -28,13 +32,16 @@ class SignedIn(msgspec.Struct, frozen=True):
     """What ``login`` may return instead of a string. ``expires_in_s``: when the upstream ends it in any case.
 
     ``payload``: what belongs to the token beside its string, a small dict of JSON types. ``refresh_token``: for the
-    next login of a shared token (``login(user, refresh_token=...)``).
+    next login of a shared token (``login(user, refresh_token=...)``). ``upstream_state``: by what the upstream finds
+    its own state of this user again, for the next login (``login(user, upstream_state=...)``); ``None``: the one of
+    before stays; ``""``: there is none any more.
     """
 
     token: str
     expires_in_s: float | None = None
     payload: Payload | None = None
     refresh_token: str | None = None
+    upstream_state: str | None = None
 
     def __repr__(self) -> str:
         return f"<SignedIn for {self.expires_in_s} s>"
@@ -49,8 +56,10 @@ class PoolOptions(TypedDict, total=False):
     """The keyword arguments of ``TokenPool`` and ``AsyncTokenPool``; every duration is a string, seconds or timedelta.
 
     ``login``: ``login(user)`` or ``login(user, password)`` returns a token (:class:`SignedIn` if its end is known); if
-    it has a parameter ``refresh_token``, it is given what the login of a shared token left. ``refresh_before``: so long
-    before its end a shared token is renewed, at most half of its life ("1m").
+    it has a parameter ``refresh_token``, it is given what the login of a shared token left, and by a parameter
+    ``upstream_state`` what the last login of the same user and password left (or ``None``), for ``keep_upstream_state``
+    after it ("30d"). ``refresh_before``: so long before its end a shared token is renewed, at most half of its life
+    ("1m").
     ``logout(user, token)``, ``probe(user, token) -> bool``, ``keepalive(user, token) -> str | None``.
     ``per_user``: sessions at the upstream at most (4). ``max_uses``: leases of one token (500). ``ttl``: life after
     each use ("15m"). ``lease``: how long a borrower may keep it ("60s"). ``wait``: for a free token ("10s").
@@ -63,6 +72,9 @@ class PoolOptions(TypedDict, total=False):
     ``leak_after``: a lease that is out for so long is told, with where it was borrowed; ``None``: never.
     ``min_idle``: of a user who has tokens, so many are kept ready, by logins ahead (0); without a password alone.
     ``max_users``: of a pool without a ``store`` (10,000).
+    ``on_audit``: is told of each login, loan, return and loss (``PoolAuditRecord``), in a thread of its own;
+    ``caller``: who borrows where ``calling_as`` names nobody. ``anomalies``: thresholds of what stands out, by name,
+    such as ``{"users_per_caller": "50/1m"}``; ``{}``: the defaults (:mod:`.anomalies`); ``None``: nothing is counted.
     ``store``: "sqlite:///file", "redis://...", "postgresql://..."; then ``key`` seals, and ``name`` tells pools apart.
     """
 
@@ -88,8 +100,12 @@ class PoolOptions(TypedDict, total=False):
     key: Key | None
     name: str
     on_event: PoolObserver
+    on_audit: Callable[[Any], Any] | None
+    caller: str
+    anomalies: Mapping[str, str | tuple[int, Duration] | None] | None
     clock: Callable[[], float]
     refresh_before: Duration
+    keep_upstream_state: Duration
     max_stream: Duration
     check_after: Duration | None
     max_users: int
@@ -106,7 +122,8 @@ class Settings:
             raise ConfigError(f"{', '.join(sorted(unknown))}: no such setting of a pool")
         self.login = login
         self.login_takes_password = login is not None and _takes_two(login)
-        self.login_takes_refresh_token = login is not None and _takes_refresh_token(login)
+        self.login_takes_refresh_token = login is not None and _takes(login, "refresh_token")
+        self.login_takes_upstream_state = login is not None and _takes(login, "upstream_state")
         self.logout = options.get("logout")
         self.probe = options.get("probe")
         self.keepalive = options.get("keepalive")
@@ -114,11 +131,20 @@ class Settings:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name}: must be a function")
         self.on_event = _function("on_event", options.get("on_event", log_event))
+        self.on_audit = options.get("on_audit")
+        if self.on_audit is not None and is_coroutine_function(_function("on_audit", self.on_audit)):
+            raise ConfigError("on_audit: must be a plain function; it runs in a thread of its own")
+        self.caller = _caller_name(options.get("caller", ""))
+        self.thresholds = _thresholds(options.get("anomalies"))
         self.clock = _function("clock", options.get("clock", time.monotonic))
         self.keepalive_every_s = seconds("keepalive_every", options.get("keepalive_every", "5m"), least=0.01)
         self.ttl_s = seconds("ttl", options.get("ttl", "15m"), least=0.001)
         self.wait_s = seconds("wait", options.get("wait", "10s"))
         self.refresh_before_s = seconds("refresh_before", options.get("refresh_before", "1m"))
+        keep_upstream_state = options.get("keep_upstream_state", "30d")
+        self.keep_upstream_state_s = seconds("keep_upstream_state", keep_upstream_state, least=0.001)
+        if "keep_upstream_state" in options and login is not None and not self.login_takes_upstream_state:
+            raise ConfigError("keep_upstream_state: needs a login function with a parameter upstream_state")
         self.max_stream_s = seconds("max_stream", options.get("max_stream", "1h"))
         self.jitter = options.get("jitter", 0.1)
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter < 1:
@@ -132,7 +158,7 @@ class Settings:
         self.check_after_s = FAR if check_after is None else seconds("check_after", check_after, least=0.001)
         if check_after is not None and self.probe is None:
             raise ConfigError("probe: check_after needs a function that tells whether a token is alive")
-        self.policy = _policy(options)
+        self.policy = _policy(options, audited=self.is_audited())
         if self.policy.min_remaining_s >= self.ttl_s * (1 - self.jitter):
             raise ConfigError("min_remaining: must be shorter than ttl less its jitter, or no token could ever be used")
         self.min_idle = options.get("min_idle", 0)
@@ -151,6 +177,9 @@ class Settings:
         self.name = options.get("name", "default")
         if not isinstance(self.name, str) or not 0 < len(self.name) <= 200 or not self.name.isprintable():
             raise ConfigError("name: must be a string of 1 to 200 printable characters")
+
+    def is_audited(self) -> bool:
+        return self.on_audit is not None or self.thresholds is not None
 
     def ring(self) -> KeyRing:
         """The keys that seal what a shared store keeps. Raises ``ConfigError`` without any."""
@@ -185,7 +214,11 @@ class Settings:
         refresh_token = getattr(result, "refresh_token", None)
         if refresh_token is not None:
             check_token(refresh_token)
-        return Fresh(value, self.life_s(dice), span_of(span), refresh_token)
+        upstream_state = getattr(result, "upstream_state", None)
+        check_state(upstream_state)
+        if upstream_state is not None and not self.login_takes_upstream_state:
+            raise ValueError("login returned an upstream_state, but has no parameter of that name to be given it again")
+        return Fresh(value, self.life_s(dice), span_of(span), refresh_token, upstream_state)
 
 
 def span_of(expires_in_s: object) -> float:
@@ -202,7 +235,7 @@ def is_coroutine_function(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def _policy(options: PoolOptions) -> Policy:
+def _policy(options: PoolOptions, *, audited: bool) -> Policy:
     uses = _count("max_uses", options.get("max_uses", 500), NO_LIMIT)
     if _one_of("validity", options.get("validity", "both"), ("both", "expiry")) == "expiry":
         uses = NO_LIMIT
@@ -227,7 +260,35 @@ def _policy(options: PoolOptions) -> Policy:
         backoff_max_s=longest,
         login_every_s=every_s,
         login_burst=burst,
+        audited=audited,
     )
+
+
+def _caller_name(value: object) -> str:
+    try:
+        return "" if value == "" else check_caller(value)
+    except ValueError as error:
+        raise ConfigError(f"caller: {error}") from None
+
+
+def _thresholds(value: object) -> dict[Counted, Threshold] | None:
+    """Judge ``anomalies``; what is set to ``None`` is not counted."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError('anomalies: write thresholds by name, as {"users_per_caller": "50/1m"}')
+    names = {counted.value: counted for counted in Counted}
+    found: dict[Counted, Threshold] = {}
+    for name, text in {**DEFAULTS, **value}.items():
+        if name not in names:
+            raise ConfigError(f"anomalies: there is no count of that name; there are {', '.join(names)}")
+        if text is None:
+            continue
+        every_s, most = rate(f"anomalies: {name}", text)
+        if names[name] is Counted.USERS_PER_CALLER and most > MAX_DIFFERENT:
+            raise ConfigError(f"anomalies: {name}: at most {MAX_DIFFERENT}")
+        found[names[name]] = Threshold(most, every_s * most)
+    return found
 
 
 def _function(name: str, value: Any) -> Any:
@@ -255,15 +316,15 @@ def _takes_two(login: Login) -> bool:
     except (TypeError, ValueError):
         return False
     positional = [
-        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "refresh_token"
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in BY_NAME
     ]
     return len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def _takes_refresh_token(login: Login) -> bool:
+def _takes(login: Login, name: str) -> bool:
     """Whether ``login`` has a parameter of that name, for what the login of before left."""
     try:
-        parameter = inspect.signature(login).parameters.get("refresh_token")
+        parameter = inspect.signature(login).parameters.get(name)
     except (TypeError, ValueError):
         return False
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

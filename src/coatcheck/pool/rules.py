@@ -70,6 +70,7 @@ from coatcheck.pool.slots import (
     may_log_in,
     note_failure,
     note_success,
+    owners,
     sweep,
 )
 from coatcheck.pool.state import FAR, Holding, Policy, Ticket, Token, UserState
@@ -80,10 +81,10 @@ REFRESHES_PER_TICKET_LIFE: Final = 3
 
 def apply(state: UserState, policy: Policy, now: float, command: Command) -> CommandOutcome:
     """Change ``state`` as ``command`` asks, and say what came of it."""
-    partings: Partings = []
+    partings = Partings(audited=policy.audited)
     clamp(state, policy, now)
     reply = _RULES[type(command)](state, policy, now, command, partings)
-    return CommandOutcome(reply, tuple(partings))
+    return CommandOutcome(reply, tuple(partings), tuple(partings.notes))
 
 
 # -- the fast path: what _acquire and _release come to when nobody waits and nothing is overdue. A signal handler that
@@ -193,7 +194,7 @@ def _acquire(state: UserState, policy: Policy, now: float, command: Acquire, par
         return NotTried()
     if claim is Claim.MAKE_ROOM and command.may_login and other is not None:
         state.free.remove(other)
-        drop(state, policy, now, other, partings)
+        drop(state, policy, now, other, partings, "room")
         if state.slots_used() < policy.per_user:
             claim = Claim.LOGIN  # else it comes when the other is logged out
     if claim is Claim.LOGIN and command.may_login:
@@ -215,11 +216,7 @@ def _begin_login(state: UserState, policy: Policy, now: float, mine: bytes) -> M
 def _log_in_ahead(state: UserState, policy: Policy, now: float, command: LogInAhead, partings: Partings) -> Reply:
     sweep(state, policy, now, partings)
     mine = known_as(state, command.credentials)
-    owners = [token.credentials for token in state.free]
-    owners += [holding.credentials for holding in state.leases.values() if holding.token is None]
-    if not command.idle:
-        owners += [holding.token.credentials for holding in state.leases.values() if holding.token is not None]
-    enough = sum(same(owner, mine) for owner in owners) >= command.sessions
+    enough = _count_of(mine, owners(state, lent=not command.idle, coming=True)) >= command.sessions
     if enough or state.tickets or state.slots_used() >= policy.per_user:
         return NoToken()
     if is_refused(state, now, mine):
@@ -282,7 +279,7 @@ def take(state: UserState, policy: Policy, now: float, mine: bytes) -> Granted:
     state.free.remove(token)
     token.uses += 1
     fence = hold(state, token, now, policy.lease_s)
-    return Granted(fence, token.value, policy.lease_s, token.uses, idle_s=now - token.used_at)
+    return Granted(fence, token.value, policy.lease_s, token.uses, idle_s=now - token.used_at, token_id=token.token_id)
 
 
 def _queue(state: UserState, policy: Policy, now: float, command: Acquire, mine: bytes, limited_s: float) -> Reply:
@@ -298,18 +295,12 @@ def _queue(state: UserState, policy: Policy, now: float, command: Acquire, mine:
     ticket.alive_until = now + policy.ticket_life_s
     ticket.callers = 1 + command.more
     again_s = min(changes_at(state, policy, now, mine) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
-    hopeless = limited_s > 0 and not state.closing and not _may_bring(state, mine)
+    hopeless = limited_s > 0 and not state.closing and not _count_of(mine, owners(state, coming=True))
     return Waiting(number, max(0.0, again_s), limited_s, hopeless)
 
 
-def _may_bring(state: UserState, mine: bytes) -> bool:
-    """Whether somebody has, or is getting, a token of these credentials."""
-    if last_of(state.free, mine) is not None:
-        return True
-    return any(
-        same(mine, holding.credentials if holding.token is None else holding.token.credentials)
-        for holding in state.leases.values()
-    )
+def _count_of(mine: bytes, credentials: list[bytes]) -> int:
+    return sum(same(mine, other) for other in credentials)
 
 
 def _leave(state: UserState, policy: Policy, now: float, command: Leave, partings: Partings) -> Reply:
@@ -327,7 +318,8 @@ def _login_done(state: UserState, policy: Policy, now: float, command: LoginDone
     del state.leases[command.fence]
     token = _fresh(command, now, command.fence, holding.credentials)
     hold(state, token, now, policy.lease_s, command.fence)
-    return Granted(command.fence, command.value, policy.lease_s)
+    partings.note("opened", token)
+    return Granted(command.fence, command.value, policy.lease_s, token_id=command.fence)
 
 
 def _fresh(command: LoginDone | Add, now: float, token_id: int, credentials: bytes) -> Token:
@@ -353,13 +345,7 @@ def _login_ended(state: UserState, policy: Policy, now: float, command: LoginEnd
         note_failure(state, policy, now, mine, refused=command.refused)
     if holding is None:
         return Lost()
-    return Done(_tokens_of(state, mine)) if command.failed else Done()
-
-
-def _tokens_of(state: UserState, credentials: bytes) -> int:
-    """How many tokens these credentials opened, free or in somebody's hands."""
-    tokens = [*state.free, *(holding.token for holding in state.leases.values() if holding.token is not None)]
-    return sum(same(token.credentials, credentials) for token in tokens)
+    return Done(_count_of(mine, owners(state))) if command.failed else Done()
 
 
 def _release(state: UserState, policy: Policy, now: float, command: Release, partings: Partings) -> Reply:
@@ -377,8 +363,11 @@ def _release(state: UserState, policy: Policy, now: float, command: Release, par
             token.dies_at = now + token.span_s
     token.uses -= command.unused
     if command.keep:
+        if not command.unused:
+            partings.note("returned", token, command.fence)
         return Done(int(give_back(state, policy, now, token, partings)))
-    drop(state, policy, now, token, partings, sign_out=command.sign_out)
+    why = "given_up" if command.sign_out else "dead"
+    drop(state, policy, now, token, partings, why, lease=command.fence, sign_out=command.sign_out)
     return Done(0)
 
 
@@ -388,7 +377,8 @@ def _extend(state: UserState, policy: Policy, now: float, command: Extend, parti
         return Lost()
     if command.renew:
         holding.deadline, holding.length_s = now + policy.lease_s, policy.lease_s
-    return Granted(command.fence, holding.token.value, holding.deadline - now, holding.token.uses)
+    token = holding.token
+    return Granted(command.fence, token.value, holding.deadline - now, token.uses, token_id=token.token_id)
 
 
 def _refuse(state: UserState, policy: Policy, now: float, command: RefuseToken, partings: Partings) -> Reply:
@@ -400,11 +390,14 @@ def _refuse(state: UserState, policy: Policy, now: float, command: RefuseToken, 
     if command.fence == token.token_id:  # opened for this very call
         if is_newer and not state.refusals:
             state.refusals, state.refused_at = 1, token.opened_at
+        partings.note("kept", token, command.fence)
         return Done(0)
     if is_newer:
         if not is_believed(state.refusals, age_s):
+            partings.note("kept", token, command.fence)
             return Done(0)
         state.refusals, state.refused_at = counted(state.refusals, age_s), now
+    partings.note("refused", token, command.fence)
     return Done()
 
 
@@ -419,12 +412,13 @@ def _add(state: UserState, policy: Policy, now: float, command: Add, partings: P
         other = idle_of_others(state, mine)
         if other is not None:
             state.free.remove(other)
-            drop(state, policy, now, other, partings)
+            drop(state, policy, now, other, partings, "room")
     if state.slots_used() >= policy.per_user:
         return NoSlot()
     state.fence += 1
     state.counters.not_leases += 1
     token = _fresh(command, now, state.fence, mine)
+    partings.note("opened", token)
     give_back(state, policy, now, token, partings)
     return Done()
 
@@ -435,7 +429,8 @@ def _take_idle(state: UserState, policy: Policy, now: float, command: TakeIdle, 
     if state.tickets or not state.free or now - state.free[0].used_at < command.idle_s:
         return NoToken()
     token = state.free.pop(0)
-    return Granted(hold(state, token, now, policy.lease_s), token.value, policy.lease_s, token.uses)
+    fence = hold(state, token, now, policy.lease_s)
+    return Granted(fence, token.value, policy.lease_s, token.uses, token_id=token.token_id)
 
 
 def _remove(state: UserState, policy: Policy, now: float, command: Remove, partings: Partings) -> Reply:
@@ -449,20 +444,20 @@ def _remove(state: UserState, policy: Policy, now: float, command: Remove, parti
             doom(token)
             count += 1
         else:
-            count += lose(state, policy, now, fence, partings)
+            count += lose(state, policy, now, fence, partings, "removed")
     removed = [token for token in state.free if chosen(token)]
     state.free = [token for token in state.free if not chosen(token)]
     for token in removed:
-        drop(state, policy, now, token, partings)
+        drop(state, policy, now, token, partings, "removed")
     return Done(count + len(removed))
 
 
 def _reset(state: UserState, policy: Policy, now: float, command: Reset, partings: Partings) -> Reply:
     """Those who wait keep their places; the upstream may still count sessions that are forgotten here."""
     state.closing.clear()
-    count = sum(lose(state, policy, now, fence, partings) for fence in list(state.leases))
+    count = sum(lose(state, policy, now, fence, partings, "reset") for fence in list(state.leases))
     for token in state.free:
-        drop(state, policy, now, token, partings)
+        drop(state, policy, now, token, partings, "reset")
     count += len(state.free)
     state.free = []
     state.failing = []

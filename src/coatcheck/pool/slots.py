@@ -10,7 +10,7 @@ from enum import Enum
 from hmac import compare_digest as same
 from typing import Final
 
-from coatcheck.pool.commands import Parting
+from coatcheck.pool.commands import Parting, TokenNote
 from coatcheck.pool.state import (
     FAR,
     MAX_FAILING,
@@ -25,7 +25,19 @@ from coatcheck.pool.state import (
     UserState,
 )
 
-Partings = list[Parting]
+
+class Partings(list[Parting]):
+    """The tokens that a command drops and that are to be logged out; and its notes for the audit, if there is one."""
+
+    def __init__(self, *, audited: bool) -> None:
+        super().__init__()
+        self.notes: list[TokenNote] = []
+        self._audited = audited
+
+    def note(self, what: str, token: Token, lease: int = 0) -> None:
+        if self._audited:
+            self.notes.append(TokenNote(what, token.token_id, lease))
+
 
 ENDED_S: Final = 0.0
 """The span of a token that is to be dropped when it comes back."""
@@ -252,6 +264,12 @@ def is_spent(token: Token, policy: Policy, now: float) -> bool:
     return token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at
 
 
+def _why_spent(token: Token, policy: Policy) -> str:
+    if token.span_s == ENDED_S:
+        return "removed"
+    return "used_up" if token.uses >= policy.max_uses else "expired"
+
+
 def hold(
     state: UserState,
     token: Token | None,
@@ -275,29 +293,54 @@ def give_back(state: UserState, policy: Policy, now: float, token: Token, partin
     token.used_at = now
     token.expires_at = min(now + token.life_s, token.dies_at)
     if is_spent(token, policy, now):
-        drop(state, policy, now, token, partings)
+        drop(state, policy, now, token, partings, _why_spent(token, policy))
         return False
     state.free.append(token)
     return True
 
 
 def drop(
-    state: UserState, policy: Policy, now: float, token: Token, partings: Partings, *, sign_out: bool = True
+    state: UserState,
+    policy: Policy,
+    now: float,
+    token: Token,
+    partings: Partings,
+    why: str,
+    *,
+    lease: int = 0,
+    sign_out: bool = True,
 ) -> None:
-    """Take a token out of use. While the upstream may still count its session, the slot stays taken."""
+    """Take a token out of use. While the upstream may still count its session, the slot stays taken.
+
+    ``why`` and ``lease``: as in :class:`TokenNote`.
+    """
     state.counters.drops += 1
+    partings.note(why, token, lease)
     if sign_out and policy.signs_out:
         state.fence += 1
         state.counters.not_leases += 1
         deadline = now + policy.logout_timeout_s
         state.closing[state.fence] = Closing(token.value, deadline, policy.logout_timeout_s)
         state.next_deadline = min(state.next_deadline, deadline)
-        partings.append(Parting(state.fence, token.value))
+        partings.append(Parting(state.fence, token.value, token.token_id))
 
 
 def doom(token: Token) -> None:
     """Whoever has it may use it on; given back, also with a fresh value, it is spent: its span is over."""
     token.span_s, token.dies_at = ENDED_S, -FAR
+
+
+def owners(state: UserState, *, lent: bool = True, coming: bool = False) -> list[bytes]:
+    """The credentials of each token that is to be lent again.
+
+    ``lent``: also of those in somebody's hands. ``coming``: also of the logins that go on.
+    """
+    found = [token.credentials for token in state.free]
+    for holding in state.leases.values():
+        token = holding.token
+        if coming if token is None else lent and token.span_s != ENDED_S:
+            found.append(holding.credentials if token is None else token.credentials)
+    return found
 
 
 def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> int:
@@ -310,14 +353,14 @@ def sweep(state: UserState, policy: Policy, now: float, partings: Partings) -> i
         for fence in [fence for fence, closing in state.closing.items() if now >= closing.deadline]:
             del state.closing[fence]
         for fence in [fence for fence, holding in state.leases.items() if now >= holding.deadline]:
-            dropped += lose(state, policy, now, fence, partings)
+            dropped += lose(state, policy, now, fence, partings, "lost")
         deadlines = [holding.deadline for holding in state.leases.values()]
         state.next_deadline = min([*deadlines, *(closing.deadline for closing in state.closing.values())], default=FAR)
     spent = [token for token in state.free if is_spent(token, policy, now)]
     if spent:
         state.free = [token for token in state.free if not is_spent(token, policy, now)]
         for token in spent:
-            drop(state, policy, now, token, partings)
+            drop(state, policy, now, token, partings, _why_spent(token, policy))
     if state.failing:
         state.failing = [failing for failing in state.failing if now < failing.ends_at()]
     if state.tickets and policy.ticket_life_s < FAR:
@@ -334,13 +377,13 @@ def is_overdue(state: UserState, policy: Policy, now: float) -> bool:
     )
 
 
-def lose(state: UserState, policy: Policy, now: float, fence: int, partings: Partings) -> int:
+def lose(state: UserState, policy: Policy, now: float, fence: int, partings: Partings, why: str) -> int:
     holding = state.leases.pop(fence)
     state.counters.lost += 1
     if holding.token is None:
         state.counters.not_leases += 1
         return 0  # a login that took too long; what it brings is logged out when it comes
-    drop(state, policy, now, holding.token, partings)
+    drop(state, policy, now, holding.token, partings, why, lease=fence)
     return 1
 
 

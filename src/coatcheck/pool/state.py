@@ -52,6 +52,7 @@ class Policy(msgspec.Struct, frozen=True):
     backoff_max_s: float = 60.0
     login_every_s: float = 0.0  # 0: logins that succeed are not limited
     login_burst: int = 1
+    audited: bool = False  # outcomes say what happened to which token
 
 
 @dataclass(slots=True, repr=False)

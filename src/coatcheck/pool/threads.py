@@ -12,7 +12,7 @@ import time
 import weakref
 from concurrent.futures import wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from coatcheck.pool import flows
 from coatcheck.pool.classic import NULL_TOKEN, TokenObject, check_object
@@ -41,16 +41,18 @@ from coatcheck.pool.logouts import Logouts, prepare_for_exit
 from coatcheck.pool.masking import check_password, check_token, check_user
 from coatcheck.pool.options import Login, PoolOptions
 from coatcheck.pool.payload import pack, renewed, token_of
-from coatcheck.pool.shared.credentials import SharedCredentials, SharedUse
+from coatcheck.pool.shared.credentials import AuditedSharedCredentials, SharedCredentials, SharedUse
 from coatcheck.pool.shared.flights import ThreadFlights
 from coatcheck.pool.shared.flows import Join, Read, Refresh, SharedFlow, Sleep, Step, Swap, change
 from coatcheck.pool.shared.flows import rows as shared_rows
-from coatcheck.pool.shared.rules import Count, DropShared, EndShared, ResetShared
+from coatcheck.pool.shared.rules import DropShared, EndShared, ResetShared
 from coatcheck.pool.state import FAR
 from coatcheck.pool.stores.address import open_store
 from coatcheck.pool.stores.port import TokenStore
 
 T = TypeVar("T")
+
+TICKER: Final = "coatcheck-pool-keepalive"
 
 _open_pools: weakref.WeakSet[TokenPool] = weakref.WeakSet()
 
@@ -172,7 +174,8 @@ class TokenPool(PoolCore):
         """
         hashes = self.credentials.of(check_user(user), check_password(password))
         line = self.shared_lines.line(user, hashes)
-        return SharedCredentials(self._flights, line, password, self.wait_s(wait))
+        kind = SharedCredentials if self.audit is None else AuditedSharedCredentials
+        return kind(self._flights, line, password, self.wait_s(wait))
 
     def lend(self, user: str, *, shared: bool, again: bool) -> Any:
         """What an adapter uses for one call: a lease, or a shared token that looks like one."""
@@ -274,8 +277,7 @@ class TokenPool(PoolCore):
 
     def _drop_shared(self, user: str, command: DropShared | ResetShared) -> int:
         dropped = self.run(change(self.shared_box, user, command))
-        self.shared_lines.forget()
-        return dropped.count if isinstance(dropped, Count) else 0
+        return self.dropped_shared(user, dropped)
 
     def keep_alive(self) -> int:
         """Touch tokens that were idle for ``keepalive_every``; returns how many. The pool does so by itself."""
@@ -316,18 +318,29 @@ class TokenPool(PoolCore):
             time.sleep(0.005)
         try:
             wait(self._flights.flying.copy(), max(0.0, until - time.monotonic()))
+            self.keeps = self.memory is None  # a store's are for others
             if log_out:
-                self._drop_all()
+                self._drop_all(until)
             self._logouts.finish(until - time.monotonic())
         finally:
             self.ended = True
+            if self.audit is not None:
+                self.audit.teller.finish(until - time.monotonic())
             self._store.close()
 
-    def _drop_all(self) -> None:
-        drop = Remove(soft=self.memory is None)
-        for user in self._store.look():
+    def _drop_all(self, until: float) -> None:
+        """Drop all tokens, as fast as they can be logged out; what a store has is left to others when time is up."""
+        drop, users = Remove(soft=self.memory is None), self._store.look()
+        if self.audit is not None:
+            self.audit.closing = True
+        for user, (state, _) in users.items():
+            self._logouts.wait_for_room(state.slots_used(), until)
+            if self.must_stop_dropping(until):
+                return
             self.run(flows.settle(user, drop))
         for user in self._store.shared_users():
+            if self.must_stop_dropping(until):
+                return
             self.run(change(self.shared_box, user, DropShared()))
 
     def close_at_exit(self) -> None:
@@ -335,8 +348,9 @@ class TokenPool(PoolCore):
         if self.ended or self.memory is None or self.settings.logout is None:
             return
         self.closed = self.ended = True
+        self.keeps = False
         self.quick = None
-        self._drop_all()
+        self._drop_all(time.monotonic() + self.settings.policy.logout_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -401,6 +415,8 @@ class TokenPool(PoolCore):
         if self.memory is not None and self.memory.wants_sweep(effect.user):
             self.clean_up()
         outcome = self._store.apply(effect.user, effect.command)
+        if self.audit is not None:
+            self.audit.applied(effect.user, effect.command, outcome)
         if outcome.partings:
             self._add_logouts(effect.user, outcome.partings)
         return self.settled(effect.user, outcome.reply, sent_at)
@@ -416,12 +432,17 @@ class TokenPool(PoolCore):
         login = self.settings.login
         if login is None:
             raise LoginFailed(effect.user, "the pool has no login function")
+        takes_state = self.settings.login_takes_upstream_state
+        state = self.run(self.finding_state(effect.user, effect.credentials)) if takes_state else None
         try:
-            login, arguments = self.login_call(login, effect)
+            login, arguments = self.login_call(login, effect, state)
             result = login(*arguments)
         except (Exception, GeneratorExit) as error:  # which would end the flow instead of failing it
             raise self.login_error(effect.user, error) from error
-        return self.fresh(effect.user, result)
+        fresh = self.fresh(effect.user, result)
+        if fresh.upstream_state is not None:
+            self.run(self.keeping_state(effect.user, effect.credentials, fresh.upstream_state))
+        return fresh
 
     def _ask(self, effect: Ask) -> Any:
         probing = effect.what == "probe"
@@ -439,23 +460,26 @@ class TokenPool(PoolCore):
 
     def _see_to_keepalive(self) -> None:
         """Have the thread that keeps idle tokens alive; a fork starts its own with its first command."""
-        if self.settings.ticks_every_s == FAR or self._ticker is not None or self.closed:
+        every_s = self.settings.ticks_every_s
+        if every_s == FAR or self._ticker is not None or self.closed:
             return
         with self._starting:
             if self._ticker is None:
+                # The thread must not keep a pool that everybody has forgotten.
+                weakref.finalize(self, self._stop.set).atexit = False
                 self._ticker = threading.Thread(
-                    target=self._tick, args=[self._stop], name="coatcheck-pool-keepalive", daemon=True
+                    target=_tick, args=[weakref.ref(self), self._stop, every_s], name=TICKER, daemon=True
                 )
                 self._ticker.start()
 
-    def _tick(self, stop: threading.Event) -> None:
-        while not stop.wait(self.settings.ticks_every_s):
-            try:
-                self.keep_alive()
-                self._keep_ready()
-            except BaseException as error:  # noqa: BLE001 - also of a login that ends its thread; the next tick comes
-                if not self.closed:
-                    self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
+    def tick(self) -> None:
+        """What is due every few minutes; runs in the background."""
+        try:
+            self.keep_alive()
+            self._keep_ready()
+        except BaseException as error:  # noqa: BLE001 - also of a login that ends its thread; the next tick comes
+            if not self.closed:
+                self.report(PoolEventKind.KEEPALIVE_FAILED, "", type(error).__name__)
 
     def _keep_ready(self) -> None:
         least = self.settings.min_idle
@@ -475,8 +499,9 @@ class TokenPool(PoolCore):
         assert self.settings.logout is not None
         try:
             self.settings.logout(user, token_of(parting.value))
+            self.logged_out(user, parting)
         except BaseException as error:  # noqa: BLE001 - a callback's, reported; the upstream will time the session out
-            self.report(PoolEventKind.LOGOUT_FAILED, user, type(error).__name__)
+            self.logged_out(user, parting, error)
         if not parting.fence:
             return
         try:
@@ -489,6 +514,15 @@ class TokenPool(PoolCore):
         self._flights.start_anew()
         self.abandon(self._store)
         self._open()
+
+
+def _tick(pool: weakref.ref[TokenPool], stop: threading.Event, every_s: float) -> None:
+    while not stop.wait(every_s):
+        found = pool()
+        if found is None:
+            return
+        found.tick()
+        del found
 
 
 # Registered after that of the logouts, so it runs before: they get what is dropped here.

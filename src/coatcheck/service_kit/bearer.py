@@ -55,6 +55,12 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
+def bearer_name(token: str) -> str:
+    """How whoever shows this token is called where it must not be seen: 8 hex digits of a hash."""
+    digest = hashlib.blake2b(token.encode("utf-8", "surrogateescape"), digest_size=4, person=b"coatcheck-log")
+    return f"bearer-{digest.hexdigest()}"
+
+
 def read_bearer_tokens(file: Path) -> BearerTokens:
     """The tokens of a file, one a line; ``#`` starts a comment line. Raises :class:`ConfigError`."""
     return BearerTokens(secret_lines(file, "token-file"))

@@ -157,6 +157,14 @@ def path_part(request: Request, name: str) -> str:
         raise RequestRefused(400, "bad-request", f"{name}: not UTF-8 in percent-encoding") from None
 
 
+def flag(request: Request, name: str) -> bool:
+    """A query parameter of :attr:`ApiOperation.flags`; without it, ``False``. Raises :class:`RequestRefused`."""
+    found = request.query_params.getlist(name) or ["false"]
+    if found not in (["true"], ["false"]):
+        raise RequestRefused(400, "bad-request", f"{name}: true or false, once")
+    return found == ["true"]
+
+
 async def read_body(request: Request, kind: type[Asked]) -> tuple[Asked, bytes]:
     """The body, judged, and as it came. Raises :class:`RequestRefused`."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()

@@ -52,7 +52,13 @@ def serve_app(
         raise ConfigError("the service cannot start; the log above has the reason")
 
 
-async def serve_on_this_loop(app: Any, listen: str, started: Callable[[], None], stopping: asyncio.Event) -> None:
+async def serve_on_this_loop(
+    app: Any,
+    listen: str,
+    started: Callable[[], None],
+    stopping: asyncio.Event,
+    max_connections: int = MAX_CONNECTIONS,
+) -> None:
     """The same in an event loop that runs already, in the clear, until ``stopping``.
 
     Raises:
@@ -60,7 +66,7 @@ async def serve_on_this_loop(app: Any, listen: str, started: Callable[[], None],
     """
     host, port = parse_host_port(listen, "listen")
     listener = _listen(host, port)
-    server = _server(server_config(app), started, lambda: None)
+    server = _server(server_config(app, max_connections=max_connections), started, lambda: None)
 
     async def stop() -> None:
         await stopping.wait()
@@ -76,7 +82,9 @@ async def serve_on_this_loop(app: Any, listen: str, started: Callable[[], None],
         raise ConfigError("the service cannot start; the log above has the reason")
 
 
-def server_config(app: Any, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+def server_config(
+    app: Any, tls: ssl.SSLContext | None = None, max_connections: int = MAX_CONNECTIONS
+) -> uvicorn.Config:
     """How our services are served, with every bound."""
     config = uvicorn.Config(
         KnowsItsConnection(app),
@@ -88,7 +96,7 @@ def server_config(app: Any, tls: ssl.SSLContext | None = None) -> uvicorn.Config
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=max_connections,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )

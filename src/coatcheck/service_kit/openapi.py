@@ -52,6 +52,10 @@ def _operation(api: Api, operation: ApiOperation, references: dict[type, dict[st
         {"name": name, "in": "header", "required": False, "description": words, "schema": {"type": "string"}}
         for name, words in operation.headers.items()
     ]
+    parameters += [
+        {"name": name, "in": "query", "required": False, "description": words, "schema": {"type": "boolean"}}
+        for name, words in operation.flags.items()
+    ]
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:

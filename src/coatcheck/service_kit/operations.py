@@ -29,6 +29,8 @@ class ApiOperation:
     scope: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Request headers that it reads, and what for."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Query parameters that are ``true`` or ``false``, and what for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ class Handing(Saving):
         if record.chain != NO_CHAIN:
             chain = joined(record.chain, session_id, now, self.policy.grace_ms, self.policy.rotate_after_ms)
         elif has_room(record):
-            chain = Chain(ChainLink(session_id, now))
+            # Here may have been a chain that was revoked: an honest browser may still have a token of that.
+            chain = Chain(ChainLink(session_id, now), forgotten_at=now)
         else:
             raise SessionClosed("the session is used at as many sites as a record has room for")
         active = msgspec.structs.replace(

@@ -110,7 +110,10 @@ def _check_live(farm: Farm[Any, Any], log: SessionLog, present: dict[str, Entry]
     if not log.issued:
         ledger.excuse("never acknowledged: nobody has its token")
         return
-    if any(server in log.vanished_on for server, version in versions.items() if version is None):
+    if any(
+        server in log.vanished_on and (version is None or (server, version) in log.came_late)
+        for server, version in versions.items()
+    ):
         ledger.excuse("promise 1: vanished while its connections stood, noticed at the next use")
         return
     if _is_late_claim(farm, log, {server: present.get(server) for server in placed}):

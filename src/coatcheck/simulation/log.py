@@ -148,7 +148,7 @@ class SessionLog:
         self.out_of_sight: set[Version] = set()
         """Writes that somebody went on without: one session server had forgotten them, and the others were away."""
         self.vanished_on: set[str] = set()
-        """Servers that dropped this one silently and have not been given it since."""
+        """Servers that dropped this one silently and have not been given it since, but by what was late."""
         self.thief = False
         self.issued: dict[bytes, float] = {}
         self.issued_at_site: dict[bytes, str] = {}

@@ -196,12 +196,14 @@ class PutJudge(LeaseJudge):
             return
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)
-        log.vanished_on.discard(server.name)
+        came_late = new.version in log.offers and self.schedule.now > log.offers[new.version].until
+        if not came_late:  # what was sent before it vanished is no sign that anybody has noticed
+            log.vanished_on.discard(server.name)
         if old is None:
             log.there_since[server.name] = self.schedule.now
             log.has_since = {one: since for one, since in log.has_since.items() if one[0] != server.name}
         self._note_writes(server, log, new)
-        if new.version in log.offers and self.schedule.now > log.offers[new.version].until:
+        if came_late:
             log.came_late.add((server.name, new.version))
         log.claimed_at.setdefault(new.version.owner, self.schedule.now)
         if self.trace.on:

@@ -38,6 +38,10 @@ class StoreEvent(msgspec.Struct, frozen=True):
         return INFO if self.kind is StoreEventKind.REACHABLE else WARNING
 
     @property
+    def event(self) -> str:
+        return self.kind.value
+
+    @property
     def line(self) -> str:
         return f"{self.store}: {self.kind.value} {self.detail}"
 

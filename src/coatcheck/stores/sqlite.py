@@ -40,8 +40,8 @@ run for a second. Python's own sqlite3 waits as long."""
 MAX_OUTSTANDING_PUTS: Final = 4096
 MAX_SCAN_LIMIT: Final = 10_000
 SWEEPS_PER_TIMEOUT: Final = 8
-READ_BUSY_TIMEOUT_S: Final = 0.005
-"""A reader meets a lock only while another process mends the log after a crash."""
+READ_CONNECT_TIMEOUT_S: Final = 0.25
+"""After a fork it opens the file anew, in the loop's thread: others may be making the file, or taking the log away."""
 _BUSY: Final = Unreachable("too many puts are outstanding")
 
 
@@ -136,7 +136,8 @@ class SqliteStore:
             raise RuntimeError(f"store {self.name} is open already")
         self._loop = asyncio.get_running_loop()
         tried = asyncio.Event()
-        self._worker = SqliteWorker(self._open_file, self._now_ms, _Messenger(self, self._loop, tried))
+        messenger = _Messenger(self, self._loop, tried)
+        self._worker = SqliteWorker(self._open_file, self._open_reader, self._now_ms, messenger)
         self._worker.start()
         self._sweep()
         await tried.wait()
@@ -174,17 +175,23 @@ class SqliteStore:
             if waiting.reply is not None:
                 self._answer(waiting.reply, Unreachable(why))
 
-    def file_state(self, why: str | None, readable: bool) -> None:
-        """The worker has opened the file, or failed: the reader follows, unless it can still read."""
+    def opened(self, reader: SqliteFile) -> None:
+        """The worker has opened the file, and a reader of it."""
+        if self._worker is None:
+            reader.close()
+            return
+        self._close_reader()
+        self._reader = reader
+        self._reachability.set(True, f"writing to {self._path}")
+
+    def broken(self, why: str, readable: bool) -> None:
+        """The worker cannot write; the reader goes with it, unless it can still read."""
         if self._worker is None:
             return
-        if why is None or not readable:
+        if not readable:
             self._close_reader()
-        if why is None and (why := self._open_reader()) is not None:
-            self._worker.doubt()  # so that it opens the file anew, and the reader with it
-        if why is not None:
-            self._down = Unreachable(why)
-        self._reachability.set(why is None, why or f"writing to {self._path}")
+        self._down = Unreachable(why)
+        self._reachability.set(False, why)
 
     # Inside
 
@@ -248,12 +255,10 @@ class SqliteStore:
         # Shorter than the time-out, so that a lock is told from a worker that hangs.
         return SqliteFile(self._path, self._durability, self._timeout_s / 2)
 
-    def _open_reader(self) -> str | None:
-        try:
-            self._reader = SqliteFile(self._path, self._durability, READ_BUSY_TIMEOUT_S)
-        except sqlite3.Error as broken:
-            return str(broken)
-        return None
+    def _open_reader(self) -> SqliteFile:
+        reader = SqliteFile(self._path, self._durability, self._timeout_s / 2)
+        reader.connect_timeout_s = READ_CONNECT_TIMEOUT_S
+        return reader
 
     def _close_reader(self) -> None:
         reader, self._reader = self._reader, None
@@ -282,12 +287,19 @@ class _Messenger:
     def failed(self, offers: int, why: str) -> None:
         self._post(self._store.failed, offers, why)
 
-    def file_state(self, why: str | None, readable: bool) -> None:
-        self._post(self._store.file_state, why, readable)
+    def opened(self, reader: SqliteFile) -> None:
+        if not self._post(self._store.opened, reader):
+            reader.close()
         self._post(self._tried.set)
 
-    def _post(self, what: Callable[..., None], *arguments: object) -> None:
+    def broken(self, why: str, readable: bool) -> None:
+        self._post(self._store.broken, why, readable)
+        self._post(self._tried.set)
+
+    def _post(self, what: Callable[..., None], *arguments: object) -> bool:
         try:
             self._loop.call_soon_threadsafe(what, *arguments)
         except RuntimeError as closed:
             logger.debug("the event loop is gone: %s", closed)
+            return False
+        return True

@@ -23,6 +23,7 @@ import msgspec
 
 from coatcheck.errors import CorruptEntry
 from coatcheck.replication.put_rule import Verdict, bounded_life_ms, check_entry, judge
+from coatcheck.sqlite_line import SqliteLine
 from coatcheck.sqlite_log import use_write_ahead_log
 from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
 
@@ -31,6 +32,8 @@ APPLICATION_ID: Final = 0x636F6174
 SCHEMA_VERSION: Final = 1
 SWEEP_ROWS: Final = 5000
 VACUUM_PAGES: Final = 256
+READ_BUSY_TIMEOUT_S: Final = 0.005
+"""A reader meets a lock only while another process mends the log after a crash. Who writes stands in line."""
 
 # The expiry stands before the entry, so that a sweep does not read the entries' overflow pages.
 # It has no index: that would cost each put a second tree to keep.
@@ -82,17 +85,22 @@ class NotOurs(sqlite3.DatabaseError):
 class SqliteFile:
     """A connection to the file. Every method may raise ``sqlite3.Error``; nothing is half done then.
 
-    ``busy_timeout_s`` (seconds) is how long a call may wait for another process's lock.
+    ``busy_timeout_s`` (seconds) is how long a call that writes may wait for other processes, and ``connect_timeout_s``,
+    if it is another one, how long opening may: then others may be making the file, or taking its journal away.
     """
 
-    def __init__(self, path: Path, durability: Durability, busy_timeout_s: float) -> None:
+    def __init__(
+        self, path: Path, durability: Durability, busy_timeout_s: float, connect_timeout_s: float | None = None
+    ) -> None:
         with contextlib.suppress(FileExistsError, OSError):  # SQLite itself says best why it cannot open a file
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         self.path = path
         self._journal = path.with_name(f"{path.name}-wal")
         self._durability = durability
         self._busy_timeout_s = busy_timeout_s
+        self.connect_timeout_s = busy_timeout_s if connect_timeout_s is None else connect_timeout_s
         self._lock = threading.Lock()
+        self._line = SqliteLine(path)
         self._swept_to = 0
         self._closed = False
         _close_stale(path)
@@ -118,7 +126,7 @@ class SqliteFile:
     def put_all(self, offers: Sequence[Offer], clock_ms: Callable[[], int]) -> list[OfferOutcome]:
         """Judge and store all offers, in order, in one transaction that has taken the write lock first."""
         with self._turn() as connection:
-            with writing(connection):
+            with self._writing(connection):
                 now_ms = clock_ms()  # not before: the wait for the lock would lengthen what the others stored meanwhile
                 outcomes = [_put(connection, offer, now_ms) for offer in offers]
             # Nobody is told of a write that is in a deleted file.
@@ -142,7 +150,7 @@ class SqliteFile:
             self._swept_to = rows[-1][0] if len(rows) == SWEEP_ROWS else 0
             expired = [(rowid, now_ms) for rowid, is_expired in rows if is_expired]
             if expired:
-                with writing(connection):
+                with self._writing(connection):
                     connection.executemany("DELETE FROM entries WHERE rowid = ? AND expires_at_ms <= ?", expired)
                 connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
         return len(expired)
@@ -170,7 +178,7 @@ class SqliteFile:
 
     def probe(self, now_ms: int) -> None:
         """Write something: proves that the file is neither locked for long, nor corrupt, nor the disk full."""
-        with self._turn() as connection:
+        with self._turn() as connection, self._writing(connection):
             connection.execute("INSERT OR REPLACE INTO probes (id, probed_at_ms) VALUES (1, ?)", (now_ms,))
 
     def pause(self) -> bool:
@@ -195,18 +203,27 @@ class SqliteFile:
                 self._journal_seen = _identity(self._journal)
             yield self._connection
 
+    @contextlib.contextmanager
+    def _writing(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """The same as :func:`writing`, when it is this process's turn."""
+        self._line.begin(connection, self._busy_timeout_s)
+        with _done_or_undone(connection):
+            yield
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
+            self.path, timeout=self.connect_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
-            _prepare(connection, self._durability, self._busy_timeout_s)
+            _prepare(connection, self._durability, self.connect_timeout_s)
+            connection.execute(f"PRAGMA busy_timeout = {round(READ_BUSY_TIMEOUT_S * 1000)}")
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _disconnect(self) -> None:
+        self._line.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
@@ -245,6 +262,13 @@ def _uri(path: Path) -> str:
 def writing(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction that has the write lock from its first moment; rolled back on any error."""
     connection.execute("BEGIN IMMEDIATE")
+    with _done_or_undone(connection):
+        yield
+
+
+@contextlib.contextmanager
+def _done_or_undone(connection: sqlite3.Connection) -> Iterator[None]:
+    """The rest of a transaction that has begun."""
     try:
         yield
         connection.execute("COMMIT")

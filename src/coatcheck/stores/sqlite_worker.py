@@ -31,16 +31,27 @@ class OfferListener(Protocol):
         """What became of this many offers is unknown."""
         ...
 
-    def file_state(self, why: str | None, readable: bool) -> None:
-        """The file has been opened anew and written to (``None``), or why not, and whether reading makes sense."""
+    def opened(self, reader: SqliteFile) -> None:
+        """The file has been opened anew and written to; ``reader`` is the listener's, to close as well."""
+        ...
+
+    def broken(self, why: str, readable: bool) -> None:
+        """Why the file cannot be written to, and whether reading makes sense."""
         ...
 
 
 class SqliteWorker:
     """Owns the writing connection. ``offer`` is for the loop's thread; its caller bounds how many wait."""
 
-    def __init__(self, open_file: Callable[[], SqliteFile], now_ms: Callable[[], int], listener: OfferListener) -> None:
+    def __init__(
+        self,
+        open_file: Callable[[], SqliteFile],
+        open_reader: Callable[[], SqliteFile],
+        now_ms: Callable[[], int],
+        listener: OfferListener,
+    ) -> None:
         self._open_file = open_file
+        self._open_reader = open_reader
         self._now_ms = now_ms
         self._listener = listener
         self._offers: queue.SimpleQueue[Offer | None] = queue.SimpleQueue()
@@ -94,10 +105,11 @@ class SqliteWorker:
         file = self._open_file()
         try:
             file.probe(self._now_ms())
+            reader = self._open_reader()  # here, for it may have to wait, and nobody waits for this thread
         except BaseException:
             file.close()
             raise
-        self._listener.file_state(None, readable=True)
+        self._listener.opened(reader)
         return file
 
     def _work(self, file: SqliteFile) -> None:
@@ -144,4 +156,4 @@ class SqliteWorker:
     def _tell(self, broken: BaseException) -> None:
         # A lock, a full disk or a failed write leave the file readable; a wrong or damaged file is neither.
         readable = isinstance(broken, sqlite3.OperationalError)
-        self._listener.file_state(str(broken) or type(broken).__name__, readable)
+        self._listener.broken(str(broken) or type(broken).__name__, readable)

@@ -109,14 +109,14 @@ class KeyAgreement:
         self._due.set()
 
     def status(self) -> dict[str, object]:
-        """Whether the key of now is known, and which stores answered when they were last asked."""
+        """Whether the key of now is known, and which stores answered throughout the last round."""
         at_ms = now_ms()
         with self._guard:
             is_known = self._keys.secret(self._keys.period(at_ms)) is not None
         return {"has_the_key": is_known, "stores": self.answers()}
 
     def answers(self) -> dict[str, bool]:
-        """Which stores answered when they were last asked."""
+        """Which stores answered throughout the last round, and so know of each key that this process knows."""
         return dict(self._answers)
 
     def _run(self, asked: threading.Event) -> None:
@@ -144,24 +144,26 @@ class KeyAgreement:
         with self._guard:
             self._keys.forget_old(at_ms)
             wanted = self._keys.wanted(at_ms)
-        present = self._keys.period(at_ms)
+        present, silent = self._keys.period(at_ms), set[str]()
         for period in dict.fromkeys([present, present + 1, present - 1, *wanted]):
             if self._keys.life_ms(period, at_ms) <= 0:
                 continue  # no ticket of it is about
-            self._agree(period, at_ms)
+            silent |= self._agree(period, at_ms)
+        self._answers = {store.name: store.name not in silent for store in self._stores}
 
-    def _agree(self, period: int, at_ms: int) -> None:
+    def _agree(self, period: int, at_ms: int) -> set[str]:
+        """Agree on the key of one period. Returns the names of the stores that did not answer."""
         place, life_ms = self._place(period), self._keys.life_ms(period, at_ms)
         with self._guard:
             known = self._keys.secret(period)
         learn = self._keys.prefer  # what the first store says that answers
+        silent = set()
         for store in self._stores:
             secret = known if known is not None else os.urandom(SECRET_BYTES)
             try:
                 answer = self._ask(store, place, secret, life_ms)
-                self._answers[store.name] = True
             except TakeOnceUnavailable as unavailable:
-                self._answers[store.name] = False
+                silent.add(store.name)
                 _seldom.warning("the key of TLS tickets could not be agreed on: %s", unavailable, kind="agree")
                 continue
             except TokenRejected:
@@ -174,6 +176,7 @@ class KeyAgreement:
         if known is None and self._decides_alone:
             with self._guard:
                 self._keys.learn(period, os.urandom(SECRET_BYTES))
+        return silent
 
     def _ask(self, store: TakeOnceForThreads, place: bytes, secret: bytes, life_ms: int) -> bytes:
         """What the store says when ``secret`` is proposed; a key that was rotated out is replaced there."""

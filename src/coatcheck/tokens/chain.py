@@ -37,8 +37,8 @@ class Retired(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Chain(msgspec.Struct, frozen=True, array_like=True):
     """``current``: the browser has shown it. ``next``: minted, not yet shown. ``retired``: oldest first.
 
-    ``forgotten_at``: the newest ``minted_at`` among links that were dropped because the list was full.
-    A token that old is refused, but accuses nobody.
+    ``forgotten_at``: the newest ``minted_at`` among links that were dropped because the list was full, or when the
+    chain began where another one may have been before. A token that old is refused, but accuses nobody.
     """
 
     current: ChainLink

@@ -231,6 +231,18 @@ def test_a_lease_that_cannot_be_extended_is_told_once(how: str, upstream: Upstre
     assert [each.rpartition(" ")[2] for each in watched.told()] == ["LeaseLost"]
 
 
+def test_all_adapters_of_a_pool_have_one_thread_for_it(upstream: Upstream, watched: Watched) -> None:
+    with (
+        new_pool(upstream, watched) as pool,
+        OPENERS["httpx"](pool, upstream, **BY_HEADER) as one,
+        OPENERS["requests"](pool, upstream, **BY_HEADER) as other,
+    ):
+        streaming = begin(one), begin(other)
+        assert [thread.name for thread in threading.enumerate()].count("coatcheck-pool-streams") == 1
+        upstream.go_on.set()
+        assert [b"".join(parts) for _, parts in streaming] == [CHUNK, CHUNK]
+
+
 @pytest.mark.parametrize("library", ["httpx", "requests"])
 def test_a_response_that_is_forgotten_is_extended_no_more(library: str, upstream: Upstream, watched: Watched) -> None:
     with new_pool(upstream, watched) as pool, OPENERS[library](pool, upstream, **BY_HEADER) as session:

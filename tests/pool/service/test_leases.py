@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,6 +92,31 @@ def test_a_repeated_complete_is_the_same_lease(service: ServiceProcess, user: st
     assert service.end_lease(login, "complete", token="T2").status_code == 409
     assert (service.stats(user)["leased"], service.stats(user)["logins_total"]) == (1, 1)
     service.end_lease(answers[0].json()["lease"])
+
+
+def test_what_belongs_to_a_token_stays_until_it_is_replaced(service: ServiceProcess, user: str) -> None:
+    def next_lease(**said: Any) -> tuple[str, str, Any]:
+        assert service.end_lease(lent[0], **said).status_code == 204
+        again = service.checkout(user).json()
+        return again["lease"], again["token"], again["payload"]
+
+    login = service.checkout(user).json()["lease"]
+    first = service.end_lease(login, "complete", token="T1", payload={"route": "w1"}).json()
+    assert first["payload"] == {"route": "w1"}
+    lent = first["lease"], first["token"], first["payload"]
+    lent = next_lease()
+    assert lent[1:] == ("T1", {"route": "w1"})
+    lent = next_lease(token="T2")
+    assert lent[1:] == ("T2", {"route": "w1"})
+    lent = next_lease(payload={"route": "w2"})
+    assert lent[1:] == ("T2", {"route": "w2"})
+    lent = next_lease(token="T3", payload={"route": "w3"})
+    assert lent[1:] == ("T3", {"route": "w3"})
+    lent = next_lease(payload={})
+    assert lent[1:] == ("T3", {})
+    refused = service.end_lease(lent[0], payload={"much": "x" * 20_000})
+    assert (refused.status_code, refused.json()["type"]) == (400, "urn:coatcheck:problem:bad-request")
+    assert service.end_lease(lent[0]).status_code == 204, "the lease went on"
 
 
 def test_twenty_check_ins_at_once_are_one(service: ServiceProcess, user: str) -> None:
@@ -296,6 +322,8 @@ def test_bad_addresses_are_problems(service: ServiceProcess) -> None:
         ("POST", f"/v1/users/{'x' * 1025}/checkout", 400),
         ("DELETE", "/v1/users/ANN/tokens/x", 400),
         ("DELETE", "/v1/users/ANN/tokens/0", 400),
+        ("DELETE", "/v1/users/ANN?soft=yes", 400),
+        ("DELETE", "/v1/users/ANN?soft=true&soft=false", 400),
         ("PUT", "/v1/stats", 405),
     ):
         answer = service.http.request(method, path)

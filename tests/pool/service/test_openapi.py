@@ -50,7 +50,8 @@ def test_every_operation_answers_as_it_is_described(document: dict[str, Any], se
 
     out, end = "/v1/users/{user}/checkout", "/v1/leases/{lease}/"
     login = ask("POST", out, user="OPEN", body={"wait_s": 0}).json()
-    lease = ask("POST", end + "complete", lease=login["lease"], body={"token": "T", "expires_in_s": 99}).json()
+    completed = {"token": "T", "expires_in_s": 99, "payload": {"route": "w1"}}
+    lease = ask("POST", end + "complete", lease=login["lease"], body=completed).json()
     ask("POST", end + "renew", lease=lease["lease"])
     ask("GET", "/v1/users")
     ask("GET", "/v1/users/{user}", user="OPEN")
@@ -73,6 +74,8 @@ def test_every_operation_answers_as_it_is_described(document: dict[str, Any], se
         if answer.status_code == 429:
             break
         ask("POST", end + "fail", lease=answer.json()["lease"])
+    ask("POST", "/v1/users/{user}/shared", user="OPEN")
+    ask("POST", "/v1/users/{user}/shared/refuse", user="OPEN", body={"token": "T"})
     ask("DELETE", "/v1/users/{user}", user="OPEN")
     ask("DELETE", "/v1/users/{user}/tokens/{token_id}", user="OPEN", token_id="1")
     for path in ("/v1/stats", "/metrics", "/healthz", "/openapi.json"):

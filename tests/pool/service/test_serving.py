@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from coatcheck.pool import LoginFailed, LoginRateLimited, TokenPool
 from forked import run_coatcheck
 
 from .conftest import StartService
-from .service_process import BEARER
+from .service_process import BEARER, ServiceProcess
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -203,6 +204,83 @@ def test_it_logs_in_by_a_command(start: StartService, tmp_path: Path) -> None:
     assert gone.read_text() == "ANN/word\n"
 
 
+OAUTH = """
+import json, sys
+asked = json.load(sys.stdin)
+with open(sys.argv[1], "a") as log:
+    log.write(str(asked["refresh_token"]) + "\\n")
+count = len(open(sys.argv[1]).readlines())
+print(json.dumps({"token": f"T{count}", "expires_in_s": 3600, "payload": {"n": count}, "refresh_token": f"R{count}"}))
+"""
+
+
+def test_shared_tokens_are_for_all_and_renewed_with_what_the_login_left(start: StartService, tmp_path: Path) -> None:
+    script, logins = tmp_path / "login.py", tmp_path / "logins"
+    script.write_text(OAUTH)
+    store = ("--store", f"sqlite:///{tmp_path / 'tokens.db'}", "--key-file", str(tmp_path / "key"))
+    services = [start(*store, "--login-command", f"{sys.executable} {script} {logins}") for _ in range(2)]
+
+    def shared(service: ServiceProcess, **asked: Any) -> tuple[str, Any]:
+        answer = service.http.post("/v1/users/API/shared", json=asked).json()
+        assert 3_000 < answer["expires_in_s"] <= 3_600
+        return answer["token"], answer["payload"]
+
+    def refuse(service: ServiceProcess, token: str) -> bool:
+        again: bool = service.http.post("/v1/users/API/shared/refuse", json={"token": token}).json()["again"]
+        return again
+
+    with ThreadPoolExecutor(8) as callers:
+        assert set(callers.map(lambda n: shared(services[n % 2])[0], range(16))) == {"T1"}
+    assert shared(services[0])[1] == {"n": 1}
+    assert refuse(services[0], "T1")
+    assert shared(services[0]) == ("T2", {"n": 2})
+    assert refuse(services[1], "T1"), "another one had it refused before"
+    assert shared(services[1])[0] == "T2"
+    assert not refuse(services[1], "T2"), "it comes from a login just now"
+    assert logins.read_text().split() == ["None", "R1"]
+    assert shared(services[0], password="another")[0] == "T3", "other credentials have another one"
+
+
+CART = """
+import json, sys
+asked = json.load(sys.stdin)
+cart = asked["upstream_state"] or "C1"
+print(json.dumps({"token": f"session of {cart}" + "!" * (asked["upstream_state"] is not None), "upstream_state": cart}))
+"""
+
+
+def test_the_state_of_the_upstream_is_found_again(start: StartService, tmp_path: Path) -> None:
+    script = tmp_path / "login.py"
+    script.write_text(CART)
+    service = start("--login-command", f"{sys.executable} {script}")
+    first = service.checkout("ANN").json()
+    assert first["token"] == "session of C1"
+    assert service.end_lease(first["lease"], "drop").status_code == 204
+    assert service.checkout("ANN").json()["token"] == "session of C1!"
+
+
+def test_a_caller_who_logs_in_is_given_the_state_that_it_told(start: StartService) -> None:
+    service = start()
+
+    def state_after(password: str | None, told: str | None) -> str | None:
+        place = service.checkout("ANN", password=password).json()
+        done = service.end_lease(place["lease"], "complete", token="T", upstream_state=told, password=password)
+        assert done.status_code == 200, done.text
+        assert "C1" not in done.text
+        assert service.end_lease(place["lease"], "drop").status_code == 204
+        found: str | None = place["upstream_state"]
+        return found
+
+    assert [state_after("one", told) for told in ("C1", None, "", None)] == [None, "C1", "C1", None]
+    assert [state_after("one", "C1"), state_after("two", None), state_after(None, "C2")] == [None, None, None]
+    assert state_after("one", None) == "C1"
+    assert state_after(None, None) == "C2"
+    long = service.end_lease(
+        service.checkout("BOB").json()["lease"], "complete", token="T", upstream_state="x" * 20_000
+    )
+    assert long.status_code == 400
+
+
 class Login(http.server.BaseHTTPRequestHandler):
     """A login service that answers as its path says."""
 
@@ -281,6 +359,10 @@ def test_operators_ask_the_store_or_the_service(start: StartService, tmp_path: P
         assert "ANN" in run("stats", *target).stdout
         assert run("clean-up", *target).stdout == "0 removed\n"
     token_id = str(rows[0]["token_id"])
+    for target in (store, asked_service):
+        assert run("remove", "BOB/1", token_id, *target, "--soft").stdout == "1 removed\n"
+        (row,) = json.loads(run("ls", *target, "--user", "BOB/1", "--json").stdout)
+        assert row["state"] == "leased", "used on"
     assert run("remove", "BOB/1", token_id, *store, "--json").stdout.split() == ["{", '"removed":', "1", "}"]
     assert run("remove", "ANN", *asked_service).stdout == "1 removed\n"
     assert run("ls", *store).stdout == "no tokens\n"

@@ -101,6 +101,8 @@ class Browser:
         status, lines, body = await shop.call(f"/{what}", header)
         for line in lines:
             self._take(line)
+        if status != 200:
+            print(f"/{what}: {status}", bytes(body)[:500])  # shown with a test that fails
         return json.loads(body) if status == 200 else {}
 
     def _take(self, line: str) -> None:

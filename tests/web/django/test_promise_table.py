@@ -76,6 +76,11 @@ async def death(farm: Farm, make: Make) -> bool:
     return (await browser.get(make(), "look"))["keys"] == ["a"]
 
 
+def is_out(seen: dict[str, object]) -> bool:
+    """Whether the shop has answered, and knows nobody; who could not be answered is not logged out."""
+    return bool(seen) and seen["user"] is None
+
+
 async def stolen_cookie(farm: Farm, make: Make) -> bool:
     shop, browser = make(), Browser()
     await log_in(browser, shop)
@@ -83,10 +88,10 @@ async def stolen_cookie(farm: Farm, make: Make) -> bool:
     for key in ("put-a", "put-b", "look"):
         assert (await browser.get(shop, key))["user"] == "ada"
     for _ in range(POLLS):
-        if (await Browser(thief.cookies).get(shop, "look")).get("user") is None:
+        if is_out(await Browser(thief.cookies).get(shop, "look")):
             break
         await asyncio.sleep(PAUSE_S)
-    return (await browser.get(shop, "look")).get("user") is None
+    return is_out(await browser.get(shop, "look"))
 
 
 async def much(farm: Farm, make: Make) -> bool:

@@ -73,6 +73,7 @@ class Relay:
                 options.max_connections, options.reserved_descriptors, options.descriptors_per_connection
             ),
             tls=options.tls is not None,
+            clock=loop.time,
         )
         self.pools = [
             ServerPool(self.traffic, self.flush, server, state)

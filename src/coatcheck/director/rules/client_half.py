@@ -157,6 +157,7 @@ class ClientHalf(ServerHalf):
     def _begin(self, head: RequestHead) -> None:
         traffic, fields, stream = self._traffic, head.fields, self._stream
         traffic.requests += 1
+        self._began_at = traffic.clock()
         if fields is not self._known_fields:
             self._known_fields = fields
             self._tail = request_tail(fields, self._address)
@@ -241,6 +242,7 @@ class ClientHalf(ServerHalf):
         if self._guest_behind is not None:
             self._end_exchange()
         stream, traffic = self._stream, self._traffic
+        traffic.durations.add(self._status, traffic.clock() - self._began_at)
         self._kept = None
         close = self._close or traffic.stopping or self.is_last
         if not stream.body_done or (close and stream.buffer):
@@ -276,6 +278,7 @@ class ClientHalf(ServerHalf):
         self._abandon()
         close, traffic = self._ends_with(0), self._traffic
         self._delivery.replied = True
+        self._status = status
         self.actions.append(ToClient(own_response(status, close, traffic.hsts, self._limits.error_pages, self._head)))
         self._response_done()
 

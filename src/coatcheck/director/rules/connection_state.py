@@ -34,15 +34,17 @@ class ConnectionState(Member):
     """One connection of a client, and the exchange that is under way on it."""
 
     __slots__ = (
-        "_address", "_can_half_close", "_client_full", "_close", "_continued", "_cookies", "_delivery", "_due",
-        "_fresh_only", "_guest", "_guest_behind", "_half_closed", "_head", "_held", "_kept", "_kept_bytes",
+        "_address", "_began_at", "_can_half_close", "_client_full", "_close", "_continued", "_cookies", "_delivery",
+        "_due", "_fresh_only", "_guest", "_guest_behind", "_half_closed", "_head", "_held", "_kept", "_kept_bytes",
         "_known_fields", "_limits", "_no_server_since", "_pace", "_pause", "_pauses", "_request", "_response",
-        "_reused", "_sent_at", "_server_full", "_server_paused", "_stalled_bytes", "_stream", "_tag", "_tail",
-        "_taken_at", "_traffic", "_upgrade", "_waiting_since", "actions", "begun_before", "due_at", "is_last",
+        "_reused", "_sent_at", "_server_full", "_server_paused", "_stalled_bytes", "_status", "_stream", "_tag",
+        "_tail", "_taken_at", "_traffic", "_upgrade", "_waiting_since", "actions", "begun_before", "due_at", "is_last",
         "sends_before", "server", "state",
     )  # fmt: skip
 
     # Of the exchange, set with every request.
+    _began_at: float
+    """By the shared clock, when its head was whole."""
     _close: bool
     """Whether the client's connection ends with this response."""
     _continued: bool
@@ -57,6 +59,8 @@ class ConnectionState(Member):
     _request: bytes
     _reused: bool
     _sent_at: float
+    _status: int
+    """Of the answer, once it begins."""
     _waiting_since: float | None
 
     def __init__(

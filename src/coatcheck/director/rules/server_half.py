@@ -239,6 +239,7 @@ class ServerHalf(ConnectionState):
 
     def _begin_response(self, head: ResponseHead) -> None:
         fields, response, hsts = self._head.fields, self._response, self._traffic.hsts
+        self._status = head.status
         length = body_length(head, self._head.method)
         close = self._ends_with(length)
         response.keep_alive = head.keep_alive and length != UNTIL_CLOSE

@@ -13,6 +13,7 @@ import msgspec
 from coatcheck.director.rules.actions import Action, CheckNow, CloseUnused, DropHandshake, HealthChanged
 from coatcheck.director.rules.admission import Admission, AdmissionPolicy, Guest, Refusal, client_of, is_within
 from coatcheck.director.rules.delivery import DeliveryPolicy, Failure
+from coatcheck.director.rules.durations import Durations
 from coatcheck.director.rules.faults import FAULT_OF_REFUSAL, Fault
 from coatcheck.director.rules.forwarding import route_tag_reader
 from coatcheck.director.rules.limits import Limits, trusted_networks
@@ -124,11 +125,24 @@ class Traffic:
     """The shared state of one director. ``now`` is the time of the last tick: exact enough for every time-out."""
 
     def __init__(
-        self, limits: Limits, servers: Sequence[ServerState], now: float, *, max_connections: int, tls: bool
+        self,
+        limits: Limits,
+        servers: Sequence[ServerState],
+        now: float,
+        *,
+        max_connections: int,
+        tls: bool,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """``max_connections``: what the system allows of ``limits.max_connections``; ``now`` in seconds."""
+        """``max_connections``: what the system allows of ``limits.max_connections``; ``now`` in seconds.
+
+        ``clock``: what durations are measured by, in seconds; by default by ticks. Nothing is decided by it.
+        """
         self.limits = limits
         self.now = now
+        self.clock = clock or (lambda: self.now)
+        self.durations = Durations()
+        """How long requests took that were answered in full."""
         self.servers = servers
         self.balancer = Balancer(servers)
         self.read_tag = route_tag_reader(limits.route_cookie, self.balancer.knows)

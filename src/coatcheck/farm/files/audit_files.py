@@ -1,15 +1,16 @@
-"""The audit log as it lies on the disk: the files of all web servers, read in the order of time."""
+"""The audit log as it lies on the disk: the files of all servers, read in the order of time."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from coatcheck.audit import FILES, SUFFIX, AuditRecord
+from coatcheck.audit import AuditRecord
+from coatcheck.audit_lines import FILES, SUFFIX
 
 MAX_LINE_BYTES: Final = 64 * 1024
 """Of a record; a longer line is none of ours, and left out."""
@@ -18,15 +19,19 @@ MAX_LINE_BYTES: Final = 64 * 1024
 class AuditLine(NamedTuple):
     """A record, and the line that holds it: ASCII, so that it steers no terminal."""
 
-    record: AuditRecord
+    record: Any
     text: str
 
 
 class AuditFiles:
-    """Reads what is there, and then what is added. A line that is half written is read when it is whole."""
+    """Reads what is there, and then what is added. A line that is half written is read when it is whole.
 
-    def __init__(self, directory: Path) -> None:
+    ``kind``: of the records, with a ``time``; a line that holds none of them is left out.
+    """
+
+    def __init__(self, directory: Path, kind: type = AuditRecord) -> None:
         self._directory = directory
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
         self._read_to: dict[bytes, int] = {}
         """How many bytes of each file were read, by its first line: one that is full is renamed."""
 
@@ -58,15 +63,11 @@ class AuditFiles:
                     break
                 at += len(raw)
                 self._read_to[first] = at
-                if len(raw) <= MAX_LINE_BYTES and (line := _line(raw)) is not None:
+                if len(raw) <= MAX_LINE_BYTES and (line := self._line(raw)) is not None:
                     yield line
 
-
-def _line(raw: bytes) -> AuditLine | None:
-    try:
-        return AuditLine(_decoder.decode(raw), raw.decode("ascii").rstrip("\n"))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-_decoder = msgspec.json.Decoder(AuditRecord)
+    def _line(self, raw: bytes) -> AuditLine | None:
+        try:
+            return AuditLine(self._decoder.decode(raw), raw.decode("ascii").rstrip("\n"))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None

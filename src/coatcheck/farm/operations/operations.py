@@ -37,6 +37,7 @@ class Operations:
         self._tls = TlsOperations(farm)
         self._answers: dict[str, Callable[[Message, Progress], Awaitable[Message]]] = {
             "status": self._status,
+            "counts": self._counts,
             "drain": self._drain,
             "admit": self._admit,
             "sessions.ls": self._list,
@@ -64,6 +65,10 @@ class Operations:
 
     async def _status(self, message: Message, progress: Progress) -> Message:
         return {"status": await farm_status(self._farm)}
+
+    async def _counts(self, message: Message, progress: Progress) -> Message:
+        """The same for who counts: each process has the time that the settings give it."""
+        return {"counts": await farm_status(self._farm, self._farm.settings.metrics_timeout_s)}
 
     # Draining
 

@@ -18,6 +18,7 @@ OUTSIDE_TIMEOUT_S: Final = 0.5
 
 WEB_FIELDS: Final = (
     "sessions",
+    "max_sessions",
     "requests",
     "in_flight",
     "threads",
@@ -41,10 +42,13 @@ SESSION_SERVER_FIELDS: Final = (
     "refused_full",
     "items",
     "item_bytes",
+    "connections",
+    "puts",
+    "gets",
 )
 
 
-GROUPS: Final = ("director", "web_servers", "session_servers", "session_services", "tls_sessions")
+GROUPS: Final = ("director", "web_servers", "session_servers", "session_services", "tls_sessions", "metrics")
 TLS_SESSIONS_FIELDS: Final = ("items", "item_bytes", "refused_full")
 
 
@@ -62,17 +66,11 @@ def _base(keeper: Keeper, address: object) -> dict[str, Any]:
     }
 
 
-async def farm_status(farm: Supervisor) -> dict[str, Any]:
+async def farm_status(farm: Supervisor, timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
     """Ask every process at once; one that does not answer in time is not healthy, and its counts are ``null``."""
     addressed = farm.roster()
-    answers = await asyncio.gather(*(_ask(keeper) for _, keeper, _ in addressed))
-    groups: dict[str, list[dict[str, Any]]] = {
-        "director": [],
-        "web_servers": [],
-        "session_servers": [],
-        "session_services": [],
-        "tls_sessions": [],
-    }
+    answers = await asyncio.gather(*(_ask(keeper, timeout_s) for _, keeper, _ in addressed))
+    groups: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for (group, keeper, address), answer in zip(addressed, answers, strict=True):
         row = _base(keeper, address)
         row["healthy"] = row["healthy"] and answer is not None
@@ -99,9 +97,9 @@ async def farm_status(farm: Supervisor) -> dict[str, Any]:
     }
 
 
-async def _ask(keeper: Keeper) -> dict[str, Any] | None:
+async def _ask(keeper: Keeper, timeout_s: float) -> dict[str, Any] | None:
     try:
-        answer: dict[str, Any] = (await keeper.call("status", STATUS_TIMEOUT_S))["status"]
+        answer: dict[str, Any] = (await keeper.call("status", timeout_s))["status"]
     except ControlError:
         return None
     return answer
@@ -115,6 +113,8 @@ def _counts(group: str, answer: dict[str, Any] | None) -> dict[str, Any]:
         return {name: known.get(name) for name in TLS_SESSIONS_FIELDS}
     if group == "session_servers":
         return {name: known.get(name) for name in SESSION_SERVER_FIELDS}
+    if group == "metrics":
+        return {}
     return {"requests": known.get("requests"), "details": answer}
 
 

@@ -16,6 +16,7 @@ from coatcheck.farm.plan.roles import (
     Address,
     DirectorRole,
     EndsTls,
+    MetricsRole,
     OutsideItems,
     SessionOrders,
     SessionServerRole,
@@ -30,6 +31,7 @@ from coatcheck.tokens.keyring import KeyRing
 
 ROUTE_SUFFIX: Final = "-route"
 SESSION_SERVICE: Final = "session-service"
+METRICS: Final = "metrics"
 TLS_SESSIONS: Final = "tls-sessions"
 FORWARDED_SHARE: Final = 0.16
 """Of what a handshake waits for its session, one call of the process that asks outside servers: all others wait there
@@ -49,6 +51,8 @@ class Plan(msgspec.Struct, frozen=True):
     tls_sessions: tuple[SessionServerRole, ...]
     """One, which has no room for sessions of the app, or none."""
     directors: tuple[DirectorRole, ...]
+    metrics: tuple[MetricsRole, ...]
+    """One, or none."""
 
 
 def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal: InternalAddresses) -> Plan:
@@ -124,7 +128,15 @@ def make_plan(settings: FarmSettings, keys: FarmKeys, public: Address, internal:
         )
         for n in range(1, settings.director_workers + 1)
     )
-    return Plan(embedded, outside, web_servers, _session_services(settings, copies_at, keys), tls_sessions, directors)
+    services = _session_services(settings, copies_at, keys)
+    return Plan(embedded, outside, web_servers, services, tls_sessions, directors, _metrics(settings))
+
+
+def _metrics(settings: FarmSettings) -> tuple[MetricsRole, ...]:
+    if not settings.metrics:
+        return ()
+    address = Address(*parse_host_port(settings.metrics, "metrics"))
+    return (MetricsRole(name=METRICS, address=address, timeout_s=settings.metrics_timeout_s),)
 
 
 def _session_services(

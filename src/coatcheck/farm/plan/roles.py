@@ -213,4 +213,13 @@ class SessionServiceRole(msgspec.Struct, frozen=True, tag="session-service", tag
         return f"SessionServiceRole({self.name!r}, {self.address})"
 
 
-Role = SessionServerRole | WebServerRole | SessionServiceRole | DirectorRole
+class MetricsRole(msgspec.Struct, frozen=True, tag="metrics", tag_field="role", kw_only=True):
+    """The process that Prometheus asks for the counts of all."""
+
+    name: str
+    address: Address
+    timeout_s: float
+    """How long each process may take to say what it has counted."""
+
+
+Role = SessionServerRole | WebServerRole | SessionServiceRole | DirectorRole | MetricsRole

@@ -19,8 +19,16 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.farm.control.lines import MAX_LINE_BYTES
+from coatcheck.farm.control.log_lines import LogOrders, MarkedFormatter
 from coatcheck.farm.control.process_control import ProcessControl
-from coatcheck.farm.plan.roles import DirectorRole, Role, SessionServerRole, SessionServiceRole, WebServerRole
+from coatcheck.farm.plan.roles import (
+    DirectorRole,
+    MetricsRole,
+    Role,
+    SessionServerRole,
+    SessionServiceRole,
+    WebServerRole,
+)
 from coatcheck.farm.processes.descriptors import raise_limit
 from coatcheck.farm.processes.parent import die_with_parent
 
@@ -29,6 +37,7 @@ MODULES: Final[dict[type, str]] = {
     WebServerRole: "coatcheck.farm.processes.web_process",
     SessionServiceRole: "coatcheck.farm.processes.session_service_process",
     DirectorRole: "coatcheck.farm.processes.director_process",
+    MetricsRole: "coatcheck.farm.processes.metrics_process",
 }
 
 EXIT_FAILED: Final = 3
@@ -50,7 +59,7 @@ def run_process(control_fd: int, listeners: Sequence[int] = ()) -> int:
     os.environ.clear()
     os.environ.update(order["environment"])
     raise_limit()
-    _configure_logging()
+    _configure_logging(msgspec.convert(order["log"], LogOrders))
     role: Role = msgspec.convert(order["role"], Role)
     if isinstance(role, DirectorRole) and listeners:
         role = msgspec.structs.replace(role, listener=listeners[0])
@@ -95,14 +104,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return factory
 
 
-def _configure_logging() -> None:
+def _configure_logging(orders: LogOrders) -> None:
     """Our own loggers and the web server's; the root logger is the app's to configure."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    plain = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(MarkedFormatter(orders.mark) if orders.mark else plain)
+    least = logging.getLevelNamesMapping()[orders.level.upper()]
     for name, level in (
-        ("coatcheck", logging.INFO),
-        ("uvicorn", logging.WARNING),
-        ("_granian", logging.WARNING),
+        ("coatcheck", least),
+        ("uvicorn", max(least, logging.WARNING)),
+        ("_granian", max(least, logging.WARNING)),
     ):
         logger = logging.getLogger(name)
         logger.setLevel(level)

@@ -29,6 +29,8 @@ TlsEnd = Literal["director", "end-to-end"]
 InternalLinks = Literal["unix", "tcp"]
 TlsSharing = Literal["ticket-keys", "take-once", "off"]
 KeyRingPlace = Literal["own", "shared"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 MAX_PROCESSES: Final = 64
 """The most web servers, session servers or director workers that one supervisor starts."""
@@ -189,6 +191,12 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
         Option("Threads of a WSGI app in each web server: so many requests at once.", minimum=1, maximum=MAX_THREADS),
     ] = 8
     access_log: Annotated[bool, Option("Log a line for each request in the web servers.")] = False
+    log_format: Annotated[
+        LogFormat, Option("How the farm writes its log: `text` for people, or a line of `json` for each record.")
+    ] = "text"
+    log_level: Annotated[
+        LogLevel, Option("The least that coatcheck logs; what the app logs is the app's to choose.")
+    ] = "info"
 
     session_servers: Annotated[
         int,
@@ -239,6 +247,23 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             "Whose logout signals the session service takes, and who is told of logouts here (TOML).", metavar="FILE"
         ),
     ] = ""
+
+    metrics: Annotated[
+        str,
+        Option(
+            "Answer Prometheus there, at `/metrics`, with the counts of all processes; nobody is asked for a password.",
+            metavar="HOST:PORT",
+        ),
+    ] = ""
+    metrics_timeout_s: Annotated[
+        float,
+        Option(
+            "How long each process may take to say what it has counted; the counts of one that is late are left out.",
+            duration=True,
+            minimum=0.05,
+            maximum=60,
+        ),
+    ] = 1.0
 
     restart: Annotated[bool, Option("Restart a process that died.")] = True
     reload: Annotated[bool, Option("Development: a changed Python file restarts the web servers; sessions stay.")] = (
@@ -359,6 +384,8 @@ def check(settings: FarmSettings) -> None:
         raise ConfigError("reload_dir: only with reload; add reload, or drop reload_dir")
     if bool(settings.service) != bool(settings.service_callers):
         raise ConfigError("service: needs service_callers, and service_callers needs service; give both or none")
+    if settings.metrics:
+        parse_host_port(settings.metrics, "metrics")
     if settings.signals and not settings.service:
         raise ConfigError("signals: needs service and service_callers, whose process takes them; give all or none")
     if settings.service:

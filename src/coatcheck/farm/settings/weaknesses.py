@@ -9,7 +9,7 @@ from typing import Final
 
 from coatcheck.duration import format_duration
 from coatcheck.farm.settings.farm_settings import FarmSettings
-from coatcheck.host_port import is_loopback
+from coatcheck.host_port import is_loopback, parse_host_port
 from coatcheck.stores.session_server_url import SessionServerAddress, parse_session_servers
 from coatcheck.url import TLS_OF
 
@@ -63,6 +63,11 @@ def _of_the_way_in(settings: FarmSettings) -> Iterator[str]:
             yield f"trusted_proxy: all of {text} may claim any address and HTTPS; name the network of your proxies"
     if settings.reload:
         yield "reload: whoever can write a file of the app runs code in the farm at once; for development only"
+    if settings.metrics and not is_loopback(host := parse_host_port(settings.metrics, "metrics")[0]):
+        yield (
+            f"metrics: whoever reaches {host} reads what the farm counts, without TLS or a password; use 127.0.0.1, or "
+            "let only Prometheus through the firewall"
+        )
     if settings.web == 1:
         yield "web: with one web server nothing is served while it restarts; start 2 or more"
 

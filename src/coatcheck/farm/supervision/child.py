@@ -18,10 +18,10 @@ import msgspec
 from coatcheck.errors import CoatcheckError
 from coatcheck.farm.control.channel import Peer
 from coatcheck.farm.control.lines import ControlError, Message, encode
+from coatcheck.farm.control.log_lines import MAX_LINE_BYTES, LogOrders
 from coatcheck.farm.plan.roles import Role, WebServerRole
 from coatcheck.farm.supervision.launching import Launched, Launcher
 
-MAX_LOG_LINE_BYTES: Final = 16_384
 LOG_DRAIN_S: Final = 0.5
 EXIT_CODE_POLL_S: Final = 0.005
 
@@ -85,6 +85,7 @@ class Child:
         launcher: Launcher,
         log: Callable[[str], None],
         warn: Callable[[str], None],
+        log_orders: LogOrders,
         asks: Callable[[str], None] = lambda what: None,
     ) -> None:
         """``launcher`` starts it; ``asks`` is called with what the process wants to be told."""
@@ -93,6 +94,7 @@ class Child:
         self._asks = asks
         self.started_at = time.monotonic()
         self._log = log
+        self._log_orders = log_orders
         self._warn = warn
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._process: Launched | None = None
@@ -119,7 +121,12 @@ class Child:
             theirs.close()
         ours.setblocking(True)
         ours.settimeout(1.0)
-        order = {"role": msgspec.to_builtins(self.role), "parent": os.getpid(), "environment": environment}
+        order = {
+            "role": msgspec.to_builtins(self.role),
+            "parent": os.getpid(),
+            "environment": environment,
+            "log": msgspec.to_builtins(self._log_orders),
+        }
         ours.sendall(encode(order))
         ours.setblocking(False)
         self._logger = asyncio.create_task(self._read_log())
@@ -203,8 +210,8 @@ class Child:
         while chunk := await self._process.stdout.read(65_536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._log(line[:MAX_LOG_LINE_BYTES].decode(errors="replace").rstrip("\r"))
-            if len(rest) > MAX_LOG_LINE_BYTES:
+                self._log(line[:MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))
+            if len(rest) > MAX_LINE_BYTES:
                 self._log(rest.decode(errors="replace"))
                 rest = b""
         if rest:

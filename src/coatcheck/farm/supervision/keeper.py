@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -12,13 +13,16 @@ from typing import Any, Final, Literal
 import msgspec
 
 from coatcheck.farm.control.lines import ControlError, Message
+from coatcheck.farm.control.log_lines import LogOrders, read_line
 from coatcheck.farm.plan.roles import Role
+from coatcheck.farm.settings.farm_settings import LogFormat, LogLevel
 from coatcheck.farm.supervision.backoff import Backoff
 from coatcheck.farm.supervision.child import Child, StartFailed
 from coatcheck.farm.supervision.console import Console
 from coatcheck.farm.supervision.launching import Launcher
 
 PING_INTERVAL_S: Final = 1.0
+MARK_BYTES: Final = 16
 
 State = Literal["stopped", "starting", "ready", "draining", "drained", "restarting", "dead", "stopping"]
 
@@ -29,6 +33,8 @@ class KeeperOptions(msgspec.Struct, frozen=True):
     restart: bool
     unresponsive_after_s: float
     start_timeout_s: float
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
 
 class Keeper:
@@ -110,11 +116,15 @@ class Keeper:
 
     async def _launch(self) -> Child:
         self._become("starting")
+        options = self._options
+        # A new one each time: whoever has read the log of this process before cannot know it.
+        mark = secrets.token_hex(MARK_BYTES) if options.log_format == "json" else ""
         child = Child(
             self._role(),
             self._launcher,
-            lambda line: self._console.line(self.name, line),
-            self._console.say,
+            lambda line: self._log(line, mark),
+            self._console.warn,
+            LogOrders(options.log_level, mark),
             self._on_ask,
         )
         try:
@@ -131,6 +141,13 @@ class Keeper:
         self._become("ready")
         return child
 
+    def _log(self, line: str, mark: str) -> None:
+        printed, record = read_line(line, mark)
+        if printed or record is None:
+            self._console.line(self.name, printed)
+        if record is not None:
+            self._console.record(self.name, record)
+
     async def _keep(self, child: Child) -> None:
         while True:
             watcher = asyncio.create_task(self._watch(child))
@@ -141,7 +158,7 @@ class Keeper:
             if not self._wanted:
                 return
             self.last_end = child.end
-            self._console.say(f"{self.name} (pid {child.pid}) {child.end}")
+            self._console.warn(f"{self.name} (pid {child.pid}) {child.end}")
             if not self._options.restart:
                 self._become("dead")
                 return
@@ -163,7 +180,7 @@ class Keeper:
                 child = await self._launch()
             except StartFailed as failure:
                 self.last_end = str(failure)
-                self._console.say(f"{self.name} cannot be restarted: {failure}")
+                self._console.warn(f"{self.name} cannot be restarted: {failure}")
                 lived_s = 0.0
             else:
                 self.restarts += 1
@@ -184,7 +201,7 @@ class Keeper:
                 # Two in a row: one alone may mean that it was the supervisor who slept.
                 silent += 1
                 if silent >= 2 and time.monotonic() - answered_at >= limit_s:
-                    self._console.say(f"{self.name} (pid {child.pid}) answers nothing for {limit_s:g} s: killed")
+                    self._console.warn(f"{self.name} (pid {child.pid}) answers nothing for {limit_s:g} s: killed")
                     child.kill()
                     return
             await asyncio.sleep(min(PING_INTERVAL_S, limit_s / 4) if not silent else 0.05)

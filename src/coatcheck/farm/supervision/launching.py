@@ -16,7 +16,6 @@ from typing import Final, Protocol
 from coatcheck.farm.control.lines import FORK_SERVER_READY
 from coatcheck.farm.plan.roles import DirectorRole, Role
 
-FORK_SERVER_START_S: Final = 20.0
 FORK_TIMEOUT_S: Final = 5.0
 """A fork takes some milliseconds. A fork server that takes this long is given up, and the process started otherwise."""
 MAX_FAILURES: Final = 3
@@ -58,9 +57,12 @@ class Launcher(Protocol):
         ...
 
 
-def launcher_of(environment: Mapping[str, str], say: Callable[[str], None]) -> Launcher:
-    """The quickest that this system has. ``environment``: what a process that knows no secret is told."""
-    return ForkServer(environment, say) if sys.platform == "linux" else Interpreter()
+def launcher_of(environment: Mapping[str, str], say: Callable[[str], None], start_timeout_s: float) -> Launcher:
+    """The quickest that this system has. ``environment``: what a process that knows no secret is told.
+
+    ``start_timeout_s``: how long a process of the farm may take to start.
+    """
+    return ForkServer(environment, say, start_timeout_s) if sys.platform == "linux" else Interpreter()
 
 
 def _arguments(role: Role) -> list[str]:
@@ -124,7 +126,9 @@ class ForkServer:
     Where that does not work, an interpreter is started for the process; ``say`` is told why.
     """
 
-    def __init__(self, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(self, environment: Mapping[str, str], say: Callable[[str], None], start_timeout_s: float) -> None:
+        # It imports what the others would, and on a machine that is slow for it they would be slower, one by one.
+        self._start_timeout_s = start_timeout_s
         self._environment = environment
         self._say = say
         self._otherwise = Interpreter()
@@ -157,7 +161,7 @@ class ForkServer:
 
     async def _fork(self, role: Role, control: socket.socket) -> Forked:
         if self._requests is None:
-            async with asyncio.timeout(FORK_SERVER_START_S):
+            async with asyncio.timeout(self._start_timeout_s):
                 self._requests = await self._start()
         requests, title = self._requests, " ".join(_arguments(role)).encode()
         reading, writing = os.pipe()

@@ -8,7 +8,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +25,7 @@ from coatcheck.farm.plan.ports import InternalAddresses, InternalPorts, Internal
 from coatcheck.farm.plan.roles import (
     Address,
     DirectorRole,
+    MetricsRole,
     Role,
     SessionOrders,
     SessionServerRole,
@@ -73,12 +74,14 @@ class Supervisor:
         self.tls_sessions: tuple[Keeper, ...] = ()
         self.session_services: tuple[Keeper, ...] = ()
         self.directors: tuple[Keeper, ...] = ()
+        self.metrics: tuple[Keeper, ...] = ()
         self._environ = os.environ if environ is None else environ
         self._started_at = time.monotonic()
         self._launcher: Launcher | None = None
         self._listener: socket.socket | None = None
         self._internal: InternalAddresses | None = None
         self._control: ControlServer | None = None
+        self._answer: Answer | None = None
         self._plan: Plan | None = None
         self._public: Address | None = None
         self._note_failed = False
@@ -109,7 +112,7 @@ class Supervisor:
     @property
     def keepers(self) -> tuple[Keeper, ...]:
         """Every process, in the order in which they stop."""
-        return self.directors + self.hosts + self.session_servers + self.tls_sessions
+        return self.directors + self.hosts + self.session_servers + self.tls_sessions + self.metrics
 
     @property
     def hosts(self) -> tuple[Keeper, ...]:
@@ -166,6 +169,7 @@ class Supervisor:
             ("session_servers", self.session_servers, plan.session_servers),
             ("session_services", self.session_services, plan.session_services),
             ("tls_sessions", self.tls_sessions, plan.tls_sessions),
+            ("metrics", self.metrics, plan.metrics),
         )
         return [
             (group, keeper, role.address)
@@ -187,6 +191,7 @@ class Supervisor:
             ConfigError: the user can mend it. Nothing is left running.
             FarmFailed: anything else that kept a process from starting. Nothing is left running.
         """
+        self._answer = answer
         self.run_directory.acquire()
         try:
             self._begin_keys()
@@ -202,7 +207,7 @@ class Supervisor:
             if self.tickets is not None:
                 await self.tickets.start()
             # In the order of who needs whom, so that none begins with a warning that another is not there yet.
-            for keepers in (self.session_servers, self.tls_sessions, self.hosts, self.directors):
+            for keepers in (self.session_servers, self.tls_sessions, self.hosts, self.directors, self.metrics):
                 await self._start_all(keepers)
         except BaseException:
             await self.stop(immediate=True)
@@ -241,8 +246,16 @@ class Supervisor:
         self._plan = plan = make_plan(settings, keys, self._public, self._internal)
         if settings.shares_ticket_keys:
             self.tickets = FarmTickets(settings, keys, plan.outside, lambda: self.tls_ends)
-        options = KeeperOptions(settings.restart, settings.unresponsive_after_s, settings.start_timeout_s)
-        self._launcher = launcher = launcher_of(environment_of_python(os.environ), self.console.say)
+        options = KeeperOptions(
+            settings.restart,
+            settings.unresponsive_after_s,
+            settings.start_timeout_s,
+            settings.log_format,
+            settings.log_level,
+        )
+        self._launcher = launcher = launcher_of(
+            environment_of_python(os.environ), self.console.say, settings.start_timeout_s
+        )
         keeper = functools.partial(
             Keeper, options=options, launcher=launcher, console=self.console, on_change=self._note
         )
@@ -270,6 +283,10 @@ class Supervisor:
         )
         self.directors = tuple(
             keeper(role.name, functools.partial(self._director_role, role)) for role in plan.directors
+        )
+        self.metrics = tuple(
+            keeper(role.name, functools.partial(_as_planned, role), on_ask=self._asked_for_counts)
+            for role in plan.metrics
         )
 
     def _begin_handovers(self, keys: FarmKeys) -> Handovers | None:
@@ -332,12 +349,27 @@ class Supervisor:
         if what == "keys":
             self.key_ring.asked(next(keeper for keeper in self.hosts if keeper.name == host))
 
+    def _asked_for_counts(self, what: str) -> None:
+        if what == "counts":
+            self._in_background(self._tell_counts())
+
+    async def _tell_counts(self) -> None:
+        """What ``coatcheck metrics`` gets as well, for the process that Prometheus asks."""
+        assert self._answer is not None, "the farm was not started"
+        counts = await self._answer({"op": "counts"}, lambda progress: None)
+        for keeper in self.metrics:
+            with contextlib.suppress(ControlError):  # it asks again
+                await keeper.call("counts", TELL_TIMEOUT_S, **counts)
+
     def _tell_of_death(self, web_server: str) -> None:
         """Tell the directors: a child of the dead process may hold its connections open, and silence is no death."""
         for keeper in self.directors:
-            task = asyncio.create_task(self._tell(keeper, web_server))
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self._in_background(self._tell(keeper, web_server))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _tell(self, director: Keeper, web_server: str) -> None:
         # One that is not running, or frozen, finds out by itself.
@@ -387,7 +419,8 @@ class Supervisor:
             await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
             hanging_up.cancel()
         await self._hand_over()
-        await asyncio.gather(*(keeper.stop(grace_s) for keeper in self.session_servers + self.tls_sessions))
+        last = self.session_servers + self.tls_sessions + self.metrics
+        await asyncio.gather(*(keeper.stop(grace_s) for keeper in last))
         await asyncio.gather(hanging_up, return_exceptions=True)
         if self._launcher is not None:
             await self._launcher.aclose()
@@ -455,5 +488,5 @@ class Supervisor:
             self._note_failed = False
 
 
-def _as_planned(role: SessionServerRole) -> SessionServerRole:
+def _as_planned(role: SessionServerRole | MetricsRole) -> SessionServerRole | MetricsRole:
     return role

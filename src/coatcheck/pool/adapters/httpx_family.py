@@ -21,7 +21,7 @@ from coatcheck.pool.adapters.exchange import (
     refuse_async,
     report,
 )
-from coatcheck.pool.adapters.streaming import AsyncStreams, Streams
+from coatcheck.pool.adapters.streaming import AsyncStreams, streams_of
 
 
 class LeasedStream:
@@ -97,7 +97,7 @@ class SyncFlow:
             raise ConfigError("PoolAuth needs a TokenPool; AsyncPoolAuth is for an AsyncTokenPool")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
-        self._streams = Streams(pool)
+        self._streams = streams_of(pool)
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         exchange = self._exchange

@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from coatcheck.errors import ConfigError
 from coatcheck.pool import PoolError, TokenPool
 from coatcheck.pool.adapters.exchange import MAX_ATTEMPTS, UpstreamTokens, refresh, refuse, report
-from coatcheck.pool.adapters.streaming import Streams
+from coatcheck.pool.adapters.streaming import streams_of
 
 
 class PoolAdapter(HTTPAdapter):
@@ -38,7 +38,7 @@ class PoolAdapter(HTTPAdapter):
             raise ConfigError("PoolAdapter needs a TokenPool: requests has no asyncio")
         self._pool = pool
         self._exchange = UpstreamTokens(user, **upstream)
-        self._streams = Streams(pool)
+        self._streams = streams_of(pool)
         super().__init__(**(transport or {}))
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:

@@ -78,7 +78,7 @@ class Streaming:
 
 
 class Streams:
-    """The leases of one adapter's responses, for threads: one thread extends them, and ends when there are none."""
+    """The leases of responses that stream, for threads: one thread extends them, and ends when there are none."""
 
     def __init__(self, pool: TokenPool) -> None:
         self._pool = pool
@@ -144,6 +144,12 @@ class Streams:
         except PoolError as error:
             return streaming.failed(error)
         return True
+
+
+def streams_of(pool: TokenPool) -> Streams:
+    """All adapters of one pool have one thread."""
+    streams: Streams = vars(pool).setdefault("streams", Streams(pool))  # of two threads the first decides
+    return streams
 
 
 class AsyncStreams:

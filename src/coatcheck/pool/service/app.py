@@ -5,29 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import ClassVar, Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ClassVar, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coatcheck.pool import AsyncTokenPool, PoolClosed, PoolError
+from coatcheck.pool.audit import now_calling_as
 from coatcheck.pool.inspection import UserStats
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.lease_id import LeaseName, parse_lease_id
 from coatcheck.pool.service.leases import Leases, first_of
-from coatcheck.pool.service.metrics import CONTENT_TYPE, Totals, WaitTimes, metrics_text
+from coatcheck.pool.service.metrics import PoolCollector, Totals, WaitTimes, metrics_text
 from coatcheck.pool.service.problems import TITLES, refusal_of
 from coatcheck.pool.service.replays import Replays
 from coatcheck.pool.service.routes import API
-from coatcheck.service_kit.bearer import BearerTokens, shown_bearer, unauthorized
-from coatcheck.service_kit.endpoint import Endpoint, json_answer, path_part, read_body
+from coatcheck.service_kit.bearer import BearerTokens, bearer_name, shown_bearer, unauthorized
+from coatcheck.service_kit.endpoint import Endpoint, flag, json_answer, path_part, read_body
 from coatcheck.service_kit.operations import ApiOperation
 from coatcheck.service_kit.problems import RequestRefused
 
 MAX_WAITING: Final = 900
-"""Check-outs that wait at once; fewer than connections, so that check-ins always find a way in."""
+"""Callers that wait for a token at once; fewer than connections, so that check-ins always find a way in."""
 CALLER_GONE: Final = 499
 """For the metrics alone: nobody reads this answer."""
 CLEAN_UP_EVERY_S: Final = 30.0
@@ -35,6 +36,7 @@ STOP_GRACE_S: Final = 2.0
 """For leases that end just now, and for logouts."""
 
 log = logging.getLogger(__name__)
+Given = TypeVar("Given", m.LentToken | m.LoginLease, m.SharedGiven)
 
 
 def pool_app(open_pool: Callable[[], AsyncTokenPool], bearer: BearerTokens) -> Starlette:
@@ -83,8 +85,10 @@ class PoolEndpoint(Endpoint):
 
     async def admit(self, operation: ApiOperation, request: Request) -> None:
         """Only for who shows a bearer token."""
-        if not self._bearer.accept(shown_bearer(request.headers.get("authorization", ""))):
+        shown = shown_bearer(request.headers.get("authorization", ""))
+        if shown is None or not self._bearer.accept(shown):
             raise unauthorized("send a bearer token")
+        now_calling_as(bearer_name(shown))
 
     def refusal_of(self, error: Exception) -> RequestRefused | None:
         return refusal_of(error)
@@ -93,10 +97,18 @@ class PoolEndpoint(Endpoint):
 
     async def checkOut(self, request: Request) -> Response:
         asked, _ = await read_body(request, m.CheckOut)
+        given = await self._unless_gone(request, self._leases.check_out(path_part(request, "user"), asked))
+        if isinstance(given, Response):
+            return given
+        return json_answer(given, 201 if isinstance(given, m.LoginLease) else 200)
+
+    async def _unless_gone(self, request: Request, asking: Coroutine[Any, Any, Given]) -> Given | Response:
+        """What ``asking`` brings, unless its caller leaves meanwhile, or the service stops."""
         if self._waiting >= MAX_WAITING:
-            raise RequestRefused(503, "busy", f"{MAX_WAITING} check-outs wait already", {"Retry-After": "1"})
+            asking.close()
+            raise RequestRefused(503, "busy", f"{MAX_WAITING} callers wait already", {"Retry-After": "1"})
         self._waiting += 1
-        work = asyncio.create_task(self._leases.check_out(path_part(request, "user"), asked))
+        work = asyncio.create_task(asking)
         gone = asyncio.create_task(_disconnected(request))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -111,11 +123,11 @@ class PoolEndpoint(Endpoint):
             given = work.result()
             if gone.done():
                 await self._leases.give_back(given)
+            return given
         finally:
             self._waiting -= 1
             for task in (gone, stopping, work):
                 task.cancel()
-        return json_answer(given, 201 if isinstance(given, m.LoginLease) else 200)
 
     async def complete(self, request: Request) -> Response:
         asked, _ = await read_body(request, m.Complete)
@@ -150,6 +162,15 @@ class PoolEndpoint(Endpoint):
         await read_body(request, m.Nothing)
         return json_answer(await self._leases.renew(_lease_of(request)))
 
+    async def share(self, request: Request) -> Response:
+        asked, _ = await read_body(request, m.CheckOut)
+        given = await self._unless_gone(request, self._leases.share(path_part(request, "user"), asked))
+        return given if isinstance(given, Response) else json_answer(given)
+
+    async def refuseShared(self, request: Request) -> Response:
+        asked, _ = await read_body(request, m.RefuseShared)
+        return json_answer(await self._leases.refuse_shared(path_part(request, "user"), asked))
+
     # -- for operators
 
     async def stats(self, request: Request) -> Response:
@@ -162,13 +183,15 @@ class PoolEndpoint(Endpoint):
         return json_answer(m.Users(await self._pool.list(path_part(request, "user"))))
 
     async def removeUser(self, request: Request) -> Response:
-        return json_answer(m.Removed(await self._pool.remove_token(path_part(request, "user"))))
+        user, soft = path_part(request, "user"), flag(request, "soft")
+        return json_answer(m.Removed(await self._pool.remove_token(user, soft=soft)))
 
     async def removeToken(self, request: Request) -> Response:
         text = path_part(request, "token_id")
         if not text.isascii() or not text.isdecimal() or len(text) > 19:
             raise RequestRefused(400, "bad-request", "a token ID is a whole number")
-        return json_answer(m.Removed(await self._pool.remove_token(path_part(request, "user"), int(text))))
+        user, soft = path_part(request, "user"), flag(request, "soft")
+        return json_answer(m.Removed(await self._pool.remove_token(user, int(text), soft=soft)))
 
     async def cleanUp(self, request: Request) -> Response:
         await read_body(request, m.Nothing)
@@ -176,8 +199,10 @@ class PoolEndpoint(Endpoint):
 
     async def metrics(self, request: Request) -> Response:
         stats = await self._count()
-        text = metrics_text(self._pool.settings.name, stats, self._totals, self._waits, self.answers)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+        pool = self._pool
+        collector = PoolCollector(pool.settings.name, stats, self._totals, self._waits, self.answers, pool.audit)
+        content_type, text = metrics_text(collector)
+        return Response(text, headers={"Content-Type": content_type})
 
     async def _count(self) -> dict[str, UserStats]:
         # One look at a time: a look that is older than the one before would seem to be a new beginning.

@@ -53,10 +53,12 @@ class ServiceClient:
         path = "/v1/users" if user is None else f"/v1/users/{_quoted(user)}"
         return list(self.ask("GET", path, m.Users).tokens)
 
-    def remove(self, user: str, token_id: int | None = None) -> int:
+    def remove(self, user: str, token_id: int | None = None, *, soft: bool = False) -> int:
         path = f"/v1/users/{_quoted(user)}"
         if token_id is not None:
             path += f"/tokens/{token_id}"
+        if soft:
+            path += "?soft=true"
         return self.ask("DELETE", path, m.Removed).removed
 
     def clean_up(self) -> int:

@@ -9,15 +9,17 @@ from typing import Any
 
 from coatcheck.pool import AsyncTokenPool, LeaseLost, flows
 from coatcheck.pool.commands import Extend, Granted, LoginDone, LoginEnded, RefuseToken, Release
+from coatcheck.pool.duration import MAX_S
 from coatcheck.pool.flows import Flow
 from coatcheck.pool.lines import Lines
-from coatcheck.pool.masking import check_user
+from coatcheck.pool.masking import check_state, check_user
 from coatcheck.pool.options import span_of
-from coatcheck.pool.payload import pack, token_of
+from coatcheck.pool.payload import check_payload, pack, token_of, unpack
 from coatcheck.pool.service import messages as m
 from coatcheck.pool.service.caller_login import LoginDue, check_out
 from coatcheck.pool.service.lease_id import LeaseName, format_lease_id
 from coatcheck.pool.service.metrics import WaitTimes
+from coatcheck.service_kit.problems import RequestRefused
 
 
 class Leases:
@@ -35,22 +37,34 @@ class Leases:
         check_user(user)
         began = time.monotonic()
         settings = self._pool.settings
+        credentials = self._pool.credentials.of(user, asked.password)
         wait_s = settings.wait_s if asked.wait_s is None else asked.wait_s
         if settings.login is not None:
             held = await self._pool.lease(user, asked.password, wait=wait_s).acquire()
             given: Granted | LoginDue
             given = Granted(held.fencing, held._value(), held.remaining_s(), held.uses)
         else:
-            flow = check_out(user, wait_s, self._pool.lines, self._pool.credentials.of(user, asked.password))
+            flow = check_out(user, wait_s, self._pool.lines, credentials)
+            flow = self._pool.audited(user, flow)
             given = await self._pool.run(flow, undo=lambda given: _give_back(user, given, self._pool.lines))
         self._waits.add(time.monotonic() - began)
         if isinstance(given, LoginDue):
-            name = format_lease_id(user, given.fence)
-            return m.LoginLease(name, user, True, settings.policy.login_timeout_s, given.fence)
+            return await self._login_lease(user, given, credentials)
         return self._lease(user, given)
 
-    async def give_back(self, given: m.LentToken | m.LoginLease) -> None:
+    async def _login_lease(self, user: str, due: LoginDue, credentials: tuple[bytes, ...]) -> m.LoginLease:
+        try:
+            state = await self._pool.run(self._pool.finding_state(user, credentials))
+        except BaseException:
+            await self._pool.run(_give_back(user, due, self._pool.lines))
+            raise
+        name = format_lease_id(user, due.fence)
+        return m.LoginLease(name, user, True, self._pool.settings.policy.login_timeout_s, due.fence, state)
+
+    async def give_back(self, given: m.LentToken | m.LoginLease | m.SharedGiven) -> None:
         """The caller went away before it got the answer: as if it had never asked."""
+        if isinstance(given, m.SharedGiven):
+            return  # it is nobody's alone
         if isinstance(given, m.LentToken):
             flow = flows.release(given.user, Release(given.fencing), self._pool.lines)
         else:
@@ -59,14 +73,20 @@ class Leases:
 
     async def complete(self, name: LeaseName, asked: m.Complete) -> m.LentToken:
         """The caller has logged in; the same again is the same lease. Raises ``LeaseLost`` if it took too long."""
-        command = LoginDone(name.fencing, pack(asked.token, None), self._pool.new_life_s(), span_of(asked.expires_in_s))
+        value = pack(asked.token, check_payload(asked.payload))
+        check_state(asked.upstream_state)
+        command = LoginDone(name.fencing, value, self._pool.new_life_s(), span_of(asked.expires_in_s))
         try:
-            granted: Granted = await self._pool.run(flows.settle(name.user, command, name.fencing))
+            settled: Flow[Granted] = flows.settle(name.user, command, name.fencing)
+            granted = await self._pool.run(self._pool.audited(name.user, settled))
         except LeaseLost:
             granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing, renew=False), name.fencing))
             self._pool.live.discard((name.user, name.fencing))
             if not hmac.compare_digest(token_of(granted.value).encode(), asked.token.encode()):
                 raise
+        if asked.upstream_state is not None:
+            credentials = self._pool.credentials.of(name.user, asked.password)
+            await self._pool.run(self._pool.keeping_state(name.user, credentials, asked.upstream_state))
         return self._lease(name.user, granted)
 
     async def fail(self, name: LeaseName, asked: m.Fail) -> None:
@@ -79,11 +99,23 @@ class Leases:
 
     async def check_in(self, name: LeaseName, asked: m.CheckIn) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
-        value = None if asked.token is None else pack(asked.token, None)
+        value = await self._renewed(name, asked.token, check_payload(asked.payload))
         span_s = None if asked.expires_in_s is None else span_of(asked.expires_in_s)
         keep = not asked.failed or self._pool.settings.on_error == "return"
         command = Release(name.fencing, value, span_s, keep=keep)
         await self._pool.run(flows.release(name.user, command, self._pool.lines))
+
+    async def _renewed(self, name: LeaseName, token: str | None, payload: m.Payload | None) -> str | None:
+        """What is stored from now on; what the caller does not say is as it was."""
+        if token is None and payload is None:
+            return None
+        if token is None or payload is None:
+            before = await self._pool.run(flows.settle(name.user, Extend(name.fencing, renew=False), name.fencing))
+            self._pool.live.discard((name.user, name.fencing))
+            old_token, old_payload = unpack(before.value)
+            token = old_token if token is None else token
+            payload = old_payload if payload is None else payload
+        return pack(token, payload)
 
     async def drop(self, name: LeaseName, asked: m.Drop) -> None:
         """Raises ``LeaseLost`` if the lease is over."""
@@ -97,6 +129,22 @@ class Leases:
         await self._pool.run(flows.release(name.user, command, self._pool.lines))
         return m.TokenRefused(believed > 0)
 
+    async def share(self, user: str, asked: m.CheckOut) -> m.SharedGiven:
+        """The token that all callers with these credentials use. Raises the pool's errors."""
+        self._must_log_in()
+        shared = await self._pool.shared(user, asked.password, wait=asked.wait_s).get()
+        left_s = shared.remaining_s()
+        return m.SharedGiven(user, shared.token, shared.payload, left_s if left_s < MAX_S else None)
+
+    async def refuse_shared(self, user: str, asked: m.RefuseShared) -> m.TokenRefused:
+        """Whether there is, or will be, a better one."""
+        self._must_log_in()
+        return m.TokenRefused(await self._pool.shared(user, asked.password).invalidate(asked.token))
+
+    def _must_log_in(self) -> None:
+        if self._pool.settings.login is None:
+            raise RequestRefused(409, "callers-log-in", "start it with --login-command or --login-url")
+
     async def renew(self, name: LeaseName) -> m.Renewed:
         """Raises ``LeaseLost`` if the lease is over."""
         granted: Granted = await self._pool.run(flows.settle(name.user, Extend(name.fencing), name.fencing))
@@ -107,7 +155,8 @@ class Leases:
         # It is the caller's now: any instance may end it, so this process must not wait for it when it stops.
         self._pool.live.discard((user, granted.fence))
         name = format_lease_id(user, granted.fence)
-        return m.LentToken(name, user, token_of(granted.value), granted.uses, granted.remaining_s, granted.fence)
+        token, payload = unpack(granted.value)
+        return m.LentToken(name, user, token, payload, granted.uses, granted.remaining_s, granted.fence)
 
 
 def _give_back(user: str, given: Granted | LoginDue, lines: Lines) -> Flow[None]:
@@ -117,7 +166,7 @@ def _give_back(user: str, given: Granted | LoginDue, lines: Lines) -> Flow[None]
         yield from flows.release(user, Release(given.fence), lines)
 
 
-async def first_of(work: asyncio.Task[m.LentToken | m.LoginLease], *ends: asyncio.Task[Any]) -> bool:
+async def first_of(work: asyncio.Task[Any], *ends: asyncio.Task[Any]) -> bool:
     """Wait for one of them; whether the work was done before it was of no use any more."""
     await asyncio.wait({work, *ends}, return_when=asyncio.FIRST_COMPLETED)
     return work.done()

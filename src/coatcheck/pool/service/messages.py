@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from coatcheck.pool.inspection import TokenRow, UserStats
-from coatcheck.pool.masking import MAX_PASSWORD_CHARS, MAX_TOKEN_CHARS
+from coatcheck.pool.masking import MAX_PASSWORD_CHARS, MAX_STATE_CHARS, MAX_TOKEN_CHARS
 from coatcheck.service_kit.messages import Body
 
 MAX_WAIT_S = 300.0
 
 TokenText = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS)]
 Seconds = Annotated[float, Meta(gt=0)]
+Payload = dict[str, Any]
 
 
 class CheckOut(Body):
@@ -29,9 +30,11 @@ class CheckOut(Body):
 
 
 class CheckIn(Body):
-    """``token``: the refreshed one, if the upstream sent one. ``failed``: the token's state is unknown now."""
+    """``token``: the refreshed one, if the upstream sent one. ``payload``: what belongs to it now; without it, what did
+    before. ``failed``: the token's state is unknown now."""
 
     token: TokenText | None = None
+    payload: Payload | None = None
     expires_in_s: Seconds | None = None
     failed: bool = False
 
@@ -46,10 +49,16 @@ class Drop(Body):
 
 
 class Complete(Body):
-    """The token that a login by the caller brought. ``expires_in_s``: when the upstream ends it in any case."""
+    """The token that a login by the caller brought. ``payload``: a small object that belongs to it (further cookies, an
+    address). ``expires_in_s``: when the upstream ends it in any case. ``upstream_state``: by what the upstream finds
+    its own state of this user again; the next login with the same ``password``, that of the check-out, is given it.
+    ``""``: there is none any more."""
 
     token: TokenText
+    payload: Payload | None = None
     expires_in_s: Seconds | None = None
+    upstream_state: Annotated[str, Meta(max_length=MAX_STATE_CHARS)] | None = None
+    password: Annotated[str, Meta(max_length=MAX_PASSWORD_CHARS)] | None = None
 
     def __repr__(self) -> str:
         return "<Complete>"
@@ -61,16 +70,29 @@ class Fail(Body):
     refused: bool = False
 
 
+class RefuseShared(Body):
+    """``token``: the one that the upstream refused. ``password``: that of the request which got it."""
+
+    token: TokenText
+    password: Annotated[str, Meta(max_length=MAX_PASSWORD_CHARS)] | None = None
+
+    def __repr__(self) -> str:
+        return "<RefuseShared>"
+
+
 class Nothing(Body):
     """No fields."""
 
 
 class LentToken(msgspec.Struct, frozen=True):
-    """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: its leases so far, this one included."""
+    """A token in the caller's hands, for ``deadline_in_s`` seconds. ``uses``: its leases so far, this one included.
+
+    ``payload``: what the login brought beside it."""
 
     lease: str
     user: str
     token: str
+    payload: Payload | None
     uses: int
     deadline_in_s: float
     fencing: int
@@ -79,14 +101,32 @@ class LentToken(msgspec.Struct, frozen=True):
         return f"<LentToken {self.fencing} of {self.user!r}>"
 
 
+class SharedGiven(msgspec.Struct, frozen=True):
+    """A token that is used by many at once; ask again before each call. ``expires_in_s``: until its end, if known."""
+
+    user: str
+    token: str
+    payload: Payload | None
+    expires_in_s: float | None
+
+    def __repr__(self) -> str:
+        return f"<SharedGiven of {self.user!r}>"
+
+
 class LoginLease(msgspec.Struct, frozen=True):
-    """There is no token, but a place for one: log in within ``deadline_in_s`` seconds, then complete the lease."""
+    """There is no token, but a place for one: log in within ``deadline_in_s`` seconds, then complete the lease.
+
+    ``upstream_state``: what the last login with this password told, if it told anything."""
 
     lease: str
     user: str
     login: bool
     deadline_in_s: float
     fencing: int
+    upstream_state: str | None
+
+    def __repr__(self) -> str:
+        return f"<LoginLease {self.fencing} of {self.user!r}>"
 
 
 class Renewed(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The pool's numbers in Prometheus text; names after OpenTelemetry's conventions for connection pools.
+"""The pool's numbers for Prometheus; names after OpenTelemetry's conventions for connection pools.
 
 ``db.client.connection.count`` is ``coatcheck_pool_token_count`` here, and so on: a pooled thing is a token.
 """
@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from coatcheck.pool.audit import PoolAudit
 from coatcheck.pool.inspection import UserStats
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 COUNTERS: Final = {
     "leases": "Tokens leased.",
     "logins": "Logins that succeeded.",
@@ -37,13 +43,19 @@ class WaitTimes:
                 return
         self._counts[-1] += 1
 
-    def lines(self, labels: str) -> Iterable[str]:
+    @property
+    def sum_s(self) -> float:
+        """All of them together."""
+        return self._sum_s
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """How many took at most so long, by the bound."""
         total = 0
+        found: list[tuple[str, float]] = []
         for bound, count in zip([*map(str, WAIT_BUCKETS_S), "+Inf"], self._counts, strict=True):
             total += count
-            yield f'coatcheck_pool_token_wait_time_seconds_bucket{{{labels},le="{bound}"}} {total}'
-        yield f"coatcheck_pool_token_wait_time_seconds_sum{{{labels}}} {self._sum_s:.6f}"
-        yield f"coatcheck_pool_token_wait_time_seconds_count{{{labels}}} {total}"
+            found.append((bound, total))
+        return found
 
 
 class Totals:
@@ -71,45 +83,79 @@ class Totals:
         return self._sums[name]
 
 
-def metrics_text(
-    pool: str, stats: Mapping[str, UserStats], totals: Totals, waits: WaitTimes, answers: Mapping[int, int]
-) -> str:
+class PoolCollector(Collector):
     """All metrics, summed over users: user names are nobody's business who only watches.
 
     ``totals``: the counters up to ``stats``. ``answers``: how many, by HTTP status.
     """
-    labels = f'pool="{_escaped(pool)}"'
-    rows = list(stats.values())
-    lines: list[str] = []
 
-    def metric(name: str, kind: str, words: str, values: Iterable[tuple[str, float]]) -> None:
-        lines.append(f"# HELP {name} {words}")
-        lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{{{labels}{more}}} {value}" for more, value in values)
+    def __init__(
+        self,
+        pool: str,
+        stats: Mapping[str, UserStats],
+        totals: Totals,
+        waits: WaitTimes,
+        answers: Mapping[int, int],
+        audit: PoolAudit | None = None,
+    ) -> None:
+        self._pool = pool
+        self._rows = list(stats.values())
+        self._totals = totals
+        self._waits = waits
+        self._answers = answers
+        self._audit = audit
 
-    states = (
-        ("idle", sum(row.free for row in rows)),
-        ("used", sum(row.leased for row in rows)),
-        ("login", sum(row.logins for row in rows)),
-        ("closing", sum(row.closing for row in rows)),
-    )
-    metric("coatcheck_pool_token_count", "gauge", "Tokens by state.", ((f',state="{s}"', n) for s, n in states))
-    metric("coatcheck_pool_token_max", "gauge", "Tokens that there may be, all users.", [("", _sum(rows, "per_user"))])
-    metric("coatcheck_pool_users", "gauge", "Users known.", [("", len(rows))])
-    metric("coatcheck_pool_token_pending_requests", "gauge", "Callers that wait.", [("", _sum(rows, "waiting"))])
-    for name, words in COUNTERS.items():
-        metric(f"coatcheck_pool_token_{name}_total", "counter", words, [("", totals[name])])
-    lines.append("# HELP coatcheck_pool_token_wait_time_seconds How long check-outs took.")
-    lines.append("# TYPE coatcheck_pool_token_wait_time_seconds histogram")
-    lines.extend(waits.lines(labels))
-    by_status = ((f',status="{status}"', count) for status, count in sorted(answers.items()))
-    metric("coatcheck_pool_service_responses_total", "counter", "Answers by HTTP status.", by_status)
-    return "\n".join(lines) + "\n"
+    def collect(self) -> Iterable[Metric]:
+        name, rows = "coatcheck_pool_token", self._rows
+        states = {
+            "idle": self._sum("free"),
+            "used": self._sum("leased"),
+            "login": self._sum("logins"),
+            "closing": self._sum("closing"),
+        }
+        count = GaugeMetricFamily(f"{name}_count", "Tokens by state.", labels=("pool", "state"))
+        for state, number in states.items():
+            count.add_metric([self._pool, state], number)
+        yield count
+        yield self._gauge(f"{name}_max", "Tokens that there may be, all users.", self._sum("per_user"))
+        yield self._gauge("coatcheck_pool_users", "Users known.", len(rows))
+        yield self._gauge(f"{name}_pending_requests", "Callers that wait.", self._sum("waiting"))
+        for counter, words in COUNTERS.items():
+            family = CounterMetricFamily(f"{name}_{counter}", words, labels=("pool",))
+            family.add_metric([self._pool], self._totals[counter])
+            yield family
+        waits = HistogramMetricFamily(f"{name}_wait_time_seconds", "How long check-outs took.", labels=("pool",))
+        waits.add_metric([self._pool], self._waits.buckets(), self._waits.sum_s)
+        yield waits
+        by_status = CounterMetricFamily(
+            "coatcheck_pool_service_responses", "Answers by HTTP status.", labels=("pool", "status")
+        )
+        for status, answered in sorted(self._answers.items()):
+            by_status.add_metric([self._pool, str(status)], answered)
+        yield by_status
+        if self._audit is not None:
+            anomalies = CounterMetricFamily(
+                "coatcheck_pool_anomalies", "What stood out, by what was counted.", labels=("pool", "count")
+            )
+            for counted, times in sorted(self._audit.anomalies.items()):
+                anomalies.add_metric([self._pool, counted], times)
+            yield anomalies
+            lost = CounterMetricFamily("coatcheck_pool_audit_lost", "Audit records lost.", labels=("pool",))
+            lost.add_metric([self._pool], self._audit.teller.lost)
+            yield lost
+
+    def _gauge(self, name: str, words: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, words, labels=("pool",))
+        family.add_metric([self._pool], value)
+        return family
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(row, name) for row in self._rows)
 
 
-def _sum(rows: Iterable[UserStats], name: str) -> int:
-    return sum(getattr(row, name) for row in rows)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def metrics_text(collector: PoolCollector) -> tuple[str, bytes]:
+    """Content type and text, in the format that every reader takes."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    encoder, content_type = choose_encoder("")
+    return content_type, encoder(registry)

@@ -28,8 +28,8 @@ class StoreOperator:
     def tokens(self, user: str | None = None) -> list[Any]:
         return self._pool.list(user)
 
-    def remove(self, user: str, token_id: int | None = None) -> int:
-        return self._pool.remove_token(user, token_id)
+    def remove(self, user: str, token_id: int | None = None, *, soft: bool = False) -> int:
+        return self._pool.remove_token(user, token_id, soft=soft)
 
     def reset(self, user: str) -> int:
         return self._pool.reset(user)

@@ -23,6 +23,7 @@ TITLES: Final = {
     "no-such-lease": "There is no such lease",
     "busy": "Too many requests wait",
     "lease-lost": "The lease is over",
+    "callers-log-in": "The service has no login of its own, which a shared token needs",
     "timeout": "No token came free in time",
     "pool-full": "A limit of the pool is reached",
     "pool-closed": "The service is stopping",

@@ -11,6 +11,8 @@ from coatcheck.service_kit.operations import Api, ApiOperation
 OPENAPI: Final = "application/json"
 METRICS: Final = "text/plain"
 
+SOFT: Final = {"soft": "What is lent may be used on, and is dropped when it is given back."}
+
 OPERATIONS: Final = (
     ApiOperation(
         "POST",
@@ -76,16 +78,38 @@ OPERATIONS: Final = (
         m.Nothing,
         (404, 409),
     ),
+    ApiOperation(
+        "POST",
+        "/v1/users/{user}/shared",
+        "share",
+        "The token that all callers use at once (OAuth), renewed ahead of its end. Ask before each call.",
+        {200: m.SharedGiven},
+        m.CheckOut,
+        (403, 409, 429, 502),
+    ),
+    ApiOperation(
+        "POST",
+        "/v1/users/{user}/shared/refuse",
+        "refuseShared",
+        "The upstream refused a shared token. The answer says whether to ask for a better one.",
+        {200: m.TokenRefused},
+        m.RefuseShared,
+        (409,),
+        body_needed=True,
+    ),
     ApiOperation("GET", "/v1/stats", "stats", "Numbers per user.", {200: m.Stats}),
     ApiOperation("GET", "/v1/users", "users", "Every slot of every user, tokens masked.", {200: m.Users}),
     ApiOperation("GET", "/v1/users/{user}", "user", "Every slot of one user, tokens masked.", {200: m.Users}),
-    ApiOperation("DELETE", "/v1/users/{user}", "removeUser", "Drop all tokens of a user.", {200: m.Removed}),
+    ApiOperation(
+        "DELETE", "/v1/users/{user}", "removeUser", "Drop all tokens of a user.", {200: m.Removed}, flags=SOFT
+    ),
     ApiOperation(
         "DELETE",
         "/v1/users/{user}/tokens/{token_id}",
         "removeToken",
         "Drop one token of a user, wherever it is.",
         {200: m.Removed},
+        flags=SOFT,
     ),
     ApiOperation("POST", "/v1/clean-up", "cleanUp", "Drop what has expired.", {200: m.Removed}, m.Nothing),
     ApiOperation("GET", "/metrics", "metrics", "Prometheus text.", {200: METRICS}),

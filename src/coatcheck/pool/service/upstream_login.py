@@ -18,6 +18,7 @@ import msgspec
 
 from coatcheck.errors import ConfigError
 from coatcheck.pool import LoginRefused, SignedIn
+from coatcheck.pool.payload import Payload
 from coatcheck.service_kit.addresses import NoRedirect, check_url
 
 MAX_ANSWER_BYTES: Final = 128 * 1024
@@ -29,18 +30,30 @@ TIMEOUT_S: Final = 30.0
 
 log: Final = logging.getLogger(__name__)
 
-LoginFunction = Callable[[str, str | None], Awaitable[SignedIn]]
+LoginFunction = Callable[..., Awaitable[SignedIn]]
 LogoutFunction = Callable[[str, str], Awaitable[None]]
 
 
 class LoginAnswer(msgspec.Struct, frozen=True):
-    """What a login prints, or answers: ``{"token": "...", "expires_in_s": 900}``; the latter may be missing."""
+    """What a login prints, or answers: ``{"token": "...", "expires_in_s": 900}``; all but ``token`` may be missing.
+
+    ``payload``: a small object that belongs to the token. ``refresh_token``: for the next login, of a shared token.
+    ``upstream_state``: by what the upstream finds its own state of the user again, for the next login.
+    """
 
     token: str
     expires_in_s: float | None = None
+    payload: Payload | None = None
+    refresh_token: str | None = None
+    upstream_state: str | None = None
 
     def __repr__(self) -> str:
         return "<LoginAnswer>"
+
+
+def _asked(user: str, password: str | None, refresh_token: str | None, upstream_state: str | None) -> dict[str, Any]:
+    """What a login is given, as JSON."""
+    return {"user": user, "password": password, "refresh_token": refresh_token, "upstream_state": upstream_state}
 
 
 class UpstreamError(Exception):
@@ -52,12 +65,16 @@ class UpstreamRefused(UpstreamError):
 
 
 def login_command(command: str) -> LoginFunction:
-    """Run ``command`` (no shell) with ``{"user", "password"}`` as JSON on its input; it prints a login answer."""
+    """Run ``command`` (no shell) with ``{"user", "password", "refresh_token", "upstream_state"}`` as JSON on its input;
+    it prints a login answer."""
     arguments = _split("login-command", command)
 
-    async def login(user: str, password: str | None) -> SignedIn:
+    async def login(
+        user: str, password: str | None, *, refresh_token: str | None = None, upstream_state: str | None = None
+    ) -> SignedIn:
+        asked = _asked(user, password, refresh_token, upstream_state)
         with _refusing(user), _reported("login", user):
-            return _signed_in(await _run(arguments, {"user": user, "password": password}))
+            return _signed_in(await _run(arguments, asked))
 
     return login
 
@@ -74,12 +91,16 @@ def logout_command(command: str) -> LogoutFunction:
 
 
 def login_url(url: str) -> LoginFunction:
-    """POST ``{"user", "password"}`` as JSON to ``url``; it answers 200 and a login answer."""
+    """POST ``{"user", "password", "refresh_token", "upstream_state"}`` as JSON to ``url``; it answers 200 and a login
+    answer."""
     check_url("login-url", url)
 
-    async def login(user: str, password: str | None) -> SignedIn:
+    async def login(
+        user: str, password: str | None, *, refresh_token: str | None = None, upstream_state: str | None = None
+    ) -> SignedIn:
+        asked = _asked(user, password, refresh_token, upstream_state)
         with _refusing(user), _reported("login", user):
-            return _signed_in(await asyncio.to_thread(_post, url, {"user": user, "password": password}))
+            return _signed_in(await asyncio.to_thread(_post, url, asked))
 
     return login
 
@@ -142,7 +163,7 @@ def _signed_in(answer: bytes) -> SignedIn:
         found = msgspec.json.decode(answer, type=LoginAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UpstreamError('the login answered something else than {"token": "..."}') from None
-    return SignedIn(found.token, found.expires_in_s)
+    return SignedIn(found.token, found.expires_in_s, found.payload, found.refresh_token, found.upstream_state)
 
 
 async def _run(arguments: list[str], asked: dict[str, Any]) -> bytes:

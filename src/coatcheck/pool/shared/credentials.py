@@ -36,6 +36,10 @@ class _Credentials:
         seen = self._flights.lines.seen(self._line)
         return seen is not None and seen.shown.token != token
 
+    def _noted(self, found: SharedToken) -> SharedToken:
+        self._flights.pool.audit.borrowed_shared(self.user, found.number)
+        return found
+
 
 class SharedCredentials(_Credentials):
     """One token for all who ask: made by ``pool.shared(user)``, used by any number of threads."""
@@ -63,6 +67,16 @@ class SharedCredentials(_Credentials):
         return self._is_replaced(token) or self._flights.pool.run(self._flights.invalidate(self._line, token))
 
 
+class AuditedSharedCredentials(SharedCredentials):
+    """Of a pool with an audit."""
+
+    __slots__ = ()
+
+    def get(self) -> SharedToken:
+        """See :meth:`SharedCredentials.get`."""
+        return self._noted(super().get())
+
+
 class AsyncSharedCredentials(_Credentials):
     """The same for asyncio: ``await shared.get()``. A caller's cancellation ends no login."""
 
@@ -79,6 +93,16 @@ class AsyncSharedCredentials(_Credentials):
     async def invalidate(self, token: str) -> bool:
         """See :meth:`SharedCredentials.invalidate`."""
         return self._is_replaced(token) or await self._flights.pool.run(self._flights.invalidate(self._line, token))
+
+
+class AuditedAsyncSharedCredentials(AsyncSharedCredentials):
+    """Of a pool with an audit."""
+
+    __slots__ = ()
+
+    async def get(self) -> SharedToken:
+        """See :meth:`SharedCredentials.get`."""
+        return self._noted(await super().get())
 
 
 class _Use:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from coatcheck.pool.errors import LoginRateLimited, PoolClosed, PoolError, PoolTimeout, StoreUnavailable
+from coatcheck.pool.audit import AuditKind
+from coatcheck.pool.errors import LoginFailed, LoginRateLimited, PoolClosed, PoolError, PoolTimeout, StoreUnavailable
 from coatcheck.pool.events import PoolEventKind
 from coatcheck.pool.shared import flows
 from coatcheck.pool.shared.flows import Asker, Join, SharedBox, SharedFlow, Sleep
+from coatcheck.pool.shared.rules import Begun
 from coatcheck.pool.shared.seen import SharedLine, SharedLines, SharedToken
 
 PAUSE_LOOK_S: Final = 0.1
@@ -79,8 +82,13 @@ class Flights:
     def invalidate(self, line: SharedLine, token: str) -> SharedFlow[bool]:
         """See :meth:`.credentials.SharedCredentials.invalidate`."""
         epoch, asked_at = self.lines.epoch, self.lines.clock()
+        seen = self.lines.seen(line)
+        number = 0 if seen is None else seen.shown.number
         begun, better = yield from flows.invalidate(self.box, line.user, line.credentials, token)
         line.take(self.lines, begun, asked_at, epoch, changed=True)
+        if self.pool.audit is not None:
+            detail = "shared: believed" if better else "shared: not believed: fresh from a login"
+            self.pool.audit.note(AuditKind.REFUSED, line.user, token=number, detail=detail)
         return better
 
     def _fly(self, line: SharedLine, flight: Flight, password: str | None, epoch: int) -> SharedFlow[None]:
@@ -98,7 +106,7 @@ class Flights:
                 asked_at = lines.clock()
                 if line.unsaved is not None:
                     begun = replace(begun, refresh_token=line.unsaved)
-                begun = yield from flows.log_in(self.box, caller, begun, line.not_saved)
+                begun = yield from self._logging_in(flows.log_in(self.box, caller, begun, line.not_saved), line.user)
                 line.unsaved = None
                 line.take(lines, begun, asked_at, epoch, changed=True)
             else:
@@ -110,6 +118,19 @@ class Flights:
             self._land(line, flight, error)
         else:
             self._land(line, flight)
+
+    def _logging_in(self, flow: SharedFlow[Begun], user: str) -> SharedFlow[Begun]:
+        """A login, audited."""
+        audit = self.pool.audit
+        try:
+            begun = yield from flow
+        except LoginFailed as error:
+            if audit is not None:
+                audit.login_failed(user, error)
+            raise
+        if audit is not None and begun.current is not None:
+            audit.note(AuditKind.LOGIN, user, token=begun.current.number, detail="shared")
+        return begun
 
     # -- flights
 
@@ -153,7 +174,9 @@ class ThreadFlights(Flights):
 
     def start(self, flow: SharedFlow[None]) -> None:
         try:
-            threading.Thread(target=self.pool.run, args=[flow], name="coatcheck-pool-shared", daemon=True).start()
+            # In the context of whoever asked, as a task is: who that is, is audited.
+            run = [self.pool.run, flow]
+            threading.Thread(target=copy_context().run, args=run, name="coatcheck-pool-shared", daemon=True).start()
         except RuntimeError:  # no thread to be had: the caller does it, and waits
             self.pool.run(flow)
 

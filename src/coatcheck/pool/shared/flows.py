@@ -29,6 +29,7 @@ from coatcheck.pool.shared.rules import (
     Finish,
     Invalidate,
     KeepRefresh,
+    KeepUpstream,
     RefreshFailed,
     Reply,
     ResetShared,
@@ -36,6 +37,7 @@ from coatcheck.pool.shared.rules import (
     apply,
     current_of,
     new_shared,
+    upstream_of,
 )
 from coatcheck.pool.state import FAR, Policy
 from coatcheck.pool.stores.header import has_ended, sealed_of, with_end
@@ -87,6 +89,7 @@ class Refresh(msgspec.Struct, frozen=True):
     user: str
     password: str | None
     refresh_token: str | None
+    credentials: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Refresh {self.user!r}>"
@@ -210,7 +213,7 @@ def log_in(box: SharedBox, caller: Asker, begun: Begun, unsaved: Callable[[str],
     """
     user = caller.user
     try:
-        fresh: Fresh = yield Refresh(user, caller.password, begun.refresh_token)
+        fresh: Fresh = yield Refresh(user, caller.password, begun.refresh_token, caller.credentials)
     except BaseException as error:
         # If the store is away too, the slot is recovered at its deadline.
         with contextlib.suppress(StoreUnavailable):
@@ -253,6 +256,25 @@ def invalidate(box: SharedBox, user: str, credentials: tuple[bytes, ...], token:
             return Begun(None if gone else current), gone
         yield Sleep(RACE_PAUSE_S)
     raise StoreUnavailable(f"{MAX_TRIES} others were faster at the shared token of {user!r}")
+
+
+def find_upstream(box: SharedBox, user: str, credentials: tuple[bytes, ...]) -> SharedFlow[str | None]:
+    """What the last login of these credentials brought, to find the upstream's state again.
+
+    What cannot be opened any more (its key has gone) is not there. Raises ``StoreUnavailable``.
+    """
+    sealed, now = yield Read(user)
+    try:
+        return upstream_of(box.open(user, sealed, now), now, credentials)
+    except KeyGone:
+        return None
+
+
+def keep_upstream(
+    box: SharedBox, user: str, credentials: tuple[bytes, ...], value: str, keep_s: float
+) -> SharedFlow[None]:
+    """Keep it for the next login. Raises ``StoreUnavailable``, ``PoolFull``."""
+    yield from change(box, user, KeepUpstream(value, keep_s, credentials))
 
 
 def rows(box: SharedBox, user: str) -> SharedFlow[list[TokenRow]]:

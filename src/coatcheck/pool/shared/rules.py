@@ -8,6 +8,9 @@ leases say (:mod:`coatcheck.pool.rules`): each login holds a slot there until ``
 * a token is given only to the credentials that opened it, and never after its end;
 * what is current is replaced by what a later login brought, and never by anything older;
 * a token is taken back by its number, so a refusal that comes late takes nothing newer back.
+
+What an upstream gave to find its own state again stands here, too, by credentials: it outlives all tokens, leased ones
+as well, and is written as rarely.
 """
 
 from __future__ import annotations
@@ -67,20 +70,36 @@ class SharedEntry(msgspec.Struct):
         return f"<SharedEntry {self.number}>"
 
 
+class UpstreamState(msgspec.Struct):
+    """By what the upstream finds its state of a user again (mission, the fourth document): for the next login."""
+
+    credentials: bytes
+    value: str
+    kept_at: float
+    keep_s: float
+
+    def ends_at(self) -> float:
+        return self.kept_at + self.keep_s
+
+    def __repr__(self) -> str:
+        return "<UpstreamState>"
+
+
 class SharedState(msgspec.Struct):
     """All that is shared of one user. ``logins``: who logs in now, back-offs and rate, as of leases; no tokens."""
 
     logins: UserState
     entries: list[SharedEntry] = msgspec.field(default_factory=list)
+    upstream: list[UpstreamState] = msgspec.field(default_factory=list)
 
     def is_idle(self, now: float) -> bool:
         """Nothing in it that anybody could miss."""
-        return not self.entries and self.logins.is_idle(now)
+        return not self.entries and not self.upstream and self.logins.is_idle(now)
 
     def ends_at(self) -> float:
         """When the last of it ends, if nobody touches it any more."""
         failing = [failing.ends_at() for failing in self.logins.failing]
-        ends = [entry.ends_at() for entry in self.entries]
+        ends = [entry.ends_at() for entry in self.entries] + [kept.ends_at() for kept in self.upstream]
         return max([*ends, *failing, self.logins.ends_at(), self.logins.rate_at], default=-FAR)
 
 
@@ -142,6 +161,17 @@ class Invalidate(msgspec.Struct, frozen=True):
     number: int
 
 
+class KeepUpstream(msgspec.Struct, frozen=True):
+    """A login with these credentials brought ``value`` (empty: there is nothing to find again), kept so long."""
+
+    value: str
+    keep_s: float
+    credentials: tuple[bytes, ...] = ()
+
+    def __repr__(self) -> str:
+        return "<KeepUpstream>"
+
+
 class DropShared(msgspec.Struct, frozen=True):
     """An operator drops one token, or all (``None``)."""
 
@@ -149,14 +179,16 @@ class DropShared(msgspec.Struct, frozen=True):
 
 
 class ResetShared(msgspec.Struct, frozen=True):
-    """An operator forgets everything: tokens, refresh tokens, back-offs, logins under way."""
+    """An operator forgets everything: tokens, refresh tokens, upstream states, back-offs, logins under way."""
 
 
 class EndShared(msgspec.Struct, frozen=True):
     """Forget what has ended."""
 
 
-Command = Begin | Finish | KeepRefresh | RefreshFailed | Invalidate | DropShared | ResetShared | EndShared
+Command = (
+    Begin | Finish | KeepRefresh | RefreshFailed | Invalidate | KeepUpstream | DropShared | ResetShared | EndShared
+)
 
 
 # -- answers
@@ -241,6 +273,16 @@ def current_of(state: SharedState, policy: Policy, now: float, credentials: tupl
     return None
 
 
+def upstream_of(state: SharedState, now: float, credentials: tuple[bytes, ...]) -> str | None:
+    """What these credentials' last login brought to find the upstream's state again, without changing anything."""
+    for kept in state.upstream:
+        if min(kept.kept_at, now) + kept.keep_s > now and any(
+            same(kept.credentials, each) for each in credentials or (b"",)
+        ):
+            return kept.value
+    return None
+
+
 def apply(state: SharedState, policy: Policy, now: float, command: Command) -> Reply:
     """Change ``state`` as ``command`` asks, and say what came of it."""
     limits = login_policy(policy)
@@ -249,6 +291,9 @@ def apply(state: SharedState, policy: Policy, now: float, command: Command) -> R
         entry.opened_at = min(entry.opened_at, now)
         entry.refused_at = min(entry.refused_at, now)
     state.entries = [entry for entry in state.entries if now < entry.ends_at()]
+    for kept in state.upstream:
+        kept.kept_at = min(kept.kept_at, now)
+    state.upstream = [kept for kept in state.upstream if now < kept.ends_at()]
     if isinstance(command, Begin):
         return _begin(state, policy, limits, now, command)
     if isinstance(command, Finish):
@@ -259,13 +304,15 @@ def apply(state: SharedState, policy: Policy, now: float, command: Command) -> R
         return _fail(state, limits, now, command)
     if isinstance(command, Invalidate):
         return _invalidate(state, now, command)
+    if isinstance(command, KeepUpstream):
+        return _keep_upstream(state, now, command)
     if isinstance(command, DropShared):
         return _drop(state, now, command.number)
     logins.apply(state.logins, limits, now, ResetLogins() if isinstance(command, ResetShared) else CleanUpLogins())
     if isinstance(command, EndShared):
         return Count(0)
     dropped = _drop(state, now, None)
-    state.entries = []
+    state.entries, state.upstream = [], []
     return dropped
 
 
@@ -301,7 +348,8 @@ def _begin(state: SharedState, policy: Policy, limits: Policy, now: float, comma
 def _mine(state: SharedState, credentials: tuple[bytes, ...]) -> bytes:
     """The one hash by which the state knows these credentials; what another key of the pool wrote is renamed."""
     mine = known_as(state.logins, credentials)
-    for entry in state.entries:
+    known: list[SharedEntry | UpstreamState] = [*state.entries, *state.upstream]
+    for entry in known:
         if any(same(entry.credentials, former) for former in credentials[1:]):
             entry.credentials = mine
     return mine
@@ -344,6 +392,16 @@ def _keep_refresh(state: SharedState, now: float, command: KeepRefresh) -> Reply
     else:
         return Count(0)  # a later login has brought its own
     note_success(state.logins, mine)
+    return Count(0)
+
+
+def _keep_upstream(state: SharedState, now: float, command: KeepUpstream) -> Count:
+    mine = _mine(state, command.credentials)
+    others = [kept for kept in state.upstream if not same(kept.credentials, mine)]
+    if command.value:
+        others.sort(key=UpstreamState.ends_at)
+        others = [*others[-(MAX_ENTRIES - 1) :], UpstreamState(mine, command.value, now, command.keep_s)]
+    state.upstream = others
     return Count(0)
 
 

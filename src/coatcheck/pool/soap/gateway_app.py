@@ -17,13 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coatcheck.pool import AsyncTokenPool, LoginRateLimited
+from coatcheck.pool.audit import now_calling_as
 from coatcheck.pool.soap.envelope import add_fault, open_envelope, read_envelope, read_xml, serialised
 from coatcheck.pool.soap.faults import FaultReason, SoapFault
 from coatcheck.pool.soap.gateway import CALL_LIMITS, GATEWAY_NS, SoapCall, SoapGateway
 from coatcheck.pool.soap.http import read_soap_body, soap_response, version_asked
 from coatcheck.pool.soap.upstream import ANSWER_LIMITS, SoapUpstream
 from coatcheck.pool.soap.versions import SOAP_11, SoapVersion
-from coatcheck.service_kit.bearer import BearerTokens, shown_bearer
+from coatcheck.service_kit.bearer import BearerTokens, bearer_name, shown_bearer
 
 MAX_ACTION_CHARS: Final = 1024
 STOP_GRACE_S: Final = 2.0
@@ -77,8 +78,10 @@ class GatewayEndpoint:
     async def answer(self, request: Request) -> Response:
         version = version_asked(request)
         try:
-            if not self._callers.accept(_shown(request.headers.get("authorization", ""))):
+            caller = _shown(request.headers.get("authorization", ""))
+            if caller is None or not self._callers.accept(caller):
                 raise SoapFault(FaultReason.UNAUTHORIZED, "send a bearer token, or it as the password of Basic")
+            now_calling_as(bearer_name(caller))
             if request.method == "GET" and _asks_for_description(request):
                 return await self._describe(request)
             return await self._call(request)

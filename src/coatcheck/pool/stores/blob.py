@@ -14,7 +14,7 @@ import msgspec
 
 from coatcheck.errors import TokenReason, TokenRejected
 from coatcheck.pool import rules, slots
-from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LoginDone, Reset, Then
+from coatcheck.pool.commands import Acquire, Add, Command, CommandOutcome, LogInAhead, LoginDone, Reset, Then
 from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import NOBODYS, Policy, UserState, new_user
 from coatcheck.pool.stores.header import has_ended, sealed_of, with_end
@@ -27,6 +27,9 @@ TICKET_LIFE_S: Final = 3.0
 FORMAT: Final = b"\x02"
 FORMER: Final = b"\x01"
 """States of before tokens had credentials. Whose their tokens are is not known, so nobody gets them any more."""
+
+LIMITING = (Acquire, LogInAhead, LoginDone, Add, Then)
+"""After these the state says what the limits of their pool are; the script of Redis has the same list."""
 
 
 class Changed(msgspec.Struct):
@@ -111,7 +114,7 @@ class StateBox:
         outcome = rules.apply(state, self.policy, now, command)
         after = self._encoder.encode(state)
         limits = self.policy.per_user, self.policy.max_uses
-        if after != before and isinstance(command, Acquire | LoginDone | Add | Then) and limits != state.limits:
+        if after != before and isinstance(command, LIMITING) and limits != state.limits:
             state.limits = limits
             after = self._encoder.encode(state)
         new = self._sealed(user, state, after) if after != before else None

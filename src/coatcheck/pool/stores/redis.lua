@@ -27,7 +27,7 @@ local policy, command = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 local line, call, user, keys = 'call:' .. ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local channel, named, own_tickets = ARGV[7], ARGV[8], ARGV[9]
 local state
-local partings = {}
+local partings, notes = {}, {}
 
 -- lists
 
@@ -275,6 +275,15 @@ local function is_spent(token)
   return token.uses >= policy.max_uses or now + policy.min_remaining_s >= token.expires_at
 end
 
+local function note(what, token, lease)
+  if policy.audited then table.insert(notes, {what = what, token_id = token.token_id, lease = lease or 0}) end
+end
+
+local function why_spent(token)
+  if token.span_s == ENDED_S then return 'removed' end
+  return token.uses >= policy.max_uses and 'used_up' or 'expired'
+end
+
 local function hold(token, length_s, fence, credentials)
   local deadline = now + length_s
   if not fence then
@@ -288,8 +297,9 @@ local function hold(token, length_s, fence, credentials)
   return fence
 end
 
-local function drop(token, sign_out)
+local function drop(token, why, lease, sign_out)
   state.counters.drops = state.counters.drops + 1
+  note(why, token, lease)
   if sign_out ~= false and policy.signs_out then
     state.fence = state.fence + 1
     state.counters.not_leases = state.counters.not_leases + 1
@@ -299,7 +309,9 @@ local function drop(token, sign_out)
     }
     table.insert(state.closing, closing)
     state.next_deadline = math.min(state.next_deadline, closing.deadline)
-    table.insert(partings, {fence = closing.fence, value = closing.value, sealed_for = closing.sealed_for})
+    table.insert(partings, {
+      fence = closing.fence, value = closing.value, sealed_for = closing.sealed_for, token_id = token.token_id,
+    })
   end
 end
 
@@ -307,20 +319,20 @@ local function give_back(token)
   token.used_at = now
   token.expires_at = math.min(now + token.life_s, token.dies_at)
   if is_spent(token) then
-    drop(token)
+    drop(token, why_spent(token))
     return 0
   end
   table.insert(state.free, token)
   return 1
 end
 
-local function lose(holding)
+local function lose(holding, why)
   state.counters.lost = state.counters.lost + 1
   if not holding.token then
     state.counters.not_leases = state.counters.not_leases + 1
     return 0
   end
-  drop(holding.token)
+  drop(holding.token, why, holding.fence)
   return 1
 end
 
@@ -331,7 +343,7 @@ local function sweep()
     local leases = state.leases
     state.leases = filter(leases, function(holding) return now < holding.deadline end)
     for _, holding in ipairs(leases) do
-      if now >= holding.deadline then dropped = dropped + lose(holding) end
+      if now >= holding.deadline then dropped = dropped + lose(holding, 'lost') end
     end
     state.next_deadline = FAR
     for _, holding in ipairs(state.leases) do state.next_deadline = math.min(state.next_deadline, holding.deadline) end
@@ -341,7 +353,7 @@ local function sweep()
   state.free = filter(free, function(token) return not is_spent(token) end)
   for _, token in ipairs(free) do
     if is_spent(token) then
-      drop(token)
+      drop(token, why_spent(token))
       dropped = dropped + 1
     end
   end
@@ -354,6 +366,20 @@ end
 
 local function doom(token)
   token.span_s, token.dies_at = ENDED_S, -FAR
+end
+
+local function count_of(mine, lent, coming)
+  local count = 0
+  for _, token in ipairs(state.free) do
+    if token.credentials == mine then count = count + 1 end
+  end
+  for _, holding in ipairs(state.leases) do
+    local token = holding.token
+    local counts = coming
+    if token then counts = lent and token.span_s ~= ENDED_S end
+    if counts and (token or holding).credentials == mine then count = count + 1 end
+  end
+  return count
 end
 
 local function current(fence)
@@ -390,7 +416,7 @@ end
 local function granted(fence, token, remaining_s, idle_s)
   return {
     kind = 'Granted', fence = fence, value = token.value, sealed_for = token.sealed_for,
-    remaining_s = remaining_s, uses = token.uses, idle_s = idle_s or 0,
+    remaining_s = remaining_s, uses = token.uses, idle_s = idle_s or 0, token_id = token.token_id,
   }
 end
 
@@ -439,14 +465,6 @@ local function take(mine)
   return granted(hold(token, policy.lease_s), token, policy.lease_s, now - token.used_at)
 end
 
-local function may_bring(mine)
-  if last_of(state.free, mine) then return true end
-  for _, holding in ipairs(state.leases) do
-    if mine == (holding.token or holding).credentials then return true end
-  end
-  return false
-end
-
 local function queue(command, mine, limited_s)
   local ticket = ticket_of(command.ticket)
   if not ticket then
@@ -460,7 +478,7 @@ local function queue(command, mine, limited_s)
   ticket.alive_until = now + policy.ticket_life_s
   ticket.callers = 1 + command.more
   local again_s = math.min(changes_at(mine) - now, policy.ticket_life_s / REFRESHES_PER_TICKET_LIFE)
-  local hopeless = limited_s > 0 and #state.closing == 0 and not may_bring(mine)
+  local hopeless = limited_s > 0 and #state.closing == 0 and count_of(mine, true, true) == 0
   return {
     kind = 'Waiting', ticket = ticket.number, again_s = math.max(0, again_s), limited_s = limited_s, hopeless = hopeless,
   }
@@ -477,15 +495,11 @@ end
 function rules.LogInAhead(command)
   sweep()
   local mine = known_as(command.credentials)
-  local count, logging_in = 0, {}
-  for _, token in ipairs(state.free) do
-    if token.credentials == mine then count = count + 1 end
-  end
+  local logging_in = {}
   for _, holding in ipairs(state.leases) do
     if not holding.token then table.insert(logging_in, holding.credentials) end
-    if not (command.idle and holding.token) and (holding.token or holding).credentials == mine then count = count + 1 end
   end
-  if count >= command.sessions or #state.tickets > 0 or slots_used() >= policy.per_user then
+  if count_of(mine, not command.idle, true) >= command.sessions or #state.tickets > 0 or slots_used() >= policy.per_user then
     return {kind = 'NoToken', limited_s = 0}
   end
   if is_refused(mine) then return {kind = 'NotTried'} end
@@ -507,7 +521,7 @@ function rules.Acquire(command)
   end
   if claim == 'make room' and command.may_login then
     table.remove(state.free, place_of(state.free, other))
-    drop(other)
+    drop(other, 'room')
     if slots_used() < policy.per_user then claim = 'login' end
   end
   if claim == 'login' and command.may_login then
@@ -542,18 +556,8 @@ function rules.LoginDone(command)
   table.remove(state.leases, place)
   local token = fresh(command, command.fence, holding.credentials)
   hold(token, policy.lease_s, command.fence)
+  note('opened', token)
   return granted(command.fence, token, policy.lease_s)
-end
-
-local function tokens_of(credentials)
-  local count = 0
-  for _, token in ipairs(state.free) do
-    if token.credentials == credentials then count = count + 1 end
-  end
-  for _, holding in ipairs(state.leases) do
-    if holding.token and holding.token.credentials == credentials then count = count + 1 end
-  end
-  return count
 end
 
 function rules.LoginEnded(command)
@@ -570,7 +574,7 @@ function rules.LoginEnded(command)
     note_failure(mine, command.refused)
   end
   if not holding then return lost() end
-  return done(command.failed and tokens_of(mine) or 1)
+  return done(command.failed and count_of(mine, true, false) or 1)
 end
 
 function rules.Release(command)
@@ -589,8 +593,11 @@ function rules.Release(command)
     end
   end
   if command.unused then token.uses = token.uses - 1 end
-  if command.keep then return done(give_back(token)) end
-  drop(token, command.sign_out)
+  if command.keep then
+    if not command.unused then note('returned', token, command.fence) end
+    return done(give_back(token))
+  end
+  drop(token, command.sign_out and 'given_up' or 'dead', command.fence, command.sign_out)
   return done(0)
 end
 
@@ -611,12 +618,17 @@ function rules.RefuseToken(command)
   local age_s, is_newer = now - opened_at, opened_at >= state.refused_at
   if command.fence == token.token_id then
     if is_newer and state.refusals == 0 then state.refusals, state.refused_at = 1, opened_at end
+    note('kept', token, command.fence)
     return done(0)
   end
   if is_newer then
-    if not is_believed(state.refusals, age_s) then return done(0) end
+    if not is_believed(state.refusals, age_s) then
+      note('kept', token, command.fence)
+      return done(0)
+    end
     state.refusals, state.refused_at = counted(state.refusals, age_s), now
   end
+  note('refused', token, command.fence)
   return done()
 end
 
@@ -634,13 +646,15 @@ function rules.Add(command)
     local other, place = idle_of_others(mine)
     if other then
       table.remove(state.free, place)
-      drop(other)
+      drop(other, 'room')
     end
   end
   if slots_used() >= policy.per_user then return {kind = 'NoSlot'} end
   state.fence = state.fence + 1
   state.counters.not_leases = state.counters.not_leases + 1
-  give_back(fresh(command, state.fence, mine))
+  local token = fresh(command, state.fence, mine)
+  note('opened', token)
+  give_back(token)
   return done()
 end
 
@@ -663,14 +677,14 @@ function rules.Remove(command)
   end
   for _, holding in ipairs(leases) do
     if chosen(holding.token) then
-      if command.soft then doom(holding.token) else lose(holding) end
+      if command.soft then doom(holding.token) else lose(holding, 'removed') end
       count = count + 1
     end
   end
   state.free = filter(free, function(token) return not chosen(token) end)
   for _, token in ipairs(free) do
     if chosen(token) then
-      drop(token)
+      drop(token, 'removed')
       count = count + 1
     end
   end
@@ -680,8 +694,8 @@ end
 function rules.Reset()
   local count, leases, free = 0, state.leases, state.free
   state.closing, state.leases, state.free, state.failing = {}, {}, {}, {}
-  for _, holding in ipairs(leases) do count = count + lose(holding) end
-  for _, token in ipairs(free) do drop(token) end
+  for _, holding in ipairs(leases) do count = count + lose(holding, 'reset') end
+  for _, token in ipairs(free) do drop(token, 'reset') end
   state.refusals, state.refused_at, state.rate_at = 0, -FAR, -FAR
   sweep()
   return done(count + #free)
@@ -782,7 +796,7 @@ if not is_ours then return {'malformed'} end
 if command.type ~= 'Reset' and not opens_all() then return {'unknown_key'} end
 clamp()
 local answer = rules[command.type](command)
-local reply = cmsgpack.pack({answer, partings, turns()})
+local reply = cmsgpack.pack({answer, partings, turns(), notes})
 if LIMITING[command.type] then
   state.limits = {policy.per_user, policy.max_uses}
 end

@@ -51,6 +51,7 @@ from coatcheck.pool.commands import (
     Release,
     Reply,
     Then,
+    TokenNote,
     Waiting,
 )
 from coatcheck.pool.errors import StoreUnavailable
@@ -159,9 +160,9 @@ class ScriptCalls:
 
     def steps(self, user: str, command: Command | Forget) -> Calls:
         """Returns the ``CommandOutcome``. Each call is answered with the script's reply."""
-        found, partings = yield from self._ask(user, (yield from self._asked(user, command)))
+        found, partings, notes = yield from self._ask(user, (yield from self._asked(user, command)))
         reply = yield from self._reply(user, command, found)
-        return CommandOutcome(reply, tuple(self._partings(user, partings)))
+        return CommandOutcome(reply, tuple(self._partings(user, partings)), notes)
 
     def _asked(self, user: str, command: Command | Forget) -> Calls:
         """The command for the server: hashes as texts, the value sealed."""
@@ -181,7 +182,7 @@ class ScriptCalls:
         return asked
 
     def _ask(self, user: str, asked: dict[str, Any]) -> Calls:
-        """The script's reply and partings."""
+        """The script's reply, partings and notes."""
         try:
             line = self._lines.pop()
         except IndexError:
@@ -204,16 +205,16 @@ class ScriptCalls:
         self._lines.append(line)
         if status != b"done":
             raise cannot_be_opened(user, TokenReason(status.decode()))
-        reply, partings, turns = msgspec.msgpack.decode(rest[0])
+        reply, partings, turns, notes = msgspec.msgpack.decode(rest[0])
         self.wakers.wake(named, turns)
-        return reply, partings
+        return reply, partings, tuple(TokenNote(**each) for each in notes)
 
     def _held(self, user: str, command: LoginDone | Add | Release) -> Calls:
         if isinstance(command, Add):
             return OwnSlot(command.credentials[0] if command.credentials else NONE_GIVEN)
         held = self._owners.get((user, command.fence))
         if held is None and command.value is not None:  # it is of another process
-            found, _ = yield from self._ask(user, msgspec.to_builtins(AskOwner(command.fence)))
+            found, _, _ = yield from self._ask(user, msgspec.to_builtins(AskOwner(command.fence)))
             if found["kind"] == "Owner":
                 held = OwnSlot(bytes.fromhex(found["sealed_for"]))
                 if found.get("value") is not None:
@@ -269,7 +270,8 @@ class ScriptCalls:
         for parting in partings:
             owner = bytes.fromhex(parting["sealed_for"])
             with contextlib.suppress(StoreUnavailable):
-                yield Parting(parting["fence"], self._values.open(user, owner, parting["value"]))
+                value = self._values.open(user, owner, parting["value"])
+                yield Parting(parting["fence"], value, parting["token_id"])
 
     def shown(self, rows: list[list[Any]], time_reply: Any) -> dict[str, tuple[UserState, float]]:
         now = time_reply[0] + time_reply[1] / 1e6

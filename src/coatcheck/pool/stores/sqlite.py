@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
-import random
 import sqlite3
 import threading
 import time
@@ -26,15 +24,11 @@ from coatcheck.pool.errors import StoreUnavailable
 from coatcheck.pool.state import UserState
 from coatcheck.pool.stores.blob import StateBox
 from coatcheck.pool.stores.wakers import Wakers
+from coatcheck.sqlite_line import SqliteLine
 from coatcheck.sqlite_log import use_write_ahead_log
 
 BUSY_TIMEOUT_S: Final = 10.0
 """For the write lock that another process holds, and for this process's turn at its connection."""
-LINE_PATIENCE_S: Final = 0.25
-"""In line behind other processes. Then a process goes without: whoever stands before it may be stopped."""
-LINE_LOOK_S: Final = 0.003
-HEAD_LOOK_S: Final = 0.0005
-"""The longest pause between two looks: of those in line, and of the one that comes next."""
 FORK_PATIENCE_S: Final = 1.0
 POLL_FIRST_S: Final = 0.002
 POLL_MAX_S: Final = 0.008
@@ -68,7 +62,7 @@ class SqliteTokenStore:
         self._connection: sqlite3.Connection | None = None
         self._writable = False  # the file is there, and the table in it
         self._files: tuple[object, object] | None = None  # the file and its journal, as they were when opened
-        self._line: int | None = None
+        self._line = SqliteLine(self._path)
         self.wakers = Wakers()
         self._looked: dict[tuple[str, int], int | None] = {}  # the connection's data_version when it was not its turn
         _stores.add(self)
@@ -94,9 +88,6 @@ class SqliteTokenStore:
         connection.execute(_SCHEMA)
         connection.execute(_DO_NOT_WAIT)  # for the write lock: that is the line's business
         self._files = self._files_now()
-        if self._line is None:
-            with contextlib.suppress(OSError):
-                self._line = os.open(self._path.with_name(f"{self._path.name}-line"), os.O_CREAT | os.O_RDWR, 0o600)
         self._writable = True
         return connection
 
@@ -125,46 +116,12 @@ class SqliteTokenStore:
         finally:
             self._lock.release()
 
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        """Take the write lock. Whoever has had it goes to the end of the line before it has it again.
-
-        SQLite itself lets everybody try again after longer and longer pauses, so the one who writes now would be the
-        next one, too. The line is a lock on a file of its own, held by the one who comes next; the pauses are of
-        random length, so nobody in line is preferred.
-        """
-        until = time.monotonic() + BUSY_TIMEOUT_S
-        in_line = self._get_in_line()
-        try:
-            while True:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    return
-                except sqlite3.OperationalError as error:
-                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
-                        raise
-                time.sleep(HEAD_LOOK_S * random.random())
-        finally:
-            if in_line and self._line is not None:
-                fcntl.flock(self._line, fcntl.LOCK_UN)
-
-    def _get_in_line(self) -> bool:
-        """Whether we come next. Without a file for it, or after ``LINE_PATIENCE_S``, everybody is for himself."""
-        until = time.monotonic() + LINE_PATIENCE_S
-        while self._line is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._line, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            if time.monotonic() >= until:
-                break
-            time.sleep(LINE_LOOK_S * random.random())
-        return False
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its first moment; rolled back on any error."""
         with self._turn():
             connection = self._connection if self._writable and self._connection else self._create()
-            self._begin(connection)
+            self._line.begin(connection, BUSY_TIMEOUT_S)
             try:
                 yield connection
             except BaseException:
@@ -284,9 +241,7 @@ class SqliteTokenStore:
 
     def _disconnect(self) -> None:
         connection, self._connection, self._writable = self._connection, None, False
-        line, self._line = self._line, None
-        if line is not None:
-            os.close(line)
+        self._line.close()
         self._looked.clear()  # each connection counts for itself
         if connection is not None:
             connection.close()

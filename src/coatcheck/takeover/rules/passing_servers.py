@@ -56,6 +56,7 @@ class PassingServers(PassingState):
         """A link was had."""
         assert self.state is CONNECTING and self.server is not None
         self.state = JOINED
+        self._has_it = False
         self._refusals = 0
         self._server_full = full
         said = self.carried.give(self._addresses.peer, self._addresses.local, looked_at=self._looked_at)
@@ -99,6 +100,7 @@ class PassingServers(PassingState):
         if self.state is not JOINED:
             return
         self._traffic.heard(self.server)
+        self._has_it = True
         try:
             out, said = self.carried.from_server(data)
         except BadRecord:
@@ -174,7 +176,8 @@ class PassingServers(PassingState):
         if not loss.goes_on:
             self._broken_off(loss)
             return
-        self._counts[loss.name.lower()] += 1
+        if self._has_it or loss is not Loss.RESUME:  # else this is still the loss of the one before
+            self._counts[loss.name.lower()] += 1
         self._looked_at = loss is Loss.RESUME
         self._tried = [server]
         self._traffic.retries += 1

@@ -47,9 +47,9 @@ class PassingState(Member):
     """Of one client's connection."""
 
     __slots__ = (
-        "_addresses", "_behind", "_client_full", "_counts", "_ending", "_guest", "_held_back", "_looked_at", "_moving",
-        "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions", "carried",
-        "due_at", "server", "state",
+        "_addresses", "_behind", "_client_full", "_counts", "_ending", "_guest", "_has_it", "_held_back", "_looked_at",
+        "_moving", "_refusals", "_server_full", "_stalled_bytes", "_traffic", "_tried", "_waiting_since", "actions",
+        "carried", "due_at", "server", "state",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,8 @@ class PassingState(Member):
         self._tried: Collection[ServerState] = ()
         self._refusals = 0
         self._looked_at = self._moving = self._ending = False
+        self._has_it = False
+        """Whether the web server has said anything: the kernel takes links for a process that is just ending, too."""
         self._client_full = self._server_full = self._held_back = False
         self._stalled_bytes = 0
         self._behind = b""

@@ -1,0 +1,61 @@
+"""Makes docs/commands.md of the commands themselves: ``make reference``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from coatcheck.cli.examples import EXAMPLES
+
+from .tree import leaves
+
+PAGE: Final = Path(__file__).parents[2] / "docs/commands.md"
+HEAD: Final = """# Commands
+
+Every command, with its flags. This page is made of the commands themselves (`make reference`);
+`coatcheck COMMAND -h` says the same. Settings of `serve` can also stand in a file or the environment:
+[every option](operations.md#every-option).
+
+Completion: `coatcheck completion bash|zsh|fish` prints what a shell reads to complete commands, flags, their values,
+files, and the web servers of a farm.
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    return "\n".join([HEAD, *(line for words, command in leaves() for line in _section(words, command))])
+
+
+def _section(words: str, command: click.Command) -> Iterator[str]:
+    yield f"## {words}\n"
+    yield _paragraphs(inspect.cleandoc(command.help or "")) + "\n"
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    usage = ["coatcheck", words, *(each.make_metavar(click.Context(command)) for each in arguments)]
+    yield f"```\n{' '.join(usage)}\n```\n"
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    if options:
+        yield "| flag | |\n|---|---|"
+        yield from (_row(command, each) for each in options)
+        yield ""
+    yield "```"
+    yield from (f"{line}    # {what}" for line, what in EXAMPLES[words])
+    yield "```\n"
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _row(command: click.Command, option: click.Option) -> str:
+    record = option.get_help_record(click.Context(command))
+    assert record is not None
+    flags, words = (" ".join(part.split()).replace("|", "\\|") for part in record)
+    return f"| `{flags}` | {words} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

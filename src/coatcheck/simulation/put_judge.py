@@ -193,6 +193,7 @@ class PutJudge(LeaseJudge):
     def stored(self, server: WatchedSessionServer, key: bytes, old: Entry | None, new: Entry) -> None:
         """Invariant 4: a stored entry never loses what it covered, except to a reported fork."""
         if self.is_index(key):
+            self.stored_index(new)
             return
         log = self.log(key)
         log.accepted_by.setdefault(new.version, set()).add(server.name)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from coatcheck.errors import CoatcheckError
 from coatcheck.replication.effects import Put
-from coatcheck.replication.entry import KEY_BYTES
+from coatcheck.replication.entry import KEY_BYTES, Entry
+from coatcheck.replication.version import Version
 from coatcheck.sessions.everyone import NOBODY
 from coatcheck.sessions.user_index import decode_index
 from coatcheck.sessions.users import UserClosed
@@ -44,6 +45,10 @@ class UserJudge(Judge):
         self.all_closed_before = 0
         self.told: dict[bytes, float] = {}
         """When the token of each login was told for the first time."""
+        self.index_put: dict[tuple[Version, int], tuple[float, float]] = {}
+        """When a version of an index was first put with this life, and how late it had come until then (ms)."""
+        self.index_late_ms: dict[Version, float] = {}
+        """How long a version of an index was under way, from put to put: its life counts from when it is stored."""
 
     def is_index(self, key: bytes) -> bool:
         return key in INDEX_KEYS
@@ -87,9 +92,17 @@ class UserJudge(Judge):
         longest_ms = self.scenario.absolute_timeout_ms
         last = max([*(one.since for one in index.listed), index.closed_before, 0])
         slack_ms = self.scenario.session_policy().linger_ms + self.skew_range_ms + AGREE_MS
+        late_ms = self.index_late_ms.get(entry.version, 0.0)
+        self.index_put.setdefault((entry.version, entry.expires_in_ms), (self.schedule.now, late_ms))
         ends_ms = EPOCH_MS + self.schedule.now * 1000 + entry.expires_in_ms
-        if last and entry.version.seq and ends_ms > last + longest_ms + slack_ms:
+        if last and entry.version.seq and ends_ms > last + longest_ms + slack_ms + late_ms:
             self.fail("U4", f"the index of {user} outlives all that it lists")
+
+    def stored_index(self, new: Entry) -> None:
+        """A put arrived: who reads it there and puts it elsewhere does not know how late it was."""
+        at, late_ms = self.index_put.get((new.version, new.expires_in_ms), (self.schedule.now, 0.0))
+        late_ms += (self.schedule.now - at) * 1000
+        self.index_late_ms[new.version] = max(late_ms, self.index_late_ms.get(new.version, 0.0))
 
     def told_login(self, log: SessionLog) -> None:
         """U2: whoever is told of a login has no more sessions than are allowed."""

@@ -86,7 +86,7 @@ def test_an_index_stands_where_the_formats_say_and_holds_those_bytes() -> None:
     closed_before, [listed] = msgspec.msgpack.decode(view.body[2:])
     now = farm.now_ms
     ends_at = now + 1 + (1800 + 225 + 5 + 600 + 225) * 1000  # idle, touch, leeway; twice the renewal, and a touch
-    assert (closed_before, listed) == (0, [token.key, now, ends_at, "Mozilla/5.0 (iPhone)", "192.0.2.7", False])
+    assert (closed_before, listed) == (0, [token.key, now, ends_at, "Mozilla/5.0 (iPhone)", "192.0.2.7", False, b""])
 
 
 def test_a_session_without_a_user_touches_no_index_and_a_write_no_more_than_it_did() -> None:
@@ -243,6 +243,52 @@ def test_a_change_of_privilege_does_not_escape_a_close() -> None:
         if one.during_put:  # there are fewer puts than that
             close(two)
         assert alive(two, [token]) == [False], moment
+
+
+@pytest.mark.parametrize("ends_it", ["a close", "a newer login"])
+def test_what_a_failed_login_was_to_replace_stays_listed(ends_it: str) -> None:
+    """Whoever logged in before, and again, and was told nothing of that, is closed and counted as before."""
+    survived = 0
+    for moment in range(9):
+        farm = UserFarm(limit=1)
+        one, two = farm.two_webs()
+        token = log_in(one)
+        session = one.opened(token, login=True)
+        one.during_put = [*[lambda: None] * moment, lambda: cut(farm, True)]  # noqa: B023 - called within this round
+        try:
+            log_in(one, session=session)
+        except SessionUnavailable:
+            cut(farm, False)
+            work(one)
+            if alive(two, [token]) != [True]:
+                continue
+            survived += 1
+            assert keys_of(two) == [token.key], moment
+            close(two) if ends_it == "a close" else log_in(two)
+            assert alive(one, [token]) == [False], moment
+    assert survived >= 2, "no login failed after its session was stored"
+
+
+def cut(farm: UserFarm, silent: bool) -> None:
+    for server in list(farm.servers.values())[1:]:
+        server.silent = silent
+
+
+@pytest.mark.parametrize("at_limit", ["refuse", "close-oldest"])
+def test_what_was_replaced_takes_no_place_and_leaves_the_list(at_limit: str) -> None:
+    farm = UserFarm(limit=2, at_limit=at_limit)
+    web = farm.web()
+    first = log_in(web)
+    for _ in range(5):
+        first = log_in(web, session=web.opened(first, login=True))
+    assert len(farm.index(web).listed) == 2, "it, and what it has replaced"
+    second = log_in(web)
+    assert alive(web, [first, second]) == [True, True]
+    farm.wait(700)
+    assert use(web, first) is not None
+    work(web)
+    assert {one.key for one in farm.index(web).listed} == {first.key, second.key}
+    assert close(web).closed == 2, "what was over before is not counted"
 
 
 def test_who_dies_in_the_middle_of_a_close_leaves_marks_that_others_go_by() -> None:

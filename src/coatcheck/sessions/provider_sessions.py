@@ -15,7 +15,7 @@ from coatcheck.errors import CoatcheckError, SessionClosed
 from coatcheck.events import Event, EventKind, public_id
 from coatcheck.replication.closes import Closed
 from coatcheck.replication.copies import Copies
-from coatcheck.replication.effects import Exclusive, Flow, Together
+from coatcheck.replication.effects import Flow
 from coatcheck.sessions.policy import SessionPolicy
 from coatcheck.sessions.provider import ProviderLogin, ProviderName
 from coatcheck.sessions.record import Record
@@ -86,26 +86,10 @@ class ProviderIndexes:
         return (yield from self._close_keys(keys, index.doomed(), why))
 
     def _close_keys(self, index_keys: Sequence[bytes], keys: Sequence[bytes], why: str) -> Flow[UserClosed]:
-        done: set[bytes] = set()
-        ended = 0  # of those that are listed some were over before, as what a new key has replaced
-        for start in range(0, len(keys), self._users.AT_ONCE):
-            some = keys[start : start + self._users.AT_ONCE]
-            before: list[Record | CoatcheckError | None] = yield from self._users.records_of(some)
-            outcomes: list[Closed | CoatcheckError] = yield Together(tuple(map(self._close, some)))
-            for key, record, how in zip(some, before, outcomes, strict=True):
-                if not isinstance(how, Closed):
-                    continue
-                if record is not None:
-                    self._report(key, f"{why}, {how.holds} of {how.servers}", record)
-                    ended += how.effective
-                if how.effective:
-                    done.add(key)
-        yield from self._users.unlist(index_keys, done)
-        return UserClosed(ended, len(keys) - len(done))
+        def report(key: bytes, how: Closed, record: Record | CoatcheckError) -> None:
+            self._report(key, f"{why}, {how.holds} of {how.servers}", record)
 
-    def _close(self, key: bytes) -> Flow[Closed]:
-        closed: Closed = yield Exclusive(key, self._copies.close(key))
-        return closed
+        return self._users.close_marked(index_keys, keys, report)
 
     def _report(self, key: bytes, detail: str, record: Record | CoatcheckError) -> None:
         user = record.user if isinstance(record, Record) else None

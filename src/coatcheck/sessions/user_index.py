@@ -27,6 +27,8 @@ class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``since``: the session's creation, as its record has it. ``ends_at``: it cannot live longer, unless it is used
     again and listed anew. ``doomed``: somebody has closed it; it stays listed until no server can serve it.
+    ``after``: the session that it replaces, if that is listed, too: its close may have failed, and then nobody was told
+    of this one.
     """
 
     key: bytes
@@ -35,6 +37,7 @@ class Listed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     device: str = ""
     address: str = ""
     doomed: bool = False
+    after: bytes = b""
 
     def __repr__(self) -> str:
         return f"<Listed since {self.since}{', doomed' if self.doomed else ''}>"
@@ -53,6 +56,15 @@ class UserIndex(msgspec.Struct, frozen=True, array_like=True):
     def living(self) -> list[Listed]:
         """Those that nobody has closed, the oldest first."""
         return sorted((one for one in self.listed if not one.doomed), key=lambda one: (one.since, one.key))
+
+    def places(self) -> list[Listed]:
+        """The living ones as a limit counts them, the oldest first: one and what it replaces are one."""
+        replaced = self.replaced()
+        return [one for one in self.living() if one.key not in replaced]
+
+    def replaced(self) -> set[bytes]:
+        """What another living one replaces; usually it is closed."""
+        return {one.after for one in self.living() if one.after}
 
     def doomed(self) -> list[bytes]:
         return [one.key for one in self.listed if one.doomed]

@@ -38,6 +38,8 @@ from coatcheck.sessions.user_index import (
 
 KeysOf = Callable[[str], Sequence[bytes]]
 """The keys under which a user's index may be: by each key of the ring, the primary's first."""
+OnClosed = Callable[[bytes, Closed, "Record | CoatcheckError"], None]
+"""Hears of each session that was open and is closed: its key, how, and what it was if that could be read."""
 
 
 class UserSession(msgspec.Struct, frozen=True):
@@ -137,7 +139,7 @@ class UserIndexes:
             # It is full; some of those that are listed may have ended without a word.
             found = yield from self._ended(user, index.living())
             if not found - ended and self._policy.at_session_limit == "refuse":
-                self._report(EventKind.LOGIN_REFUSED, new.key, f"{len(index.living())} sessions", user)
+                self._report(EventKind.LOGIN_REFUSED, new.key, f"{len(index.places())} sessions", user)
                 raise TooManySessions("the user has as many sessions as are allowed at once")
             ended |= found
             dooms = self._policy.at_session_limit == "close-oldest"
@@ -146,19 +148,28 @@ class UserIndexes:
     def _added(
         self, new: Listed, instead_of: bytes | None, ended: frozenset[bytes], dooms: bool, index: UserIndex
     ) -> UserIndex:
-        """The index with one session more; as it was, if that were too many."""
+        """The index with one session more; as it was, if that were too many.
+
+        What it replaces stays listed, for its close may fail; what that one has replaced is closed: its token was told.
+        """
+        left, before = index.without(ended), None
         if instead_of is not None:
             before = index.find(instead_of)
             if before.doomed if before is not None else new.since <= index.closed_before:
                 raise SessionClosed("all sessions of this user were closed")
-        left = index.without(ended if instead_of is None else {*ended, instead_of})
-        limit, living = self._policy.sessions_per_user, left.living()
-        too_many = len([one for one in living if one.key != new.key]) + 1 - limit
+            if before is not None:
+                left = left.without((before.after,))
+        limit, others = (
+            self._policy.sessions_per_user,
+            [one for one in left.places() if one.key not in (new.key, instead_of)],
+        )
+        too_many = len(others) + 1 - limit
         if limit and too_many > 0:
             if not dooms:
                 return index
-            left = left.dooming([one.key for one in living[:too_many]])
-        return left.with_one(new)
+            ends = {key for one in others[:too_many] for key in (one.key, one.after)}
+            left = left.dooming(ends - {instead_of})
+        return left.with_one(new if before is None else msgspec.structs.replace(new, after=before.key))
 
     # -- a session is used: the index hears of it now and then ---------------------------------------
 
@@ -224,7 +235,9 @@ class UserIndexes:
             return index.with_one(msgspec.structs.replace(new, doomed=new.since <= index.closed_before))
         if known.doomed or known.ends_at >= new.ends_at - self.renew_ms:
             return index
-        return index.with_one(msgspec.structs.replace(known, ends_at=new.ends_at))
+        # It is used, so its browser was told, and what it replaced was closed before.
+        left = index.without((known.after,))
+        return left.with_one(msgspec.structs.replace(known, ends_at=new.ends_at, after=b""))
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -328,13 +341,33 @@ class UserIndexes:
 
     def close_keys(self, user: str, keys: Sequence[bytes], why: str) -> Flow[UserClosed]:
         """Close sessions that are marked in the index of their user, and then list them no more."""
+
+        def report(key: bytes, how: Closed, _: Record | CoatcheckError) -> None:
+            self._report(EventKind.SESSION_CLOSED, key, f"{why}, {how.holds} of {how.servers}", user)
+
+        return self.close_marked(self.keys_of(user), keys, report)
+
+    def close_marked(self, index_keys: Sequence[bytes], keys: Sequence[bytes], report: OnClosed) -> Flow[UserClosed]:
+        """Close sessions that are marked in an index, and then list them no more there.
+
+        Some may be over already, as what another session has replaced: they are neither counted nor reported.
+        """
         done: set[bytes] = set()
+        ended = 0
         for start in range(0, len(keys), self.AT_ONCE):
             some = keys[start : start + self.AT_ONCE]
-            outcomes: list[Closed | CoatcheckError] = yield Together(tuple(self._close(user, key, why) for key in some))
-            done |= {key for key, how in zip(some, outcomes, strict=True) if isinstance(how, Closed) and how.effective}
-        yield from self.unlist(self.keys_of(user), done)
-        return UserClosed(len(done), len(keys) - len(done))
+            before = yield from self.records_of(some)
+            outcomes: list[Closed | CoatcheckError] = yield Together(tuple(map(self._close, some)))
+            for key, record, how in zip(some, before, outcomes, strict=True):
+                if not isinstance(how, Closed):
+                    continue
+                if record is not None:
+                    report(key, how, record)
+                    ended += how.effective
+                if how.effective:
+                    done.add(key)
+        yield from self.unlist(index_keys, done)
+        return UserClosed(ended, len(keys) - len(done))
 
     def unlist(self, keys: Sequence[bytes], closed: Collection[bytes]) -> Flow[None]:
         """List these no more, which no server serves any longer."""
@@ -345,9 +378,8 @@ class UserIndexes:
         except SessionUnavailable:
             """They are closed. The list keeps them, marked, until somebody touches it again, or it ends."""
 
-    def _close(self, user: str, key: bytes, why: str) -> Flow[Closed]:
+    def _close(self, key: bytes) -> Flow[Closed]:
         closed: Closed = yield Exclusive(key, self._copies.close(key))
-        self._report(EventKind.SESSION_CLOSED, key, f"{why}, {closed.holds} of {closed.servers}", user)
         return closed
 
     # -- an index is changed -----------------------------------------------------------------------

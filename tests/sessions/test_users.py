@@ -274,9 +274,9 @@ def cut(farm: UserFarm, silent: bool) -> None:
         server.silent = silent
 
 
-@pytest.mark.parametrize("at_limit", ["refuse", "close-oldest"])
-def test_what_was_replaced_takes_no_place_and_leaves_the_list(at_limit: str) -> None:
-    farm = UserFarm(limit=2, at_limit=at_limit)
+@pytest.mark.parametrize(("limit", "at_limit"), [(2, "refuse"), (2, "close-oldest"), (0, "refuse")])
+def test_what_was_replaced_takes_no_place_and_leaves_the_list(limit: int, at_limit: str) -> None:
+    farm = UserFarm(limit=limit, at_limit=at_limit)
     web = farm.web()
     first = log_in(web)
     for _ in range(5):

@@ -57,15 +57,6 @@ class UserIndex(msgspec.Struct, frozen=True, array_like=True):
         """Those that nobody has closed, the oldest first."""
         return sorted((one for one in self.listed if not one.doomed), key=lambda one: (one.since, one.key))
 
-    def places(self) -> list[Listed]:
-        """The living ones as a limit counts them, the oldest first: one and what it replaces are one."""
-        replaced = self.replaced()
-        return [one for one in self.living() if one.key not in replaced]
-
-    def replaced(self) -> set[bytes]:
-        """What another living one replaces; usually it is closed."""
-        return {one.after for one in self.living() if one.after}
-
     def doomed(self) -> list[bytes]:
         return [one.key for one in self.listed if one.doomed]
 

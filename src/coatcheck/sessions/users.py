@@ -139,7 +139,7 @@ class UserIndexes:
             # It is full; some of those that are listed may have ended without a word.
             found = yield from self._ended(user, index.living())
             if not found - ended and self._policy.at_session_limit == "refuse":
-                self._report(EventKind.LOGIN_REFUSED, new.key, f"{len(index.places())} sessions", user)
+                self._report(EventKind.LOGIN_REFUSED, new.key, f"{len(index.living())} sessions", user)
                 raise TooManySessions("the user has as many sessions as are allowed at once")
             ended |= found
             dooms = self._policy.at_session_limit == "close-oldest"
@@ -159,16 +159,13 @@ class UserIndexes:
                 raise SessionClosed("all sessions of this user were closed")
             if before is not None:
                 left = left.without((before.after,))
-        limit, others = (
-            self._policy.sessions_per_user,
-            [one for one in left.places() if one.key not in (new.key, instead_of)],
-        )
+        limit = self._policy.sessions_per_user
+        others = [one.key for one in left.living() if one.key not in (new.key, instead_of)]
         too_many = len(others) + 1 - limit
         if limit and too_many > 0:
             if not dooms:
                 return index
-            ends = {key for one in others[:too_many] for key in (one.key, one.after)}
-            left = left.dooming(ends - {instead_of})
+            left = left.dooming(others[:too_many])
         return left.with_one(new if before is None else msgspec.structs.replace(new, after=before.key))
 
     # -- a session is used: the index hears of it now and then ---------------------------------------

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from coatcheck.errors import CorruptEntry, SessionClosed, SessionUnavailable, TooManySessions
 from coatcheck.events import EventKind, public_id
 from coatcheck.sessions.mapping import Session
-from coatcheck.sessions.policy import MAX_SESSIONS_OF_USER
+from coatcheck.sessions.policy import MAX_SESSIONS_OF_USER, SessionPolicy
 from coatcheck.sessions.record import decode_record
 from coatcheck.sessions.user_index import UserIndex, decode_index, is_index
 from coatcheck.tokens.keyring import KeyRing
@@ -178,6 +178,23 @@ def test_of_logins_at_two_web_servers_at_once_no_more_live_than_are_allowed(at_l
         work(two)
         assert sum(alive(one, tokens)) == 1, moment
         assert len(sessions_of(two)) == 1, moment
+
+
+@pytest.mark.parametrize("at_limit", ["refuse", "close-oldest"])
+def test_a_login_that_a_fork_has_listed_is_judged_as_any_other(at_limit: str) -> None:
+    """Its first write was refused, but stood on one session server; the other had the login of a rival."""
+    farm = UserFarm(limit=2, at_limit=at_limit)
+    web = farm.web()
+    first, second = log_in(web), log_in(web)
+    users(web)._policy = SessionPolicy(sessions_per_user=1, at_session_limit=at_limit)  # type: ignore[arg-type]
+    of_second = farm.index(web).find(second.key)
+    assert of_second is not None
+    if at_limit == "refuse":
+        with pytest.raises(TooManySessions):
+            web.run(users(web).add("ada", of_second))
+        assert [one.key for one in farm.index(web).listed] == [first.key]
+    else:
+        assert web.run(users(web).add("ada", of_second)) == [first.key]
 
 
 # -- closing ------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class UserIndexes:
     def _added(
         self, new: Listed, instead_of: bytes | None, ended: frozenset[bytes], dooms: bool, index: UserIndex
     ) -> UserIndex:
-        """The index with one session more; as it was, if that were too many.
+        """The index with one session more; without it, if that were too many.
 
         What it replaces stays listed, for its close may fail; what that one has replaced is closed: its token was told.
         """
@@ -163,8 +163,8 @@ class UserIndexes:
         others = [one.key for one in left.living() if one.key not in (new.key, instead_of)]
         too_many = len(others) + 1 - limit
         if limit and too_many > 0:
-            if not dooms:
-                return index
+            if not dooms:  # a write that was refused may have listed it all the same: on one branch of a fork
+                return index.without((new.key,))
             left = left.dooming(others[:too_many])
         return left.with_one(new if before is None else msgspec.structs.replace(new, after=before.key))
 

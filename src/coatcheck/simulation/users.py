@@ -49,6 +49,8 @@ class UserJudge(Judge):
         """When a version of an index was first put with this life, and how late it had come until then (ms)."""
         self.index_late_ms: dict[Version, float] = {}
         """How long a version of an index was under way, from put to put: its life counts from when it is stored."""
+        self.index_written: dict[Version, float] = {}
+        """When a version of an index was put first (Unix ms): who was frozen may list what is over by then."""
 
     def is_index(self, key: bytes) -> bool:
         return key in INDEX_KEYS
@@ -90,12 +92,14 @@ class UserJudge(Judge):
             if user in (NOBODY, log.user) and log.created_ms <= index.closed_before and log.key not in staying:
                 log.willed = True
         longest_ms = self.scenario.absolute_timeout_ms
+        now_ms = EPOCH_MS + self.schedule.now * 1000
         last = max([*(one.since for one in index.listed), index.closed_before, 0])
+        over_ms = max(last + longest_ms, self.index_written.setdefault(entry.version, now_ms))
         slack_ms = self.scenario.session_policy().linger_ms + self.skew_range_ms + AGREE_MS
         late_ms = self.index_late_ms.get(entry.version, 0.0)
         self.index_put.setdefault((entry.version, entry.expires_in_ms), (self.schedule.now, late_ms))
-        ends_ms = EPOCH_MS + self.schedule.now * 1000 + entry.expires_in_ms
-        if last and entry.version.seq and ends_ms > last + longest_ms + slack_ms + late_ms:
+        ends_ms = now_ms + entry.expires_in_ms
+        if last and entry.version.seq and ends_ms > over_ms + slack_ms + late_ms:
             self.fail("U4", f"the index of {user} outlives all that it lists")
 
     def stored_index(self, new: Entry) -> None:

@@ -184,6 +184,8 @@ class Judge:
             self.excuse("promise 2: rollback reported, every holder forgot")
         elif wanted in log.forked_away:
             self.excuse("promise 2: rollback reported, forked away")
+        elif log.reported(EventKind.SESSION_FORKED) and self._is_lapsed(log, wanted):
+            self.excuse("promise 2: rollback reported, and its branch of a fork was ended for the loss of the other")
         elif self.is_expiring(log):
             self.excuse("promise 6: the newest copy has just expired")
         elif self.scenario.rolled_back == "accept" and self._closed_out_of_sight(web, log, replies):
@@ -204,6 +206,11 @@ class Judge:
         since = log.has_since.get((holder, version), 0.0)
         late = offer is not None and since > max(asked_at, offer.until)
         return late and version in log.forked_away and log.forked_away[version] <= asked_at
+
+    def _is_lapsed(self, log: SessionLog, version: Version) -> bool:
+        """Whether a close that nobody willed covers it."""
+        entries = [server.look(log.key) for server in self.servers.values()]
+        return any(entry is not None and entry.provisional and holds(entry.history, version) for entry in entries)
 
     def _closed_out_of_sight(self, web: WatchedWebServer, log: SessionLog, replies: dict[str, Any]) -> bool:
         """Whether somebody closed the session, and no session server that answered this web server had been told."""
@@ -261,6 +268,8 @@ class Judge:
             self.excuse("promise 2: the last activity was rolled back or forked away")
         elif self.is_expiring(log):
             self.excuse("promise 6: in time, clock skew apart")
+        elif log.lapsed_in_time.get(web.name, -1.0) >= web.answered.get(log.key, (0.0, {}))[0]:
+            self.excuse("promise 6: in time when it was ended, but somebody was faster and went on with it")
         elif self.scenario.damage == "clocks" and self.scenario.session_servers == 1 and log.misdated:
             # A web server that starts while the only session server's clock disagrees with its own takes the earlier.
             self.excuse("section 8: two clocks, and no majority")

@@ -121,6 +121,8 @@ class SessionLog:
         """When the first final tombstone ends; it outlives every token and entry that it forbids."""
         self.lapses = 0
         """Provisional tombstones: nobody willed them."""
+        self.lapsed_in_time: dict[str, float] = {}
+        """By web server: when it put a provisional tombstone while the session's own time was over."""
         self.willed = False
         """Whether somebody wanted this session closed: a logout, a login, an operator, a theft."""
         self.on: dict[str, Entry] = {}

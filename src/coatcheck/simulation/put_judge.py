@@ -72,7 +72,7 @@ class PutJudge(LeaseJudge):
             self._check_epoch(web, log, entry.version)
         if entry.closed:
             self._check_tombstone_life(log, entry)
-            self._closing(log, entry, context)
+            self._closing(web, log, entry, context)
             return
         body = self._body(web, effect.key, entry)
         try:
@@ -150,10 +150,12 @@ class PutJudge(LeaseJudge):
         if ends_ms < log.created_ms + scenario.absolute_timeout_ms + lingering_ms:
             self.fail("I2", f"the tombstone {self.trace.version(tombstone.version)} ends before what it forbids")
 
-    def _closing(self, log: SessionLog, entry: Entry, attempt: Attempt | None) -> None:
+    def _closing(self, web: WatchedWebServer, log: SessionLog, entry: Entry, attempt: Attempt | None) -> None:
         """A new tombstone: final only if somebody willed it."""
         if entry.provisional:
             log.lapses += 1
+            if self.is_expiring(log):
+                log.lapsed_in_time[web.name] = self.schedule.now
             return
         log.tombstones += 1
         log.tombstone_until = min(log.tombstone_until, self.schedule.now + entry.expires_in_ms / 1000)

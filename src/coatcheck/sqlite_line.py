@@ -39,7 +39,7 @@ class SqliteLine:
             sqlite3.OperationalError: the file is locked for longer, or cannot be written to.
         """
         until = time.monotonic() + timeout_s
-        is_next = self._get_in()
+        is_next = self._get_in(until)
         try:
             while True:
                 try:
@@ -58,12 +58,12 @@ class SqliteLine:
         if file is not None:
             os.close(file)
 
-    def _get_in(self) -> bool:
+    def _get_in(self, until: float) -> bool:
         """Whether we come next. Without a file for it, or after :data:`PATIENCE_S`, everybody is for himself."""
         if self._file is None:
             with contextlib.suppress(OSError):
                 self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        until = time.monotonic() + PATIENCE_S
+        until = min(until, time.monotonic() + PATIENCE_S)
         while self._file is not None:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

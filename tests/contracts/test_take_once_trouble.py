@@ -20,7 +20,7 @@ from store_backends import PASSWORD, RedisBackend, until
 from take_once_backends import RedisItemBackend, client_of
 from way import Way
 
-from coatcheck import resp
+from coatcheck import resp, sqlite_line
 from coatcheck.stores.address import StoreAddress
 from coatcheck.stores.session_server_url import SessionServerAddress
 from coatcheck.stores.take_once.blocking import CONNECT_LIMIT_S, MAX_IDLE, MAX_UNREAD, BlockingItems
@@ -28,6 +28,7 @@ from coatcheck.stores.take_once.opening import items_at, items_in_a_file
 from coatcheck.stores.take_once.session_server import SessionServerRequests
 from coatcheck.stores.take_once.sqlite import RETRY_S
 from coatcheck.take_once.port import TakeOnceUnavailable
+from file_locks import is_taken
 
 LIFE_MS = 60_000
 PATIENCE_S = 30.0
@@ -108,6 +109,36 @@ def test_a_fork_waits_for_a_call_that_is_under_way(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     said = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
     assert said == "True\n"
+
+
+def test_who_waits_for_the_file_comes_before_the_process_that_has_just_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a busy process would lock the others out for seconds, as one web server did with sessions."""
+    monkeypatch.setattr(sqlite_line, "PATIENCE_S", 60.0)
+    first, second = (items_in_a_file("items", tmp_path / "items.db", 60.0).for_threads() for _ in range(2))
+    assert first.check(60.0)
+    assert second.check(60.0)
+    line = os.open(tmp_path / "items.db-line", os.O_CREAT | os.O_RDWR)
+    order: list[str] = []
+
+    def call(items: Any, name: str) -> None:
+        items._run(lambda connection: order.append(name), 60.0)
+
+    def hold(_: Any) -> threading.Thread:
+        waiting = threading.Thread(target=call, args=(second, "who waited"))
+        waiting.start()
+        eventually(lambda: is_taken(line))
+        return waiting
+
+    for _ in range(10):
+        waiting = first._run(hold, 60.0)
+        call(first, "who had it")
+        waiting.join(60)
+    assert order == ["who waited", "who had it"] * 10
+    os.close(line)
+    first.close()
+    second.close()
 
 
 def test_on_a_loop_a_file_that_was_locked_is_in_reach_again(tmp_path: Path) -> None:

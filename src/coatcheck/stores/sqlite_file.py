@@ -207,7 +207,7 @@ class SqliteFile:
     def _writing(self, connection: sqlite3.Connection) -> Iterator[None]:
         """The same as :func:`writing`, when it is this process's turn."""
         self._line.begin(connection, self._busy_timeout_s)
-        with _done_or_undone(connection):
+        with done_or_undone(connection):
             yield
 
     def _connect(self) -> sqlite3.Connection:
@@ -262,12 +262,12 @@ def _uri(path: Path) -> str:
 def writing(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction that has the write lock from its first moment; rolled back on any error."""
     connection.execute("BEGIN IMMEDIATE")
-    with _done_or_undone(connection):
+    with done_or_undone(connection):
         yield
 
 
 @contextlib.contextmanager
-def _done_or_undone(connection: sqlite3.Connection) -> Iterator[None]:
+def done_or_undone(connection: sqlite3.Connection) -> Iterator[None]:
     """The rest of a transaction that has begun."""
     try:
         yield

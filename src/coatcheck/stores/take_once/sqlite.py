@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from coatcheck.sqlite_line import SqliteLine
 from coatcheck.sqlite_log import use_write_ahead_log
 from coatcheck.stores.fork_pause import PAUSE_PATIENCE_S, pause_at_fork
-from coatcheck.stores.sqlite_file import writing
+from coatcheck.stores.sqlite_file import done_or_undone, writing
 from coatcheck.take_once.port import TakeOnceFull, TakeOnceUnavailable
 from coatcheck.take_once.rule import (
     NEVER_STORED,
@@ -85,8 +86,8 @@ def boot_name(path: Path = BOOT) -> str:
 class SqliteItemsForThreads:
     """See :class:`coatcheck.take_once.port.TakeOnceForThreads`. ``clock`` answers Unix seconds, alike in all processes.
 
-    The threads of a process take turns at its one connection. A call waits for them, and then for other processes'
-    locks, each within its limit.
+    The threads of a process take turns at its one connection. A call waits for them, and then in line with other
+    processes, within its limit.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class SqliteItemsForThreads:
         self._boot = boot
         self._turn = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._waits = -1
+        self._line = SqliteLine(self._path)
         self._refused = 0
         self._swept_to = 0
         pause_at_fork(self)
@@ -157,8 +158,8 @@ class SqliteItemsForThreads:
             if self._connection is None:
                 self._connection = self._connect(max(until - time.monotonic(), 0.0))
             connection = self._connection
-            self._let_wait(connection, until - time.monotonic())
-            with writing(connection):
+            self._line.begin(connection, until - time.monotonic())
+            with done_or_undone(connection):
                 return work(connection)
         except (sqlite3.Error, OSError) as broken:
             if not _is_lock(broken):
@@ -167,14 +168,8 @@ class SqliteItemsForThreads:
         finally:
             self._turn.release()
 
-    def _let_wait(self, connection: sqlite3.Connection, limit_s: float) -> None:
-        """What is left of a call's time for other processes' locks, to a hundredth of a second."""
-        hundredths = max(int(limit_s * 100 + 0.5), 0)
-        if hundredths != self._waits:
-            connection.execute(f"PRAGMA busy_timeout = {hundredths * 10}")
-            self._waits = hundredths
-
     def _disconnect(self) -> None:
+        self._line.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -187,10 +182,10 @@ class SqliteItemsForThreads:
         )
         try:
             self._prepare(connection, limit_s)
+            connection.execute("PRAGMA busy_timeout = 0")  # who writes stands in line instead
         except BaseException:
             connection.close()
             raise
-        self._waits = -1
         return connection
 
     def _prepare(self, connection: sqlite3.Connection, limit_s: float) -> None:

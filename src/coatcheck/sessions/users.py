@@ -354,15 +354,12 @@ class UserIndexes:
         for start in range(0, len(keys), self.AT_ONCE):
             some = keys[start : start + self.AT_ONCE]
             before = yield from self.records_of(some)
-            outcomes: list[Closed | CoatcheckError] = yield Together(tuple(map(self._close, some)))
+            closes = tuple(self._close(key, record, report) for key, record in zip(some, before, strict=True))
+            outcomes: list[Closed | CoatcheckError] = yield Together(closes)
             for key, record, how in zip(some, before, outcomes, strict=True):
-                if not isinstance(how, Closed):
-                    continue
-                if record is not None:
-                    report(key, how, record)
-                    ended += how.effective
-                if how.effective:
+                if isinstance(how, Closed) and how.effective:
                     done.add(key)
+                    ended += record is not None
         yield from self.unlist(index_keys, done)
         return UserClosed(ended, len(keys) - len(done))
 
@@ -375,8 +372,10 @@ class UserIndexes:
         except SessionUnavailable:
             """They are closed. The list keeps them, marked, until somebody touches it again, or it ends."""
 
-    def _close(self, key: bytes) -> Flow[Closed]:
+    def _close(self, key: bytes, record: Record | CoatcheckError | None, report: OnClosed) -> Flow[Closed]:
         closed: Closed = yield Exclusive(key, self._copies.close(key))
+        if record is not None:
+            report(key, closed, record)
         return closed
 
     # -- an index is changed -----------------------------------------------------------------------

@@ -10,6 +10,7 @@ from coatcheck.errors import SessionClosed, SessionUnavailable, UnavailableReaso
 from coatcheck.events import EventKind
 from coatcheck.replication.cache import Copy
 from coatcheck.replication.effects import Exclusive, Flow
+from coatcheck.replication.farm_clock import TOLERANCE_MS
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.record import KNOWN_MS, Record
 from coatcheck.sessions.saving import Saving
@@ -93,8 +94,9 @@ class Handing(Saving):
         if record.chain != NO_CHAIN:
             chain = joined(record.chain, session_id, now, self.policy.grace_ms, self.policy.rotate_after_ms)
         elif has_room(record):
-            # Here may have been a chain that was revoked: an honest browser may still have a token of that.
-            chain = Chain(ChainLink(session_id, now), forgotten_at=now)
+            # Here may have been a chain that was revoked: an honest browser may still have a token of that, minted by a
+            # web server whose clock is ahead of ours.
+            chain = Chain(ChainLink(session_id, now), forgotten_at=now + TOLERANCE_MS)
         else:
             raise SessionClosed("the session is used at as many sites as a record has room for")
         active = msgspec.structs.replace(

@@ -43,7 +43,7 @@ def kill_at_random(farm: Farm, crowd: LiveCrowd, kills: int, draw: random.Random
         ready = [name for name in names if farm.state(name) == "ready" and farm.pid(name) != killed.get(name)]
         if len(ready) > 1:
             director = farm.status()["director"][0]
-            healthy = {row["name"] for row in director.get("details", {}).get("servers", ()) if row["healthy"]}
+            healthy = {row["name"] for row in (director.get("details") or {}).get("servers", ()) if row["healthy"]}
             ready = [name for name in ready if name in healthy]
         return ready if len(ready) > 1 else []
 

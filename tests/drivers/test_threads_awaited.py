@@ -73,10 +73,17 @@ def gate(sessions: ThreadedSessions, monkeypatch: pytest.MonkeyPatch) -> threadi
     return opened
 
 
+async def until_asking(sessions: ThreadedSessions, count: int) -> None:
+    """Until so many wait for an answer."""
+    async with asyncio.timeout(60):
+        while (background := sessions._background) is None or len(background._calls) < count:
+            await asyncio.sleep(0.005)
+
+
 def test_a_loop_goes_on_while_it_waits(sessions: ThreadedSessions, gate: threading.Event) -> None:
     async def story() -> None:
         asking = asyncio.ensure_future(sessions.afind_by_token(b"x"))
-        await asyncio.sleep(0.05)
+        await until_asking(sessions, 1)
         assert not asking.done()
         gate.set()
         assert await asking is None
@@ -88,7 +95,7 @@ def test_a_loop_goes_on_while_it_waits(sessions: ThreadedSessions, gate: threadi
 def test_a_stop_refuses_who_waits(sessions: ThreadedSessions) -> None:
     async def story() -> None:
         asking = asyncio.ensure_future(sessions.afind_by_token(b"x"))
-        await asyncio.sleep(0.05)
+        await until_asking(sessions, 1)
         await asyncio.to_thread(sessions.close)
         with pytest.raises(SessionUnavailable, match="stopping"):
             await asking
@@ -112,7 +119,7 @@ def test_so_many_wait_at_once_and_no_more(
     async def story() -> None:
         monkeypatch.setattr(background_thread, "MAX_WAITING", 2)
         asking = [asyncio.ensure_future(sessions.afind_by_token(b"x")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until_asking(sessions, 2)
         with pytest.raises(SessionUnavailable):
             await sessions.afind_by_token(b"x")
         gate.set()
@@ -125,7 +132,7 @@ def test_so_many_wait_at_once_and_no_more(
 def test_who_goes_away_leaves_nothing_running(sessions: ThreadedSessions) -> None:
     async def story() -> None:
         asking = asyncio.ensure_future(sessions.afind_by_token(b"x"))
-        await asyncio.sleep(0.05)
+        await until_asking(sessions, 1)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking

@@ -39,8 +39,8 @@ def kill_at_random(farm: Farm, crowd: LiveCrowd, kills: int, draw: random.Random
     seen: list[list[int]] = []
 
     def several() -> list[str]:
-        names = (f"web-{n}" for n in range(1, WEB_SERVERS + 1))
-        ready = [name for name in names if farm.state(name) == "ready" and farm.pid(name) != killed.get(name)]
+        rows = [row for row in farm.note()["processes"] if row["name"].startswith("web-")]
+        ready = [row["name"] for row in rows if row["state"] == "ready" and row["pid"] != killed.get(row["name"])]
         if len(ready) > 1:
             director = farm.status()["director"][0]
             healthy = {row["name"] for row in (director.get("details") or {}).get("servers", ()) if row["healthy"]}

@@ -128,7 +128,9 @@ class Browser(Process):
         if not (response.clear_login or response.set_login is not None) or attempt.kind == "login":
             return
         if attempt.sent_at < self._login_set_at:
-            if attempt.cookies.login is None:
+            if attempt.cookies.login is None and attempt.kind == "travel" and response.set_login is not None:
+                self._ledger.excuse("section 12: of an arrival and a login in another tab, what is answered last stays")
+            elif attempt.cookies.login is None:
                 self._ledger.fail("I5", f"a login was undone by the late answer of #{attempt.number}")
             elif response.clear_login:
                 self._ledger.excuse("cookies: a logout overtaken by the next login")

@@ -32,6 +32,21 @@ async def orphan(request):
 app = Starlette(routes=[Route("/", orphan)])
 """
 
+LATE = """
+import os, sys, time
+if "coatcheck.farm.processes.fork_server" in sys.orig_argv and not os.path.exists({mark!r}):
+    open({mark!r}, "w").close()
+    fork = os.fork
+
+    def late():
+        child = fork()
+        if child:
+            time.sleep(8)
+        return child
+
+    os.fork = late
+"""
+
 
 def shown(pid: int) -> str:
     """What ``ps`` shows of a process."""
@@ -106,6 +121,24 @@ def test_it_has_the_time_to_start_that_each_process_has(farm: Callable[..., Farm
     running = farm("--web", "1", PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCE}")
     assert len(fork_servers(running)) == 1
     assert "fork server failed" not in running.log
+
+
+def test_one_that_is_forked_too_late_takes_nobodys_place(farm: Callable[..., Farm], tmp_path: Path) -> None:
+    """Both would read the control channel of one process, on a machine that is slow enough."""
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(mark=str(tmp_path / "late")))
+    running = farm("--web", "1", PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCE}")
+    assert "the fork server failed (no answer): session-" in running.log
+    names = [shown(int(entry.name)) for entry in Path("/proc").iterdir() if is_of(running, entry)]
+    assert sum("process session-server" in name for name in names) == 2, names
+    assert httpx.get(running.base, timeout=60).status_code < 500
+
+
+def is_of(running: Farm, entry: Path) -> bool:
+    """Whether what stands in /proc is a process that works in the farm's folder."""
+    try:
+        return entry.name.isdecimal() and (entry / "cwd").readlink() == running.directory.resolve()
+    except OSError:
+        return False
 
 
 def test_the_orphans_of_an_app_are_not_the_supervisors(farm: Callable[..., Farm], tmp_path: Path) -> None:

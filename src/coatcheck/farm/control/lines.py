@@ -16,6 +16,8 @@ MAX_LINE_BYTES: Final = 16 << 20
 """A session's 1 MiB of data may be six times as long in JSON."""
 FORK_SERVER_READY: Final = b"ready"
 """What the fork server says when it has imported everything; after that, the process IDs of what it forked."""
+FORK_WORD: Final = b"begin"
+"""What the supervisor says to a process that was forked, before that one touches its control channel."""
 
 Message = dict[str, Any]
 

@@ -17,13 +17,13 @@ import socket
 import sys
 from typing import Final
 
-from coatcheck.farm.control.lines import FORK_SERVER_READY
+from coatcheck.farm.control.lines import FORK_SERVER_READY, FORK_WORD
 from coatcheck.farm.processes.parent import die_with_parent
 from coatcheck.farm.processes.process import MODULES, run_process
 
 MAX_TITLE_BYTES: Final = 4096
-MAX_DESCRIPTORS: Final = 3
-"""The control channel, the pipe for the output, and a director's listening socket."""
+MAX_DESCRIPTORS: Final = 4
+"""The control channel, the pipes for the output and for the word to begin, and a director's listening socket."""
 
 
 def main(argv: list[str]) -> int:
@@ -46,8 +46,9 @@ def main(argv: list[str]) -> int:
         new = _fork()
         if new is None:
             requests.close()
-            _take_over(title.decode(), descriptors[1])
-            return run_process(descriptors[0], descriptors[2:])
+            control, output, word, *listeners = descriptors
+            _take_over(title.decode(), output)
+            return run_process(control, listeners) if _may_begin(word) else 0
         for descriptor in descriptors:
             os.close(descriptor)
         requests.send(b"%d" % new)
@@ -81,6 +82,12 @@ def _take_over(title: str, output: int) -> None:
     sys.argv = title.split(" ")
     if (module := sys.modules.get("setproctitle")) is not None:
         module.setproctitle(title)
+
+
+def _may_begin(word: int) -> bool:
+    """Wait for the supervisor's word; without it, another process was started in the place of this one."""
+    with io.FileIO(word) as pipe:
+        return pipe.read(len(FORK_WORD)) == FORK_WORD
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-from coatcheck.farm.control.lines import FORK_SERVER_READY
+from coatcheck.farm.control.lines import FORK_SERVER_READY, FORK_WORD
 from coatcheck.farm.plan.roles import DirectorRole, Role
 
 FORK_TIMEOUT_S: Final = 5.0
@@ -145,7 +145,7 @@ class ForkServer:
                 except (OSError, TimeoutError) as error:
                     self._failures += 1
                     await self._give_up()
-                    self._say(f"the fork server failed ({error or 'no answer'}): {role.name} is started without it")
+                    self._say(f"the fork server failed ({str(error) or 'no answer'}): {role.name} is started without it")
                 except BaseException:
                     # Its answer, when it comes, would be taken for the answer to another request.
                     await self._give_up()
@@ -165,23 +165,29 @@ class ForkServer:
                 self._requests = await self._start()
         requests, title = self._requests, " ".join(_arguments(role)).encode()
         reading, writing = os.pipe()
+        word, our_word = os.pipe()
         output = io.FileIO(reading)
         try:
             # Only for this moment: the orphans that an app leaves are the system's to collect.
             _adopt_orphans(True)
             try:
-                socket.send_fds(requests, [title], [control.fileno(), writing, *_inherited(role)])
+                socket.send_fds(requests, [title], [control.fileno(), writing, word, *_inherited(role)])
                 async with asyncio.timeout(FORK_TIMEOUT_S):
                     answer = await asyncio.get_running_loop().sock_recv(requests, _PID_BYTES)
             finally:
                 _adopt_orphans(False)
                 os.close(writing)
+                os.close(word)
             if not answer:
                 raise ConnectionResetError("it ended")
-            return await _adopted(int(answer), output)
+            forked = await _adopted(int(answer), output)
+            os.write(our_word, FORK_WORD)
         except BaseException:
             output.close()
             raise
+        finally:
+            os.close(our_word)  # one that is forked too late ends by this: another has its control channel by then
+        return forked
 
     async def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

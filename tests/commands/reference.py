@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from coatcheck.cli.examples import EXAMPLES
+from coatcheck.simulation.command import parser as simulate_parser
 
 from .tree import leaves
 
@@ -38,9 +39,10 @@ def _section(words: str, command: click.Command) -> Iterator[str]:
     usage = ["coatcheck", words, *(each.make_metavar(click.Context(command)) for each in arguments)]
     yield f"```\n{' '.join(usage)}\n```\n"
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
-    if options:
+    rows = [_row(command, each) for each in options] if words != "simulate" else list(_simulate_rows())
+    if rows:
         yield "| flag | |\n|---|---|"
-        yield from (_row(command, each) for each in options)
+        yield from rows
         yield ""
     yield "```"
     yield from (f"{line}    # {what}" for line, what in EXAMPLES[words])
@@ -57,6 +59,16 @@ def _row(command: click.Command, option: click.Option) -> str:
     assert record is not None
     flags, words = (" ".join(part.split()).replace("|", "\\|") for part in record)
     return f"| `{flags}` | {words} |"
+
+
+def _simulate_rows() -> Iterator[str]:
+    """Its arguments are read by argparse."""
+    for action in simulate_parser()._actions:
+        flags = ", ".join(reversed(action.option_strings))
+        value = action.metavar or "|".join(action.choices or ())
+        told = [f"{flags} {value}".strip(), action.help or ""]
+        shown, words = (each.replace("|", "\\|") for each in told)
+        yield f"| `{shown}` | {words} |"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from coatcheck.cli.commands import coatcheck
 
 from .farm_process import Command, Farm, eventually
 
@@ -36,11 +41,24 @@ def test_serve_opens_its_page_once_it_serves(farm: Callable[..., Farm], seen: Pa
     eventually(lambda: seen.read_text() == f"200 {running.base}\n", "what it saw")
 
 
-def test_nobody_is_asked_without_it(farm: Callable[..., Farm], seen: Path) -> None:
-    running = farm()
-    assert running.status()["state"] == "running"
-    assert running.stop() == 0
-    assert not seen.exists()
+@pytest.mark.parametrize(
+    ("words", "asked"), [(["serve", "counter:app"], []), (["serve", "counter:app", "--open"], ["it"])]
+)
+def test_nobody_is_asked_without_it(words: list[str], asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a browser would be asked later cannot be waited for: so what the farm is told to do is looked at."""
+    told: list[str] = []
+
+    def run_farm(*_: Any, when_ready: Any = None, **__: Any) -> int:
+        if when_ready is not None:
+            when_ready("http://127.0.0.1:1", print)
+        return 0
+
+    monkeypatch.setattr("coatcheck.farm.serve.run_farm", run_farm)
+    monkeypatch.setattr("coatcheck.cli.serve_commands.open_in_browser", lambda *_: told.append("it"))
+    for name in [name for name in os.environ if name.startswith("COATCHECK_")]:
+        monkeypatch.delenv(name)
+    assert CliRunner().invoke(coatcheck, words).exit_code == 0
+    assert told == asked
 
 
 def test_a_browser_that_cannot_be_opened_is_a_line_in_the_log(

@@ -20,7 +20,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -n")
 INSTALL := $(SUDO) env RUNLEVEL=1 apt-get install -q -y
 installed = { $(INSTALL) $(1) || { $(SUDO) apt-get update -q && $(INSTALL) $(1); }; } >/dev/null 2>&1
 
-.PHONY: demo test bench simulate mutants network-test oldest reference lint setup
+.PHONY: demo test bench docs simulate mutants network-test oldest reference wrap lint setup
 
 ## Start a farm with the demo shop; Ctrl-C stops it.
 demo: $(READY)
@@ -52,6 +52,16 @@ lint: $(READY)
 ## docs/commands.md anew, of the commands themselves.
 reference: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m commands.reference
+
+## The documentation as a site, with search, in build/docs. What links to nothing fails.
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html -c docs/site -d build/doctrees . build/docs
+	@echo "open build/docs/index.html"
+
+## Breaks the lines of prose in the documentation at 120 characters; what is read stays the same.
+wrap: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m wrapping
 
 ## benchmarks/RESULTS.md anew.
 bench: $(READY) $(REDIS) $(POSTGRESQL) $(PROXIES) $(PEERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import click
 
 from coatcheck.cli.examples import EXAMPLES
+from coatcheck.simulation.command import parser as simulate_parser
 
 from .tree import leaves
 
@@ -37,9 +39,10 @@ def _section(words: str, command: click.Command) -> Iterator[str]:
     usage = ["coatcheck", words, *(each.make_metavar(click.Context(command)) for each in arguments)]
     yield f"```\n{' '.join(usage)}\n```\n"
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
-    if options:
+    rows = [_row(command, each) for each in options] if words != "simulate" else list(_simulate_rows())
+    if rows:
         yield "| flag | |\n|---|---|"
-        yield from (_row(command, each) for each in options)
+        yield from rows
         yield ""
     yield "```"
     yield from (f"{line}    # {what}" for line, what in EXAMPLES[words])
@@ -47,7 +50,8 @@ def _section(words: str, command: click.Command) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> str:
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    parts = (" ".join(part.split()) for part in text.split("\n\n"))
+    return "\n\n".join(textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False) for part in parts)
 
 
 def _row(command: click.Command, option: click.Option) -> str:
@@ -55,6 +59,16 @@ def _row(command: click.Command, option: click.Option) -> str:
     assert record is not None
     flags, words = (" ".join(part.split()).replace("|", "\\|") for part in record)
     return f"| `{flags}` | {words} |"
+
+
+def _simulate_rows() -> Iterator[str]:
+    """Its arguments are read by argparse."""
+    for action in simulate_parser()._actions:
+        flags = ", ".join(reversed(action.option_strings))
+        value = action.metavar or "|".join(action.choices or ())
+        told = [f"{flags} {value}".strip(), action.help or ""]
+        shown, words = (each.replace("|", "\\|") for each in told)
+        yield f"| `{shown}` | {words} |"
 
 
 if __name__ == "__main__":

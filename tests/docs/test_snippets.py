@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 CONSOLE = re.compile(r"```(?:console)?\n(.*?)```", re.S)
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 WITH_TESTS_OF_THEIR_OWN = (
@@ -79,7 +79,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target, anchor in LINK.findall(page.read_text()):
         if target.startswith(("http:", "https:", "mailto:")):
             continue
-        found = (page.parent / target).resolve()
+        found = (page.parent / target).resolve() if target else page
         assert found.exists(), f"{page.name}: {target} does not exist"
         if anchor:
             heads = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings(found)}

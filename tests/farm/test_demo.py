@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from coatcheck.demo.shopper import Shopper, Tally
-from coatcheck.demo.tour import TourStep, report
+from coatcheck.demo.tour import TourReport, TourStep, report
 from coatcheck.farm.plan.roles import Address
 from ports import free_port
 
@@ -77,7 +77,7 @@ def test_the_report_says_what_was_lost() -> None:
         TourStep(1, "all is well", tally=Tally(100, 0, 0.004), intact=10),
         TourStep(2, "a server dies", "web-1 (pid 7)", Tally(90, 2, 1.5), 9, ["shopper-3: hat-1: 2 instead of 3"]),
     ]
-    text = report(steps, shoppers=10, seconds=12.4)
+    text = report(TourReport(shoppers=10, seconds=12.4, steps=steps, well=False))
     assert "1 of 10 carts were damaged, 2 requests failed (12 s)" in text
     assert "web-1 (pid 7)" in text
     assert "shopper-3: hat-1: 2 instead of 3" in text

@@ -118,7 +118,7 @@ def test_operators_list_and_close_the_sessions_of_a_user_and_read_who_did_what(s
             for wrong in (("--user", "a", "--all"), (), ("abc", "--all")):
                 refused = running.run("sessions", "close", *wrong)
                 assert refused.returncode == 2
-                assert "name one session by its ID, or give --user NAME, or --all" in refused.stderr
+                assert "name one session by its ID, or give --user USER, or --all" in refused.stderr
         told = running.run("audit").stdout.splitlines()
         times = [line.split()[0] for line in told]
         assert times == sorted(times), "of all web servers in the order of time"

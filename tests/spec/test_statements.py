@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 PAGES = TESTS.parents[1] / "docs" / "spec"
-STATEMENT = re.compile(r"^\*\*([A-Z]\d+)\*\* (.+)$", re.M)
+STATEMENT = re.compile(r"^\*\*([A-Z]\d+)\*\* (.+(?:\n(?!\*\*[A-Z]\d+\*\* ).+)*)", re.M)
 WORDS = re.compile(r"\b(MUST NOT|MUST|SHOULD|MAY)\b")
 
 

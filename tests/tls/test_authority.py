@@ -33,9 +33,9 @@ def openssl(folder: Path, *words: str) -> str:
 
 
 def test_openssl_takes_what_was_issued_until_it_is_revoked(tmp_path: Path) -> None:
-    run(tmp_path, "init", "--farm", "shop")
+    run(tmp_path, "init", "--name", "shop")
     run(tmp_path, "issue", "web-1", "--address", "10.0.0.1")
-    run(tmp_path, "issue", "web-2", "--days", "30")
+    run(tmp_path, "issue", "web-2", "--lifetime", "30d")
     strict = ("verify", "-x509_strict", "-crl_check", "-CAfile", "certs/authority.pem", "-CRLfile", "certs/revoked.pem")
     for name in ("web-1", "web-2"):
         assert f"certs/{name}.pem: OK" in openssl(tmp_path, *strict, f"certs/{name}.pem")
@@ -89,8 +89,8 @@ def test_servers_give_each_other_their_sessions_by_it(tmp_path: Path, certificat
     ("words", "said"),
     [
         (["issue", "web-1"], "begin with: coatcheck certs init"),
-        (["init", "--days", "0"], "days"),
-        (["init", "--farm", "a b"], "farm"),
+        (["init", "--lifetime", "0"], "days"),
+        (["init", "--name", "a b"], "farm"),
         (["revoke", "web-1"], "begin with"),
         (["ls"], "begin with"),
     ],

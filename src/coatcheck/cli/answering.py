@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def listen_option(default: str) -> Callable[[Any], Any]:
+    """Where a service listens."""
+    return click.option(
+        "--listen", default=default, show_default=True, metavar="HOST:PORT", help="The address to serve at."
+    )
 
 
 def fail(error: Exception, code: int = 1) -> NoReturn:

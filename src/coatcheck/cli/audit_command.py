@@ -19,7 +19,7 @@ POLL_S = 0.2
 @RUN_DIR
 @click.option("--audit-dir", default=None, metavar="DIR", help="Where the farm keeps its audit log, if elsewhere.")
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
-@click.option("--user", default=None, metavar="NAME", help="What concerns this user alone.")
+@click.option("--user", default=None, metavar="USER", help="What concerns this user alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as they are stored, a line of JSON each.")
 def audit(run_dir: str | None, audit_dir: str | None, follow: bool, user: str | None, as_json: bool) -> None:
     """Show the audit log: who began, took and ended which session, from where and when."""

@@ -7,27 +7,30 @@ from pathlib import Path
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.meant import CommandGroup
+from coatcheck.cli.running_farm import seconds_of
 from coatcheck.cli.tables import text_table
 from coatcheck.errors import ConfigError
 
+DAY_S = 86_400.0
 DIR = click.option("--dir", "folder", default="certs", metavar="DIR", help="Where it is.  [default: certs]")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def certs() -> None:
     """The farm's certificate authority: make it, issue, revoke, list."""
 
 
 @certs.command("init")
 @DIR
-@click.option("--farm", default="farm", metavar="NAME", help="Whose authority it is.  [default: farm]")
-@click.option("--days", type=int, default=None, help="How long it lives.  [default: 3650]")
-def certs_init(folder: str, farm: str, days: int | None) -> None:
+@click.option("--name", default="farm", metavar="TEXT", help="The farm's name.  [default: farm]")
+@click.option("--lifetime", default=None, metavar="TIME", help="How long it lives, in whole days.  [default: 3650d]")
+def certs_init(folder: str, name: str, lifetime: str | None) -> None:
     """Make an authority in a new folder. Its key stays there: no server needs it."""
     from coatcheck.tls.authority import AUTHORITY_DAYS, Authority
 
     try:
-        Authority.make(Path(folder), farm, AUTHORITY_DAYS if days is None else days)
+        Authority.make(Path(folder), name, _days(lifetime, AUTHORITY_DAYS))
     except ConfigError as error:
         fail(error, 2)
     click.echo(f"{folder}/authority.pem: for every server; keep {folder}/authority.key to yourself")
@@ -38,22 +41,24 @@ def certs_init(folder: str, farm: str, days: int | None) -> None:
 @click.argument("server")
 @DIR
 @click.option("--address", "addresses", multiple=True, metavar="IP", help="An address that it covers, too.")
-@click.option("--days", type=int, default=None, help="How long it lives.  [default: 365]")
-def certs_issue(server: str, folder: str, addresses: tuple[str, ...], days: int | None) -> None:
+@click.option("--lifetime", default=None, metavar="TIME", help="How long it lives, in whole days.  [default: 365d]")
+@JSON
+def certs_issue(server: str, folder: str, addresses: tuple[str, ...], lifetime: str | None, as_json: bool) -> None:
     """Make a certificate and a key for SERVER, in one file."""
     from coatcheck.tls.authority import SERVER_DAYS, Authority
 
     try:
-        path = Authority(Path(folder)).issue(server, addresses, SERVER_DAYS if days is None else days)
+        path = Authority(Path(folder)).issue(server, addresses, _days(lifetime, SERVER_DAYS))
     except ConfigError as error:
         fail(error, 2)
-    click.echo(f"{path}: for {server} alone")
+    click.echo(json_text({"server": server, "file": str(path)}) if as_json else f"{path}: for {server} alone")
 
 
 @certs.command("revoke")
 @click.argument("server")
 @DIR
-def certs_revoke(server: str, folder: str) -> None:
+@JSON
+def certs_revoke(server: str, folder: str, as_json: bool) -> None:
     """Take back all certificates of SERVER; bring revoked.pem to every server."""
     from coatcheck.tls.authority import Authority
 
@@ -61,7 +66,8 @@ def certs_revoke(server: str, folder: str) -> None:
         count = Authority(Path(folder)).revoke(server)
     except ConfigError as error:
         fail(error, 2)
-    click.echo(f"{count} revoked; bring {folder}/revoked.pem to every server, which reads it when it changes")
+    words = f"{count} revoked; bring {folder}/revoked.pem to every server, which reads it when it changes"
+    click.echo(json_text({"revoked": count, "file": f"{folder}/revoked.pem"}) if as_json else words)
 
 
 @certs.command("ls")
@@ -80,3 +86,13 @@ def certs_ls(folder: str, as_json: bool) -> None:
         return
     rows = [[one.name, one.serial[:16], one.until[:10], "revoked" if one.revoked else ""] for one in issued]
     click.echo(text_table(["server", "serial", "until", ""], rows))
+
+
+def _days(lifetime: str | None, default: int) -> int:
+    """Whole days; how many may be is for the authority to say."""
+    if lifetime is None:
+        return default
+    days = seconds_of("--lifetime", lifetime) / DAY_S
+    if not days.is_integer():
+        raise ConfigError(f"--lifetime: whole days, such as 365d (got {lifetime!r})")
+    return int(days)

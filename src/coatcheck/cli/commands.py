@@ -11,6 +11,8 @@ import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
 from coatcheck.cli.furnishing import furnish
+from coatcheck.cli.meant import CommandGroup
+from coatcheck.cli.opening import OPEN, open_in_browser
 from coatcheck.cli.running_farm import RUN_DIR, ask, complete_server, seconds_of
 from coatcheck.errors import ConfigError
 
@@ -32,7 +34,7 @@ _MODULES: Final = {
 """Commands of other modules, each of which is imported when it is asked for."""
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     """Those of this module, and those of :data:`_MODULES`."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -61,14 +63,30 @@ def coatcheck() -> None:
 
 @coatcheck.command()
 @click.option("--tour", is_flag=True, help="Tell the story without hands, and exit 0 only if nothing was lost.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--shoppers", type=click.IntRange(1, 500), default=40, show_default=True, help="For --tour.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="N",
+    help="The port of the shop, or the next free one.",
+)
+@click.option("--shoppers", type=click.IntRange(1, 500), default=40, show_default=True, metavar="N", help="For --tour.")
+@OPEN
+@JSON
 @click.option("--run-dir", default=None, metavar="DIR", help="By default a directory of its own, removed at the end.")
-def demo(tour: bool, port: int, shoppers: int, run_dir: str | None) -> None:
-    """Start a farm with the demo shop: three web servers, two session servers."""
+def demo(tour: bool, port: int, shoppers: int, open_page: bool, as_json: bool, run_dir: str | None) -> None:
+    """Start a farm with the demo shop: three web servers, two session servers.
+
+    What the tour found is a table, or JSON.
+    """
     from coatcheck.demo import run_demo
 
-    raise SystemExit(run_demo(port=port, run_dir=run_dir, tour_of=shoppers if tour else None))
+    if as_json and not tour:
+        fail(ConfigError("--json is for what --tour finds"), 2)
+    shown = (lambda report: json_text(report) + "\n") if as_json else None
+    when_ready = open_in_browser if open_page else None
+    raise SystemExit(run_demo(port, run_dir, shoppers if tour else None, when_ready, shown))
 
 
 @coatcheck.command()
@@ -95,25 +113,26 @@ def status(run_dir: str | None, as_json: bool, watch: bool) -> None:
 @coatcheck.command()
 @click.argument("server", shell_complete=complete_server)
 @RUN_DIR
-@click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="How long to wait for open requests.")
-def drain(server: str, run_dir: str | None, timeout_s: str | None) -> None:
+@click.option("--timeout", "timeout_s", default=None, metavar="TIME", help="For open requests.")
+@JSON
+def drain(server: str, run_dir: str | None, timeout_s: str | None, as_json: bool) -> None:
     """Take a web server out: no new requests, the open ones are finished, then it stops."""
     wait_s = seconds_of("--timeout", timeout_s) if timeout_s is not None else None
     # The farm keeps the time; our own limit is only for a farm that hangs.
     message = {"op": "drain", "server": server, "timeout_s": wait_s}
     answer = ask(run_dir, message, timeout_s=(86_400 if wait_s is None else wait_s) + 60, show_progress=True)
-    click.echo(f"{answer['drained']} is drained and stopped ({answer['seconds']:g} s)")
+    words = f"{answer['drained']} is drained and stopped ({answer['seconds']:g} s)"
+    click.echo(json_text({"drained": answer["drained"], "seconds": answer["seconds"]}) if as_json else words)
 
 
 @coatcheck.command()
 @click.argument("server", shell_complete=complete_server)
 @RUN_DIR
-def admit(server: str, run_dir: str | None) -> None:
+@JSON
+def admit(server: str, run_dir: str | None, as_json: bool) -> None:
     """Put a drained web server back to work."""
-    click.echo(f"{ask(run_dir, {'op': 'admit', 'server': server}, timeout_s=120)['admitted']} takes requests")
-
-
-coatcheck.add_command(admit, "undrain")
+    admitted = ask(run_dir, {"op": "admit", "server": server}, timeout_s=120)["admitted"]
+    click.echo(json_text({"admitted": admitted}) if as_json else f"{admitted} takes requests")
 
 
 @coatcheck.command(

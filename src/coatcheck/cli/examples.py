@@ -24,6 +24,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     ),
     "demo": (
         ("coatcheck demo", "a shop on a farm; kill what you like"),
+        ("coatcheck demo --open", "the same, and your browser opens it"),
         ("coatcheck demo --tour", "it kills by itself, and counts what was lost"),
     ),
     "drain": (
@@ -42,8 +43,8 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("coatcheck metrics | promtool check metrics", "as Prometheus would read them"),
     ),
     "pool audit": (
-        ("coatcheck pool audit pool-audit --user ada", "who borrowed the tokens of ada, when"),
-        ("coatcheck pool audit pool-audit --follow --json", "what happens, as it happens, for programs"),
+        ("coatcheck pool audit --audit-dir pool-audit --user ada", "who borrowed the tokens of ada, when"),
+        ("coatcheck pool audit --audit-dir pool-audit --follow --json", "what happens, as it happens, for programs"),
     ),
     "pool clean-up": (
         ("coatcheck pool clean-up --store sqlite:///tokens.db --key-file keys", "what has expired goes"),
@@ -99,6 +100,5 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     ),
     "tls rotate-ticket-keys": (("coatcheck tls rotate-ticket-keys", "after a leak of memory, say"),),
     "tls status": (("coatcheck tls status", "who resumes what, with which keys"),),
-    "undrain": (("coatcheck undrain web-2", "the same as admit"),),
 }
 """By the words of the command."""

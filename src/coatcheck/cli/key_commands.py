@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.meant import CommandGroup
 from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.tables import text_table
 from coatcheck.errors import ConfigError
@@ -28,7 +29,7 @@ KEYS_FILE = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def keys() -> None:
     """The key ring: make a key, list, rotate, revoke."""
 
@@ -69,12 +70,15 @@ def keys_ls(run_dir: str | None, keys_file: str | None, as_json: bool) -> None:
 @KEYS_FILE
 @click.option("--timeout", "timeout", default="30s", show_default=True, metavar="TIME", help="For all to accept it.")
 @click.option("--announce", is_flag=True, help="Let the new key open, and seal with it at the next rotate.")
-def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announce: bool) -> None:
+@JSON
+def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announce: bool, as_json: bool) -> None:
     """Seal with a new key. Every server accepts it first; the old keys open until they are revoked."""
     timeout_s = seconds_of("--timeout", timeout)
     ring = _Ring(run_dir, keys_file)
     name, late = ring.announce(timeout_s) if announce else ring.rotate(timeout_s)
-    if announce:
+    if as_json:
+        click.echo(json_text({"key": name, "state": "announced" if announce else "active", "late": late}))
+    elif announce:
         click.echo(f"{name} is announced: it opens, and seals from the next rotate on")
     else:
         click.echo(f"{name} seals; the older keys open until they are revoked")
@@ -88,17 +92,20 @@ def keys_rotate(run_dir: str | None, keys_file: str | None, timeout: str, announ
 @RUN_DIR
 @KEYS_FILE
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def keys_revoke(key: str, run_dir: str | None, keys_file: str | None, yes: bool) -> None:
+@JSON
+def keys_revoke(key: str, run_dir: str | None, keys_file: str | None, yes: bool, as_json: bool) -> None:
     """Drop a key: what only KEY (a name that `keys ls` shows) can open is lost."""
     ring = _Ring(run_dir, keys_file)
     row = ring.row(key)
     count = "sessions, nobody can count how many," if row["sessions"] is None else f"{row['sessions']} sessions"
-    click.echo(f"revoking {key} ends {count} that were not written since another key seals, and logs out browsers")
-    click.echo("whose cookie it sealed: those that were away since then")
+    click.echo(
+        f"revoking {key} ends {count} that were not written since another key seals, and logs out browsers", err=as_json
+    )
+    click.echo("whose cookie it sealed: those that were away since then", err=as_json)
     if not yes:
-        click.confirm("revoke it?", abort=True)
+        click.confirm("revoke it?", abort=True, err=as_json)
     late = ring.revoke(key)
-    click.echo(f"{key} is revoked")
+    click.echo(json_text({"revoked": key, "late": late}) if as_json else f"{key} is revoked")
     for server in late:
         click.echo(f"{server} could not be told yet: it opens with the key until it is told", err=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +13,9 @@ from click.shell_completion import CompletionItem
 from coatcheck.farm.settings.configuration import SETTINGS, FarmSetting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from this TOML file."
+)
 
 
 def setting_options(command: Command) -> Command:

@@ -11,7 +11,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.answering import JSON, fail, json_text, listen_option
+from coatcheck.cli.meant import CommandGroup
 from coatcheck.cli.tables import shown, text_table
 from coatcheck.errors import CoatcheckError, ConfigError
 
@@ -21,7 +22,7 @@ FOLLOW_EVERY_S = 0.2
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def pool() -> None:
     """Outbound session tokens: a service for programs in any language, and what operators need."""
 
@@ -32,7 +33,9 @@ def store_options(command: Command) -> Command:
         (
             click.option("--store", metavar="URL", help="sqlite:///FILE, redis://..., postgresql://..."),
             click.option("--key-file", type=FILE, metavar="FILE", help="Seals tokens in the store; a key a line."),
-            click.option("--name", default="default", show_default=True, help="Tells pools in one store apart."),
+            click.option(
+                "--name", default="default", show_default=True, metavar="TEXT", help="Tells pools in one store apart."
+            ),
         )
     ):
         command = option(command)
@@ -66,14 +69,24 @@ def serving_options(*flags: Callable[[Any], Any]) -> Callable[[Command], Command
                 click.option("--login-url", metavar="URL", help="Logs in: the same by POST."),
                 click.option("--logout-command", metavar="COMMAND", help="Logs out: JSON on its input."),
                 click.option("--logout-url", metavar="URL", help="Logs out."),
-                click.option("--per-user", default=4, show_default=True, help="Sessions of one user, at most."),
-                click.option("--max-uses", default=500, show_default=True, help="Leases of one token, at most."),
+                click.option(
+                    "--per-user", default=4, show_default=True, metavar="N", help="Sessions of one user, at most."
+                ),
+                click.option(
+                    "--max-uses", default=500, show_default=True, metavar="N", help="Leases of one token, at most."
+                ),
                 click.option("--ttl", default="15m", show_default=True, metavar="TIME", help="Life after each use."),
                 click.option("--lease", default="60s", show_default=True, metavar="TIME", help="How long one is kept."),
                 click.option("--wait", default="10s", show_default=True, metavar="TIME", help="For a free token."),
                 click.option("--login-timeout", default="30s", show_default=True, metavar="TIME", help="For a login."),
                 click.option("--login-rate", default="60/1m", show_default=True, metavar="N/TIME", help="Of one user."),
-                click.option("--on-error", type=click.Choice(["drop", "return"]), default="drop", show_default=True),
+                click.option(
+                    "--on-error",
+                    type=click.Choice(["drop", "return"]),
+                    default="drop",
+                    show_default=True,
+                    help="With the token of a call that failed.",
+                ),
                 click.option("--audit-file", type=FILE, metavar="FILE", help="Who borrowed what; see `pool audit`."),
                 click.option("--anomaly", multiple=True, metavar="NAME=N/TIME", help="What stands out; see the docs."),
                 click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this chain (PEM)."),
@@ -91,7 +104,7 @@ POOL_FLAGS = ("per_user", "max_uses", "ttl", "lease", "wait", "login_timeout", "
 
 
 @pool.command()
-@click.option("--listen", default="127.0.0.1:8200", show_default=True, metavar="HOST:PORT")
+@listen_option("127.0.0.1:8200")
 @serving_options()
 def serve(**flags: Any) -> None:
     """Serve a pool over HTTP; its OpenAPI document is at /openapi.json. Without a login of its own, callers log in."""
@@ -116,7 +129,7 @@ OPERATION = "{NAMESPACE}NAME"
 
 
 @pool.command("soap-gateway")
-@click.option("--listen", default="127.0.0.1:8400", show_default=True, metavar="HOST:PORT")
+@listen_option("127.0.0.1:8400")
 @click.option("--upstream", required=True, metavar="URL", help="The SOAP service.")
 @click.option("--user", required=True, metavar="USER", help="Who calls it.")
 @click.option("--password-file", type=FILE, metavar="FILE", help="Of this user; one line.")
@@ -240,17 +253,23 @@ def clean_up(as_json: bool, **target: Any) -> None:
 
 
 @pool.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "--audit-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    metavar="DIR",
+    help="Where the audit files (*.jsonl) are.",
+)
 @click.option("--user", metavar="USER", help="Only this one's tokens.")
 @click.option("--caller", metavar="CALLER", help="Only what this one did.")
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as they are stored, a line of JSON each.")
-def audit(directory: Path, user: str | None, caller: str | None, follow: bool, as_json: bool) -> None:
-    """Show who borrowed which token when: the audit files (*.jsonl) of DIRECTORY, in the order of time."""
+def audit(audit_dir: Path, user: str | None, caller: str | None, follow: bool, as_json: bool) -> None:
+    """Show who borrowed which token when, in the order of time."""
     from coatcheck.farm.files.audit_files import AuditFiles
     from coatcheck.pool import PoolAuditRecord
 
-    files = AuditFiles(directory, PoolAuditRecord)
+    files = AuditFiles(audit_dir, PoolAuditRecord)
     try:
         while True:
             for line in files.since():
@@ -261,7 +280,7 @@ def audit(directory: Path, user: str | None, caller: str | None, follow: bool, a
                 return
             time.sleep(FOLLOW_EVERY_S)
     except OSError as error:
-        fail(ConfigError(f"{directory}: {error.strerror}"))
+        fail(ConfigError(f"{audit_dir}: {error.strerror}"))
     except KeyboardInterrupt:
         return
 

@@ -9,15 +9,17 @@ from typing import Any
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
-from coatcheck.cli.options import setting_options
+from coatcheck.cli.opening import OPEN, open_in_browser
+from coatcheck.cli.options import CONFIG, setting_options
 from coatcheck.errors import ConfigError
 
 
 @click.command()
 @click.argument("app", required=False)
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
+@CONFIG
+@OPEN
 @setting_options
-def serve(app: str | None, config: Path | None, **flags: Any) -> None:
+def serve(app: str | None, config: Path | None, open_page: bool, **flags: Any) -> None:
     """Serve an ASGI or WSGI app, unmodified, from a whole farm.
 
     APP is MODULE:ATTRIBUTE, imported from the current directory; without it, DJANGO_SETTINGS_MODULE names a Django
@@ -34,12 +36,13 @@ def serve(app: str | None, config: Path | None, **flags: Any) -> None:
             raise ConfigError("app: name the app to serve, such as: coatcheck serve app:app")
     except ConfigError as error:
         fail(error, 2)
-    raise SystemExit(run_farm(settings, Console(log_format=settings.log_format)))
+    console = Console(log_format=settings.log_format)
+    raise SystemExit(run_farm(settings, console, when_ready=open_in_browser if open_page else None))
 
 
 @click.command()
 @click.argument("app", required=False)
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
+@CONFIG
 @JSON
 @setting_options
 def check(app: str | None, config: Path | None, as_json: bool, **flags: Any) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from coatcheck.cli.answering import fail
-from coatcheck.cli.options import some_setting_options
+from coatcheck.cli.answering import fail, listen_option
+from coatcheck.cli.meant import CommandGroup
+from coatcheck.cli.options import CONFIG, some_setting_options
 from coatcheck.cli.running_farm import ask
 from coatcheck.errors import CoatcheckError, ConfigError
 
@@ -22,16 +23,15 @@ if TYPE_CHECKING:
 
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 FARM_SETTINGS: Final = ("name", "keys_file", "run_dir", "session_server")
-CONFIG = click.option("--config", type=FILE, metavar="FILE", help="The farm's TOML file.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def service() -> None:
     """The session service: sessions over HTTP, for servers in any language and for proxies."""
 
 
 @service.command()
-@click.option("--listen", default="127.0.0.1:8100", show_default=True, metavar="HOST:PORT")
+@listen_option("127.0.0.1:8100")
 @click.option("--callers", type=FILE, required=True, metavar="FILE", help="Who may ask, and what for (TOML).")
 @click.option("--signals", type=FILE, metavar="FILE", help="Whose logout signals are taken, who is told (TOML).")
 @click.option("--tls-certificate", type=FILE, metavar="FILE", help="Speak HTTPS with this certificate chain (PEM).")
@@ -102,7 +102,14 @@ def _started(name: str) -> Any:
 
 @service.command("credential")
 @click.argument("caller")
-@click.option("--generation", type=click.IntRange(1, 1_000_000), default=1, show_default=True)
+@click.option(
+    "--generation",
+    type=click.IntRange(1, 1_000_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Which one the callers file asks for.",
+)
 @CONFIG
 @some_setting_options(("name", "keys_file", "run_dir"), ())
 def credential_of(caller: str, generation: int, config: Path | None, **flags: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from coatcheck.cli.answering import JSON, fail, json_text
+from coatcheck.cli.meant import CommandGroup
+from coatcheck.cli.options import CONFIG
 from coatcheck.cli.running_farm import RUN_DIR, ask
 from coatcheck.errors import CoatcheckError, ConfigError
 
@@ -21,7 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def where(command: Command) -> Command:
     """Add the options that say whose sessions are meant."""
     for option in (
-        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The web servers' settings."),
+        CONFIG,
         click.option("--keys-file", metavar="FILE", help="The web servers' key ring, or COATCHECK_KEYS."),
         click.option("--name", metavar="TEXT", help="The farm's name.  [default: farm]"),
         click.option(
@@ -33,7 +34,7 @@ def where(command: Command) -> Command:
     return command
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def sessions() -> None:
     """Look at sessions, and close them.
 
@@ -45,8 +46,10 @@ def sessions() -> None:
 @sessions.command("ls")
 @where
 @JSON
-@click.option("--user", default=None, metavar="NAME", help="Those of this user alone, with their devices.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--user", default=None, metavar="USER", help="Those of this user alone, with their devices.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="So many at most."
+)
 def sessions_ls(as_json: bool, user: str | None, limit: int, **place: Any) -> None:
     """List sessions."""
     from coatcheck.cli.tables import sessions_table, user_sessions_table
@@ -73,19 +76,20 @@ def sessions_show(key: str, **place: Any) -> None:
 @sessions.command("close")
 @click.argument("key", metavar="ID", required=False)
 @where
-@click.option("--user", default=None, metavar="NAME", help="All sessions of this user.")
+@click.option("--user", default=None, metavar="USER", help="All sessions of this user.")
 @click.option("--all", "everybody", is_flag=True, help="All sessions of everybody, logged in or not.")
-def sessions_close(key: str | None, user: str | None, everybody: bool, **place: Any) -> None:
+@JSON
+def sessions_close(key: str | None, user: str | None, everybody: bool, as_json: bool, **place: Any) -> None:
     """Close one session on every server; or all of a user, or everybody's."""
     if sum((key is not None, user is not None, everybody)) != 1:
-        fail(ConfigError("sessions close: name one session by its ID, or give --user NAME, or --all"), 2)
+        fail(ConfigError("sessions close: name one session by its ID, or give --user USER, or --all"), 2)
     if everybody:
         _ask(place, {"op": "sessions.close", "all": True})
-        click.echo("closed, all sessions of everybody")
+        click.echo(json_text({"closed": "all"}) if as_json else "closed, all sessions of everybody")
         return
     if user is not None:
         closed = _ask(place, {"op": "sessions.close", "user": user})["closed"]
-        click.echo(f"{closed['closed']} sessions closed")
+        click.echo(json_text(closed) if as_json else f"{closed['closed']} sessions closed")
         if closed["closing"]:
             fail(CoatcheckError(f"{closed['closing']} more are closing: too few session servers answer; try again"))
         return
@@ -93,7 +97,8 @@ def sessions_close(key: str | None, user: str | None, everybody: bool, **place: 
         fail(ConfigError(f"there is no session {key}"))
     one = _ask(place, {"op": "sessions.close", "key": key})["closed"]
     state = "closed" if one["holds"] == one["servers"] else "closing"
-    click.echo(f"{state}, {one['holds']} of {one['servers']} session servers")
+    words = f"{state}, {one['holds']} of {one['servers']} session servers"
+    click.echo(json_text({"state": state, **one}) if as_json else words)
 
 
 def _ask(place: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from coatcheck.cli.answering import JSON, json_text
+from coatcheck.cli.meant import CommandGroup
 from coatcheck.cli.running_farm import RUN_DIR, ask, seconds_of
 from coatcheck.cli.tables import text_table
 
@@ -21,7 +22,7 @@ _COUNTS = {
 }
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def tls() -> None:
     """TLS sessions that the farm shares: who shares what, new ticket keys."""
 
@@ -38,11 +39,13 @@ def tls_status(run_dir: str | None, as_json: bool) -> None:
 @tls.command("rotate-ticket-keys")
 @RUN_DIR
 @click.option("--timeout", default="30s", show_default=True, metavar="TIME", help="For all directors to hear of it.")
-def tls_rotate(run_dir: str | None, timeout: str) -> None:
+@JSON
+def tls_rotate(run_dir: str | None, timeout: str, as_json: bool) -> None:
     """Seal with a new key at once, everywhere. Tickets of the keys before open for their lifetime."""
     timeout_s = seconds_of("--timeout", timeout)
     late = ask(run_dir, {"op": "tls.rotate", "timeout_s": timeout_s}, timeout_s=timeout_s + ANSWER_S)["late"]
-    click.echo("a new ticket key seals; tickets of the ones before open for their lifetime")
+    words = "a new ticket key seals; tickets of the ones before open for their lifetime"
+    click.echo(json_text({"late": late}) if as_json else words)
     for director in late:
         click.echo(f"{director} could not be told yet: it is told again within a minute", err=True)
 

@@ -8,11 +8,12 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Final
 
-from coatcheck.demo.tour import tell
+from coatcheck.demo.tour import TourReport, report, tell
 from coatcheck.errors import ConfigError
-from coatcheck.farm.serve import EXIT_CONFIG, run_farm
+from coatcheck.farm.serve import EXIT_CONFIG, WhenReady, run_farm
 from coatcheck.farm.settings.configuration import load_settings
 from coatcheck.farm.supervision.console import Console
 
@@ -20,8 +21,17 @@ SHOP: Final = "coatcheck.demo.shop:app"
 PORTS_TO_TRY: Final = 20
 
 
-def run_demo(port: int, run_dir: str | None, tour_of: int | None) -> int:
-    """Run the shop until Ctrl-C, or take ``tour_of`` shoppers through the tour; returns the exit code."""
+def run_demo(
+    port: int,
+    run_dir: str | None,
+    tour_of: int | None,
+    when_ready: WhenReady | None = None,
+    shown: Callable[[TourReport], str] | None = None,
+) -> int:
+    """Run the shop until Ctrl-C, or take ``tour_of`` shoppers through the tour; returns the exit code.
+
+    ``when_ready``: as for :func:`run_farm`. ``shown``: writes what the tour found; a table, if nobody says otherwise.
+    """
     try:
         import starlette  # noqa: F401
     except ImportError:
@@ -37,8 +47,8 @@ def run_demo(port: int, run_dir: str | None, tour_of: int | None) -> int:
             sys.stderr.write(f"coatcheck: {error}\n")
             return EXIT_CONFIG
         console = Console()
-        story = functools.partial(tell, shoppers=tour_of) if tour_of is not None else None
-        return run_farm(settings, console, story, environ=_without_settings())
+        story = functools.partial(tell, shoppers=tour_of, shown=shown or report) if tour_of is not None else None
+        return run_farm(settings, console, story, _without_settings(), when_ready)
 
 
 def _without_settings() -> dict[str, str]:

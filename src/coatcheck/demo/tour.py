@@ -35,8 +35,21 @@ class TourStep(msgspec.Struct):
     problems: list[str] = msgspec.field(default_factory=list)
 
 
-async def tell(farm: Supervisor, shoppers: int) -> int:
-    """Tell the story; the exit code is 0 only if nothing was lost and no request failed."""
+class TourReport(msgspec.Struct):
+    """What the tour found: with ``--json`` as it stands."""
+
+    shoppers: int
+    seconds: float
+    steps: list[TourStep]
+    well: bool
+    """Nothing was lost, and no request failed."""
+
+
+async def tell(farm: Supervisor, shoppers: int, shown: Callable[[TourReport], str]) -> int:
+    """Tell the story; the exit code is 0 only if nothing was lost and no request failed.
+
+    ``shown``: what is printed in the end.
+    """
     address = farm.address
     seed = random.randrange(1 << 30)
     crowd = [Shopper(number, address, seed) for number in range(1, shoppers + 1)]
@@ -53,9 +66,10 @@ async def tell(farm: Supervisor, shoppers: int) -> int:
     await _step(farm, crowd, steps[3], _busiest_web_server)
     for shopper in crowd:
         await shopper.leave()
-    sys.stdout.write(report(steps, shoppers, time.monotonic() - began))
+    well = all(step.intact == shoppers and not step.tally.failed for step in steps)
+    sys.stdout.write(shown(TourReport(shoppers, time.monotonic() - began, steps, well)))
     sys.stdout.flush()
-    return 0 if all(step.intact == shoppers and not step.tally.failed for step in steps) else 1
+    return 0 if well else 1
 
 
 async def _step(
@@ -107,8 +121,9 @@ def _most(rows: Sequence[dict[str, Any]], field: str) -> dict[str, Any]:
     return max((row for row in rows if row["pid"]), key=lambda row: row[field] or 0)
 
 
-def report(steps: Sequence[TourStep], shoppers: int, seconds: float) -> str:
+def report(found: TourReport) -> str:
     """What happened, as a table."""
+    steps, shoppers = found.steps, found.shoppers
     header = ("step", "what happened", "killed", "requests", "failed", "slowest", "carts intact")
     rows = [
         (
@@ -130,4 +145,4 @@ def report(steps: Sequence[TourStep], shoppers: int, seconds: float) -> str:
     lost = max(shoppers - step.intact for step in steps)
     verdict = "nothing was lost" if not lost else f"{lost} of {shoppers} carts were damaged"
     verdict += ", no request failed" if not failed else f", {failed} requests failed"
-    return "\n".join(["", *(line.rstrip() for line in lines), *problems, "", f"{verdict} ({seconds:.0f} s)", ""])
+    return "\n".join(["", *(line.rstrip() for line in lines), *problems, "", f"{verdict} ({found.seconds:.0f} s)", ""])

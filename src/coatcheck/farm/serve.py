@@ -26,21 +26,26 @@ EXIT_INTERRUPTED: Final = 130
 Story = Callable[[Supervisor], Awaitable[int]]
 """Something to do with a running farm; its exit code ends the farm."""
 
+WhenReady = Callable[[str, Callable[[str], None]], None]
+"""Is told the URL of a farm that has begun to serve, and what writes a line to its log."""
+
 
 def run_farm(
     settings: FarmSettings,
     console: Console,
     story: Story | None = None,
     environ: Mapping[str, str] | None = None,
+    when_ready: WhenReady | None = None,
 ) -> int:
     """Start the farm, serve until SIGINT or SIGTERM (or until ``story`` ends), stop it, return an exit code.
 
+    ``when_ready`` is called once with the farm's URL, and with what writes a line to its log; it must not block.
     A second signal kills at once. Errors are one line on stderr: exit code 2 if the user can mend the
     configuration, else 1.
     """
     try:
         check_reload(settings)
-        return asyncio.run(_run(Supervisor(settings, console, environ), story))
+        return asyncio.run(_run(Supervisor(settings, console, environ), story, when_ready))
     except ConfigError as error:
         console.close()
         sys.stderr.write(f"coatcheck: {error}\n")
@@ -53,7 +58,7 @@ def run_farm(
         console.close()
 
 
-async def _run(farm: Supervisor, story: Story | None) -> int:
+async def _run(farm: Supervisor, story: Story | None, when_ready: WhenReady | None) -> int:
     stopping = asyncio.Event()
     _install_signals(farm, stopping)
     operations = Operations(farm)
@@ -67,6 +72,8 @@ async def _run(farm: Supervisor, story: Story | None) -> int:
         return EXIT_OK
     await starting
     _announce(farm)
+    if when_ready is not None:
+        when_ready(farm.url, farm.console.say)
     code = EXIT_OK
     telling = asyncio.ensure_future(story(farm)) if story is not None else None
     reloading = asyncio.create_task(reload_on_change(farm, operations)) if farm.settings.reload else None

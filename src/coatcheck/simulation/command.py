@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections import Counter
-from typing import get_args
+from typing import Any, get_args
 
 from coatcheck.simulation.bare import history as bare_history
 from coatcheck.simulation.bare import search
@@ -21,7 +22,9 @@ MAX_SHOWN = 5
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(prog="coatcheck simulate", description="Run the protocol in a world of faults.")
+    options = _Parser(
+        prog="coatcheck simulate", description="Run the protocol in a world of faults.", allow_abbrev=False
+    )
     options.add_argument("--seeds", type=_positive, default=1000, metavar="N", help="how many histories (1000)")
     options.add_argument("--first-seed", type=int, default=1, metavar="N", help="the first of them (1)")
     options.add_argument("--seed", type=int, metavar="N", help="run the history of this seed alone")
@@ -48,6 +51,19 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--links", action="store_true", help="... connections keep their order; leases go on")
     options.add_argument("--session-servers", type=_positive, default=2, metavar="N", help="... session servers (2)")
     return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says which option was probably meant."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but for the line about an unknown option."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(left[0].partition("=")[0], known, 1)
+            self.error(f"no such option: {left[0]}" + (f". Did you mean {near[0]!r}?" if near else ""))
+        return found
 
 
 def _positive(text: str) -> int:

@@ -58,9 +58,9 @@ def test_each_lease_is_told_with_its_caller(tmp_path: Path, start: StartService)
     assert stands_out["caller"] == two
     assert "pool.anomaly" in service.log.read_text()
 
-    shown = run_coatcheck("pool", "audit", str(file.parent), "--user", "ANN", "--caller", two)
+    shown = run_coatcheck("pool", "audit", "--audit-dir", str(file.parent), "--user", "ANN", "--caller", two)
     assert [line.split()[2] for line in shown.stdout.splitlines()] == ["pool.borrowed", "pool.dropped"]
-    as_json = run_coatcheck("pool", "audit", str(file.parent), "--json")
+    as_json = run_coatcheck("pool", "audit", "--audit-dir", str(file.parent), "--json")
     assert as_json.stdout == text
 
 

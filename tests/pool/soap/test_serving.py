@@ -31,8 +31,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--users-file", "/nonexistent"), "users-file"),
         (("--key-file", "SHORT"), "key"),
         (("--admin-token-file", "EMPTY"), "empty"),
-        (("--idle", "nan"), "idle_s"),
-        (("--token-timeout", "-1"), "token_timeout_s"),
+        (("--idle", "nan"), "--idle"),
+        (("--token-timeout", "-1s"), "--token-timeout"),
         (("--server", ""), "server"),
     ],
 )

@@ -225,7 +225,7 @@ class FarmSettings(msgspec.Struct, frozen=True, kw_only=True):
             "An outside session server instead of the embedded ones: "
             "`[NAME=]redis://[:PASSWORD@]HOST[:PORT]`, "
             "`valkey://`, `rediss://`, `valkeys://`, `unix:///SOCKET` or `sqlite:///FILE`; may be given several times.",
-            metavar="URL",
+            metavar="[NAME=]URL",
         ),
     ] = ()
 

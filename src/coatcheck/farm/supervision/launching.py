@@ -145,7 +145,8 @@ class ForkServer:
                 except (OSError, TimeoutError) as error:
                     self._failures += 1
                     await self._give_up()
-                    self._say(f"the fork server failed ({str(error) or 'no answer'}): {role.name} is started without it")
+                    why = str(error) or "no answer"
+                    self._say(f"the fork server failed ({why}): {role.name} is started without it")
                 except BaseException:
                     # Its answer, when it comes, would be taken for the answer to another request.
                     await self._give_up()

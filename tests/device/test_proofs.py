@@ -150,7 +150,7 @@ def with_key(**change: Any) -> Callable[[], object]:
         {"x": number(1, 32)}, {"x": "AAAA"}, {"x": KEY.jwk["x"] + "="}, {"y": KEY.jwk["y"] + "AA"}, {"d": "AAAA"},
         {"alg": "RS256"}, {"use": "enc"}, {"x": number(0, 32), "y": number(0, 32)}, {"x": "\u00e4" * 43},
     ],
-    ids=str,
+    ids=lambda change: "-".join(change),
 )  # fmt: skip
 def test_a_key_that_is_none_is_refused(change: dict[str, Any]) -> None:
     assert refusal(with_key(**change)) is ProofReason.KEY

@@ -19,6 +19,7 @@ from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.record import (
     KNOWN_MS,
     Record,
+    binding_to,
     check_room,
     encode_data,
     ending,
@@ -201,7 +202,10 @@ class Saving(Opening):
         user = request.named or record.user
         ends_at = record.deadline if request.ends_at is None else request.ends_at
         written = Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
-        return written if ends_at is None else ending(written, ends_at)
+        if ends_at is not None:
+            written = ending(written, ends_at)
+        bound = record.bound
+        return written if bound is None else binding_to(written, bound.seen_with(chain))
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another

@@ -106,6 +106,8 @@ class CookieTransport:
         self._route_cookie = self._route.set_cookie(self._route_tag or b"")
         self._routes_all = sticky == "browser"
         self._clears_site_data = policy.clear_site_data
+        self.device_path = policy.device_path
+        """Where browsers register and refresh bound sessions (:attr:`CookiePolicy.device_path`)."""
 
     def answer(
         self,
@@ -147,7 +149,10 @@ class CookieTransport:
         cookies: list[Header] = []
         if changes.issue is not None:
             jar = self.login if changes.issue.login else self.anonymous
-            cookies.append(jar.set_cookie(seal(changes.issue), session.remember))
+            life_s, value = changes.issue.life_s, seal(changes.issue)
+            cookies.append(
+                jar.set_cookie(value, session.remember) if life_s is None else jar.set_short_cookie(value, life_s)
+            )
         if changes.clear_login:
             cookies.append(self.login.delete_cookie())
         if changes.clear_anonymous:
@@ -183,6 +188,7 @@ class OneCookie(CookieTransport):
         self.login = MarkedJar(LOGIN_MARK)
         self.login_name = self.login.name
         self.read_anonymous = self.anonymous.read
+        self.device_path = None
 
     def find(self, values: Iterable[bytes]) -> bytes:
         """Of the values of all cookies of that name, in the order of the request, the first one that has a mark; empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,23 +12,24 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from coatcheck import CookiePolicy, connect
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.errors import ConfigError
 from coatcheck.events import Event, EventKind
 from coatcheck.hand_off.sites import Site, Sites
-from coatcheck.web.aiohttp import session_middleware
+from coatcheck.web.aiohttp import setup
 from coatcheck.web.asgi import SessionMiddleware
 from device.software_key import SoftwareKey
 
-SECRET = bytes(range(40, 72))
+SECRET = os.urandom(32)
 REGISTER, REFRESH = "/.coatcheck/device/register", "/.coatcheck/device/refresh"
 NAME = "__Host-coatcheck-login"
 KEY = SoftwareKey()
 
 
-class Site_:
+class BoundSite:
     """Sessions in memory behind the middleware, and what was reported of them."""
 
     def __init__(self, cookies: CookiePolicy | None = None, **settings: Any) -> None:
@@ -61,9 +63,9 @@ class Site_:
             yield client
 
 
-def with_clients(story: Callable[[Site_, httpx.AsyncClient], Awaitable[None]], **settings: Any) -> None:
+def with_clients(story: Callable[[BoundSite, httpx.AsyncClient], Awaitable[None]], **settings: Any) -> None:
     async def run() -> None:
-        site = Site_(**settings)
+        site = BoundSite(**settings)
         try:
             async with site.client() as client:
                 await story(site, client)
@@ -98,7 +100,7 @@ async def refresh(client: httpx.AsyncClient, name: str, proof: str = "") -> http
 
 
 def test_registration_and_refresh_and_their_end() -> None:
-    async def story(site: Site_, client: httpx.AsyncClient) -> None:
+    async def story(site: BoundSite, client: httpx.AsyncClient) -> None:
         told = await bind(client)
         assert told["refresh_url"] == REFRESH
         assert told["scope"] == {"include_site": False}
@@ -124,9 +126,7 @@ def test_registration_and_refresh_and_their_end() -> None:
 
 
 def test_what_the_browser_has_is_what_it_was_told_also_below_a_path() -> None:
-    async def story(site: Site_, client: httpx.AsyncClient) -> None:
-        login = await client.get("/shop/login-ada")
-        assert 'path="/shop/.coatcheck/device/register"' not in login.headers.get("secure-session-registration", "")
+    async def story(site: BoundSite, client: httpx.AsyncClient) -> None:
         login = await client.get("/login-ada")
         assert 'path="/shop/.coatcheck/device/register"' in login.headers["secure-session-registration"]
 
@@ -134,7 +134,7 @@ def test_what_the_browser_has_is_what_it_was_told_also_below_a_path() -> None:
 
 
 def test_a_challenge_or_a_proof_is_good_once_and_for_one_session() -> None:
-    async def story(site: Site_, ada: httpx.AsyncClient) -> None:
+    async def story(site: BoundSite, ada: httpx.AsyncClient) -> None:
         told = await bind(ada)
         name, good = told["session_identifier"], KEY.refresh(told["challenge"])
         async with site.client() as bob:
@@ -164,7 +164,7 @@ def test_a_challenge_or_a_proof_is_good_once_and_for_one_session() -> None:
 def test_whatever_is_sent_is_refused_without_a_server_error_and_changes_nothing() -> None:
     drawn = random.Random(13)
 
-    async def story(site: Site_, client: httpx.AsyncClient) -> None:
+    async def story(site: BoundSite, client: httpx.AsyncClient) -> None:
         told = await bind(client)
         name, before = told["session_identifier"], client.cookies[NAME]
         texts = [
@@ -193,7 +193,7 @@ def test_whatever_is_sent_is_refused_without_a_server_error_and_changes_nothing(
                 (REGISTER, [(b"secure-session-response", raw)]),
                 ("/", [(b"secure-session-skipped", raw), (b"secure-session-response", raw)]),
             ):
-                if raw in (good.encode(), name.encode(), f'"{name}"'.encode()):
+                if text == good or (text == name and headers[0][0] == b"sec-secure-session-id"):
                     continue
                 answer = await client.post(path, headers=headers)
                 assert answer.status_code in (200, 400, 403), (path, text[:80])
@@ -210,7 +210,7 @@ def test_whatever_is_sent_is_refused_without_a_server_error_and_changes_nothing(
 
 
 def test_who_shows_a_token_that_is_too_old_is_sent_to_sign_and_never_to_another_host() -> None:
-    async def story(site: Site_, client: httpx.AsyncClient) -> None:
+    async def story(site: BoundSite, client: httpx.AsyncClient) -> None:
         policy = site.sessions._policy
         assert policy.bound_token_ms == 5_300
         told = await bind(client)
@@ -245,7 +245,7 @@ def test_who_shows_a_token_that_is_too_old_is_sent_to_sign_and_never_to_another_
 
 
 def test_nothing_is_offered_where_it_is_off_or_cannot_be() -> None:
-    async def story(site: Site_, client: httpx.AsyncClient) -> None:
+    async def story(site: BoundSite, client: httpx.AsyncClient) -> None:
         login = await client.get("/login-ada")
         assert "secure-session-registration" not in login.headers
         assert (await client.post(REFRESH)).status_code == 200
@@ -280,4 +280,4 @@ def test_sites_and_adapters_that_bind_nothing_say_so() -> None:
         connect("memory://", key=SECRET, sites=sites, cookies=CookiePolicy(), device_binding="offer")
     demanding = connect("memory://", key=SECRET, cookies=CookiePolicy(), device_binding="require-after-login")
     with pytest.raises(ConfigError, match="ASGI middleware alone"):
-        session_middleware(demanding)
+        setup(web.Application(), demanding)

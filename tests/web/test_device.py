@@ -177,7 +177,6 @@ def test_whatever_is_sent_is_refused_without_a_server_error_and_changes_nothing(
             "x" * 20_000,
             name,
             told["challenge"],
-            f'"{name}"',
             "(a b)",
         ]
         good = KEY.refresh(told["challenge"])

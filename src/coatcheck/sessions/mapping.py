@@ -224,7 +224,10 @@ class Session(dict[str, Any]):
             return None
         record: Record = held.record or decode_record(held.body)
         binding = record.bound
-        if binding is None or not binding.is_in_force:
+        if binding is None:
+            return None
+        shown = self._request.shown
+        if not binding.is_in_force and (shown is None or shown.session_id != binding.first):
             return None
         return BoundTo(binding.key.thumbprint, binding.since, binding.proved_at)
 

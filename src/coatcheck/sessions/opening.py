@@ -171,7 +171,7 @@ class Opening:
     def _judge(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Shown:
         """What the token is to its chain; also says when the chain needs judging again."""
         record = self._record(copy)
-        if self._is_overdue(record, token, login, now):
+        if self._binds and self._is_overdue(record, token, login, now):
             return Shown.OVERDUE
         if not copy.shown_at:
             copy.shown_at = now  # others may have shown it elsewhere until now
@@ -209,7 +209,7 @@ class Opening:
         chain = record.chain
         if chain.next is not None or self._is_unknown(record) or not self.policy.rotate_after_ms:
             return 0
-        by_proof = self._moves_by_proof(record, login)
+        by_proof = self._binds and self._moves_by_proof(record, login)
         lasts_ms = self.policy.bound_token_ms + 1 if by_proof else self.policy.rotate_after_ms
         due = [
             record.last_seen_at + self._touch_ms,

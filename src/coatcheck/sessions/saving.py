@@ -18,6 +18,7 @@ from coatcheck.sessions.opening import Opening
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.record import (
     KNOWN_MS,
+    BoundRecord,
     Record,
     binding_to,
     check_room,
@@ -232,8 +233,9 @@ class Saving(Opening):
         written = Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
         if ends_at is not None:
             written = ending(written, ends_at)
-        bound = record.bound
-        return written if bound is None else binding_to(written, bound.seen_with(chain))
+        if type(record) is BoundRecord and record.binding is not None:
+            return binding_to(written, record.binding.seen_with(chain))
+        return written
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
@@ -255,7 +257,7 @@ class Saving(Opening):
             request.verdict = verdict  # a newer token may have been shown meanwhile
         if verdict is Shown.RETURNED:
             copy.shown_at = now
-        if self._moves_by_proof(record, request.login):
+        if self._binds and self._moves_by_proof(record, request.login):
             return chain
         rotate_after_ms = 0 if request.rotating else self.policy.rotate_after_ms
         if needs_successor(chain, verdict, now, rotate_after_ms):

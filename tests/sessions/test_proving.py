@@ -120,7 +120,7 @@ def test_an_answer_to_a_registration_that_is_lost_costs_nothing_but_the_binding(
         browser = request(web, browser) or browser
         assert browser.session_id != lost.session_id
     session = web.opened(browser, login=True)
-    assert (session["n"], session.user, session.bound) == (1, "ada", None)
+    assert (dict(session), session.user, session.bound) == ({"n": 1}, "ada", None)
 
 
 def test_the_same_key_may_come_again_until_its_answer_has_arrived_and_another_may_not() -> None:

@@ -106,8 +106,8 @@ class CookieTransport:
         self._route_cookie = self._route.set_cookie(self._route_tag or b"")
         self._routes_all = sticky == "browser"
         self._clears_site_data = policy.clear_site_data
-        self.device_path = policy.device_path
-        """Where browsers register and refresh bound sessions (:attr:`CookiePolicy.device_path`)."""
+        self.device_path: str | None = None
+        """Where browsers register and refresh bound sessions, said by a front that answers there."""
 
     def answer(
         self,
@@ -188,7 +188,6 @@ class OneCookie(CookieTransport):
         self.login = MarkedJar(LOGIN_MARK)
         self.login_name = self.login.name
         self.read_anonymous = self.anonymous.read
-        self.device_path = None
 
     def find(self, values: Iterable[bytes]) -> bytes:
         """Of the values of all cookies of that name, in the order of the request, the first one that has a mark; empty

@@ -72,7 +72,9 @@ class SessionMiddleware:
             check_moving_in(moving_in, frozenset({transport.anonymous.name.decode(), transport.login.name.decode()}))
             self.app = FirstVisits(app, self, moving_in, transport)
         self._door = HandOffDoor(self, cookies or sessions.cookies, self._transport)
-        self._device_door = DeviceDoor(self, self._transport) if sessions.challenges is not None else None
+        self._device_door: DeviceDoor | None = None
+        if sessions.challenges is not None:
+            self._device_door = DeviceDoor(self, self._transport, (cookies or sessions.cookies).device_path)
         self._layers_named: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

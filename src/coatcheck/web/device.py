@@ -15,9 +15,10 @@ from coatcheck.web.interface import Middleware, Receive, Scope, Send
 class DeviceDoor:
     """Two addresses that the app never sees, and browsers that must sign before the app sees them."""
 
-    def __init__(self, middleware: Middleware, transport: CookieTransport) -> None:
+    def __init__(self, middleware: Middleware, transport: CookieTransport, path: str | None) -> None:
+        """``path``: :attr:`CookiePolicy.device_path`, which answers of logins offer from now on."""
         self._middleware = middleware
-        path = transport.device_path
+        transport.device_path = path
         self._desk = None if path is None else DeviceDesk(transport, path)
 
     def concerns(self, opened: Opened, scope: Scope) -> bool:

@@ -128,12 +128,13 @@ $(PROMETHEUS): | $(BIN)/python
 		{ echo "make: prometheus is missing; install it with: apt-get install prometheus" >&2; exit 1; }; }
 	@touch $@
 
-# A real client of the tests of TLS. What it recommends, for desktops, is three times as much, and not needed.
+# A real client of the tests of TLS, and the whole browser, which alone binds sessions to its key. What they recommend,
+# for desktops, is three times as much, and not needed.
 $(BROWSER): | $(BIN)/python
-	@{ command -v chromium-headless-shell || command -v chromium; } >/dev/null || { \
-		echo "installing chromium-headless-shell"; \
-		$(call installed,--no-install-recommends chromium-headless-shell) || \
-		{ echo "make: install it with: apt-get install chromium-headless-shell" >&2; exit 1; }; }
+	@{ command -v chromium-headless-shell && command -v chromium; } >/dev/null || { \
+		echo "installing chromium and chromium-headless-shell"; \
+		$(call installed,--no-install-recommends chromium chromium-headless-shell) || \
+		{ echo "make: install them with: apt-get install chromium chromium-headless-shell" >&2; exit 1; }; }
 	@touch $@
 
 # The other languages whose servers ask the session service (examples/session_service); Node also runs the verifier of docs/spec.

@@ -163,6 +163,8 @@ def connect(
     if callable(conflict):
         del values["conflict"]
     judged = SessionSettings(**values)
+    if judged.device_binding != "off" and driver == "threads":
+        raise ConfigError("connect: device_binding: only with driver = 'asyncio', whose middleware binds sessions")
     check_copies(judged.copies, len(addresses))
     access = SessionAccess(
         farm=farm,

@@ -53,6 +53,7 @@ class UnavailableReason(Enum):
     TIMED_OUT = "the_background_thread_does_not_answer"
     KEYS = "sealed_with_a_key_that_this_web_server_cannot_ask_about_now"
     TOO_MANY_NEW = "too_many_new_sessions_from_this_address"
+    UNPROVED = "its_browser_could_not_sign_now"
     FORMER = "the_store_of_former_sessions_does_not_answer"
 
 

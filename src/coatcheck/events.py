@@ -19,6 +19,8 @@ class EventKind(Enum):
     SESSION_LOGIN = "session.login"
     SESSION_REGENERATED = "session.regenerated"
     SESSION_ROTATED = "session.rotated"
+    SESSION_BOUND = "session.bound"
+    PROOF_REFUSED = "session.proof_refused"
     TOKEN_REJECTED = "token.rejected"
     SESSION_NOT_FOUND = "session.not_found"
     SESSION_EXPIRED = "session.expired"
@@ -54,6 +56,8 @@ _QUIET: Final = frozenset(
         EventKind.SESSION_LOGIN,
         EventKind.SESSION_REGENERATED,
         EventKind.SESSION_ROTATED,
+        EventKind.SESSION_BOUND,
+        EventKind.PROOF_REFUSED,
         EventKind.SESSION_HANDED_OVER,
         EventKind.HAND_OFF_REFUSED,
         EventKind.SESSION_EXPIRED,

@@ -43,7 +43,7 @@ def test_every_option_has_every_way_in(tmp_path: Path) -> None:
         "reload": "yes", "reload_dir": "src lib", "restart": "off",
         "durability": "one", "below_target": "refuse", "too_few_answers": "serve", "rolled_back": "accept",
         "sticky": "session", "open_streams": "tell", "conflict": "reject", "theft": "report", "internal_links": "tcp",
-        "at_session_limit": "refuse",
+        "at_session_limit": "refuse", "device_binding": "offer",
         "absolute_timeout_s": "13h", "tls_certificate": "c", "tls_key": "k", "trusted_proxy": "::1",
         "cookie_name": "c", "cookie_same_site": "strict", "cookie_domain": "a.example", "cookie_path": "/a",
         "cookie_partitioned": "1", "cookie_insecure_localhost": "1", "session_servers": "4", "copies": "1",

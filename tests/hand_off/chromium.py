@@ -25,10 +25,12 @@ LAUNCH = (
 class Chromium:
     """One browser with one cookie jar; closed with :meth:`close`."""
 
-    def __init__(self, profile: Path) -> None:
-        binary = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-        assert binary is not None, "chromium is missing: apt-get install chromium-headless-shell"
-        command = [binary, *LAUNCH, f"--user-data-dir={profile}", "about:blank"]
+    def __init__(self, profile: Path, *more: str, whole: bool = False) -> None:
+        """``more`` arguments; ``whole``: the browser itself, of which the headless shell has only a part."""
+        small = None if whole else shutil.which("chromium-headless-shell")
+        binary = small or shutil.which("chromium")
+        assert binary is not None, f"apt-get install {'chromium' if whole else 'chromium-headless-shell'}"
+        command = [binary, *LAUNCH, *more, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )

@@ -108,7 +108,7 @@ def test_every_method_of_a_dict_is_covered_here_or_hands_out_nothing() -> None:
 
 
 def test_an_app_sees_a_dict_and_what_the_guide_tells_of() -> None:
-    told = {"accessed", "close", "ended", "is_new", "lost", "mark_accessed", "mark_modified", "modified"}
+    told = {"accessed", "bound", "close", "ended", "is_new", "lost", "mark_accessed", "mark_modified", "modified"}
     told |= {"regenerate", "remember", "refresh", "rotate", "user", "devices", "close_device", "close_other_devices"}
     assert {name for name in set(dir(Session(a=1))) - set(dir(dict)) if not name.startswith("_")} == told
 

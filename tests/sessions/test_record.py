@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coatcheck.device.binding import Binding
+from coatcheck.device.keys import DeviceKey
 from coatcheck.errors import CorruptEntry, SessionDataError
 from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.sessions.policy import SessionPolicy
@@ -21,10 +24,12 @@ from coatcheck.sessions.record import (
     EMPTY_DATA,
     MAX_DATA_BYTES,
     Record,
+    binding_to,
     decode_data,
     decode_record,
     encode_data,
     encode_record,
+    ending,
 )
 from coatcheck.sessions.values import MAX_DEPTH
 from coatcheck.tokens.chain import Chain, ChainLink, Retired
@@ -58,6 +63,37 @@ DATA = st.dictionaries(
 @given(RECORDS)
 def test_a_record_round_trips(record: Record) -> None:
     assert decode_record(encode_record(record)) == record
+
+
+class OfTheReleaseBefore(Record, frozen=True, array_like=True):
+    """As it reads nine fields or more."""
+
+    ends_at: int | None = None
+
+
+BINDINGS = st.builds(
+    Binding,
+    st.builds(DeviceKey, st.sampled_from(("ES256", "RS256")), st.binary(max_size=64)),
+    TIMES,
+    TIMES,
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=16),
+)
+
+
+@given(RECORDS, BINDINGS, st.none() | TIMES)
+def test_a_bound_record_round_trips_and_the_release_before_reads_it(
+    record: Record, binding: Binding, ends_at: int | None
+) -> None:
+    bound = binding_to(record if ends_at is None else ending(record, ends_at), binding)
+    raw = encode_record(bound)
+    assert decode_record(raw) == bound
+    assert (bound.bound, bound.deadline) == (binding, ends_at)
+    old = msgspec.msgpack.decode(raw, type=OfTheReleaseBefore)
+    assert (old.data, old.user, old.chain, old.ends_at) == (record.data, record.user, record.chain, ends_at)
+    assert msgspec.msgpack.decode(raw, type=Record) == record
+    later = decode_record(b"\x9b" + raw[1:] + b"\xc0")
+    assert later == bound
 
 
 @given(st.binary(max_size=80))

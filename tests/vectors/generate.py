@@ -113,8 +113,9 @@ def record(
     sockets: Any = None,
     handed: list[Any] | None = None,
     provider: list[Any] | None = None,
+    *more: Any,
 ) -> bytes:
-    return pack([pack(data), created, seen, user, chain, sockets, handed, provider])
+    return pack([pack(data), created, seen, user, chain, sockets, handed, provider, *more])
 
 
 def ticket(name: str, secret: int, told: bytes, number: int, login: bool) -> dict[str, Any]:
@@ -332,6 +333,17 @@ def hand_off(secret: int, page: str, login: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def device(name: str, secret: int, kind: int, serial: int) -> dict[str, Any]:
+    """Section 14: a challenge, and the name of its session."""
+    key, nonce = drawn(f"{name} bound key", 16), drawn(f"{name} challenge nonce", 12)
+    plain = bytes([kind]) + key + NOW.to_bytes(6, "big") + serial.to_bytes(4, "big")
+    return {
+        "name": name, "secret": secret, "kind": kind, "key": key.hex(), "made_at": NOW, "serial": serial,
+        "nonce": nonce.hex(), "challenge": base64url(seal(SECRETS[secret], "device-challenge", FARM, nonce, plain)),
+        "identifier": base64url(seal(SECRETS[secret], "device-session", FARM, bytes(12), key)),
+    }  # fmt: skip
+
+
 def creation() -> dict[str, Any]:
     """A session that begins at ``NOW``: all that is drawn for it, and what its browser and its session servers get."""
     server_id, owner_tail = drawn("created server", 3), drawn("created owner", 5)
@@ -367,6 +379,11 @@ def known_answers() -> dict[str, Any]:
     of_two_sites = record({}, NOW - 9, NOW - 1, "ann", nowhere, None, [[tickets], [redeemed]])
     linked = ["https://id.example", "sid 1", "süb", NOW - 9]
     of_a_provider = record({}, NOW - 9, NOW - 1, "ann", [link, None, [], 0], None, None, linked)
+    point, modulus = drawn("x", 32) + drawn("y", 32), b"\x80" + drawn("modulus", 255)
+    bound = [["ES256", point], NOW - 9, NOW - 2, 3, b""]
+    of_a_browser = record({}, NOW - 9, NOW - 1, "ann", [link, None, [], 0], None, None, None, None, bound)
+    pending = [["RS256", modulus], NOW - 9, NOW - 9, 0, drawn("next link", 16)]
+    to_be_bound = record({}, NOW - 9, NOW - 1, "ann", chain, None, None, None, NOW + 9, pending)
     epochs = [(n, drawn(f"epoch {n}", 8), n * 300) for n in range(5, 21)]
     key = drawn("told key", 16)
     return {
@@ -387,6 +404,8 @@ def known_answers() -> dict[str, Any]:
             entry("of many owners", 0, (20, epochs[-1][1], 6000), epochs, large),
             entry("with durable WebSockets", PRIMARY, (2, one, 3), [(2, one, 3)], held),
             entry("of an identity provider's session", PRIMARY, (1, one, 1), [(1, one, 1)], of_a_provider),
+            entry("of a bound session", PRIMARY, (1, one, 2), [(1, one, 2)], of_a_browser),
+            entry("of a session about to be bound", PRIMARY, (1, one, 2), [(1, one, 2)], to_be_bound),
             entry("tombstone", PRIMARY, (3, one, 0), [(1, one, 1)], None),
             entry("provisional tombstone", PRIMARY, (4, other, 0), [(1, one, 1)], None, True),
         ],
@@ -410,6 +429,7 @@ def known_answers() -> dict[str, Any]:
             live_state("just begun", "TLS_AES_128_GCM_SHA256", [1], [4]),
             live_state("long, and taken over", "TLS_AES_256_GCM_SHA384", [1, 90, 70_000], [1 << 33, (1 << 33) + 1]),
         ],
+        "device": [device("of a login", PRIMARY, 1, 0), device("of the former key", 0, 2, (1 << 32) - 1)],
         "hand_offs": [hand_off(PRIMARY, "/tickets/42?seat=3", True), hand_off(0, "/", False)],
         "placements": [
             *placement(["session-1", "session-2", "session-3"]),

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 import in_hand
+from coatcheck.device.challenges import Challenge, ChallengeCodec, ChallengeKind
 from coatcheck.drivers import asyncio_driver
 from coatcheck.drivers.sessions import Sessions
 from coatcheck.hand_off.messages import PURPOSES, HandOffCodec, binder_hash, is_bound_to, page_hash, taker
@@ -195,6 +196,32 @@ def test_the_fields_of_a_record_of_two_sites() -> None:
     assert [one.site for one in record.handed.redeemed] == ["tickets.example"]
     assert encoder_of("tickets.example")(record).hex() == known["record"]
     assert seen_from(stored, "other.example").chain == NO_CHAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "in_force"), [("of a bound session", True), ("of a session about to be bound", False)]
+)
+def test_the_fields_of_a_record_that_is_bound(name: str, in_force: bool) -> None:
+    known = next(known for known in KNOWN["entries"] if known["name"] == name)
+    raw = bytes.fromhex(known["record"])
+    record = decode_record(raw)
+    assert encode_record(record) == raw
+    bound = record.bound
+    assert bound is not None
+    assert (bound.is_in_force, bound.is_pending(record.chain)) == (in_force, not in_force)
+    assert bound.key.algorithm == ("ES256" if in_force else "RS256")
+    assert (bound.since, bound.serial) == (record.created_at, 3 if in_force else 0)
+    assert (record.deadline is None) == in_force
+
+
+@named("device")
+def test_a_challenge_and_the_name_of_a_bound_session(known: dict[str, Any]) -> None:
+    key = bytes.fromhex(known["key"])
+    challenge = Challenge(ChallengeKind(known["kind"]), key, known["made_at"], known["serial"])
+    writer = ChallengeCodec(ring_that_seals_with(known["secret"]), FARM, always(known["nonce"]))
+    assert (writer.seal(challenge), writer.name(key)) == (known["challenge"], known["identifier"])
+    reader = ChallengeCodec(WHOLE_RING, FARM, always(""))
+    assert (reader.open(known["challenge"]), reader.session(known["identifier"])) == (challenge, key)
 
 
 def test_the_fields_of_a_record_that_an_identity_provider_may_end() -> None:

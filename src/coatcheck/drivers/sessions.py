@@ -13,6 +13,7 @@ from functools import partial
 
 import msgspec
 
+from coatcheck.device.challenges import ChallengeCodec
 from coatcheck.drivers.asyncio_driver import AsyncioDriver, World
 from coatcheck.drivers.background_repair import BackgroundRepair
 from coatcheck.drivers.key_refresh import KeyRefresh, RefreshKeys
@@ -22,7 +23,7 @@ from coatcheck.drivers.user_sessions import UserSessions
 from coatcheck.drivers.user_work import UserWork
 from coatcheck.drivers.visit import VISIT
 from coatcheck.drivers.watching import Watching
-from coatcheck.errors import CoatcheckError, CorruptEntry
+from coatcheck.errors import CoatcheckError, ConfigError, CorruptEntry
 from coatcheck.events import LOSSES, Event, EventKind, public_id
 from coatcheck.hand_off.messages import HandOffCodec
 from coatcheck.hand_off.rules import HandOffs
@@ -122,6 +123,8 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
         # Cut off while these sessions are closed: a ring may outlive those of many event loops.
         self._own_keys = ring.branch()
         self._refresh_keys = refresh_keys
+        self.asks_for_keys = refresh_keys is not None
+        """Whether somebody can be asked about a key that is not known here."""
         self.cookies = cookies or CookiePolicy(insecure_localhost=in_memory)
         self.sites = sites
         self._make_items = items
@@ -149,6 +152,15 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
             False: TokenCodec(self._own_keys, "anonymous", audience_of(farm, self._site), self._world.random_bytes),
             True: TokenCodec(self._own_keys, "login", audience_of(farm, self._site), self._world.random_bytes),
         }
+        self.challenges: ChallengeCodec | None = None
+        """Of sessions that are bound to their browsers; ``None``: none are."""
+        if policy.device_binding != "off":
+            if sites is not None:
+                raise ConfigError("device_binding: not with sites yet; drop one of the two")
+            self.cookies.check_binding(policy.device_binding)
+            self.challenges = ChallengeCodec(self._own_keys, farm, self._world.random_bytes)
+        self.demands_binding = policy.device_binding == "require-after-login"
+        """Whether logins end that are not bound."""
         self._tickets = TicketCodec(self._own_keys, farm, self._world.random_bytes)
         self._hand_off_codec: HandOffCodec | None = None
         if sites is not None:
@@ -201,6 +213,7 @@ class Sessions(SessionRequests, SessionOperations, UserSessions):
             self.seal,
             self._rejected,
             keys_may_be_newer=asks,
+            challenges=self.challenges,
         )
 
     def _forget_run(self) -> None:

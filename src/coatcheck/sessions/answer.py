@@ -106,6 +106,8 @@ class CookieTransport:
         self._route_cookie = self._route.set_cookie(self._route_tag or b"")
         self._routes_all = sticky == "browser"
         self._clears_site_data = policy.clear_site_data
+        self.device_path: str | None = None
+        """Where browsers register and refresh bound sessions, said by a front that answers there."""
 
     def answer(
         self,
@@ -147,7 +149,10 @@ class CookieTransport:
         cookies: list[Header] = []
         if changes.issue is not None:
             jar = self.login if changes.issue.login else self.anonymous
-            cookies.append(jar.set_cookie(seal(changes.issue), session.remember))
+            life_s, value = changes.issue.life_s, seal(changes.issue)
+            cookies.append(
+                jar.set_cookie(value, session.remember) if life_s is None else jar.set_short_cookie(value, life_s)
+            )
         if changes.clear_login:
             cookies.append(self.login.delete_cookie())
         if changes.clear_anonymous:

@@ -128,6 +128,23 @@ class CookiePolicy(msgspec.Struct, frozen=True, kw_only=True):
             parts.append("; Partitioned")
         return "".join(parts).encode()
 
+    @property
+    def device_path(self) -> str | None:
+        """Below it is what browsers ask for their bound sessions; ``None`` where no session can be bound: browsers do
+        that over TLS alone, and we for one host."""
+        if self.insecure_localhost or self.domain:
+            return None
+        return f"{self.path.rstrip('/')}/.coatcheck/device/"
+
+    def check_binding(self, device_binding: str) -> None:
+        """Raises ConfigError for a cookie that cannot do what is demanded of it."""
+        if device_binding != "off" and self.domain:
+            raise ConfigError("device_binding: a session is bound at one host; drop cookie_domain, or device_binding")
+        if device_binding == "require-after-login" and self.insecure_localhost:
+            raise ConfigError(
+                'device_binding: browsers bind no session without TLS; give tls_certificate, or use "offer"'
+            )
+
     def check_lifetime(self, absolute_timeout_s: float) -> None:
         """Raises ConfigError for a cookie that outlives every session."""
         if self.max_age_s > absolute_timeout_s:
@@ -165,10 +182,11 @@ def _check_domain(domain: str) -> None:
 class CookieJar:
     """Reads and writes one cookie name; bytes in, bytes out."""
 
-    __slots__ = ("_attributes", "_length", "_prefix", "deletion", "name")
+    __slots__ = ("_attributes", "_length", "_policy", "_prefix", "deletion", "name")
 
     def __init__(self, policy: CookiePolicy, suffix: str = "", remembered_s: float = 0.0) -> None:
         """``remembered_s``: the Max-Age of a remembered session's cookie, where the policy says none."""
+        self._policy = policy
         self.name = policy.full_name(suffix)
         self._prefix = self.name + b"="
         self._length = len(self._prefix)
@@ -206,6 +224,15 @@ class CookieJar:
         """``remember``: whether the browser keeps it when it ends; ``None``: as the policy says."""
         return (b"set-cookie", self._prefix + value + self._attributes[remember])
 
+    def set_short_cookie(self, value: bytes, life_s: float) -> tuple[bytes, bytes]:
+        """``life_s``: how long the browser keeps it, whatever the policy says."""
+        return (b"set-cookie", self._prefix + value + self._policy.attributes(life_s))
+
+    @property
+    def fixed_attributes(self) -> str:
+        """What each Set-Cookie of it says of itself, but for how long it lives."""
+        return self._policy.attributes(None).decode().removeprefix("; ")
+
     def delete_cookie(self) -> tuple[bytes, bytes]:
         return (b"set-cookie", self.deletion)
 
@@ -221,6 +248,7 @@ class MarkedJar(CookieJar):
     __slots__ = ()
 
     def __init__(self, mark: bytes) -> None:
+        self._policy = CookiePolicy()
         self.name = self._prefix = mark
         self._length = len(mark)
         self._attributes = {None: b"", False: b"", True: b""}
@@ -229,3 +257,7 @@ class MarkedJar(CookieJar):
     def read(self, header: bytes) -> bytes | None:
         """``header``: the cookie's value; ``None`` if it does not begin with the mark."""
         return header[self._length :] if header.startswith(self._prefix) else None
+
+    def set_short_cookie(self, value: bytes, life_s: float) -> tuple[bytes, bytes]:
+        """How long the cookie lives is for the framework to say."""
+        return self.set_cookie(value)

@@ -74,7 +74,7 @@ class GoingOn(Saving):
         record, now = self._record(copy), self._world.now_ms()
         if self.users is not None and record.created_at <= self.users.all_closed_before:
             return None
-        if now >= record.expires_at(self.policy):
+        if now >= record.expires_at(self.policy) or self._is_overdue(record, token, login, now):
             return None
         verdict, _ = self._shown(record.chain, token, copy, now)
         if not verdict.accepted:

@@ -12,10 +12,12 @@ IN_GRACE, LATE = Shown.IN_GRACE, Shown.LATE
 
 
 class Issue(Value):
-    """What the browser must be given: a token's content, and under which of the two cookies."""
+    """What the browser must be given: a token's content, and under which of the two cookies. ``life_s``: how long that
+    cookie lives, if its session is bound; ``None``: as the policy of cookies says."""
 
     token: SealedToken
     login: bool
+    life_s: float | None = None
 
 
 def token_to_tell(

@@ -15,10 +15,9 @@ from coatcheck.replication.effects import Exclusive, Flow, as_flow
 from coatcheck.replication.entry import KEY_BYTES
 from coatcheck.replication.version import holds
 from coatcheck.sessions.going_on import GoingOn
-from coatcheck.sessions.handing import Handing
-from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.mapping import Session, encoded
 from coatcheck.sessions.provider import ProviderLogin
+from coatcheck.sessions.proving import Proving
 from coatcheck.sessions.record import (
     EMPTY_DATA,
     KNOWN_MS,
@@ -33,10 +32,10 @@ from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 T = TypeVar("T")
 
 
-class Lifecycle(GoingOn, Handing):
+class Lifecycle(GoingOn, Proving):
     """The sessions of one web server, and what becomes of each. Pure: flows ask the world, everything else is decided
-    in this file, in :mod:`coatcheck.sessions.opening`, :mod:`coatcheck.sessions.saving` and
-    :mod:`coatcheck.sessions.handing`."""
+    in this file, in :mod:`coatcheck.sessions.opening`, :mod:`coatcheck.sessions.saving`,
+    :mod:`coatcheck.sessions.handing` and :mod:`coatcheck.sessions.proving`."""
 
     def finish(self, session: Session) -> Saved | Flow[Saved] | Exclusive:
         """What a request did to its session: the outcome if nothing is to be stored, else the flow that stores it.
@@ -91,7 +90,10 @@ class Lifecycle(GoingOn, Handing):
         return (
             now - record.last_seen_at >= self._touch_ms
             or (request.ends_at is not None and request.ends_at != record.deadline)
-            or needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
+            or (
+                needs_successor(record.chain, verdict, now, self.policy.rotate_after_ms)
+                and not self._moves_by_proof(record, request.login)
+            )
             or self._is_unknown(record)
             or request.cleared
         )
@@ -217,7 +219,7 @@ class Lifecycle(GoingOn, Handing):
         request.blob = request.saved_blob
         token = SealedToken(key, chain.current.session_id, chain.current.minted_at, stored.promised, self._list_number)
         request.shown = token
-        return Saved(Issue(token, request.login), written=written)
+        return Saved(self._issue_of(token, record, request.login), written=written)
 
     def _create_entry(self, new: Copy, body: bytes, now: int, expires_at: int) -> Flow[Written | None]:
         """Store a new session. While an answer is late, a repair may find the first copy, take it for one without an

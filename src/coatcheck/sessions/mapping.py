@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+import msgspec
+
 from coatcheck.errors import CoatcheckError
 from coatcheck.replication.cache import Copy
 from coatcheck.sessions.devices import Device, SessionHome
@@ -35,6 +37,15 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 MAX_USER_BYTES: Final = 1024
 """Of a user's name in UTF-8. It is for operators to find, and stands in every copy of the session."""
+
+
+class BoundTo(msgspec.Struct, frozen=True):
+    """What a session is bound to. ``thumbprint`` names the browser's key (RFC 7638); ``since`` is when it was
+    registered, ``last_proof`` when it last signed, both Unix ms."""
+
+    thumbprint: str
+    since: int
+    last_proof: int
 
 
 class Session(dict[str, Any]):
@@ -204,6 +215,21 @@ class Session(dict[str, Any]):
             return None
         record: Record = held.record or decode_record(held.body)
         return record.user
+
+    @property
+    def bound(self) -> BoundTo | None:
+        """The browser's key that this session is bound to; ``None``: it is not, or not yet known to be."""
+        held = self._request.copy_held
+        if held is None:
+            return None
+        record: Record = held.record or decode_record(held.body)
+        binding = record.bound
+        if binding is None:
+            return None
+        shown = self._request.shown
+        if not binding.is_in_force and (shown is None or shown.session_id != binding.first):
+            return None
+        return BoundTo(binding.key.thumbprint, binding.since, binding.proved_at)
 
     # -- the dict, with Starlette's two flags ------------------------------------------------------
 

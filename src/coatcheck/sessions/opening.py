@@ -43,6 +43,7 @@ class Opening:
         self._hosted = copies.cache.get
         self._keep_decoded = copies.cache.keep_decoded
         self._touch_ms = policy.touch_ms
+        self._binds = policy.device_binding != "off"
         self._list_number = copies.placement.list_number
         self._shared: dict[bytes, SharedData] = {}
         """By session key, what requests that only look at it have in common."""
@@ -154,7 +155,7 @@ class Opening:
         if now >= copy.review_at or token.session_id != current.session_id or token.timestamp != current.minted_at:
             if now >= copy.expires_at:
                 return None
-            verdict = self._judge(copy, token, now)
+            verdict = self._judge(copy, token, login, now)
             if not verdict.accepted:
                 return None
             session = session_of(copy, token, login, self.home, self._shared)
@@ -167,9 +168,11 @@ class Opening:
             session._request.unsettled = True  # the browser lacks the newest token
         return session
 
-    def _judge(self, copy: Copy, token: SealedToken, now: int) -> Shown:
+    def _judge(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Shown:
         """What the token is to its chain; also says when the chain needs judging again."""
         record = self._record(copy)
+        if self._binds and self._is_overdue(record, token, login, now):
+            return Shown.OVERDUE
         if not copy.shown_at:
             copy.shown_at = now  # others may have shown it elsewhere until now
         verdict, after = self._shown(record.chain, token, copy, now)
@@ -181,21 +184,36 @@ class Opening:
             record = msgspec.structs.replace(record, chain=after)
             copy.marks = encode_chain(after)
             self._keep_decoded(copy, record)
-        copy.review_at = self._review_at(record)
+        copy.review_at = self._review_at(record, login)
         return verdict
+
+    def _moves_by_proof(self, record: Record, login: bool) -> bool:
+        """Whether nobody is told a newer token of it without a proof by its browser's key; such a token lives short,
+        wherever it is shown."""
+        if not self._binds:
+            return False
+        bound = record.bound
+        if bound is not None and bound.is_in_force:
+            return True
+        return login and self.policy.device_binding == "require-after-login"
+
+    def _is_overdue(self, record: Record, token: SealedToken, login: bool, now: int) -> bool:
+        return self._moves_by_proof(record, login) and now - token.timestamp > self.policy.bound_token_ms
 
     def _shown(self, chain: Chain, token: SealedToken, copy: Copy, now: int) -> tuple[Shown, Chain]:
         return show(chain, token.session_id, token.timestamp, now, self.policy.grace_ms, copy.shown_at or now)
 
-    def _review_at(self, record: Record) -> int:
+    def _review_at(self, record: Record, login: bool) -> int:
         """Until when (Unix ms) whoever shows the current token and only reads changes nothing: no successor is
         waiting or due, nor is a mark, a touch or a timeout."""
         chain = record.chain
         if chain.next is not None or self._is_unknown(record) or not self.policy.rotate_after_ms:
             return 0
+        by_proof = self._binds and self._moves_by_proof(record, login)
+        lasts_ms = self.policy.bound_token_ms + 1 if by_proof else self.policy.rotate_after_ms
         due = [
             record.last_seen_at + self._touch_ms,
-            chain.current.minted_at + self.policy.rotate_after_ms,
+            chain.current.minted_at + lasts_ms,
             record.expires_at(self.policy),
         ]
         due += [old.retired_at + self.policy.grace_ms for old in chain.retired if old.moved_on_at is None]
@@ -209,6 +227,13 @@ class Opening:
     def _refuse(self, copy: Copy, token: SealedToken, login: bool, now: int) -> Flow[Session | None]:
         """A token of a live session that its chain does not accept: rolled back, dead, or theft."""
         record = self._record(copy)
+        if self._is_overdue(record, token, login, now):
+            # Nobody is accused: an honest browser that is late can sign, who copied its cookie cannot.
+            age_s = (now - token.timestamp) // 1000
+            self._report(EventKind.DEAD_TOKEN, token.key, f"of a bound session, {age_s} s old", record.user)
+            late = Session()
+            late._request.overdue = token.key
+            return late
         verdict, _ = self._shown(record.chain, token, copy, now)
         rolled_back = not copy.covers(token.version)
         stolen = verdict is Shown.STOLEN and not rolled_back

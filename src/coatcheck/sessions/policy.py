@@ -14,6 +14,8 @@ from coatcheck.replication.farm_clock import TOLERANCE_MS
 Theft = Literal["close", "refuse", "report"]
 RolledBack = Literal["close", "accept"]
 Conflict = Literal["last_write", "reject"]
+DeviceBinding = Literal["off", "offer", "require-after-login"]
+"""Whether logins are bound to a key of their browser: never, where it can, or else they end with their first cookie."""
 AtSessionLimit = Literal["refuse", "close-oldest"]
 MAX_SESSIONS_OF_USER: Final = 256
 """Sessions that are listed of one user, and the highest limit that can be set."""
@@ -35,7 +37,8 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     clock skew. ``theft``: what to do when a dead token comes back. ``rolled_back``: what to do when the newest
     copy lacks what the browser was promised. ``conflict``: when two requests changed the same key.
     ``sessions_per_user``: how many sessions one user may have at once (0: any number), and ``at_session_limit`` what a
-    login does that would be one more.
+    login does that would be one more. ``device_binding``: whether a login is bound to a key of its browser, and
+    ``bound_cookie_ms`` how long the cookie of a bound session lives until its browser proves that it is there.
     """
 
     rotate_after_ms: int = MINUTE_MS
@@ -50,6 +53,8 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     max_tries: int = 6
     sessions_per_user: int = 0
     at_session_limit: AtSessionLimit = "close-oldest"
+    device_binding: DeviceBinding = "off"
+    bound_cookie_ms: int = 10 * MINUTE_MS
 
     def check(self) -> None:
         """Raises :class:`ConfigError` for values that cannot work together."""
@@ -65,6 +70,12 @@ class SessionPolicy(msgspec.Struct, frozen=True, dict=True):
     def touch_ms(self) -> int:
         """``last_seen_at`` is stored when it is this much newer than the stored one."""
         return self.idle_timeout_ms // 8
+
+    @property
+    def bound_token_ms(self) -> int:
+        """The age at which a token of a bound session opens nothing, whoever shows it: its cookie's life, and the grace
+        for requests that were under way when that ended."""
+        return self.bound_cookie_ms + self.grace_ms
 
     @property
     def max_token_age_ms(self) -> int:

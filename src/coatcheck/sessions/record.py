@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from coatcheck.device.binding import Binding
 from coatcheck.errors import CorruptEntry, SessionDataError
 from coatcheck.replication.entry import MAX_ENTRY_BYTES
 from coatcheck.sessions.durable import SocketState
@@ -71,6 +72,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """Unix ms: when the app wants it to be over, if it said so (:class:`EndingRecord`)."""
         return None
 
+    @property
+    def bound(self) -> Binding | None:
+        """The browser that it is bound to, if there is one (:class:`BoundRecord`)."""
+        return None
+
     def __repr__(self) -> str:
         return f"<Record of {len(self.data)} bytes, last seen at {self.last_seen_at}>"
 
@@ -110,8 +116,25 @@ def ending(record: Record, ends_at: int) -> EndingRecord:
     return EndingRecord(**{**msgspec.structs.asdict(record), "ends_at": ends_at})
 
 
+class BoundRecord(EndingRecord, frozen=True, array_like=True, gc=False):
+    """One of a session that is bound to a browser's key."""
+
+    binding: Binding | None = None
+
+    @property
+    def bound(self) -> Binding | None:
+        return self.binding
+
+
+def binding_to(record: Record, binding: Binding) -> BoundRecord:
+    """The same, bound to a key."""
+    return BoundRecord(**{**msgspec.structs.asdict(record), "binding": binding})
+
+
 NINE_FIELDS: Final = 0x99
-"""How the MessagePack of an :class:`EndingRecord` begins, or with a higher number, of a later release."""
+"""How the MessagePack of an :class:`EndingRecord` begins."""
+TEN_FIELDS: Final = 0x9A
+"""How that of a :class:`BoundRecord` begins, or with a higher number, of a later release."""
 
 KNOWN_MS: Final = 1
 """By so much the last activity of a session whose token was shown again is later than its creation, at least."""
@@ -135,6 +158,7 @@ def _has_values(code: int, payload: memoryview) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain_text)
 _record_decoder = msgspec.msgpack.Decoder(Record)
 _ending_decoder = msgspec.msgpack.Decoder(EndingRecord)
+_bound_decoder = msgspec.msgpack.Decoder(BoundRecord)
 _data_decoder = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=_has_values)
 _Leaf = bool | int | float | str | None
 _Flat = _Leaf | list[_Leaf] | dict[str, _Leaf]
@@ -149,6 +173,9 @@ decode_chain = msgspec.msgpack.Decoder(Chain).decode
 def decode_record(body: bytes) -> Record:
     """Raises :class:`CorruptEntry` if the body is no record: another version of coatcheck sealed it."""
     try:
+        if body and body[0] >= TEN_FIELDS:
+            with contextlib.suppress(msgspec.ValidationError):
+                return _bound_decoder.decode(body)
         if body and body[0] >= NINE_FIELDS:
             with contextlib.suppress(msgspec.ValidationError):
                 return _ending_decoder.decode(body)

@@ -53,6 +53,8 @@ class RequestState:
     """The acknowledged copy that the mapping was opened from; ``None``: it exists nowhere yet."""
     unheard: tuple[bytes, ...] = ()
     """Keys of sessions that this browser shows, and that are neither found nor lost (protocol section 6)."""
+    overdue: bytes = b""
+    """The key of the bound session whose token this browser has shown too late: it is to prove that it is there."""
     shown: SealedToken | None = None
     verdict: Shown = Shown.CURRENT
     login: bool = False

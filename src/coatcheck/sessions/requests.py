@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from coatcheck.device.challenges import Challenge, ChallengeCodec, ChallengeKind
+from coatcheck.device.headers import registration
 from coatcheck.errors import (
     CoatcheckError,
     ConflictError,
@@ -20,7 +22,7 @@ from coatcheck.errors import (
 )
 from coatcheck.events import Event, EventKind
 from coatcheck.replication.effects import Exclusive, Flow, FreshKeys, as_flow
-from coatcheck.sessions.answer import Answer
+from coatcheck.sessions.answer import SWITCHING_PROTOCOLS, Answer
 from coatcheck.sessions.issuing import Issue
 from coatcheck.sessions.lifecycle import Lifecycle
 from coatcheck.sessions.mapping import Session
@@ -57,8 +59,10 @@ class Requests:
         seal: Callable[[Issue], bytes],
         rejected: Callable[[TokenReason, str | None], None],
         keys_may_be_newer: bool = False,
+        challenges: ChallengeCodec | None = None,
     ) -> None:
-        """``keys_may_be_newer``: whether somebody can be asked about a key that is not known here."""
+        """``keys_may_be_newer``: whether somebody can be asked about a key that is not known here. ``challenges``: of
+        sessions that are bound to their browsers, if they are."""
         self._lifecycle = lifecycle
         self._open_cached = lifecycle.open_cached
         self._is_settled = lifecycle.is_settled
@@ -68,6 +72,7 @@ class Requests:
         self._seal = seal
         self._rejected = rejected
         self._keys_may_be_newer = keys_may_be_newer
+        self._challenges = challenges
         self._world = lifecycle.copies.world
 
     def now_ms(self) -> int:
@@ -131,9 +136,13 @@ class Requests:
     def _load(self, opened: Opened, tokens: list[ShownToken]) -> Flow[None]:
         """The session of the first token that opens one, else a fresh one."""
         unheard: tuple[bytes, ...] = ()
+        overdue = b""
         for token, login in tokens:
             session = self._open_cached(token, login) or (yield from self._lifecycle.open(token, login))
             if session is None:
+                continue
+            if session._request.overdue:
+                overdue = session._request.overdue
                 continue
             if not session._request.unheard:
                 break
@@ -141,6 +150,7 @@ class Requests:
         else:
             session = self._fresh()
         session._request.unheard = unheard
+        session._request.overdue = overdue
         _introduce(session, opened)
         opened.session = session
         opened.phase = OPEN
@@ -213,7 +223,20 @@ class Requests:
         session = opened.session
         session._request.rotating = session._request.cleared = session._request.telling = False
         session._request.socket = None
+        if self._challenges is not None and status != SWITCHING_PROTOCOLS:
+            headers = self._with_offer(self._challenges, opened, saved, headers)
         return opened.transport.answer(session, opened.cookie_header, saved, self._seal, status, headers)
+
+    def _with_offer(
+        self, challenges: ChallengeCodec, opened: Opened, saved: Saved, headers: Iterable[Header]
+    ) -> Iterable[Header]:
+        """A login's answer offers its browser to bind the session, once (W3C DBSC)."""
+        path, request = opened.transport.device_path, opened.session._request
+        if path is None or saved.issue is None or not (request.begun and request.login):
+            return headers
+        key = saved.issue.token.key
+        challenge = Challenge(ChallengeKind.REGISTER, key, self._world.now_ms(), 0)
+        return [*headers, registration(path + "register", challenges.seal(challenge))]
 
     # -- save --------------------------------------------------------------------------------------
 

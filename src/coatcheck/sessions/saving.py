@@ -18,14 +18,17 @@ from coatcheck.sessions.opening import Opening
 from coatcheck.sessions.policy import Merge
 from coatcheck.sessions.record import (
     KNOWN_MS,
+    BoundRecord,
     Record,
+    binding_to,
     check_room,
     encode_data,
     ending,
     open_data,
 )
+from coatcheck.sessions.request_state import RequestState
 from coatcheck.sessions.values import all_kept
-from coatcheck.tokens.chain import Chain, Shown, mint, needs_successor
+from coatcheck.tokens.chain import Chain, ChainLink, Shown, mint, needs_successor
 from coatcheck.tokens.sealed import SESSION_ID_BYTES, SealedToken
 from coatcheck.value import Value
 
@@ -82,12 +85,39 @@ class Saving(Opening):
         shown = request.shown
         if shown is None:
             return None
-        chain = (copy.record or self._record(copy)).chain
+        record: Record = copy.record or self._record(copy)
+        chain = record.chain
+        if self._binds and (self._moves_by_proof(record, request.login) or record.bound is not None):
+            return self._tell_bound(request, record, copy.promised, wrote)
         told = chain.current if chain.next is None else chain.told(self._world.now_ms(), self.policy.grace_ms)
         if not told.session_id:
             return None  # the chain of this site was revoked meanwhile
         token = token_to_tell(shown, request.verdict, told, copy.promised, wrote, self._list_number, request.telling)
         return None if token is None else Issue(token, request.login)
+
+    def _tell_bound(self, request: RequestState, record: Record, promised: bytes, wrote: bool) -> Issue | None:
+        """No newer link than the browser has shown: that takes a proof. While nobody knows whether the answer to a
+        registration has arrived, only who shows the link that it told is told anything."""
+        shown, bound = request.shown, record.bound
+        assert shown is not None
+        if bound is not None and bound.is_pending(record.chain):
+            return None
+        link = ChainLink(shown.session_id, shown.timestamp)
+        if not self._moves_by_proof(record, request.login):
+            link = record.chain.told(self._world.now_ms(), self.policy.grace_ms)
+            if not link.session_id:
+                return None
+        token = token_to_tell(shown, request.verdict, link, promised, wrote, self._list_number, request.telling)
+        if token is None:
+            return None
+        return self._issue_of(token, record, request.login)
+
+    def _issue_of(self, token: SealedToken, record: Record, login: bool) -> Issue | None:
+        """``None`` if the cookie's time is over: then its browser is to prove that it is there."""
+        if not self._moves_by_proof(record, login):
+            return Issue(token, login)
+        left_ms = token.timestamp + self.policy.bound_cookie_ms - self._world.now_ms()
+        return Issue(token, login, left_ms / 1000) if left_ms > 0 else None
 
     # -- the data is stored ------------------------------------------------------------------------
 
@@ -192,7 +222,7 @@ class Saving(Opening):
                 data = encode_data(merged, kept)
         chain = record.chain
         if (now >= copy.review_at or request.verdict is not CURRENT or request.rotating) and not request.is_open:
-            chain = self._next_chain(session, chain, copy, now)
+            chain = self._next_chain(session, record, copy, now)
         # A user who is named in the request that began the session has logged in just now.
         created_at = record.created_at if request.named is None else max(record.created_at, now)
         last_seen_at = max(record.last_seen_at, now, created_at + KNOWN_MS)
@@ -201,7 +231,11 @@ class Saving(Opening):
         user = request.named or record.user
         ends_at = record.deadline if request.ends_at is None else request.ends_at
         written = Record(data, created_at, last_seen_at, user, chain, sockets, record.handed, record.provider)
-        return written if ends_at is None else ending(written, ends_at)
+        if ends_at is not None:
+            written = ending(written, ends_at)
+        if type(record) is BoundRecord and record.binding is not None:
+            return binding_to(written, record.binding.seen_with(chain))
+        return written
 
     def _conflict_policy(self, session: Session, copy: Copy) -> str | Merge:
         """``last_write`` is for parallel requests on one web server. A request whose session has moved to another
@@ -212,8 +246,9 @@ class Saving(Opening):
         moved = held is not None and held.version.claim != copy.version.claim
         return "overtaken" if moved and self.policy.conflict == "last_write" else self.policy.conflict
 
-    def _next_chain(self, session: Session, chain: Chain, copy: Copy, now: int) -> Chain:
+    def _next_chain(self, session: Session, record: Record, copy: Copy, now: int) -> Chain:
         request = session._request
+        chain = record.chain
         shown = request.shown
         if shown is None:
             return chain  # the browser has not been given a token yet
@@ -222,6 +257,8 @@ class Saving(Opening):
             request.verdict = verdict  # a newer token may have been shown meanwhile
         if verdict is Shown.RETURNED:
             copy.shown_at = now
+        if self._binds and self._moves_by_proof(record, request.login):
+            return chain
         rotate_after_ms = 0 if request.rotating else self.policy.rotate_after_ms
         if needs_successor(chain, verdict, now, rotate_after_ms):
             chain = mint(chain, self._world.random_bytes(SESSION_ID_BYTES), now)

@@ -16,6 +16,7 @@ from coatcheck.sessions.policy import (
     MAX_SESSIONS_OF_USER,
     AtSessionLimit,
     Conflict,
+    DeviceBinding,
     Merge,
     RolledBack,
     SessionPolicy,
@@ -136,6 +137,24 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
             "was begun first, `refuse` answers 409."
         ),
     ] = "close-oldest"
+    device_binding: Annotated[
+        DeviceBinding,
+        Option(
+            "Whether logins are bound to a key that never leaves the browser (Device Bound Session Credentials): "
+            "`offer` binds them where the browser can, with `require-after-login` those that are not bound end with "
+            "their first cookie."
+        ),
+    ] = "off"
+    bound_cookie_life_s: Annotated[
+        float,
+        Option(
+            "How long the cookie of a bound session lives until its browser signs again; a copy of it is refused after "
+            "that and the grace.",
+            duration=True,
+            minimum=5,
+            maximum=86400,
+        ),
+    ] = 600.0
     lease_s: Annotated[
         float,
         Option(
@@ -176,6 +195,8 @@ class SessionSettings(msgspec.Struct, frozen=True, kw_only=True):
             absolute_timeout_ms=_ms(self.absolute_timeout_s),
             sessions_per_user=self.sessions_per_user,
             at_session_limit=self.at_session_limit,
+            device_binding=self.device_binding,
+            bound_cookie_ms=_ms(self.bound_cookie_life_s),
         )
 
     def replication(self) -> ReplicationPolicy:
@@ -215,6 +236,8 @@ class SessionArguments(TypedDict, total=False):
     new_sessions_burst: int
     sessions_per_user: int
     at_session_limit: AtSessionLimit
+    device_binding: DeviceBinding
+    bound_cookie_life_s: Duration
     lease_s: Duration
     store_timeout_s: Duration
 

@@ -61,13 +61,14 @@ class Shown(Enum):
     IN_GRACE = "retired within the last grace"
     LATE = "retired longer ago, and not dead yet"
     RETURNED = "retired, but the newer ones are silent: its browser has lost them"
+    OVERDUE = "of a bound session, and older than its cookie may be"
     TOLERATED = "none of the chain, served by policy"
     STOLEN = "stolen"
     DEAD = "dead"
 
     @property
     def accepted(self) -> bool:
-        return self is not Shown.STOLEN and self is not Shown.DEAD
+        return self is not Shown.STOLEN and self is not Shown.DEAD and self is not Shown.OVERDUE
 
 
 def show(
@@ -122,6 +123,22 @@ def joined(chain: Chain, session_id: bytes, now: int, grace_ms: int, rotate_afte
     """
     chain = _without_lost_successor(chain, now, grace_ms)
     return mint(chain, session_id, now) if needs_successor(chain, Shown.CURRENT, now, rotate_after_ms) else chain
+
+
+def renewed(chain: Chain, session_id: bytes, now: int, grace_ms: int, fresh_ms: int) -> Chain:
+    """The chain when its browser has signed that it is there, and so is told its next link.
+
+    That is one that was minted within ``fresh_ms``, for the answer that told it may have been lost; else a new one,
+    with ``session_id``, and the older one is retired like any that was replaced. No mark says that anybody has moved
+    on: this answer may be lost.
+    """
+    chain = _without_lost_successor(chain, now, grace_ms)
+    if chain.next is not None:
+        if now - chain.next.minted_at <= fresh_ms:
+            return chain
+        retired = (*chain.retired, Retired(chain.next, now))
+        chain = _trim(Chain(chain.current, None, retired, chain.forgotten_at), now, grace_ms)
+    return mint(chain, session_id, now)
 
 
 NO_CHAIN: Final = Chain(ChainLink(b"", 0), forgotten_at=1 << 62)

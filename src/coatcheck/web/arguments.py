@@ -40,14 +40,21 @@ def check_moving_in(moving_in: object, ours: frozenset[str]) -> None:
         raise ConfigError(f"{NAME}: moving_in: a cookie of before is called {name}, as ours; give ours another name")
 
 
-def check_for_loops(sessions: object, cookies: object, name: str = NAME) -> None:
-    """Raises :class:`ConfigError` for sessions that an event loop cannot wait for, or with another's cookies."""
+def check_for_loops(sessions: object, cookies: object, name: str = NAME, *, binds: bool = False) -> None:
+    """Raises :class:`ConfigError` for sessions that an event loop cannot wait for, or with another's cookies.
+
+    ``binds``: whether this middleware offers browsers to bind their logins.
+    """
     if isinstance(sessions, ThreadedSessions):
         raise ConfigError(f"{name}: sessions: of threads; connect(...) without driver='threads' is for event loops")
     if not isinstance(sessions, Sessions):
         raise ConfigError(f"{name}: sessions: what connect(...) returns, not {type(sessions).__name__}")
     if sessions.sites is not None and cookies not in (None, sessions.cookies):
         raise ConfigError(f"{NAME}: cookies: sessions with sites know theirs; give cookies to connect(...) instead")
+    if sessions.demands_binding and not binds:
+        raise ConfigError(f'{name}: sessions: device_binding = "require-after-login" is for the ASGI middleware alone')
+    if sessions.challenges is not None and isinstance(cookies, CookiePolicy):
+        cookies.check_binding("require-after-login" if sessions.demands_binding else "offer")
 
 
 def check_for_threads(sessions: object, name: str = NAME, kind: str = "a WSGI app") -> None:

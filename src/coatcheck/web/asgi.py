@@ -23,6 +23,7 @@ from coatcheck.sessions.cookies import CookiePolicy
 from coatcheck.sessions.opened import Opened, Phase
 from coatcheck.sessions.routes import Sticky
 from coatcheck.web.arguments import check_arguments, check_for_loops, check_moving_in
+from coatcheck.web.device import DeviceDoor
 from coatcheck.web.error_page import ErrorPage, page_for
 from coatcheck.web.first_visits import FirstVisits
 from coatcheck.web.hand_off import HandOffDoor
@@ -59,7 +60,7 @@ class SessionMiddleware:
         durable_websockets: bool = False,
         moving_in: MovingIn | None = None,
     ) -> None:
-        check_for_loops(sessions, cookies)
+        check_for_loops(sessions, cookies, binds=True)
         check_arguments(app, "an ASGI app", cookies, error_pages, sticky)
         self.app = app
         self.sessions = sessions
@@ -71,6 +72,9 @@ class SessionMiddleware:
             check_moving_in(moving_in, frozenset({transport.anonymous.name.decode(), transport.login.name.decode()}))
             self.app = FirstVisits(app, self, moving_in, transport)
         self._door = HandOffDoor(self, cookies or sessions.cookies, self._transport)
+        self._device_door: DeviceDoor | None = None
+        if sessions.challenges is not None:
+            self._device_door = DeviceDoor(self, self._transport, (cookies or sessions.cookies).device_path)
         self._layers_named: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +111,13 @@ class SessionMiddleware:
             if seen is None:
                 return
             scope = seen
+        if (
+            kind == "http"
+            and self._device_door is not None
+            and self._device_door.concerns(opened, scope)
+            and await self._device_door.answers(sessions, opened, scope, receive, send)
+        ):
+            return
         scope["session"] = opened.session
         response = ResponseSender(self, opened, scope, send)
         try:

@@ -370,6 +370,9 @@ def check(settings: FarmSettings) -> None:
         raise ConfigError("session_servers: at least 1 is needed, or give session_server URLs")
     check_copies(settings.session.copies, servers, "give" if settings.session_server else "start")
     settings.cookie.check_lifetime(settings.session.absolute_timeout_s)
+    settings.cookie.check_binding(settings.session.device_binding)
+    if settings.session.device_binding != "off" and settings.sites is not None:
+        raise ConfigError("device_binding: not with [sites.NAME] yet; drop one of the two")
     if settings.cookie.insecure_localhost and not is_loopback(settings.host):
         raise ConfigError(
             f"insecure_localhost: only for a loopback host, not {shown(settings.host)!r}; drop one of them"

@@ -453,6 +453,30 @@ def test_a_full_disk_is_unreachable_and_what_was_accepted_stays(tmp_path: Path) 
     assert spawn(FULL_DISK, str(tmp_path / "shared.db")).wait(100) == 0
 
 
+def test_when_nothing_comes_from_the_disk_it_is_said_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, put_all = threading.Event(), SqliteFile.put_all
+
+    def stuck(file: SqliteFile, *arguments: Any) -> Any:
+        assert going_on.wait(60)
+        return put_all(file, *arguments)
+
+    async def story() -> None:
+        async with opened(store_at(tmp_path / "shared.db", timeout_s=1.0)) as store:
+            await ask(store.get, new_key())
+            monkeypatch.setattr(SqliteFile, "put_all", stuck)
+            key = new_key()
+            refused = await ask(store.put, key, None, entry(V1))
+            assert isinstance(refused, Unreachable)
+            assert refused.why == "no commit within 1 s: its thread writes"
+            going_on.set()
+            await until(lambda: store.reachable)
+            assert (await ask(store.get, key)).version == V1
+
+    run(story)
+
+
 def test_a_removed_file_is_noticed_and_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "shared.db"
 

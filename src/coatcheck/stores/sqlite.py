@@ -247,7 +247,8 @@ class SqliteStore:
         assert self._loop is not None
         self._sweeper = self._loop.call_later(self._timeout_s / SWEEPS_PER_TIMEOUT, self._sweep)
         if self._waiting and self._loop.time() - self._waiting[0].since >= self._timeout_s:
-            self._down = Unreachable(f"no commit within {self._timeout_s:g} s")
+            doing = self._worker.doing if self._worker is not None else "has ended"
+            self._down = Unreachable(f"no commit within {self._timeout_s:g} s: its thread {doing}")
             self._reachability.set(False, self._down.why)
             self._answer_all(self._down)
 

@@ -59,6 +59,8 @@ class SqliteWorker:
         self._thread = threading.Thread(target=self._run, name="coatcheck-sqlite", daemon=True)
         self._doubted = threading.Event()
         self._swept_at = 0.0
+        self.doing = "starts"
+        """What the thread is at, for whoever has to say why nothing comes from it."""
 
     def start(self) -> None:
         self._thread.start()
@@ -102,6 +104,7 @@ class SqliteWorker:
             file.close()
 
     def _open(self) -> SqliteFile:
+        self.doing = "opens the file"
         file = self._open_file()
         try:
             file.probe(self._now_ms())
@@ -116,8 +119,10 @@ class SqliteWorker:
         if self._doubted.is_set():
             self._doubted.clear()
             raise sqlite3.DatabaseError("the file could not be read")
+        self.doing = "waits for writes"
         offers = self._gather(SWEEP_PERIOD_S)
         if offers:
+            self.doing = "writes"
             try:
                 outcomes = file.put_all(offers, self._now_ms)
             except BaseException as broken:
@@ -129,6 +134,7 @@ class SqliteWorker:
         now = time.monotonic()
         if now - self._swept_at >= SWEEP_PERIOD_S:
             self._swept_at = now
+            self.doing = "looks for damage and for what has expired"
             self._keep_house(file)
 
     def _keep_house(self, file: SqliteFile) -> None:

@@ -9,7 +9,7 @@ POSTGRESQL := $(VENV)/.postgresql
 PEERS := $(VENV)/.peers
 PROXIES := $(VENV)/.all-proxies
 PROMETHEUS := $(VENV)/.prometheus
-BROWSER := $(VENV)/.browser
+BROWSER := $(VENV)/.chromium
 COMPILER := $(VENV)/.compiler
 LANGUAGES := $(VENV)/.languages
 # Each process of a farm would compile all of coatcheck anew.

@@ -46,7 +46,7 @@ class UserJudge(Judge):
         self.told: dict[bytes, float] = {}
         """When the token of each login was told for the first time."""
         self.index_put: dict[tuple[Version, int], tuple[float, float]] = {}
-        """When a version of an index was first put with this life, and how late it had come until then (ms)."""
+        """When a version of an index was last put with this life, and how late it had come until then (ms)."""
         self.index_late_ms: dict[Version, float] = {}
         """How long a version of an index was under way, from put to put: its life counts from when it is stored."""
         self.index_written: dict[Version, float] = {}
@@ -97,7 +97,7 @@ class UserJudge(Judge):
         over_ms = max(last + longest_ms, self.index_written.setdefault(entry.version, now_ms))
         slack_ms = self.scenario.session_policy().linger_ms + self.skew_range_ms + AGREE_MS
         late_ms = self.index_late_ms.get(entry.version, 0.0)
-        self.index_put.setdefault((entry.version, entry.expires_in_ms), (self.schedule.now, late_ms))
+        self.index_put[entry.version, entry.expires_in_ms] = (self.schedule.now, late_ms)
         ends_ms = now_ms + entry.expires_in_ms
         if last and entry.version.seq and ends_ms > over_ms + slack_ms + late_ms:
             self.fail("U4", f"the index of {user} outlives all that it lists")
